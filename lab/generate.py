@@ -19,7 +19,7 @@ from lab import reasons_page
 from novacron.api.access.context import Services
 from novacron.api.app import create_app
 from novacron.api.edge import openapi
-from novacron.model import audit, constraints, cpu, drain, image, migration, network, rebalance, vm
+from novacron.model import audit, constraints, cpu, drain, image, key, migration, network, rebalance, vm
 
 ROOT = Path(__file__).parents[1]
 OPENAPI = ROOT / "docs/reference/openapi.json"
@@ -41,6 +41,7 @@ CHOICES: tuple[type[StrEnum], ...] = (
     network.Encryption,
     vm.Firmware,
     image.ImageFormat,
+    key.KeyName,
     migration.MigrationPolicy,
     vm.Power,
     rebalance.RebalanceMode,

@@ -19,7 +19,7 @@ from novacron import private_file
 
 CONTEXTS_MAX = 100
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-FIELDS = ("url", "token", "ca", "project")
+FIELDS = ("url", "token", "ca", "project", "authorities")
 OF_BEFORE = "default"
 """Name of the context that is made of a file of an earlier version, which had one without a name."""
 
@@ -35,6 +35,8 @@ class Context(NamedTuple):
     token: str
     ca: str = ""
     project: str = ""
+    authorities: str = ""
+    """Which authorities those are, as the server says it."""
 
 
 class Contexts:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import hashlib
+import hmac
 import ipaddress
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from novacron import private_file
@@ -53,9 +57,16 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """Return the private key in a PEM file. Raises ValueError when it is of another kind."""
-    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    try:
+        return _key_of(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _key_of(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(pem, None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{path} holds no elliptic-curve key")
+        raise ValueError("it is no elliptic-curve key")
     return key
 
 
@@ -63,6 +74,10 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _name(common_name: str) -> x509.Name:
@@ -96,12 +111,35 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-DERIVED_MAX = 10_000
-"""Derived secrets that are remembered: of projects and purposes."""
+def expand(root: bytes, purpose: str) -> bytes:
+    """Return a secret of 32 bytes that is always the same for one purpose (the second step of HKDF, RFC 5869)."""
+    return HKDFExpand(hashes.SHA256(), 32, purpose.encode()).derive(root)
+
+
+def fernet_key(secret: bytes) -> bytes:
+    """Return 32 bytes as Fernet takes a key."""
+    return base64.urlsafe_b64encode(secret)
+
+
+class Issuer(NamedTuple):
+    """A CA: its certificate, and its key."""
+
+    certificate: x509.Certificate
+    key: Key
+
+    @classmethod
+    def of(cls, key: Key, certificates: Sequence[x509.Certificate]) -> Issuer:
+        """Return the CA with this key. Raises ValueError if none of these certificates is for it."""
+        wanted = public_key_hash(key.public_key())
+        for certificate in certificates:
+            if key_hash(certificate) == wanted:
+                return cls(certificate, key)
+        raise ValueError("ca.crt has no certificate for ca.key: restore both from the same backup")
 
 
 class Authority:
-    """The CA of one installation: its certificate and key, in two files of a directory.
+    """The CA of one installation, in files of a directory: ``ca.key`` issues certificates, ``ca.crt`` has what is
+    trusted, the issuing CA first. While the CA is rotated, ``ca-before.key`` still issues to servers.
 
     Its certificate is renewed for the same key and name: what it has issued stays valid, and who trusts the earlier
     certificate trusts what it issues from then on, until that one ends.
@@ -110,13 +148,7 @@ class Authority:
     def __init__(self, directory: Path, clock: Clock = time.time) -> None:
         self._directory = directory
         self._clock = clock
-        self._key = load_key(directory / "ca.key")
-        self._load()
-        self._derived: dict[str, bytes] = {}
-
-    def _load(self) -> None:
-        self.pem = (self._directory / "ca.crt").read_bytes()
-        self._certificate = x509.load_pem_x509_certificate(self.pem)
+        self.reload()
 
     @classmethod
     def open(cls, directory: Path, clock: Clock = time.time) -> Authority:
@@ -128,53 +160,77 @@ class Authority:
         return cls(directory, clock)
 
     def reload(self) -> None:
-        """Take over the CA's certificate from its file, where another process may have renewed it."""
-        self._load()
+        """Take over what is in the files, which another process may have changed. Raises OSError, ValueError."""
+        certificates = x509.load_pem_x509_certificates((self._directory / "ca.crt").read_bytes())
+        self._issuer = Issuer.of(load_key(self._directory / "ca.key"), certificates)
+        before = self._directory / "ca-before.key"
+        self._server_issuer = Issuer.of(load_key(before), certificates) if before.exists() else self._issuer
+        others = [certificate for certificate in certificates if certificate is not self._issuer.certificate]
+        self.trusted = [self._issuer.certificate, *others]
+        self.pem = b"".join(_pem(certificate) for certificate in self.trusted)
+
+    @property
+    def key_pem(self) -> bytes:
+        """The issuing CA's private key."""
+        return key_pem(self._issuer.key)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What tells the trusted CAs from others, the issuing one first."""
+        return tuple(key_hash(certificate) for certificate in self.trusted)
+
+    @property
+    def trust_mark(self) -> str:
+        """Return what tells the set of trusted CAs from others."""
+        return trust_mark(self.marks)
+
+    @property
+    def server_mark(self) -> str:
+        """Which CA issues the certificates of servers."""
+        return key_hash(self._server_issuer.certificate)
 
     def renew(self) -> bool:
         """Renew the CA's own certificate if it is time; say whether it was."""
-        if not due("authority", self.pem, self._clock()):
+        issuing, *others = self.trusted
+        if not due("authority", _pem(issuing), self._clock()):
             return False
-        write_secret(self._directory / "ca.crt", _self_signed(self._key, self._clock()))
-        self._load()
+        self._write([x509.load_pem_x509_certificate(_self_signed(self._issuer.key, self._clock())), *others])
         return True
 
-    def derive(self, purpose: str) -> bytes:
-        """Return a secret of 32 bytes that is always the same for one purpose (HKDF, RFC 5869, from the CA's key)."""
-        derived = self._derived.get(purpose)
-        if derived is None:
-            derived = self._derive(purpose)
-            if len(self._derived) < DERIVED_MAX:
-                self._derived[purpose] = derived
-        return derived
+    def adopt(self, key: bytes, before: bytes | None, certificates: Sequence[bytes]) -> bool:
+        """Issue with this key from now on, to servers with the one ``before`` if it is given, and trust these
+        certificates (all PEM); say whether something is different. A certificate that was renewed here stays.
 
-    def _derive(self, purpose: str) -> bytes:
-        secret = self._key.private_numbers().private_value.to_bytes(32, "big")
-        return HKDF(hashes.SHA256(), 32, b"novacron", purpose.encode()).derive(secret)
+        Raises OSError, ValueError.
+        """
+        here = {key_hash(certificate): certificate for certificate in self.trusted}
+        wanted = [x509.load_pem_x509_certificate(pem) for pem in certificates]
+        trusted = [here.get(key_hash(certificate), certificate) for certificate in wanted]
+        issuer = Issuer.of(_key_of(key), trusted).certificate
+        trusted.sort(key=lambda certificate: certificate is not issuer)
+        present = self._before_pem()
+        if (key, before, trusted) == (self.key_pem, present, self.trusted):
+            return False
+        if before is not None:
+            write_secret(self._directory / "ca-before.key", before)
+        write_secret(self._directory / "ca.key", key)
+        if before is None:
+            (self._directory / "ca-before.key").unlink(missing_ok=True)
+        self._write(trusted)
+        return True
 
-    def _sign(
-        self, builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey, hosts: list[str], client: bool
-    ) -> bytes:
-        names: list[x509.GeneralName] = []
-        for host in hosts:
-            try:
-                names.append(x509.IPAddress(ipaddress.ip_address(host)))
-            except ValueError:
-                names.append(x509.DNSName(host))
-        usages = [ExtendedKeyUsageOID.SERVER_AUTH] + ([ExtendedKeyUsageOID.CLIENT_AUTH] if client else [])
-        certificate = (
-            builder.public_key(key)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(ca=False), critical=True)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._certificate.public_key()),  # type: ignore[arg-type]
-                critical=False,
-            )
-            .sign(self._key, hashes.SHA256())
-        )
-        return certificate.public_bytes(serialization.Encoding.PEM)
+    def _before_pem(self) -> bytes | None:
+        return None if self._server_issuer is self._issuer else key_pem(self._server_issuer.key)
+
+    def _write(self, trusted: Sequence[x509.Certificate]) -> None:
+        write_secret(self._directory / "ca.crt", b"".join(_pem(certificate) for certificate in trusted))
+        self.reload()
+
+    def root(self) -> bytes:
+        """Return what all secrets of the platform were derived from before they had keys of their own: the first step
+        of HKDF (RFC 5869) from the CA's key, which does not give that key away."""
+        secret = self._issuer.key.private_numbers().private_value.to_bytes(32, "big")
+        return hmac.digest(b"novacron", secret, "sha256")
 
     def issue_server(self, directory: Path, hosts: list[str]) -> tuple[Path, Path]:
         """Write the server's certificate for ``hosts`` (names or addresses) and its key; return both paths."""
@@ -184,9 +240,9 @@ class Authority:
 
     def reissue_server(self, directory: Path, hosts: list[str]) -> None:
         """Write another certificate for the server's key: whoever reads both files finds two that belong together."""
-        key = load_key(directory / "server.key").public_key()
-        builder = _builder("novacron-server", self._certificate.subject, SERVER_DAYS, self._clock())
-        write_secret(directory / "server.crt", self._sign(builder, key, hosts, client=False))
+        key, issuer = load_key(directory / "server.key").public_key(), self._server_issuer
+        builder = _builder("novacron-server", issuer.certificate.subject, SERVER_DAYS, self._clock())
+        write_secret(directory / "server.crt", _sign(issuer, builder, key, hosts, client=False))
 
     def issue_node(self, csr_pem: bytes, name: str, only_key: str | None = None) -> bytes:
         """Return a certificate for the node's own key.
@@ -199,8 +255,39 @@ class Authority:
             raise ValueError("the certificate request is not signed by an elliptic-curve key")
         if only_key is not None and key_hash(request) != only_key:
             raise ValueError("the certificate request is for another key than the node's")
-        builder = _builder(name, self._certificate.subject, NODE_DAYS, self._clock())
-        return self._sign(builder, key, [node_host(name)], client=True)
+        builder = _builder(name, self._issuer.certificate.subject, NODE_DAYS, self._clock())
+        return _sign(self._issuer, builder, key, [node_host(name)], client=True)
+
+
+def _sign(
+    issuer: Issuer, builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey, hosts: list[str], *, client: bool
+) -> bytes:
+    names: list[x509.GeneralName] = []
+    for host in hosts:
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(host)))
+        except ValueError:
+            names.append(x509.DNSName(host))
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH] + ([ExtendedKeyUsageOID.CLIENT_AUTH] if client else [])
+    certificate = (
+        builder.public_key(key)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()),
+            critical=False,
+        )
+        .sign(issuer.key, hashes.SHA256())
+    )
+    return _pem(certificate)
+
+
+def new_authority(now_s: float) -> tuple[bytes, bytes]:
+    """Return the key and the certificate of another CA (PEM)."""
+    key = new_key()
+    return key_pem(key), _self_signed(key, now_s)
 
 
 def _self_signed(key: ec.EllipticCurvePrivateKey, now_s: float) -> bytes:
@@ -213,7 +300,7 @@ def _self_signed(key: ec.EllipticCurvePrivateKey, now_s: float) -> bytes:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return certificate.public_bytes(serialization.Encoding.PEM)
+    return _pem(certificate)
 
 
 def certificate_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
@@ -276,6 +363,13 @@ def mutual_tls(ca: Path, certificate: Path, key: Path, *, server: bool) -> ssl.S
     return context
 
 
+def use_files(context: ssl.SSLContext, ca: Path, certificate: Path, key: Path) -> None:
+    """Let a context in use show and trust what its files have by now. What it has trusted before, it still does: see
+    ``peer_issuer``. Raises OSError."""
+    context.load_verify_locations(ca)
+    context.load_cert_chain(certificate, key)
+
+
 def served_validity(url: str, timeout_s: float) -> Validity:
     """Return from when until when the certificate is valid that a server shows, to say what is wrong with it: nothing
     of it is verified. Raises OSError, ValueError."""
@@ -295,32 +389,68 @@ def agent_link_tls(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
+def public_key_hash(key: CertificatePublicKeyTypes) -> str:
+    """Return what tells a public key from others."""
+    format_ = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, format_)).hexdigest()
+
+
 def key_hash(certificate: x509.Certificate | x509.CertificateSigningRequest) -> str:
     """Return what tells the key of a certificate, or of a request for one, from others."""
-    format_ = serialization.PublicFormat.SubjectPublicKeyInfo
-    der = certificate.public_key().public_bytes(serialization.Encoding.DER, format_)
-    return hashlib.sha256(der).hexdigest()
+    return public_key_hash(certificate.public_key())
 
 
 def authority_hash(ca_pem: bytes) -> str:
-    """Return ``key_hash`` of a certificate (PEM). Raises ValueError."""
+    """Return ``key_hash`` of a certificate (PEM), the first one of several. Raises ValueError."""
     return key_hash(x509.load_pem_x509_certificate(ca_pem))
+
+
+def authority_hashes(ca_pem: bytes) -> tuple[str, ...]:
+    """Return ``key_hash`` of each CA in a file (PEM), the issuing one first. Raises ValueError."""
+    return tuple(key_hash(certificate) for certificate in x509.load_pem_x509_certificates(ca_pem))
+
+
+def trust_mark(authorities: Sequence[str]) -> str:
+    """Return what tells a set of trusted CAs, named by ``key_hash``, from others."""
+    return hashlib.sha256(",".join(sorted(authorities)).encode()).hexdigest()[:16]
+
+
+def issuer_of(certificate: x509.Certificate, authorities: Sequence[x509.Certificate]) -> str:
+    """Return ``key_hash`` of which of these CAs has issued a certificate; empty: none of them."""
+    for authority in authorities:
+        try:
+            certificate.verify_directly_issued_by(authority)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return key_hash(authority)
+    return ""
+
+
+def pem_issuer_of(cert_pem: bytes, ca_pem: bytes) -> str:
+    """Return ``issuer_of`` of a certificate among the CAs in a file (all PEM). Raises ValueError."""
+    return issuer_of(x509.load_pem_x509_certificate(cert_pem), x509.load_pem_x509_certificates(ca_pem))
+
+
+def peer_issuer(ssl_object: ssl.SSLObject | ssl.SSLSocket, authorities: Sequence[x509.Certificate]) -> str:
+    """Return ``issuer_of`` of the peer's certificate."""
+    return issuer_of(_peer_certificate(ssl_object), authorities)
+
+
+def _peer_certificate(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> x509.Certificate:
+    der = ssl_object.getpeercert(binary_form=True)
+    if der is None:
+        raise ssl.SSLError("the peer has shown no certificate")
+    return x509.load_der_x509_certificate(der)
 
 
 def peer_key_hash(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> str:
     """Return ``key_hash`` of the peer's verified certificate."""
-    der = ssl_object.getpeercert(binary_form=True)
-    if der is None:
-        raise ssl.SSLError("the peer has shown no certificate")
-    return key_hash(x509.load_der_x509_certificate(der))
+    return key_hash(_peer_certificate(ssl_object))
 
 
 def peer_validity(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> Validity:
     """Return from when until when the peer's certificate is valid."""
-    der = ssl_object.getpeercert(binary_form=True)
-    if der is None:
-        raise ssl.SSLError("the peer has shown no certificate")
-    return _validity(x509.load_der_x509_certificate(der))
+    return _validity(_peer_certificate(ssl_object))
 
 
 def common_name(certificate: bytes) -> str:

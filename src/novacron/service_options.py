@@ -136,6 +136,12 @@ class ServerOptions:
             help="platform key before this one, until: novacron platform-key rewrap",
         ),
     ] = None
+    key_age_days: Annotated[
+        int, typer.Option(min=0, help="age at which a key of the platform is to be rotated, for alerts; 0: none")
+    ] = 730
+    new_keys: Annotated[
+        bool, typer.Option("--new-keys", help="replace keys in the database that this server's files can't open")
+    ] = False
 
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL."""
@@ -144,8 +150,10 @@ class ServerOptions:
         from novacron.model.token import Lifetimes
         from novacron.server.settings import AuditSettings, SecondFactorSettings, ServerSettings
 
-        same = ("host", "port", "link_port", "advertise", "leave_s", "workers", "pool", "oidc", "fence",
-                "drain_limit_s", "platform_key", "former_platform_key")  # fmt: skip
+        same = (
+            "host", "port", "link_port", "advertise", "leave_s", "workers", "pool", "oidc", "fence", "key_age_days",
+            "new_keys", "drain_limit_s", "platform_key", "former_platform_key",
+        )  # fmt: skip
         return ServerSettings(
             database_url=database,
             state_dir=state_dir,

@@ -176,6 +176,13 @@ CASES = {
          'novacron_node_certificate_expiry_timestamp_seconds{node="n", instance="s"}': "1300000x300",
          'novacron_node_certificate_expiry_timestamp_seconds{node="new", instance="s"}': "0x300"},
     ),
+    "KeyOld": Case(
+        {'novacron_key_created_timestamp_seconds{key="ca"}': "-1000x300", "novacron_key_age_max_seconds": "1000x300"},
+        {'novacron_key_created_timestamp_seconds{key="ca"}': "-1000x300", "novacron_key_age_max_seconds": "0x300"},
+    ),
+    "KeyRotationUnfinished": one(
+        'novacron_key_rotation_start_timestamp_seconds{key="ca"}', f"-{7 * 86_400}x300", "0x300"
+    ),
     "TelemetryDropped": Case(
         {'novacron_traces_spans_total{outcome="dropped"}': "0+1x300",
          'novacron_logs_lines_total{outcome="dropped"}': "0x300"},

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any, cast
 
 import msgspec
@@ -110,14 +111,14 @@ async def test_a_defect_with_one_vm_leaves_those_that_changed_with_it_told(fleet
 
     calls: list[str] = []
 
-    def page_key(project: str) -> bytes:
+    def page_keys(project: str, _: datetime | None) -> list[bytes]:
         calls.append(project)
         if len(calls) == 1:
             raise RuntimeError("a defect with one VM")
-        return b"k" * 32
+        return [b"k" * 32]
 
     sessions = {node: NodeSession(node, cast(Any, Socket(node))) for node in "ab"}
-    sender = DesiredStateSender(fleet, sessions, PlainSecrets(page_key))
+    sender = DesiredStateSender(fleet, sessions, PlainSecrets(page_keys))
     for node, vm in (("a", "bad"), ("a", "good"), ("b", "other")):
         sessions[node].sent_state.basis = node_statements.NodeBasis(None, ())
         sender.hold(sessions[node], vm)

@@ -201,7 +201,7 @@ async def test_a_renewed_authority_reaches_nodes_with_their_next_certificate(tmp
         await link.send(codec.encode(wire.CertificateIssued(certificate, server.authority.pem)))
         await eventually(lambda: identity.certificate.read_bytes() == certificate, "it is stored")
     assert identity.ca.read_bytes() == server.authority.pem
-    with pytest.raises(ValueError, match="another key"):
+    with pytest.raises(ValueError, match="none of these authorities"):
         identity.trust(pki.Authority.open(tmp_path / "other").pem)
     assert identity.ca.read_bytes() == server.authority.pem
 
@@ -211,7 +211,7 @@ async def test_the_control_plane_warns_once_a_day_of_certificates_that_end(datab
     async with database.transaction() as connection:
         for name, left_s in ends_in_s.items():
             await stored.join(connection, name, f"key of {name}")
-            await nodes.certified(connection, name, time.time() + left_s)
+            await nodes.certified(connection, name, time.time() + left_s, "")
     for _ in range(3):
         await certificates.step(database, Objects("certificates"))
     async with database.connection() as connection:
@@ -235,9 +235,22 @@ async def test_a_server_takes_another_certificate_into_use_while_it_runs() -> No
                     "all processes use it", 60,
                 )  # fmt: skip
             assert list(own.client.list("nodes")) == []
+            _check_workers_secrets(own)
             began = time.monotonic()
             own.server.stop()
             assert time.monotonic() - began < 30, "a stream that is still open does not keep it from ending"
+
+
+def _check_workers_secrets(served: Served) -> None:
+    """Workers get the database's URL, which may hold a password, neither as argument nor in the environment."""
+    assert served.server.process is not None
+    pid = served.server.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children}
+    workers = [child for child, command in commands.items() if "novacron.server.workers" in command]
+    assert workers
+    for child in workers:
+        assert "postgresql" not in commands[child] + Path(f"/proc/{child}/environ").read_text()
 
 
 def _shown(url: str) -> float:

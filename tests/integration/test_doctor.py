@@ -18,7 +18,7 @@ import pytest
 from lab.platform import Platform, until
 from novacron import pki
 from novacron.local import bundle
-from novacron.local.doctor import finding, machine
+from novacron.local.doctor import finding, key_files, machine
 from novacron.local.doctor.finding import Grade
 from novacron.model.condition import KEEPS_VMS_AWAY, ConditionType
 from tests.integration.conftest import Api
@@ -106,6 +106,18 @@ async def test_the_doctor_finds_certificates_that_expire(tmp_path: Path, monkeyp
     assert "novacron node join-token --node host-a" in found.advice and "agent --rejoin @FILE" in found.advice
     (directory / "server.crt").write_text("nonsense")
     assert Grade.WARNING in {result.grade for result in await machine.certificates(tmp_path)}
+
+
+async def test_the_doctor_finds_private_keys_that_others_can_read(tmp_path: Path) -> None:
+    assert await key_files.key_files(tmp_path) == []
+    authority = pki.Authority.open(tmp_path / "server")
+    authority.issue_server(tmp_path / "server", ["localhost"])
+    assert [(result.grade, result.found) for result in await key_files.key_files(tmp_path)] == [
+        (Grade.OK, "only their owner can read 2 private keys")
+    ]
+    (tmp_path / "server" / "server.key").chmod(0o640)
+    (found,) = await key_files.key_files(tmp_path)
+    assert found.grade is Grade.BAD and "mode 0640" in found.found and "chmod 600" in found.advice
 
 
 async def test_missing_programs_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from novacron.agent import identity as identities
 from novacron.agent.control.link import SKIPPED, LinkClient, Renamed
 from novacron.agent.identity import Identity
 from novacron.client import Client
+from novacron.key_ring import KeyRing
 from novacron.model.errors import Unavailable
 from novacron.model.node import Accelerator, AcceleratorKind, Inventory
 from novacron.model.token import decode_ticket
@@ -237,7 +238,7 @@ FIRST_MESSAGES = (
 async def test_a_first_message_that_no_node_may_send_is_answered_with_the_reason_and_ends_that_link_alone(
     server: Server, tmp_path: Path
 ) -> None:
-    links = LinkServer(cast(Database, NoDatabase()), server.authority)
+    links = LinkServer(cast(Database, NoDatabase()), server.authority, KeyRing.first(b"root"))
     identity = server.identity(tmp_path / "node")
     ca = tmp_path / "server" / "ca.crt"
     context = pki.mutual_tls(ca, ca.with_name("server.crt"), ca.with_name("server.key"), server=True)

@@ -16,6 +16,7 @@ from novacron import pki
 from novacron.agent.identity import Identity
 from novacron.control.objects import Objects
 from novacron.control.placement import PlacementController
+from novacron.key_ring import KeyRing
 from novacron.model.errors import Conflict, IllegalState, InvalidInput
 from novacron.model.lease import LEASE_S, MARGIN_S
 from novacron.model.ownership import Claim, OrderKind, OwnershipRecord
@@ -221,7 +222,7 @@ async def test_a_host_that_was_removed_must_end_its_vms_and_is_refused_when_it_c
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     identity = Identity(tmp_path / "node", f"https://127.0.0.1:{port}", "a")
-    links = LinkServer(fleet, authority)
+    links = LinkServer(fleet, authority, KeyRing.first(authority.root()))
     url = f"wss://127.0.0.1:{port}"
     async with asyncio.timeout(30), links.listen("127.0.0.1", port, context):
         async with connect(url, ssl=identity.tls(server=False), compression=None, proxy=None) as link:

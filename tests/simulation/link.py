@@ -53,7 +53,7 @@ class Links:
     ) -> None:
         self._database, self._deliver = database, deliver
         self.sessions: dict[str, NodeSession] = {}
-        self._announcer = PeerAnnouncer(database, self.sessions)
+        self._announcer = PeerAnnouncer(database, self.sessions, lambda: b"")
         unused = cast(Any, None)
         self._takers = Takers(
             database, unused, clock, unused, unused, unused, UnbatchedHeartbeats(database, clock), unused, unused,

@@ -63,7 +63,9 @@ class Server:
     def __init__(self, proxies: ProxySettings | None = None, **rates: float) -> None:
         self.cache, self.recorder, self._revision = Cache(), Recorder(), 0
         self.live = LiveCalls(self.cache.callers)
-        services = cast(Services, types.SimpleNamespace(cache=self.cache, recorder=self.recorder, live=self.live))
+        parts = {"cache": self.cache, "recorder": self.recorder, "live": self.live}
+        authority = types.SimpleNamespace(trust_mark="0123456789abcdef")
+        services = cast(Services, types.SimpleNamespace(**parts, authority=authority))
         self.admission = Admission(create_app(services), services, Rates(RateSettings(**rates)), proxies)
 
     async def start(self) -> None:

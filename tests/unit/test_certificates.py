@@ -7,11 +7,14 @@ import ssl
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from novacron import pki
+from novacron.agent import identity as identities
 from novacron.agent.identity import Identity
+from novacron.dwcp.admittance import Admittance
 
 DAY_S = 86_400.0
 NOW_S = time.time()
@@ -125,11 +128,11 @@ def test_a_renewed_authority_is_trusted_with_what_it_issued_before_and_by_those_
     began_s = NOW_S - pki.CA_DAYS * DAY_S * 0.9
     made = Installation(tmp_path, authority_s=began_s)
     authority = pki.Authority.open(tmp_path)
-    before, derived = authority.pem, authority.derive("pages")
+    before, root = authority.pem, authority.root()
     assert authority.renew() and authority.pem == (tmp_path / "ca.crt").read_bytes() != before
     assert not authority.renew(), "once is enough"
     assert pki.expires_at_s(authority.pem) > NOW_S + (pki.CA_DAYS - 1) * DAY_S
-    assert authority.derive("pages") == pki.Authority.open(tmp_path).derive("pages") == derived
+    assert authority.root() == pki.Authority.open(tmp_path).root() == root
     handshake(made.mutual_tls(), client_of(made))  # the old root, and certificates of before
     authority.issue_server(tmp_path, ["127.0.0.1"])
     handshake(made.mutual_tls(), client_of(made))  # the old root, and a certificate of now
@@ -146,3 +149,128 @@ def test_a_server_certificate_that_is_reissued_keeps_its_key(tmp_path: Path) -> 
     assert not pki.due("server", made.certificate.read_bytes(), NOW_S)
     listening.load_cert_chain(made.certificate, made.key)  # a context in use takes it
     handshake(listening, client_of(made))
+
+
+class Rotation(Installation):
+    """An installation whose CA another one replaces, and a second node that is a step behind."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.authority = pki.Authority.open(directory)
+        self.old = self.authority.marks[0]
+        self.old_key, self.old_pem = self.authority.key_pem, self.authority.pem
+        self.new_key, self.new_pem = pki.new_authority(NOW_S)
+        self.new = pki.authority_hash(self.new_pem)
+
+    def spread(self) -> None:
+        assert self.authority.adopt(self.old_key, None, [self.old_pem, self.new_pem])
+        assert not self.authority.adopt(self.old_key, None, [self.old_pem, self.new_pem]), "once is enough"
+
+    def issue(self) -> None:
+        assert self.authority.adopt(self.new_key, self.old_key, [self.old_pem, self.new_pem])
+
+    def retire(self) -> None:
+        assert self.authority.adopt(self.new_key, None, [self.old_pem, self.new_pem])
+        self.authority.reissue_server(self.directory, ["127.0.0.1"])
+
+    def drop(self) -> None:
+        assert self.authority.adopt(self.new_key, None, [self.new_pem])
+
+
+def test_while_the_ca_is_rotated_every_pair_of_neighbouring_steps_understands_each_other(tmp_path: Path) -> None:
+    made = Rotation(tmp_path)
+    before, listening = client_of(made), made.mutual_tls()
+    made.spread()
+    made.identity.trust(made.authority.pem)
+    assert made.identity.authorities() == (made.old, made.new) and made.identity.renewal() is None
+    pki.use_files(listening, tmp_path / "ca.crt", made.certificate, made.key)
+    handshake(listening, before)
+    made.issue()
+    assert pki.pem_issuer_of(made.certificate.read_bytes(), made.authority.pem) == made.old
+    made.identity.trust(made.authority.pem)
+    request = made.identity.renewal()
+    assert request is not None, "another CA issues by now: the node asks by itself"
+    handshake(listening, client_of(made))  # with the certificate of before
+    pki.write_secret(made.identity.certificate, made.authority.issue_node(request, "host-a"))
+    assert made.identity.renewal() is None
+    handshake(listening, client_of(made))
+    made.retire()
+    pki.use_files(listening, tmp_path / "ca.crt", made.certificate, made.key)
+    handshake(listening, client_of(made))
+    with pytest.raises(ssl.SSLError):
+        handshake(listening, before)  # it has learned of nothing
+    made.drop()
+    made.identity.trust(made.authority.pem)
+    handshake(made.mutual_tls(), client_of(made))
+    assert made.identity.authorities() == pki.Authority.open(tmp_path).marks == (made.new,)
+    assert sorted(path.name for path in tmp_path.glob("*.key")) == ["ca.key", "server.key"]
+
+
+def test_a_node_takes_over_no_authority_from_strangers_and_stays_the_node_that_it_is(tmp_path: Path) -> None:
+    made = Rotation(tmp_path)
+    pki.write_secret(made.node / "identity.json", b'{"link_url": "https://127.0.0.1:1"}')
+    identity = identities.load(made.node)
+    assert identity is not None
+    owner = identity.owner
+    assert owner == identities.owner_of(made.old_pem, "host-a")
+    with pytest.raises(ValueError, match="none of these authorities"):
+        identity.trust(made.new_pem)
+    made.spread()
+    identity.trust(made.authority.pem)
+    made.issue()
+    made.retire()
+    made.drop()
+    identity.trust(made.authority.pem)
+    restarted = identities.load(made.node)
+    assert restarted is not None and restarted.owner == identity.owner == owner, "its QEMUs are found by that"
+
+
+def test_a_certificate_of_a_ca_that_was_dropped_is_refused_also_by_what_has_trusted_it(tmp_path: Path) -> None:
+    made = Rotation(tmp_path)
+    listening, before = made.mutual_tls(), client_of(made)
+    refused: list[bool] = []
+
+    class Connection:
+        def abort(self) -> None:
+            refused.append(True)
+
+    ours, theirs = socket.socketpair()
+
+    def dial() -> None:
+        with before.wrap_socket(theirs, server_hostname="127.0.0.1") as connection:
+            connection.recv(1)
+
+    dialling = threading.Thread(target=dial)
+    dialling.start()
+    with ours, listening.wrap_socket(ours, server_side=True) as tls:
+        peer = cast(ssl.SSLObject, tls)
+        admittance, open_one = Admittance(pki.peer_key_hash, made.identity.trusts), Connection()
+        assert admittance.admits(peer, open_one)
+        for step in (made.spread, made.issue, made.retire):
+            step()
+            made.identity.trust(made.authority.pem)
+            admittance.check_anew()
+            assert not refused, step
+        made.drop()
+        made.identity.trust(made.authority.pem)
+        admittance.check_anew()
+        assert refused, "a connection that is open is cut"
+        assert not admittance.admits(peer, Connection())
+        assert pki.peer_issuer(tls, made.authority.trusted) == ""
+        tls.send(b".")
+    dialling.join()
+
+
+def test_a_ca_and_its_key_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    pki.Authority.open(tmp_path)
+    pki.write_secret(tmp_path / "ca.key", pki.new_authority(NOW_S)[0])
+    with pytest.raises(ValueError, match=r"no certificate for ca\.key"):
+        pki.Authority.open(tmp_path)
+
+
+def test_a_certificate_of_the_authority_that_was_renewed_here_stays_when_another_one_is_trusted(tmp_path: Path) -> None:
+    made = Rotation(tmp_path)
+    aged = pki.Authority.open(tmp_path, lambda: NOW_S + pki.CA_DAYS * DAY_S * 0.9)
+    assert aged.renew()
+    assert aged.adopt(made.old_key, None, [made.old_pem, made.new_pem])
+    assert pki.expires_at_s(aged.pem) > pki.expires_at_s(made.old_pem) and aged.marks == (made.old, made.new)

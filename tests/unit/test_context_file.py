@@ -36,7 +36,7 @@ def test_contexts_are_read_as_they_were_written_and_the_first_is_used(path: Path
     assert contexts.names() == ["east", "west"] and contexts.current == "east"
     assert contexts.get("east") == EAST and contexts.get("west") == WEST
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
-    assert tuple(load_config()) == tuple(EAST)
+    assert tuple(load_config()) == tuple(EAST[:4])
 
 
 def test_the_environment_names_the_context_or_overrides_what_it_has(
@@ -44,7 +44,7 @@ def test_the_environment_names_the_context_or_overrides_what_it_has(
 ) -> None:
     filled(path)
     monkeypatch.setenv("NOVACRON_CONTEXT", "west")
-    assert tuple(load_config()) == tuple(WEST)
+    assert tuple(load_config()) == tuple(WEST[:4])
     monkeypatch.setenv("NOVACRON_PROJECT", "red")
     assert load_config().project == "red"
     monkeypatch.setenv("NOVACRON_CONTEXT", "north")
@@ -55,7 +55,7 @@ def test_the_environment_names_the_context_or_overrides_what_it_has(
 def test_a_file_of_an_earlier_version_is_read_and_carried_over(path: Path) -> None:
     path.parent.mkdir()
     path.write_text(json.dumps(EAST._asdict()))
-    assert tuple(load_config()) == tuple(EAST)
+    assert tuple(load_config()) == tuple(EAST[:4])
     with context_file.changing(path) as contexts:
         assert contexts.add_beside("default", WEST) == "default-2"
     contexts = context_file.read(path)

@@ -302,6 +302,17 @@ def test_a_page_store_is_reopened_and_detects_damage(tmp_path: Path) -> None:
     assert store.names("p", "checkpoint") == []
 
 
+def test_pages_that_were_kept_with_the_key_before_are_known_with_the_new_one(tmp_path: Path) -> None:
+    store, new, stranger = PageStore(tmp_path, 1 << 30), PageHash(b"n" * 32), PageHash(b"s" * 32)
+    store.save("p", "checkpoint", "vm-a", HASH, [page(1), page(2)])
+    for _ in range(2):  # the second time, it has its new index
+        base = store.load("p", "checkpoint", "vm-a", new, [stranger, HASH])
+        assert base is not None and base.digests == [new.digest(page(1)), new.digest(page(2))]
+        assert base.read(0, 2) == page(1) + page(2)
+    assert store.load("p", "checkpoint", "vm-a", new) is not None, "the key before is not needed any more"
+    assert store.load("p", "checkpoint", "vm-a", HASH, [stranger]) is None, "of no use with unknown keys"
+
+
 def test_an_index_of_another_node_s_store_names_the_same_base(tmp_path: Path) -> None:
     there, here = PageStore(tmp_path / "there", 1 << 30), PageStore(tmp_path / "here", 1 << 30)
     there.save("p", "checkpoint", "vm-a", HASH, [page(1), page(2)])

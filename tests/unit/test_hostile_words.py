@@ -178,7 +178,7 @@ async def test_nothing_ends_a_guest_after_its_target_has_voted(
     task = wire.Task("mig-1", Side.TARGET, cast(Any, "live"), "source", 2, None, warm)
 
     assignment = cast(Any, SimpleNamespace(
-        project="p", page_key=b"k" * 32, volumes=(), spec=SimpleNamespace(encryption_key="")
+        project="p", page_key=b"k" * 32, other_page_keys=(), volumes=(), spec=SimpleNamespace(encryption_key="")
     ))  # fmt: skip
 
     async def load_all(*_: object) -> None:

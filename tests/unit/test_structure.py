@@ -26,7 +26,7 @@ FOREIGN_SIGNATURES = {"telemetry/traces.py should_sample"}
 """Functions whose parameters somebody else prescribes."""
 SHARED_CLASS_NAMES = {
     "AntiAffinityScope", "AuditOutcome", "CpuKind", "Display", "DrainPolicy", "Encryption", "Firmware", "ImageFormat",
-    "MigrationPolicy", "Power", "RebalanceMode", "Restart",
+    "KeyName", "MigrationPolicy", "Power", "RebalanceMode", "Restart",
 }  # fmt: skip
 """Enums of the model that the client, which does not load the model, has a generated copy of (client/choices.py)."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import ssl
 import sys
@@ -37,6 +36,8 @@ class Identity(msgspec.Struct, frozen=True):
     directory: Path
     link_url: str
     name: str
+    installation: str = ""
+    """What tells the installation from others, whichever CA it has by now; empty: that follows from the CA."""
 
     @property
     def ca(self) -> Path:
@@ -53,15 +54,22 @@ class Identity(msgspec.Struct, frozen=True):
     @property
     def owner(self) -> str:
         """Return what tells this node from all others, whatever host and folder it works in: installation and name."""
-        return owner_of(self.ca.read_bytes(), self.name)
+        return f"{self.installation}/{self.name}" if self.installation else owner_of(self.ca.read_bytes(), self.name)
 
     def tls(self, *, server: bool) -> ssl.SSLContext:
         return pki.mutual_tls(self.ca, self.certificate, self.key, server=server)
 
     def reload(self, context: ssl.SSLContext) -> None:
         """Let a context that listens use what was renewed."""
-        context.load_verify_locations(self.ca)
-        context.load_cert_chain(self.certificate, self.key)
+        pki.use_files(context, self.ca, self.certificate, self.key)
+
+    def authorities(self) -> tuple[str, ...]:
+        """Return the CAs that this node trusts, the issuing one first."""
+        return pki.authority_hashes(self.ca.read_bytes())
+
+    def trusts(self, peer: ssl.SSLObject) -> bool:
+        """Say whether a CA that this node trusts now has issued a peer's certificate."""
+        return bool(pki.peer_issuer(peer, x509.load_pem_x509_certificates(self.ca.read_bytes())))
 
     def objection(self) -> str | None:
         """Return why this node's certificate is not valid now, with the time and what to do; None if it is."""
@@ -69,16 +77,18 @@ class Identity(msgspec.Struct, frozen=True):
         return None if objection is None else f"this node's certificate {objection}; {rejoin_advice(self.name)}"
 
     def trust(self, ca_pem: bytes) -> None:
-        """Keep the authority's certificate after its renewal. Raises ValueError if it is of another authority."""
+        """Trust these CAs from now on. Raises ValueError if this node trusts none of them yet."""
         if ca_pem == self.ca.read_bytes():
             return
-        if pki.authority_hash(ca_pem) != pki.authority_hash(self.ca.read_bytes()):
-            raise ValueError("the authority's certificate is for another key than that of this node's authority")
+        if not set(pki.authority_hashes(ca_pem)) & set(self.authorities()):
+            raise ValueError("none of these authorities is one that this node trusts")
         pki.write_secret(self.ca, ca_pem)
 
     def renewal(self) -> bytes | None:
-        """Return a certificate request when it is time to renew the certificate."""
-        if not pki.due("node", self.certificate.read_bytes(), time.time()):
+        """Return a certificate request when it is time to renew the certificate, or another CA issues by now."""
+        certificate, ca = self.certificate.read_bytes(), self.ca.read_bytes()
+        issued_otherwise = pki.pem_issuer_of(certificate, ca) != pki.authority_hash(ca)
+        if not issued_otherwise and not pki.due("node", certificate, time.time()):
             return None
         return self.request(self.name)
 
@@ -89,11 +99,16 @@ class Identity(msgspec.Struct, frozen=True):
 
 def owner_of(ca: bytes, name: str) -> str:
     """Return ``Identity.owner`` of a node with this name in the installation that has this authority (PEM)."""
-    return f"{pki.key_hash(x509.load_pem_x509_certificate(ca))[:OWNER_CHARS]}/{name}"
+    return f"{_installation_of(ca)}/{name}"
+
+
+def _installation_of(ca: bytes) -> str:
+    return pki.authority_hash(ca)[:OWNER_CHARS]
 
 
 class _Stored(msgspec.Struct):
     link_url: str
+    installation: str = ""
 
 
 def load(directory: Path) -> Identity | None:
@@ -102,12 +117,20 @@ def load(directory: Path) -> Identity | None:
     if not path.exists():
         return None
     try:
-        link_url = msgspec.json.decode(path.read_bytes(), type=_Stored).link_url
+        stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
     except (OSError, *MALFORMED) as error:
         raise InvalidInput(
             f"{path} is damaged: {error}", field="identity", hint="put the file back, or let the node join anew"
         ) from error
-    return Identity(directory, link_url, pki.common_name((directory / "node.crt").read_bytes()))
+    name = pki.common_name((directory / "node.crt").read_bytes())
+    if not stored.installation:  # it joined with an earlier version; later, its CA may be another
+        stored.installation = _installation_of((directory / "ca.crt").read_bytes())
+        _store(directory, stored)
+    return Identity(directory, stored.link_url, name, stored.installation)
+
+
+def _store(directory: Path, stored: _Stored) -> None:
+    pki.write_secret(directory / "identity.json", msgspec.json.encode(stored))
 
 
 def rejoin_advice(name: str) -> str:
@@ -238,8 +261,10 @@ def _ask(ticket: JoinTicket, name: str, key: pki.Key) -> Mapping[str, str]:
 
 
 def _keep(directory: Path, ticket: JoinTicket, document: Mapping[str, str]) -> Identity:
-    certificate = document["certificate"].encode()
-    pki.write_secret(directory / "ca.crt", document["ca"].encode())
+    certificate, ca = document["certificate"].encode(), document["ca"].encode()
+    before = load(directory)
+    installation = _installation_of(ca) if before is None else before.installation
+    pki.write_secret(directory / "ca.crt", ca)
     pki.write_secret(directory / "node.crt", certificate)
-    pki.write_secret(directory / "identity.json", json.dumps({"link_url": ticket.link_url}).encode())
-    return Identity(directory, ticket.link_url, pki.common_name(certificate))
+    _store(directory, _Stored(ticket.link_url, installation))
+    return Identity(directory, ticket.link_url, pki.common_name(certificate), installation)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -272,7 +273,7 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
         loop.add_signal_handler(number, main.cancel)
     settings.vms_dir.mkdir(parents=True, exist_ok=True)
     context = identity.tls(server=True)
-    revoked = RevokedKeys(settings.state_dir / "revoked.json", Admittance(pki.peer_key_hash))
+    revoked = RevokedKeys(settings.state_dir / "revoked.json", Admittance(pki.peer_key_hash, identity.trusts))
     listener = Listener(context, pki.peer_name, revoked.admittance)
     pool = ConnectionPool(lambda: identity.tls(server=False), revoked.admittance)
     pages = KnownPages(settings)
@@ -310,9 +311,15 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
             send=lambda _: None,
         )
         try:
-            await Agent(settings, identity, inventory, host, lambda: identity.reload(context)).run()
+            await Agent(settings, identity, inventory, host, lambda: _use(identity, context, revoked.admittance)).run()
         finally:
             pool.close()
+
+
+def _use(identity: Identity, context: ssl.SSLContext, admittance: Admittance) -> None:
+    """Let connections with other nodes use, and trust, what this node's files have by now."""
+    identity.reload(context)
+    admittance.check_anew()
 
 
 def _ticket(settings: AgentSettings, offer: JoinOffer) -> JoinTicket:

@@ -27,6 +27,7 @@ from novacron.api.routes import (
     images,
     imports,
     invitations,
+    keys,
     links,
     log_levels,
     metrics,
@@ -88,6 +89,7 @@ API = (
     audit.router,
     audit_chain.router,
     sessions.router,
+    keys.router,
 )
 """What is under ``/api/v1``."""
 OUTSIDE = (

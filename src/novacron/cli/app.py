@@ -17,6 +17,7 @@ from novacron.cli import (
     guests,
     images,
     invitations,
+    keys,
     links,
     migrations,
     networks,
@@ -68,6 +69,7 @@ app.add_typer(migrations.app, name="migration")
 app.add_typer(links.app, name="link")
 app.add_typer(images.app, name="image")
 app.add_typer(tokens.app, name="token")
+app.add_typer(keys.app, name="key")
 app.add_typer(contexts.app, name="context")
 app.add_typer(access.projects, name="project")
 app.add_typer(access.platform_keys, name="platform-key")

@@ -8,16 +8,23 @@ import socket
 import sys
 import termios
 import threading
+import time
 import tty
+from collections.abc import Callable
+from typing import TypeVar
 
 from novacron.client import ApiError, Client, Config, Unreachable
-from novacron.client.console import Console, ConsoleEnded
+from novacron.client.console import GONE, Console, ConsoleEnded
 from novacron.terminal import say
+
+T = TypeVar("T")
 
 ESCAPE = b"\x1d"
 """Ctrl-]: the next key is for us."""
 LEAVE, SIZE, HELP = (b"q", b".", ESCAPE), b"s", b"?"
 READ_BYTES = 4096
+REOPEN_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Before each attempt to open a console again whose server has gone."""
 KEYS = """\r
 Ctrl-] q   leave (also Ctrl-] twice)\r
 Ctrl-] s   tell the guest's shell the size of this window, and again whenever it changes\r
@@ -28,7 +35,7 @@ Ctrl-] ?   this\r
 
 def attach(client: Client, vm: str) -> None:
     """Connect the terminal until it is left, its input ends, or the VM does. Raises ApiError, Unreachable."""
-    console = client.open_console(vm)
+    console = Line(client.open_console(vm), lambda: Client().open_console(vm))
     terminal = sys.stdin.isatty()
     if terminal:
         say(f"connected to {vm}; press Ctrl-] q to leave, Ctrl-] ? for more", err=True)
@@ -49,10 +56,56 @@ def attach(client: Client, vm: str) -> None:
         raise Unreachable(reason)
 
 
+class Line:
+    """A console that is opened again when its server goes away, as when that restarts or takes another certificate into
+    use. What the guest prints meanwhile is in the console's log only. Any thread may use it."""
+
+    def __init__(self, console: Console, reopen: Callable[[], Console]) -> None:
+        """``reopen`` opens it again, with the settings as they are then."""
+        self._console = console
+        self._reopen = reopen
+        self._lock = threading.Lock()
+
+    def send(self, data: bytes) -> None:
+        """Send bytes to the guest. Raises ConsoleEnded."""
+        self._do(lambda console: console.send(data))
+
+    def recv(self) -> bytes:
+        """Return the next bytes of the guest's. Raises ConsoleEnded."""
+        return self._do(lambda console: console.recv())
+
+    def close(self) -> None:
+        self._console.close()
+
+    def _do(self, work: Callable[[Console], T]) -> T:
+        while True:
+            console = self._console
+            try:
+                return work(console)
+            except ConsoleEnded as ended:
+                if str(ended) != GONE:
+                    raise
+                self._open_again(console, ended)
+
+    def _open_again(self, gone: Console, ended: ConsoleEnded) -> None:
+        """Open it again, unless another thread has. Raises ConsoleEnded if that can't be done."""
+        with self._lock:
+            if self._console is not gone:
+                return
+            for pause_s in REOPEN_PAUSES_S:
+                time.sleep(pause_s)
+                try:
+                    self._console = self._reopen()
+                except (ApiError, Unreachable):  # it may be another moment until the server is back
+                    continue
+                return
+            raise ended
+
+
 class _Keys:
     """What is typed goes to the guest, but for what follows the escape key."""
 
-    def __init__(self, console: Console, terminal: bool) -> None:
+    def __init__(self, console: Line, terminal: bool) -> None:
         self._console = console
         self._terminal = terminal
         self._resized = threading.Event()

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from novacron import context_file
-from novacron.cli import output
+from novacron.cli import authorities, output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client.config import config_path, context_name
 from novacron.context_file import Context, SettingsError
@@ -122,6 +122,17 @@ def add(
             else:
                 contexts.add(context, Context(**{"url": url, **changes}))
         say(f"{context}: {'changed' if replace else 'added'} in {contexts.path}")
+
+
+@app.command()
+def trust(
+    context: Annotated[str | None, typer.Argument(help="name of the context; default: the one that is used")] = None,
+) -> None:
+    """Trust the authorities that the server of a context has by now: while its own is rotated, the old and the new."""
+    with output.errors(), _errors():
+        name = context or context_name()
+        ca = authorities.trust(name)
+        say(f"{name}: trusts {ca.count('BEGIN CERTIFICATE')} authorities")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from novacron.cli import authorities
 from novacron.client import ApiError, Unreachable
 from novacron.client.errors import ArchiveError
 from novacron.terminal import safe, say, say_json
@@ -121,6 +122,7 @@ def errors() -> Iterator[None]:
     """Turn the SDK's errors into one message and an exit code."""
     try:
         yield
+        authorities.follow()
     except ApiError as error:
         code = {401: EXIT_UNAUTHENTICATED, 404: EXIT_NOT_FOUND, 503: EXIT_UNREACHABLE}.get(error.status, EXIT_REFUSED)
         raise fail(error.text, EXIT_USAGE if error.status == 400 else code, error.hint) from None

@@ -7,6 +7,7 @@ from novacron.client.protocol import Object
 from novacron.client.sync.access import AccessCalls
 from novacron.client.sync.guests import GuestCalls
 from novacron.client.sync.images import ImageCalls
+from novacron.client.sync.keys import KeyCalls
 from novacron.client.sync.networks import NetworkCalls
 from novacron.client.sync.nodes import NodeCalls
 from novacron.client.sync.vms import VmCalls
@@ -15,7 +16,7 @@ from novacron.client.sync.volumes import VolumeCalls
 __all__ = ["Client", "Config", "Object", "config_path", "load_config"]
 
 
-class Client(VmCalls, GuestCalls, VolumeCalls, ImageCalls, NetworkCalls, NodeCalls, AccessCalls):
+class Client(VmCalls, GuestCalls, VolumeCalls, ImageCalls, NetworkCalls, NodeCalls, AccessCalls, KeyCalls):
     """Connections to one API. Not for use by several threads at once."""
 
     def __init__(self, config: Config | None = None) -> None:

@@ -85,6 +85,16 @@ class ImageFormat(StrEnum):
     VHDX = "vhdx"
 
 
+class KeyName(StrEnum):
+    """A key of the platform."""
+
+    CA = "ca"
+    PAGE = "page"
+    SEAL = "seal"
+    IDEMPOTENCY = "idempotency"
+    FACTOR = "factor"
+
+
 class MigrationPolicy(StrEnum):
     """What to do with a guest that writes to memory faster than the link can send it."""
 

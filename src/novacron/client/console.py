@@ -23,6 +23,8 @@ T = TypeVar("T")
 OPEN_S, CLOSE_S = 10.0, 2.0
 CLOSED = "closed"
 """The reason where there is none: one of the two ends wanted it so."""
+GONE = "the server is gone"
+"""The reason if nobody has said one: opened again, the console goes on."""
 
 
 class ConsoleEnded(Exception):
@@ -92,5 +94,5 @@ class Console:
 
 
 def _reason(closed: ConnectionClosed) -> str:
-    reason = closed.rcvd.reason if closed.rcvd else "the server is gone"
+    reason = closed.rcvd.reason if closed.rcvd else GONE
     return "" if reason == CLOSED else reason

@@ -28,16 +28,23 @@ PAGES_MAX = 10_000
 COPY_POLL_S = 1.0
 PIECE_BYTES = 1 << 20
 GUEST_PIECE_BYTES = 512 << 10
-UNPAGED = ("images", "tokens", "sites", "pools", "invitations", "api-log")
+UNPAGED = ("images", "tokens", "sites", "pools", "invitations", "api-log", "keys")
 """Kinds that the API lists whole, without ``limit``; a VM's snapshots are another."""
 
 Object = dict[str, Any]
 """An object of the API, decoded from JSON: it may have fields that this version does not know."""
 
 
+AUTHORITIES = "novacron-authorities"
+"""Header of every answer: which authorities the server wants to be trusted."""
+served_authorities: dict[str, str] = {}
+"""That header's value, by URL, as each server said it last."""
+
+
 class HttpReply(NamedTuple):
     status: int
     body: bytes
+    authorities: str = ""
 
 
 def retry_delay_s(attempt: int, status: int | None) -> float | None:

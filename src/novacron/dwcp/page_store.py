@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from novacron import private_file
 from novacron.dwcp.page_codec import DIGEST_BYTES, PageHash
 from novacron.dwcp.page_ring import PAGE
 
@@ -139,12 +140,15 @@ class PageStore:
             work.rename(target)
         return len(digests)
 
-    def load(self, project: str, kind: str, name: str, hash: PageHash) -> FileBase | None:
-        """Return a store as a base, or None; a damaged one is removed."""
+    def load(
+        self, project: str, kind: str, name: str, hash: PageHash, others: Sequence[PageHash] = ()
+    ) -> FileBase | None:
+        """Return a store as a base, or None; a damaged one is removed. One that was kept with another key, one of
+        ``others``, gets a new index."""
         directory = self._directory(project, kind, name)
         if not directory.exists():
             return None
-        index = read_index(directory / "index", hash)
+        index = read_index(directory / "index", hash) or _indexed_anew(directory, hash, others)
         if index is None:
             self.drop(project, kind, name)
             return None
@@ -209,6 +213,19 @@ class PageStore:
         """Remove what an earlier process left half made."""
         for scratch in self.root.glob("*/.saving-*"):
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _indexed_anew(directory: Path, hash: PageHash, others: Sequence[PageHash]) -> StoredIndex | None:
+    """Return an index of a store's pages that is made with this key, if the one that it has is good with another."""
+    if not any(read_index(directory / "index", other) for other in others):
+        return None
+    try:
+        with (directory / "pages").open("rb") as file:
+            raw = index_of(hash, [hash.digest(page) for page in iter(lambda: file.read(PAGE), b"")])
+        private_file.write(directory / "index", raw)
+    except OSError:
+        return None
+    return parse_index(raw, hash)
 
 
 def _name(kind: str, index: StoredIndex) -> str:

@@ -135,6 +135,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """How far the node's clock is ahead of the control plane's. Less than half a second counts as 0."""
     certificate_ends_at_s: float = 0.0
     """When the certificate of the node's agent ends, in seconds since 1970; 0: not known yet."""
+    certificate_authority: str = ""
+    """Which CA has issued that certificate: SHA-256 of its public key."""
+    trusted_authorities: tuple[str, ...] = ()
+    """Which CAs the agent trusts."""
     unreconciled_vms: int = 0
     """VMs of which the node knows more than the database."""
     peers: PeersSeen | None = None

@@ -17,7 +17,7 @@ from novacron.telemetry import logs
 log = logs.get(__name__)
 
 RENEWAL_CHECK_S = 3600.0
-LOOK_S = 5.0
+LOOK_S = 1.0
 
 
 def hosts(settings: ServerSettings) -> list[str]:
@@ -56,19 +56,19 @@ async def _record(settings: ServerSettings, database: Database, reason: str, mes
 
 async def follow(files: Sequence[Path], changed: Callable[[], None]) -> None:
     """Call ``changed`` whenever one of the files is another, until cancelled; again when it could not take them."""
-    seen = _marks(files)
+    seen = marks(files)
     while True:
         await asyncio.sleep(LOOK_S)
-        marks = _marks(files)
-        if marks == seen:
+        found = marks(files)
+        if found == seen:
             continue
         try:
             changed()
-            seen = marks
+            seen = found
         except (OSError, ValueError) as error:
             log.error("new certificates can't be used", error=str(error), retry_s=LOOK_S)
 
 
-def _marks(files: Sequence[Path]) -> list[tuple[int, int]]:
+def marks(files: Sequence[Path]) -> list[tuple[int, int]]:
     """Return what tells these files from those that replace them."""
     return [(status.st_ino, status.st_mtime_ns) for status in (file.stat() for file in files if file.exists())]

@@ -4,6 +4,7 @@ and the controllers; workers have nothing else."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import time
 from collections.abc import Awaitable, Callable
@@ -29,11 +30,14 @@ from novacron.api.edge.rate_limits import Rates
 from novacron.api.edge.shared_limits import share_rates
 from novacron.api.read_model.watch_cache import Cache
 from novacron.api.routes.metrics import seen
+from novacron.key_ring import KeyRing
 from novacron.model import limits
 from novacron.model.errors import MALFORMED, InvalidInput
+from novacron.model.key import KeyName
 from novacron.model.oidc import Provider
 from novacron.platform_key import PlatformKeys
 from novacron.server import certificates
+from novacron.server.keys import KeyFollower
 from novacron.server.settings import ServerSettings
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Batch, Change, Feed, FeedSnapshot
@@ -61,8 +65,8 @@ class Front:
     new certificates."""
 
     def __init__(
-        self, settings: ServerSettings, database: Database, authority: pki.Authority, agents: Agents,
-        certificate: tuple[Path, Path],
+        self, settings: ServerSettings, database: Database, authority: pki.Authority, keys: KeyFollower,
+        agents: Agents, certificate: tuple[Path, Path],
     ) -> None:  # fmt: skip
         self.cache, self.fleet = Cache(), FleetIndex()
         self.changed: list[Heard] = [self.fleet.changed]
@@ -70,6 +74,7 @@ class Front:
         self.certified: list[Callable[[], None]] = [authority.reload]
         self._settings = settings
         self._certificates = (settings.state_dir / "ca.crt", *certificate)
+        self._shown = certificates.marks(certificate)
         self._feed = Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY)
         self._processes = Processes(settings.state_dir / "metrics")
         self._metrics = Metrics(self._processes, lambda: seen(self.cache))
@@ -79,14 +84,16 @@ class Front:
         self._recorder = Recorder(database, self._live.in_progress)
         self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
         services = Services(
-            database, self.cache, self.fleet, authority, agents, self._metrics, self._recorder, Passwords(self._shared),
-            KnownBrowsers(authority.derive("browsers that users have logged in with")),
-            _oidc(settings, authority, database), self._live, settings.url(settings.port),
+            database, self.cache, self.fleet, authority, keys.ring, keys.next_generation, agents, self._metrics,
+            self._recorder, Passwords(self._shared),
+            KnownBrowsers(lambda: keys.ring.accepted(KeyName.SEAL, "browsers that users have logged in with")),
+            _oidc(settings, keys.ring, database), self._live, settings.url(settings.port),
             settings.url(settings.link_port), settings.lifetimes, settings.log_level, settings.drain_limit_s,
-            _second_factors(settings, authority),
+            _second_factors(settings, keys.ring),
             PlatformKeys.of(settings.platform_key, settings.former_platform_key),
         )  # fmt: skip
         self._admission = Admission(create_app(services), services, self._rates, settings.proxies)
+        self.certified.append(self._admission.certified)
         self._http = _granian(settings, self._admission, *certificate)
 
     async def run(self) -> None:
@@ -98,7 +105,7 @@ class Front:
             "rates": lambda: share_rates(self._shared, self._rates),
             "metrics": self._processes.run,
             "process": process.watch,
-            "certificates": lambda: certificates.follow(self._certificates, self._use_certificates),
+            "certificates": lambda: certificates.follow(self._certificates, self.use_certificates),
             "log-level": lambda: logs.follow(self._settings.log_level, logs.level()),
         }
         async with asyncio.TaskGroup() as group:
@@ -138,11 +145,17 @@ class Front:
                 self._lost(error)
                 raise
 
-    def _use_certificates(self) -> None:
-        """Take new certificates into use; connections that are open keep theirs. Raises OSError, ValueError."""
+    def use_certificates(self) -> None:
+        """Take new certificates into use. Raises OSError, ValueError.
+
+        Requests and streams that are open go on; WebSockets end when the certificate that the API shows is another.
+        """
         for certified in self.certified:
             certified()
-        self._http.reload()
+        shown = certificates.marks(self._certificates[1:])
+        if shown != self._shown:
+            self._shown = shown
+            self._http.reload()
         log.info("new certificates are in use")
 
     def _lost(self, error: Exception) -> None:
@@ -186,20 +199,21 @@ def _keep_what_is_here() -> None:
     gc.freeze()
 
 
-def _second_factors(settings: ServerSettings, authority: pki.Authority) -> SecondFactorChecks:
+def _second_factors(settings: ServerSettings, keys: KeyRing) -> SecondFactorChecks:
     chosen = settings.second_factors
-    key = authority.derive("second factors")
+    key = keys.derive(KeyName.FACTOR, "second factors")
     return SecondFactorChecks(key, chosen.origin or settings.url(settings.port), chosen.required_of)
 
 
-def _oidc(settings: ServerSettings, authority: pki.Authority, database: Database) -> Oidc | None:
+def _oidc(settings: ServerSettings, keys: KeyRing, database: Database) -> Oidc | None:
     """Return the provider of logins, if there is one. Raises InvalidInput."""
     if settings.oidc is None:
         return None
     try:
         provider = msgspec.json.decode(settings.oidc.read_bytes(), type=Provider)
         back = f"{settings.url(settings.port)}/api/v1/oidc/callback"
-        return Oidc(provider, back, authority.derive("logins through a provider"), database)
+        seals = functools.partial(keys.accepted, KeyName.SEAL, "logins through a provider")
+        return Oidc(provider, back, seals, database)
     except (OSError, *MALFORMED) as error:
         raise InvalidInput(f"{settings.oidc}: {error}", field="oidc", hint="see docs/how-to/access.md") from error
 

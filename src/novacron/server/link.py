@@ -15,6 +15,7 @@ import websockets
 from websockets.asyncio.server import ServerConnection, serve
 
 from novacron import pki
+from novacron.key_ring import KeyRing
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.database_mark import DatabaseMark
@@ -69,13 +70,10 @@ class LinkServer:
     """Accepts agents over mutual TLS and sends each the desired state of its node."""
 
     def __init__(
-        self,
-        database: Database,
-        authority: pki.Authority,
-        clock: Callable[[], float] = time.monotonic,
-        mark: Callable[[], DatabaseMark | None] = lambda: None,
+        self, database: Database, authority: pki.Authority, keys: KeyRing,
+        clock: Callable[[], float] = time.monotonic, mark: Callable[[], DatabaseMark | None] = lambda: None,
         platform_keys: PlatformKeys = NO_PLATFORM_KEY,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """``mark`` returns what nodes are to remember of the database."""
         self._database = database
         self._authority = authority
@@ -85,9 +83,9 @@ class LinkServer:
         self._copies = Copies(database, self._questions, self._send)
         self._images = ImageUpkeep(database, self._questions, self._copies)
         self._closing = FewTasks("closing links, counting nodes", CLOSING_MAX)
-        self._peers = PeerAnnouncer(database, self._sessions)
+        self._peers = PeerAnnouncer(database, self._sessions, lambda: authority.pem)
         self._greeting = asyncio.Semaphore(GREETED_MAX)
-        secrets = ProjectSecrets(authority, platform_keys, lambda: self._desired_state.wake_all())
+        secrets = ProjectSecrets(keys, platform_keys, lambda: self._desired_state.wake_all())
         self._desired_state = DesiredStateSender(database, self._sessions, secrets)
         self._heartbeats = Heartbeats(database, clock)
         self._log_now = Rarely()
@@ -162,6 +160,10 @@ class LinkServer:
         except NovaError as error:  # the node's next report is counted right
             log.warning("what a node has can't be stored", node=node, error=str(error))
 
+    def certified(self) -> None:
+        """Tell nodes which CAs to trust."""
+        self._peers.changed.set()
+
     def resync(self) -> None:
         """Wake every session: the feed was away."""
         self._desired_state.resync()
@@ -216,8 +218,12 @@ class LinkServer:
         ssl_object = socket.transport.get_extra_info("ssl_object")
         session, validity = NodeSession(pki.peer_name(ssl_object), socket), pki.peer_validity(ssl_object)
         session.certificate_ends_at_s = validity.ends_at_s
+        session.certificate_authority = pki.peer_issuer(ssl_object, self._authority.trusted)
         try:
-            if objection := validity.objection(time.time()):  # first: TLS lets such a node in to be told
+            if not session.certificate_authority:  # one that is retired: the TLS context may trust it still
+                reason = "this node's certificate is of a CA that is retired; see: novacron agent --rejoin"
+                await self._refuse(session, reason, hint=REJOIN.format(name=session.node))
+            elif objection := validity.objection(time.time()):  # first: TLS lets such a node in to be told
                 reason = f"this node's certificate {objection}; see: novacron agent --rejoin"
                 await self._refuse(session, reason, hint=REJOIN.format(name=session.node))
             elif await self._admit(session, socket):
@@ -299,7 +305,7 @@ class LinkServer:
             session.clock = ClockSkew(stored.status.clock_skew_s)
             session.accepted, session.inventory = (stored.spec.accepted, stored.spec.capacity), hello.inventory
             await nodes.connected(connection, node, hello.inventory)
-            await nodes.certified(connection, node, session.certificate_ends_at_s)
+            await nodes.certified(connection, node, session.certificate_ends_at_s, session.certificate_authority)
             await conditions.refresh(connection, node)
         for held in hello.held:
             self._desired_state.hold(session, held.vm)

@@ -11,7 +11,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import asyncpg
@@ -25,6 +25,7 @@ from novacron.platform_key import PlatformKeys
 from novacron.server import audit_sinks, certificates, relay, workers
 from novacron.server.database_watch import DatabaseWatch
 from novacron.server.http import LEAVE_S_MAX, Front
+from novacron.server.keys import AuthorityKeeper, KeyFollower
 from novacron.server.link import LinkServer
 from novacron.server.settings import ServerSettings
 from novacron.state_lock import FolderInUse, FolderLock
@@ -89,7 +90,8 @@ def keep_context(path: Path, settings: ServerSettings, authority: pki.Authority,
     name = "local" if settings.public_host in LOOPBACK else settings.public_host.replace(":", ".")
     try:
         with context_file.changing(path) as contexts:
-            context = contexts.add_beside(name, context_file.Context(url, secret, authority.pem.decode()))
+            ca, authorities = authority.pem.decode(), authority.trust_mark
+            context = contexts.add_beside(name, context_file.Context(url, secret, ca, authorities=authorities))
     except (context_file.SettingsError, OSError) as error:
         raise InvalidInput(
             str(error), field="NOVACRON_CONFIG", hint="mend the file, or name another with NOVACRON_CONFIG"
@@ -136,29 +138,28 @@ def _lock(directory: Path) -> FolderLock:
 
 async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
     authority = pki.Authority.open(settings.state_dir)
-    authority.renew()
-    certificate, key = authority.issue_server(settings.state_dir, certificates.hosts(settings))
     database = await _open_database(settings.database_url, settings.pool)
     try:
+        keys = await KeyFollower.begin(database, settings.state_dir, authority, renew=settings.new_keys)
+        keeper = AuthorityKeeper(settings, database, authority, keys)
+        certificate, key = await keeper.begin()
         await _welcome(settings, database, authority)
         watch = DatabaseWatch(database, settings.state_dir / "database.mark", lambda: link.wake())
         await watch.begin()
         platform_keys = PlatformKeys.of(settings.platform_key, settings.former_platform_key)
-        link = LinkServer(database, authority, mark=lambda: watch.mark, platform_keys=platform_keys)
-        context = pki.agent_link_tls(settings.state_dir / "ca.crt", certificate, key)
+        link = LinkServer(database, authority, keys.ring, mark=lambda: watch.mark, platform_keys=platform_keys)
+        ca, audit_chain = settings.state_dir / "ca.crt", _audit_chain(settings)
+        context = pki.agent_link_tls(ca, certificate, key)
         Processes(settings.state_dir / "metrics").begin()
         settings.log_level.unlink(missing_ok=True)
-        files = {"authority": settings.state_dir / "ca.crt", "server": certificate}
-        gauge("novacron_certificate_expiry_timestamp_seconds").read = lambda: {
-            (name,): pki.expires_at_s(file.read_bytes()) for name, file in files.items()
-        }
-        front = Front(settings, database, authority, link, (certificate, key))
-        audit_chain = _audit_chain(settings)
+        _measure_certificates({"authority": ca, "server": certificate})
+        front = Front(settings, database, authority, keys, link, (certificate, key))
         controllers = Controllers(database, front.fleet, link.foresee, audit_chain, settings.fence, settings.lifetimes)
         front.changed += [controllers.changed, link.changed, _count_migrations()]
         front.resync.append(link.resync)
-        front.certified.append(lambda: context.load_cert_chain(certificate, key))
-        keep = functools.partial(certificates.keep, settings, authority, database)
+        front.certified += [lambda: pki.use_files(context, ca, certificate, key), link.certified]
+        keys.changed.append(link.wake)  # other keys of pages
+        keeper.use, keep = front.use_certificates, functools.partial(certificates.keep, settings, authority, database)
         async with (
             link.listen(settings.host, settings.link_port, context),
             relay.listen(settings.relay, link),
@@ -174,6 +175,7 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
                 asyncio.create_task(supervise("certificates", keep), name="certificates"),
                 asyncio.create_task(supervise("database mark", watch.run), name="database-mark"),
                 asyncio.create_task(supervise("database lock", watch.be_seen), name="database-lock"),
+                asyncio.create_task(supervise("keys", lambda: keys.follow(keeper.step)), name="keys"),
                 asyncio.create_task(supervise("statistics", lambda: statistics.watch(database)), name="statistics"),
                 *keepers,
             ]
@@ -189,10 +191,17 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
                 for task in (*work, stopped):
                     task.cancel()
                 await asyncio.wait([*work, stopped], timeout=5)
+                await keeper.leave()
         with contextlib.suppress(NovaError, asyncpg.PostgresError, *LOST):
             await watch.end()
     finally:
         await database.close()
+
+
+def _measure_certificates(files: Mapping[str, Path]) -> None:
+    gauge("novacron_certificate_expiry_timestamp_seconds").read = lambda: {
+        (name,): pki.expires_at_s(file.read_bytes()) for name, file in files.items()
+    }
 
 
 def _audit_chain(settings: ServerSettings) -> AuditChain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -39,8 +40,9 @@ log = logs.get(__name__)
 class Secrets(Protocol):
     """Gives the secrets of projects."""
 
-    def page_key(self, project_id: str) -> bytes:
-        """Return the key of a project's pages."""
+    def page_keys(self, project_id: str, began: datetime | None) -> list[bytes]:
+        """Return the keys of a project's pages, the one to use first: now, or in a migration that began then, both of
+        whose nodes keep to one."""
 
     async def data_keys(self, connection: Connection, ids: Collection[str]) -> Mapping[str, DataKey]:
         """Return those of these keys of disks that are to be had now."""
@@ -165,16 +167,18 @@ def _owned(
     vm: OwnedVm,
     task: wire.Task | None,
     belongings: Belongings,
-    secrets: Secrets,
+    page_keys: Sequence[bytes],
     of: NodeBasis,
 ) -> wire.Statement:
+    page_key, *other_page_keys = page_keys
     assignment = wire.Assignment(
         vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, vm.project_id,
-        secrets.page_key(vm.project_id), vm.seed, vm.resets,
+        page_key, vm.seed, vm.resets,
         tuple(_wanted(snapshot) for snapshot in belongings.working), vm.clone_of,
         tuple(_attached(volume) for volume in belongings.volumes), cpu=vm.cpu or _begins_with(vm.spec, of.cpu),
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
         image_digest=vm.image_digest, trace=vm.trace, withheld=vm.withheld, keys=belongings.keys,
+        other_page_keys=tuple(other_page_keys),
     )  # fmt: skip
     return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
 
@@ -228,7 +232,7 @@ class VmReadings:
             return None
         if vm is not None and vm.node == node:
             belongings = _belongings(vm.spec, self._working.get(id, ()), self._having.get(id, ()), self._keys)
-            return _owned(vm, None, belongings, secrets, of)
+            return _owned(vm, None, belongings, secrets.page_keys(vm.project_id, None), of)
         if id not in self._epochs:
             return None
         epoch, deleted = self._epochs[id]
@@ -255,9 +259,11 @@ async def statements(
     keys = await secrets.data_keys(connection, _all_key_ids(own.rows, volume_rows.rows))
     for vm in own.rows:
         if vm.id not in unreadable:
-            task = await _source_task(connection, active.get(vm.id))
+            m = active.get(vm.id)
+            task = await _source_task(connection, m)
+            page_keys = secrets.page_keys(vm.project_id, None if m is None else m.created_at)
             belongings = _belongings(vm.spec, working.get(vm.id, ()), having.get(vm.id, ()), keys)
-            stated[vm.id] = _owned(vm, task, belongings, secrets, of)
+            stated[vm.id] = _owned(vm, task, belongings, page_keys, of)
     for m in active.values():
         if m.target == node and m.phase in MOVING and m.vm not in unreadable:
             try:
@@ -293,13 +299,15 @@ async def _incoming(
     """Return what a migration's target is told. Raises ValidationError if a row of the VM can't be decoded."""
     vm = await vms.get(connection, m.vm)
     was, project = vm.status, (await projects.get(connection, vm.project)).id
+    page_key, *other_page_keys = secrets.page_keys(project, m.created_at)
     keys = await secrets.data_keys(connection, _key_ids(vm.spec, attached))
     assignment = wire.Assignment(
         vm.id, vm.name, vm.spec, False, was.machine, was.reboots, was.halted_at_start, project,
-        secrets.page_key(project),
+        page_key,
         await vms.seed_of(connection, vm.id), was.resets,
         volumes=tuple(_attached(volume) for volume in attached), hardware=was.hardware, cpu=was.cpu, trace=m.trace,
         keys=_belongings(vm.spec, (), attached, keys).keys, image_digest=vm.image_digest,
+        other_page_keys=tuple(other_page_keys),
     )  # fmt: skip
     warm = await nodes.dwcp_endpoint(connection, m.source)
     task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy, trace=m.trace)

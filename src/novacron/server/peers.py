@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import asyncpg
 
@@ -36,7 +36,11 @@ def watched_by(ring: Sequence[tuple[str, str]], node: str) -> list[tuple[str, st
 class PeerAnnouncer:
     """Tells the connected nodes, ``sessions``, of each other when that changes; ``run`` must run."""
 
-    def __init__(self, database: Database, sessions: Mapping[str, NodeSession]) -> None:
+    def __init__(
+        self, database: Database, sessions: Mapping[str, NodeSession], authorities: Callable[[], bytes]
+    ) -> None:
+        """``authorities``: the certificates of the CAs that nodes are to trust (PEM)."""
+        self._authorities = authorities
         self._database = database
         self._sessions = sessions
         self.changed = asyncio.Event()
@@ -70,10 +74,10 @@ class PeerAnnouncer:
 
     async def _tell(self, session: NodeSession, peers: wire.Peers, revoked: wire.Revoked) -> None:
         """Send one node what it does not have already; a node that does not read delays no other."""
-        messages = [
-            message for message, sent in ((revoked, session.revoked), (peers, session.peers)) if message != sent
-        ]
-        session.peers, session.revoked = peers, revoked
+        authorities = wire.Authorities(self._authorities())
+        told = (authorities, session.authorities), (revoked, session.revoked), (peers, session.peers)
+        messages = [message for message, sent in told if message != sent]
+        session.peers, session.revoked, session.authorities = peers, revoked, authorities
         try:
             async with asyncio.timeout(SEND_S_MAX):
                 for message in messages:

@@ -7,9 +7,10 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from typing import TypeVar
 
-from novacron import pki
+from novacron.key_ring import KeyRing
 from novacron.model.encryption import DataKey, WrappedKey
 from novacron.model.errors import NovaError
 from novacron.platform_key import PlatformKeys
@@ -33,16 +34,16 @@ class ProjectSecrets:
     erased there is not given any more. ``retry`` is called when a key that could not be unwrapped may be asked for
     again."""
 
-    def __init__(self, authority: pki.Authority, platform_keys: PlatformKeys, retry: Callable[[], None]) -> None:
-        self._authority, self._platform_keys, self._retry = authority, platform_keys, retry
+    def __init__(self, keys: KeyRing, platform_keys: PlatformKeys, retry: Callable[[], None]) -> None:
+        self._keys, self._platform_keys, self._retry = keys, platform_keys, retry
         self._held: dict[str, tuple[bytes, DataKey]] = {}
         self._failed_at: dict[str, float] = {}
         self._log_now = Rarely()
         self._retrying: asyncio.TimerHandle | None = None
 
-    def page_key(self, project_id: str) -> bytes:
-        """Return the key of a project's pages."""
-        return self._authority.derive(f"pages of project {project_id}")
+    def page_keys(self, project_id: str, began: datetime | None) -> list[bytes]:
+        """Return the keys of a project's pages, the one to use first, now or in a migration that began then."""
+        return self._keys.page_keys(project_id, began)
 
     async def data_keys(self, connection: Connection, ids: Collection[str]) -> Mapping[str, DataKey]:
         """Return those of these keys that are to be had now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -179,6 +179,8 @@ class Reader:
             with self._skipping_defects(type(message).__name__), self._span(message):
                 if isinstance(message, wire.RenewCertificate):
                     await self._renew_certificate(message.csr)
+                elif isinstance(message, wire.AuthoritiesTrusted):
+                    await self._trusts(message.authorities)
                 else:
                     await self._takers.reports.store(self._session.node, message)
                     if isinstance(message, wire.InventoryChanged):
@@ -189,9 +191,16 @@ class Reader:
         certificate = authority.issue_node(csr, session.node, session.key_hash)
         await session.send(wire.CertificateIssued(certificate, authority.pem))
         session.certificate_ends_at_s = pki.expires_at_s(certificate)
+        session.certificate_authority = authority.marks[0]
         async with self._takers.database.transaction() as connection:
-            await nodes.certified(connection, session.node, session.certificate_ends_at_s)
+            await nodes.certified(
+                connection, session.node, session.certificate_ends_at_s, session.certificate_authority
+            )
             await conditions.refresh(connection, session.node)
+
+    async def _trusts(self, authorities: Sequence[str]) -> None:
+        async with self._takers.database.transaction() as connection:
+            await nodes.trusting(connection, self._session.node, authorities)
 
     async def _store_heartbeats(self) -> None:
         while True:

@@ -131,6 +131,8 @@ class NodeSession:
         self.generation = 0
         """Of the node's lease, when it connected."""
         self.certificate_ends_at_s = 0.0
+        self.certificate_authority = ""
+        """Which CA has issued it."""
         self.clock = ClockSkew(0.0)
         self.beats = Beats()
         self.networks: frozenset[str] = frozenset()
@@ -146,6 +148,8 @@ class NodeSession:
         self.peers: wire.Peers | None = None
         """What was sent to it last about other nodes."""
         self.revoked: wire.Revoked | None = None
+        self.authorities: wire.Authorities | None = None
+        """Which CAs it was told to trust."""
         self.key_hash = ""
         """Of the key in the certificate that it shows."""
         self._socket = socket

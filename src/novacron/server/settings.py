@@ -68,6 +68,10 @@ class ServerSettings(msgspec.Struct, frozen=True):
     """Where the key is that wraps projects' keys (``platform_key.py``); None: nothing is encrypted at rest."""
     former_platform_key: str | None = None
     """The one before it, while keys are still wrapped by that."""
+    key_age_days: int = 730
+    """How old one of the platform's keys may become before that is said; 0: as old as it likes."""
+    new_keys: bool = False
+    """Keys in the database that can't be opened are replaced."""
     cli_config: Path | None = None
     """Where the first start writes the administrator's CLI settings; None writes none."""
 

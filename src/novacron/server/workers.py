@@ -14,15 +14,17 @@ import msgspec
 from novacron import pki
 from novacron.model.errors import NovaError
 from novacron.server.http import Front
+from novacron.server.keys import KeyFollower
 from novacron.server.relay import Relay
 from novacron.server.settings import ServerSettings
 from novacron.store.database import Database
+from novacron.supervise import supervise
 from novacron.telemetry import logs, traces
 
 log = logs.get(__name__)
 
-SETTINGS = "NOVACRON_WORKER"
-"""The variable in which a worker gets its settings."""
+SECRET_VARIABLES = ("NOVACRON_DATABASE_URL", "NOVACRON_REDIS_URL", "NOVACRON_JOIN_TOKEN", "NOVACRON_TOKEN")
+"""What a worker does not inherit: it gets its settings, which may hold passwords, through its standard input."""
 BACKOFF_S, BACKOFF_S_MAX, STEADY_S = 0.5, 30.0, 60.0
 END_S_MAX = 15.0
 
@@ -32,9 +34,7 @@ async def keep(settings: ServerSettings, stop: asyncio.Event) -> None:
     pause_s = BACKOFF_S
     while not stop.is_set():
         started = time.monotonic()
-        # In the environment, which other users can't read, for the database's URL may hold a password.
-        environment = {**os.environ, SETTINGS: msgspec.json.encode(settings, enc_hook=str).decode()}
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "novacron.server.workers", env=environment)
+        process = await _start(settings)
         ended, stopped = asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -48,6 +48,18 @@ async def keep(settings: ServerSettings, stop: asyncio.Event) -> None:
         log.warning("a worker has ended", code=process.returncode, again_s=pause_s)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)
+
+
+async def _start(settings: ServerSettings) -> asyncio.subprocess.Process:
+    environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
+    command = (sys.executable, "-m", "novacron.server.workers")
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdin=asyncio.subprocess.PIPE)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended already, which its keeper sees
+        process.stdin.write(msgspec.json.encode(settings, enc_hook=str))
+        await process.stdin.drain()
+    process.stdin.close()
+    return process
 
 
 async def _end(process: asyncio.subprocess.Process, leave_s: float) -> None:
@@ -69,17 +81,19 @@ async def work(settings: ServerSettings) -> None:
     authority = pki.Authority.open(settings.state_dir)
     database = await Database.open(settings.database_url, settings.pool)
     try:
+        keys = await KeyFollower.open(database, settings.state_dir, authority)
         certificate = (settings.state_dir / "server.crt", settings.state_dir / "server.key")
-        front = Front(settings, database, authority, relay, certificate)
+        front = Front(settings, database, authority, keys, relay, certificate)
         running = asyncio.create_task(front.run())
+        following = asyncio.create_task(supervise("keys", keys.follow))
         waits = [asyncio.create_task(stop.wait()), asyncio.create_task(relay.gone.wait())]
         await asyncio.wait({running, *waits}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
             await front.leave()
             await asyncio.wait({running}, timeout=END_S_MAX)
-        for task in (running, *waits):
+        for task in (running, following, *waits):
             task.cancel()
-        await asyncio.gather(running, *waits, return_exceptions=True)
+        await asyncio.gather(running, following, *waits, return_exceptions=True)
     finally:
         await relay.close()
         await database.close()
@@ -88,9 +102,7 @@ async def work(settings: ServerSettings) -> None:
 def main() -> None:
     import uvloop
 
-    settings = msgspec.json.decode(
-        os.environ.pop(SETTINGS), type=ServerSettings, dec_hook=lambda type, text: type(text)
-    )
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=ServerSettings, dec_hook=lambda type, text: type(text))
     logs.set_up("worker", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
     traces.set_up("server", f"{settings.public_host}/{os.getpid()}")
     try:

@@ -45,6 +45,8 @@ class KeyClaim(msgspec.Struct, frozen=True):
     key: str
     request: bytes
     """Digest of method, path and body."""
+    digests_before: tuple[bytes, ...] = ()
+    """The same, made with other generations of the key that makes them."""
 
 
 class StoredAnswer(msgspec.Struct, frozen=True):
@@ -69,7 +71,7 @@ async def claim(connection: Connection, claimed: KeyClaim) -> StoredAnswer | Non
         claimed.token,
         claimed.key,
     )
-    if row is None or row["request"] != claimed.request:
+    if row is None or row["request"] not in (claimed.request, *claimed.digests_before):
         raise IdempotencyMismatch(
             f"the key {claimed.key!r} was used for another request", field="Idempotency-Key", hint="use a new key"
         )

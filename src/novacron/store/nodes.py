@@ -167,11 +167,20 @@ async def _foreign_images(connection: Connection, node: str, inventory: Inventor
     return tuple(row["name"] for row in rows)
 
 
-async def certified(connection: Connection, name: str, ends_at_s: float) -> None:
-    """Store when the certificate of a node's agent ends."""
+async def certified(connection: Connection, name: str, ends_at_s: float, authority: str) -> None:
+    """Store when the certificate of a node's agent ends, and which CA has issued it."""
     node = await get(connection, name, lock=True)
-    if node.status.certificate_ends_at_s != ends_at_s:
-        await _set_status(connection, name, msgspec.structs.replace(node.status, certificate_ends_at_s=ends_at_s))
+    status = msgspec.structs.replace(node.status, certificate_ends_at_s=ends_at_s, certificate_authority=authority)
+    if status != node.status:
+        await _set_status(connection, name, status)
+
+
+async def trusting(connection: Connection, name: str, authorities: Sequence[str]) -> None:
+    """Store which CAs a node trusts."""
+    node = await get(connection, name, lock=True)
+    status = msgspec.structs.replace(node.status, trusted_authorities=tuple(authorities))
+    if status != node.status:
+        await _set_status(connection, name, status)
 
 
 async def skewed(connection: Connection, name: str, skew_s: float) -> None:

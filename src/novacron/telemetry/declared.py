@@ -243,6 +243,23 @@ FLEET = (
         "novacron_active_tokens", "Tokens and sessions that were used in the last 15 minutes.", together=Together.MAX
     ),
     _gauge(
+        "novacron_key_created_timestamp_seconds",
+        "When the generation in use of one of the platform's keys was created.",
+        "key",
+        together=Together.MAX,
+    ),
+    _gauge(
+        "novacron_key_age_max_seconds",
+        "How old a key may become (server --key-age-days); 0: as old as it likes.",
+        together=Together.MAX,
+    ),
+    _gauge(
+        "novacron_key_rotation_start_timestamp_seconds",
+        "When the rotation of a key began that is not finished; 0: it is not being rotated.",
+        "key",
+        together=Together.MAX,
+    ),
+    _gauge(
         "novacron_certificate_expiry_timestamp_seconds",
         "When a certificate ends: of the authority, the server or the node.",
         "certificate",

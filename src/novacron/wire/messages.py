@@ -22,6 +22,8 @@ from novacron.wire.images import (
 from novacron.wire.migrations import MigrationFailed, Progressed, Resumed, Stopped, TargetReady, Voted
 from novacron.wire.networks import Networks, NetworksStand
 from novacron.wire.nodes import (
+    Authorities,
+    AuthoritiesTrusted,
     Beaten,
     CertificateIssued,
     ConditionsFound,
@@ -87,6 +89,7 @@ FromAgent = (
     | CopyReady
     | Copied
     | RenewCertificate
+    | AuthoritiesTrusted
 )
 
 FromServer = (
@@ -106,6 +109,7 @@ FromServer = (
     | CopyExpected
     | CopyWanted
     | CertificateIssued
+    | Authorities
     | Revoked
     | Rename
 )
@@ -115,6 +119,8 @@ __all__ = [
     "Answered",
     "Ask",
     "Assignment",
+    "Authorities",
+    "AuthoritiesTrusted",
     "Beaten",
     "CertificateIssued",
     "Cloned",

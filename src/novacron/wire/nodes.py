@@ -17,6 +17,7 @@ from novacron.wire.base import Message
 STEADY_S_MAX = 1e9
 CLOCK_S_MAX = 1e11
 CONDITIONS_MAX = 16
+AUTHORITIES_MAX = 16
 
 
 class HeldVm(msgspec.Struct, frozen=True):
@@ -103,6 +104,20 @@ class Revoked(Message, frozen=True):
 
     keys: tuple[str, ...]
     """SHA-256 of each public key (SubjectPublicKeyInfo), in hexadecimal digits."""
+
+
+class Authorities(Message, frozen=True):
+    """Whom the node trusts from now on: the certificates of all CAs (PEM), first the one that issues. A node whose
+    certificate another one has issued asks for a new one."""
+
+    ca: bytes
+
+
+class AuthoritiesTrusted(Message, frozen=True):
+    """The CAs that the node trusts now."""
+
+    authorities: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=AUTHORITIES_MAX)]
+    """SHA-256 of the public key of each (SubjectPublicKeyInfo), in hexadecimal digits."""
 
 
 class Rename(Message, frozen=True):

@@ -86,6 +86,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """Why its guest must not begin to run here yet; one that runs goes on."""
     keys: tuple[DataKey, ...] = ()
     """The keys of its encrypted disks, as far as the server has them. Only to be kept in memory."""
+    other_page_keys: tuple[bytes, ...] = ()
+    """Keys with which pages of the project may have been kept, while the key is rotated."""
 
 
 class Task(msgspec.Struct, frozen=True):

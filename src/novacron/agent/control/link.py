@@ -41,6 +41,10 @@ RENEWAL_CHECK_S = 3600.0
 CERTIFICATES_MAX = 8
 
 
+_Certifying = wire.CertificateIssued | wire.Authorities | wire.Rename
+"""What is about this node's certificate, or those of others."""
+
+
 def _refusal(error: Exception) -> str | None:
     """Return why the server refuses this node, None if the connection was lost in another way."""
     closed = error.rcvd if isinstance(error, websockets.ConnectionClosed) else None
@@ -76,7 +80,9 @@ class LinkClient:
         self._queue: asyncio.Queue[wire.Message] | None = None
         self._room = asyncio.Event()
         """There is room in the queue for messages of consoles."""
-        self._certificates: asyncio.Queue[wire.CertificateIssued | wire.Rename] = asyncio.Queue(CERTIFICATES_MAX)
+        self._certificates: asyncio.Queue[_Certifying] = asyncio.Queue(CERTIFICATES_MAX)
+        self._renewal_due = asyncio.Event()
+        """It may be time to ask for another certificate."""
         self._socket: ClientConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
@@ -212,7 +218,7 @@ class LinkClient:
                 self._ask_anew()
 
     def _take(self, message: wire.Message) -> None:
-        if isinstance(message, wire.CertificateIssued | wire.Rename):
+        if isinstance(message, _Certifying):
             self._certificates.put_nowait(message)
         else:
             self._receive(message)
@@ -239,11 +245,25 @@ class LinkClient:
             if isinstance(message, wire.Rename):
                 self.send(wire.RenewCertificate(self._identity.request(message.name)))
                 continue
+            if isinstance(message, wire.Authorities):
+                await self._trust(message.ca)
+                continue
             name = await asyncio.to_thread(self._keep, message)
             if name != self._identity.name:
                 raise Renamed(name)
             self._renewed()
             log.info("the node's certificate was renewed")
+
+    async def _trust(self, ca: bytes) -> None:
+        """Trust these CAs from now on, and say so. Raises OSError, ValueError."""
+        before = await asyncio.to_thread(self._identity.authorities)
+        await asyncio.to_thread(self._identity.trust, ca)
+        self._renewed()
+        authorities = await asyncio.to_thread(self._identity.authorities)
+        self.send(wire.AuthoritiesTrusted(authorities))
+        self._renewal_due.set()
+        if authorities != before:
+            log.info("other authorities are trusted", authorities=len(authorities))
 
     def _keep(self, issued: wire.CertificateIssued) -> str:
         """Store a certificate and return its name. Raises OSError, ValueError."""
@@ -259,7 +279,9 @@ class LinkClient:
             csr = await asyncio.to_thread(self._identity.renewal)
             if csr is not None:
                 self.send(wire.RenewCertificate(csr))
-            await asyncio.sleep(RENEWAL_CHECK_S)
+            self._renewal_due.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._renewal_due.wait(), RENEWAL_CHECK_S)
 
     async def _beat(self) -> None:
         while True:

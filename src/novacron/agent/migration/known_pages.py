@@ -24,7 +24,7 @@ from novacron.agent.vm.tenant import Tenant
 from novacron.disk.blocks import data_places, pages_of, places
 from novacron.disk.images import LocalImage
 from novacron.dwcp.page_codec import DIGEST_BYTES, Base, PageHash
-from novacron.dwcp.page_store import ZERO_PAGE, PageStore, ScatteredBase, index_of, read_index
+from novacron.dwcp.page_store import ZERO_PAGE, FileBase, PageStore, ScatteredBase, index_of, read_index
 from novacron.qemu.memory import PAGE, GuestMemory
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -169,9 +169,8 @@ class KnownPages:
         self, vm: str, image: LocalImage, tenant: Tenant, local_vms: Sequence[LocalVm]
     ) -> tuple[Base, ...]:  # fmt: skip
         """Return what may spare a VM that comes here sending pages, the most likely first."""
-        hash = PageHash(tenant.key)
         if CHECKPOINT in self._reuse:
-            checkpoint = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, vm, hash)
+            checkpoint = await self._load(CHECKPOINT, vm, tenant)
             if checkpoint is not None:
                 return (checkpoint,)  # nothing is closer to its memory now, and other bases would hardly be used
         bases: list[Base] = []
@@ -182,6 +181,11 @@ class KnownPages:
             candidates = [n for n in local_vms if n.tenant == tenant and n.vm != vm and n.image == image.info.name]
             bases += await self._of_siblings(candidates, self._surveys.get((tenant, image.info.name)), tenant)
         return tuple(bases)
+
+    async def _load(self, kind: str, name: str, tenant: Tenant) -> FileBase | None:
+        """Return pages that were kept, with whichever of the project's keys."""
+        others = [PageHash(key) for key in tenant.other_keys]
+        return await asyncio.to_thread(self.store.load, tenant.project, kind, name, PageHash(tenant.key), others)
 
     async def _of_siblings(self, candidates: list[LocalVm], survey: _Survey | None, tenant: Tenant) -> list[Base]:
         """Return pages of running VMs of the same image and project, or else of one that was here."""
@@ -195,7 +199,7 @@ class KnownPages:
         if bases:
             return bases
         for name in self.store.names(tenant.project, CHECKPOINT)[:OTHER_CHECKPOINTS_MAX]:
-            checkpoint = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, name, hash)
+            checkpoint = await self._load(CHECKPOINT, name, tenant)
             if checkpoint is not None:
                 checkpoint.kind = SIBLING
                 bases.append(checkpoint)
@@ -214,7 +218,7 @@ class KnownPages:
             with contextlib.suppress(OSError):
                 bases += await self.of_disk(image, tenant)
         if CHECKPOINT in self._reuse:
-            layer = await asyncio.to_thread(self.store.load, tenant.project, DISK, vm, PageHash(tenant.key))
+            layer = await self._load(DISK, vm, tenant)
             if layer is not None:
                 layer.kind = CHECKPOINT
                 bases.append(layer)

@@ -12,6 +12,8 @@ class Tenant(msgspec.Struct, frozen=True):
 
     project: str
     key: bytes
+    other_keys: tuple[bytes, ...] = ()
+    """With which pages may have been kept, too."""
     encrypted: bool = False
     """Nothing of them may be on this host's disks in the clear."""
 
@@ -19,4 +21,4 @@ class Tenant(msgspec.Struct, frozen=True):
 def tenant_of(assignment: wire.Assignment) -> Tenant:
     """Return to whom the pages of a VM belong."""
     encrypted = bool(assignment.spec.encryption_key or any(volume.encryption_key for volume in assignment.volumes))
-    return Tenant(assignment.project, assignment.page_key, encrypted)
+    return Tenant(assignment.project, assignment.page_key, assignment.other_page_keys, encrypted)

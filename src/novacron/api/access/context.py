@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,14 +17,17 @@ from novacron.api.access.recorder import Recorder
 from novacron.api.access.second_factors import SecondFactorChecks
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Cache
+from novacron.key_ring import KeyRing
 from novacron.model.console import ConsoleKind
 from novacron.model.event import ImageCopy
+from novacron.model.key import KeyName
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.token import Lifetimes
 from novacron.pki import Authority
 from novacron.platform_key import PlatformKeys
 from novacron.store.database import Database
 from novacron.store.fleet_index import FleetIndex
+from novacron.store.keys import NewKey
 from novacron.telemetry.metrics import Metrics
 from novacron.wire.questions import Question
 
@@ -58,6 +62,9 @@ class Services(msgspec.Struct):
     cache: Cache
     fleet: FleetIndex
     authority: Authority
+    keys: KeyRing
+    new_key: Callable[[KeyName, int], NewKey]
+    """Makes another generation of a key."""
     agents: Agents
     metrics: Metrics
     recorder: Recorder

@@ -21,13 +21,14 @@ import jwt
 import msgspec
 import urllib3
 
+from novacron.key_ring import Secrets
+from novacron.model import limits
 from novacron.model.errors import Unauthenticated, Unavailable
 from novacron.model.oidc import Provider
 from novacron.model.token import same_secret
 from novacron.store import logins
 from novacron.store.database import Database
 
-STEP_S_MAX = 600
 TIMEOUT_S = 10.0
 DISCOVERY_S = 3600.0
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA")
@@ -44,12 +45,12 @@ class LoginStep(msgspec.Struct, frozen=True):
 
 
 class Oidc:
-    """A provider, as this server talks to it. ``key`` is secret, and signs what callers carry."""
+    """A provider, as this server talks to it. ``keys`` sign what callers carry."""
 
-    def __init__(self, provider: Provider, redirect_url: str, key: bytes, database: Database) -> None:
+    def __init__(self, provider: Provider, redirect_url: str, keys: Secrets, database: Database) -> None:
         self.provider = provider
         self._redirect_url = redirect_url
-        self._key, self._database = key, database
+        self._sealing_keys, self._database = keys, database
         self._secret = Path(provider.client_secret_file).read_text().strip()
         context = ssl.create_default_context(cafile=provider.ca_file)
         self._http = urllib3.PoolManager(ssl_context=context, timeout=TIMEOUT_S, retries=False, maxsize=4)
@@ -62,7 +63,7 @@ class Oidc:
         """Return the URL to redirect the browser to, and the cookie that it returns with. Raises Unavailable."""
         configuration = await asyncio.to_thread(self._discover)
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
-        step = LoginStep(state, nonce, verifier, time.time() + STEP_S_MAX)
+        step = LoginStep(state, nonce, verifier, time.time() + limits.LOGIN_STEP_S_MAX)
         challenge = base64.urlsafe_b64encode(hashlib.sha256(step.verifier.encode()).digest()).decode().rstrip("=")
         query = {
             "response_type": "code", "client_id": self.provider.client_id, "redirect_uri": self._redirect_url,
@@ -89,11 +90,11 @@ class Oidc:
 
     def _sealed(self, step: LoginStep) -> str:
         body = base64.urlsafe_b64encode(msgspec.json.encode(step))
-        return f"{body.decode()}.{hmac.new(self._key, body, hashlib.sha256).hexdigest()}"
+        return f"{body.decode()}.{_seal(self._sealing_keys()[0], body)}"
 
     def _opened(self, cookie: str) -> LoginStep | None:
         body, _, seal = cookie.rpartition(".")
-        if not same_secret(hmac.new(self._key, body.encode(), hashlib.sha256).hexdigest(), seal):
+        if not any(same_secret(_seal(key, body.encode()), seal) for key in self._sealing_keys()):
             return None
         return msgspec.json.decode(base64.urlsafe_b64decode(body), type=LoginStep)
 
@@ -147,6 +148,10 @@ class Oidc:
         if not same_secret(str(claims.get("nonce", "")), step.nonce):
             raise Unauthenticated("the provider's answer belongs to another login", hint="log in again")
         return claims
+
+
+def _seal(key: bytes, body: bytes) -> str:
+    return hmac.new(key, body, hashlib.sha256).hexdigest()
 
 
 def _check_party(claims: dict[str, Any], client_id: str) -> None:

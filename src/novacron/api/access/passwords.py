@@ -14,6 +14,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from novacron.api.access.client_address import counted_as
 from novacron.api.access.shared_counters import Shared
+from novacron.key_ring import Secrets
 from novacron.model.errors import InvalidInput, NovaError, TooManyRequests
 from novacron.model.token import keyed_digest, same_secret
 
@@ -37,21 +38,23 @@ _NOBODYS = _hasher.hash("nobody has this password")
 class KnownBrowsers:
     """Marks of browsers in which users have logged in, which only this platform can make."""
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
+    def __init__(self, keys: Secrets) -> None:
+        self._keys = keys
 
-    def mark(self, user: str) -> str:
-        """Return a mark for another browser of a user, by their id."""
-        device = secrets.token_urlsafe(18)
-        return f"{device}.{self._seal(user, device)}"
+    def mark(self, user: str, device: str | None = None) -> str:
+        """Return a mark for a browser of a user, by their id; None: another browser."""
+        device = device or secrets.token_urlsafe(18)
+        return f"{device}.{_seal(self._keys()[0], user, device)}"
 
     def known(self, user: str, mark: str) -> str | None:
         """Return the browser that a mark stands for, if it is this user's."""
         device, _, seal = mark.rpartition(".")
-        return device if device and same_secret(self._seal(user, device), seal) else None
+        good = any(same_secret(_seal(key, user, device), seal) for key in self._keys())
+        return device if device and good else None
 
-    def _seal(self, user: str, device: str) -> str:
-        return keyed_digest(self._key, f"{user} {device}")
+
+def _seal(key: bytes, user: str, device: str) -> str:
+    return keyed_digest(key, f"{user} {device}")
 
 
 class Passwords:

@@ -163,8 +163,15 @@ class Admission:
         self._cells: dict[tuple[str, str, int], tuple[list[float], list[float]]] = {}
         self._cached = counter("novacron_api_cached_answers_total").cell()
         self._prefix, self._count = secrets.token_hex(4), 0
+        self._everywhere: list[Header] = []
+        """Headers of every response."""
+        self.certified()
         self.leaving = False
         """The server is about to end: ``/readyz`` says that it is not ready."""
+
+    def certified(self) -> None:
+        """Say from now on which authorities to trust: whoever knows others fetches these (``/api/v1/authority``)."""
+        self._everywhere = [*SECURITY, (b"novacron-authorities", self._services.authority.trust_mark.encode())]
 
     def caller(self, headers: dict[bytes, bytes]) -> Caller | None:
         """Return the caller whose token or session is in these headers; None: there is no valid one."""
@@ -279,7 +286,7 @@ class Admission:
         if answer is None:
             return False
         status, fields, body, route = answer
-        headers = fields + request.limit_headers + SECURITY
+        headers = fields + request.limit_headers + self._everywhere
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         self._services.recorder.used(caller.id, request.address)
@@ -310,7 +317,7 @@ class Admission:
             ) as span,
         ):  # fmt: skip
             capture = self._response_cache.capture(request.scope, request.headers, request.caller)
-            response = _Response(request, send, capture)
+            response = _Response(request, send, capture, self._everywhere)
             try:
                 await self._run(request, receive, response)
             finally:
@@ -376,12 +383,14 @@ class Admission:
 class _Response:
     """A response on its way out, with the headers that all have."""
 
-    def __init__(self, request: _Request, send: Send, capture: response_cache.Capture | None) -> None:
+    def __init__(
+        self, request: _Request, send: Send, capture: response_cache.Capture | None, everywhere: list[Header]
+    ) -> None:
         self.status = 500
         self.started = False
         self.send_raw = send
         self._capture = capture
-        self._headers = [(b"x-request-id", request.id.encode()), *request.limit_headers, *SECURITY]
+        self._headers = [(b"x-request-id", request.id.encode()), *request.limit_headers, *everywhere]
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

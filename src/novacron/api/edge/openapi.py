@@ -32,6 +32,7 @@ TAGS = {
     "links": "What migrations may use of the links between sites.",
     "events": "What happened, and streams of every change.",
     "access": "Users, tokens, roles, projects, the audit log.",
+    "keys": "The platform's own keys and certificate authority.",
     "diagnosis": "Metrics and log levels.",
 }
 

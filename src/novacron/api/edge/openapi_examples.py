@@ -46,6 +46,7 @@ EXAMPLES: dict[str, object] = {
     "drainSite": {"policy": "post-copy"},
     "eraseProjectKey": {"confirm": "shop"},
     "eraseUser": {"user": "ann"},
+    "finishKey": {"force": False},
     "foreseeMigration": {"target": "host-b"},
     "foreseePlacement": {"name": "web", "image": "debian-13", "vcpus": 2, "memory_mib": 2048},
     "forgetVm": {"confirm": "web"},

@@ -18,6 +18,7 @@ from novacron.api.edge import text
 from novacron.api.read_model import long_poll
 from novacron.model import limits
 from novacron.model.errors import InvalidInput, NotFound
+from novacron.model.key import KeyName
 from novacron.model.vm import Vm
 from novacron.store import audit, events, idempotency
 from novacron.store.database import Connection
@@ -122,10 +123,11 @@ async def _claim(request: ApiRequest) -> idempotency.KeyClaim | None:
         )
     content = b"\0".join([request.method.encode(), request.url.path.encode(), await request.body()])
     # With a secret, because a body may hold a password.
-    secret = services(request).authority.derive("idempotency keys")
-    return idempotency.KeyClaim(
-        request.user.id, key, hashlib.blake2b(content, key=secret, digest_size=32).digest()
-    )  # fmt: skip
+    first, *others = (
+        hashlib.blake2b(content, key=secret, digest_size=32).digest()
+        for secret in services(request).keys.accepted(KeyName.IDEMPOTENCY, "idempotency keys")
+    )
+    return idempotency.KeyClaim(request.user.id, key, first, tuple(others))
 
 
 async def _in_one_statement(

@@ -162,9 +162,8 @@ async def _known(
     request: ApiRequest, response: Response[LoggedIn], user: User, device: str | None
 ) -> Response[LoggedIn]:
     """Mark a browser in which a user has logged in."""
-    context = services(request)
-    if device is None:
-        mark = context.browsers.mark(user.id)
+    mark = services(request).browsers.mark(user.id, device)
+    if mark != request.cookies.get(DEVICE_COOKIE):  # another browser, or its mark was made with a key of before
         response.set_cookie(_cookie(DEVICE_COOKIE, mark, limits.DEVICE_S))
     return response
 

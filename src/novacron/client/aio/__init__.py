@@ -12,6 +12,7 @@ from typing import TypeVar
 from novacron.client.aio.access import AsyncAccessCalls
 from novacron.client.aio.guests import AsyncGuestCalls
 from novacron.client.aio.images import AsyncImageCalls
+from novacron.client.aio.keys import AsyncKeyCalls
 from novacron.client.aio.networks import AsyncNetworkCalls
 from novacron.client.aio.nodes import AsyncNodeCalls
 from novacron.client.aio.transport import AsyncTransport
@@ -26,14 +27,9 @@ CONNECTIONS = 8
 
 
 class AsyncClient(
-    AsyncVmCalls,
-    AsyncGuestCalls,
-    AsyncVolumeCalls,
-    AsyncImageCalls,
-    AsyncNetworkCalls,
-    AsyncNodeCalls,
-    AsyncAccessCalls,
-):
+    AsyncVmCalls, AsyncGuestCalls, AsyncVolumeCalls, AsyncImageCalls, AsyncNetworkCalls, AsyncNodeCalls,
+    AsyncAccessCalls, AsyncKeyCalls,
+):  # fmt: skip
     """Calls an API from the tasks of one event loop, over at most ``connections`` connections.
 
     ``await client.create_vm(name="web", image="debian")`` does what ``Client.create_vm`` does; ``async for vm in

@@ -73,6 +73,7 @@ class AsyncConnection:
                 if delay_s is None:
                     raise
             else:
+                protocol.served_authorities[self.config.url] = answer.authorities
                 delay_s = protocol.retry_delay_s(attempt, answer.status)
                 if delay_s is None:
                     return answer

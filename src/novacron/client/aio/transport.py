@@ -42,7 +42,8 @@ class AsyncTransport:
         except httpx.HTTPError as error:
             why = await asyncio.to_thread(explain, self._config, error)
             raise Unreachable(f"no answer from {self._config.url}: {why}") from error
-        return HttpReply(response.status_code, response.content)
+        authorities = response.headers.get(protocol.AUTHORITIES, "")
+        return HttpReply(response.status_code, response.content, authorities)
 
     async def stream(self, path: str, headers: dict[str, str]) -> AsyncIterator[bytes]:
         """Yield the pieces of a long answer as they come. Raises ApiError, Unreachable."""

@@ -37,7 +37,7 @@ class Transport:
             )  # fmt: skip
         except urllib3.exceptions.HTTPError as error:
             raise Unreachable(f"no answer from {self._config.url}: {explain(self._config, error)}") from error
-        return HttpReply(response.status, response.data)
+        return HttpReply(response.status, response.data, response.headers.get(protocol.AUTHORITIES, ""))
 
     def stream(self, path: str, headers: dict[str, str]) -> Iterator[bytes]:
         """Yield the pieces of a long answer as they come. Raises ApiError, Unreachable."""

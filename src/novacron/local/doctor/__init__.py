@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from novacron.local.doctor import machine, running
+from novacron.local.doctor import key_files, machine, running
 from novacron.local.doctor.finding import Finding, Grade
 
 __all__ = ["Finding", "Grade", "Subject", "examine"]
@@ -43,6 +43,7 @@ async def examine(subject: Subject) -> list[Finding]:
         ("limits", machine.limits()),
         ("leftovers", machine.leftovers()),
         ("certificates", machine.certificates(subject.state_dir)),
+        ("keys", key_files.key_files(subject.state_dir)),
         ("database", running.database(subject.database)),
         ("platform", running.platform()),
     ]

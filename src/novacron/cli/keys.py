@@ -1,0 +1,57 @@
+"""``novacron key``: the platform's own keys, and their rotation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from novacron.cli import output
+from novacron.cli.output import Columns, Output, OutputFormat
+from novacron.client import Client
+from novacron.client.choices import KeyName
+from novacron.terminal import say
+
+app = typer.Typer(no_args_is_help=True, help="Show and rotate the platform's own keys.")
+
+
+KeyArgument = Annotated[
+    KeyName, typer.Argument(metavar="KEY", help="ca, page, seal or idempotency", show_default=False)
+]
+
+COLUMNS: Columns = {
+    "KEY": lambda k: k["name"],
+    "GENERATION": lambda k: k["generation"],
+    "CREATED": lambda k: k["created_at"],
+    "PHASE": lambda k: k["phase"],
+    "ACCEPTED": lambda k: k["generations"],
+    "WAITS FOR": lambda k: "; ".join(k["waits_for"]),
+}
+
+
+@app.command("list")
+def list_(output_: Output = OutputFormat.TABLE) -> None:
+    """List the keys, and how far their rotations are."""
+    with output.errors():
+        output.rows(Client().list("keys"), COLUMNS, output_)
+
+
+@app.command()
+def rotate(key: KeyArgument) -> None:
+    """Begin to rotate a key. The one before is accepted until the rotation is finished."""
+    with output.errors():
+        Client().rotate_key(key.value)
+        say(f"{key.value}: a new generation is being taken over; see: novacron key list")
+        say(f"when nothing waits any more: novacron key finish {key.value}")
+
+
+@app.command()
+def finish(
+    key: KeyArgument,
+    force: Annotated[bool, typer.Option("--force", help="although something needs the generation before")] = False,
+) -> None:
+    """Finish the rotation of a key: what was made with the one before is not accepted any more."""
+    with output.errors():
+        done = Client().finish_key(key.value, force=force)
+        retiring = done["phase"] == "retiring"
+        say(f"{key.value}: {'the one before is being retired' if retiring else 'rotated'}")
