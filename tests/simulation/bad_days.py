@@ -32,6 +32,9 @@ CALM_S, FAIL_S, REST_S, REST_S_MAX = 15.0, 60.0, 30.0, 600.0
 class BadDay(FailoverHistory):
     """One history. Every second one is of a highly available VM."""
 
+    only: tuple[str, ...] = ()
+    """The acts that there are, if not all."""
+
     def __init__(self, database: Database, directory: Path, seed: int) -> None:
         super().__init__(database, directory, seed)
         self.ha = self.random.random() < 0.5
@@ -123,6 +126,8 @@ class BadDay(FailoverHistory):
             (3, self._puts_back), (2, self._puts_journal_back), (2, self._damages), (2, self._certificate_ends),
             (2, self._backs_database_up), (3, self._puts_database_back),
         )  # fmt: skip
+        if self.only:
+            acts = tuple((weight, act) for weight, act in acts if act.__name__ in self.only)
         act = self.random.choices([act for _, act in acts], [weight for weight, _ in acts])[0]
         async with self.world.database.connection() as connection:
             owner = (await vms.get(connection, self.world.vm)).node
