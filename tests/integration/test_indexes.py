@@ -10,6 +10,7 @@ import pytest
 
 from novacron.model.access import Right
 from novacron.model.audit import AuditOutcome
+from novacron.model.project import Quota
 from novacron.model.user import UserKind
 from novacron.model.vm import VmAction, VmSpec, VmState, VmStatus
 from novacron.server import node_statements
@@ -139,7 +140,9 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await leases.renew(connection, [Beat("n1", 0), Beat("n2", 0)], 0.0)
         await leases.over(connection)
         await tenancy_lookup.find(connection, "vm", "web-77", by_name=True)
-        await projects.usage(connection, "default")
+        # What one project's snapshots take up is summed; all snapshots here are in another one.
+        await projects.create(connection, projects.NewProject("small", "", Quota(), False), "ann")
+        await projects.usage(connection, "small")
         await feed.read(connection, 120)
         await audit.search(connection, Filters(actor="u7"), None, 50)
         await audit.search(connection, Filters(object="vm-7"), None, 50)

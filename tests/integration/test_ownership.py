@@ -22,7 +22,7 @@ from novacron.store import leases, vms
 from novacron.wire import messages as wire
 from tests.simulation import defects
 from tests.simulation.bad_days import BadDay
-from tests.simulation.failover import SERVER, TICK_S, FailoverHistory
+from tests.simulation.failover import DELAYS_S, SERVER, TICK_S, FailoverHistory
 from tests.simulation.link import Links
 from tests.simulation.ownership import run_histories, simulation_database
 from tests.simulation.seeded import Place, run_histories_from, run_history
@@ -234,6 +234,7 @@ def test_the_simulation_finds_a_server_that_trusts_every_database(
 
 async def calm_history(place: Place, name: str) -> FailoverHistory:
     history = FailoverHistory(place[1], place[2] / name, 1, fails=False)
+    history.world.delay_s = lambda: DELAYS_S[0]  # also messages between nodes are in time
     await history.begin()
     await history.go_on(30, fails=False)
     return history

@@ -30,7 +30,7 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     Mutation(
         "an agent without a readable list of revoked keys refuses everybody", "dwcp/admittance.py",
-        "if self._revoked is None or key in self._revoked:", "if key in (self._revoked or ()):",
+        "if self._revoked is None or key in self._revoked or", "if key in (self._revoked or ()) or",
         "tests/security/test_stolen_nodes.py::"
         "test_an_agent_without_a_readable_list_of_revoked_keys_speaks_with_nobody_until_the_server_sent_it",
     ),

@@ -135,6 +135,15 @@ class DatabaseWatch:
 
     async def be_seen(self) -> None:
         """Hold this server's lock until cancelled: others that begin see that the database is in use."""
+        while True:
+            try:
+                await self._hold_lock()
+            except (NovaError, asyncpg.PostgresError, *LOST) as error:
+                if self._log_now.due("lock"):
+                    log.warning("this server's lock in the database was lost, and is taken again", error=str(error))
+            await asyncio.sleep(COUNT_S)
+
+    async def _hold_lock(self) -> None:
         assert self.mark is not None
         async with leadership(self._database.url, database_marks.lock_of(self.mark.server)) as lock:
             while True:

@@ -22,8 +22,10 @@ USAGE = """
            (SELECT count(*) FROM migrations m WHERE m.project = u.project AND m.finished_at IS NULL AND m.cause = $2)
            AS migrations,
            (SELECT count(*) FROM forwards f WHERE f.project = u.project) AS forwards,
-           (SELECT coalesce(sum(v.disk_mib + CASE WHEN s.memory THEN (v.spec ->> 'memory_mib')::bigint ELSE 0 END), 0)
-            FROM snapshots s JOIN vms v ON v.id = s.vm WHERE s.project = u.project)::bigint AS snapshot_mib,
+           (SELECT coalesce(sum((
+                SELECT v.disk_mib + CASE WHEN s.memory THEN (v.spec ->> 'memory_mib')::bigint ELSE 0 END
+                FROM vms v WHERE v.id = s.vm)), 0)
+            FROM snapshots s WHERE s.project = $1)::bigint AS snapshot_mib,
            (SELECT count(*) FROM image_owners o WHERE o.project = u.project
             AND (EXISTS (SELECT FROM image_digests d WHERE d.name = o.name) OR EXISTS
                  (SELECT FROM imports i WHERE i.spec ->> 'name' = o.name AND i.finished_at IS NULL))) AS images,
