@@ -103,6 +103,15 @@ async def test_how_a_program_ended_is_told_as_often_as_it_is_asked(tmp_path: Pat
         assert await commands.wait(vm, pid, 0.0) == first
 
 
+async def test_two_who_wait_for_a_program_both_hear_how_it_ended(tmp_path: Path) -> None:
+    """The first of them may be a request whose client is gone."""
+    answers: Iterator[object] = iter([{"exited": True, "exitcode": 3}, "it was told already"])
+    async with await serve(tmp_path / "ga", lambda _command, _arguments: next(answers)):
+        commands, vm = GuestCommands(), machine(tmp_path / "ga")
+        first, second = await asyncio.gather(commands.wait(vm, 5, 1.0), commands.wait(vm, 5, 1.0))
+        assert first == second and first.exit_code == 3
+
+
 async def test_a_program_that_could_not_be_started_is_tried_again_with_the_same_key(tmp_path: Path) -> None:
     answers: Iterator[object] = iter(["nonsense", {"pid": 9}])
     async with await serve(tmp_path / "ga", lambda _command, _arguments: next(answers)):

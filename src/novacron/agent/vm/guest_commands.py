@@ -60,6 +60,8 @@ class GuestCommands:
             try:
                 status = await machine.guest.command(pid)
             except GuestSilent as error:
+                if (machine.id, pid) in self._ended:  # somebody else was told meanwhile, and nobody is told twice
+                    continue
                 raise InvalidInput(str(error), field="pid") from None
             if not status.running:
                 self._remember(machine.id, status)
