@@ -116,6 +116,11 @@ def closure(packages: Mapping[str, Locked], first: Iterable[Wanted]) -> dict[str
     return needs
 
 
+def everything(packages: Mapping[str, Locked]) -> Wanted:
+    """Return the product with all its extras."""
+    return {"name": PRODUCT, "extra": sorted(packages[PRODUCT].get("optional-dependencies", {}))}
+
+
 def _python(package: Locked, scope: ComponentScope) -> Component:
     name, version = package["name"], package["version"]
     files = sorted([*package.get("wheels", ()), *([package["sdist"]] if "sdist" in package else ())], key=_url)
@@ -190,7 +195,7 @@ def setup_packages(script: str) -> set[str]:
 def shipped(root: Path = ROOT) -> Parts:
     """Return what servers and agents need where they run."""
     packages = locked(root / "uv.lock")
-    needs = closure(packages, [{"name": PRODUCT}])
+    needs = closure(packages, [everything(packages)])
     components = [_python(packages[name], ComponentScope.REQUIRED) for name in sorted(needs.keys() - {PRODUCT})]
     image = debian_packages((root / "deploy/compose/Dockerfile").read_text())
     return Parts(components + [_debian(name, ComponentScope.REQUIRED) for name in sorted(image)], needs)
@@ -199,7 +204,7 @@ def shipped(root: Path = ROOT) -> Parts:
 def development(root: Path = ROOT) -> Parts:
     """Return what only building, testing and generating need, and what some hosts need."""
     packages = locked(root / "uv.lock")
-    runtime = closure(packages, [{"name": PRODUCT}])
+    runtime = closure(packages, [everything(packages)])
     groups = packages[PRODUCT].get("dev-dependencies", {})
     needs = closure(packages, [wanted for group in groups.values() for wanted in group])
     tools = [packages[name] for name in sorted(needs.keys() - runtime.keys())]

@@ -13,6 +13,7 @@ from novacron.cli import images, output
 from novacron.cli.app import app
 from novacron.cli.options import expand
 from novacron.client.api import config_path
+from novacron.extras import Extra, installed, require
 from novacron.service_options import AgentOptions, ServerOptions, StateDir, default_state_dir
 from novacron.terminal import say
 
@@ -33,6 +34,7 @@ def build(
     images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None,
 ) -> None:
     """Build an image on this node from Debian's packages; its agent finds it within seconds."""
+    require(Extra.AGENT)
     from novacron.disk import debian, tiny
     from novacron.model.errors import NovaError
     from novacron.model.vm import check_name
@@ -55,6 +57,7 @@ def up(
     dwcp_host: Annotated[str, typer.Option(help="address to listen on for other nodes' migrations")] = "127.0.0.1",
 ) -> None:
     """Run everything on this machine: embedded PostgreSQL, the server, and one agent."""
+    require(Extra.SERVER, Extra.AGENT)
     from novacron.local import up as local
 
     state = state_dir or default_state_dir()
@@ -100,6 +103,8 @@ def support_bundle(
     log: Annotated[list[Path] | None, typer.Option(help="log file whose end to include; can be repeated")] = None,
 ) -> None:
     """Collect what a maintainer needs to find a problem: figures, states, events and ends of logs, without secrets."""
+    if not installed(Extra.SERVER):
+        require(Extra.AGENT)
     from novacron.local import bundle
 
     try:
@@ -122,6 +127,7 @@ def server(context: typer.Context, options: ServerOptions) -> None:
     """Run the control plane: API, controllers, and the agents' link."""
     if context.invoked_subcommand is not None:
         return
+    require(Extra.SERVER)
     from novacron.local.postgres import Postgres, PostgresFailed
     from novacron.model.errors import NovaError
     from novacron.server.main import run
@@ -156,6 +162,7 @@ def recover_admin(
     url: Annotated[str, typer.Option(help="URL of the API, for the CLI's new context")] = "https://127.0.0.1:7443",
 ) -> None:
     """Make a new administrator's token on the server's machine, when the only one is lost."""
+    require(Extra.SERVER)
     import asyncio
 
     from novacron.local import recovery
@@ -176,6 +183,7 @@ def recover_admin(
 @expand
 def agent(options: AgentOptions) -> None:
     """Run this host's VMs for the control plane."""
+    require(Extra.AGENT)
     from novacron.agent.main import run
     from novacron.model.errors import NovaError
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from novacron.extras import Extra, installed
 from novacron.local.doctor import key_files, machine, running
-from novacron.local.doctor.finding import Finding, Grade
+from novacron.local.doctor.finding import Finding, Grade, warning
 
 __all__ = ["Finding", "Grade", "Subject", "examine"]
 
@@ -25,30 +26,42 @@ class Subject(msgspec.Struct, frozen=True):
     qemu_binary: str = "qemu-system-x86_64"
 
 
-Check = Callable[[Subject], Awaitable[list[Finding]]]
-
-
 async def examine(subject: Subject) -> list[Finding]:
     """Return what was found, in the order in which it is best read. Nothing is changed."""
-    checks: list[tuple[str, Awaitable[list[Finding]]]] = [
-        ("privileges", machine.privileges()),
-        ("QEMU", machine.qemu(subject.qemu_binary)),
-        ("accelerator", machine.accelerator(subject.qemu_binary)),
-        ("programs", machine.programs()),
-        ("kernel", machine.kernel()),
-        ("clock", machine.clock()),
-        ("ports", machine.ports()),
-        ("disk", machine.disk(subject.state_dir)),
-        ("memory", machine.memory()),
-        ("limits", machine.limits()),
-        ("leftovers", machine.leftovers()),
-        ("certificates", machine.certificates(subject.state_dir)),
-        ("keys", key_files.key_files(subject.state_dir)),
-        ("database", running.database(subject.database)),
-        ("platform", running.platform()),
-    ]
-    groups = await asyncio.gather(*(_guarded(name, check) for name, check in checks))
+    groups = await asyncio.gather(*(_guarded(name, check) for name, check in _checks(subject)))
     return list(_flat(groups))
+
+
+def _checks(subject: Subject) -> Iterator[tuple[str, Awaitable[list[Finding]]]]:
+    """Yield what is to be looked at: of this machine, what the parts of NovaCron need that are installed here."""
+    if installed(Extra.AGENT):
+        from novacron.local.doctor import agent_host
+
+        yield "privileges", machine.privileges()
+        yield "QEMU", machine.qemu(subject.qemu_binary)
+        yield "accelerator", agent_host.accelerator(subject.qemu_binary)
+        yield "programs", machine.programs()
+        yield "kernel", machine.kernel()
+        yield "leftovers", agent_host.leftovers()
+    if installed(Extra.AGENT) or installed(Extra.SERVER):
+        yield "ports", machine.ports()
+        yield "disk", machine.disk(subject.state_dir)
+        yield "memory", machine.memory()
+        yield "limits", machine.limits()
+        yield "certificates", machine.certificates(subject.state_dir)
+        yield "keys", key_files.key_files(subject.state_dir)
+    yield "clock", machine.clock()
+    if subject.database is not None:
+        yield "database", _database(subject.database)
+    yield "platform", running.platform()
+
+
+async def _database(url: str) -> list[Finding]:
+    if not installed(Extra.SERVER):
+        return [warning("database", "only the server part of NovaCron can look at it", "install novacron[server]")]
+    from novacron.local.doctor import database
+
+    return await database.database(url)
 
 
 async def _guarded(name: str, check: Awaitable[list[Finding]]) -> list[Finding]:

@@ -15,19 +15,13 @@ import time
 from pathlib import Path
 
 from novacron import pki
-from novacron.agent.host import remnants
-from novacron.agent.host.remnants import Remnant
-from novacron.agent.vm import leftovers as earlier_agents
 from novacron.local.doctor.finding import Finding, bad, ok, warning
-from novacron.model.node import AcceleratorKind
-from novacron.qemu import probe
 
 QEMU_MIN = (7, 2)
 PYTHON_MIN = (3, 11)
 PORTS = {7443: "API", 7444: "agents' link", 7445: "migrations"}
 FREE_SHARE_MIN, FREE_SHARE_BAD = 0.15, 0.05
 DAY_S = 86400
-LEFTOVERS_NAMED_MAX = 5
 PROGRAMS = {
     "qemu-img": ("images and disks", "qemu-utils"),
     "setpriv": ("QEMUs that are kept apart", "util-linux"),
@@ -79,24 +73,6 @@ async def qemu(binary: str) -> list[Finding]:
 def _python() -> Finding:
     text = f"version {sys.version_info.major}.{sys.version_info.minor}, {ssl.OPENSSL_VERSION}"
     return ok("Python", text) if sys.version_info[:2] >= PYTHON_MIN else bad("Python", text, "install 3.11 or later")
-
-
-async def accelerator(binary: str) -> list[Finding]:
-    """Boot a few bytes of guest code: that /dev/kvm opens proves nothing."""
-    if shutil.which(binary) is None:
-        return []
-    try:
-        accelerator = await probe.probe(binary)
-    except RuntimeError as error:
-        return [bad("accelerator", str(error), "reinstall QEMU; is this machine's memory exhausted?")]
-    if accelerator.kind is AcceleratorKind.KVM:
-        return [ok("accelerator", f"KVM: {accelerator.reason}")]
-    advice = "switch virtualisation on in the firmware, or nested virtualisation on the host of this machine"
-    if not Path("/dev/kvm").exists():
-        advice += "; then: modprobe kvm_intel, or kvm_amd"
-    elif not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        advice = "run as root, or put the user into the group kvm"
-    return [warning("accelerator", f"none, VMs are emulated, ten times slower: {accelerator.reason}", advice)]
 
 
 async def programs() -> list[Finding]:
@@ -194,28 +170,6 @@ async def limits() -> list[Finding]:
     if most < 65536:
         return [warning("limits", f"at most {most} open files: a connection is one", "LimitNOFILE=1048576 in the unit")]
     return [ok("limits", f"up to {most} open files")]
-
-
-async def leftovers() -> list[Finding]:
-    """Look for what agents that are gone have left beside QEMUs."""
-    if not remnants.can_look():
-        return [ok("leftovers", "only root can look for networks, taps and cgroups of agents that are gone")]
-    found = await asyncio.to_thread(earlier_agents.abandoned)
-    if not found:
-        return [ok("leftovers", "no networks, taps or cgroups of agents that are gone")]
-    named = ", ".join(_leftover(remnant) for remnant in found[:LEFTOVERS_NAMED_MAX])
-    more = f" and {len(found) - LEFTOVERS_NAMED_MAX} more" if len(found) > LEFTOVERS_NAMED_MAX else ""
-    advice = (
-        "an agent of the same installation removes them when it starts on this host; by hand: ip netns del,"
-        " ip link del, and rmdir below /sys/fs/cgroup"
-    )
-    return [warning("leftovers", f"of agents that are gone: {named}{more}", advice)]
-
-
-def _leftover(remnant: Remnant) -> str:
-    of = f" of VM {remnant.vm}" if remnant.vm else ""
-    by = "" if remnant.by is None else f" (node {remnant.by.owner.partition('/')[2]}, {remnant.by.state_dir})"
-    return f"{remnant.kind} {remnant.name}{of}{by}"
 
 
 async def certificates(state_dir: Path) -> list[Finding]:

@@ -1,14 +1,12 @@
-"""Is what runs well: the database, and the platform that this user's settings lead to."""
+"""Is what runs well: the platform that this user's settings lead to."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import datetime
-
-import asyncpg
 
 from novacron import __version__, pki
 from novacron.client.api import Client, Object, load_config
@@ -16,62 +14,10 @@ from novacron.client.errors import ApiError, Unreachable
 from novacron.local.doctor.finding import Finding, bad, ok, warning
 from novacron.model import mac
 from novacron.model.condition import EVENTS_OF_THEIR_OWN, KEEPS_VMS_AWAY, ConditionReason, ConditionStatus
-from novacron.store.database import SCHEMA_VERSION, SERVER_VERSION_MIN
 
 SKEW_S_MAX = 1.0
 STALE_S = 120.0
 SHOWN_MAX = 5
-CONNECT_S = 5.0
-
-
-async def database(url: str | None) -> list[Finding]:
-    if url is None:
-        return []
-    try:
-        connection = await asyncpg.connect(url, timeout=CONNECT_S)
-    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError) as error:
-        why = str(error) or type(error).__name__
-        return [
-            bad("database", f"can't be reached: {why}", "does PostgreSQL run; are address, name and password right?")
-        ]
-    try:
-        return [finding async for finding in _database(connection)]
-    finally:
-        await connection.close()
-
-
-async def _database(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
-    number = int(await connection.fetchval("SHOW server_version_num"))
-    text = f"PostgreSQL {number // 10000}"
-    if number < SERVER_VERSION_MIN:
-        yield bad("database", text, "install version 15 or later")
-    else:
-        yield ok("database", text)
-    if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
-        yield ok("database", "has no tables yet: the server makes them when it starts")
-    else:
-        schema = await connection.fetchval("SELECT version_num FROM alembic_version")
-        if schema > SCHEMA_VERSION:
-            yield bad(
-                "database", f"its tables are of a later version ({schema}, not {SCHEMA_VERSION})", "update NovaCron"
-            )
-        elif schema < SCHEMA_VERSION:
-            yield warning("database", f"its tables are of an earlier version ({schema}, not {SCHEMA_VERSION})",
-                          "start this version's server: it brings them up to date")  # fmt: skip
-    used = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
-    most = int(await connection.fetchval("SHOW max_connections"))
-    if used > most * 0.9:
-        yield bad("database", f"{used} of {most} sessions are used", "raise max_connections, or lower --pool")
-    if await connection.fetchval("SHOW archive_mode") == "off":
-        yield warning("database", "its log is archived nowhere: data on its disk can't be restored after a loss",
-                      "set archive_mode and archive_command, and make base backups")  # fmt: skip
-    open_s = await connection.fetchval(
-        "SELECT coalesce(extract(epoch FROM max(clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
-    if open_s > 60:
-        yield warning("database", f"a transaction has been open for {open_s:.0f} s: reads become old",
-                      "see docs/runbooks/alerts.md#readsareold")  # fmt: skip
 
 
 async def platform() -> list[Finding]:
