@@ -6,6 +6,7 @@ import asyncio
 import threading
 
 import pytest
+from argon2.exceptions import VerifyMismatchError
 
 from novacron.api.access import passwords
 from novacron.api.access.passwords import KnownBrowsers, Passwords, check_strength
@@ -92,3 +93,11 @@ def test_passwords_that_are_easy_to_guess_are_refused(password: str) -> None:
 )
 def test_passwords_that_are_hard_to_guess_are_taken(password: str) -> None:
     check_strength(password, ["ann"])
+
+
+def test_a_login_of_nobody_costs_as_much_as_that_of_a_user() -> None:
+    """Else the time that a refusal takes would tell which users there are."""
+    assert not passwords._hasher.check_needs_rehash(passwords._NOBODYS), "the same cost as new passwords"
+    assert not passwords._matches(passwords._NOBODYS, "")
+    with pytest.raises(VerifyMismatchError):  # not InvalidHashError, which would be raised at once
+        passwords._hasher.verify(passwords._NOBODYS, "any password")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ COMPLEXITY_MAX = 15
 FILE_LINES_MAX = 500
 FOREIGN_SIGNATURES = {"telemetry/traces.py should_sample"}
 """Functions whose parameters somebody else prescribes."""
+LOADED_WHEN_NEEDED = {"opentelemetry.exporter", "pycdlib", "redis", "webauthn", "zxcvbn"}
+"""Packages that few processes need, and that take long to import."""
 SHARED_CLASS_NAMES = {
     "AntiAffinityScope", "AuditOutcome", "CpuKind", "Display", "DrainPolicy", "Encryption", "Firmware", "ImageFormat",
     "KeyName", "MigrationPolicy", "Power", "RebalanceMode", "Restart",
@@ -176,3 +180,9 @@ def test_schema_versions_are_one_chain_that_ends_with_this_program_s() -> None:
         assert f"\ndown_revision = {'None' if before is None else chr(34) + before + chr(34)}\n" in text, path.name
     assert len(set(numbers)) == len(numbers), "two versions have one number"
     assert numbers[-1] == database.SCHEMA_VERSION
+
+
+def test_what_few_processes_need_does_not_delay_the_start_of_all() -> None:
+    code = "import sys, novacron.server.main, novacron.agent.main; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not LOADED_WHEN_NEEDED & set(loaded)

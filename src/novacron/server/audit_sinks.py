@@ -14,7 +14,6 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from opentelemetry._logs import LogRecord, SeverityNumber
-from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk._logs.export import LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
@@ -171,6 +170,8 @@ class OtlpLogs:
         if urlsplit(endpoint).scheme not in ("http", "https"):
             raise InvalidInput(f"{endpoint!r} is not a URL", field="audit-otlp",
                                hint="write it like https://collector.example.net:4318/v1/logs")  # fmt: skip
+        from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # takes 0.1 s to import
+
         self._endpoint = endpoint
         self._exporter = OTLPLogExporter(endpoint, timeout=SEND_S)
         self._resource = Resource.create({"service.name": "novacron-audit", "service.version": __version__})

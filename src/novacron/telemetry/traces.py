@@ -20,7 +20,6 @@ from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -71,6 +70,8 @@ def set_up(component: str, instance: str, environment: Mapping[str, str] = os.en
         sampler=_Share(share) if endpoint else _Nothing(), resource=resource, shutdown_on_exit=False
     )
     if endpoint:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # takes 0.15 s to import
+
         provider.add_span_processor(Bounded(OTLPSpanExporter(timeout=EXPORT_S_MAX)))
     _State.provider, _State.share = provider, share
     _State.tracer = provider.get_tracer("novacron", __version__)

@@ -1,4 +1,7 @@
-"""Second factors: codes of authenticator apps (TOTP) and security keys (WebAuthn), made and verified by libraries."""
+"""Second factors: codes of authenticator apps (TOTP) and security keys (WebAuthn), made and verified by libraries.
+
+``webauthn`` takes 0.2 s to import: only a process that handles a security key loads it.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,25 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pyotp
-import webauthn
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from webauthn.helpers.structs import (
-    AuthenticatorSelectionCriteria,
-    PublicKeyCredentialCreationOptions,
-    PublicKeyCredentialDescriptor,
-    PublicKeyCredentialRequestOptions,
-    UserVerificationRequirement,
-)
 
 from novacron.model.access import Role
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.model.second_factor import FactorKind, totp_steps
 from novacron.model.token import same_secret
 from novacron.store.second_factors import StoredFactor
+
+if TYPE_CHECKING:
+    from webauthn.helpers.structs import (
+        PublicKeyCredentialCreationOptions,
+        PublicKeyCredentialDescriptor,
+        PublicKeyCredentialRequestOptions,
+    )
 
 ISSUER = "NovaCron"
 CHALLENGE_BYTES, NONCE_BYTES = 32, 12
@@ -83,6 +85,9 @@ class SecondFactorChecks:
 
     def registration(self, challenge: bytes, user: str, name: str, others: Sequence[StoredFactor]) -> Json:
         """Return what a browser needs to register a security key."""
+        import webauthn
+        from webauthn.helpers.structs import AuthenticatorSelectionCriteria, UserVerificationRequirement
+
         options = webauthn.generate_registration_options(
             rp_id=self._host, rp_name=ISSUER, user_id=user.encode(), user_name=name, challenge=challenge,
             authenticator_selection=AuthenticatorSelectionCriteria(
@@ -94,6 +99,8 @@ class SecondFactorChecks:
 
     def register(self, challenge: bytes, credential: Json) -> RegisteredKey:
         """Return the security key that a browser has registered. Raises InvalidInput."""
+        import webauthn
+
         try:
             done = webauthn.verify_registration_response(
                 credential=credential, expected_challenge=challenge, expected_rp_id=self._host,
@@ -108,6 +115,9 @@ class SecondFactorChecks:
         keys = _descriptors(factors)
         if not keys:
             return None
+        import webauthn
+        from webauthn.helpers.structs import UserVerificationRequirement
+
         return _json(webauthn.generate_authentication_options(
             rp_id=self._host, challenge=challenge, allow_credentials=keys,
             user_verification=UserVerificationRequirement.PREFERRED,
@@ -115,6 +125,8 @@ class SecondFactorChecks:
 
     def counter_of(self, factor: StoredFactor, challenge: bytes, credential: Json) -> int | None:
         """Return how often a security key says that it was used, if its answer is right; None: it is wrong."""
+        import webauthn
+
         try:
             done = webauthn.verify_authentication_response(
                 credential=credential, expected_challenge=challenge, expected_rp_id=self._host,
@@ -127,6 +139,8 @@ class SecondFactorChecks:
 
 
 def _descriptors(factors: Sequence[StoredFactor]) -> list[PublicKeyCredentialDescriptor]:
+    from webauthn.helpers.structs import PublicKeyCredentialDescriptor
+
     return [
         PublicKeyCredentialDescriptor(id=factor.credential)
         for factor in factors
@@ -135,5 +149,7 @@ def _descriptors(factors: Sequence[StoredFactor]) -> list[PublicKeyCredentialDes
 
 
 def _json(options: PublicKeyCredentialCreationOptions | PublicKeyCredentialRequestOptions) -> Json:
+    import webauthn
+
     made: Json = json.loads(webauthn.options_to_json(options))
     return made

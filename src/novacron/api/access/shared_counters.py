@@ -4,11 +4,12 @@ passwords. Without it, or while it is away, each process counts for itself; noth
 from __future__ import annotations
 
 import time
-
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from typing import TYPE_CHECKING
 
 from novacron.telemetry import logs
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 log = logs.get(__name__)
 
@@ -16,15 +17,19 @@ PREFIX = "novacron:"
 TIMEOUT_S = 0.5
 AWAY_S = 5.0
 """How long it is left alone after it did not answer."""
-AWAY = (RedisError, OSError, TimeoutError)
 
 
 class Shared:
     """Counters that processes have in common."""
 
     def __init__(self, url: str | None) -> None:
-        self._redis = None
+        self._redis: Redis | None = None
+        self._away: tuple[type[Exception], ...] = (OSError,)
         if url is not None:
+            from redis.asyncio import Redis  # takes 0.3 s, and most servers have no Redis
+            from redis.exceptions import RedisError
+
+            self._away = (RedisError, OSError)
             self._redis = Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
         self._away_until = 0.0
 
@@ -48,7 +53,7 @@ class Shared:
                     pipe.incrby(PREFIX + key, count)
                     pipe.expire(PREFIX + key, ttl_s)
                 answers = await pipe.execute()
-        except AWAY as error:
+        except self._away as error:
             self._lost(error)
             return {}
         return {key: int(answers[2 * number]) for number, key in enumerate(counts)}
@@ -60,7 +65,7 @@ class Shared:
         assert self._redis is not None
         try:
             values = await self._redis.mget([PREFIX + key for key in keys])
-        except AWAY as error:
+        except self._away as error:
             self._lost(error)
             return {}
         return {key: int(value or 0) for key, value in zip(keys, values, strict=True)}
