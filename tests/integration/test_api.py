@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -292,6 +293,40 @@ def test_a_vm_that_is_off_is_resized_within_its_nodes_capacity(api: Api, new_vm:
     running = new_vm(node="host-a")
     problem = api("PATCH", f"{VMS}/{running['id']}", {"memory_mib": 512}).problem
     assert problem["code"] == "illegal-state" and "while it is stopped" in problem["detail"]
+
+
+def test_objects_of_every_kind_are_described_and_found_by_their_tags(
+    api: Api, new_vm: NewVm, new_name: NewName
+) -> None:
+    name, tag = new_name(), "grün"
+    vm = new_vm(power="stopped", tags=[tag, tag], description="of a shop", ha=False)
+    assert (vm["tags"], vm["description"]) == ([tag], "of a shop")
+    assert api("POST", "/api/v1/networks", {"name": name}).status == 201
+    assert api("POST", "/api/v1/security-groups", {"name": name}).status == 201
+    assert api("POST", "/api/v1/floating-addresses", {"address": "198.51.100.77"}).status == 201
+    try:
+        for place in (f"vms/{vm['id']}", f"networks/{name}", f"security-groups/{name}", "projects/default",
+                      "nodes/host-a", "images/tiny", "floating-addresses/198.51.100.77"):  # fmt: skip
+            kind = place.partition("/")[0]
+            hostile = {"display_name": "\u202e\x1b[2JBücher 📚", "description": "two\nlines", "tags": [tag, "b"]}
+            changed = api("PATCH", f"/api/v1/{place}", hostile)
+            assert changed.status == 200 and hostile.items() <= changed.body.items(), (place, changed.body)
+            refused = api("PATCH", f"/api/v1/{place}", {"tags": ["a b"]}).problem
+            assert (refused["status"], refused["field"]) == (400, "tags"), place
+            found = api("GET", f"/api/v1/{kind}?tag={quote(tag)},b").body["items"]
+            assert len(found) == 1 and found[0]["tags"] == [tag, "b"], kind
+            assert not api("GET", f"/api/v1/{kind}?tag={quote(tag)},c").body["items"]
+            cleared = {"display_name": "", "description": "", "tags": []}
+            assert api("PATCH", f"/api/v1/{place}", cleared).status == 200
+            assert not api("GET", f"/api/v1/{kind}?tag=b").body["items"]
+        assert api("PATCH", f"{VMS}/{vm['id']}", {"tags": ["x"]}, If_Match='"1"').problem["status"] == 412
+        both = api("PATCH", f"{VMS}/{vm['id']}", {"tags": ["x"], "restart": "never"}).body
+        assert (both["tags"], both["spec"]["restart"]) == (["x"], "never")
+        assert api("GET", "/api/v1/events?tag=x").problem["field"] == "tag"
+        assert api("GET", f"{VMS}?tag=,").problem["field"] == "tag"
+    finally:
+        for place in (f"networks/{name}", f"security-groups/{name}", "floating-addresses/198.51.100.77"):
+            assert api("DELETE", f"/api/v1/{place}").status == 200
 
 
 def test_a_protected_vm_is_not_deleted(api: Api, new_vm: NewVm) -> None:

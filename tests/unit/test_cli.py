@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import novacron.__main__ as main
 from novacron.agent.settings import AgentSettings
 from novacron.api.edge.rate_limits import RateSettings
-from novacron.cli import images, networks, nodes, options, output, vm_create, vms, volumes
+from novacron.cli import access, images, networks, nodes, options, output, snapshots, vm_create, vms, volumes
 from novacron.cli.output import Object
 from novacron.cli.progress import share_done
 from novacron.client import ApiError, Unreachable
@@ -79,7 +79,7 @@ class Calls:
             spec = {"labels": {"a": "1"}, "taints": [], "passthrough": ["0000:00:02.0"], "subnet": "10.0.0.0/24"}
             return {
                 "id": "id-1", "name": "web", "node": None, "deleting": False, "migration": None, "mtu": 1500,
-                "status": {"state": "pending"}, "spec": spec, "size_bytes": 1, "source": "a",
+                "status": {"state": "pending"}, "spec": spec, "size_bytes": 1, "source": "a", "rules": [],
             }  # fmt: skip
 
         return call
@@ -88,7 +88,7 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     recorder = Calls()
-    for module in (vm_create, vms, volumes, networks, nodes, images):
+    for module in (vm_create, vms, volumes, networks, nodes, images, snapshots, access):
         monkeypatch.setattr(module, "Client", lambda: recorder)
     monkeypatch.setattr(output, "fields", lambda *_: None)
     return recorder
@@ -120,6 +120,24 @@ def test_changing_a_vm_sends_only_explicit_options(calls: Calls) -> None:
     run("vm", "set", "web", "--no-protect", "--disk-iops", "0", "--vcpus-max", "8", "--restart", "never")
     changes: Object = {"protected": False, "disk_iops": None, "vcpus_max": 8, "restart": "never"}
     assert calls.made == [("configure_vm", ("web",), changes)]
+
+
+def test_every_kind_of_object_is_described_with_the_same_options(calls: Calls) -> None:
+    written = ("--display-name", "Bücher", "--description", "", "--tags", "web, blue")
+    fields: Object = {"display_name": "Bücher", "description": "", "tags": ["web", "blue"]}
+    for kind, ref, call in (
+        ("vm", ("web",), "configure_vm"), ("volume", ("data",), "configure_volume"),
+        ("network", ("lan",), "configure_network"), ("image", ("tiny",), "configure_image"),
+        ("snapshot", ("web", "s1"), "configure_snapshot"), ("project", ("shop",), "configure_project"),
+        ("node", ("host-a",), "configure_node"), ("floating-address", ("203.0.113.7",), "configure_floating_address"),
+        ("forward", ("fwd-1",), "configure_forward"),
+    ):  # fmt: skip
+        run(kind, "set", *ref, *written)
+        assert calls.made.pop() == (call, ref, fields)
+    run("security-group", "set", "open", *written)
+    assert calls.made.pop() == ("configure_security_group", ("open", None), fields)
+    run("vm", "set", "web", "--tags", "")
+    assert calls.made.pop() == ("configure_vm", ("web",), {"tags": []})
 
 
 def test_security_groups_can_be_removed_all(calls: Calls) -> None:

@@ -22,16 +22,17 @@ from novacron.model.token import TokenKind
 from novacron.store.feed import Batch, Change, FeedSnapshot
 
 PROJECTS, NODES, STATES, IMAGES = ("p", "q", "r"), ("a", "b", None), ("running", "stopped"), ("tiny", "big")
+TAGS = ("production", "web")
 CALLER = Caller("tok", "ann", "user", TokenKind.API, Access(frozenset({Right.READ})), "p", NEVER_S, "*")
 
 ids = st.sampled_from([f"vm-{n}" for n in range(12)])
 bodies = st.builds(
-    lambda id, name, project, node, state, image: {
+    lambda id, name, project, node, state, image, tags: {
         "id": id, "name": name, "project": project, "node": node, "status": {"state": state}, "spec": {"image": image},
-        "created_at": "2026-01-01",
+        "created_at": "2026-01-01", "tags": tags,
     },
     ids, st.sampled_from(["web", "web-1", "web-2", "db", "w"]), st.sampled_from(PROJECTS), st.sampled_from(NODES),
-    st.sampled_from(STATES), st.sampled_from(IMAGES),
+    st.sampled_from(STATES), st.sampled_from(IMAGES), st.lists(st.sampled_from(TAGS), unique=True),
 )  # fmt: skip
 changes = st.lists(st.one_of(bodies, ids), max_size=60)
 """A body: the VM is that now; an id: it is deleted."""
@@ -43,7 +44,7 @@ def pair(field: str, values: tuple[object, ...]) -> st.SearchStrategy[tuple[str,
 
 pairs = st.one_of(
     pair("project", PROJECTS), pair("node", NODES), pair("status.state", STATES), pair("spec.image", IMAGES),
-    pair("name", ("web", "db")), pair("id", ("vm-1", "vm-2")),
+    pair("tags", TAGS), pair("name", ("web", "db")), pair("id", ("vm-1", "vm-2")),
 )  # fmt: skip
 conditions = st.lists(st.lists(pairs, max_size=3).map(tuple), max_size=3).map(tuple)
 queries = st.builds(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from novacron.cli import options, output
+from novacron.cli import metadata, options, output
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 from novacron.terminal import say
@@ -116,10 +116,10 @@ def _asked_password() -> str:
 
 
 @projects.command("list")
-def list_projects(output_: Output = OutputFormat.TABLE) -> None:
+def list_projects(tag: metadata.TagFilter = None, output_: Output = OutputFormat.TABLE) -> None:
     """List the projects that you can see."""
     with output.errors():
-        output.rows(Client().list("projects"), PROJECTS, output_)
+        output.rows(Client().list("projects", **metadata.filters(tag)), PROJECTS, output_)
 
 
 @projects.command("show")
@@ -160,7 +160,6 @@ class ProjectChanges:
     """What of a project can change, besides its quota; None stays."""
 
     name: Annotated[str | None, typer.Option(help="its new name")] = None
-    description: Annotated[str | None, typer.Option(help="what it is for")] = None
     host_network: HostNetwork = None
     encryption: Encryption = None
 
@@ -169,12 +168,13 @@ class ProjectChanges:
 @options.expand
 def set_project(
     project: ProjectName,
+    described: metadata.Changes,
     changed: ProjectChanges = ProjectChanges(),
     quota: QuotaTexts = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Change a project's name, description, quota or encryption."""
-    changes: dict[str, Any] = {f: value for f, value in vars(changed).items() if value is not None}
+    """Change a project's name, description, tags, quota or encryption."""
+    changes: dict[str, Any] = {f: value for f, value in vars(changed).items() if value is not None} | described
     if changed.encryption is not None:
         changes["encryption"] = changed.encryption is OnOff.ON
     with output.errors():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import options, output, progress
+from novacron.cli import metadata, options, output, progress
 from novacron.cli.output import Columns, Object, Output
 from novacron.client import Client
 from novacron.client.choices import ImageFormat
@@ -22,16 +22,29 @@ COLUMNS: Columns = {
     "DIGEST": lambda i: i["digest"][:12],
     "NODES": lambda i: i["nodes"],
     "DESCRIPTION": lambda i: i["description"],
+    "TAGS": lambda i: i["tags"],
 }
 
 
 @app.command("list")
 def list_(
+    tag: metadata.TagFilter = None,
     output_: Output = output.OutputFormat.TABLE,
 ) -> None:
     """List images and the nodes that hold them."""
     with output.errors():
-        output.rows(Client().list("images"), COLUMNS, output_)
+        output.rows(Client().list("images", **metadata.filters(tag)), COLUMNS, output_)
+
+
+@app.command("set")
+@options.expand
+def set_(
+    name: Annotated[str, typer.Argument(help="name of the image", show_default=False)], changes: metadata.Changes
+) -> None:
+    """Change an image's display name, description and tags."""
+    metadata.check_given(changes)
+    with output.errors():
+        say(f"{Client().configure_image(name, **changes)['name']}: changed")
 
 
 IMPORTS: Columns = {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import options, output
+from novacron.cli import metadata, options, output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import Encryption
@@ -44,6 +44,7 @@ NETWORKS: Columns = {
 }
 DETAILS: Columns = {
     **NETWORKS,
+    **metadata.COLUMNS,
     "NAT": lambda n: "yes" if n["spec"]["nat"] else "no",
     "NAMESERVERS": lambda n: n["spec"]["nameservers"],
     "ENCRYPTION": lambda n: "always (fleet)" if n["encryption_required"] else n["spec"]["encryption"],
@@ -95,10 +96,10 @@ def parse_rule(text: str) -> Object:
 
 
 @app.command("list")
-def list_(output_: Output = OutputFormat.TABLE) -> None:
+def list_(tag: metadata.TagFilter = None, output_: Output = OutputFormat.TABLE) -> None:
     """List networks."""
     with output.errors():
-        output.rows(Client().list("networks"), NETWORKS, output_)
+        output.rows(Client().list("networks", **metadata.filters(tag)), NETWORKS, output_)
 
 
 @app.command()
@@ -133,6 +134,15 @@ def create(
         say(f"{network['name']}: {network['spec']['subnet'] or _bridge(network['spec'])}, MTU {network['mtu']}")
 
 
+@app.command("set")
+@options.expand
+def set_(network: NetworkName, changes: metadata.Changes) -> None:
+    """Change a network's display name, description and tags."""
+    metadata.check_given(changes)
+    with output.errors():
+        say(f"{Client().configure_network(network, **changes)['name']}: changed")
+
+
 @app.command()
 def encryption(
     always: Annotated[
@@ -157,10 +167,10 @@ def delete(network: NetworkName) -> None:
 
 
 @groups.command("list")
-def list_groups(output_: Output = OutputFormat.TABLE) -> None:
+def list_groups(tag: metadata.TagFilter = None, output_: Output = OutputFormat.TABLE) -> None:
     """List security groups."""
     with output.errors():
-        output.rows(Client().list("security-groups"), GROUPS, output_)
+        output.rows(Client().list("security-groups", **metadata.filters(tag)), GROUPS, output_)
 
 
 @groups.command("create")
@@ -172,10 +182,15 @@ def create_group(name: GroupName, rule: RuleTexts = None) -> None:
 
 
 @groups.command("set")
-def set_group(name: GroupName, rule: RuleTexts = None) -> None:
-    """Replace the rules of a security group, at once wherever it is used."""
+@options.expand
+def set_group(name: GroupName, described: metadata.Changes, rule: RuleTexts = None) -> None:
+    """Replace the rules of a security group, at once wherever it is used, or change its description and tags.
+
+    Without an option it has no rules any more: nothing comes in.
+    """
     with output.errors():
-        changed = Client().configure_security_group(name, [parse_rule(text) for text in rule or ()])
+        rules = None if described and rule is None else [parse_rule(text) for text in rule or ()]
+        changed = Client().configure_security_group(name, rules, **described)
         say(f"{changed['name']}: {len(changed['rules'])} rules")
 
 
@@ -188,10 +203,20 @@ def delete_group(name: GroupName) -> None:
 
 
 @floating.command("list")
-def list_floating(output_: Output = OutputFormat.TABLE) -> None:
+def list_floating(tag: metadata.TagFilter = None, output_: Output = OutputFormat.TABLE) -> None:
     """List floating addresses."""
     with output.errors():
-        output.rows(Client().list("floating-addresses"), FLOATING, output_)
+        output.rows(Client().list("floating-addresses", **metadata.filters(tag)), FLOATING, output_)
+
+
+@floating.command("set")
+@options.expand
+def set_floating(address: Address, changes: metadata.Changes) -> None:
+    """Change a floating address's display name, description and tags."""
+    metadata.check_given(changes)
+    with output.errors():
+        Client().configure_floating_address(address, **changes)
+        say(f"{address}: changed")
 
 
 @floating.command("add")
@@ -230,12 +255,13 @@ def detach(address: Address) -> None:
 
 @forwards.command("list")
 def list_forwards(
-    vm: Annotated[str | None, typer.Option(help="only ports of this VM")] = None, output_: Output = OutputFormat.TABLE
+    vm: Annotated[str | None, typer.Option(help="only ports of this VM")] = None,
+    tag: metadata.TagFilter = None,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List forwarded ports."""
     with output.errors():
-        filters: Object = {"vm": vm} if vm else {}
-        output.rows(Client().list("forwards", **filters), FORWARDS, output_)
+        output.rows(Client().list("forwards", **metadata.filters(tag, vm=vm)), FORWARDS, output_)
 
 
 @forwards.command("create")
@@ -259,8 +285,21 @@ def create_forward(
         say(f"{forward['id']}: {via} leads to {forward['vm_name']}, port {vm_port}")
 
 
+ForwardId = Annotated[str, typer.Argument(help="see: novacron forward list", show_default=False)]
+
+
+@forwards.command("set")
+@options.expand
+def set_forward(id: ForwardId, changes: metadata.Changes) -> None:
+    """Change a forwarded port's display name, description and tags."""
+    metadata.check_given(changes)
+    with output.errors():
+        Client().configure_forward(id, **changes)
+        say(f"{id}: changed")
+
+
 @forwards.command("delete")
-def delete_forward(id: Annotated[str, typer.Argument(help="see: novacron forward list", show_default=False)]) -> None:
+def delete_forward(id: ForwardId) -> None:
     """Stop forwarding a port."""
     with output.errors():
         Client().delete("forwards", id)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from novacron import private_file
-from novacron.cli import options, output
+from novacron.cli import metadata, options, output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import DrainPolicy
@@ -109,6 +109,7 @@ def _clock(skew_s: float) -> str:
 
 DETAILS: Columns = {
     **COLUMNS,
+    **metadata.COLUMNS,
     "PROBE": lambda n: (has(n, "accelerator") or {}).get("reason"),
     "REASON": lambda n: n["status"]["reason"],
     "UNRECONCILED": lambda n: n["status"].get("unreconciled_vms") or None,
@@ -167,10 +168,10 @@ DRAINS: Columns = {
 
 
 @app.command("list")
-def list_(output_: Output = OutputFormat.TABLE) -> None:
+def list_(tag: metadata.TagFilter = None, output_: Output = OutputFormat.TABLE) -> None:
     """List nodes."""
     with output.errors():
-        output.rows(Client().list("nodes"), COLUMNS, output_)
+        output.rows(Client().list("nodes", **metadata.filters(tag)), COLUMNS, output_)
 
 
 @app.command()
@@ -220,6 +221,7 @@ SET_OPTIONS = (
         "migrations_at_once", str, "--migrations", convert=_migrations_at_once,
         help="how many migrations it takes part in at once; default: as its CPUs allow, up to 2",
     ),
+    *metadata.OPTIONS,
 )  # fmt: skip
 
 
@@ -239,7 +241,7 @@ def set_(
     ] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Change a node's site, labels and taints, its overcommit, and the limits of its migrations."""
+    """Change a node's site, labels and taints, its overcommit, the limits of its migrations, description and tags."""
     if not changes and not label and not taint and passthrough is None:
         raise typer.BadParameter("nothing to change: give an option")
     with output.errors():

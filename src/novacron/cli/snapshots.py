@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import options, output, progress
+from novacron.cli import metadata, options, output, progress
 from novacron.cli.options import QuietWait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vms import VmRef
@@ -94,6 +94,15 @@ def create(
         snapshot = client.create_snapshot(vm, name, memory, quiesce)
         _say_excluded(snapshot, "that the snapshot does not include")
         _finish(client, snapshot, "taking", wait)
+
+
+@app.command("set")
+@options.expand
+def set_(vm: VmRef, name: Name, changes: metadata.Changes) -> None:
+    """Change a snapshot's display name, description and tags."""
+    metadata.check_given(changes)
+    with output.errors():
+        say(f"{Client().configure_snapshot(vm, name, **changes)['name']}: changed")
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from novacron.cli import output
+from novacron.cli import metadata, output
 from novacron.cli.options import Option, option, zero_removes
 from novacron.cli.output import Object
 from novacron.client.choices import VM_FIELDS, AntiAffinityScope, Display, Power
@@ -133,6 +133,7 @@ CREATE_OPTIONS = (
     option("image", str, help="see: novacron image list", default=...),
     option("node", str, help="node to run on; chosen by the platform if not given", panel=PLACE),
     *(_create_option(entry) for entry in VM_OPTIONS),
+    *metadata.OPTIONS,
     option("placement.labels", list[str], "--require-label", panel=PLACE, convert=output.parse_labels,
            help="KEY=VALUE that the node must have as a label; can be repeated"),
     option("placement.tolerations", list[str], "--tolerate", panel=PLACE,
@@ -157,6 +158,7 @@ CHANGE_OPTIONS = (
     option("macs", list[str], "--mac", panel=NET, convert=chosen_or_new,
            help="MAC address of its interface, or new for a free one, while it is off; repeat it for each interface"),
     option("name", str, help="a new name"),
+    *metadata.OPTIONS,
     *(_change_option(entry) for entry in VM_OPTIONS if VM_FIELDS[entry.field].changeable),
     option("security_groups", list[str], "--security-group", panel=NET,
            help="security group of its network interfaces, instead of those it has; can be repeated"),

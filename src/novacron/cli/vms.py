@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import options, output, progress
+from novacron.cli import metadata, options, output, progress
 from novacron.cli.options import QuietWait, Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vm_options import NoSecurityGroup, VmChanges
@@ -90,6 +90,7 @@ def mac_addresses(vm: Object) -> str | None:
 
 DETAILS: Columns = {
     **COLUMNS,
+    **metadata.COLUMNS,
     "MEMORY NOW": memory_now,
     "GUEST": lambda vm: (vm["status"]["guest"] or {}).get("hostname"),
     "ADDRESSES": lambda vm: (vm["status"]["guest"] or {}).get("addresses"),
@@ -152,7 +153,7 @@ def _waited(client: Client, vm: Object, states: tuple[str, ...], timeout_s: floa
 def set_(
     vm: VmRef, changes: VmChanges, no_security_group: NoSecurityGroup = False, output_: Output = OutputFormat.TABLE
 ) -> None:
-    """Change a VM: its name, size, availability or protection."""
+    """Change a VM: its name, size, hardware, placement, availability, protection, description or tags."""
     if no_security_group:
         changes["security_groups"] = []
     with output.errors():
@@ -163,13 +164,13 @@ def set_(
 def list_(
     node: Annotated[str | None, typer.Option(help="only VMs on this node")] = None,
     state: Annotated[str | None, typer.Option(help="only VMs in this state")] = None,
+    tag: metadata.TagFilter = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List VMs."""
     with output.errors():
-        filters: Object = {key: value for key, value in (("node", node), ("state", state)) if value}
         client = Client()
-        output.rows(client.list("vms", **filters), COLUMNS, output_)
+        output.rows(client.list("vms", **metadata.filters(tag, node=node, state=state)), COLUMNS, output_)
         if output_ is OutputFormat.TABLE:
             _warn_of_unreconciled(client)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import options, output, progress
+from novacron.cli import metadata, options, output, progress
 from novacron.cli.options import QuietWait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
@@ -30,6 +30,7 @@ COLUMNS: Columns = {
 }
 DETAILS: Columns = {
     **COLUMNS,
+    **metadata.COLUMNS,
     "ID": lambda v: v["id"],
     "KIND": lambda v: v["kind"],
     "ENCRYPTION": lambda v: v["encryption_key"] or "off",
@@ -69,12 +70,13 @@ def _finish(client: Client, volume: Object, what: str, wait: QuietWait) -> None:
 
 @app.command("list")
 def list_(
-    vm: Annotated[str | None, typer.Option(help="only volumes of this VM")] = None, output_: Output = OutputFormat.TABLE
+    vm: Annotated[str | None, typer.Option(help="only volumes of this VM")] = None,
+    tag: metadata.TagFilter = None,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List volumes."""
     with output.errors():
-        filters: Object = {"vm": vm} if vm else {}
-        output.rows(Client().list("volumes", **filters), COLUMNS, output_)
+        output.rows(Client().list("volumes", **metadata.filters(tag, vm=vm)), COLUMNS, output_)
 
 
 @app.command()
@@ -99,6 +101,7 @@ CHANGE_OPTIONS = (
         "bytes_per_s", int, "--throughput", help="limit of bytes a second; 0 removes it",
         convert=options.zero_removes,
     ),
+    *metadata.OPTIONS,
 )  # fmt: skip
 
 
@@ -119,7 +122,8 @@ def create(
 @app.command("set")
 @options.expand
 def set_(volume: VolumeRef, changes: Annotated[Object, CHANGE_OPTIONS]) -> None:
-    """Rename, grow or limit a volume."""
+    """Rename, grow, limit or describe a volume."""
+    metadata.check_given(changes)
     with output.errors():
         say(f"{Client().configure_volume(volume, **changes)['name']}: changed")
 

@@ -6,6 +6,8 @@ from datetime import datetime
 
 import msgspec
 
+from novacron.model.metadata import Metadata
+
 
 class Event(msgspec.Struct, frozen=True):
     """Something that happened to an object, and who or what caused it."""
@@ -27,14 +29,13 @@ class Event(msgspec.Struct, frozen=True):
     """When it happened last, if it may repeat; ``message`` is of then."""
 
 
-class Image(msgspec.Struct, frozen=True):
+class Image(Metadata, frozen=True):
     """An image and the nodes that hold it."""
 
     name: str
     digest: str
     size_bytes: int
     kind: str
-    description: str
     disk_bytes: int
     """Size of the disk in the image; 0: it has none."""
     nodes: tuple[str, ...]

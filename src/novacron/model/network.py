@@ -15,6 +15,7 @@ from novacron.model import limits
 from novacron.model.constraints import GroupName
 from novacron.model.errors import InvalidInput, NoCapacity
 from novacron.model.mac import MacAddress
+from novacron.model.metadata import Metadata
 from novacron.model.project import DEFAULT
 
 TUNNEL_BYTES = 50
@@ -71,7 +72,7 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """VLAN tag of the VMs' frames on the bridge. The bridge must have VLAN filtering enabled."""
 
 
-class Network(msgspec.Struct, frozen=True):
+class Network(Metadata, frozen=True):
     """A network as stored and as the API shows it."""
 
     name: str
@@ -195,7 +196,7 @@ class RuleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Rules = Annotated[tuple[RuleSpec, ...], Meta(max_length=limits.RULES_PER_GROUP_MAX)]
 
 
-class SecurityGroup(msgspec.Struct, frozen=True):
+class SecurityGroup(Metadata, frozen=True):
     """A set of rules. Incoming traffic needs a rule. Outgoing traffic needs one only if the group has rules for it."""
 
     name: str
@@ -205,7 +206,7 @@ class SecurityGroup(msgspec.Struct, frozen=True):
     project: str = DEFAULT
 
 
-class FloatingAddress(msgspec.Struct, frozen=True):
+class FloatingAddress(Metadata, frozen=True):
     """An address of the hosts' network that leads to a VM, or to ports of VMs, on whichever node they are."""
 
     address: str
@@ -222,7 +223,7 @@ class FloatingAddress(msgspec.Struct, frozen=True):
     """``reason``, for programs: one of ``WaitCode``."""
 
 
-class Forward(msgspec.Struct, frozen=True):
+class Forward(Metadata, frozen=True):
     """A port forward: a port that leads to a port of a VM."""
 
     id: str

@@ -14,6 +14,7 @@ from novacron.model.condition import NodeCondition, PeersSeen
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.cpu import CpuModel
 from novacron.model.hardware import HostHardware, PciAddress
+from novacron.model.metadata import Metadata
 from novacron.model.vm import NAME_PATTERN, Firmware
 from novacron.model.volume import Pool
 
@@ -147,7 +148,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """What is right with the node, and what is not."""
 
 
-class Node(msgspec.Struct, frozen=True):
+class Node(Metadata, frozen=True):
     name: str
     spec: NodeSpec
     status: NodeStatus

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from novacron.model import limits
 from novacron.model.errors import QuotaExceeded
+from novacron.model.metadata import Metadata
 
 DEFAULT = "default"
 """Name and id of the project that always exists."""
@@ -55,12 +56,11 @@ class Usage(msgspec.Struct, frozen=True):
     migrations: int = 0
 
 
-class Project(msgspec.Struct, frozen=True):
+class Project(Metadata, frozen=True):
     """A project as stored and as the API shows it."""
 
     id: str
     name: str
-    description: str
     quota: Quota
     host_network: bool
     """VMs without interfaces of their own may use the hosts' network."""

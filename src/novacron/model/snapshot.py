@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from novacron.model.errors import IllegalState
 from novacron.model.limits import MEMORY_SLOTS
+from novacron.model.metadata import Metadata
 from novacron.model.project import DEFAULT
 
 LAYOUT_DEVICES_MAX = 256
@@ -66,7 +67,7 @@ class MachineLayout(msgspec.Struct, frozen=True):
     """Each as ``NAME (TYPE)``, or ``TYPE`` without a name, sorted."""
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class Snapshot(Metadata, frozen=True):
     """A snapshot as stored and as the API shows it."""
 
     id: str

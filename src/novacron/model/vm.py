@@ -21,6 +21,7 @@ from novacron.model.errors import InvalidInput
 from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.mac import MacAddress
 from novacron.model.mac import from_id as mac_from_id
+from novacron.model.metadata import Metadata
 from novacron.model.network import NicSpec
 from novacron.model.project import DEFAULT
 
@@ -262,7 +263,7 @@ class CloneOf(msgspec.Struct, frozen=True):
     """The clone shares the source's disk layers; otherwise it has a full copy."""
 
 
-class Vm(msgspec.Struct, frozen=True):
+class Vm(Metadata, frozen=True):
     """A VM as stored and as the API shows it."""
 
     id: str

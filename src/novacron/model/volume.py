@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model import limits
+from novacron.model.metadata import Metadata
 from novacron.model.project import DEFAULT
 from novacron.model.vm import BytesPerS, DiskMib, Iops
 
@@ -44,7 +45,7 @@ class VolumePhase(StrEnum):
     """Reported by nodes only: the volume is gone."""
 
 
-class Volume(msgspec.Struct, frozen=True):
+class Volume(Metadata, frozen=True):
     """A volume as stored and as the API shows it."""
 
     id: str

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from novacron.model.errors import Conflict, IllegalState
+from novacron.model.metadata import FIELDS as METADATA
 from novacron.model.vm import CloneOf, Power, Vm, VmAction
 from novacron.store import events, macs, new_vms, projects, snapshots, vms
 from novacron.store.database import Connection
@@ -60,7 +61,8 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
     seed = await vms.seed_of(connection, source.id)
     begins = await vms.firmware_state_of(connection, source.id)
     of = CloneOf(source.id, source.name, linked)
-    new = new_vms.NewVm(name, spec, None, source.node, seed, begins, of)
+    described = {field: value for field in METADATA if (value := getattr(source, field))}
+    new = new_vms.NewVm(name, spec, None, source.node, seed, begins, of, described)
     clone = await new_vms.create(connection, await projects.making(connection, source.project), new, actor)
     await events.record(connection, events.NewEvent("vm", source.id, source.name, "CloneAsked", f"clone {name}", actor))
     return clone

@@ -79,6 +79,7 @@ TABLES = {
     "user": ("users", "id"),
     "grant": ("grants", "id"),
     "image-owner": ("image_owners", "name"),
+    "image-metadata": ("image_metadata", "name"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,7 +13,19 @@ from novacron.model.errors import InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.project import Project, Quota, Usage
 from novacron.model.vm import CloneOf, Vm, VmSpec, VmStatus, vm_id
-from novacron.store import deferred_writes, events, fleet, imports, macs, networks, projects, sizes, unreconciled, vms
+from novacron.store import (
+    deferred_writes,
+    events,
+    fleet,
+    imports,
+    macs,
+    metadata,
+    networks,
+    projects,
+    sizes,
+    unreconciled,
+    vms,
+)
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
@@ -49,11 +61,14 @@ class NewVm(NamedTuple):
     seed: Seed | None = None
     firmware_state: FirmwareState | None = None
     clone_of: CloneOf | None = None
+    metadata: Mapping[str, Any] = {}
 
     @property
     def needs_only_its_row(self) -> bool:
         """Say whether nothing else is stored with it, and nothing locked for it."""
-        return not any((self.spec.nics, self.spec.mac, self.node, self.seed, self.firmware_state, self.clone_of))
+        return not any(
+            (self.spec.nics, self.spec.mac, self.node, self.seed, self.firmware_state, self.clone_of, self.metadata)
+        )
 
 
 class _Row(NamedTuple):
@@ -98,7 +113,10 @@ async def create(connection: Connection, making: projects.Making, new: NewVm, ac
             "INSERT INTO vm_firmware_states (vm, state) VALUES ($1, $2)", vm.id, msgspec.to_builtins(new.firmware_state)
         )
     await events.record_all(connection, [_created(vm, actor)])
-    return vm
+    if not new.metadata:
+        return vm
+    target = metadata.ObjectRef("vm", vm.id, vm.name, vm.project)
+    return await metadata.change(connection, target, Vm, metadata.Wanted(new.metadata, actor))
 
 
 async def create_all(

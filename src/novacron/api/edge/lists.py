@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import msgspec
 from litestar import Response
 from litestar.enums import MediaType
 from litestar.params import QueryParameter
@@ -14,9 +15,13 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.read_model import paging, response_cache
 from novacron.api.read_model.indexes import Condition
 from novacron.api.read_model.paging import FIELDS, Paging, Query
-from novacron.model import limits
+from novacron.model import limits, metadata
 from novacron.model.errors import InvalidInput
+from novacron.model.metadata import wanted_tags
 
+Tag = Annotated[
+    str | None, QueryParameter(description="only objects with this tag; with commas between several: with all of them")
+]
 ABOUT_FIELDS = "only these, like id,name,status.state; the objects then lack the others, whatever their schema says"
 
 
@@ -26,11 +31,12 @@ async def paging_of(
     cursor: Annotated[str | None, QueryParameter(description="`next` of the page before")] = None,
     sort: Annotated[str | None, QueryParameter(description="a field, like created_at; -created_at: falling")] = None,
     fields: Annotated[str | None, QueryParameter(description=ABOUT_FIELDS)] = None,
+    tag: Tag = None,
 ) -> Paging:  # fmt: skip
     """Return the parameters that every list takes. Raises InvalidInput."""
     if fields is not None and not FIELDS.match(fields):
         raise InvalidInput(f"{fields!r} are no fields", field="fields", hint="write them like id,name,status.state")
-    return Paging(limit, cursor, sort, None if fields is None else tuple(fields.split(",")))
+    return Paging(limit, cursor, sort, None if fields is None else tuple(fields.split(",")), wanted_tags(tag))
 
 
 def where(values: Mapping[str, object]) -> tuple[Condition, ...]:
@@ -47,6 +53,10 @@ def answer(request: ApiRequest, page: Paging, query: Query) -> Response[Any]:
     """Answer with a page of the objects of a list that the caller may see; with ``keep``, that alone says which these
     are. Raises InvalidInput, NotFound."""
     cache = services(request).cache
+    if page.tags and query.kind not in metadata.KINDS:
+        raise InvalidInput(f"a {query.kind} has no tags", field="tag", hint="leave it out")
+    for tag in page.tags:
+        query = _and(query, (("tags", tag),))
     if query.keep is None:
         visible = authorization.visible(request, query.kind)
         query = query if visible is None else _and(query, visible)
@@ -58,4 +68,4 @@ def answer(request: ApiRequest, page: Paging, query: Query) -> Response[Any]:
 
 
 def _and(query: Query, condition: Condition) -> Query:
-    return Query(query.kind, (*query.conditions, condition), query.prefix, query.newest_first)
+    return msgspec.structs.replace(query, conditions=(*query.conditions, condition))

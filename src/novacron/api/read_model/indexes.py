@@ -20,8 +20,8 @@ Condition = tuple[tuple[str, object], ...]
 """``(field, value)`` pairs, at least one of which an object must have. Fields of structs within are ``spec.image``."""
 
 INDEXED: dict[str, tuple[str, ...]] = {
-    "vm": ("project", "node", "status.state", "spec.image"),
-    "volume": ("project", "vm", "vm_name"),
+    "vm": ("project", "node", "status.state", "spec.image", "tags"),
+    "volume": ("project", "vm", "vm_name", "tags"),
     "migration": ("project", "vm", "vm_name", "phase"),
     "event": ("project", "object", "name"),
     "snapshot": ("project", "vm"),
@@ -76,9 +76,15 @@ def value_at(body: object, path: str) -> object:
     return body
 
 
+def values_at(body: object, path: str) -> Sequence[object]:
+    """Return the values of a field by which it is looked for: those of a list are several."""
+    value = value_at(body, path)
+    return value if isinstance(value, list) else (value,)
+
+
 def matches(body: Object, condition: Condition) -> bool:
     """Say whether an object meets a condition."""
-    return any(value_at(body, field) == value for field, value in condition)
+    return any(value in values_at(body, field) for field, value in condition)
 
 
 class ListPart(msgspec.Struct, frozen=True):
@@ -156,21 +162,20 @@ class Index:
             self._all.add(now)
             self._entries[now] = new
         for field in self._fields:
-            self._move(
-                None if old is None else (field, value_at(old.body, field)), before,
-                None if new is None else (field, value_at(new.body, field)), now,
-            )  # fmt: skip
+            had = () if old is None else values_at(old.body, field)
+            has = () if new is None else values_at(new.body, field)
+            if (before, had) != (now, has):
+                self._move(field, (before, had), (now, has))
 
     def _move(
-        self, was: tuple[str, object] | None, before: str | None, has: tuple[str, object] | None, now: str | None
+        self, field: str, was: tuple[str | None, Sequence[object]], now: tuple[str | None, Sequence[object]]
     ) -> None:
-        """Move an object from the places with its former value of a field to those with its new one."""
-        if (before, was) == (now, has):
-            return
-        if before is not None and was is not None:
-            self._remove(was, before)
-        if now is not None and has is not None:
-            self._with.setdefault(has, _Places()).add(now)
+        """Move an object from its former place among those with its former values of a field."""
+        (old_place, old_values), (new_place, new_values) = was, now
+        for value in old_values if old_place is not None else ():
+            self._remove((field, value), str(old_place))
+        for value in new_values if new_place is not None else ():
+            self._with.setdefault((field, value), _Places()).add(str(new_place))
 
     def _remove(self, value: tuple[str, object], place: str) -> None:
         places = self._with.get(value)

@@ -44,6 +44,8 @@ class Paging(msgspec.Struct, frozen=True):
     cursor: str | None
     sort: str | None
     fields: tuple[str, ...] | None
+    tags: tuple[str, ...] = ()
+    """All of them."""
 
 
 class Query(msgspec.Struct, frozen=True):

@@ -30,7 +30,7 @@ PUBLIC = (
     "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
     "security-group", "floating-address", "forward", "project", "unreconciled-vm",
 )  # fmt: skip
-PRIVATE = (*CALLERS, "image-owner")
+PRIVATE = (*CALLERS, "image-owner", "image-metadata")
 NAMED = ("vm", "volume")
 """Kinds whose names are unique in their project only."""
 SUBSCRIBER_QUEUE_MAX = 10_000

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, delete, post, put
 from litestar.params import JSONBody
-from msgspec import UNSET
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import problems, replies
-from novacron.api.routes.vms import ConfigureVm, CreateVm, new_vm
+from novacron.api.routes.vms import ConfigureVm, CreateVm, configuring, new_vm
 from novacron.model import limits
-from novacron.model.errors import InvalidInput, NovaError
-from novacron.model.vm import Vm, VmAction, check_name
+from novacron.model.errors import NovaError
+from novacron.model.vm import Vm, VmAction
 from novacron.store import deferred_writes, new_vms, projects, vms
 from novacron.store.database import Connection
 
@@ -123,22 +122,11 @@ async def configure_vms(request: ApiRequest, data: JSONBody[ConfigureVms]) -> Re
 
 
 async def _configuring(request: ApiRequest, item: ConfigureOne) -> Work | NovaError:
-    changes = item.changes
-    fields: dict[str, Any] = {
-        field: value for field in changes.__struct_fields__ if (value := getattr(changes, field)) is not UNSET
-    }
     try:
         id = await authorization.resolve(request, "vm", item.vm, "vm")
-        name = None if changes.name is UNSET else check_name(fields.pop("name"))
-        if not fields and name is None:
-            raise InvalidInput("the request changes nothing", field="changes")
+        return configuring(request, id, item.vm, item.changes, None, "changes")[1]
     except NovaError as error:
         return error
-
-    async def work(connection: Connection) -> Vm:
-        return await vms.configure(connection, id, name, fields, None, request.user.name)
-
-    return work
 
 
 @delete("/vms/batch", summary="Delete VMs", status_code=200)

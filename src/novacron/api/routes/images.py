@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from litestar import Router, delete, get, post
+from litestar import Router, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.edge import replies
+from novacron.api.edge import lists, replies
+from novacron.api.edge.metadata import Changes
 from novacron.api.read_model.indexes import Entry
 from novacron.api.read_model.paging import Page
 from novacron.model.access import Right
 from novacron.model.errors import Conflict, InvalidInput, NotFound
 from novacron.model.event import Image, ImageCopy
+from novacron.model.metadata import FIELDS as METADATA
+from novacron.model.metadata import MetadataChanges, wanted_tags
 from novacron.model.node import NodeName
-from novacron.store import events, imports, vms
+from novacron.store import events, imports, metadata, vms
 from novacron.wire.questions import RemoveImage
 
 
-def merge(nodes: dict[str, Entry], owners: dict[str, Entry]) -> list[Image]:
+def merge(nodes: dict[str, Entry], owners: dict[str, Entry], described: dict[str, Entry] | None = None) -> list[Image]:
     """Return the images that nodes hold, by name; the same name with another digest is another image."""
     by_digest: dict[tuple[str, str], dict[str, Any]] = {}
     for name in sorted(nodes):
@@ -29,9 +32,16 @@ def merge(nodes: dict[str, Entry], owners: dict[str, Entry]) -> list[Image]:
         for image in inventory["images"] if inventory else ():
             owner = owners.get(image["name"])
             fields = {**image, "nodes": [], "project": None if owner is None else owner.body["project"]}
+            fields |= _written(described, image["name"])
             merged = by_digest.setdefault((image["name"], image["digest"]), fields)
             merged["nodes"].append(name)
     return [msgspec.convert(by_digest[key], Image) for key in sorted(by_digest)]
+
+
+def _written(described: dict[str, Entry] | None, name: str) -> dict[str, Any]:
+    """Return what people wrote about an image."""
+    written = None if described is None else described.get(name)
+    return {} if written is None else {field: value for field in METADATA if (value := written.body[field])}
 
 
 def visible(request: ApiRequest) -> list[Image]:
@@ -39,7 +49,7 @@ def visible(request: ApiRequest) -> list[Image]:
     cache, access = services(request).cache, request.user.access
     return [
         image
-        for image in merge(cache.all("node"), cache.all("image-owner"))
+        for image in merge(cache.all("node"), cache.all("image-owner"), cache.all("image-metadata"))
         if image.project is None or access.sees(image.project)
     ]
 
@@ -68,16 +78,36 @@ def check_held(request: ApiRequest, name: str) -> None:
 
 
 @get("/", summary="List images and the nodes that hold them", opt=authorization.SELF)
-async def list_images(request: ApiRequest) -> Page[Image]:
-    return Page[Image](visible(request), None, services(request).cache.revision)
+async def list_images(request: ApiRequest, tag: lists.Tag = None) -> Page[Image]:
+    wanted = set(wanted_tags(tag))
+    items = [image for image in visible(request) if wanted.issubset(image.tags)]
+    return Page[Image](items, None, services(request).cache.revision)
 
 
 @get("/{name:str}", summary="Show an image", opt=authorization.SELF)
 async def show_image(request: ApiRequest, name: FromPath[str]) -> Image:
+    return _named(request, name)
+
+
+def _named(request: ApiRequest, name: str) -> Image:
     for image in visible(request):
         if image.name == name:
             return image
     raise NotFound(f"there is no image {name!r}", hint="see: novacron image list")
+
+
+@patch(
+    "/{name:str}",
+    summary="Change an image's display name, description and tags",
+    status_code=200,
+    opt=authorization.SELF,
+)
+async def configure_image(request: ApiRequest, name: FromPath[str], data: JSONBody[MetadataChanges]) -> Image:
+    image, changes = _named(request, replies.check_ref("image", name)), Changes.of(data)
+    authorization.check(request, image.project, Right.OPERATE if image.project is None else Right.WRITE)
+    async with replies.change(request, image) as connection:
+        await metadata.describe_image(connection, name, changes.metadata, request.user.name)
+    return _named(request, name)
 
 
 @delete("/{name:str}", summary="Remove an image from all nodes, or from one", status_code=204, opt=authorization.SELF)
@@ -102,6 +132,7 @@ async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery
     if node is None:
         async with replies.change(request) as connection:
             await imports.disown(connection, name)
+            await metadata.forget_image(connection, name)
 
 
 class CopyImage(msgspec.Struct, forbid_unknown_fields=True):
@@ -121,7 +152,7 @@ async def copy_image(request: ApiRequest, name: FromPath[str], data: JSONBody[Co
 
 router = Router(
     "/images",
-    route_handlers=[list_images, show_image, copy_image, delete_image],
+    route_handlers=[list_images, show_image, copy_image, configure_image, delete_image],
     tags=["images"],
     opt=authorization.in_fleet(),
 )

@@ -50,7 +50,7 @@ class ImportImage(msgspec.Struct, forbid_unknown_fields=True):
     size_bytes: SizeBytes | None = None
     sha256: Sha256 | None = None
     format: ImageFormat | None = None
-    description: Annotated[str, Meta(max_length=limits.DESCRIPTION_LENGTH_MAX)] = ""
+    description: Annotated[str, Meta(max_length=limits.IMAGE_FILE_DESCRIPTION_LENGTH_MAX)] = ""
     node: NodeName | None = None
     shared: bool | None = None
     """Every project may use the image, which needs a role in all projects; default: whether the caller has one."""

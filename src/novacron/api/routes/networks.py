@@ -9,13 +9,15 @@ import msgspec
 from litestar import Response, Router, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from msgspec import UNSET, UnsetType
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest
-from novacron.api.edge import lists, replies
+from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
+from novacron.model.metadata import MetadataChanges
 from novacron.model.network import (
     Encryption,
     FloatingAddress,
@@ -62,10 +64,10 @@ class CreateSecurityGroup(msgspec.Struct, forbid_unknown_fields=True):
     rules: Rules = ()
 
 
-class ConfigureSecurityGroup(msgspec.Struct, forbid_unknown_fields=True):
-    """The complete set of rules."""
+class ConfigureSecurityGroup(MetadataChanges):
+    """What to change; what is left out stays. ``rules`` is the complete set of rules."""
 
-    rules: Rules
+    rules: Rules | UnsetType = UNSET
 
 
 class AddFloatingAddress(msgspec.Struct, forbid_unknown_fields=True):
@@ -119,6 +121,14 @@ async def create_network(request: ApiRequest, data: JSONBody[CreateNetwork]) -> 
     return await replies.write(request, work, status=201, location=lambda network: f"/api/v1/networks/{network.name}")
 
 
+@patch("/networks/{name:str}", summary="Change a network's display name, description and tags", status_code=200)
+async def configure_network(
+    request: ApiRequest, name: FromPath[str], data: JSONBody[MetadataChanges]
+) -> Response[Network]:
+    name = await authorization.resolve(request, "network", name)
+    return await metadata.write(request, metadata.ObjectRef("network", name, name), Network, data)
+
+
 @delete("/networks/{name:str}", summary="Delete a network that no VM uses", status_code=200)
 async def delete_network(request: ApiRequest, name: FromPath[str]) -> Response[Network]:
     name = await authorization.resolve(request, "network", name)
@@ -154,14 +164,21 @@ async def create_group(request: ApiRequest, data: JSONBody[CreateSecurityGroup])
     )
 
 
-@patch("/security-groups/{name:str}", summary="Replace the rules of a security group", status_code=200)
+@patch("/security-groups/{name:str}", summary="Change a security group's rules, description or tags", status_code=200)
 async def configure_group(
     request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureSecurityGroup]
 ) -> Response[SecurityGroup]:
     name = await authorization.resolve(request, "security-group", name)
+    changes, revision, actor = metadata.Changes.of(data), replies.if_match(request), request.user.name
 
     async def work(connection: Connection) -> SecurityGroup:
-        return await security_groups.configure(connection, name, data.rules, request.user.name)
+        async def configure() -> SecurityGroup:
+            return await security_groups.configure(connection, name, changes.own["rules"], actor)
+
+        target, has_own = metadata.ObjectRef("security-group", name, name), configure if changes.own else None
+        return await metadata.apply(
+            connection, target, SecurityGroup, metadata.Wanted(changes.metadata, actor, revision), has_own
+        )
 
     return await replies.write(request, work)
 
@@ -203,6 +220,19 @@ async def add_address(request: ApiRequest, data: JSONBody[AddFloatingAddress]) -
     return await replies.write(
         request, work, status=201, location=lambda floating: f"/api/v1/floating-addresses/{floating.address}"
     )
+
+
+@patch(
+    "/floating-addresses/{address:str}",
+    summary="Change a floating address's display name, description and tags",
+    status_code=200,
+)
+async def configure_address(
+    request: ApiRequest, address: FromPath[str], data: JSONBody[MetadataChanges]
+) -> Response[FloatingAddress]:
+    address = await authorization.resolve(request, "floating-address", address)
+    target = metadata.ObjectRef("floating-address", address, address)
+    return await metadata.write(request, target, FloatingAddress, data)
 
 
 @delete(
@@ -259,6 +289,14 @@ async def create_forward(request: ApiRequest, data: JSONBody[CreateForward]) -> 
     return await replies.write(request, work, status=201)
 
 
+@patch("/forwards/{id:str}", summary="Change a port forward's display name, description and tags", status_code=200)
+async def configure_forward(
+    request: ApiRequest, id: FromPath[str], data: JSONBody[MetadataChanges]
+) -> Response[Forward]:
+    id = await authorization.resolve(request, "forward", replies.check_ref("forward", id))
+    return await metadata.write(request, metadata.ObjectRef("forward", id, id), Forward, data)
+
+
 @delete("/forwards/{id:str}", summary="Delete a port forward", status_code=200)
 async def remove_forward(request: ApiRequest, id: FromPath[str]) -> Response[Forward]:
     id = await authorization.resolve(request, "forward", replies.check_ref("forward", id))
@@ -272,10 +310,10 @@ async def remove_forward(request: ApiRequest, id: FromPath[str]) -> Response[For
 router = Router(
     "/",
     route_handlers=[
-        list_networks, show_network, create_network, delete_network,
+        list_networks, show_network, create_network, configure_network, delete_network,
         list_groups, show_group, create_group, configure_group, delete_group,
-        list_addresses, show_address, add_address, remove_address, attach_address, detach_address,
-        list_forwards, create_forward, remove_forward,
+        list_addresses, show_address, add_address, configure_address, remove_address, attach_address, detach_address,
+        list_forwards, create_forward, configure_forward, remove_forward,
     ],
     tags=["networks"],
     opt=authorization.in_project(),

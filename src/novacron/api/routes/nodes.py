@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -14,7 +15,7 @@ from msgspec import UNSET, UnsetType
 from novacron import pki
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.edge import lists, replies
+from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
@@ -23,6 +24,7 @@ from novacron.model.drain import DrainPolicy, TimeLimit
 from novacron.model.errors import InvalidInput
 from novacron.model.hardware import PciAddress
 from novacron.model.link_sharing import Rate, SiteName
+from novacron.model.metadata import MetadataChanges
 from novacron.model.node import Node, NodeName
 from novacron.model.token import JoinTicket, encode_ticket
 from novacron.model.vm import check_name
@@ -33,6 +35,7 @@ Confirm = Annotated[
     str | None,
     QueryParameter(description="name of the node that is gone, as a word that its host is off"),
 ]
+NOTHING_WRITTEN: Mapping[str, Any] = {}
 JoinTtl = Annotated[int, msgspec.Meta(ge=60, le=7 * 24 * 3600)]
 
 
@@ -40,7 +43,7 @@ MigrationsAtOnce = Annotated[int, msgspec.Meta(ge=1, le=limits.MIGRATIONS_PER_NO
 Passthrough = Annotated[tuple[PciAddress, ...], msgspec.Meta(max_length=limits.PASSTHROUGH_MAX)]
 
 
-class ConfigureNode(msgspec.Struct, forbid_unknown_fields=True):
+class ConfigureNode(MetadataChanges):
     """What is left out stays as it is; null removes the limit."""
 
     site: SiteName | UnsetType = UNSET
@@ -159,21 +162,28 @@ async def drain(request: ApiRequest, name: FromPath[str], data: JSONBody[DrainNo
     return await replies.write(request, work, status=202)
 
 
-@patch("/{name:str}", summary="Set a node's site, labels and migration limits", status_code=200)
+@patch("/{name:str}", summary="Set a node's site, labels, migration limits, description and tags", status_code=200)
 async def configure(request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureNode]) -> Response[Node]:
-    changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
-    return await _set(request, name, **changes)
+    changes = metadata.Changes.of(data)
+    return await _set(request, name, changes.metadata, **changes.own)
 
 
-async def _set(request: ApiRequest, name: str, status: int = 200, **changes: object) -> Response[Any]:
-    name, revision = replies.check_ref("node", name), replies.if_match(request)
+async def _set(
+    request: ApiRequest, name: str, described: Mapping[str, Any] = NOTHING_WRITTEN, /, **changes: object
+) -> Response[Any]:
+    name, revision, actor = replies.check_ref("node", name), replies.if_match(request), request.user.name
 
     async def work(connection: Connection) -> Node:
-        node = await nodes.get(connection, name, lock=True)
-        spec = msgspec.structs.replace(node.spec, **changes)
-        return await nodes.set_spec(connection, name, spec, revision, request.user.name)
+        async def configure() -> Node:
+            node = await nodes.get(connection, name, lock=True)
+            return await nodes.set_spec(
+                connection, name, msgspec.structs.replace(node.spec, **changes), revision, actor
+            )  # fmt: skip
 
-    return await replies.write(request, work, status=status)
+        target, has_own = metadata.ObjectRef("node", name, name), configure if changes else None
+        return await metadata.apply(connection, target, Node, metadata.Wanted(described, actor, revision), has_own)
+
+    return await replies.write(request, work)
 
 
 @delete(

@@ -8,23 +8,23 @@ import msgspec
 from litestar import Response, Router, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.edge import lists, replies
+from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.encryption import ErasedKey
 from novacron.model.errors import InvalidInput
+from novacron.model.metadata import Description, MetadataChanges
 from novacron.model.project import Project, Quota, Usage
 from novacron.model.vm import Name, check_name
 from novacron.store import project_keys, projects
 from novacron.store.database import Connection
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
-Description = Annotated[str, Meta(max_length=limits.DESCRIPTION_LENGTH_MAX)]
 
 
 class CreateProject(msgspec.Struct, forbid_unknown_fields=True):
@@ -38,12 +38,11 @@ class CreateProject(msgspec.Struct, forbid_unknown_fields=True):
     encryption: bool = False
 
 
-class ConfigureProject(msgspec.Struct, forbid_unknown_fields=True):
+class ConfigureProject(MetadataChanges):
     """What to change; what is left out stays. A quota is replaced as a whole: what it leaves out has no limit.
     ``encryption`` counts for what is created from then on."""
 
     name: Name | UnsetType = UNSET
-    description: Description | UnsetType = UNSET
     quota: Quota | UnsetType = UNSET
     host_network: bool | UnsetType = UNSET
     encryption: bool | UnsetType = UNSET
@@ -103,22 +102,25 @@ async def create_project(request: ApiRequest, data: JSONBody[CreateProject]) -> 
 
 @patch(
     "/{name:str}",
-    summary="Change a project's name, description, quota, encryption or access to the hosts' network",
+    summary="Change a project's name, description, tags, quota, encryption or access to the hosts' network",
     status_code=200,
 )
 async def configure_project(
     request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureProject]
 ) -> Response[Project]:
     name = replies.check_ref("project", name)
-    changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
-    if not changes:
-        raise InvalidInput("the request changes nothing", hint="the fields and their rules are in /schema")
-    if "name" in changes:
-        check_name(changes["name"])
+    changes, revision, actor = metadata.Changes.of(data), replies.if_match(request), request.user.name
+    new_name = name if data.name is UNSET else check_name(data.name)
     key = await services(request).platform_keys.new() if data.encryption is True else None
 
     async def work(connection: Connection) -> Project:
-        return await projects.configure(connection, name, changes, request.user.name, key)
+        async def configure() -> Project:
+            return await projects.configure(connection, name, changes.own, actor, key)
+
+        target, has_own = metadata.ObjectRef("project", name, new_name, new_name), configure if changes.own else None
+        return await metadata.apply(
+            connection, target, Project, metadata.Wanted(changes.metadata, actor, revision), has_own
+        )
 
     return await replies.write(request, work)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import msgspec
-from litestar import Response, delete, get, post
+from litestar import Response, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.edge import replies
+from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.paging import Page
+from novacron.model.errors import NotFound
+from novacron.model.metadata import MetadataChanges, wanted_tags
 from novacron.model.snapshot import Snapshot
 from novacron.model.vm import Name, check_name
 from novacron.store import snapshots
@@ -26,11 +28,12 @@ class CreateSnapshot(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @get("/{ref:str}/snapshots", summary="List a VM's snapshots, oldest first; each names the one before it")
-async def list_snapshots(request: ApiRequest, ref: FromPath[str]) -> Page[Snapshot]:
+async def list_snapshots(request: ApiRequest, ref: FromPath[str], tag: lists.Tag = None) -> Page[Snapshot]:
+    wanted = set(wanted_tags(tag))
     context, id = services(request), await authorization.resolve(request, "vm", ref)
     async with context.database.connection() as connection:
         items = await snapshots.of_vm(connection, id)
-    return Page[Snapshot](items, None, context.cache.revision)
+    return Page[Snapshot]([item for item in items if wanted.issubset(item.tags)], None, context.cache.revision)
 
 
 @post("/{ref:str}/snapshots", summary="Create a snapshot", status_code=202)
@@ -59,6 +62,22 @@ async def revert_snapshot(request: ApiRequest, ref: FromPath[str], name: FromPat
     return await replies.write(request, work, status=202)
 
 
+@patch(
+    "/{ref:str}/snapshots/{name:str}",
+    summary="Change a snapshot's display name, description and tags",
+    status_code=200,
+)
+async def configure_snapshot(
+    request: ApiRequest, ref: FromPath[str], name: FromPath[str], data: JSONBody[MetadataChanges]
+) -> Response[Snapshot]:
+    vm, name = await authorization.resolve(request, "vm", ref), replies.check_ref("snapshot", name)
+    async with services(request).database.connection() as connection:
+        id = next((snapshot.id for snapshot in await snapshots.of_vm(connection, vm) if snapshot.name == name), None)
+    if id is None:
+        raise NotFound(f"VM {ref} has no snapshot {name!r}", hint=f"see: novacron snapshot list {ref}")
+    return await metadata.write(request, metadata.ObjectRef("snapshot", id, name), Snapshot, data)
+
+
 @delete("/{ref:str}/snapshots/{name:str}", summary="Delete a snapshot; the VM stays as it is", status_code=202)
 async def delete_snapshot(request: ApiRequest, ref: FromPath[str], name: FromPath[str]) -> Response[Snapshot]:
     id, name = await authorization.resolve(request, "vm", ref), replies.check_ref("snapshot", name)
@@ -76,4 +95,4 @@ async def show_snapshot(
     return await replies.one(request, "snapshot", id, newer_than, min(max(timeout_s, 0), 60))
 
 
-ROUTES = [list_snapshots, create_snapshot, revert_snapshot, delete_snapshot]
+ROUTES = [list_snapshots, create_snapshot, revert_snapshot, configure_snapshot, delete_snapshot]

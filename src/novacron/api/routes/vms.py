@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.edge import lists, replies
+from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.indexes import NOTHING
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.routes import consoles, exports, guest_commands, images, snapshots
@@ -22,10 +22,12 @@ from novacron.api.routes.nodes import Confirm
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.cloud_init import Seed, check_seed
-from novacron.model.errors import IllegalState, InvalidInput, NovaError
+from novacron.model.errors import IllegalState, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.link_sharing import Rate, Weight
 from novacron.model.mac import MacAddress
+from novacron.model.metadata import FIELDS as METADATA
+from novacron.model.metadata import Description, DisplayName, Tags
 from novacron.model.migration import Migration, MigrationPolicy
 from novacron.model.network import SecurityGroups
 from novacron.model.probe import MoveForeseen
@@ -55,6 +57,9 @@ class CreateVm(VmFields, frozen=True, kw_only=True):
     node: Name | None = None
     cloud_init: Seed | None = None
     firmware_state: FirmwareState | None = None
+    display_name: DisplayName = ""
+    description: Description = ""
+    tags: Tags = ()
 
 
 MacAddresses = Annotated[tuple[MacAddress | None, ...], msgspec.Meta(min_length=1, max_length=limits.NICS_PER_VM_MAX)]
@@ -69,6 +74,9 @@ class ConfigureVm(VmChanges):
     """Of all interfaces of the VM, from now on."""
     macs: MacAddresses | UnsetType = UNSET
     """MAC addresses of all interfaces, in their order, while the VM is off; null: a free one."""
+    display_name: DisplayName | UnsetType = UNSET
+    description: Description | UnsetType = UNSET
+    tags: Tags | UnsetType = UNSET
 
 
 class CloneVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -152,7 +160,8 @@ def new_vm(request: ApiRequest, data: CreateVm) -> new_vms.NewVm:
     """Return the VM that a caller wants to create. Raises InvalidInput, Forbidden."""
     spec, size_mib = spec_of(request, data), images.disks_mib(request).get(data.image)
     seed = None if data.cloud_init is None else check_seed(data.cloud_init)
-    return new_vms.NewVm(data.name, spec, size_mib, data.node, seed, data.firmware_state)
+    described = {field: value for field in METADATA if (value := getattr(data, field))}
+    return new_vms.NewVm(data.name, spec, size_mib, data.node, seed, data.firmware_state, metadata=described)
 
 
 def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
@@ -182,23 +191,35 @@ async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[V
     )  # fmt: skip
 
 
-@patch("/{ref:str}", summary="Change a VM's name, size, protection or restart policy", status_code=200)
+@patch("/{ref:str}", summary="Change a VM: its size, hardware, placement, name, description or tags", status_code=200)
 async def configure_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVm]) -> Response[Vm]:
     id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
-    changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
-    if not changes:
-        raise InvalidInput("the request changes nothing", hint="the fields and their rules are in /schema")
-    name = None if data.name is UNSET else check_name(changes.pop("name"))
-
-    async def work(connection: Connection) -> Vm:
-        return await vms.configure(connection, id, name, changes, revision, request.user.name)
-
+    changes, work = configuring(request, id, ref, data, revision)
     statement = None
-    if name is None:
+    if changes.own and not changes.metadata and data.name is UNSET:
         statement = _in_one_statement(
-            request, id, lambda vm: vms.configure_in_one_statement(vm, changes, revision, request.user.name)
+            request, id, lambda vm: vms.configure_in_one_statement(vm, changes.own, revision, request.user.name)
         )
     return await replies.write(request, work, status=200, statement=statement)
+
+
+def configuring(
+    request: ApiRequest, id: str, ref: str, data: ConfigureVm, revision: int | None, field: str | None = None
+) -> tuple[metadata.Changes, Callable[[Connection], Awaitable[Vm]]]:
+    """Return what changes of a VM, and what changes it. Raises InvalidInput."""
+    changes, actor = metadata.Changes.of(data, field), request.user.name
+    own = dict(changes.own)
+    name = None if data.name is UNSET else check_name(own.pop("name"))
+    target = metadata.ObjectRef("vm", id, name or ref)
+
+    async def work(connection: Connection) -> Vm:
+        async def configure() -> Vm:
+            return await vms.configure(connection, id, name, own, revision, actor)
+
+        has_own = configure if changes.own else None
+        return await metadata.apply(connection, target, Vm, metadata.Wanted(changes.metadata, actor, revision), has_own)
+
+    return changes, work
 
 
 def _in_one_statement(

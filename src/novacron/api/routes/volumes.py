@@ -13,12 +13,12 @@ from msgspec import UNSET, UnsetType
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.edge import lists, replies
+from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.indexes import Object
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.routes import images
 from novacron.model import limits
-from novacron.model.errors import InvalidInput
+from novacron.model.metadata import MetadataChanges
 from novacron.model.node import NodeName
 from novacron.model.vm import BytesPerS, DiskMib, Iops, Name, check_name
 from novacron.model.volume import BootOrder, PoolKind, Volume
@@ -40,7 +40,7 @@ class CreateVolume(msgspec.Struct, forbid_unknown_fields=True):
     bytes_per_s: BytesPerS | None = None
 
 
-class ConfigureVolume(msgspec.Struct, forbid_unknown_fields=True):
+class ConfigureVolume(MetadataChanges):
     """What to change; what is left out stays. It only grows, also while attached; a limit of null means none."""
 
     name: Name | UnsetType = UNSET
@@ -126,19 +126,22 @@ async def create_volume(request: ApiRequest, data: JSONBody[CreateVolume]) -> Re
     return await replies.write(request, work, status=201, location=lambda volume: f"/api/v1/volumes/{volume.id}")
 
 
-@patch("/{ref:str}", summary="Change a volume's name, size or I/O limits", status_code=200)
+@patch("/{ref:str}", summary="Change a volume's name, size, I/O limits, description or tags", status_code=200)
 async def configure_volume(
     request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVolume]
 ) -> Response[Volume]:
     id = await authorization.resolve(request, "volume", ref)
-    changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
-    if not changes:
-        raise InvalidInput("the request changes nothing", hint="the fields and their rules are in /schema")
-    if data.name is not UNSET:
-        check_name(changes["name"])
+    changes, revision, actor = metadata.Changes.of(data), replies.if_match(request), request.user.name
+    name = ref if data.name is UNSET else check_name(data.name)
 
     async def work(connection: Connection) -> Volume:
-        return await volumes.configure(connection, id, changes, request.user.name)
+        async def configure() -> Volume:
+            return await volumes.configure(connection, id, changes.own, actor)
+
+        target, has_own = metadata.ObjectRef("volume", id, name), configure if changes.own else None
+        return await metadata.apply(
+            connection, target, Volume, metadata.Wanted(changes.metadata, actor, revision), has_own
+        )
 
     return await replies.write(request, work)
 

@@ -22,7 +22,7 @@ class AsyncAccessCalls(AsyncConnection):
         return await self._object("POST", "/api/v1/projects", {"name": name, **fields})
 
     async def configure_project(self, project: str, /, **changes: object) -> Object:
-        """Change a project's ``name``, ``description``, ``quota``, ``host_network`` or ``encryption``."""
+        """Change a project; fields as in ``PATCH /api/v1/projects/{name}``."""
         return await self._object("PATCH", f"/api/v1/projects/{quoted(project)}", changes)
 
     async def erase_project_key(self, project: str) -> Object:

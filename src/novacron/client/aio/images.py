@@ -27,6 +27,10 @@ class AsyncImageCalls(AsyncConnection):
         image_import = await self.begin_import(name, **fields, size_bytes=file.stat().st_size)
         return await self.upload(image_import, file)
 
+    async def configure_image(self, name: str, **changes: object) -> Object:
+        """Change an image's ``display_name``, ``description`` or ``tags``."""
+        return await self._object("PATCH", f"/api/v1/images/{quoted(name)}", changes)
+
     async def begin_import(self, name: str, **fields: object) -> Object:
         """Begin to import an image; fields as in ``POST /api/v1/imports``, those that are None left out."""
         return await self._object("POST", "/api/v1/imports", {"name": name, **without_none(fields)})

@@ -99,6 +99,10 @@ class AsyncVmCalls(AsyncConnection):
         """Begin to revert a VM to a snapshot; the snapshot is ``ready`` again once that is done."""
         return await self._object("POST", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}/actions/revert")
 
+    async def configure_snapshot(self, vm: str, name: str, **changes: object) -> Object:
+        """Change a snapshot's ``display_name``, ``description`` or ``tags``."""
+        return await self._object("PATCH", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}", changes)
+
     async def delete_snapshot(self, vm: str, name: str) -> Object:
         """Begin to delete a snapshot; it is gone once that is done."""
         return await self._object("DELETE", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}")

@@ -14,7 +14,7 @@ class AsyncVolumeCalls(AsyncConnection):
         return await self._object("POST", "/api/v1/volumes", {"name": name, **without_none(fields)})
 
     async def configure_volume(self, ref: str, **changes: object) -> Object:
-        """Change a volume's ``name``, ``size_mib``, ``iops`` or ``bytes_per_s``."""
+        """Change a volume; fields as in ``PATCH /api/v1/volumes/{ref}``."""
         return await self._object("PATCH", f"/api/v1/volumes/{quoted(ref)}", changes)
 
     async def attach_volume(self, ref: str, vm: str, read_only: bool = False, boot_order: int | None = None) -> Object:

@@ -23,7 +23,7 @@ class AccessCalls(Connection):
         return self._object("POST", "/api/v1/projects", {"name": name, **fields})
 
     def configure_project(self, project: str, /, **changes: object) -> Object:
-        """Change a project's ``name``, ``description``, ``quota``, ``host_network`` or ``encryption``."""
+        """Change a project; fields as in ``PATCH /api/v1/projects/{name}``."""
         return self._object("PATCH", f"/api/v1/projects/{quoted(project)}", changes)
 
     def erase_project_key(self, project: str) -> Object:

@@ -28,6 +28,10 @@ class ImageCalls(Connection):
         image_import = self.begin_import(name, **fields, size_bytes=file.stat().st_size)
         return self.upload(image_import, file)
 
+    def configure_image(self, name: str, **changes: object) -> Object:
+        """Change an image's ``display_name``, ``description`` or ``tags``."""
+        return self._object("PATCH", f"/api/v1/images/{quoted(name)}", changes)
+
     def begin_import(self, name: str, **fields: object) -> Object:
         """Begin to import an image; fields as in ``POST /api/v1/imports``, those that are None left out."""
         return self._object("POST", "/api/v1/imports", {"name": name, **without_none(fields)})

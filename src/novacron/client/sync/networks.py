@@ -16,6 +16,10 @@ class NetworkCalls(Connection):
         """Create a network; fields as in ``POST /api/v1/networks``, those that are None left out."""
         return self._object("POST", "/api/v1/networks", {"name": name, **without_none(fields)})
 
+    def configure_network(self, name: str, **changes: object) -> Object:
+        """Change a network; fields as in ``PATCH /api/v1/networks/{name}``."""
+        return self._object("PATCH", f"/api/v1/networks/{quoted(name)}", changes)
+
     def network_encryption(self) -> Object:
         """Return whether all traffic of networks between nodes is encrypted."""
         return self._object("GET", "/api/v1/network-encryption")
@@ -28,9 +32,11 @@ class NetworkCalls(Connection):
         """Create a security group; rules as in ``POST /api/v1/security-groups``."""
         return self._object("POST", "/api/v1/security-groups", {"name": name, "rules": [*rules]})
 
-    def configure_security_group(self, name: str, rules: Sequence[Object]) -> Object:
-        """Replace a security group's rules."""
-        return self._object("PATCH", f"/api/v1/security-groups/{quoted(name)}", {"rules": [*rules]})
+    def configure_security_group(self, name: str, rules: Sequence[Object] | None = None, **changes: object) -> Object:
+        """Replace a security group's rules; None: leave them as they are. Other fields as in
+        ``PATCH /api/v1/security-groups/{name}``."""
+        body = changes if rules is None else {"rules": [*rules], **changes}
+        return self._object("PATCH", f"/api/v1/security-groups/{quoted(name)}", body)
 
     def add_floating_address(self, address: str) -> Object:
         """Add an address that can lead to VMs; ``delete("floating-addresses", address)`` removes it."""
@@ -39,6 +45,14 @@ class NetworkCalls(Connection):
     def attach_floating_address(self, address: str, vm: str, network: str | None = None) -> Object:
         """Let a floating address lead to a VM; ``act("floating-addresses", address, "detach")`` undoes that."""
         return self.act("floating-addresses", address, "attach", {"vm": vm, "network": network})
+
+    def configure_floating_address(self, address: str, **changes: object) -> Object:
+        """Change a floating address's ``display_name``, ``description`` or ``tags``."""
+        return self._object("PATCH", f"/api/v1/floating-addresses/{quoted(address)}", changes)
+
+    def configure_forward(self, id: str, **changes: object) -> Object:
+        """Change a forwarded port's ``display_name``, ``description`` or ``tags``."""
+        return self._object("PATCH", f"/api/v1/forwards/{quoted(id)}", changes)
 
     def create_forward(self, vm: str, vm_port: int, port: int | None = None, **fields: object) -> Object:
         """Forward a port to one of a VM; fields as in ``POST /api/v1/forwards``, those that are None left out."""

@@ -100,6 +100,10 @@ class VmCalls(Connection):
         """Begin to revert a VM to a snapshot; the snapshot is ``ready`` again once that is done."""
         return self._object("POST", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}/actions/revert")
 
+    def configure_snapshot(self, vm: str, name: str, **changes: object) -> Object:
+        """Change a snapshot's ``display_name``, ``description`` or ``tags``."""
+        return self._object("PATCH", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}", changes)
+
     def delete_snapshot(self, vm: str, name: str) -> Object:
         """Begin to delete a snapshot; it is gone once that is done."""
         return self._object("DELETE", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}")

@@ -15,7 +15,7 @@ class VolumeCalls(Connection):
         return self._object("POST", "/api/v1/volumes", {"name": name, **without_none(fields)})
 
     def configure_volume(self, ref: str, **changes: object) -> Object:
-        """Change a volume's ``name``, ``size_mib``, ``iops`` or ``bytes_per_s``."""
+        """Change a volume; fields as in ``PATCH /api/v1/volumes/{ref}``."""
         return self._object("PATCH", f"/api/v1/volumes/{quoted(ref)}", changes)
 
     def attach_volume(self, ref: str, vm: str, read_only: bool = False, boot_order: int | None = None) -> Object:

@@ -1,0 +1,115 @@
+"""Display names, descriptions and tags, of objects of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from novacron.model.errors import NotFound, PreconditionFailed
+from novacron.model.metadata import FIELDS, Metadata, canonical_tags
+from novacron.store import events
+from novacron.store.database import Connection
+from novacron.store.feed import TABLES
+from novacron.store.rows import object_of
+
+
+class Described(Protocol):
+    """An object that has metadata."""
+
+    @property
+    def revision(self) -> int: ...
+
+    @property
+    def description(self) -> str: ...
+
+
+class ImageMetadata(Metadata, frozen=True):
+    """What is written about an image."""
+
+    name: str
+    revision: int
+
+
+D = TypeVar("D", bound=Described)
+
+
+class ObjectRef(NamedTuple):
+    """Whose metadata change: its kind, its key in that kind's table, and how people call it."""
+
+    kind: str
+    key: str
+    name: str
+    project: str | None = None
+
+
+class Wanted(NamedTuple):
+    """What somebody wants to change of an object's metadata; ``if_match``: only if it is at that revision."""
+
+    changes: Mapping[str, Any]
+    actor: str
+    if_match: int | None = None
+
+
+def split(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what of the changes of an object is its own, and what is metadata."""
+    own = {field: value for field, value in changes.items() if field not in FIELDS}
+    return own, {field: value for field, value in changes.items() if field in FIELDS}
+
+
+async def change(connection: Connection, target: ObjectRef, type_: type[D], wanted: Wanted) -> D:
+    """Change metadata of an object, and return it. Raises NotFound, PreconditionFailed."""
+    changes, actor, if_match = wanted
+    table, column = TABLES[target.kind]
+    row = await connection.fetchrow(f"SELECT * FROM {table} WHERE {column} = $1 FOR UPDATE", target.key)
+    if row is None:
+        raise NotFound(f"there is no {target.kind.replace('-', ' ')} {target.name!r}")
+    if if_match is not None and if_match != row["revision"]:
+        raise PreconditionFailed(
+            f"{target.kind} {target.name} is at revision {row['revision']}, not {if_match}", field="If-Match",
+            hint="read it again, look at what changed, and repeat",
+        )  # fmt: skip
+    values = {field: changes.get(field, row[field]) for field in FIELDS}
+    values["tags"] = list(canonical_tags(values["tags"]))
+    settings = ", ".join(f"{field} = ${number}" for number, field in enumerate(FIELDS, 2))
+    row = await connection.fetchrow(
+        f"UPDATE {table} SET {settings} WHERE {column} = $1 RETURNING *", target.key, *values.values()
+    )
+    await events.record(
+        connection,
+        events.NewEvent(
+            target.kind, target.key, target.name, "Described", _said(changes, values), actor, target.project
+        ),
+    )
+    return object_of(type_, row)
+
+
+def _said(changes: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    return ", ".join(_said_of(field, values[field]) for field in FIELDS if field in changes)
+
+
+def _said_of(field: str, value: Any) -> str:  # noqa: ANN401 - text, or a list of texts
+    if field == "description":
+        return "a new description" if value else "no description any more"
+    what = field.replace("_", " ")
+    return f"{what} {', '.join(value) if isinstance(value, list) else value}" if value else f"no {what} any more"
+
+
+async def copy(connection: Connection, kind: str, source: str, target: str) -> None:
+    """Give an object the metadata that another of its kind has."""
+    table, column = TABLES[kind]
+    settings = ", ".join(f"{field} = source.{field}" for field in FIELDS)
+    await connection.execute(
+        f"UPDATE {table} t SET {settings} FROM {table} source WHERE t.{column} = $2 AND source.{column} = $1",
+        source, target,
+    )  # fmt: skip
+
+
+async def describe_image(connection: Connection, name: str, changes: Mapping[str, Any], actor: str) -> None:
+    """Change metadata of the images that a name means: nodes report those, and know nothing of it."""
+    await connection.execute("INSERT INTO image_metadata (name) VALUES ($1) ON CONFLICT DO NOTHING", name)
+    await change(connection, ObjectRef("image-metadata", name, name), ImageMetadata, Wanted(changes, actor))
+
+
+async def forget_image(connection: Connection, name: str) -> None:
+    """Forget what was written about an image that is nowhere any more."""
+    await connection.execute("DELETE FROM image_metadata WHERE name = $1", name)
