@@ -40,6 +40,13 @@ def say_json(value: object) -> None:
     print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
+def say_yaml(value: object) -> None:
+    """Print YAML for people and programs: all but printable ASCII is escaped in its own way."""
+    import yaml  # loaded only by who wants it
+
+    print(yaml.safe_dump(value, sort_keys=False, allow_unicode=False), end="")
+
+
 def say_lines(text: str) -> None:
     """Print a guest's console output: its lines, and nothing that it could do to the terminal."""
     kept = safe(text, CONSOLE)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
@@ -138,6 +140,111 @@ def test_every_kind_of_object_is_described_with_the_same_options(calls: Calls) -
     assert calls.made.pop() == ("configure_security_group", ("open", None), fields)
     run("vm", "set", "web", "--tags", "")
     assert calls.made.pop() == ("configure_vm", ("web",), {"tags": []})
+
+
+@pytest.mark.parametrize(
+    ("format", "shown"),
+    [
+        ("json", '[\n  {\n    "name": "w\\u00e9b",\n    "n": [\n      1\n    ]\n  },\n  {\n    "id": "x"\n  }\n]\n'),
+        ("yaml", '- name: "w\\xE9b"\n  n:\n  - 1\n- id: x\n'),
+        ("name", "w\u00e9b\nx\n"),
+    ],
+)
+def test_programs_get_json_yaml_and_names(format: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    objects: list[Object] = [{"name": "w\u00e9b", "n": [1]}, {"id": "x"}]
+    output.rows(objects, {}, output.OutputFormat(format))
+    assert capsys.readouterr().out == shown
+
+
+def test_a_list_of_vms_is_filtered_and_ends_where_it_was_asked_to(calls: Calls) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def listed(kind: str, limit: int | None = None, **filters: str) -> list[Object]:
+        asked.append((kind, limit, filters))
+        return []
+
+    calls.__dict__["list"] = listed
+    run("vm", "ls", "--name", "web*", "--image", "tiny", "--limit", "3", "-o", "name")
+    assert asked == [("vms", 3, {"image": "tiny", "name": "web*"})]
+
+
+def test_sizes_have_units(calls: Calls) -> None:
+    run("vm", "create", "web", "--image", "tiny", "--memory", "1.5G", "--disk", "20GiB", "--memory-max", "64g")
+    run("vm", "set", "web", "--memory", "512M", "--memory-max", "0")
+    run("volume", "create", "data", "--size", "2T", "--no-wait")
+    run("volume", "set", "data", "--size", "4096")
+    sizes = [{key: value for key, value in fields.items() if key.endswith("_mib")} for _, _, fields in calls.made]
+    assert sizes == [
+        {"memory_mib": 1536, "disk_mib": 20480, "memory_max_mib": 65536},
+        {"memory_mib": 512, "memory_max_mib": None},
+        {"size_mib": 2 << 20},
+        {"size_mib": 4096},
+    ]
+
+
+@pytest.mark.parametrize("size", ["4X", "G", "-1G", "1.0000001G", "4 G B", "4GB", "", "1e9", "½G", "9" * 30])
+def test_what_is_no_size_is_said_with_the_option_and_how_to_write_one(calls: Calls, size: str) -> None:
+    done = CliRunner().invoke(main.app, ["vm", "create", "web", "--image", "tiny", "--disk", size])
+    words = " ".join(done.output.replace("│", "").split())
+    assert done.exit_code == output.EXIT_USAGE and "'--disk'" in words and "write it like 512M, 4G" in words
+    assert calls.made == []
+
+
+def test_an_error_names_the_option_that_was_typed(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    run("vm", "create", "web", "--image", "tiny", "--memory", "8M")
+    with pytest.raises(typer.Exit), output.errors():
+        raise ApiError({"status": 400, "detail": "must be at least 16", "field": "memory_mib"})
+    assert capsys.readouterr().err.splitlines()[-1] == "error: --memory: must be at least 16"
+
+
+def test_an_action_is_done_to_all_vms_that_are_named_whatever_fails(calls: Calls) -> None:
+    def act(kind: str, ref: str, action: str, body: object = None) -> Object:
+        if ref == "gone":
+            raise ApiError({"status": 404, "detail": "no VM gone"})
+        stopping: Object = {
+            "name": ref,
+            "node": "a",
+            "deleting": False,
+            "migration": None,
+            "status": {"state": "running"},
+        }
+        return stopping
+
+    calls.__dict__["act"] = act
+    done = CliRunner().invoke(main.app, ["vm", "kill", "web", "gone", "db"])
+    assert done.exit_code == output.EXIT_NOT_FOUND
+    assert done.stdout.splitlines() == [f"{name}: running on a, will be stopped" for name in ("web", "db")]
+    assert done.stderr == "error: no VM gone\n"
+    listed = CliRunner().invoke(main.app, ["vm", "stop", "web", "db", "-o", "json"])
+    assert [vm["name"] for vm in json.loads(listed.stdout)] == ["web", "db"]
+    rebooted = CliRunner().invoke(main.app, ["vm", "restart", "web"])
+    assert rebooted.stdout == "web: running on a, reboot requested\n"
+
+
+def test_what_is_in_use_is_deleted_only_after_a_person_agreed(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: Object = {"id": "vm-1", "name": "web", "node": "a", "status": {"state": "running"}}
+    monkeypatch.setattr(calls, "get", lambda *_: running, raising=False)
+    terminal, answers = [True], iter([False, True])
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: terminal[0]))
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: next(answers))
+    deleted: tuple[str, tuple[Any, ...], Object] = ("delete", ("vms", "vm-1"), {})
+    for arguments, done in ((["web"], False), (["web"], True), (["web", "--yes"], True)):
+        calls.made.clear()
+        main_command()(["vm", "rm", *arguments], standalone_mode=False)
+        assert calls.made == ([deleted] if done else [])
+    terminal[0] = False
+    main_command()(["vm", "delete", "web"], standalone_mode=False)
+    assert calls.made == [deleted, deleted]
+
+
+def main_command() -> Any:
+    return typer.main.get_command(main.app)
+
+
+@pytest.mark.parametrize("words", [["-h"], ["vm", "-h"], ["vm", "ls", "-h"], ["node", "info", "-h"], ["server", "-h"]])
+def test_help_is_one_letter_away_also_for_the_names_of_other_programs(words: list[str]) -> None:
+    done = CliRunner().invoke(main.app, words)
+    assert done.exit_code == 0 and "Usage:" in done.output
 
 
 def test_security_groups_can_be_removed_all(calls: Calls) -> None:

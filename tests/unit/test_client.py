@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -100,3 +102,75 @@ async def test_the_asynchronous_client_reports_an_unreachable_server() -> None:
     async with AsyncClient(Config("https://127.0.0.1:1", "token", "")) as asynchronous:
         with pytest.raises(Unreachable, match=r"no answer from https://127\.0\.0\.1:1"):
             await asynchronous.me()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers with what its path says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = b'{"from": %d}' % self.client_address[1]
+        self.send_response(200)
+        if self.path == "/stream":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for piece in (b"first", b"second"):
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                self.wfile.flush()
+            self.wfile.write(b"0\r\n\r\n")
+            return
+        cut = self.path == "/cut"
+        self.send_header("Content-Length", str(len(body) + cut))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = cut or self.path == "/last"
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_connection_is_kept_and_replaced_once_the_server_has_closed_it(served: str) -> None:
+    transport = Transport(Config(served, "", ""))
+    ports = [transport.send("GET", path, {}).body for path in ("/", "/", "/last", "/", "/")]
+    transport.close()
+    assert len(set(ports[:3])) == 1 and len(set(ports[3:])) == 1 and ports[0] != ports[4]
+
+
+def test_the_path_of_an_api_comes_before_all_others(served: str) -> None:
+    transport = Transport(Config(f"{served}/cut/", "", ""))
+    assert transport.send("GET", "/x", {}).status == 200
+    transport.close()
+
+
+def test_an_answer_that_is_cut_off_is_no_answer(served: str) -> None:
+    with pytest.raises(Unreachable, match="no answer from"):
+        Transport(Config(served, "", "")).send("GET", "/cut", {})
+
+
+def test_a_stream_comes_in_pieces(served: str) -> None:
+    assert list(Transport(Config(served, "", "")).stream("/stream", {})) == [b"first", b"second"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "server:7443", "ftp://server", "https://[", "https://a:b", "https://a:99999", "x"]
+)
+def test_what_is_no_url_is_said_with_how_to_write_one(url: str) -> None:
+    with pytest.raises(Unreachable, match=r"write it like https://"):
+        Client(Config(url, "token", "")).me()
+
+
+def test_a_token_that_no_header_can_hold_is_said() -> None:
+    with pytest.raises(Unreachable):
+        Client(Config("http://127.0.0.1:9", "a\nb", "")).me()

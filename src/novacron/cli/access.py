@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from novacron.cli import metadata, options, output
+from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 from novacron.terminal import say
@@ -31,8 +32,12 @@ class OnOff(StrEnum):
     OFF = "off"
 
 
-ProjectName = Annotated[str, typer.Argument(help="name of the project", show_default=False)]
-UserRef = Annotated[str, typer.Argument(help="name or id of the user", show_default=False)]
+ProjectName = Annotated[
+    str, typer.Argument(help="name of the project", autocompletion=names_of("projects"), show_default=False)
+]
+UserRef = Annotated[
+    str, typer.Argument(help="name or id of the user", autocompletion=names_of("users"), show_default=False)
+]
 QuotaTexts = Annotated[
     list[str] | None,
     typer.Option(help=f"KEY=NUMBER or KEY=none, of {', '.join(QUOTAS)}; can be repeated"),
@@ -127,8 +132,8 @@ def show_project(project: ProjectName, output_: Output = OutputFormat.TABLE) -> 
     """Show a project's usage and quota."""
     with output.errors():
         usage = Client().usage(project)
-        if output_ is OutputFormat.JSON:
-            output.show_json(usage)
+        if output_ is not OutputFormat.TABLE:
+            output.show(usage, output_)
             return
         rows = [{"what": key, "has": usage["usage"][key], "may": usage["quota"][key]} for key in QUOTAS]
         output.table(rows, {"WHAT": lambda r: r["what"], "HAS": lambda r: r["has"], "MAY HAVE": lambda r: r["may"]})

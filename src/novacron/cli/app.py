@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from typing import Annotated
-
-import typer
-
-from novacron import __version__
 from novacron.cli import (
     access,
     audit,
@@ -23,6 +17,7 @@ from novacron.cli import (
     networks,
     nodes,
     rebalance,
+    root,
     second_factors,
     sites,
     snapshots,
@@ -33,14 +28,8 @@ from novacron.cli import (
     vms,
     volumes,
 )
-from novacron.terminal import say
 
-app = typer.Typer(
-    name="novacron",
-    no_args_is_help=True,
-    help="Run virtual machines on many hosts, and move them live between sites.",
-    pretty_exceptions_enable=False,
-)
+app = root.tree()
 vms.app.command(cls=vm_create.Create)(vm_create.create)
 vms.app.command()(vm_create.placement)
 vms.app.command()(vm_copies.clone)
@@ -81,33 +70,5 @@ app.command("events")(events.events)
 app.add_typer(audit.app, name="audit")
 app.command("whoami")(access.whoami)
 app.command("log-level")(diagnosis.log_level)
-
-
-def _show_version(show: bool) -> None:
-    if show:
-        say(f"novacron {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    project: Annotated[
-        str | None,
-        typer.Option(
-            envvar="NOVACRON_PROJECT",
-            help="project to work in; by default your own, and lists show all that you can see",
-        ),
-    ] = None,
-    context: Annotated[
-        str | None,
-        typer.Option(envvar="NOVACRON_CONTEXT", help="context to use: see novacron context list"),
-    ] = None,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version")
-    ] = False,
-) -> None:
-    """Run virtual machines on many hosts, and move them live between sites."""
-    if project:
-        os.environ["NOVACRON_PROJECT"] = project
-    if context:
-        os.environ["NOVACRON_CONTEXT"] = context
+for group in app.registered_groups:
+    group.cls = root.Group

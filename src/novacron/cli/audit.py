@@ -165,8 +165,8 @@ def _place(text: str | None, option: str) -> int | datetime | None:
 def _show(report: VerificationReport, output_: OutputFormat) -> None:
     import msgspec
 
-    if output_ is OutputFormat.JSON:
-        output.show_json({**msgspec.to_builtins(report), "good": report.good})
+    if output_ is not OutputFormat.TABLE:
+        output.show({**msgspec.to_builtins(report), "good": report.good}, output_)
         return
     for fault in report.faults:
         say(f"{fault.kind}: {output.text(fault.message)}")

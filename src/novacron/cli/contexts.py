@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from novacron import context_file
-from novacron.cli import authorities, output
+from novacron.cli import authorities, names, output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client.config import config_path, context_name
 from novacron.context_file import Context, SettingsError
@@ -19,7 +19,10 @@ from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Manage contexts: the servers that commands can talk to.")
 
-ContextName = Annotated[str, typer.Argument(metavar="context", help="name of the context", show_default=False)]
+ContextName = Annotated[
+    str,
+    typer.Argument(metavar="context", help="name of the context", autocompletion=names.contexts, show_default=False),
+]
 
 COLUMNS: Columns = {
     "CURRENT": lambda c: "*" if c["current"] else "",

@@ -40,5 +40,7 @@ def events(
                 continue
             if output_ is OutputFormat.JSON:
                 say(json.dumps(event), flush=True)
+            elif output_ is not OutputFormat.TABLE:
+                output.show([event], output_)
             else:
                 say("  ".join(output.text(get(event)) for get in COLUMNS.values()), flush=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import metadata, options, output, progress
+from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Object, Output
 from novacron.client import Client
 from novacron.client.choices import ImageFormat
@@ -139,7 +140,9 @@ def abort(id: Annotated[str, typer.Argument(help="id of the import", show_defaul
 
 @app.command()
 def delete(
-    name: Annotated[str, typer.Argument(help="name of the image", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="name of the image", autocompletion=names_of("images"), show_default=False)
+    ],
     node: Annotated[str | None, typer.Option(help="remove it from this node only")] = None,
 ) -> None:
     """Delete an image that no VM uses."""
@@ -150,8 +153,12 @@ def delete(
 
 @app.command("copy")
 def copy_(
-    name: Annotated[str, typer.Argument(help="name of the image", show_default=False)],
-    target: Annotated[str, typer.Argument(help="node to copy it to", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="name of the image", autocompletion=names_of("images"), show_default=False)
+    ],
+    target: Annotated[
+        str, typer.Argument(help="node to copy it to", autocompletion=names_of("nodes"), show_default=False)
+    ],
     source: Annotated[
         str | None, typer.Option("--from", help="node to copy it from; by default the nearest that has it")
     ] = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import output
+from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.terminal import say
@@ -17,7 +18,9 @@ app = typer.Typer(no_args_is_help=True, help="Limit the bandwidth of migrations 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 WINDOW = re.compile(r"(?:([a-z,]+) )?([0-9]{2}:[0-9]{2})-([0-9]{2}:[0-9]{2})=(.+)")
 
-Site = Annotated[str, typer.Argument(metavar="site", help="a site", show_default=False)]
+Site = Annotated[
+    str, typer.Argument(metavar="site", help="a site", autocompletion=names_of("sites"), show_default=False)
+]
 OtherSite = Annotated[
     str,
     typer.Argument(metavar="other", help="the other site, or the same one for a limit within it", show_default=False),
@@ -99,8 +102,12 @@ def mbit(bytes_per_s: float) -> str:
 
 @app.command()
 def probe(
-    source: Annotated[str, typer.Argument(help="node that sends", show_default=False)],
-    target: Annotated[str, typer.Argument(help="node that receives", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="node that sends", autocompletion=names_of("nodes"), show_default=False)
+    ],
+    target: Annotated[
+        str, typer.Argument(help="node that receives", autocompletion=names_of("nodes"), show_default=False)
+    ],
     seconds: Annotated[
         float, typer.Option(min=0.5, max=30, help="seconds to send data for; it uses the whole link")
     ] = 3.0,

@@ -108,8 +108,8 @@ def finish(client: Client, migration: Object, wait: Wait) -> None:
     """Follow a migration if asked to, and say how it ended."""
     if wait.wait:
         migration = _followed(client, migration["id"], wait)
-    if wait.output is OutputFormat.JSON:
-        output.show_json(migration)
+    if wait.output is not OutputFormat.TABLE:
+        output.show(migration, wait.output)
     elif wait.wait:
         name, target = migration["vm_name"], migration["target"]
         say(
@@ -123,8 +123,8 @@ def finish(client: Client, migration: Object, wait: Wait) -> None:
 def _followed(client: Client, id: str, wait: Wait) -> Object:
     migration = progress.migration(client, id, wait.timeout_s)
     if migration["phase"] != "completed":
-        if wait.output is OutputFormat.JSON:
-            output.show_json(migration)
+        if wait.output is not OutputFormat.TABLE:
+            output.show(migration, wait.output)
         raise output.fail(f"the migration {migration['phase']}: {migration['error']}", output.EXIT_FAILED)
     if migration["kind"] == "live" and migration["progress"]["downtime_ms"] is None:
         # The target reports that the guest runs a moment after the switchover.
@@ -160,7 +160,7 @@ def abort(id: Id, output_: Output = OutputFormat.TABLE) -> None:
     """Abort a migration; the VM stays on its source node."""
     with output.errors():
         migration = Client().act("migrations", id, "abort")
-        if output_ is OutputFormat.JSON:
-            output.show_json(migration)
+        if output_ is not OutputFormat.TABLE:
+            output.show(migration, output_)
         else:
             say(f"{id}: {migration['phase']}, VM {migration['vm_name']} stays on {migration['source']}")

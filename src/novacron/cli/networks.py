@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import metadata, options, output
+from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import Encryption
@@ -20,8 +21,13 @@ floating = typer.Typer(
 )
 forwards = typer.Typer(no_args_is_help=True, help="Manage forwarded ports.")
 
-NetworkName = Annotated[str, typer.Argument(help="name of the network", show_default=False)]
-GroupName = Annotated[str, typer.Argument(help="name of the security group", show_default=False)]
+NetworkName = Annotated[
+    str, typer.Argument(help="name of the network", autocompletion=names_of("networks"), show_default=False)
+]
+GroupName = Annotated[
+    str,
+    typer.Argument(help="name of the security group", autocompletion=names_of("security-groups"), show_default=False),
+]
 Address = Annotated[str, typer.Argument(help="IPv4 address", show_default=False)]
 RuleTexts = Annotated[
     list[str] | None,
@@ -237,7 +243,7 @@ def remove(address: Address) -> None:
 @floating.command("attach")
 def attach(
     address: Address,
-    vm: Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)],
+    vm: Annotated[str, typer.Argument(help="name or id of the VM", autocompletion=names_of("vms"), show_default=False)],
     network: Annotated[str | None, typer.Option(help="network to use, if the VM is in several")] = None,
 ) -> None:
     """Attach an address to a VM, wherever it runs."""
@@ -266,7 +272,7 @@ def list_forwards(
 
 @forwards.command("create")
 def create_forward(
-    vm: Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)],
+    vm: Annotated[str, typer.Argument(help="name or id of the VM", autocompletion=names_of("vms"), show_default=False)],
     vm_port: Annotated[int, typer.Argument(help="port of the VM", show_default=False)],
     port: Annotated[
         int | None,

@@ -12,6 +12,7 @@ import typer
 
 from novacron import private_file
 from novacron.cli import metadata, options, output
+from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import DrainPolicy
@@ -47,7 +48,9 @@ TimeLimit = Annotated[
 ]
 UNDER_WAY = ("draining", "blocked")
 BringBack = Annotated[bool, typer.Option("--bring-back", help="move the VMs that the last drain moved away back here")]
-NodeName = Annotated[str, typer.Argument(metavar="node", help="name of the node", show_default=False)]
+NodeName = Annotated[
+    str, typer.Argument(metavar="node", help="name of the node", autocompletion=names_of("nodes"), show_default=False)
+]
 
 
 def state(node: Object) -> str:
@@ -193,8 +196,8 @@ def show(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
 def _set(node: str, action: str, out: OutputFormat) -> None:
     with output.errors():
         updated = Client().act("nodes", node, action)
-        if out is OutputFormat.JSON:
-            output.show_json(updated)
+        if out is not OutputFormat.TABLE:
+            output.show(updated, out)
         else:
             say(f"{node}: {state(updated)}")
 
@@ -310,8 +313,8 @@ def uncordon(
         updated = client.act("nodes", node, "uncordon", {"bring_back": bring_back})
         if bring_back and wait:
             follow_back(client, [node], timeout)
-        if output_ is OutputFormat.JSON:
-            output.show_json(updated)
+        if output_ is not OutputFormat.TABLE:
+            output.show(updated, output_)
         else:
             say(f"{node}: {state(updated)}")
 
@@ -331,8 +334,8 @@ def drain(
         updated = client.act("nodes", node, "drain", drain_order(policy, time_limit))
         if wait:
             follow(client, [node], timeout)
-        if output_ is OutputFormat.JSON:
-            output.show_json(updated)
+        if output_ is not OutputFormat.TABLE:
+            output.show(updated, output_)
         else:
             say(f"{node}: {'empty and cordoned' if wait else state(updated)}")
 

@@ -12,8 +12,9 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 
 import typer
 
+from novacron.cli import output
 from novacron.cli.output import Object, Output, OutputFormat
-from novacron.terminal import say
+from novacron.terminal import safe, say
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -31,6 +32,8 @@ class Option(NamedTuple):
     """Its ``typer.Option``."""
     convert: Callable[[Any], Any] = lambda value: value
     """Makes what the API takes of what Typer parsed."""
+    flag: str = ""
+    """What people type."""
 
 
 def option(
@@ -46,13 +49,26 @@ def option(
         default, info["show_default"] = inspect.Parameter.empty, False
     panel = info.pop("panel", None)
     optional = type_ | None if default is None else type_
-    return Option(field, optional, default, typer.Option(name, rich_help_panel=panel, **info), convert)
+    return Option(
+        field, optional, default, typer.Option(name, rich_help_panel=panel, **info), convert, name.partition("/")[0]
+    )
 
 
 Confirm = Annotated[
     str | None,
     typer.Option(metavar="NODE", help="name of the node that is gone, as your word that its host is off"),
 ]
+
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
+
+
+def ask(yes: bool, in_use: bool, what: str) -> None:
+    """Ask a person before something that is in use is deleted; programs are not asked. Raises typer.Exit."""
+    if yes or not in_use or not sys.stdin.isatty():
+        return
+    if not typer.confirm(f"{safe(what)}. Delete it with its data?", err=True):
+        raise typer.Exit(output.EXIT_FAILED)
 
 
 def ask_for_word(node: str) -> str | None:
@@ -155,6 +171,15 @@ def request(options: Iterable[Option], values: dict[str, Any]) -> Object:
             continue
         *path, field = entry.field.split(".")
         target = functools.reduce(lambda into, key: into.setdefault(key, {}), path, body)
-        converted = entry.convert(value)
+        output.TYPED[field] = entry.flag
+        try:
+            converted = entry.convert(value)
+        except typer.BadParameter as error:
+            error.param_hint = error.param_hint or f"'{entry.flag}'"
+            raise
+        except UnicodeError:
+            raise typer.BadParameter("this file is no text in UTF-8", param_hint=f"'{entry.flag}'") from None
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(str(error), param_hint=f"'{entry.flag}'") from None
         target[field] = converted.value if isinstance(converted, Enum) else converted
     return body

@@ -14,7 +14,7 @@ import typer
 from novacron.cli import authorities
 from novacron.client import ApiError, Unreachable
 from novacron.client.errors import ArchiveError
-from novacron.terminal import safe, say, say_json
+from novacron.terminal import safe, say, say_json, say_yaml
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -23,22 +23,37 @@ EXIT_REFUSED = 4
 EXIT_UNAUTHENTICATED = 5
 EXIT_UNREACHABLE = 6
 EXIT_TIMEOUT = 7
+EXIT_INTERRUPTED = 130
 
 
 class OutputFormat(StrEnum):
     TABLE = "table"
     JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
 
 
-Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="table for people, json for programs")]
+Output = Annotated[
+    OutputFormat, typer.Option("--output", "-o", help="table for people, json, yaml and names for programs")
+]
 """The option that every command which shows something has."""
+
+TYPED: dict[str, str] = {}
+"""The option with which each field of the request was given: errors name what was typed."""
 
 Object = dict[str, Any]
 Columns = dict[str, Callable[[Object], Any]]
 
 
-def show_json(value: object) -> None:
-    say_json(value)
+def show(value: Object | list[Object], output: OutputFormat) -> None:
+    """Print an object or a list of them for programs."""
+    if output is OutputFormat.JSON:
+        say_json(value)
+    elif output is OutputFormat.YAML:
+        say_yaml(value)
+    else:
+        for item in value if isinstance(value, list) else [value]:
+            say(str(item.get("name") or item.get("id") or ""))
 
 
 def table(rows: Iterable[Object], columns: Columns) -> None:
@@ -50,16 +65,16 @@ def table(rows: Iterable[Object], columns: Columns) -> None:
 
 
 def rows(objects: Iterable[Object], columns: Columns, output: OutputFormat) -> None:
-    if output is OutputFormat.JSON:
-        show_json(list(objects))
-    else:
+    if output is OutputFormat.TABLE:
         table(objects, columns)
+    else:
+        show(list(objects), output)
 
 
 def fields(details: Object, columns: Columns, output: OutputFormat) -> None:
     """Print one object, a field a line."""
-    if output is OutputFormat.JSON:
-        show_json(details)
+    if output is not OutputFormat.TABLE:
+        show(details, output)
         return
     width = max(len(name) for name in columns)
     for name, get in columns.items():
@@ -74,6 +89,19 @@ def text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(text(v) for v in value) or "-"
     return safe(str(value))
+
+
+SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?)(?:ib|i)?", re.IGNORECASE)
+MIB = {"k": 2**-10, "": 1, "m": 1, "g": 2**10, "t": 2**20}
+
+
+def parse_mib(text: str) -> int:
+    """Return the MiB of ``4G``, ``512M`` or ``4096``. Raises typer.BadParameter."""
+    match = SIZE.fullmatch(text.strip())
+    mib = float(match[1]) * MIB[match[2].lower()] if match else -1.0
+    if mib < 0 or not mib.is_integer():
+        raise typer.BadParameter(f"{text!r} is no size in MiB: write it like 512M, 4G or 1.5T")
+    return int(mib)
 
 
 RATE_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
@@ -125,17 +153,30 @@ def errors() -> Iterator[None]:
         authorities.follow()
     except ApiError as error:
         code = {401: EXIT_UNAUTHENTICATED, 404: EXIT_NOT_FOUND, 503: EXIT_UNREACHABLE}.get(error.status, EXIT_REFUSED)
-        raise fail(error.text, EXIT_USAGE if error.status == 400 else code, error.hint) from None
+        raise fail(_as_typed(error), EXIT_USAGE if error.status == 400 else code, error.hint) from None
     except Unreachable as error:
         raise fail(str(error), EXIT_UNREACHABLE) from None
     except ArchiveError as error:
         raise fail(str(error), EXIT_FAILED) from None
     except (FileExistsError, FileNotFoundError) as error:
         raise fail(str(error), EXIT_USAGE) from None
+    except UnicodeError:
+        raise fail("what was typed, or is in a file, is no text in UTF-8", EXIT_USAGE) from None
     except TimeoutError as error:
         raise fail(str(error), EXIT_TIMEOUT) from None
+    except BrokenPipeError:
+        raise  # whoever reads the output has seen enough: Typer ends without a word
+    except OSError as error:
+        raise fail(str(error), EXIT_FAILED) from None
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _as_typed(error: ApiError) -> str:
+    """Return what an error says of the option that was typed, not of the API's field."""
+    field = str(error.problem.get("field") or "")
+    option = TYPED.get(field) or TYPED.get(field.partition(".")[0])
+    return error.text if option is None else f"{option}: {error.problem.get('detail', 'refused')}"
 
 
 def parse_labels(texts: Iterable[str]) -> dict[str, str]:

@@ -45,8 +45,8 @@ def list_factors(
     """List second factors, and how many recovery codes are left."""
     with output.errors():
         has = Client().second_factors(user)
-        if output_ is OutputFormat.JSON:
-            output.show_json(has)
+        if output_ is not OutputFormat.TABLE:
+            output.show(has, output_)
             return
         output.table(has["items"], FACTORS)
         say(f"recovery codes: {has['recovery_codes']}; required: {output.text(has['required'])}"

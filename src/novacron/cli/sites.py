@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import output
+from novacron.cli.names import names_of
 from novacron.cli.nodes import BringBack, DrainPolicyOption, DrainTimeout, TimeLimit, drain_order, follow, follow_back
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
@@ -15,7 +16,7 @@ from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Show sites, and drain them.")
 
-SiteName = Annotated[str, typer.Argument(help="name of the site", show_default=False)]
+SiteName = Annotated[str, typer.Argument(help="name of the site", autocompletion=names_of("sites"), show_default=False)]
 
 COLUMNS: Columns = {
     "SITE": lambda s: s["name"],

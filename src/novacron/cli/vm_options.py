@@ -35,14 +35,14 @@ class VmOption(NamedTuple):
 VM_OPTIONS = (
     VmOption("vcpus", SIZE, "virtual CPUs", None, "virtual CPUs; a running VM can only get more, up to its maximum"),
     VmOption(
-        "memory_mib", SIZE, "memory in MiB", "--memory",
-        "memory in MiB; a running VM can only get more, up to its maximum",
+        "memory_mib", SIZE, "memory, such as 512M or 4G", "--memory",
+        "memory, such as 512M or 4G; a running VM can only get more, up to its maximum",
     ),
     VmOption("vcpus_max", SIZE, "how many virtual CPUs the VM can grow to while it runs"),
-    VmOption("memory_max_mib", SIZE, "how many MiB its memory can grow to while it runs", "--memory-max"),
+    VmOption("memory_max_mib", SIZE, "what its memory can grow to while it runs, such as 16G", "--memory-max"),
     VmOption(
-        "disk_mib", SIZE, "size of its disk in MiB; by default the image's", "--disk",
-        "size of its disk in MiB; it can only grow, also while the VM runs",
+        "disk_mib", SIZE, "size of its disk, such as 20G; by default the image's", "--disk",
+        "size of its disk, such as 20G; it can only grow, also while the VM runs",
     ),
     VmOption("disk_iops", SIZE, "limit of reads and writes a second on its disk"),
     VmOption("disk_bytes_per_s", SIZE, "limit of bytes a second on its disk", "--disk-throughput"),
@@ -84,6 +84,9 @@ def _create_option(entry: VmOption) -> Option:
     type_: Any = list[str] if field.type is list else field.type
     default = None if field.type is list else field.default
     flag = entry.flag
+    if entry.field.endswith("_mib"):
+        return option(entry.field, str, flag, help=entry.help, default=default and f"{default}M", panel=entry.panel,
+                      convert=output.parse_mib, metavar="SIZE")  # fmt: skip
     if field.type is bool and flag is None:
         flag = f"--{entry.field.replace('_', '-')}"
     return option(entry.field, type_, flag, help=entry.help, default=default, panel=entry.panel)
@@ -91,14 +94,24 @@ def _create_option(entry: VmOption) -> Option:
 
 def _change_option(entry: VmOption) -> Option:
     field = VM_FIELDS[entry.field]
-    text, convert = entry.change_help or entry.help, _same
+    text = entry.change_help or entry.help
+    convert: Callable[[Any], Any] = _same
+    size = entry.field.endswith("_mib")
     if field.clearable:
-        text, convert = f"{text}; 0 removes it", zero_removes
+        text, convert = f"{text}; 0 removes it", (_mib_or_none if size else zero_removes)
+    elif size:
+        convert = output.parse_mib
     flag = entry.flag
     if field.type is bool:
         name = (flag or f"--{entry.field.replace('_', '-')}").removeprefix("--")
         flag = f"--{name}/--no-{name}"
+    if size:
+        return option(entry.field, str, flag, help=text, panel=entry.panel, convert=convert, metavar="SIZE")
     return option(entry.field, field.type, flag, help=text, panel=entry.panel, convert=convert)
+
+
+def _mib_or_none(size: str) -> int | None:
+    return zero_removes(output.parse_mib(size))
 
 
 def lines_of(paths: list[Path]) -> list[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from novacron.cli import metadata, options, output, progress
+from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait, Wait
-from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.cli.output import EXIT_INTERRUPTED, Columns, Object, Output, OutputFormat
 from novacron.cli.vm_options import NoSecurityGroup, VmChanges
 from novacron.client import ApiError, Client
 from novacron.client.choices import MigrationPolicy
@@ -19,7 +21,15 @@ from novacron.terminal import say, say_lines
 app = typer.Typer(no_args_is_help=True, help="Create and run virtual machines.")
 
 NAMED_MAX = 5
-VmRef = Annotated[str, typer.Argument(metavar="vm", help="name or id of the VM", show_default=False)]
+VmRef = Annotated[
+    str, typer.Argument(metavar="vm", help="name or id of the VM", autocompletion=names_of("vms"), show_default=False)
+]
+
+
+VmRefs = Annotated[
+    list[str],
+    typer.Argument(metavar="vm...", help="names or ids of VMs", autocompletion=names_of("vms"), show_default=False),
+]
 
 
 class WaitFor(StrEnum):
@@ -118,10 +128,18 @@ def finish(client: Client, vm: Object, states: tuple[str, ...], wait: Wait, wait
     """Wait, if asked to, until the VM is in one of the states, or its guest agent answers, and show it."""
     if wait.wait or wait_for is not None:
         vm = _waited(client, vm, states, wait.timeout_s, wait_for)
-    if wait.output is OutputFormat.JSON:
-        output.show_json(vm)
+    if wait.output is not OutputFormat.TABLE:
+        output.show(vm, wait.output)
     else:
-        say(f"{vm['name']}: {state(vm)}" + (f" on {vm['node']}" if vm["node"] else ""))
+        say(_as_it_is(vm, states))
+
+
+def _as_it_is(vm: Object, states: tuple[str, ...], wanted: str | None = None) -> str:
+    """Say how a VM is, and how it is going to be if it is not yet so."""
+    now = f"{vm['name']}: {state(vm)}" + (f" on {vm['node']}" if vm["node"] else "")
+    if wanted is None and vm["status"]["state"] not in states:
+        wanted = f"will be {states[0]}"
+    return f"{now}, {wanted}" if wanted else now
 
 
 def _waited(client: Client, vm: Object, states: tuple[str, ...], timeout_s: float, wait_for: WaitFor | None) -> Object:
@@ -165,12 +183,18 @@ def list_(
     node: Annotated[str | None, typer.Option(help="only VMs on this node")] = None,
     state: Annotated[str | None, typer.Option(help="only VMs in this state")] = None,
     tag: metadata.TagFilter = None,
+    image: Annotated[str | None, typer.Option(help="only VMs of this image")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="only the VM of this name, or all whose names begin so: web*")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="how many VMs at most")] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List VMs."""
     with output.errors():
+        asked = metadata.filters(tag, node=node, state=state, image=image, name=name)
         client = Client()
-        output.rows(client.list("vms", **metadata.filters(tag, node=node, state=state)), COLUMNS, output_)
+        output.rows(client.list("vms", limit, **asked), COLUMNS, output_)
         if output_ is OutputFormat.TABLE:
             _warn_of_unreconciled(client)
 
@@ -212,99 +236,166 @@ def history(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
         output.rows(client.list("events", object=client.get("vms", vm)["id"]), EVENT_COLUMNS, output_)
 
 
-def _act(vm: str, action: str, state_after: str, wait: Wait, body: Object | None = None) -> None:
+def _act(refs: list[str], action: str, state_after: str, wait: Wait, body: Object | None = None) -> None:
+    client = _connect()
+
+    def end(vm: Object) -> Object:
+        return _waited(client, vm, (state_after,), wait.timeout_s, None) if wait.wait else vm
+
+    vms = _in_turn(_in_turn(refs, lambda ref: client.act("vms", ref, action, body)), end)
+    _show_all(vms, wait, lambda vm: _as_it_is(vm, (state_after,)))
+
+
+def _connect() -> Client:
     with output.errors():
-        client = Client()
-        finish(client, client.act("vms", vm, action, body), (state_after,), wait)
+        return Client()
+
+
+class _Done(list[Object]):
+    """What came of each VM that was named, and the exit code of the last one that failed."""
+
+    code = 0
+
+
+def _in_turn(items: Iterable[Any], do: Callable[[Any], Object]) -> _Done:
+    """Do something with each; what fails says so, and does not keep the others from it."""
+    done = _Done()
+    done.code = getattr(items, "code", 0)
+    for item in items:
+        try:
+            with output.errors():
+                done.append(do(item))
+        except typer.Exit as ended:
+            done.code = ended.exit_code
+            if ended.exit_code == EXIT_INTERRUPTED:
+                raise
+    return done
+
+
+def _show_all(vms: _Done, wait: Wait, line: Callable[[Object], str]) -> None:
+    """Show VMs, one as an object and several as a list. Raises typer.Exit if something failed."""
+    if wait.output is not OutputFormat.TABLE:
+        if vms:
+            output.show(vms[0] if len(vms) == 1 else vms, wait.output)
+    else:
+        for vm in vms:
+            say(line(vm))
+    if vms.code:
+        raise typer.Exit(vms.code)
 
 
 @app.command()
 @options.expand
-def start(vm: VmRef, wait: Wait = Wait()) -> None:
-    """Start a stopped VM."""
+def start(vm: VmRefs, wait: Wait = Wait()) -> None:
+    """Start stopped VMs."""
     _act(vm, "start", "running", wait)
 
 
 @app.command()
 @options.expand
 def stop(
-    vm: VmRef,
+    vm: VmRefs,
     force: Annotated[bool, typer.Option("--force", help="power off at once, without asking the guest")] = False,
     grace: Annotated[int, typer.Option(help="seconds that the guest gets to power off")] = 15,
     wait: Wait = Wait(),
 ) -> None:
-    """Shut a VM down by ACPI, and power it off when that takes too long."""
+    """Shut VMs down by ACPI, and power them off when that takes too long."""
     _act(vm, "stop", "stopped", wait, {"timeout_s": 0 if force else grace})
 
 
 @app.command()
 @options.expand
-def pause(vm: VmRef, wait: Wait = Wait()) -> None:
-    """Pause the guest's processors; its memory stays."""
+def pause(vm: VmRefs, wait: Wait = Wait()) -> None:
+    """Pause guests' processors; their memory stays."""
     _act(vm, "pause", "paused", wait)
 
 
 @app.command()
 @options.expand
-def resume(vm: VmRef, wait: Wait = Wait()) -> None:
-    """Resume a paused VM."""
+def resume(vm: VmRefs, wait: Wait = Wait()) -> None:
+    """Resume paused VMs."""
     _act(vm, "resume", "running", wait)
 
 
 @app.command()
 @options.expand
-def reboot(vm: VmRef, wait: Wait = Wait()) -> None:
-    """Reboot the guest by its agent; without one, or after a minute, reset it."""
+def reboot(vm: VmRefs, wait: Wait = Wait()) -> None:
+    """Reboot guests by their agents; without one, or after a minute, reset them."""
     _restart(vm, "reboot", wait)
 
 
 @app.command()
 @options.expand
-def reset(vm: VmRef, wait: Wait = Wait()) -> None:
-    """Reset the guest, as its reset button would."""
+def reset(vm: VmRefs, wait: Wait = Wait()) -> None:
+    """Reset guests, as their reset buttons would."""
     _restart(vm, "reset", wait)
 
 
-def _restart(vm_ref: str, action: str, wait: Wait) -> None:
-    with output.errors():
-        client = Client()
-        vm = client.act("vms", vm_ref, action)
-        if wait.wait:
-            count = vm["spec"][f"{action}s"]
-            progress.waiting(
-                client, "vms", vm["id"], action,
-                lambda current: current is None or current["status"][f"{action}s"] >= count, wait.timeout_s,
-            )  # fmt: skip
-        finish(client, vm, ("running",), wait)
+def _restart(refs: list[str], action: str, wait: Wait) -> None:
+    client = _connect()
+
+    def end(vm: Object) -> Object:
+        if not wait.wait:
+            return vm
+        count = vm["spec"][f"{action}s"]
+        progress.waiting(
+            client, "vms", vm["id"], action,
+            lambda current: current is None or current["status"][f"{action}s"] >= count, wait.timeout_s,
+        )  # fmt: skip
+        return _waited(client, vm, ("running",), wait.timeout_s, None)
+
+    vms = _in_turn(_in_turn(refs, lambda ref: client.act("vms", ref, action)), end)
+    _show_all(vms, wait, lambda vm: _as_it_is(vm, ("running",), None if wait.wait else f"{action} requested"))
 
 
 @app.command()
 @options.expand
-def kill(vm: VmRef, wait: Wait = Wait()) -> None:
-    """Power a VM off at once: what its guest has not written to disk is lost."""
+def kill(vm: VmRefs, wait: Wait = Wait()) -> None:
+    """Power VMs off at once: what their guests have not written to disk is lost."""
     _act(vm, "stop", "stopped", wait, {"timeout_s": 0})
 
 
 @app.command()
 @options.expand
 def delete(
-    vm: VmRef,
+    vm: VmRefs,
     force: Annotated[bool, typer.Option("--force", help="its node is gone: delete it without the node")] = False,
     confirm: options.Confirm = None,
+    yes: options.Yes = False,
     wait: QuietWait = QuietWait(wait=False, timeout_s=120),
 ) -> None:
-    """Delete a VM with its disk and snapshots."""
-    with output.errors():
-        client = Client()
-        found = client.get("vms", vm)
+    """Delete VMs with their disks and snapshots."""
+    client = _connect()
+
+    def remove(ref: str) -> Object:
+        found = client.get("vms", ref)
         id = found["id"]
         if force:
             client.delete_lost_vm(id, confirm or (found["node"] and options.ask_for_word(found["node"])))
         else:
+            options.ask(yes, found["status"]["state"] == "running", f"VM {found['name']} is running")
             client.delete("vms", id)
+        return found
+
+    def end(found: Object) -> Object:
         if wait.wait:
-            progress.waiting(client, "vms", id, f"deleting {vm}", lambda current: current is None, wait.timeout_s)
-        say(f"{vm}: {'deleted' if wait.wait else 'deleting'}")
+            name = found["name"]
+            progress.waiting(
+                client, "vms", found["id"], f"deleting {name}", lambda current: current is None, wait.timeout_s
+            )
+        say(f"{found['name']}: {'deleted' if wait.wait else 'deleting'}")
+        return found
+
+    vms = _in_turn(_in_turn(vm, remove), end)
+    if vms.code:
+        raise typer.Exit(vms.code)
+
+
+@app.command()
+def rename(vm: VmRef, new: Annotated[str, typer.Argument(help="its new name", show_default=False)]) -> None:
+    """Rename a VM."""
+    with output.errors():
+        say(f"{vm}: now {Client().configure_vm(vm, name=new)['name']}")
 
 
 @app.command()

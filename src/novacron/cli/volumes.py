@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import metadata, options, output, progress
+from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
@@ -15,8 +16,12 @@ from novacron.terminal import say
 app = typer.Typer(no_args_is_help=True, help="Manage volumes: disks that outlive VMs.")
 pools = typer.Typer(no_args_is_help=True, help="Show the pools that hold volumes.")
 
-VolumeRef = Annotated[str, typer.Argument(metavar="volume", help="name or id of the volume", show_default=False)]
-Size = Annotated[int, typer.Option(help="size in MiB", show_default=False)]
+VolumeRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="volume", help="name or id of the volume", autocompletion=names_of("volumes"), show_default=False
+    ),
+]
 
 COLUMNS: Columns = {
     "NAME": lambda v: v["name"],
@@ -87,6 +92,8 @@ def show(volume: VolumeRef, output_: Output = OutputFormat.TABLE) -> None:
 
 
 CREATE_OPTIONS = (
+    options.option("size_mib", str, "--size", default=..., convert=output.parse_mib, metavar="SIZE",
+                   help="size, such as 512M or 20G"),
     options.option("pool", str, default="local", help="see: novacron pool list"),
     options.option("node", str, help="node to create it on; by default the one with most room"),
     options.option("image", str, help="image whose disk it begins as a copy of"),
@@ -95,7 +102,8 @@ CREATE_OPTIONS = (
 )  # fmt: skip
 CHANGE_OPTIONS = (
     options.option("name", str, help="a new name"),
-    options.option("size_mib", int, "--size", help="size in MiB; it can only grow, also while it is in use"),
+    options.option("size_mib", str, "--size", convert=output.parse_mib, metavar="SIZE",
+        help="size, such as 20G; it can only grow, also while it is in use"),
     options.option("iops", int, help="limit of reads and writes a second; 0 removes it", convert=options.zero_removes),
     options.option(
         "bytes_per_s", int, "--throughput", help="limit of bytes a second; 0 removes it",
@@ -109,14 +117,13 @@ CHANGE_OPTIONS = (
 @options.expand
 def create(
     name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
-    size: Size,
     fields: Annotated[Object, CREATE_OPTIONS],
     wait: QuietWait = QuietWait(),
 ) -> None:
     """Create a volume, empty or as a copy of an image's disk. It takes only the space of what is written to it."""
     with output.errors():
         client = Client()
-        _finish(client, client.create_volume(name, size_mib=size, **fields), "creating", wait)
+        _finish(client, client.create_volume(name, **fields), "creating", wait)
 
 
 @app.command("set")
@@ -131,7 +138,7 @@ def set_(volume: VolumeRef, changes: Annotated[Object, CHANGE_OPTIONS]) -> None:
 @app.command()
 def attach(
     volume: VolumeRef,
-    vm: Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)],
+    vm: Annotated[str, typer.Argument(help="name or id of the VM", autocompletion=names_of("vms"), show_default=False)],
     read_only: Annotated[bool, typer.Option("--read-only", help="attach it read-only")] = False,
     boot_order: Annotated[
         int | None, typer.Option(help="place in the firmware's boot order, lowest first; the VM's own disk has 1")
@@ -155,11 +162,12 @@ def detach(volume: VolumeRef, wait: QuietWait = QuietWait(timeout_s=60)) -> None
 
 @app.command()
 @options.expand
-def delete(volume: VolumeRef, wait: QuietWait = QuietWait(timeout_s=60)) -> None:
+def delete(volume: VolumeRef, yes: options.Yes = False, wait: QuietWait = QuietWait(timeout_s=60)) -> None:
     """Delete a volume with its data."""
     with output.errors():
         client = Client()
         current = client.get("volumes", volume)
+        options.ask(yes, True, f"Volume {current['name']} has {current['size_mib']} MiB")
         client.delete("volumes", current["id"])
         _finish(client, current, "deleting", wait)
 

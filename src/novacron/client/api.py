@@ -20,7 +20,7 @@ class Client(VmCalls, GuestCalls, VolumeCalls, ImageCalls, NetworkCalls, NodeCal
     """Connections to one API. Not for use by several threads at once."""
 
     def __init__(self, config: Config | None = None) -> None:
-        from novacron.client.sync.transport import Transport  # urllib3 takes longer to load than all the rest
+        from novacron.client.sync.transport import Transport  # most commands that fail do so before
 
         self.config = config or load_config()
         self._transport = Transport(self.config)

@@ -10,6 +10,7 @@ from litestar.exceptions import HTTPException
 
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import parameters, problems, text
+from novacron.api.edge.words import in_words
 from novacron.model import limits
 from novacron.model.errors import MALFORMED, InvalidInput, Unavailable
 from novacron.store import feed
@@ -49,7 +50,9 @@ async def check(request: ApiRequest) -> Response[None] | None:
         match = FIELD.search(str(error))
         name = match[1].partition("[")[0] if match else None
         raise InvalidInput(
-            str(error).partition(" - at ")[0], field=name or None, hint="the fields and their rules are in /schema"
+            in_words(str(error).partition(" - at ")[0]),
+            field=name or None,
+            hint="the fields and their rules are in /schema",
         ) from None
     except MALFORMED as error:
         raise InvalidInput(f"the body is not JSON: {error}", hint="send a JSON object") from None

@@ -1,12 +1,14 @@
-"""HTTP by urllib3, which loads fast: what ``Client`` sends its requests with. ``aio/transport.py`` is its twin."""
+"""HTTP by the standard library, which loads fast: what ``Client`` sends its requests with. ``aio/transport.py`` is its
+twin."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
-
-import urllib3
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import NamedTuple, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 from novacron.client import protocol
 from novacron.client.certificate_errors import explain
@@ -17,43 +19,93 @@ from novacron.client.protocol import HttpReply
 P = ParamSpec("P")
 T = TypeVar("T")
 
+FAILURES = (OSError, HTTPException, ValueError)
+"""What keeps a request from being answered; ValueError: of a header, or an address, that can't be sent."""
+CHUNK_BYTES_MAX = 1 << 16
+PORTS = {"http": 80, "https": 443}
+
+
+class _ApiAddress(NamedTuple):
+    """Where an API is: ``prefix`` comes before each path."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str
+
 
 class Transport:
-    """Connections to one API. Not for use by several threads at once."""
+    """One connection to one API, and one for each stream. Not for use by several threads at once."""
 
-    def __init__(self, config: Config, connections: int = 2) -> None:
+    def __init__(self, config: Config) -> None:
         self._config = config
-        self._pool = urllib3.PoolManager(ssl_context=protocol.tls(config), maxsize=connections)
+        self._address = _address(config.url)
+        self._tls = protocol.tls(config) if self._address.scheme == "https" else None
+        self._open: HTTPConnection | None = None
 
     def send(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None = None,
         timeout_s: float = protocol.READ_TIMEOUT_S,
     ) -> HttpReply:  # fmt: skip
-        """Send one request, once. Raises Unreachable."""
+        """Send one request; once more if the server had closed the connection. Raises Unreachable."""
+        kept, self._open = self._open, None
         try:
-            response = self._pool.request(
-                method, self._config.url + path, body=body, headers=headers, retries=False,
-                timeout=urllib3.Timeout(connect=protocol.CONNECT_TIMEOUT_S, read=timeout_s),
-            )  # fmt: skip
-        except urllib3.exceptions.HTTPError as error:
+            if kept is not None:
+                with contextlib.suppress(ConnectionError):
+                    return self._answer(kept, method, path, headers, body, timeout_s)
+            return self._answer(self._connect(), method, path, headers, body, timeout_s)
+        except FAILURES as error:
             raise Unreachable(f"no answer from {self._config.url}: {explain(self._config, error)}") from error
-        return HttpReply(response.status, response.data, response.headers.get(protocol.AUTHORITIES, ""))
 
     def stream(self, path: str, headers: dict[str, str]) -> Iterator[bytes]:
         """Yield the pieces of a long answer as they come. Raises ApiError, Unreachable."""
         try:
-            response = self._pool.request(
-                "GET", self._config.url + path, headers=headers, retries=False, preload_content=False,
-                timeout=urllib3.Timeout(connect=protocol.CONNECT_TIMEOUT_S, read=protocol.STREAM_TIMEOUT_S),
-            )  # fmt: skip
-            try:
+            connection = self._connect()
+            with contextlib.closing(connection):
+                response = self._request(connection, "GET", path, headers, None, protocol.STREAM_TIMEOUT_S)
                 if response.status != 200:
-                    protocol.decode(HttpReply(response.status, response.data), self._config.url)
-                yield from response.stream(None)
-            finally:
-                response.close()
-        except urllib3.exceptions.HTTPError as error:
-            raise Unreachable(f"the event stream broke off: {error}") from error
+                    protocol.decode(HttpReply(response.status, response.read()), self._config.url)
+                while chunk := response.read1(CHUNK_BYTES_MAX):
+                    yield chunk
+        except FAILURES as error:
+            raise Unreachable(f"the event stream broke off: {error or type(error).__name__}") from error
+
+    def _connect(self) -> HTTPConnection:
+        address, timeout_s = self._address, protocol.CONNECT_TIMEOUT_S
+        if self._tls is None:
+            connection = HTTPConnection(address.host, address.port, timeout=timeout_s)
+        else:
+            connection = HTTPSConnection(address.host, address.port, timeout=timeout_s, context=self._tls)
+        connection.connect()
+        return connection
+
+    def _request(
+        self, connection: HTTPConnection, method: str, path: str, headers: dict[str, str], body: bytes | None,
+        timeout_s: float,
+    ) -> HTTPResponse:  # fmt: skip
+        assert connection.sock is not None
+        connection.sock.settimeout(timeout_s)
+        with contextlib.suppress(BrokenPipeError):  # the server may have answered before it had the whole body
+            connection.request(method, self._address.prefix + path, body=body, headers=headers)
+        return connection.getresponse()
+
+    def _answer(
+        self, connection: HTTPConnection, method: str, path: str, headers: dict[str, str], body: bytes | None,
+        timeout_s: float,
+    ) -> HttpReply:  # fmt: skip
+        """Return the answer to a request, and keep the connection for the next one if that is possible."""
+        try:
+            response = self._request(connection, method, path, headers, body, timeout_s)
+            authorities = response.headers.get(protocol.AUTHORITIES, "")
+            answer = HttpReply(response.status, response.read(), authorities)
+        except BaseException:
+            connection.close()
+            raise
+        if response.will_close:
+            connection.close()
+        else:
+            self._open = connection
+        return answer
 
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -63,4 +115,16 @@ class Transport:
         return function(*args, **kwargs)
 
     def close(self) -> None:
-        self._pool.clear()
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+def _address(url: str) -> _ApiAddress:
+    """Take the URL of an API apart. Raises Unreachable."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.hostname and parts.scheme in PORTS:
+            port = parts.port or PORTS[parts.scheme]
+            return _ApiAddress(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
+    raise Unreachable(f"{url!r} is no URL of an API: write it like https://server.example.org:7443")

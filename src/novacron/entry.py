@@ -1,0 +1,96 @@
+"""The program ``novacron``. It loads only the command that was typed: all of them take three times as long."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+GROUPS = {
+    "audit": ("audit", "app"),
+    "second-factor": ("second_factors", "app"),
+    "context": ("contexts", "app"),
+    "floating-address": ("networks", "floating"),
+    "forward": ("networks", "forwards"),
+    "grant": ("access", "grants"),
+    "image": ("images", "app"),
+    "invitation": ("invitations", "app"),
+    "key": ("keys", "app"),
+    "link": ("links", "app"),
+    "migration": ("migrations", "app"),
+    "network": ("networks", "app"),
+    "node": ("nodes", "app"),
+    "pool": ("volumes", "pools"),
+    "platform-key": ("access", "platform_keys"),
+    "project": ("access", "projects"),
+    "rebalance": ("rebalance", "app"),
+    "security-group": ("networks", "groups"),
+    "site": ("sites", "app"),
+    "snapshot": ("snapshots", "app"),
+    "token": ("tokens", "app"),
+    "user": ("access", "users"),
+    "vm": ("vms", "app"),
+    "volume": ("volumes", "app"),
+}
+"""Groups of commands: in which module of ``novacron.cli``, and under which name there."""
+WITH_VALUE = ("--project", "--context")
+COMPLETES = "_TYPER_COMPLETE_ARGS"
+"""The variable that holds the command line while a shell asks how a word goes on."""
+
+
+def typed() -> list[str]:
+    """Return the words after the program's name, with those that a shell wants completed."""
+    return os.environ[COMPLETES].split()[1:] if COMPLETES in os.environ else sys.argv[1:]
+
+
+def command_in(words: list[str]) -> tuple[str, str] | None:
+    """Return the group and the command that a command line names; None: no group with a command."""
+    rest = iter(words)
+    names: list[str] = []
+    for word in rest:
+        if not names and word in WITH_VALUE:
+            next(rest, None)
+        elif names or not word.startswith(WITH_VALUE):
+            names.append(word)
+        if len(names) == 2:
+            return names[0], names[1]
+    return None
+
+
+def narrowed(words: list[str]) -> typer.Typer | None:
+    """Return the program with only the command that is typed; None: it takes all of them."""
+    named = command_in(words)
+    if named is None or named[0] not in GROUPS:
+        return None
+    group, name = named
+    module, attribute = GROUPS[group]
+    found: typer.Typer = getattr(importlib.import_module(f"novacron.cli.{module}"), attribute)
+    from novacron.cli import root
+
+    named_so = {info.name or _name(info.callback): info for info in found.registered_commands}
+    command = named_so.get(name) or named_so.get(root.HABITS.get(name, ""))
+    if command is None:
+        return None
+    alone = copy.copy(found)
+    alone.registered_commands = [command]
+    app = root.tree()
+    app.add_typer(alone, name=group, cls=root.Group)
+    return app
+
+
+def _name(callback: object) -> str:
+    return getattr(callback, "__name__", "").replace("_", "-")
+
+
+def main() -> None:
+    app = narrowed(typed())
+    if app is None:
+        from novacron.__main__ import app as whole
+
+        app = whole
+    app()
