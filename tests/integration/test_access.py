@@ -18,7 +18,7 @@ from novacron.api.access.authorization import RouteScope, right_of, scope_of
 from novacron.api.app import create_app
 from novacron.model.access import RIGHTS, Right, Role
 from tests.integration.conftest import Answer, Api
-from tests.waiting import pause
+from tests.waiting import eventually, pause
 
 Object = dict[str, Any]
 NAMES = {"ours": "acc-ours", "theirs": "acc-theirs"}
@@ -436,8 +436,11 @@ async def test_the_audit_log_records_every_change_and_refusal_and_cannot_be_alte
         for statement in ("DELETE FROM audit", "UPDATE audit SET actor = 'nobody'", "TRUNCATE audit"):
             with pytest.raises(asyncpg.RaiseError, match="stays as it is"):
                 await connection.execute(statement)
-        assert await connection.fetchval("SELECT count(*) FROM api_log WHERE status = 403 AND route LIKE '%vms/{ref%'")
-        assert await connection.fetchval("SELECT count(*) FROM api_log WHERE request_id = 'from-the-test'") == 1
+        refusals = "SELECT count(*) FROM api_log WHERE status = 403 AND route LIKE '%vms/{ref%'"
+        named = "SELECT count(*) FROM api_log WHERE request_id = 'from-the-test'"
+        await eventually(lambda: connection.fetchval(refusals), "the refusal is in the request log")
+        await eventually(lambda: connection.fetchval(named), "the change is in the request log")
+        assert await connection.fetchval(named) == 1
     finally:
         await connection.close()
 

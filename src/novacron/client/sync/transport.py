@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import NamedTuple, ParamSpec, TypeVar
@@ -41,14 +42,16 @@ class Transport:
         self._config = config
         self._address = _address(config.url)
         self._tls = protocol.tls(config) if self._address.scheme == "https" else None
-        self._open: HTTPConnection | None = None
+        self._idle: list[HTTPConnection] = []
+        """The connection that the next request uses; at most one."""
+        weakref.finalize(self, _close, self._idle)
 
     def send(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None = None,
         timeout_s: float = protocol.READ_TIMEOUT_S,
     ) -> HttpReply:  # fmt: skip
         """Send one request; once more if the server had closed the connection. Raises Unreachable."""
-        kept, self._open = self._open, None
+        kept = self._idle.pop() if self._idle else None
         try:
             if kept is not None:
                 with contextlib.suppress(ConnectionError):
@@ -104,7 +107,7 @@ class Transport:
         if response.will_close:
             connection.close()
         else:
-            self._open = connection
+            self._idle.append(connection)
         return answer
 
     def pause(self, seconds: float) -> None:
@@ -115,9 +118,12 @@ class Transport:
         return function(*args, **kwargs)
 
     def close(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        _close(self._idle)
+
+
+def _close(connections: list[HTTPConnection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 def _address(url: str) -> _ApiAddress:
