@@ -38,6 +38,9 @@ PATTERNS = {
     r"^[^\x00]*\Z": "must not have zero bytes",
     r"^[A-Za-z_][A-Za-z0-9_]*=[^\x00]*\Z": "must be a variable and its value such as LANG=C",
     r"^([01][0-9]|2[0-3]):[0-5][0-9]\Z": "must be a time of day such as 08:30",
+    r"^[^\s,\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]{1,63}\Z": (
+        "must have 1 to 63 characters, with no spaces, commas or invisible characters"
+    ),
 }
 """What each pattern of a request's fields demands."""
 TYPES = {
