@@ -178,23 +178,26 @@ def set_(
         output.fields(Client().configure_vm(vm, **changes), DETAILS, output_)
 
 
+FILTERS = (
+    options.option("node", str, help="only VMs on this node"),
+    options.option("state", str, help="only VMs in this state"),
+    options.option("image", str, help="only VMs of this image"),
+    options.option("name", str, help="only the VM of this name, or all whose names begin so: web*"),
+)
+
+
 @app.command("list")
+@options.expand
 def list_(
-    node: Annotated[str | None, typer.Option(help="only VMs on this node")] = None,
-    state: Annotated[str | None, typer.Option(help="only VMs in this state")] = None,
+    filters: Annotated[Object, FILTERS],
     tag: metadata.TagFilter = None,
-    image: Annotated[str | None, typer.Option(help="only VMs of this image")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="only the VM of this name, or all whose names begin so: web*")
-    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="how many VMs at most")] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List VMs."""
     with output.errors():
-        asked = metadata.filters(tag, node=node, state=state, image=image, name=name)
         client = Client()
-        output.rows(client.list("vms", limit, **asked), COLUMNS, output_)
+        output.rows(client.list("vms", limit, **metadata.filters(tag, **filters)), COLUMNS, output_)
         if output_ is OutputFormat.TABLE:
             _warn_of_unreconciled(client)
 
