@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -14,8 +15,9 @@ from typing import cast
 
 import msgspec
 import msgspec.inspect
+from litestar import Litestar
 
-from lab import reasons_page
+from lab import bodies, reasons_page
 from novacron.api.access.context import Services
 from novacron.api.app import create_app
 from novacron.api.edge import openapi
@@ -135,15 +137,27 @@ def generated() -> dict[Path, str]:
     return {
         **sync_client(),
         CLIENT / "choices.py": choices(),
+        CLIENT / "bodies.py": _formatted(bodies.module(request_bodies())),
         ROOT / "docs/reference/cli.md": commands(),
         OPENAPI: openapi_document(),
         ROOT / "docs/reference/reasons.md": reasons_page.page(),
     }
 
 
+@functools.cache
+def application() -> Litestar:
+    return create_app(cast(Services, types.SimpleNamespace()))
+
+
+def request_bodies() -> list[object]:
+    """Return the types of the bodies that routes take."""
+    fields = [handler.parsed_data_field for handler in openapi.documented(application())]
+    return [field.annotation for field in fields if field is not None]
+
+
 def openapi_document() -> str:
     """Return the OpenAPI document, as ``/schema`` answers with it."""
-    document = openapi.describe(create_app(cast(Services, types.SimpleNamespace())))
+    document = openapi.describe(application())
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -40,8 +40,8 @@ ON_SITE = tuple(
     f"tests/integration/test_{name}.py"
     for name in (
         "access", "api", "archive", "clones", "confinement", "console", "contract", "doctor", "firmware",
-        "foreign_clients", "guest", "hotplug", "imports", "lifecycle", "networks", "placement", "server", "sharing",
-        "snapshots", "volumes",
+        "foreign_clients", "guest", "hotplug", "imports", "lifecycle", "networks", "placement", "sdk_page", "server",
+        "sharing", "snapshots", "volumes",
     )
 )  # fmt: skip
 GROUPS = {"moves": ("tests/e2e/",), "site": (*ON_SITE, "tests/security/")}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from lab.platform import Platform, until
 from lab.replicas import serving
@@ -171,6 +171,9 @@ async def test_a_websocket_delivers_changes_and_resumes_without_a_gap(
     async with connect(f"{url}&after={began}", ssl=context, additional_headers=headers) as socket:
         seen = [(await next_message_about(socket, vm["id"]))["object"]["spec"]["start_order"] for _ in range(2)]
         assert seen[0] == 500
+    async with connect(f"{url}&kindz=vm", ssl=context, additional_headers=headers) as socket:
+        with pytest.raises(ConnectionClosedError, match="did you mean kinds"):
+            await asyncio.wait_for(socket.recv(), 30)
     with pytest.raises(InvalidStatus, match="403"):
         await connect(url, ssl=context)
 

@@ -14,7 +14,7 @@ from lab.platform import Platform
 
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).parent / "uv"
-PACKAGES_MAX = 25
+PACKAGES_MAX = 30
 PROGRAM = """
 import sys
 from novacron.client import Client

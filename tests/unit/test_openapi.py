@@ -15,10 +15,14 @@ from litestar.handlers import HTTPRouteHandler
 
 from novacron.api.access.context import Services
 from novacron.api.app import create_app
-from novacron.api.edge import openapi
+from novacron.api.edge import openapi, parameters
 from novacron.api.edge.openapi_examples import EXAMPLES
 from novacron.api.edge.openapi_operations import operation_id
+from novacron.api.routes import consoles, watch
 from novacron.client import protocol
+
+PYTHON_ONLY = re.compile(r"\\[AZz]|\(\?(P|#|<[^=!]|[aiLmsux-])|\(\?\(|[*+?}]\+")
+"""What Python's patterns have and ECMA-262's, which JSON Schema prescribes, have not."""
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +83,48 @@ def test_each_operation_has_its_own_name_a_tag_and_words(document: dict[str, Any
         assert operation["summary"] and operation["description"], operation["operationId"]
 
 
-def test_no_schema_contradicts_itself_or_uses_python_s_patterns(document: dict[str, Any]) -> None:
-    def schemas(value: Any) -> Iterator[dict[str, Any]]:
-        if isinstance(value, dict):
-            yield value
-        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            yield from schemas(inner)
+def objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield each object of the document, schemas among them; examples are what users send."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from objects(inner)
 
-    for schema in schemas(document):
+
+def test_no_two_schemas_are_called_alike_and_each_says_what_it_is(document: dict[str, Any]) -> None:
+    """Generators call classes after titles."""
+    schemas = document["components"]["schemas"]
+    assert {name: schema["title"] for name, schema in schemas.items()} == {name: name for name in schemas}
+    assert len({name.lower() for name in schemas}) == len(schemas), "files of some generators"
+    assert [name for name, schema in schemas.items() if not schema.get("description")] == [], "a docstring"
+
+
+def test_each_answer_with_json_has_a_type(document: dict[str, Any]) -> None:
+    for _, operation in operations(document):
+        for status, response in operation["responses"].items():
+            schema = response.get("content", {}).get("application/json", {}).get("schema")
+            if schema is not None:
+                assert "$ref" in schema or schema["items"].keys() == {"$ref"}, (operation["operationId"], status)
+
+
+def test_each_parameter_says_what_it_is_for(document: dict[str, Any]) -> None:
+    for _, operation in operations(document):
+        for parameter in operation.get("parameters", []):
+            assert parameter["description"], f"{operation['operationId']} {parameter['name']}: openapi_words.py"
+            assert "type" in parameter["schema"] or "$ref" in parameter["schema"], parameter
+
+
+def test_the_document_has_a_license_a_version_and_a_way_to_log_in(document: dict[str, Any]) -> None:
+    assert document["info"]["license"] == {"name": "Apache 2.0", "identifier": "Apache-2.0"}
+    assert document["info"]["version"] and document["info"]["contact"] and document["info"]["description"]
+    assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+
+
+def test_no_schema_contradicts_itself_or_uses_python_s_patterns(document: dict[str, Any]) -> None:
+    for schema in objects(document):
         assert {} not in schema.get("oneOf", []) and {} not in schema.get("anyOf", []), "anything or something"
-        assert r"\Z" not in str(schema.get("pattern", "")), schema
+        assert schema.get("type") != "array" or schema.get("items") or schema.get("maxItems") == 0, schema
+        assert not PYTHON_ONLY.search(str(schema.get("pattern", ""))), schema
     groups = document["components"]["schemas"]["CreateVm"]["properties"]["cpu_flags"]
     assert groups["items"]["type"] == "string" and groups["type"] == "array"
 
@@ -124,6 +160,33 @@ def test_headers_are_documented_where_they_are_read(document: dict[str, Any], ap
     assert {"watch", "console"} <= set(documented)
 
 
+def test_every_query_parameter_that_a_route_takes_is_documented_and_no_other_is_taken(
+    document: dict[str, Any], app: Litestar
+) -> None:
+    documented = {
+        operation["operationId"]: {p["name"] for p in operation.get("parameters", []) if p["in"] == "query"}
+        for _, operation in operations(document)
+    }
+    known = {operation_id(handler): names for handler, names in parameters.of_handlers(app).items()}
+    assert handlers(app).keys() - known.keys() == {"oidcCallback"}, "an identity provider adds its own"
+    for id in handlers(app).keys() & known.keys():
+        assert documented[id] | {"wait"} == known[id] | {"wait"}, id
+    assert documented["watch"] == watch.PARAMETERS and documented["console"] == consoles.PARAMETERS
+
+
+def test_what_answers_carry_is_documented(document: dict[str, Any]) -> None:
+    """An object or a list of objects has an ETag, which reads take back; a new object says where it is."""
+    schemas = document["components"]["schemas"]
+    for method, operation in operations(document):
+        success = next(operation["responses"][status] for status in operation["responses"] if status[0] in "23")
+        reference = success.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref", "")
+        fields = schemas.get(reference.rpartition("/")[2], {}).get("properties", {})
+        if method == "get" and {"revision", "id"} <= fields.keys():
+            assert "ETag" in success["headers"] and "304" in operation["responses"], operation["operationId"]
+        if "201" in operation["responses"]:
+            assert "Location" in operation["responses"]["201"]["headers"], operation["operationId"]
+
+
 def test_the_sdk_asks_for_pages_where_lists_have_them(document: dict[str, Any]) -> None:
     for path, item in document["paths"].items():
         schema = item.get("get", {}).get("responses", {}).get("200", {}).get("content", {}).get("application/json", {})
@@ -134,7 +197,13 @@ def test_the_sdk_asks_for_pages_where_lists_have_them(document: dict[str, Any]) 
 
 def test_errors_are_documented_by_status(document: dict[str, Any]) -> None:
     for _, operation in operations(document):
-        assert [status for status in operation["responses"] if status.startswith("4")], operation["operationId"]
+        statuses = set(operation["responses"])
+        expected = {"default"} | (set() if "101" in statuses else {"400", "429", "503"})
+        if operation.get("security") != [] and "101" not in statuses:
+            expected |= {"401", "403", "404"}
+        if "requestBody" in operation and operation["requestBody"]["content"].keys() == {"application/json"}:
+            expected |= {"413"}
+        assert expected <= statuses, operation["operationId"]
     create = document["paths"]["/api/v1/vms"]["post"]["responses"]
     assert {"201", "400", "401", "403", "409", "413", "422", "429", "503"} <= set(create)
     assert set(create["201"]["headers"]) == {"ETag", "Location"}

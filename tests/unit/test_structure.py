@@ -24,6 +24,8 @@ PARAMETERS_MAX = 6
 COMPLEXITY_MAX = 15
 """Cognitive complexity, as complexipy counts it."""
 FILE_LINES_MAX = 500
+GENERATED = {"client/bodies.py"}
+"""Files that script/generate makes of others, however long these are."""
 FOREIGN_SIGNATURES = {"telemetry/traces.py should_sample"}
 """Functions whose parameters somebody else prescribes."""
 LOADED_WHEN_NEEDED = {"opentelemetry.exporter", "pycdlib", "redis", "webauthn", "zxcvbn"}
@@ -126,7 +128,7 @@ def offenders(what: str) -> list[str]:
         case "functions of a complexity over 15":
             return complex_functions()
         case "files over 500 lines":
-            counts = {name: len(path.read_text().splitlines()) for name, path in files()}
+            counts = {name: len(path.read_text().splitlines()) for name, path in files() if name not in GENERATED}
             return [f"{name}: {count}" for name, count in counts.items() if count > FILE_LINES_MAX]
     raise ValueError(what)
 

@@ -6,12 +6,54 @@ from typing import TYPE_CHECKING
 
 from novacron.client.api import Client
 from novacron.client.config import Config, load_config
-from novacron.client.errors import ApiError, Unreachable
+from novacron.client.errors import (
+    ApiError,
+    ConflictError,
+    ForbiddenError,
+    IdempotencyMismatchError,
+    IllegalStateError,
+    InvalidInputError,
+    NoCapacityError,
+    NotFoundError,
+    QuotaExceededError,
+    RevisionGoneError,
+    ServerFailedError,
+    StaleRevisionError,
+    TooLargeError,
+    TooManyRequestsError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnexpectedAnswer,
+    Unreachable,
+)
 
 if TYPE_CHECKING:
     from novacron.client.aio import AsyncClient
 
-__all__ = ["ApiError", "AsyncClient", "Client", "Config", "Unreachable", "load_config"]
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "Client",
+    "Config",
+    "ConflictError",
+    "ForbiddenError",
+    "IdempotencyMismatchError",
+    "IllegalStateError",
+    "InvalidInputError",
+    "NoCapacityError",
+    "NotFoundError",
+    "QuotaExceededError",
+    "RevisionGoneError",
+    "ServerFailedError",
+    "StaleRevisionError",
+    "TooLargeError",
+    "TooManyRequestsError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnexpectedAnswer",
+    "Unreachable",
+    "load_config",
+]
 
 
 def __getattr__(name: str) -> type[AsyncClient]:

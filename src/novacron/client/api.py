@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from novacron.client.config import Config, config_path, load_config
 from novacron.client.protocol import Object
-from novacron.client.sync.access import AccessCalls
-from novacron.client.sync.guests import GuestCalls
-from novacron.client.sync.images import ImageCalls
-from novacron.client.sync.keys import KeyCalls
-from novacron.client.sync.networks import NetworkCalls
-from novacron.client.sync.nodes import NodeCalls
-from novacron.client.sync.vms import VmCalls
-from novacron.client.sync.volumes import VolumeCalls
+from novacron.client.sync.collections import Collections
 
 __all__ = ["Client", "Config", "Object", "config_path", "load_config"]
 
 
-class Client(VmCalls, GuestCalls, VolumeCalls, ImageCalls, NetworkCalls, NodeCalls, AccessCalls, KeyCalls):
+class Client(Collections):
     """Connections to one API. Not for use by several threads at once."""
 
     def __init__(self, config: Config | None = None) -> None:

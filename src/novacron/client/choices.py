@@ -29,7 +29,7 @@ class AntiAffinityScope(StrEnum):
 
 
 class AuditOutcome(StrEnum):
-    """AuditOutcome"""
+    """How a request ended that the audit log has."""
 
     DONE = "done"
     REFUSED = "refused"
@@ -112,7 +112,7 @@ class Power(StrEnum):
 
 
 class RebalanceMode(StrEnum):
-    """RebalanceMode"""
+    """What is done about an imbalance."""
 
     OFF = "off"
     ADVISE = "advise"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from novacron.client.config import Config
-from novacron.client.errors import ApiError, Unreachable
+from novacron.client.errors import Unreachable, refusal
 
 if TYPE_CHECKING:
     import ssl
@@ -67,7 +67,7 @@ def decode(answer: HttpReply, url: str) -> Any:  # noqa: ANN401 - JSON
     except ValueError:
         raise Unreachable(f"{url} answered {answer.status} with something other than JSON") from None
     if answer.status >= 400:
-        raise ApiError(document if isinstance(document, dict) else {"status": answer.status})
+        raise refusal(document if isinstance(document, dict) else {"status": answer.status})
     return document
 
 

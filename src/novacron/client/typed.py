@@ -2,32 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
+import msgspec.inspect as kinds
 
-from novacron.model.event import Event, Image
+from novacron.client.errors import UnexpectedAnswer
+from novacron.model.drain import Drain, DrainPolicy
+from novacron.model.event import Event, Image, ImageCopy
 from novacron.model.export import Export
-from novacron.model.image import Import
+from novacron.model.guest_command import GuestCommand
+from novacron.model.image import Import, ImportPhase
 from novacron.model.link_sharing import Link
-from novacron.model.migration import Migration
+from novacron.model.migration import Migration, MigrationPolicy
 from novacron.model.network import FloatingAddress, Forward, Network, SecurityGroup
-from novacron.model.node import Node
-from novacron.model.project import Project
+from novacron.model.node import Node, NodeSpec, NodeStatus
+from novacron.model.project import Project, Usage
 from novacron.model.snapshot import Snapshot
 from novacron.model.token import Token
 from novacron.model.unreconciled import UnreconciledVm
 from novacron.model.user import Grant, User
-from novacron.model.vm import Vm
+from novacron.model.vm import Vm, VmSpec, VmState, VmStatus
 from novacron.model.volume import Volume
+
+__all__ = [
+    "Drain",
+    "DrainPolicy",
+    "Event",
+    "Export",
+    "FloatingAddress",
+    "Forward",
+    "Grant",
+    "GuestCommand",
+    "Image",
+    "ImageCopy",
+    "Import",
+    "ImportPhase",
+    "Link",
+    "Migration",
+    "MigrationPolicy",
+    "Network",
+    "Node",
+    "NodeSpec",
+    "NodeStatus",
+    "Project",
+    "SecurityGroup",
+    "Snapshot",
+    "Token",
+    "UnreconciledVm",
+    "Usage",
+    "User",
+    "Vm",
+    "VmSpec",
+    "VmState",
+    "VmStatus",
+    "Volume",
+    "kind_of",
+    "read",
+]
 
 T = TypeVar("T")
 
 KINDS: dict[type, str] = {
     Vm: "vms", Node: "nodes", Migration: "migrations", Snapshot: "snapshots", Volume: "volumes", Network: "networks",
     SecurityGroup: "security-groups", FloatingAddress: "floating-addresses", Forward: "forwards", Link: "links",
-    Image: "images", Import: "imports", Export: "exports", Event: "events", Project: "projects", User: "users",
-    Grant: "grants", Token: "tokens", UnreconciledVm: "unreconciled-vms",
+    Drain: "drains", Image: "images", Import: "imports", Export: "exports", Event: "events", Project: "projects",
+    User: "users", Grant: "grants", Token: "tokens", UnreconciledVm: "unreconciled-vms",
 }  # fmt: skip
 """How the API calls the objects of each type."""
 
@@ -41,6 +82,66 @@ def kind_of(type_: type) -> str:
     return kind
 
 
+STREAM_KINDS: dict[type, str] = {
+    Vm: "vm", Node: "node", Migration: "migration", Event: "event", Link: "link", Import: "import",
+    Snapshot: "snapshot", Volume: "volume", Export: "export", Drain: "drain", Network: "network",
+    SecurityGroup: "security-group", FloatingAddress: "floating-address", Forward: "forward", Project: "project",
+    UnreconciledVm: "unreconciled-vm",
+}  # fmt: skip
+"""How the stream of changes calls them."""
+
+
+BY_NAME = (Project,)
+"""Objects that have an id, and that the API calls by their name."""
+
+
+def key_of(type_: type, body: Mapping[str, object]) -> str:
+    """Return how the API calls an object: by its id, its address or its name."""
+    fields = ("name",) if type_ in BY_NAME else ("id", "address", "name")
+    return str(next(body[field] for field in fields if field in body))
+
+
 def read(type_: type[T], body: object) -> T:
-    """Return an object of the API as a value of its type. Fields that this version does not know are left out."""
-    return msgspec.convert(body, type_)
+    """Return an object of the API as a value of its type. Fields that this version does not know are left out.
+
+    Raises UnexpectedAnswer.
+    """
+    try:
+        return msgspec.convert(body, type_)
+    except msgspec.ValidationError:
+        try:
+            return msgspec.convert(_known(kinds.type_info(type_), body), type_)
+        except msgspec.ValidationError as error:
+            raise UnexpectedAnswer(f"{type_.__name__}: {error}: the server is newer: update NovaCron here") from error
+
+
+def _known(info: kinds.Type, value: object) -> object:
+    """Return a value without the fields that its type does not have: types of requests forbid these."""
+    match info:
+        case kinds.Metadata():
+            return _known(info.type, value)
+        case kinds.UnionType():
+            shape = _shape(value)
+            return next((_known(one, value) for one in map(_plain, info.types) if isinstance(one, shape)), value)
+        case kinds.StructType() if isinstance(value, Mapping):
+            return {
+                field.encode_name: _known(field.type, value[field.encode_name])
+                for field in info.fields
+                if field.encode_name in value
+            }
+        case kinds.DictType() if isinstance(value, Mapping):
+            return {key: _known(info.value_type, item) for key, item in value.items()}
+        case kinds.ListType() | kinds.VarTupleType() if isinstance(value, Sequence):
+            return [_known(info.item_type, item) for item in value]
+    return value
+
+
+def _plain(info: kinds.Type) -> kinds.Type:
+    return _plain(info.type) if isinstance(info, kinds.Metadata) else info
+
+
+def _shape(value: object) -> tuple[type[kinds.Type], ...]:
+    """Return which of a union's types could hold a value that has parts."""
+    if isinstance(value, Mapping):
+        return (kinds.StructType, kinds.DictType)
+    return (kinds.ListType, kinds.VarTupleType) if isinstance(value, list) else ()

@@ -28,6 +28,8 @@ class Right(StrEnum):
 
 
 class Role(StrEnum):
+    """What a grant allows, each more than the one before."""
+
     VIEWER = "viewer"
     MEMBER = "member"
     OPERATOR = "operator"

@@ -9,6 +9,8 @@ import msgspec
 
 
 class AuditOutcome(StrEnum):
+    """How a request ended that the audit log has."""
+
     DONE = "done"
     REFUSED = "refused"
     """The caller is not allowed to do this, or not authenticated."""

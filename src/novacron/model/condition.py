@@ -24,6 +24,8 @@ Message = Annotated[str, Meta(max_length=MESSAGE_LENGTH_MAX)]
 
 
 class ConditionType(StrEnum):
+    """What a condition of a node is about."""
+
     PEERS = "PeersReachable"
     """Other nodes answer over DWCP."""
     DISK = "DiskUsable"
@@ -38,6 +40,8 @@ class ConditionType(StrEnum):
 
 
 class ConditionStatus(StrEnum):
+    """Whether a condition holds."""
+
     TRUE = "true"
     FALSE = "false"
     UNKNOWN = "unknown"
@@ -102,6 +106,8 @@ class ReportedCondition(msgspec.Struct, frozen=True):
 
 
 class NodeCondition(ReportedCondition, frozen=True):
+    """A condition of a node, and since when it is so."""
+
     since: datetime
     """When ``status`` became what it is."""
 

@@ -12,6 +12,8 @@ PREFIX = "nvt_"
 
 
 class ConsoleKind(StrEnum):
+    """Which console of a VM."""
+
     SERIAL = "serial"
     """The first serial line, as raw bytes."""
     DISPLAY = "display"

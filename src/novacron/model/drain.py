@@ -38,6 +38,8 @@ class DrainPolicy(StrEnum):
 
 
 class DrainPhase(StrEnum):
+    """How far a drain is."""
+
     DRAINING = "draining"
     BLOCKED = "blocked"
     """Nothing moves, and no VM that is left can: ``stays`` says why. It goes on, ever more slowly."""

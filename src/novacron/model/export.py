@@ -12,6 +12,8 @@ from novacron.model.vm import VmSpec
 
 
 class ExportPhase(StrEnum):
+    """How far an export is."""
+
     MAKING = "making"
     READY = "ready"
     FAILED = "failed"

@@ -22,6 +22,8 @@ class NumaNode(msgspec.Struct, frozen=True):
 
 
 class Disk(msgspec.Struct, frozen=True):
+    """A disk of a host."""
+
     name: str
     size_bytes: int
     model: str
@@ -50,6 +52,8 @@ class PciDevice(msgspec.Struct, frozen=True):
 
 
 class HostHardware(msgspec.Struct, frozen=True):
+    """What a host consists of."""
+
     processor: str
     numa: tuple[NumaNode, ...]
     disks: tuple[Disk, ...]

@@ -39,6 +39,8 @@ class Source(StrEnum):
 
 
 class ImportPhase(StrEnum):
+    """How far an import is."""
+
     RECEIVING = "receiving"
     CONVERTING = "converting"
     DONE = "done"

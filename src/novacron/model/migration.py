@@ -46,6 +46,8 @@ class Side(StrEnum):
 
 
 class MigrationKind(StrEnum):
+    """What becomes of the guest meanwhile."""
+
     LIVE = "live"
     WARM = "warm"
     """The guest is stopped, sent with its memory, disks and snapshots, and resumes at the target."""

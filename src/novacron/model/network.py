@@ -40,6 +40,8 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class NetworkKind(StrEnum):
+    """What a network is made of."""
+
     OVERLAY = "overlay"
     """A network of its own: a bridge on every node that has VMs in it, connected by VXLAN."""
     BRIDGE = "bridge"
@@ -121,11 +123,15 @@ class NicSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Direction(StrEnum):
+    """Which packets a rule is about: to the VM, or from it."""
+
     IN = "in"
     OUT = "out"
 
 
 class Protocol(StrEnum):
+    """Which packets a rule or a forward is about."""
+
     ANY = "any"
     TCP = "tcp"
     UDP = "udp"

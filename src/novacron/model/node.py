@@ -22,6 +22,8 @@ NodeName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENG
 
 
 class AcceleratorKind(StrEnum):
+    """What runs the guests: the processor (KVM), or an emulator (TCG)."""
+
     KVM = "kvm"
     TCG = "tcg"
 
@@ -97,6 +99,8 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 class NodeSpec(msgspec.Struct, frozen=True):
+    """What operators have set on a node."""
+
     cordoned: bool = False
     accepted: bool = True
     """An administrator lets this host be a node. One that is not accepted is cordoned, and its images, pools and
@@ -124,6 +128,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
+    """How a node is."""
+
     ready: bool = False
     reason: str = "has not connected yet"
     inventory: Inventory | None = None
@@ -149,6 +155,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
 
 class Node(Metadata, frozen=True):
+    """A host that runs VMs, as stored and as the API shows it."""
+
     name: str
     spec: NodeSpec
     status: NodeStatus

@@ -27,6 +27,8 @@ SOURCES_MAX, TARGETS_MAX = 4, 6
 
 
 class RebalanceMode(StrEnum):
+    """What is done about an imbalance."""
+
     OFF = "off"
     ADVISE = "advise"
     """Report which VMs would be moved, and why."""

@@ -27,6 +27,8 @@ FactorName = Annotated[str, Meta(min_length=1, max_length=63)]
 
 
 class FactorKind(StrEnum):
+    """What proves, beside the password, who logs in."""
+
     TOTP = "totp"
     """Six digits of an authenticator app (RFC 6238)."""
     WEBAUTHN = "webauthn"

@@ -21,6 +21,8 @@ LayoutText = Annotated[str, Meta(max_length=200)]
 
 
 class SnapshotPhase(StrEnum):
+    """How far a snapshot is."""
+
     CREATING = "creating"
     READY = "ready"
     REVERTING = "reverting"

@@ -18,6 +18,8 @@ JOIN_PREFIX = "nvj_"
 
 
 class TokenKind(StrEnum):
+    """What a token is for."""
+
     API = "api"
     SESSION = "session"
     """A browser's session: its token is in a cookie, and changes need a CSRF token too."""

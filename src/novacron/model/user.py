@@ -16,6 +16,8 @@ Password = Annotated[str, Meta(min_length=10, max_length=1024)]
 
 
 class UserKind(StrEnum):
+    """Who a user is."""
+
     PERSON = "person"
     SERVICE = "service"
     """A program. It has tokens and no password."""

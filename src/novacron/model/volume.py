@@ -18,6 +18,8 @@ BootOrder = Annotated[int, Meta(ge=0, le=limits.BOOT_ORDER_MAX)]
 
 
 class PoolKind(StrEnum):
+    """What a pool is."""
+
     LOCAL = "local"
     """A directory of one node."""
     SHARED = "shared"
@@ -36,6 +38,8 @@ class Pool(msgspec.Struct, frozen=True):
 
 
 class VolumePhase(StrEnum):
+    """How far a volume is."""
+
     CREATING = "creating"
     READY = "ready"
     DELETING = "deleting"

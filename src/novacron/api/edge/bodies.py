@@ -67,7 +67,7 @@ def _check_parameters(request: ApiRequest) -> None:
         state[PARAMETERS] = parameters.of_handlers(request.app)
     known = state[PARAMETERS].get(request.route_handler)
     if known is not None:
-        parameters.check(request, known)
+        parameters.check(request.query_params, known)
 
 
 async def _reach(request: ApiRequest) -> None:

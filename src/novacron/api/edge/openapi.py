@@ -64,6 +64,14 @@ class Route(NamedTuple):
     handler: HTTPRouteHandler
 
 
+def documented(app: Litestar) -> Iterator[HTTPRouteHandler]:
+    """Yield the handlers of the document's operations."""
+    for route in app.routes:
+        for method, (handler, _) in getattr(route, "route_handler_map", {}).items():
+            if method != "OPTIONS" and handler.resolve_include_in_schema():
+                yield handler
+
+
 def describe(app: Litestar) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of an application."""
     document: dict[str, Any] = app.openapi_schema.to_schema()
@@ -77,7 +85,7 @@ def describe(app: Litestar) -> dict[str, Any]:
         operation = route.operation
         operation.pop("deprecated", None)
         operation.setdefault("tags", [operations.TAGS.get(route.path, "diagnosis")])
-        operation["description"] = operations.described(operation["summary"])
+        operation["description"] = operations.described(operation["summary"], route.handler)
         operation["parameters"] = operations.parameters(route.handler, operation)
         if body is not None:
             operation["requestBody"] = operations.body(body.annotation, body.is_optional, operation["operationId"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from novacron.api.access.authorization import RouteScope, scope_of
 from novacron.api.edge import openapi_schemas as schemas
 from novacron.api.edge import problems
 from novacron.api.edge.openapi_examples import EXAMPLES
+from novacron.api.edge.openapi_words import PARAMETERS
 from novacron.api.read_model.long_poll import SETTLED
 from novacron.model import limits
 
@@ -35,12 +37,14 @@ NAMES = {
 """Operations that are not called after their handlers, whose names are the audit log's actions."""
 CONDITIONAL = frozenset({
     "acceptNode",
-    "cloneVm", "configureNode", "configureVm", "cordonNode", "deleteVm", "drainNode", "migrateVm", "pauseVm", "putLink",
+    "cloneVm", "configureGroup", "configureNode", "configureProject", "configureVm", "configureVolume", "cordonNode",
+    "deleteVm", "drainNode", "migrateVm", "pauseVm", "putLink",
     "rebootVm", "resetVm", "resumeVm", "startVm", "stopVm", "uncordonNode",
 })  # fmt: skip
 """Operations that take the header If-Match."""
 TAGS = {"/api/v1/join": "nodes", "/api/v1/snapshots/{id}": "vms"}
 """Of routes that are not in a router of one subject."""
+NO_BODY = ("204", "302", "303")
 DROPPED = ("deprecated", "allowEmptyValue", "allowReserved")
 JSON = "application/json"
 STREAM = "text/event-stream"
@@ -158,9 +162,11 @@ def operation_id(handler: HTTPRouteHandler) -> str:
     return NAMES.get(handler.handler_name, first + "".join(word.capitalize() for word in others))
 
 
-def described(summary: str) -> str:
-    """Return a description: the summary, as a sentence."""
-    return summary if summary.endswith(".") else summary + "."
+def described(summary: str, handler: HTTPRouteHandler) -> str:
+    """Return a description: the summary, as a sentence, and what the handler's docstring adds."""
+    said = summary if summary.endswith(".") else summary + "."
+    words = " ".join((inspect.getdoc(handler.fn) or "").split("Raises ")[0].replace("``", "`").split())
+    return f"{said} {words}".strip()
 
 
 def takes_key(handler: HTTPRouteHandler, answer: object) -> bool:
@@ -197,7 +203,8 @@ def _parameter(parameter: dict[str, Any]) -> dict[str, Any]:
         schema = {**only, **schema}
     bounds = {key: int(schema[key]) for key in ("minimum", "maximum") if key in schema}
     pattern = {"pattern": schemas.portable_pattern(schema["pattern"])} if "pattern" in schema else {}
-    return {**said, "schema": {**schema, **bounds, **pattern}}
+    words = {"description": said.get("description") or PARAMETERS.get(said["name"], "")}
+    return {**said, **words, "schema": {**schema, **bounds, **pattern}}
 
 
 def body(type_: object, is_optional: bool, operation_id: str) -> dict[str, Any]:
@@ -225,6 +232,8 @@ def responses(handler: HTTPRouteHandler, operation: dict[str, Any], answer: obje
 
 
 def _describe_success(status: str, response: dict[str, Any], answer: object) -> None:
+    if status in NO_BODY:
+        response.pop("content", None)
     for media, content in response.get("content", {}).items():
         is_json = answer is not None and media == JSON
         content["schema"] = schemas.reference(answer) if is_json else {"type": "string", "format": "binary"}

@@ -18,6 +18,7 @@ import msgspec.inspect
 from litestar import Response
 from litestar.response import Stream
 
+from novacron.api.edge.openapi_words import FIELDS
 from novacron.api.read_model.paging import Page
 from novacron.model.console import Ticket
 
@@ -42,13 +43,19 @@ def components(requests: Iterable[Any], answers: Iterable[Any]) -> dict[str, Any
     for key, schema in schemas.items():
         name = names.get(key, key)
         named[name] = {**_portable(schema, names), "title": name}
-        words = _words_of_fields(structs[key]) if key in structs else {}
-        for field, schema_of_field in named[name].get("properties", {}).items():
-            if field in words:
-                schema_of_field["description"] = f"{words[field]} {schema_of_field.get('description', '')}".strip()
+        _say(named[name].get("properties", {}), _words_of_fields(structs[key]) if key in structs else {})
         if key in whole:  # an answer always has all fields
             named[name]["required"] = list(schema["properties"])
     return dict(sorted(named.items()))
+
+
+def _say(fields: dict[str, Any], words: dict[str, str]) -> None:
+    """Give fields the descriptions that their struct has for them, or those that hold everywhere."""
+    for name, schema in fields.items():
+        if name in words:
+            schema["description"] = f"{words[name]} {schema.get('description', '')}".strip()
+        elif "description" not in schema and name in FIELDS:
+            schema["description"] = FIELDS[name]
 
 
 def _structs(types: list[Any]) -> Iterator[tuple[str, type[msgspec.Struct]]]:

@@ -23,11 +23,15 @@ Limit = Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 
 
 class Records(msgspec.Struct):
+    """A page of the audit log."""
+
     items: list[AuditRecord]
     next: str | None
 
 
 class Calls(msgspec.Struct):
+    """The latest calls of the API."""
+
     items: list[ApiCall]
 
 

@@ -27,11 +27,15 @@ HINT = "send the `next` of the previous page unchanged"
 
 
 class Entries(msgspec.Struct):
+    """A page of the chain's entries."""
+
     items: list[ChainEntry]
     next: str | None
 
 
 class Heads(msgspec.Struct):
+    """A page of signed heads."""
+
     items: list[SignedHead]
     next: str | None
 

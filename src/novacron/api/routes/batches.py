@@ -23,6 +23,8 @@ Refs = Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=limits.B
 
 
 class CreateVms(msgspec.Struct, forbid_unknown_fields=True):
+    """New VMs."""
+
     items: Annotated[tuple[CreateVm, ...], msgspec.Meta(min_length=1, max_length=limits.BATCH_MAX)]
 
 
@@ -34,6 +36,8 @@ class ConfigureOne(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ConfigureVms(msgspec.Struct, forbid_unknown_fields=True):
+    """Changes of VMs."""
+
     items: Annotated[tuple[ConfigureOne, ...], msgspec.Meta(min_length=1, max_length=limits.BATCH_MAX)]
 
 

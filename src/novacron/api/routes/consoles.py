@@ -15,7 +15,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, ConsoleStream, Services, services
 from novacron.api.access.live_calls import LiveCall
-from novacron.api.edge import replies
+from novacron.api.edge import parameters, replies
 from novacron.api.edge.slots import Full, SlotLimits, Slots
 from novacron.api.read_model.principals import Caller
 from novacron.model import limits
@@ -28,6 +28,7 @@ from novacron.wire.questions import ReadConsoleLog, TakeScreenshot
 
 INPUT_BYTES_MAX = 64 * 1024
 CLOSE_ENDED, CLOSE_REFUSED = 4401, 4409
+PARAMETERS = frozenset({"ticket"})
 PROTOCOL = "binary"
 """The subprotocol that VNC clients in browsers request."""
 CONSOLES = Slots(SlotLimits(100_000, limits.CONSOLES_PER_PROJECT_MAX, 0))
@@ -100,6 +101,7 @@ async def console(socket: WebSocket[Caller, str, Any], ticket: FromQuery[str] = 
     await socket.accept(subprotocols=PROTOCOL if PROTOCOL in asked.split(",") else None)
     code, reason = CLOSE_REFUSED, ""
     try:
+        parameters.check(socket.query_params, PARAMETERS)
         async with services(socket).database.transaction() as connection:
             admitted = await tickets.use(connection, ticket)
         caller, project = _holder(services(socket), admitted)

@@ -37,6 +37,8 @@ class Site(msgspec.Struct):
 
 
 class SiteList(msgspec.Struct):
+    """All sites."""
+
     items: list[Site]
 
 
@@ -54,6 +56,8 @@ class SiteSettings(msgspec.Struct):
 
 
 class SiteNodes(msgspec.Struct):
+    """All nodes of a site."""
+
     items: list[Node]
 
     @property

@@ -16,10 +16,14 @@ from novacron.store import key_rotation
 
 
 class Keys(msgspec.Struct):
+    """All keys of the platform."""
+
     items: list[ServerKey]
 
 
 class FinishKey(msgspec.Struct, forbid_unknown_fields=True):
+    """How a key's rotation is finished."""
+
     force: bool = False
     """Finish although something needs the generation before."""
 

@@ -18,6 +18,8 @@ from novacron.wire.questions import SetLogLevel
 
 
 class Level(StrEnum):
+    """The least severe messages that are logged."""
+
     DEBUG = "debug"
     INFO = "info"
     WARNING = "warning"

@@ -88,6 +88,8 @@ class CreateJoinToken(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class JoinToken(msgspec.Struct):
+    """A token with which a host joins once."""
+
     token: str
     ttl_s: int
 

@@ -36,6 +36,8 @@ DEVICE_COOKIE = "__Host-novacron-device"
 
 
 class Login(msgspec.Struct, forbid_unknown_fields=True):
+    """A user's name and password."""
+
     user: Annotated[str, Meta(max_length=limits.NAME_LENGTH_MAX)]
     password: Annotated[str, Meta(max_length=1024)]
 

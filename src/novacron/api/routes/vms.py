@@ -125,6 +125,8 @@ class ForeseeMigration(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class MigrationForecast(msgspec.Struct):
+    """What a migration would cost, by an estimate."""
+
     vm_name: str
     source: str
     target: str

@@ -15,12 +15,14 @@ from litestar.params import FromQuery
 from novacron.api.access import authorization
 from novacron.api.access.context import services
 from novacron.api.access.live_calls import LiveCall
+from novacron.api.edge import parameters
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Delivery
 from novacron.api.routes.events import access_of, kinds_of
 from novacron.model.errors import NovaError
 
 CLOSE_ENDED, CLOSE_REFUSED, CLOSE_INTERRUPTED = 4401, 4409, 4503
+PARAMETERS = frozenset({"kinds", "after"})
 
 
 @websocket("/watch", opt=authorization.in_project())
@@ -31,6 +33,7 @@ async def watch(
     await socket.accept()
     call: LiveCall | None = None
     try:
+        parameters.check(socket.query_params, PARAMETERS)
         async with asyncio.timeout(None) as limit:
             with services(socket).live.watched(socket.user, limit) as call:
                 await _follow(socket, kinds_of(kinds), after)

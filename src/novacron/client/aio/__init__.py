@@ -9,15 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from novacron.client.aio.access import AsyncAccessCalls
-from novacron.client.aio.guests import AsyncGuestCalls
-from novacron.client.aio.images import AsyncImageCalls
-from novacron.client.aio.keys import AsyncKeyCalls
-from novacron.client.aio.networks import AsyncNetworkCalls
-from novacron.client.aio.nodes import AsyncNodeCalls
+from novacron.client.aio.collections import AsyncCollections
 from novacron.client.aio.transport import AsyncTransport
-from novacron.client.aio.vms import AsyncVmCalls
-from novacron.client.aio.volumes import AsyncVolumeCalls
 from novacron.client.api import Client
 from novacron.client.config import Config, load_config
 
@@ -26,14 +19,11 @@ T = TypeVar("T")
 CONNECTIONS = 8
 
 
-class AsyncClient(
-    AsyncVmCalls, AsyncGuestCalls, AsyncVolumeCalls, AsyncImageCalls, AsyncNetworkCalls, AsyncNodeCalls,
-    AsyncAccessCalls, AsyncKeyCalls,
-):  # fmt: skip
+class AsyncClient(AsyncCollections):
     """Calls an API from the tasks of one event loop, over at most ``connections`` connections.
 
-    ``await client.create_vm(name="web", image="debian")`` does what ``Client.create_vm`` does; ``async for vm in
-    client.list("vms")`` fetches page after page. Close it with ``async with`` or ``await client.close()``.
+    ``await client.vms.create(name="web", image="debian")`` does what ``Client`` does; ``async for vm in
+    client.vms.list()`` fetches page after page. Close it with ``async with`` or ``await client.close()``.
     """
 
     def __init__(self, config: Config | None = None, connections: int = CONNECTIONS) -> None:

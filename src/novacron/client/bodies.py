@@ -1,0 +1,624 @@
+"""What the API's requests take, for type checkers: dictionaries, since the client does not load the model.
+
+Made of the routes' own types by script/generate: change those, and run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Required, TypedDict
+
+if TYPE_CHECKING:
+    from novacron.model.access import Right, Role
+    from novacron.model.console import ConsoleKind
+    from novacron.model.constraints import AntiAffinityScope, Effect
+    from novacron.model.cpu import CpuKind
+    from novacron.model.drain import DrainPolicy
+    from novacron.model.image import ImageFormat
+    from novacron.model.migration import MigrationPolicy
+    from novacron.model.network import Direction, Encryption, NetworkKind, Protocol
+    from novacron.model.rebalance import RebalanceMode
+    from novacron.model.second_factor import FactorKind
+    from novacron.model.user import UserKind
+    from novacron.model.vm import Display, Firmware, Power, Restart
+
+
+class AddFloatingAddressBody(TypedDict, total=False):
+    """An unused address of the hosts' network."""
+
+    address: Required[str]
+
+
+class AdoptVmBody(TypedDict, total=False):
+    """How a VM is taken into the database as its node knows it."""
+
+    node: str | None
+    name: str | None
+    project: str | None
+    confirm: str | None
+
+
+class AttachFloatingAddressBody(TypedDict, total=False):
+    """The VM to attach it to; ``network``: which of its overlays, if it is in several."""
+
+    vm: Required[str]
+    network: str | None
+
+
+class AttachVolumeBody(TypedDict, total=False):
+    """The VM to attach it to, and how. Firmware tries the lowest ``boot_order`` first; the VM's own disk has 1."""
+
+    vm: Required[str]
+    read_only: bool
+    boot_order: int | None
+
+
+class BeginSecondFactorBody(TypedDict, total=False):
+    """A new second factor: an authenticator app (``totp``) or a security key (``webauthn``). ``password``: the user's
+    present one.
+    """
+
+    kind: Required[FactorKind | Literal["totp", "webauthn"]]
+    name: Required[str]
+    password: Required[str]
+
+
+class CloneVmBody(TypedDict, total=False):
+    """A clone of a VM with its disk's present content: a copy, or, ``linked``, a shared layer."""
+
+    name: Required[str]
+    linked: bool
+    address: str | None
+    power: Power | Literal["running", "paused", "stopped"]
+    macs: Sequence[str | None] | None
+
+
+class ConfigureMeBody(TypedDict, total=False):
+    """Settings of the caller's own. ``default_project``: of new objects; null: the only project, or ``default``."""
+
+    default_project: Required[str | None]
+
+
+class ConfigureNodeBody(TypedDict, total=False):
+    """What is left out stays as it is; null removes the limit."""
+
+    display_name: str
+    description: str
+    tags: Sequence[str]
+    site: str
+    zone: str
+    labels: Mapping[str, str]
+    taints: Sequence[TaintBody]
+    vcpu_overcommit: float
+    memory_overcommit: float
+    passthrough: Sequence[str]
+    migration_rate_bytes_per_s: int | None
+    migrations_at_once: int | None
+
+
+class ConfigureOneBody(TypedDict, total=False):
+    """A VM by id or name, and what to change."""
+
+    vm: Required[str]
+    changes: Required[ConfigureVmBody]
+
+
+class ConfigureProjectBody(TypedDict, total=False):
+    """What to change; what is left out stays. A quota is replaced as a whole: what it leaves out has no limit.
+    ``encryption`` counts for what is created from then on.
+    """
+
+    display_name: str
+    description: str
+    tags: Sequence[str]
+    name: str
+    quota: QuotaBody
+    host_network: bool
+    encryption: bool
+
+
+class ConfigureSecurityGroupBody(TypedDict, total=False):
+    """What to change; what is left out stays. ``rules`` is the complete set of rules."""
+
+    display_name: str
+    description: str
+    tags: Sequence[str]
+    rules: Sequence[RuleSpecBody]
+
+
+class ConfigureSiteBody(TypedDict, total=False):
+    """Ports of the site's gateways that projects may forward to VMs, such as ``30000-32767``."""
+
+    forward_ports: Required[str]
+
+
+class ConfigureUserBody(TypedDict, total=False):
+    """Whether the user is disabled, and whether logins with a password demand a second factor; null: as it is."""
+
+    disabled: bool | None
+    second_factor_required: bool | None
+
+
+class ConfigureVmBody(TypedDict, total=False):
+    """What to change; what is left out stays. The size changes while the VM is off; while the VM runs it grows up to
+    its maxima.
+    """
+
+    vcpus: int
+    memory_mib: int
+    vcpus_max: int | None
+    memory_max_mib: int | None
+    restart: Restart | Literal["always", "on-failure", "never"]
+    start_order: int
+    protected: bool
+    disk_mib: int
+    disk_iops: int | None
+    disk_bytes_per_s: int | None
+    placement: PlacementBody
+    ha: bool
+    ha_priority: int
+    name: str
+    security_groups: Sequence[str]
+    macs: Sequence[str | None]
+    display_name: str
+    description: str
+    tags: Sequence[str]
+
+
+class ConfigureVmsBody(TypedDict, total=False):
+    """Changes of VMs."""
+
+    items: Required[Sequence[ConfigureOneBody]]
+
+
+class ConfigureVolumeBody(TypedDict, total=False):
+    """What to change; what is left out stays. It only grows, also while attached; a limit of null means none."""
+
+    display_name: str
+    description: str
+    tags: Sequence[str]
+    name: str
+    size_mib: int
+    iops: int | None
+    bytes_per_s: int | None
+
+
+class ConfirmSecondFactorBody(TypedDict, total=False):
+    """The code that the app shows now, or what the browser's ``navigator.credentials.create`` answered."""
+
+    code: str | None
+    credential: Mapping[str, object] | None
+
+
+class CopyImageBody(TypedDict, total=False):
+    """The node to copy an image to, and its source: by default the nearest node that holds it."""
+
+    target: Required[str]
+    source: str | None
+
+
+class CreateForwardBody(TypedDict, total=False):
+    """A port that leads to ``vm_port`` of a VM. ``address``: a floating one; those of the gateway's host if not
+    given. ``port``: for a floating address, by default the VM's; for a gateway, one of its site's range (see
+    ``GET /sites``), by default a free one.
+    """
+
+    vm: Required[str]
+    vm_port: Required[int]
+    port: int | None
+    protocol: Protocol | Literal["any", "tcp", "udp", "icmp"]
+    address: str | None
+    network: str | None
+
+
+class CreateGrantBody(TypedDict, total=False):
+    """A role for a user, in a project or (null) everywhere; it replaces the role that they had there."""
+
+    user: Required[str]
+    role: Required[Role | Literal["viewer", "member", "operator", "administrator"]]
+    project: str | None
+
+
+class CreateJoinTokenBody(TypedDict, total=False):
+    """A one-time token with which a host joins as ``node``. ``accept``: it need not be accepted after that."""
+
+    node: Required[str]
+    ttl_s: int
+    accept: bool
+
+
+class CreateNetworkBody(TypedDict, total=False):
+    """A new network: its own, ``overlay``, or a ``bridge`` that hosts have. ``mtu``: what all nodes carry if not
+    given.
+    """
+
+    name: Required[str]
+    kind: NetworkKind | Literal["overlay", "bridge"]
+    subnet: str | None
+    nat: bool
+    nameservers: Sequence[str]
+    bridge: str | None
+    vlan: int | None
+    mtu: int | None
+    encryption: Encryption | Literal["between-sites", "always", "never"]
+
+
+class CreateProjectBody(TypedDict, total=False):
+    """A new project. ``host_network``: its VMs may be on the hosts' network; otherwise each needs one of its own.
+    ``encryption``: what it creates is encrypted at rest.
+    """
+
+    name: Required[str]
+    description: str
+    quota: QuotaBody
+    host_network: bool
+    encryption: bool
+
+
+class CreateSecurityGroupBody(TypedDict, total=False):
+    """A new security group. Traffic that no rule allows is blocked at the interfaces that have it."""
+
+    name: Required[str]
+    rules: Sequence[RuleSpecBody]
+
+
+class CreateSnapshotBody(TypedDict, total=False):
+    """What is kept: the disk; with ``memory`` that too, for which the guest stands still. With ``quiesce`` the guest's
+    agent first writes out what programs and file systems have.
+    """
+
+    name: Required[str]
+    memory: bool
+    quiesce: bool
+
+
+class CreateTokenBody(TypedDict, total=False):
+    """A token of the caller's own, or of another ``user`` whom the caller manages. It does what its user may, within
+    ``scopes`` and in one ``project``, if those are given, until it expires.
+    """
+
+    name: Required[str]
+    user: str | None
+    scopes: Sequence[Right | Literal["read", "write", "operate", "manage", "console", "metrics", "join"]] | None
+    project: str | None
+    expires_in_s: int | None
+
+
+class CreateUserBody(TypedDict, total=False):
+    """A new user: a person, with a password or none yet; or a service account, of one project or (null) of none."""
+
+    name: Required[str]
+    kind: UserKind | Literal["person", "service"]
+    password: str | None
+    project: str | None
+
+
+class CreateVmBody(TypedDict, total=False):
+    """A new VM. The platform chooses a node unless ``node`` names one."""
+
+    image: Required[str]
+    vcpus: int
+    memory_mib: int
+    vcpus_max: int | None
+    memory_max_mib: int | None
+    address: str | None
+    mac: str | None
+    power: Power | Literal["running", "paused", "stopped"]
+    restart: Restart | Literal["always", "on-failure", "never"]
+    start_order: int
+    protected: bool
+    display: Display | Literal["vga", "none"]
+    firmware: Firmware | Literal["bios", "uefi", "uefi-secure"]
+    tpm: bool
+    disk_mib: int | None
+    disk_iops: int | None
+    disk_bytes_per_s: int | None
+    placement: PlacementBody
+    ha: bool
+    ha_priority: int
+    own_disk: bool
+    cpu: CpuKind | Literal["baseline", "host"]
+    cpu_flags: Sequence[str]
+    devices: Sequence[str]
+    nics: Sequence[NicSpecBody]
+    name: Required[str]
+    node: str | None
+    cloud_init: SeedBody | None
+    firmware_state: FirmwareStateBody | None
+    display_name: str
+    description: str
+    tags: Sequence[str]
+
+
+class CreateVmsBody(TypedDict, total=False):
+    """New VMs."""
+
+    items: Required[Sequence[CreateVmBody]]
+
+
+class CreateVolumeBody(TypedDict, total=False):
+    """A new volume, empty or a copy of an image's disk. ``node``: by default the one with most room in the pool."""
+
+    name: Required[str]
+    size_mib: Required[int]
+    pool: str
+    node: str | None
+    image: str | None
+    iops: int | None
+    bytes_per_s: int | None
+
+
+class DeleteVmsBody(TypedDict, total=False):
+    """VMs by id or name."""
+
+    vms: Required[Sequence[str]]
+
+
+class DrainNodeBody(TypedDict, total=False):
+    """What to do with guests that dirty memory faster than the link can send it."""
+
+    policy: DrainPolicy | Literal["throttle", "post-copy", "leave"]
+    time_limit_s: int | None
+
+
+class EraseKeyBody(TypedDict, total=False):
+    """``confirm`` is the project's name once more: what its key encrypts is lost for ever."""
+
+    confirm: Required[str]
+
+
+class EraseUserBody(TypedDict, total=False):
+    """The user to erase, by id or name."""
+
+    user: Required[str]
+
+
+class FinishKeyBody(TypedDict, total=False):
+    """How a key's rotation is finished."""
+
+    force: bool
+
+
+class FirmwareStateBody(TypedDict, total=False):
+    """Firmware state of an exported VM, for the VM made from it. It is secret: keys in a TPM can unlock the disk."""
+
+    nvram: str | None
+    tpm: str | None
+
+
+class ForeseeMigrationBody(TypedDict, total=False):
+    """The target node of the estimate; without ``target`` the platform chooses."""
+
+    target: str | None
+
+
+class ForgetVmBody(TypedDict, total=False):
+    """That nodes are to end what they have of a VM, because the database is right."""
+
+    confirm: str | None
+
+
+class ImportImageBody(TypedDict, total=False):
+    """A disk that becomes an image. Just one of ``url``, ``path`` and ``size_bytes`` says where it comes from: fetched
+    over HTTP, found below the node's directory for imports, or uploaded in pieces.
+    """
+
+    name: Required[str]
+    url: str | None
+    path: str | None
+    size_bytes: int | None
+    sha256: str | None
+    format: ImageFormat | Literal["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx"] | None
+    description: str
+    node: str | None
+    shared: bool | None
+
+
+class JoinBody(TypedDict, total=False):
+    """A host that joins: its name, the secret of its join token, and a certificate request (PEM)."""
+
+    name: Required[str]
+    secret: Required[str]
+    csr: Required[str]
+
+
+class LinkSpecBody(TypedDict, total=False):
+    """The rate that all migrations between two sites share."""
+
+    rate_bytes_per_s: Required[int]
+    schedule: Sequence[WindowBody]
+
+
+class LogLevelBody(TypedDict, total=False):
+    """The least severe level that is logged."""
+
+    level: Required[Literal["debug", "info", "warning", "error"]]
+
+
+class LoginBody(TypedDict, total=False):
+    """A user's name and password."""
+
+    user: Required[str]
+    password: Required[str]
+
+
+class LoginSecondFactorBody(TypedDict, total=False):
+    """The step of the login's answer, with one of: an app's code, what the browser's ``navigator.credentials.get``
+    answered, or a recovery code.
+    """
+
+    step: Required[str]
+    code: str | None
+    credential: Mapping[str, object] | None
+    recovery_code: str | None
+
+
+class MetadataChangesBody(TypedDict, total=False):
+    """What to change; what is left out stays. ``tags`` replaces all of them."""
+
+    display_name: str
+    description: str
+    tags: Sequence[str]
+
+
+class MigrateVmBody(TypedDict, total=False):
+    """Where to move the VM; without ``target`` the platform chooses. What it may use of the link: at most a rate, and
+    where several migrations share one, as much as its weight is to theirs. And what to do with a guest that writes
+    faster than the link takes it.
+    """
+
+    target: str | None
+    weight: int
+    rate_limit_bytes_per_s: int | None
+    policy: MigrationPolicy | Literal["throttle", "go-on", "post-copy"]
+    warm: bool
+
+
+class NetworkEncryptionBody(TypedDict, total=False):
+    """What the fleet's settings say of networks' traffic between nodes."""
+
+    always: Required[bool]
+
+
+class NewCommandBody(TypedDict, total=False):
+    """A program with its arguments, as the guest's agent starts it: with its own rights, without a shell."""
+
+    arguments: Required[Sequence[str]]
+    environment: Sequence[str]
+    input: str
+
+
+class NicSpecBody(TypedDict, total=False):
+    """A network interface of a VM."""
+
+    network: Required[str]
+    address: str | None
+    mac: str | None
+    groups: Sequence[str]
+
+
+class OpenConsoleBody(TypedDict, total=False):
+    """Which console: the serial line, or the display."""
+
+    kind: ConsoleKind | Literal["serial", "display"]
+
+
+class PasswordBody(TypedDict, total=False):
+    """The user's present password."""
+
+    password: Required[str]
+
+
+class PlacementBody(TypedDict, total=False):
+    """Where a VM may be placed. VMs that name the same group belong to it."""
+
+    labels: Mapping[str, str]
+    tolerations: Sequence[str]
+    affinity: str | None
+    anti_affinity: str | None
+    anti_affinity_scope: AntiAffinityScope | Literal["node", "zone", "site"]
+    spread: str | None
+
+
+class ProbeLinkBody(TypedDict, total=False):
+    """Two nodes, and how long to send data from one to the other, which uses the whole link."""
+
+    source: Required[str]
+    target: Required[str]
+    seconds: float
+
+
+class QuotaBody(TypedDict, total=False):
+    """Limits of a project; None: no limit."""
+
+    vms: int | None
+    vcpus: int | None
+    memory_mib: int | None
+    disk_mib: int | None
+    snapshots: int | None
+    snapshot_mib: int | None
+    images: int | None
+    image_mib: int | None
+    networks: int | None
+    forwards: int | None
+    migrations: int | None
+
+
+class RecoverVmBody(TypedDict, total=False):
+    """How a VM is recovered whose node is gone."""
+
+    confirm: str | None
+    discard_disk: bool
+
+
+class RenameNodeBody(TypedDict, total=False):
+    """The new name; the node's agent adopts it by itself."""
+
+    name: Required[str]
+
+
+class RuleSpecBody(TypedDict, total=False):
+    """A rule that allows traffic. ``cidr`` or ``group``: the other end; neither: anywhere."""
+
+    direction: Direction | Literal["in", "out"]
+    protocol: Protocol | Literal["any", "tcp", "udp", "icmp"]
+    ports: str | None
+    cidr: str | None
+    group: str | None
+
+
+class SeedBody(TypedDict, total=False):
+    """First-boot data for cloud-init (NoCloud). An omitted field leaves the image's own setting."""
+
+    hostname: str | None
+    ssh_keys: Sequence[str]
+    user_data: str
+    gateway: str | None
+    nameservers: Sequence[str]
+
+
+class SetPasswordBody(TypedDict, total=False):
+    """A new password. A user who changes their own password must send the present one, if there is one."""
+
+    password: Required[str]
+    present: str | None
+
+
+class SettingsBody(TypedDict, total=False):
+    """The policy by which the fleet is rebalanced."""
+
+    mode: RebalanceMode | Literal["off", "advise", "auto"]
+    imbalance_min: float
+    rounds: int
+    gain_min: float
+    cost_per_s: float
+    cool_down_s: int
+    concurrency: int
+
+
+class StopVmBody(TypedDict, total=False):
+    """How to stop: the guest has ``timeout_s`` seconds to power off before it is forced to; 0 forces at once."""
+
+    timeout_s: int
+
+
+class TaintBody(TypedDict, total=False):
+    """A reason to keep VMs away from a node. VMs that tolerate its key may be placed there."""
+
+    key: Required[str]
+    effect: Effect | Literal["no-schedule", "avoid"]
+
+
+class UncordonBody(TypedDict, total=False):
+    """Whether the VMs that the node's last drain moved away come back."""
+
+    bring_back: bool
+
+
+class WindowBody(TypedDict, total=False):
+    """A time of day with a lower rate. Times are UTC. A window whose end is before its start ends on the next day."""
+
+    start: Required[str]
+    end: Required[str]
+    rate_bytes_per_s: Required[int]
+    days: Sequence[int]
