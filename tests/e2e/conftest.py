@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from lab.platform import Platform, until
 from tests.waiting import pause
 
 ENDED = ("completed", "failed", "aborted")
+TYPE_AGAIN_S = 5.0
 
 Object = dict[str, Any]
 
@@ -66,28 +66,19 @@ def until_counts_on(victim: Platform, client: CounterClient, vm: Object) -> None
 
 
 def typed(victim: Platform, vm: Object, command: str, answer: str, timeout_s: float = 60) -> str:
-    """Type a command at the guest's shell; return what it printed up to a line that begins with ``answer``."""
-    console = subprocess.Popen(
-        [sys.executable, "-m", "novacron", "vm", "console", vm["name"]],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={"NOVACRON_CONFIG": str(victim.config), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    assert console.stdin is not None
-    try:
-        deadline = time.monotonic() + timeout_s
+    """Type a command at the guest's shell; return the line of its answer that begins with ``answer``."""
+    line = re.compile(rf"^{re.escape(answer)}.*\n", re.MULTILINE)
+    seen, typed_at, deadline = "", 0.0, time.monotonic() + timeout_s
+    with victim.client.open_console(vm["id"]) as console:
         while time.monotonic() < deadline:
-            console.stdin.write(f"\n{command}\n".encode())
-            console.stdin.flush()
-            for _ in range(20):
-                pause(0.25)
-                now = victim.client.get("vms", vm["id"])
-                for line in reversed(victim.console_log(now).splitlines(keepends=True)):
-                    if line.startswith(answer) and line.endswith("\n"):  # else more of it is to come
-                        return line
-        raise AssertionError(f"the guest does not answer {command!r}:\n{victim.console_log(now)[-500:]}")
-    finally:
-        console.kill()
-        console.wait()
+            if time.monotonic() > typed_at + TYPE_AGAIN_S:  # its shell may not have been there yet
+                console.send(f"\n{command}\n".encode())
+                typed_at = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                seen += console.recv(1).decode(errors="replace").replace("\r", "")
+            if found := line.search(seen):
+                return found[0]
+    raise AssertionError(f"the guest does not answer {command!r}:\n{seen[-500:]}")
 
 
 def until_ended(victim: Platform, migration: str, timeout_s: float = 90) -> Object:

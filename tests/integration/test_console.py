@@ -135,7 +135,7 @@ def test_the_display_is_available_to_a_vnc_viewer_and_as_a_screenshot(
                 assert width >= 640 and height >= 400
     finally:
         serving.terminate()  # not SIGINT: who runs us may have it ignored
-        serving.wait(10)
+        serving.communicate(timeout=10)
     file = tmp_path / "picture.png"
     site.cli("vm", "screenshot", vm["name"], str(file))
     data = file.read_bytes()

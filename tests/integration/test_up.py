@@ -130,12 +130,12 @@ def test_a_second_up_on_one_folder_is_refused_and_harms_nothing(up: Up) -> None:
     config.write_text('{"url": "https://another.example:7440", "token": "the only copy"}')
     own = up.directory / "s" / "config.json"
     up.env["NOVACRON_CONFIG"] = str(config)
-    log = up.log.open("wb")
     command = [
         sys.executable, "-m", "novacron", "up", "--state-dir", str(up.directory / "s"),
         "--images-dir", str(up._images), "--port", str(up._port),
     ]  # fmt: skip
-    up.process = subprocess.Popen(command, stdout=log, stderr=log, env=up.env, start_new_session=True)
+    with up.log.open("wb") as log:
+        up.process = subprocess.Popen(command, stdout=log, stderr=log, env=up.env, start_new_session=True)
     until(lambda: b"up: API at" in up.log.read_bytes(), f"it is up: {up.log}", 60)
     contexts = context_file.read(config)
     assert contexts.get(contexts.current).token == "the only copy", "the settings of another installation stay in use"

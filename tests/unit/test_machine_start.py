@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
+import subprocess
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +19,10 @@ from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.machine import QemuHypervisor
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import VmSpec
+from novacron.qemu import process
 from novacron.qemu.process import LOG, log_tail
 from novacron.wire import messages as wire
+from tests.waiting import until
 
 PROGRAM = """#!/bin/sh
 echo "$@" > arguments
@@ -50,6 +55,14 @@ async def test_a_qemu_that_does_not_start_says_why_and_leaves_nothing_running(tm
     assert len(descriptors - {0, 1, 2}) >= 4, "a kernel and three sockets"
     await machine.destroy()
     assert not machine.exists()
+
+
+async def test_the_exit_status_of_a_qemu_is_known_whatever_else_is_started_meanwhile(tmp_path: Path) -> None:
+    pid = process.spawn(["/bin/sh", "-c", "exit 7"], tmp_path)
+    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", "it has ended")
+    gc.collect()
+    await asyncio.to_thread(subprocess.run, ["true"], check=True)
+    assert await process.ended(pid) == 7
 
 
 def test_of_what_qemu_says_only_the_end_is_read(tmp_path: Path) -> None:

@@ -46,10 +46,12 @@ def spawn(
     with (directory / log).open("wb") as messages:
         if lease is not None:
             return _spawn_kept(arguments, directory, descriptors, messages, lease, environment)
-        return subprocess.Popen(
+        started = subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages, cwd=directory,
             start_new_session=True, pass_fds=descriptors, umask=0o077, env=environment,
-        ).pid  # fmt: skip
+        )  # fmt: skip
+    started.returncode = 0  # ``ended`` waits for it: the next Popen must not, or nobody would learn its exit status
+    return started.pid
 
 
 def _spawn_kept(
