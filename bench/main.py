@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,8 +233,13 @@ def rest_figures(p: Platform, size: Size) -> list[Figure]:
     return figures
 
 
+PARTS = ("rest", "read", "create", "migration")
+
+
 def main() -> int:
-    options = parser("main", __doc__, "fewer rounds, under five minutes").parse_args()
+    line = parser("main", __doc__, "fewer rounds, under five minutes")
+    line.add_argument("--only", nargs="*", choices=PARTS)
+    options = line.parse_args()
     lacks = missing()
     if lacks:
         print("this benchmark needs network namespaces: " + "; ".join(lacks), file=sys.stderr)
@@ -247,13 +253,16 @@ def main() -> int:
         platform(directory / "p", hosts, images, PlatformOptions(server=NO_RATE_LIMITS)) as p,
     ):
         print(f"two hosts, a WAN of {hosts.wan}, a guest of {size.memory_mib} MiB; {size.rounds} rounds", flush=True)
-        figures = rest_figures(p, size)
-        print("rest: done", flush=True)
-        figures = read_figures(p, directory, size) + figures
-        print("read: done", flush=True)
-        figures = create_figures(p, directory, images, size) + figures
-        print("create: done", flush=True)
-        figures = migration_figures(p, directory, images, size) + figures
+        measure: dict[str, Callable[[], list[Figure]]] = {
+            "rest": lambda: rest_figures(p, size),
+            "read": lambda: read_figures(p, directory, size),
+            "create": lambda: create_figures(p, directory, images, size),
+            "migration": lambda: migration_figures(p, directory, images, size),
+        }
+        figures: list[Figure] = []
+        for part in options.only or PARTS:
+            figures = measure[part]() + figures
+            print(f"{part}: done", flush=True)
     report("main", figures, options.json, smoke=options.smoke)
     return 0
 
