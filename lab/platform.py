@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from lab.blocked_loops import DEBUG_MODE, blocked_loops
 from lab.hosts import Host, Lab
@@ -166,6 +166,9 @@ class PlatformOptions:
 class Platform:
     """One installation. ``directory`` must be short and enterable by others."""
 
+    new_postgres: ClassVar[type[Postgres]] = Postgres
+    """What its database is: tests replace it by one that starts faster."""
+
     def __init__(self, directory: Path, lab: Lab, images_dir: Path, options: PlatformOptions | None = None) -> None:
         options = options or PlatformOptions()
         if len(str(directory)) > SOCKET_PATH_MAX:
@@ -174,7 +177,7 @@ class Platform:
         self.lab = lab
         self.config = directory / "cli.json"
         self.ports = options.ports or tuple(free_ports(2))
-        self.postgres = Postgres(directory / "pg")
+        self.postgres = self.new_postgres(directory / "pg")
         self.platform_key = directory / "platform.key"
         self._images_dir = images_dir
         self._options = options
@@ -313,8 +316,8 @@ class Platform:
 
     @property
     def client(self) -> Client:
+        os.environ["NOVACRON_CONFIG"] = str(self.config)  # what runs commands without settings means this platform
         if self._client is None:
-            os.environ["NOVACRON_CONFIG"] = str(self.config)
             self._client = Client(load_config())
         return self._client
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import urllib3
 
+from lab.copied_postgres import CopiedPostgres
 from lab.platform import Service, free_ports, open_directory, until
 from novacron.client import Client, load_config
 from novacron.local.postgres import Postgres
@@ -64,7 +65,7 @@ def serving(*more: str, replicas: int = 1) -> Iterator[Served]:
     """Run servers, each with these further arguments, for as long as the block runs."""
     before = os.environ.get("NOVACRON_CONFIG")
     with open_directory("nvk-") as directory:
-        postgres = Postgres(directory / "pg")
+        postgres = CopiedPostgres(directory / "pg")
         postgres.start()
         started: list[Replica] = []
         try:

@@ -13,15 +13,17 @@ from typing import Any
 import asyncpg
 import hypothesis
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 from lab.blocked_loops import DEBUG_MODE, blocked_loops
+from lab.copied_postgres import CopiedPostgres
 from lab.hosts import Lab, lab, missing
 from lab.images import images_dir
 from lab.platform import Platform, default_cache, open_directory, platform
 from novacron.local.postgres import Postgres
 from novacron.store.database import Database, migrate
+from tests import schedule
+from tests.schedule import WholeFiles
 
 pytest.register_assert_rewrite("tests.support")
 _numbers = itertools.count(1)
@@ -36,30 +38,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("novacron")
 
 
-ON_SITE = tuple(
-    f"tests/integration/test_{name}.py"
-    for name in (
-        "access", "api", "archive", "clones", "confinement", "console", "contract", "doctor", "firmware",
-        "foreign_clients", "guest", "hotplug", "imports", "lifecycle", "networks", "placement", "sdk_page", "server",
-        "sharing", "snapshots", "volumes",
-    )
-)  # fmt: skip
-GROUPS = {"moves": ("tests/e2e/",), "site": (*ON_SITE, "tests/security/")}
-"""What runs in a process of its own: moves of VMs, tests that share one platform; and all that needs neither."""
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
+    return WholeFiles(config, log)
 
 
-class Groups(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """With ``-n 3``, each group in one process: what its tests share is made once."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return next((group for group, paths in GROUPS.items() if nodeid.startswith(paths)), "others")
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
-    return Groups(config, log)
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes: they all have the same order
+        schedule.in_order(items)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    Platform.new_postgres = CopiedPostgres
     if DEBUG_MODE:
         logging.getLogger("asyncio").addHandler(blocked_loops)
 

@@ -16,7 +16,8 @@ from lab.platform import Platform
 ROOT = Path(__file__).parents[2]
 PROGRAMS, TOOLS = ROOT / "tests/foreign", ROOT / ".foreign"
 DOCUMENT = ROOT / "docs/reference/openapi.json"
-TIMEOUT_S = 240.0
+TIMEOUT_S, INSTALL_TIMEOUT_S = 240.0, 480.0
+pytestmark = pytest.mark.timeout(600)  # the first test installs what all need, over the network
 
 
 def run(directory: Path, *command: str, **environment: str) -> str:
@@ -30,11 +31,21 @@ def run(directory: Path, *command: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def tools() -> Path:
+    """What generators and linters are installed in: while other processes run other tests."""
+    done = subprocess.run(
+        [ROOT / "script/foreign-clients"], capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return TOOLS
+
+
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
+def directory(tools: Path, tmp_path: Path) -> Path:
     for name in ("client.py", "with_models.py", "client.ts", "tsconfig.json", "package.json"):
         shutil.copy(PROGRAMS / name, tmp_path)
-    (tmp_path / "node_modules").symlink_to(TOOLS / "node_modules")
+    (tmp_path / "node_modules").symlink_to(tools / "node_modules")
     return tmp_path
 
 

@@ -16,6 +16,7 @@ from complexipy import file_complexity
 
 import novacron
 from novacron.store import database
+from tests import schedule
 
 SOURCE = Path(novacron.__file__).parent
 TESTS = Path(__file__).parents[1]
@@ -28,6 +29,7 @@ GENERATED = {"client/bodies.py"}
 """Files that script/generate makes of others, however long these are."""
 FOREIGN_SIGNATURES = {"telemetry/traces.py should_sample"}
 """Functions whose parameters somebody else prescribes."""
+SITES = ("guests on the shared platform", "the API of the shared platform")
 LOADED_WHEN_NEEDED = {"opentelemetry.exporter", "pycdlib", "redis", "webauthn", "zxcvbn"}
 """Packages that few processes need, and that take long to import."""
 SHARED_CLASS_NAMES = {
@@ -188,3 +190,25 @@ def test_what_few_processes_need_does_not_delay_the_start_of_all() -> None:
     code = "import sys, novacron.server.main, novacron.agent.main; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not LOADED_WHEN_NEEDED & set(loaded)
+
+
+def test_the_schedule_of_tests_names_existing_files() -> None:
+    """A file that was renamed would run last, or start a platform of its own."""
+    named = {path for paths in schedule.SHARED.values() for path in paths}
+    named |= {name for name in schedule.LONGEST_FIRST if name not in schedule.SHARED}
+    assert not [path for path in named if not (TESTS.parent / path).exists()]
+
+
+def test_tests_that_share_a_platform_run_in_one_process() -> None:
+    shared = {"site": SITES, "watched": ("the watched platform",)}
+    wrong = set()
+    for path in sorted({*TESTS.rglob("test_*.py")} - {*(TESTS / "unit").glob("*.py")}):
+        name = path.relative_to(TESTS.parent).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for fixture in shared.keys() & {argument.arg for argument in node.args.args}:
+                    if schedule.scope_of(name) not in shared[fixture]:
+                        wrong.add(
+                            f"{name} uses {fixture}: name it in SHARED of tests/schedule.py, in {shared[fixture]}"
+                        )
+    assert not wrong
