@@ -51,6 +51,7 @@ def test_the_demo_shows_the_main_job_and_cleans_up(directory: Path, lacks: list[
     assert not processes(directory) and not directory.exists()
 
 
+@pytest.mark.slow
 def test_the_demo_works_without_namespaces_and_can_be_kept(directory: Path) -> None:
     kept = demo(directory, "--loopback", "--keep")
     assert kept.returncode == 0, kept.stdout + kept.stderr

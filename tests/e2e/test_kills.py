@@ -111,28 +111,28 @@ def test_two_kills_at_once_leave_one_running_vm(victim: Platform, first: str, se
     delete(victim, vm)
 
 
+@pytest.mark.parametrize("delay_s", [0.1, *(pytest.param(delay_s, marks=pytest.mark.slow) for delay_s in (0.0, 0.3))])
 @pytest.mark.parametrize("what", ["server", "postgres", "source agent", "source qemu"])
-def test_a_kill_during_a_create_ends_with_a_running_vm(victim: Platform, what: str) -> None:
-    for delay_s in (0.0, 0.1, 0.3):
-        vm = victim.client.create_vm(name=f"new-{next_number()}", image="tiny", memory_mib=128, node="host-a")
-        pause(delay_s)
-        kill(victim, what, vm, "host-a", "host-b")
-        revive(victim)
-        until_settled(victim, vm)
-        delete(victim, vm)
+def test_a_kill_during_a_create_ends_with_a_running_vm(victim: Platform, what: str, delay_s: float) -> None:
+    vm = victim.client.create_vm(name=f"new-{next_number()}", image="tiny", memory_mib=128, node="host-a")
+    pause(delay_s)
+    kill(victim, what, vm, "host-a", "host-b")
+    revive(victim)
+    until_settled(victim, vm)
+    delete(victim, vm)
 
 
+@pytest.mark.parametrize("delay_s", [0.03, *(pytest.param(delay_s, marks=pytest.mark.slow) for delay_s in (0.0, 0.1))])
 @pytest.mark.parametrize("what", ["server", "postgres", "source agent", "source qemu"])
-def test_a_kill_during_a_delete_leaves_nothing(victim: Platform, what: str) -> None:
-    for delay_s in (0.0, 0.03, 0.1):
-        vm = victim.client.create_vm(name=f"old-{next_number()}", image="tiny", memory_mib=128, node="host-a")
-        victim.wait_state(vm["id"], "running")
-        victim.client.delete("vms", vm["id"])
-        pause(delay_s)
-        kill(victim, what, vm, "host-a", "host-b")
-        revive(victim)
-        until(lambda vm=vm: all(v["id"] != vm["id"] for v in victim.client.list("vms")), "it is gone", 60)  # type: ignore[misc]
-        victim.until_clean()
+def test_a_kill_during_a_delete_leaves_nothing(victim: Platform, what: str, delay_s: float) -> None:
+    vm = victim.client.create_vm(name=f"old-{next_number()}", image="tiny", memory_mib=128, node="host-a")
+    victim.wait_state(vm["id"], "running")
+    victim.client.delete("vms", vm["id"])
+    pause(delay_s)
+    kill(victim, what, vm, "host-a", "host-b")
+    revive(victim)
+    until(lambda: all(v["id"] != vm["id"] for v in victim.client.list("vms")), "it is gone", 60)
+    victim.until_clean()
 
 
 def test_a_restarted_agent_adopts_its_running_vms(victim: Platform) -> None:

@@ -30,6 +30,7 @@ def test_a_running_guest_moves_there_and_back_and_its_connections_go_on(victim: 
     delete(victim, vm)
 
 
+@pytest.mark.slow  # test_net.py tries the same with a tap
 def test_the_bridge_keeps_its_address_when_a_vm_leaves(victim: Platform) -> None:
     """A bridge takes the lowest address of its ports; a host whose address changes loses its connections."""
     from lab.hosts import run

@@ -97,8 +97,8 @@ def test_a_guest_with_an_agent_reboots_and_powers_off_by_itself(site: Platform, 
 @pytest.mark.parametrize(
     ("kind", "script"),
     [
-        ("silent", "exec 3<>$1; cat <&3 >/dev/null"),
-        ("flooding", "exec 3<>$1; while :; do echo '{\"return\": {}}' >&3; done"),
+        pytest.param("silent", "exec 3<>$1; cat <&3 >/dev/null", marks=pytest.mark.slow),
+        pytest.param("flooding", "exec 3<>$1; while :; do echo '{\"return\": {}}' >&3; done", marks=pytest.mark.slow),
         ("endless", "exec 3<>$1; tr '\\0' 'x' </dev/zero >&3"),
         ("lying", "exec 3<>$1; while read -r line <&3; do printf '\\377{\"return\": %s}\\n' "
                   "$(echo $line | sed 's/.*\"id\":\\([0-9]*\\).*/\\1/') >&3; done"),

@@ -28,7 +28,7 @@ from tests.simulation.ownership import run_histories, simulation_database
 from tests.simulation.seeded import Place, run_histories_from, run_history
 from tests.simulation.world import Broken, ServerFiles, World
 
-HISTORIES = int(os.environ.get("NOVACRON_EXAMPLES", "40"))
+HISTORIES = int(os.environ.get("NOVACRON_EXAMPLES", "25"))
 HISTORIES_WITH_DEFECT_MAX = 60
 DEFECT_SEED = 20
 BAD_DAYS = 12
@@ -205,6 +205,11 @@ async def put_back_after_failover(history: BadDay, files: ServerFiles) -> None:
         assert owner == there and "DatabaseTrusted" in reasons
 
 
+SERVER_FILES = [
+    pytest.param(files, marks=() if files is ServerFiles.PUT_BACK else pytest.mark.slow) for files in ServerFiles
+]
+
+
 def run_put_back(place: Place, directory: Path, files: ServerFiles) -> None:
     async def run() -> None:
         history = BadDay(place[1], directory / "hosts", 1)
@@ -216,14 +221,14 @@ def run_put_back(place: Place, directory: Path, files: ServerFiles) -> None:
     place[0].run(run())
 
 
-@pytest.mark.parametrize("files", ServerFiles)
+@pytest.mark.parametrize("files", SERVER_FILES)
 def test_a_node_that_comes_first_after_an_older_database_was_put_back_begins_nothing(
     place: Place, tmp_path: Path, files: ServerFiles
 ) -> None:
     run_put_back(place, tmp_path, files)
 
 
-@pytest.mark.parametrize("files", ServerFiles)
+@pytest.mark.parametrize("files", SERVER_FILES)
 def test_the_simulation_finds_a_server_that_trusts_every_database(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: ServerFiles
 ) -> None:
