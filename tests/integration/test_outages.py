@@ -27,7 +27,7 @@ from tests.waiting import pause
 LOADED_S = 2.0
 GRACE_S = 1.0
 """After a replica is ready its other process may not be, for a moment."""
-BETWEEN_S = 0.04
+BETWEEN_S = 0.1
 """Between two requests of a client: the outage is what is tested, not how much the servers can bear."""
 HELD_UP_S = 5.0
 """Less than what would time out."""
