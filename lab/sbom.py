@@ -28,6 +28,7 @@ from novacron.disk import debian
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = "novacron"
+WEB = "web/package-lock.json"
 SCHEMA = SchemaVersion.V1_6
 PYTHONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
 """Versions of Python on which a package of Linux may be needed."""
@@ -160,11 +161,12 @@ def _debian(name: str, scope: ComponentScope) -> Component:
     return Component(type=ComponentType.APPLICATION, name=name, purl=purl, bom_ref=str(purl), scope=scope)
 
 
-def _npm(path: Path) -> Iterator[Component]:
+def _npm(path: Path, scope: ComponentScope, listed: set[str]) -> Iterator[Component]:
+    """Yield the npm packages that end up in what is shipped (REQUIRED), or do not (EXCLUDED), without those that are
+    ``listed`` already."""
     packages: dict[str, dict[str, str]] = json.loads(path.read_text())["packages"]
-    listed: set[str] = set()
     for where, package in sorted(packages.items()):
-        if not where:
+        if not where or (scope is ComponentScope.REQUIRED and package.get("dev")):
             continue
         group, _, name = package.get("name", where.rpartition("node_modules/")[2]).rpartition("/")
         purl = PackageURL("npm", group or None, name, package["version"])
@@ -175,7 +177,7 @@ def _npm(path: Path) -> Iterator[Component]:
         kind = {"sha512": HashAlgorithm.SHA_512, "sha1": HashAlgorithm.SHA_1}[algorithm]
         yield Component(
             type=ComponentType.LIBRARY, group=group or None, name=name, version=package["version"], purl=purl,
-            bom_ref=str(purl), scope=ComponentScope.EXCLUDED,
+            bom_ref=str(purl), scope=scope,
             hashes=[HashType(alg=kind, content=base64.b64decode(digest).hex())],
         )  # fmt: skip
 
@@ -198,7 +200,14 @@ def shipped(root: Path = ROOT) -> Parts:
     needs = closure(packages, [everything(packages)])
     components = [_python(packages[name], ComponentScope.REQUIRED) for name in sorted(needs.keys() - {PRODUCT})]
     image = debian_packages((root / "deploy/compose/Dockerfile").read_text())
-    return Parts(components + [_debian(name, ComponentScope.REQUIRED) for name in sorted(image)], needs)
+    return Parts(
+        [
+            *components,
+            *(_debian(name, ComponentScope.REQUIRED) for name in sorted(image)),
+            *_npm(root / WEB, ComponentScope.REQUIRED, set()),
+        ],
+        needs,
+    )
 
 
 def development(root: Path = ROOT) -> Parts:
@@ -215,13 +224,15 @@ def development(root: Path = ROOT) -> Parts:
     tools.append(installer((root / "requirements-uv.txt").read_text()))
     image = debian_packages((root / "deploy/compose/Dockerfile").read_text())
     on_some_hosts = {"wireguard-go", *debian.TOOLS.values()} - image
+    npm = {part.purl.to_string() for part in shipped(root).components if part.purl and part.purl.type == "npm"}
     in_tests = setup_packages((root / "script/setup").read_text()) - image - on_some_hosts
     return Parts(
         [
             *(_python(package, ComponentScope.EXCLUDED) for package in tools),
             *(_debian(name, ComponentScope.OPTIONAL) for name in sorted(on_some_hosts)),
             *(_debian(name, ComponentScope.EXCLUDED) for name in sorted(in_tests)),
-            *_npm(root / "tests/foreign/package-lock.json"),
+            *_npm(root / WEB, ComponentScope.EXCLUDED, npm),
+            *_npm(root / "tests/foreign/package-lock.json", ComponentScope.EXCLUDED, npm),
         ],
         needs,
     )

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from lab import sbom
 
 ROOT = Path(__file__).parents[2]
-INSTALLERS = ("script/setup", "script/foreign-clients", "deploy/compose/Dockerfile")
+INSTALLERS = ("script/setup", "script/web", "script/foreign-clients", "deploy/compose/Dockerfile")
 HASHED_INSTALL = {
     "pip install": "--require-hashes",
     "uv sync": "--locked",

@@ -28,6 +28,7 @@ from novacron.api.app import create_app
 from novacron.api.edge.admission import Admission
 from novacron.api.edge.rate_limits import Rates
 from novacron.api.edge.shared_limits import share_rates
+from novacron.api.edge.web_ui import WebUi
 from novacron.api.read_model.watch_cache import Cache
 from novacron.api.routes.metrics import seen
 from novacron.key_ring import KeyRing
@@ -92,7 +93,8 @@ class Front:
             _second_factors(settings, keys.ring),
             PlatformKeys.of(settings.platform_key, settings.former_platform_key),
         )  # fmt: skip
-        self._admission = Admission(create_app(services), services, self._rates, settings.proxies)
+        pages = WebUi(create_app(services), {"oidc": services.oidc is not None})
+        self._admission = Admission(pages, services, self._rates, settings.proxies)
         self.certified.append(self._admission.certified)
         self._http = _granian(settings, self._admission, *certificate)
 

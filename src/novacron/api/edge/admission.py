@@ -395,7 +395,8 @@ class _Response:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status, self.started = message["status"], True
-            message["headers"] = [*message["headers"], *self._headers]
+            own = {name for name, _ in message["headers"]}
+            message["headers"] = [*message["headers"], *(header for header in self._headers if header[0] not in own)]
         if self._capture is not None:
             self._capture.take(message)
         await self.send_raw(message)

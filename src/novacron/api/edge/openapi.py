@@ -81,6 +81,7 @@ def describe(app: Litestar) -> dict[str, Any]:
         answer = schemas.answer_type(route.handler.parsed_return_field.annotation)
         body = route.handler.parsed_data_field
         answers += [answer] if answer is not None else []
+        answers += [spec.data_container for spec in (route.handler.responses or {}).values()]
         requests += [body.annotation] if body is not None else []
         operation = route.operation
         operation.pop("deprecated", None)

@@ -222,8 +222,9 @@ def responses(handler: HTTPRouteHandler, operation: dict[str, Any], answer: obje
     success = {
         status: response for status, response in operation["responses"].items() if status.isdecimal() and status < "400"
     }
+    others = {str(status): spec.data_container for status, spec in (handler.responses or {}).items()}
     for status, response in success.items():
-        _describe_success(status, response, answer)
+        _describe_success(status, response, others.get(status, answer))
     if "GET" in handler.http_methods and has_etag(answer):
         success["304"] = NOT_MODIFIED
     return success | {

@@ -4,7 +4,7 @@ A list that is requested again is compressed once, too, for clients that accept 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -122,7 +122,9 @@ class ResponseCache:
         stored.hits += 1
         if headers.get(b"if-none-match") == stored.etag:
             return 304, [(b"etag", stored.etag), *JSON[1:]], b"", path.rstrip("/")
-        coding = _coding(headers.get(b"accept-encoding", b"")) if len(stored.body) >= COMPRESS_BYTES_MIN else b""
+        coding = (
+            coding_of(headers.get(b"accept-encoding", b""), ENCODERS) if len(stored.body) >= COMPRESS_BYTES_MIN else b""
+        )
         fields, body = self._packed(stored, coding)
         return 200, fields, body, path.rstrip("/")
 
@@ -162,12 +164,12 @@ class ResponseCache:
         return Capture(scope.setdefault("state", {}), keep)
 
 
-def _coding(accepted: bytes) -> bytes:
-    """Return the best content coding that a client accepts, b"" for none."""
+def coding_of(accepted: bytes, codings: Iterable[bytes]) -> bytes:
+    """Return the first of these content codings that a client accepts, b"" for none."""
     if not accepted:
         return b""
     accepts = {}
     for part in accepted.split(b","):
         name, _, rest = part.strip().partition(b";")
         accepts[name.strip()] = b"q=0" not in rest.replace(b" ", b"") or b"q=0." in rest.replace(b" ", b"")
-    return next((coding for coding in ENCODERS if accepts.get(coding)), b"")
+    return next((coding for coding in codings if accepts.get(coding)), b"")

@@ -11,6 +11,7 @@ from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api.access import authorization
+from novacron.api.access.authentication import COOKIE
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.access.recorder import address_of
 from novacron.api.edge import lists, replies
@@ -18,7 +19,7 @@ from novacron.api.read_model.indexes import Entry
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model.access import Right, Role, access
 from novacron.model.errors import Forbidden, InvalidInput, Unauthenticated
-from novacron.model.token import TokenKind
+from novacron.model.token import TokenKind, csrf_of
 from novacron.model.user import Grant, Invitation, Password, User, UserKind, UserName
 from novacron.model.vm import Name
 from novacron.store import invitations, users
@@ -65,13 +66,17 @@ class Me(msgspec.Struct):
     project: str
     everywhere: list[Right]
     projects: dict[str, list[Right]]
+    csrf: str | None = None
+    """Of a browser's session: pages send it with changes, as the header ``X-CSRF-Token``."""
 
 
 @get("/me", summary="Show the caller and their permissions")
-async def show_me(request: ApiRequest) -> Me:
+async def show_me(request: ApiRequest) -> Response[Me]:
     caller = request.user
     rights = {name: sorted(has) for name, has in caller.access.projects.items()}
-    return Me(caller.name, caller.id, caller.kind, caller.project, sorted(caller.access.everywhere), rights)
+    csrf = csrf_of(request.cookies[COOKIE]) if caller.kind is TokenKind.SESSION else None
+    me = Me(caller.name, caller.id, caller.kind, caller.project, sorted(caller.access.everywhere), rights, csrf)
+    return Response(me, headers={"Cache-Control": "no-store"})
 
 
 class ConfigureMe(msgspec.Struct, forbid_unknown_fields=True):

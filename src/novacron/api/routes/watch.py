@@ -1,5 +1,6 @@
 """The stream of changes over a WebSocket: ``/api/v1/watch``. Each message is JSON: ``kind``, and ``object`` or the key
-of what was ``deleted``; the last change of a revision has its ``revision``, after which a stream can be resumed."""
+of what was ``deleted``; the last change of a revision has its ``revision``, after which a stream can be resumed. The
+latest revision is repeated every few seconds: a client that hears nothing for longer is cut off."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ from novacron.api.edge import parameters
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Delivery
 from novacron.api.routes.events import access_of, kinds_of
-from novacron.model.errors import NovaError
+from novacron.model.errors import NovaError, Unavailable
 
 CLOSE_ENDED, CLOSE_REFUSED, CLOSE_INTERRUPTED = 4401, 4409, 4503
 PARAMETERS = frozenset({"kinds", "after"})
+REPEAT_S = 5.0
 
 
 @websocket("/watch", opt=authorization.in_project())
@@ -50,21 +52,40 @@ async def watch(
 async def _follow(socket: WebSocket[Caller, str, Any], kinds_followed: frozenset[str], after: int | None) -> None:
     cache = services(socket).cache
     changes = cache.follow(after)
-    await socket.send_json({"revision": cache.revision})
-    sending = asyncio.create_task(_send(socket, changes, kinds_followed))
-    gone = asyncio.create_task(_until_gone(socket))
+    sent = _Sent(cache.revision)
+    await socket.send_json({"revision": sent.revision})
+    if after is not None:
+        sent.revision = after  # what has happened since is still to be sent
+    works = (_send(socket, changes, kinds_followed, sent), _repeat(socket, sent), _until_gone(socket))
+    tasks = [asyncio.create_task(work) for work in works]
     try:
-        await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if sending.done():
-            sending.result()
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[-1] not in done:
+            done.pop().result()
     finally:
-        for task in (sending, gone):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(sending, gone, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Sent:
+    """Up to which revision a client has all changes."""
+
+    def __init__(self, revision: int) -> None:
+        self.revision = revision
+
+
+async def _repeat(socket: WebSocket[Caller, str, Any], sent: _Sent) -> None:
+    """Repeat the latest revision now and then. Raises Unavailable when this server has no changes to send."""
+    while True:
+        await asyncio.sleep(REPEAT_S)
+        if not services(socket).cache.ready:
+            raise Unavailable("the feed was interrupted")
+        await socket.send_json({"revision": sent.revision})
 
 
 async def _send(
-    socket: WebSocket[Caller, str, Any], changes: AsyncIterator[Delivery], kinds_followed: frozenset[str]
+    socket: WebSocket[Caller, str, Any], changes: AsyncIterator[Delivery], kinds_followed: frozenset[str], sent: _Sent
 ) -> None:
     async for delivery in changes:
         message: dict[str, Any] = {}
@@ -77,6 +98,7 @@ async def _send(
         if delivery.last:
             message["revision"] = delivery.revision
         if message:
+            sent.revision = message.get("revision", sent.revision)
             await socket.send_text(msgspec.json.encode(message).decode())
 
 

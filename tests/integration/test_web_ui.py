@@ -1,0 +1,243 @@
+"""The web UI in a browser, against real VMs; and how its files are served."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
+
+from lab.platform import Platform
+from tests.integration.conftest import Api
+
+NewVm = Callable[..., dict[str, Any]]
+USER, PASSWORD = "web-ui", "correct horse battery"
+SOON_MS = 40_000
+PICTURES = os.environ.get("NOVACRON_PICTURES")
+"""A folder for the pictures of the pages; without it, none are taken."""
+EXPECTED = ("/api/v1/me",)
+"""A browser asks who is logged in, and writes into its console that nobody is."""
+HOSTILE = (
+    "<img src=x onerror=\"window.hit='img'\">",
+    "<script>window.hit='script'</script>",
+    '"><svg onload="window.hit=\'svg\'">',
+    "javascript:window.hit='link'",
+    "{{constructor.constructor('window.hit=1')()}}",
+    "</style><style>@import '//evil.example/x'</style>",
+    "‮txt.exe\x00\x1b]0;title\x07",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def user(site: Platform) -> Iterator[str]:
+    made = site.client.create_user(USER, password=PASSWORD)
+    site.client.grant(made["id"], "administrator", None)
+    yield USER
+    site.client.request("DELETE", f"/api/v1/users/{made['id']}")
+
+
+@pytest.fixture
+def page(browser: Browser, site: Platform, user: str) -> Iterator[Page]:
+    """A page on which nobody is logged in; whatever its console complains of fails the test."""
+    context = browser.new_context(
+        ignore_https_errors=True, base_url=site.client.config.url, viewport={"width": 1400, "height": 1000}
+    )
+    opened = context.new_page()
+    opened.set_default_timeout(SOON_MS)
+    complaints: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not any(part in message.location["url"] for part in EXPECTED):
+            complaints.append(f"{message.type}: {message.text} at {message.location}")
+
+    opened.on("console", heard)
+    opened.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
+    yield opened
+    context.close()
+    assert complaints == []
+
+
+def log_in(page: Page) -> None:
+    page.goto("/ui/vms")
+    page.get_by_label("User").fill(USER)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Log in", exact=True).click()
+    expect(page.get_by_test_id("freshness")).to_contain_text("current, revision", timeout=SOON_MS)
+
+
+def picture(page: Page, name: str) -> None:
+    if PICTURES is not None:
+        page.screenshot(path=Path(PICTURES) / f"web-{name}.png")
+
+
+def test_a_vm_is_created_typed_into_and_deleted_in_a_browser(page: Page, site: Platform, new_vm: NewVm) -> None:
+    other = new_vm(name="web-other")
+    log_in(page)
+    expect(page.get_by_role("link", name="web-other")).to_be_visible(timeout=SOON_MS)
+    page.get_by_role("link", name="Overview").click()
+    expect(page.get_by_role("heading", name="Capacity")).to_be_visible(timeout=SOON_MS)
+    picture(page, "overview")
+    page.get_by_role("link", name="Virtual machines").first.click()
+    page.get_by_role("link", name="Create a VM").click()
+    page.get_by_label("Name", exact=True).fill("web-made")
+    page.get_by_label("Image").select_option("tiny")
+    page.get_by_label("Memory in MiB").fill("128")
+    picture(page, "create")
+    page.get_by_role("button", name="Create", exact=True).click()
+    expect(page.get_by_role("heading", name="web-made", exact=True)).to_be_visible(timeout=SOON_MS)
+    try:
+        expect(page.get_by_text("running", exact=True)).to_be_visible(timeout=SOON_MS)
+        _use_consoles(page)
+        _look_at_the_list(page, site, other)
+        page.get_by_role("link", name="web-made").click()
+        page.get_by_role("button", name="Delete").click()
+        confirm = page.get_by_role("dialog").get_by_role("button", name="Delete")
+        expect(confirm).to_be_disabled()
+        page.get_by_label("Type web-made to confirm").fill("web-made")
+        confirm.click()
+        expect(page.get_by_text("VM web-made has been deleted.")).to_be_visible(timeout=SOON_MS)
+    finally:
+        for vm in site.client.list("vms"):
+            if vm["name"] == "web-made" and not vm["deleting"]:
+                site.client.delete("vms", vm["id"])
+
+
+def _use_consoles(page: Page) -> None:
+    page.get_by_role("button", name="Open the serial console").click()
+    expect(page.get_by_text("Connected. What you type goes to the guest.")).to_be_visible(timeout=SOON_MS)
+    terminal = page.get_by_test_id("terminal")
+    expect(terminal).to_contain_text("tiny guest: ready", timeout=SOON_MS)
+    page.keyboard.type("\recho $((6*7))7\r")
+    expect(terminal).to_contain_text("427", timeout=SOON_MS)
+    page.keyboard.type("printf '\\033[38;2;250;10;20mco%s\\033[0m' lour\r")
+    expect(terminal.get_by_text("colour", exact=True).first).to_have_css("color", "rgb(250, 10, 20)", timeout=SOON_MS)
+    page.get_by_role("button", name="Open the display").click()
+    expect(page.get_by_text("Connected. Click into the picture to type.")).to_be_visible(timeout=SOON_MS)
+    picture(page, "vm")
+    page.get_by_role("button", name="Close the display").click()
+    page.get_by_role("button", name="Close the serial console").click()
+
+
+def _look_at_the_list(page: Page, site: Platform, other: dict[str, Any]) -> None:
+    """Changes show without a reload; a selection ends when one of its VMs is gone."""
+    page.get_by_role("link", name="Virtual machines").first.click()
+    expect(page.get_by_role("link", name="web-made")).to_be_visible(timeout=SOON_MS)
+    picture(page, "vms")
+    row = page.get_by_role("row").filter(has_text="web-other")
+    row.get_by_role("checkbox").check()
+    expect(page.get_by_text("1 VM selected")).to_be_visible()
+    site.client.request("PATCH", f"/api/v1/vms/{other['id']}", {"name": "web-renamed"})
+    expect(page.get_by_role("link", name="web-renamed")).to_be_visible(timeout=SOON_MS)
+    site.client.delete("vms", other["id"])
+    expect(page.get_by_text("The list changed, so the selection of 1 VM was cleared.")).to_be_visible(timeout=SOON_MS)
+    expect(page.get_by_text("0 VMs selected")).to_be_visible()
+
+
+@pytest.mark.slow
+def test_hostile_words_are_text_on_every_page(page: Page) -> None:
+    """The server would refuse most of these names; the UI must not depend on that."""
+    log_in(page)
+
+    def poison(route: Route) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        route.fulfill(response=answer, body=json.dumps(_poisoned(body)))
+
+    page.route(re.compile(r"/api/v1/(vms|nodes|migrations|networks|volumes|images|events)(\?|$)"), poison)
+    for name in ("", "vms", "nodes", "migrations", "networks", "volumes", "images", "events"):
+        page.goto(f"/ui/{name}")
+        expect(page.get_by_test_id("freshness")).to_contain_text("current, revision", timeout=SOON_MS)
+        if name in ("nodes", "images", "events"):
+            expect(page.get_by_text(HOSTILE[0]).first).to_be_visible(timeout=SOON_MS)
+        assert page.evaluate("window.hit") is None, name
+
+
+def _poisoned(value: Any, depth: int = 0) -> Any:
+    """Replace texts that people choose by hostile ones, all of them in turn."""
+    if isinstance(value, dict):
+        return {
+            key: " ".join(HOSTILE) if key in ("description", "message", "reason", "vm_name", "image", "pool")
+            else _poisoned(inner, depth + 1)
+            for key, inner in value.items()
+        }  # fmt: skip
+    if isinstance(value, list):
+        return [_poisoned(inner, depth + 1) for inner in value]
+    return value
+
+
+def request(site: Platform, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Ask for exactly this path: other clients tidy it up first."""
+    config = site.client.config
+    where = urlsplit(config.url)
+    assert where.hostname is not None
+    connection = http.client.HTTPSConnection(
+        where.hostname, where.port, context=ssl.create_default_context(cadata=config.ca), timeout=30
+    )
+    try:
+        connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def test_the_web_ui_is_served_compressed_for_ever_and_to_its_own_origin_only(site: Platform) -> None:
+    status, headers, body = request(site, "/ui/")
+    assert (status, headers["cache-control"]) == (200, "no-cache")
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    for name in re.findall(rb'(?:src|href)="(/ui/assets/[^"]+)"', body):
+        status, headers, packed = request(site, name.decode(), Accept_Encoding="gzip, br")
+        assert (status, headers["content-encoding"]) == (200, "br"), name
+        assert headers["cache-control"] == "public, max-age=31536000, immutable"
+        assert len(packed) < len(request(site, name.decode())[2])
+        assert request(site, name.decode(), If_None_Match=headers["etag"])[0] == 304
+    assert request(site, "/ui/vms/some-vm")[2] == body, "pages have addresses of their own"
+    status, headers, _ = request(site, "/", Accept="text/html,*/*")
+    assert (status, headers["location"]) == (303, "/ui/")
+    assert request(site, "/")[0] == 404, "programs get no page"
+    assert json.loads(request(site, "/ui/settings.json")[2]) == {"oidc": False}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/ui/assets/", "/ui/assets", "/ui/../pyproject.toml", "/ui/%2e%2e/web_ui.py", "/ui/..%2f..%2fapp.py",
+     "/ui/assets/..%5c..%5capp.py", "/ui//etc/passwd", "/ui/%00", "/ui/index.html.br", "/ui/.git/config",
+     "/ui/assets/../index.html", "/ui/index.html%0d%0aSet-Cookie:a=b", "/ui/" + "a" * 5000],
+)  # fmt: skip
+def test_no_path_leads_out_of_the_web_ui(site: Platform, path: str) -> None:
+    status, headers, body = request(site, path)
+    assert status in (400, 404, 414), path
+    assert "set-cookie" not in headers and b"import" not in body
+
+
+def test_the_web_ui_can_only_be_read(site: Platform) -> None:
+    assert request(site, "/ui/", "POST")[0] == 405
+    status, headers, body = request(site, "/ui/", "HEAD")
+    assert status == 200 and body == b"" and int(headers["content-length"]) > 0
+
+
+def test_a_page_learns_its_value_for_changes_again_after_a_reload(site: Platform, user: str, api: Api) -> None:
+    done = api("POST", "/api/v1/login", {"user": user, "password": PASSWORD}, token=None)
+    cookie = next(part for part in done.headers.getlist("set-cookie") if "-session=" in part).split(";")[0]
+    shown = api("GET", "/api/v1/me", token=None, Cookie=cookie)
+    assert shown.body["csrf"] == done.body["csrf"] and shown.headers["cache-control"] == "no-store"
+    assert api("GET", "/api/v1/me").body["csrf"] is None, "a token has none"
+    assert api("POST", "/api/v1/logout", token=None, Cookie=cookie, X_CSRF_Token=done.body["csrf"]).status == 204

@@ -1,0 +1,205 @@
+/** The frame around all pages: who is logged in, how current the page is, and where else to go. */
+import {
+  Button,
+  Label,
+  Masthead,
+  MastheadBrand,
+  MastheadContent,
+  MastheadLogo,
+  MastheadMain,
+  MastheadToggle,
+  Nav,
+  NavItem,
+  NavList,
+  Page,
+  PageSection,
+  PageSidebar,
+  PageSidebarBody,
+  PageToggleButton,
+  SkipToContent,
+  ToggleGroup,
+  ToggleGroupItem,
+} from "@patternfly/react-core";
+import { type ReactElement, useEffect, useState } from "react";
+import { Link, Redirect, Route, Router, Switch, useLocation } from "wouter";
+import type { Me } from "./api";
+import { Notices } from "./components/notices";
+import { useWatchState, watch } from "./live";
+import { Create } from "./pages/create";
+import { Events } from "./pages/events";
+import { Login } from "./pages/login";
+import { Migrations } from "./pages/migrations";
+import { Nodes } from "./pages/nodes";
+import { Overview } from "./pages/overview";
+import { Images, Networks, Volumes } from "./pages/storage";
+import { VmPage } from "./pages/vm";
+import { Vms } from "./pages/vms";
+import { logout, useSession } from "./session";
+import { chooseTheme, chosenTheme, type Theme } from "./theme";
+
+const PAGES = [
+  ["/", "Overview"],
+  ["/vms", "Virtual machines"],
+  ["/migrations", "Migrations"],
+  ["/nodes", "Nodes"],
+  ["/images", "Images"],
+  ["/networks", "Networks"],
+  ["/volumes", "Volumes"],
+  ["/events", "Events"],
+] as const;
+
+export function App(): ReactElement | null {
+  const session = useSession();
+  const me = session.state === "in" || session.state === "ended" ? session.me : null;
+  useEffect(() => {
+    if (session.state !== "in") return undefined;
+    watch.start();
+    return () => watch.stop();
+  }, [session.state]);
+  if (session.state === "asking") return <p role="status">Asking the server …</p>;
+  if (session.state === "out") return <Login step={null} reason={session.reason} />;
+  if (session.state === "second-factor") return <Login step={session.step} reason={null} />;
+  if (me === null) return null;
+  return (
+    <Router base="/ui">
+      <Frame me={me} />
+      {session.state === "ended" && (
+        <div className="nc-overlay" role="dialog" aria-modal="true" aria-label="Log in again">
+          <Login step={session.step} reason="Your session has ended. Log in again: this page stays as it is." user={me.user} />
+        </div>
+      )}
+    </Router>
+  );
+}
+
+function Frame({ me }: { me: Me }): ReactElement {
+  const [at] = useLocation();
+  const [open, setOpen] = useState(() => window.innerWidth >= 1200);
+  const masthead = (
+    <Masthead>
+      <MastheadMain>
+        <MastheadToggle>
+          <PageToggleButton isHamburgerButton aria-label="Navigation" isSidebarOpen={open} onSidebarToggle={() => setOpen(!open)} />
+        </MastheadToggle>
+        <MastheadBrand>
+          <MastheadLogo component={(props) => <Link {...props} href="/" />}>NovaCron</MastheadLogo>
+        </MastheadBrand>
+      </MastheadMain>
+      <MastheadContent>
+        <div className="nc-bar nc-grow">
+          <Freshness />
+          <span className="nc-grow" />
+          <ThemeChoice />
+          <span>{me.user}</span>
+          <Button variant="secondary" size="sm" onClick={() => void logout()}>
+            Log out
+          </Button>
+        </div>
+      </MastheadContent>
+    </Masthead>
+  );
+  const sidebar = (
+    <PageSidebar isSidebarOpen={open}>
+      <PageSidebarBody>
+        <Nav aria-label="Pages">
+          <NavList>
+            {PAGES.map(([path, title]) => (
+              <NavItem key={path} isActive={path === "/" ? at === "/" : at.startsWith(path)}>
+                <Link href={path}>{title}</Link>
+              </NavItem>
+            ))}
+          </NavList>
+        </Nav>
+      </PageSidebarBody>
+    </PageSidebar>
+  );
+  return (
+    <Page masthead={masthead} sidebar={sidebar} mainContainerId="main" skipToContent={<SkipToContent href="#main">Skip to the content</SkipToContent>}>
+      <PageSection isFilled aria-label="Content">
+        <Pages me={me} />
+      </PageSection>
+      <Notices />
+    </Page>
+  );
+}
+
+function Pages({ me }: { me: Me }): ReactElement {
+  return (
+    <Switch>
+      <Route path="/">
+        <Overview me={me} />
+      </Route>
+      <Route path="/vms">
+        <Vms me={me} />
+      </Route>
+      <Route path="/vms/create">
+        <Create me={me} />
+      </Route>
+      <Route path="/vms/:id">{({ id }) => <VmPage key={id} id={id} me={me} />}</Route>
+      <Route path="/migrations">
+        <Migrations me={me} />
+      </Route>
+      <Route path="/nodes">
+        <Nodes me={me} />
+      </Route>
+      <Route path="/images">
+        <Images />
+      </Route>
+      <Route path="/networks">
+        <Networks />
+      </Route>
+      <Route path="/volumes">
+        <Volumes />
+      </Route>
+      <Route path="/events">
+        <Events />
+      </Route>
+      <Route>
+        <Redirect to="/" />
+      </Route>
+    </Switch>
+  );
+}
+
+/** Says up to when the page is current, and that it is not. */
+function Freshness(): ReactElement {
+  const { state, revision, since } = useWatchState();
+  const at = new Date(since).toLocaleTimeString();
+  if (state === "current") {
+    return (
+      <Label color="green" variant="outline" data-testid="freshness">
+        current, revision {revision}
+      </Label>
+    );
+  }
+  return (
+    <span role="alert">
+      <Label color={state === "connecting" ? "blue" : "orange"} data-testid="freshness">
+        {state === "connecting" && "connecting"}
+        {state === "behind" && `behind since ${at}: shows revision ${revision}; connecting again`}
+        {state === "ended" && `the session has ended: shows revision ${revision}`}
+      </Label>
+    </span>
+  );
+}
+
+const THEMES: readonly Theme[] = ["system", "light", "dark"];
+
+function ThemeChoice(): ReactElement {
+  const [chosen, setChosen] = useState(chosenTheme);
+  return (
+    <ToggleGroup aria-label="Theme" isCompact>
+      {THEMES.map((theme) => (
+        <ToggleGroupItem
+          key={theme}
+          text={theme}
+          isSelected={theme === chosen}
+          onChange={() => {
+            chooseTheme(theme);
+            setChosen(theme);
+          }}
+        />
+      ))}
+    </ToggleGroup>
+  );
+}

@@ -1,0 +1,114 @@
+/** Doing something with VMs: the buttons, why they are off, and the question before what can't be taken back. */
+import { Button, Modal, ModalBody, ModalFooter, ModalHeader, TextInput, Tooltip } from "@patternfly/react-core";
+import { type ReactElement, useState } from "react";
+import { ACTIONS, runOn, type VmAction } from "../actions";
+import type { Vm } from "../api";
+import { count } from "../format";
+import { refused, said } from "./notices";
+
+interface Asked {
+  action: VmAction;
+  /** As they were when the question was asked: nothing that happens behind it changes whom it is about. */
+  vms: readonly Vm[];
+}
+
+/** Why an action can't be done with any of these; null: it can with some. */
+function refusalOf(action: VmAction, vms: readonly Vm[]): string | null {
+  if (vms.length === 0) return "Select VMs first.";
+  const refusals = vms.map((vm) => action.refusal(vm));
+  return refusals.every((refusal) => refusal !== null) ? (refusals[0] ?? null) : null;
+}
+
+async function perform({ action, vms }: Asked): Promise<void> {
+  const failed = await runOn(action, vms);
+  for (const { vm, error } of failed.slice(0, 3)) refused(`${action.label}: ${vm.name}`, error);
+  if (failed.length > 3) refused(action.label, new Error(`${failed.length - 3} more were refused`));
+  if (failed.length < vms.length) said(`${action.label}: accepted for ${count(vms.length - failed.length, "VM")}`);
+}
+
+interface Props {
+  vms: readonly Vm[];
+  /** Whether the caller may change them at all; a sentence: why not. */
+  forbidden: string | null;
+  done?: () => void;
+}
+
+export function VmActions({ vms, forbidden, done }: Props): ReactElement {
+  const [asked, setAsked] = useState<Asked | null>(null);
+  const act = (request: Asked): void => {
+    setAsked(null);
+    done?.();
+    void perform(request);
+  };
+  return (
+    <>
+      {ACTIONS.map((action) => {
+        const why = forbidden ?? refusalOf(action, vms);
+        const able = vms.filter((vm) => action.refusal(vm) === null);
+        const request = { action, vms: able };
+        const button = (
+          <Button
+            key={action.id}
+            size="sm"
+            variant={action.final ? "danger" : "secondary"}
+            isAriaDisabled={why !== null}
+            onClick={() => (action.warning === null ? act(request) : setAsked(request))}
+          >
+            {action.label}
+          </Button>
+        );
+        return why === null ? (
+          button
+        ) : (
+          <Tooltip key={action.id} content={why}>
+            {button}
+          </Tooltip>
+        );
+      })}
+      {asked !== null && <Question asked={asked} cancel={() => setAsked(null)} confirm={() => act(asked)} />}
+    </>
+  );
+}
+
+function Question({ asked, cancel, confirm }: { asked: Asked; cancel: () => void; confirm: () => void }): ReactElement {
+  const { action, vms } = asked;
+  const [typed, setTyped] = useState("");
+  const first = vms[0];
+  const word = vms.length === 1 ? (first?.name ?? "") : `${action.id} ${vms.length}`;
+  return (
+    <Modal isOpen variant="small" onClose={cancel} aria-labelledby="question" aria-describedby="consequence">
+      <ModalHeader title={`${action.label} ${vms.length === 1 ? word : count(vms.length, "VM")}?`} labelId="question" />
+      <ModalBody id="consequence">
+        <p>{action.warning}</p>
+        {vms.length > 1 && (
+          <ul className="nc-names">
+            {vms.map((vm) => (
+              <li key={vm.id}>{vm.name}</li>
+            ))}
+          </ul>
+        )}
+        {first !== undefined && (
+          <details>
+            <summary>The same as a command and as a request</summary>
+            <code className="nc-command">{action.command(first)}</code>
+            <code className="nc-command">{action.request(first)}</code>
+          </details>
+        )}
+        {action.final && (
+          <label>
+            Type <strong>{word}</strong> to confirm
+            <TextInput aria-label={`Type ${word} to confirm`} value={typed} onChange={(_, value) => setTyped(value)} />
+          </label>
+        )}
+      </ModalBody>
+      <ModalFooter>
+        <Button variant={action.final ? "danger" : "primary"} isDisabled={action.final && typed !== word} onClick={confirm}>
+          {action.label}
+        </Button>
+        <Button variant="link" onClick={cancel}>
+          Cancel
+        </Button>
+      </ModalFooter>
+    </Modal>
+  );
+}

@@ -1,0 +1,28 @@
+import { expect, it } from "vitest";
+import { bytes, count, duration, mib, percent, time, utc } from "./format";
+
+it("writes bytes with three digits and a unit", () => {
+  expect([0, 1023, 1536, 10 * 1024, 123 * 1024 ** 2, 5 * 1024 ** 5, -2048].map(bytes)).toEqual([
+    "0 B", "1023 B", "1.50 KiB", "10.0 KiB", "123 MiB", "5.00 PiB", "-2.00 KiB",
+  ]);
+  expect(mib(256)).toBe("256 MiB");
+});
+
+it("writes durations as people say them", () => {
+  expect([0.84, 12, 60, 185, 7440, 273_600, -1, Number.NaN].map(duration)).toEqual([
+    "0.8 s", "12 s", "1 min 0 s", "3 min 5 s", "2 h 4 min", "3 d 4 h", "-", "-",
+  ]);
+});
+
+it("never shows more than all, or less than nothing", () => {
+  expect([percent(1, 4), percent(5, 4), percent(-1, 4), percent(1, 0), percent(1, Number.NaN)]).toEqual([25, 100, 0, 0, 0]);
+});
+
+it("leaves what is no time as it is", () => {
+  expect(time("soon")).toBe("soon");
+  expect(utc("2026-01-02T03:04:05.678Z")).toBe("2026-01-02 03:04:05 UTC");
+});
+
+it("counts in words", () => {
+  expect([count(1, "VM"), count(2, "VM"), count(0, "VM")]).toEqual(["1 VM", "2 VMs", "0 VMs"]);
+});

@@ -1,0 +1,54 @@
+/** How figures and times are written. */
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
+
+/** Bytes with a unit and three digits: 1536 is "1.50 KiB". */
+export function bytes(count: number): string {
+  let value = Math.abs(count);
+  let unit = 0;
+  while (value >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  const digits = unit === 0 || value >= 100 ? 0 : value >= 10 ? 1 : 2;
+  return `${count < 0 ? "-" : ""}${value.toFixed(digits)} ${UNITS[unit] ?? ""}`;
+}
+
+export function mib(count: number): string {
+  return bytes(count * 1024 * 1024);
+}
+
+/** Seconds: "0.8 s", "12 s", "3 min 5 s", "2 h 4 min", "3 d 4 h". */
+export function duration(seconds: number): string {
+  if (!Number.isFinite(seconds) || seconds < 0) return "-";
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  if (whole < 86_400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  return `${Math.floor(whole / 86_400)} d ${Math.floor((whole % 86_400) / 3600)} h`;
+}
+
+const LOCAL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
+/** A time in the reader's zone. */
+export function time(iso: string): string {
+  const at = new Date(iso);
+  return Number.isNaN(at.getTime()) ? iso : LOCAL.format(at);
+}
+
+/** The same in UTC, for the hover text. */
+export function utc(iso: string): string {
+  const at = new Date(iso);
+  return Number.isNaN(at.getTime()) ? iso : at.toISOString().replace("T", " ").replace(/\.\d+Z$/, " UTC");
+}
+
+/** The part of a whole in percent, 0 to 100. */
+export function percent(part: number, whole: number): number {
+  if (!(whole > 0)) return 0;
+  return Math.max(0, Math.min(100, (100 * part) / whole));
+}
+
+export function count(number: number, one: string, many = `${one}s`): string {
+  return `${number} ${number === 1 ? one : many}`;
+}

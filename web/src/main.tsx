@@ -1,0 +1,22 @@
+import "@patternfly/react-core/dist/styles/base.css";
+import "./app.css";
+import { QueryClientProvider } from "@tanstack/react-query";
+import { StrictMode } from "react";
+import { createRoot } from "react-dom/client";
+import { App } from "./app";
+import { queries } from "./live";
+import { restore } from "./session";
+import { applyTheme } from "./theme";
+
+applyTheme();
+void restore();
+const root = document.getElementById("root");
+if (root !== null) {
+  createRoot(root).render(
+    <StrictMode>
+      <QueryClientProvider client={queries}>
+        <App />
+      </QueryClientProvider>
+    </StrictMode>,
+  );
+}

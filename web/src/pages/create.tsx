@@ -1,0 +1,150 @@
+/** Creating a VM: the form, each node's verdict on it before, and the same as a command. */
+import {
+  ActionGroup,
+  Button,
+  Checkbox,
+  Form,
+  FormGroup,
+  FormHelperText,
+  FormSelect,
+  FormSelectOption,
+  HelperText,
+  HelperTextItem,
+  TextInput,
+  Title,
+} from "@patternfly/react-core";
+import { useMutation } from "@tanstack/react-query";
+import { type FormEvent, type ReactElement, useState } from "react";
+import { useLocation } from "wouter";
+import { ApiError, answered, client, type CreateVm, type Me } from "../api";
+import { Refusal, said } from "../components/notices";
+import { useImages } from "./storage";
+
+interface Fields {
+  name: string;
+  image: string;
+  vcpus: string;
+  memory: string;
+  disk: string;
+  address: string;
+  network: string;
+  project: string;
+  ha: boolean;
+}
+
+/** The request that the fields stand for. What is empty is the platform's to choose. */
+export function requestOf(fields: Fields): CreateVm {
+  return {
+    name: fields.name,
+    image: fields.image,
+    vcpus: Number(fields.vcpus),
+    memory_mib: Number(fields.memory),
+    ...(fields.disk !== "" && { disk_mib: Number(fields.disk) }),
+    ...(fields.network !== "" && { nics: [{ network: fields.network }] }),
+    ...(fields.address !== "" && { address: fields.address }),
+    ...(fields.ha && { ha: true }),
+  };
+}
+
+export function commandOf(fields: Fields): string {
+  const { name, image, vcpus, memory, disk, address, network, project, ha } = fields;
+  const parts = ["novacron vm create", name || "NAME", "--image", image || "IMAGE", "--vcpus", vcpus, "--memory", memory];
+  if (disk !== "") parts.push("--disk", disk);
+  if (network !== "") parts.push("--network", network);
+  if (address !== "") parts.push("--address", address);
+  if (project !== "") parts.push("--project", project);
+  if (ha) parts.push("--ha");
+  return parts.join(" ");
+}
+
+const NEW: Fields = { name: "", image: "", vcpus: "1", memory: "256", disk: "", address: "", network: "", project: "", ha: false };
+
+export function Create({ me }: { me: Me }): ReactElement {
+  const [fields, setFields] = useState<Fields>(NEW);
+  const [, go] = useLocation();
+  const { images } = useImages();
+  const query = fields.project === "" ? {} : { project: fields.project };
+  const [key, setKey] = useState(() => crypto.randomUUID()); // the same form sent twice makes one VM
+  const create = useMutation({
+    mutationFn: () =>
+      answered(client.POST("/api/v1/vms", { params: { query, header: { "Idempotency-Key": key } }, body: requestOf(fields) })),
+    onSuccess: (vm) => {
+      said(`${vm.name} is being created`);
+      go(`/vms/${vm.id}`);
+    },
+  });
+  const judge = useMutation({
+    mutationFn: () => answered(client.POST("/api/v1/placements", { params: { query }, body: requestOf(fields) })),
+  });
+  const set = (change: Partial<Fields>): void => {
+    setFields({ ...fields, ...change });
+    setKey(crypto.randomUUID());
+  };
+  const submit = (event: FormEvent): void => {
+    event.preventDefault();
+    create.mutate();
+  };
+  const wrong = create.error instanceof ApiError ? create.error.field : null;
+  const text = (id: keyof Fields & string, label: string, field: string, help = "", type: "text" | "number" = "text"): ReactElement => (
+    <FormGroup label={label} fieldId={id}>
+      <TextInput id={id} type={type} value={String(fields[id])} validated={wrong === field ? "error" : "default"} onChange={(_, value) => set({ [id]: value })} />
+      {help !== "" && (
+        <FormHelperText>
+          <HelperText>
+            <HelperTextItem>{help}</HelperTextItem>
+          </HelperText>
+        </FormHelperText>
+      )}
+    </FormGroup>
+  );
+  return (
+    <Form onSubmit={submit} isWidthLimited>
+      <Title headingLevel="h1">Create a VM</Title>
+      {create.error !== null && <Refusal title="The VM was not created" error={create.error} />}
+      {text("name", "Name", "name", "Lower-case letters, digits and hyphens.")}
+      <FormGroup label="Image" fieldId="image">
+        <FormSelect id="image" value={fields.image} validated={wrong === "image" ? "error" : "default"} onChange={(_, image) => set({ image })}>
+          <FormSelectOption value="" label="Choose an image" isPlaceholder />
+          {images.map((image) => (
+            <FormSelectOption key={image.name} value={image.name} label={image.description === "" ? image.name : `${image.name}: ${image.description}`} />
+          ))}
+        </FormSelect>
+      </FormGroup>
+      {text("vcpus", "Virtual CPUs", "vcpus", "", "number")}
+      {text("memory", "Memory in MiB", "memory_mib", "", "number")}
+      {text("disk", "Disk in MiB", "disk_mib", "Empty: as large as the image's.", "number")}
+      {text("network", "Network", "nics", "Empty: none.")}
+      {text("address", "Address", "address", "With its prefix length, such as 10.77.0.10/24; for a VM without a network.")}
+      <FormGroup label="Project" fieldId="project">
+        <FormSelect id="project" value={fields.project} onChange={(_, project) => set({ project })}>
+          <FormSelectOption value="" label={`Yours (${me.project})`} />
+          {Object.keys(me.projects).map((name) => (
+            <FormSelectOption key={name} value={name} label={name} />
+          ))}
+        </FormSelect>
+      </FormGroup>
+      <Checkbox id="ha" label="High availability: start it on another node when its node fails" isChecked={fields.ha} onChange={(_, ha) => set({ ha })} />
+      <ActionGroup>
+        <Button type="submit" isLoading={create.isPending} isDisabled={create.isPending || fields.name === "" || fields.image === ""}>
+          Create
+        </Button>
+        <Button variant="secondary" isLoading={judge.isPending} isDisabled={judge.isPending || fields.name === "" || fields.image === ""} onClick={() => judge.mutate()}>
+          Where could it run?
+        </Button>
+      </ActionGroup>
+      {judge.error !== null && <Refusal title="Nodes can't be judged" error={judge.error} />}
+      {judge.data !== undefined && (
+        <ul aria-label="Verdicts of the nodes">
+          {judge.data.items.map((verdict) => (
+            <li key={verdict.node}>
+              {verdict.node}: {verdict.refusal ?? "could take it"}
+            </li>
+          ))}
+        </ul>
+      )}
+      <code className="nc-command" aria-label="The same as a command">
+        {commandOf(fields)}
+      </code>
+    </Form>
+  );
+}

@@ -1,0 +1,96 @@
+/** Migrations as they happen. */
+import { Button, Progress, Title } from "@patternfly/react-core";
+import type { ReactElement } from "react";
+import { Link } from "wouter";
+import { answered, client, type Me, type Migration } from "../api";
+import { isUnderWay, MigrationLabel, When } from "../components/labels";
+import { refused, said } from "../components/notices";
+import { type Column, LiveTable } from "../components/table";
+import { bytes, duration, percent } from "../format";
+import { useList } from "../list";
+import { may } from "../session";
+
+/** How much of memory and disks is there already. */
+export function progressOf({ phase, progress }: Migration): number {
+  if (phase === "completed") return 100;
+  const whole = progress.total_bytes + progress.disk_bytes;
+  return percent(whole - progress.remaining_bytes - progress.disk_remaining_bytes, whole);
+}
+
+async function abort(migration: Migration): Promise<void> {
+  try {
+    await answered(client.POST("/api/v1/migrations/{id}/actions/abort", { params: { path: { id: migration.id } } }));
+    said(`The migration of ${migration.vm_name} is being aborted`);
+  } catch (error) {
+    refused(`The migration of ${migration.vm_name} goes on`, error);
+  }
+}
+
+function savings({ progress }: Migration): string {
+  const kinds = Object.entries(progress.savings).filter(([, saved]) => saved > 0);
+  return kinds.map(([kind, saved]) => `${kind} ${bytes(saved)}`).join(", ");
+}
+
+export function MigrationProgress({ migration, me }: { migration: Migration; me: Me }): ReactElement {
+  const { progress } = migration;
+  return (
+    <section aria-label={`Migration of ${migration.vm_name}`}>
+      <div className="nc-bar">
+        <MigrationLabel phase={migration.phase} />
+        <span>
+          {migration.source} → {migration.target}
+        </span>
+        <span>{bytes(progress.wire_bytes)} sent</span>
+        <span>{bytes(progress.rate_bytes_per_s)}/s</span>
+        <span>pass {progress.passes}</span>
+        <span>{duration(progress.elapsed_s)}</span>
+        {progress.forecast !== null && progress.forecast.converges && <span>about {duration(progress.forecast.total_s)} in all</span>}
+        {isUnderWay(migration.phase) && may(me, "write", migration.project) && (
+          <Button variant="danger" size="sm" onClick={() => void abort(migration)}>
+            Abort
+          </Button>
+        )}
+      </div>
+      <Progress aria-label="Progress of the migration" value={Math.round(progressOf(migration))} />
+      {migration.waits_for !== null && <p>Waits: {migration.waits_for}</p>}
+      {migration.error !== null && <p>{migration.error}</p>}
+      {savings(migration) !== "" && <p>Not sent: {savings(migration)}</p>}
+    </section>
+  );
+}
+
+function columns(me: Me): readonly Column<Migration>[] {
+  return [
+    { title: "VM", width: "minmax(10rem, 2fr)", sort: "vm_name", cell: (one) => <Link href={`/vms/${one.vm}`}>{one.vm_name}</Link> },
+    { title: "Phase", width: "8rem", sort: "phase", cell: (one) => <MigrationLabel phase={one.phase} /> },
+    { title: "From", width: "minmax(7rem, 1fr)", cell: (one) => one.source },
+    { title: "To", width: "minmax(7rem, 1fr)", cell: (one) => one.target },
+    { title: "There", width: "5rem", cell: (one) => `${Math.round(progressOf(one))} %` },
+    { title: "Sent", width: "7rem", cell: (one) => bytes(one.progress.wire_bytes) },
+    { title: "Stood still", width: "7rem", cell: (one) => (one.progress.downtime_ms === null ? "-" : `${Math.round(one.progress.downtime_ms)} ms`) },
+    { title: "Began", width: "13rem", sort: "created_at", cell: (one) => <When at={one.created_at} /> },
+    {
+      title: "",
+      width: "6rem",
+      cell: (one) =>
+        isUnderWay(one.phase) && may(me, "write", one.project) ? (
+          <Button variant="danger" size="sm" onClick={() => void abort(one)}>
+            Abort
+          </Button>
+        ) : (
+          <span title={one.error ?? ""}>{one.error}</span>
+        ),
+    },
+  ];
+}
+
+export function Migrations({ me }: { me: Me }): ReactElement {
+  const sort = "-created_at";
+  const list = useList("migration", { sort }, (query) => answered(client.GET("/api/v1/migrations", { params: { query: { sort, ...query } } })));
+  return (
+    <div className="nc-page">
+      <Title headingLevel="h1">Migrations</Title>
+      <LiveTable kind="migration" label="Migrations" list={list} columns={columns(me)} empty="No VM has moved yet." />
+    </div>
+  );
+}

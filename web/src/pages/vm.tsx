@@ -1,0 +1,162 @@
+/** One VM: what it is, what can be done with it, its consoles, snapshots and events. */
+import {
+  Alert,
+  Breadcrumb,
+  BreadcrumbItem,
+  Button,
+  DescriptionList,
+  DescriptionListDescription,
+  DescriptionListGroup,
+  DescriptionListTerm,
+  Title,
+} from "@patternfly/react-core";
+import { useQuery } from "@tanstack/react-query";
+import { lazy, type ReactElement, type ReactNode, Suspense, useState } from "react";
+import { Link } from "wouter";
+import { ApiError, answered, client, type Me, type Vm } from "../api";
+import { VmActions } from "../components/act";
+import { VmStateLabel, When } from "../components/labels";
+import { Refusal } from "../components/notices";
+import { bytes, mib } from "../format";
+import { store, useObject, useWatchState } from "../live";
+import { may } from "../session";
+import { EventTable } from "./events";
+import { MigrationProgress } from "./migrations";
+import { MigrateVm } from "./migrate";
+
+const SerialConsole = lazy(() => import("../console/serial"));
+const DisplayConsole = lazy(() => import("../console/display"));
+
+/** Ask for the VM once; the stream keeps it current. */
+function useVm(id: string): { vm: Vm | undefined; error: unknown } {
+  const { state } = useWatchState();
+  const query = useQuery({
+    queryKey: ["object", "vm", id],
+    enabled: state !== "connecting",
+    queryFn: async () => {
+      const at = store.revision;
+      try {
+        const parameters = { path: { ref: id }, query: at === 0 ? {} : { min_revision: at } };
+        const vm = await answered(client.GET("/api/v1/vms/{ref}", { params: parameters }));
+        store.admit("vm", [vm], Math.max(at, vm.revision));
+        return vm.id;
+      } catch (error) {
+        if (error instanceof ApiError && error.status === 404) store.drop("vm", id);
+        throw error;
+      }
+    },
+  });
+  const vm = useObject("vm", id);
+  return { vm, error: query.error };
+}
+
+export function VmPage({ id, me }: { id: string; me: Me }): ReactElement {
+  const { vm, error } = useVm(id);
+  const [lastName, setLastName] = useState("");
+  if (vm !== undefined && vm.name !== lastName) setLastName(vm.name);
+  if (vm === undefined) {
+    if (lastName !== "") return <Alert isInline variant="info" title={`VM ${lastName} has been deleted.`} />;
+    return error === null ? <p role="status">Asking the server …</p> : <Refusal title="This VM can't be shown" error={error} />;
+  }
+  const writes = may(me, "write", vm.project);
+  return (
+    <div className="nc-page">
+      <Breadcrumb>
+        <BreadcrumbItem render={() => <Link href="/vms">Virtual machines</Link>} />
+        <BreadcrumbItem isActive>{vm.name}</BreadcrumbItem>
+      </Breadcrumb>
+      <div className="nc-bar">
+        <Title headingLevel="h1">{vm.name}</Title>
+        <VmStateLabel state={vm.status.state} deleting={vm.deleting} />
+        <span className="nc-grow" />
+        <VmActions vms={[vm]} forbidden={writes ? null : "Your role does not allow it."} />
+      </div>
+      {vm.status.reason !== "" && <Alert isInline variant="warning" title={vm.status.reason} />}
+      {vm.unreconciled != null && <Alert isInline variant="danger" title={vm.unreconciled} />}
+      {vm.migration !== null && <RunningMigration id={vm.migration} me={me} />}
+      <Summary vm={vm} />
+      {writes && <Consoles vm={vm} />}
+      {writes && vm.migration === null && <MigrateVm vm={vm} />}
+      <Title headingLevel="h2">Events</Title>
+      <EventTable object={vm.id} />
+    </div>
+  );
+}
+
+function RunningMigration({ id, me }: { id: string; me: Me }): ReactElement | null {
+  const { state } = useWatchState();
+  useQuery({
+    queryKey: ["object", "migration", id],
+    enabled: state !== "connecting",
+    queryFn: async () => {
+      const migration = await answered(client.GET("/api/v1/migrations/{id}", { params: { path: { id } } }));
+      store.admit("migration", [migration], Math.max(store.revision, migration.revision));
+      return migration.id;
+    },
+  });
+  const migration = useObject("migration", id);
+  return migration === undefined ? null : <MigrationProgress migration={migration} me={me} />;
+}
+
+function Item({ term, children }: { term: string; children: ReactNode }): ReactElement {
+  return (
+    <DescriptionListGroup>
+      <DescriptionListTerm>{term}</DescriptionListTerm>
+      <DescriptionListDescription>{children}</DescriptionListDescription>
+    </DescriptionListGroup>
+  );
+}
+
+function Summary({ vm }: { vm: Vm }): ReactElement {
+  const { spec, status } = vm;
+  const addresses = status.guest?.addresses ?? [];
+  const networks = (spec.nics ?? []).map((nic) => [nic.network, nic.address].filter(Boolean).join(" "));
+  return (
+    <DescriptionList isHorizontal columnModifier={{ default: "1Col", lg: "2Col", "2xl": "3Col" }} aria-label="Summary">
+      <Item term="Node">{vm.node ?? "on no node"}</Item>
+      <Item term="Project">{vm.project}</Item>
+      <Item term="Image">{spec.image}</Item>
+      <Item term="Processors">{spec.vcpus}</Item>
+      <Item term="Memory">{mib(spec.memory_mib)}</Item>
+      <Item term="Disk">{spec.disk_mib == null ? "as the image's" : bytes(spec.disk_mib * 1024 * 1024)}</Item>
+      <Item term="Firmware">{spec.firmware}</Item>
+      <Item term="Networks">{networks.length === 0 ? (spec.address ?? "none") : networks.join(", ")}</Item>
+      <Item term="Guest reports">{addresses.length === 0 ? "nothing" : addresses.join(", ")}</Item>
+      <Item term="High availability">{spec.ha ? "on" : "off"}</Item>
+      <Item term="Protected">{spec.protected ? "yes" : "no"}</Item>
+      <Item term="Reboots">{status.reboots}</Item>
+      <Item term="Created">
+        <When at={vm.created_at} />
+      </Item>
+      <Item term="Revision">{vm.revision}</Item>
+      <Item term="Id">{vm.id}</Item>
+    </DescriptionList>
+  );
+}
+
+function Consoles({ vm }: { vm: Vm }): ReactElement {
+  const [serial, setSerial] = useState(false);
+  const [display, setDisplay] = useState(false);
+  const hasDisplay = vm.spec.display !== "none";
+  return (
+    <>
+      <Title headingLevel="h2">Consoles</Title>
+      <div className="nc-bar">
+        <Button variant="secondary" aria-pressed={serial} onClick={() => setSerial(!serial)}>
+          {serial ? "Close the serial console" : "Open the serial console"}
+        </Button>
+        {hasDisplay && (
+          <Button variant="secondary" aria-pressed={display} onClick={() => setDisplay(!display)}>
+            {display ? "Close the display" : "Open the display"}
+          </Button>
+        )}
+      </div>
+      <Suspense fallback={<p role="status">Loading the console …</p>}>
+        <div className="nc-consoles">
+          {serial && <SerialConsole vm={vm.id} name={vm.name} />}
+          {display && <DisplayConsole vm={vm.id} name={vm.name} />}
+        </div>
+      </Suspense>
+    </>
+  );
+}

@@ -1,0 +1,127 @@
+/** All VMs that the reader may see. Filters and order are in the address, so that it can be shared. */
+import { Alert, AlertActionCloseButton, Button, FormSelect, FormSelectOption, SearchInput, Title } from "@patternfly/react-core";
+import { type ReactElement, useEffect, useMemo, useState } from "react";
+import { Link, useSearchParams } from "wouter";
+import { answered, client, type Me, type Vm, type VmState } from "../api";
+import { VmActions } from "../components/act";
+import { VM_STATES, VmStateLabel, When } from "../components/labels";
+import { type Column, LiveTable } from "../components/table";
+import { count, mib } from "../format";
+import { useList } from "../list";
+import { store } from "../live";
+import { may } from "../session";
+
+const COLUMNS: readonly Column<Vm>[] = [
+  { title: "Name", width: "minmax(12rem, 2fr)", sort: "name", cell: (vm) => <Link href={`/vms/${vm.id}`}>{vm.name}</Link> },
+  {
+    title: "State",
+    width: "9rem",
+    sort: "status.state",
+    cell: (vm) => <VmStateLabel state={vm.status.state} deleting={vm.deleting} />,
+  },
+  { title: "Node", width: "minmax(8rem, 1fr)", sort: "node", cell: (vm) => vm.node ?? "-" },
+  { title: "Project", width: "minmax(7rem, 1fr)", sort: "project", cell: (vm) => vm.project },
+  { title: "Image", width: "minmax(7rem, 1fr)", sort: "spec.image", cell: (vm) => vm.spec.image },
+  { title: "vCPUs", width: "5rem", sort: "spec.vcpus", cell: (vm) => vm.spec.vcpus },
+  { title: "Memory", width: "7rem", sort: "spec.memory_mib", cell: (vm) => mib(vm.spec.memory_mib) },
+  { title: "Created", width: "13rem", sort: "created_at", cell: (vm) => <When at={vm.created_at} /> },
+];
+
+/** A change of one of these may move a VM within a list, or out of it. */
+function moves(old: Vm, now: Vm): boolean {
+  return (
+    old.name !== now.name ||
+    old.node !== now.node ||
+    old.status.state !== now.status.state ||
+    old.spec.vcpus !== now.spec.vcpus ||
+    old.spec.memory_mib !== now.spec.memory_mib
+  );
+}
+
+/** A selection that ends when one of its VMs leaves the list, or the list becomes another. */
+function useSelection(keys: readonly string[], list: string): {
+  selected: ReadonlySet<string>;
+  set: (keys: Iterable<string>) => void;
+  cleared: string | null;
+  dismiss: () => void;
+} {
+  const [selected, setSelected] = useState<ReadonlySet<string>>(new Set());
+  const [cleared, setCleared] = useState<string | null>(null);
+  useEffect(() => {
+    const here = new Set(keys);
+    if ([...selected].some((key) => !here.has(key))) {
+      setCleared(`The list changed, so the selection of ${count(selected.size, "VM")} was cleared.`);
+      setSelected(new Set());
+    }
+  }, [keys, selected]);
+  useEffect(() => setSelected(new Set()), [list]);
+  const set = (chosen: Iterable<string>): void => {
+    setCleared(null);
+    setSelected(new Set(chosen));
+  };
+  return { selected, set, cleared, dismiss: () => setCleared(null) };
+}
+
+export function Vms({ me }: { me: Me }): ReactElement {
+  const [address, setAddress] = useSearchParams();
+  const begins = address.get("name") ?? "";
+  const state = address.get("state") ?? "";
+  const sort = address.get("sort") ?? "name";
+  const change = (name: string, value: string): void =>
+    setAddress(
+      (old) => {
+        const next = new URLSearchParams(old);
+        if (value === "") next.delete(name);
+        else next.set(name, value);
+        return next;
+      },
+      { replace: true },
+    );
+  const filters = { ...(begins && { name: `${begins}*` }), ...(state && { state: state as VmState }), sort };
+  const list = useList("vm", filters, (query) => answered(client.GET("/api/v1/vms", { params: { query: { ...filters, ...query } } })), {
+    moves,
+    belongs: (vm) => vm.name.startsWith(begins) && (state === "" || vm.status.state === state),
+  });
+  const { selected, set, cleared, dismiss } = useSelection(list.keys, JSON.stringify(filters));
+  const vms = useMemo(() => [...selected].map((key) => store.get("vm", key)).filter((vm) => vm !== undefined), [selected]);
+  const toggle = (key: string): void => set(selected.has(key) ? [...selected].filter((other) => other !== key) : [...selected, key]);
+  const writes = vms.every((vm) => may(me, "write", vm.project));
+  return (
+    <div className="nc-page">
+      <div className="nc-bar">
+        <Title headingLevel="h1">Virtual machines</Title>
+        <span role="status">{list.more ? `${list.keys.length} loaded, and more` : count(list.keys.length, "VM")}</span>
+        <span className="nc-grow" />
+        <Button component={(props) => <Link {...props} href="/vms/create" />}>Create a VM</Button>
+      </div>
+      <div className="nc-bar">
+        <SearchInput
+          className="nc-filter"
+          aria-label="Name begins with"
+          placeholder="Name begins with"
+          value={begins}
+          onChange={(_, value) => change("name", value.trim())}
+          onClear={() => change("name", "")}
+        />
+        <FormSelect className="nc-filter" aria-label="State" value={state} onChange={(_, value) => change("state", value)}>
+          <FormSelectOption value="" label="Any state" />
+          {VM_STATES.map((name) => (
+            <FormSelectOption key={name} value={name} label={name} />
+          ))}
+        </FormSelect>
+        <span>{count(selected.size, "VM")} selected</span>
+        <VmActions vms={vms} forbidden={writes ? null : "Your role does not allow it."} done={() => set([])} />
+      </div>
+      {cleared !== null && <Alert isInline variant="info" title={cleared} actionClose={<AlertActionCloseButton onClose={dismiss} />} />}
+      <LiveTable
+        kind="vm"
+        label="Virtual machines"
+        list={list}
+        columns={COLUMNS}
+        empty="No VM is like that."
+        sorting={{ by: sort, change: (by) => change("sort", by) }}
+        selecting={{ selected, toggle, all: (keys) => set(keys) }}
+      />
+    </div>
+  );
+}
