@@ -19,9 +19,11 @@ from lab.replicas import Served, serving
 from novacron.model.errors import IdempotencyMismatch
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory, NodeSpec, NodeStatus
 from novacron.model.vm import Vm, VmSpec
-from novacron.store import idempotency, new_vms, projects
+from novacron.store import idempotency, new_vms, projects, vms
+from novacron.store.create_groups import Create, CreateGroups
 from novacron.store.database import Connection, Database
 from tests.integration.conftest import Answer, Api
+from tests.support.creates import quick_create
 from tests.waiting import eventually
 
 VMS = "/api/v1/vms"
@@ -129,18 +131,16 @@ async def test_both_ways_to_create_agree_on_a_key(database: Database) -> None:
     """One statement (no quota) and a transaction (whatever else) may meet, where two servers know different things."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    rng = random.Random(seed)
+    rng, groups = random.Random(seed), CreateGroups(database)
     async with database.connection() as connection:
         project: dict[str, Any] = await connection.fetchval("SELECT to_jsonb(p) FROM projects p")
 
     async def send(name: str, claim: idempotency.KeyClaim, fast: bool) -> bytes | None:
         new = new_vms.NewVm(name, VmSpec(image="tiny"), 0)
         if fast:
-            quick = new_vms.in_one_statement(project, new, "ann")
-            assert quick is not None
-            stored = await idempotency.change_vm_at_once(database, quick, {}, claim, 201, {})
+            stored = await groups.create(quick_create(project, new, claim))
             if stored is not None:
-                return stored[1]
+                return stored.body
 
         async def work(connection: Connection) -> bytes:
             claimed = await idempotency.claim(connection, claim)
@@ -172,8 +172,53 @@ async def test_both_ways_to_create_agree_on_a_key(database: Database) -> None:
         assert len(names) == 1, f"turn {turn}"
         for name, answer in zip(bodies, answers, strict=True):
             assert (answer is not None) == (name == names[0]), f"turn {turn}"
-        vms = [msgspec.json.decode(answer, type=Vm) for answer in answers if answer is not None]
-        assert all(vm == vms[0] for vm in vms), f"turn {turn}"
+        created = [msgspec.json.decode(answer, type=Vm) for answer in answers if answer is not None]
+        assert all(vm == created[0] for vm in created), f"turn {turn}"
+
+
+async def test_a_create_whose_key_is_in_use_waits_in_its_own_transaction(database: Database) -> None:
+    """And holds up neither those that share its statement nor the one that has the key."""
+    async with database.connection() as connection:
+        project: dict[str, Any] = await connection.fetchval("SELECT to_jsonb(p) FROM projects p")
+    groups, claim = CreateGroups(database), idempotency.KeyClaim("t", "k", b"request")
+
+    def create(name: str, claim: idempotency.KeyClaim | None) -> Create:
+        return quick_create(project, new_vms.NewVm(name, VmSpec(image="tiny"), 0), claim)
+
+    async with database.transaction() as connection:
+        assert await idempotency.claim(connection, claim) is None
+        other = idempotency.KeyClaim("t", "other", b"request")
+        creates = [create("a", None), create("b", claim), create("c", other), create("c", None), create("a", other)]
+        stored = await asyncio.wait_for(asyncio.gather(*map(groups.create, creates)), 5)
+        assert [None if one is None else one.vm.name for one in stored] == ["a", None, "c", None, None]
+        assert stored[2] is not None and msgspec.json.decode(stored[2].body, type=Vm) == stored[2].vm
+        await idempotency.settle(connection, claim, idempotency.StoredAnswer(201, b"{}", {}))
+    async with database.transaction() as connection:
+        assert await idempotency.claim(connection, claim) == idempotency.StoredAnswer(201, b"{}", {})
+        answer = await idempotency.claim(connection, other)
+        assert answer is not None and answer.body == stored[2].body
+        assert answer.headers == {"ETag": f'"{stored[2].vm.revision}"'}
+        for table in ("vms", "events", "audit"):
+            rows = await connection.fetch(f"SELECT name FROM {table} ORDER BY name")  # noqa: S608
+            assert [row["name"] for row in rows] == ["a", "c"], table
+
+
+async def test_requests_that_arrive_together_share_a_statement_and_a_bad_one_harms_no_other(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with database.connection() as connection:
+        project: dict[str, Any] = await connection.fetchval("SELECT to_jsonb(p) FROM projects p")
+    groups = CreateGroups(database)
+    creates = [quick_create(project, new_vms.NewVm(f"n-{n}", VmSpec(image="tiny"), 0), None) for n in range(100)]
+    stored = await asyncio.gather(*map(groups.create, creates))
+    assert [one and one.vm.name for one in stored] == [f"n-{n}" for n in range(100)]
+    assert len({one.vm.revision for one in stored if one}) <= 3, "statements"
+
+    bad = creates[0]._replace(audit=["x"])  # can't be stored: its own request says why
+    another = quick_create(project, new_vms.NewVm("good", VmSpec(image="tiny"), 0), None)
+    assert not any(await asyncio.gather(groups.create(bad), groups.create(another)))
+    after = await groups.create(another)
+    assert after is not None and after.vm.name == "good"
 
 
 @pytest.mark.parametrize("name", ["web", "other"])
@@ -182,6 +227,8 @@ async def test_a_request_that_waits_for_a_key_has_locked_nothing_yet(database: D
     async with database.connection() as connection:
         project: dict[str, Any] = await connection.fetchval("SELECT to_jsonb(p) FROM projects p")
     new, claim = new_vms.NewVm("web", VmSpec(image="tiny"), 0), idempotency.KeyClaim("t", "k", b"request")
+    changed = await CreateGroups(database).create(quick_create(project, new._replace(name="changed"), None))
+    assert changed is not None
 
     async def waiting() -> list[Any]:
         async with database.connection() as other:
@@ -191,11 +238,11 @@ async def test_a_request_that_waits_for_a_key_has_locked_nothing_yet(database: D
             )
             return rows
 
-    quick = new_vms.in_one_statement(project, new, "ann")
+    quick = vms.configure_in_one_statement(changed.vm, {"start_order": 3}, None, "ann")
     assert quick is not None
     async with database.transaction() as connection:
         assert await idempotency.claim(connection, claim) is None
-        at_once = asyncio.create_task(idempotency.change_vm_at_once(database, quick, {}, claim, 201, {}))
+        at_once = asyncio.create_task(idempotency.change_vm_at_once(database, quick, {}, claim, 200, {}))
         await eventually(waiting, "the other request waits")
         assert [row["writes"] for row in await waiting()] == [False]
         making = await projects.making(connection, "default")
@@ -204,4 +251,6 @@ async def test_a_request_that_waits_for_a_key_has_locked_nothing_yet(database: D
     assert await asyncio.wait_for(at_once, 5) is None
     async with database.transaction() as connection:
         assert await idempotency.claim(connection, claim) == idempotency.StoredAnswer(201, b"{}", {})
-        assert [row["name"] for row in await connection.fetch("SELECT name FROM vms")] == [name]
+        rows = await connection.fetch("SELECT name, spec ->> 'start_order' AS start_order FROM vms ORDER BY name")
+        assert sorted(row["name"] for row in rows) == sorted(["changed", name])
+        assert "3" not in [row["start_order"] for row in rows]

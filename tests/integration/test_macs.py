@@ -20,8 +20,10 @@ from novacron.model.network import NetworkKind, NetworkSpec, NicSpec
 from novacron.model.project import Quota
 from novacron.model.vm import Vm, VmAction, VmSpec, VmState, VmStatus, mac_addresses
 from novacron.store import clones, idempotency, macs, networks, new_vms, projects, vms
+from novacron.store.create_groups import CreateGroups
 from novacron.store.database import TRIES_MAX, Connection, Database, migrate
 from tests.conftest import url_of
+from tests.support.creates import quick_create
 from tests.support.stored_fleet import add_node
 
 OLD_VM = "INSERT INTO vms (id, name, spec, status, epoch, project) VALUES ($1, $1, $2, $3, 0, 'default')"
@@ -51,11 +53,9 @@ async def _create_batch(database: Database, names: list[str]) -> list[Vm | NovaE
 
 
 async def _create_quickly(database: Database, name: str, project: dict[str, Any]) -> Vm:
-    quick = new_vms.in_one_statement(project, new_vms.NewVm(name, VmSpec(image="tiny"), 0), "ann")
-    assert quick is not None
-    claim = idempotency.KeyClaim("t", name, name.encode())
-    stored = await idempotency.change_vm_at_once(database, quick, {}, claim, 201, {})
-    return await _create(database, name, VmSpec(image="tiny")) if stored is None else stored[0]
+    new, claim = new_vms.NewVm(name, VmSpec(image="tiny"), 0), idempotency.KeyClaim("t", name, name.encode())
+    stored = await CreateGroups(database).create(quick_create(project, new, claim))
+    return await _create(database, name, VmSpec(image="tiny")) if stored is None else stored.vm
 
 
 def _colliding(count: int) -> Iterator[bytes]:

@@ -40,6 +40,7 @@ from novacron.platform_key import PlatformKeys
 from novacron.server import certificates
 from novacron.server.keys import KeyFollower
 from novacron.server.settings import ServerSettings
+from novacron.store.create_groups import CreateGroups
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Batch, Change, Feed, FeedSnapshot
 from novacron.store.fleet_index import FleetIndex
@@ -85,8 +86,8 @@ class Front:
         self._recorder = Recorder(database, self._live.in_progress)
         self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
         services = Services(
-            database, self.cache, self.fleet, authority, keys.ring, keys.next_generation, agents, self._metrics,
-            self._recorder, Passwords(self._shared),
+            database, CreateGroups(database), self.cache, self.fleet, authority, keys.ring, keys.next_generation,
+            agents, self._metrics, self._recorder, Passwords(self._shared),
             KnownBrowsers(lambda: keys.ring.accepted(KeyName.SEAL, "browsers that users have logged in with")),
             _oidc(settings, keys.ring, database), self._live, settings.url(settings.port),
             settings.url(settings.link_port), settings.lifetimes, settings.log_level, settings.drain_limit_s,

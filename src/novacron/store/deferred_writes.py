@@ -108,18 +108,18 @@ def _all_at_once_text(
     if turn is not None:
         if IN_TURN not in statement:
             raise ValueError("the statement does not say where it waits for its turn")
-        texts.append(f"turn AS MATERIALIZED ({_numbered(turn, starts.pop(0))})")
+        texts.append(f"turn AS MATERIALIZED ({numbered(turn, starts.pop(0))})")
         statement = statement.replace(IN_TURN, "EXISTS (SELECT FROM turn)")
     texts.append(f"done AS ({statement})")
     for n, insert in enumerate(inserts):
-        texts.append(f"w{n} AS ({_numbered(insert, starts[n])} WHERE EXISTS (SELECT FROM done))")
+        texts.append(f"w{n} AS ({numbered(insert, starts[n])} WHERE EXISTS (SELECT FROM done))")
     if answer is None:
         return f"WITH {', '.join(texts)} SELECT * FROM done"
-    texts.append(f"answer AS ({_numbered(answer, starts[len(inserts)])})")
+    texts.append(f"answer AS ({numbered(answer, starts[len(inserts)])})")
     return f"WITH {', '.join(texts)} SELECT * FROM done, answer"
 
 
-def _numbered(statement: str, after: int) -> str:
+def numbered(statement: str, after: int) -> str:
     """Return a statement whose first argument is the one after ``after`` others."""
     return re.sub(r"\$(\d+)", lambda match: f"${int(match[1]) + after}", statement)
 
@@ -138,7 +138,7 @@ async def write(connection: Connection, pending: _Pending) -> None:
 def _write_text(parts: tuple[tuple[str, int], ...]) -> str:
     texts, count = list[str](), 0
     for text, arguments in parts:
-        texts.append(_numbered(text, count))
+        texts.append(numbered(text, count))
         count += arguments
     *first, last = texts
     named = ", ".join(f"w{n} AS ({text})" for n, text in enumerate(first))

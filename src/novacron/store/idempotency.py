@@ -37,6 +37,22 @@ STORE_VM = f"""
 """Stores the answer to a request that created or changed one VM, made of that VM's row."""
 
 
+TRY_TURN = "pg_try_advisory_xact_lock(hashtextextended(claim.token || chr(1) || claim.key, 0))"
+"""Whether no other request with a ``claim``'s key is at work; none may begin then."""
+
+
+def store_vms(status: str) -> str:
+    """Return the statement that stores the answers to requests of which each created one VM of ``done``, made of its
+    row, for their claims in ``turn``. ``status``: the argument with the answers' status."""
+    return f"""
+        INSERT INTO idempotency (token, key, request, status, body, headers)
+        SELECT turn.token, turn.key, turn.request, {status}::int, convert_to(row_to_json(made)::text, 'UTF8'),
+               jsonb_build_object('ETag', '"' || made.revision || '"') || turn.headers
+        FROM (SELECT {_COLUMNS} FROM done) made JOIN turn ON turn.vm = made.id WHERE turn.key IS NOT NULL
+        RETURNING token, key, body
+    """
+
+
 class KeyClaim(msgspec.Struct, frozen=True):
     """A key that a caller sent with a request."""
 
@@ -91,7 +107,7 @@ async def change_vm_at_once(
     database: Database, change: vms.OneStatement, rows: dict[deferred_writes.Table, list[Sequence[Any]]],
     claimed: KeyClaim, status: int, headers: dict[str, str],
 ) -> tuple[Vm, bytes] | None:  # fmt: skip
-    """Create or change a VM in one round trip, with its key and the answer; return the VM and the answer's body.
+    """Change a VM in one round trip, with its key and the answer; return the VM and the answer's body.
 
     None, and nothing has changed, if the statement returns no row or the key was used before: of two such requests at
     once, the second waits for the first. ``headers``: of the answer, besides its ETag. Raises Unavailable.

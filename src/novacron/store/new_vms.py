@@ -31,16 +31,16 @@ from novacron.telemetry import traces
 
 INSERT = f"""
     INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib, trace, image_digest)
-    SELECT new.id, new.name, new.spec, $7::jsonb, new.node, (new.node IS NOT NULL)::int, new.clone_of, $8::text,
-           new.disk_mib, $9::text,
+    SELECT new.id, new.name, new.spec, $8::jsonb, new.node, (new.node IS NOT NULL)::int, new.clone_of, $9::text,
+           new.disk_mib, new.trace,
            coalesce((SELECT v.image_digest FROM vms v WHERE v.id = new.clone_of ->> 'source'),
                     (SELECT d.digest FROM image_digests d WHERE d.name = new.spec ->> 'image'))
-    FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::jsonb[], $6::bigint[])
-         AS new (id, name, spec, node, clone_of, disk_mib)
+    FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::jsonb[], $6::bigint[], $7::text[])
+         AS new (id, name, spec, node, clone_of, disk_mib, trace)
     WHERE {deferred_writes.IN_TURN}
           AND ($10::jsonb IS NULL
-               OR EXISTS (SELECT FROM projects WHERE name = $8 AND quota = $10 AND host_network AND NOT encryption)
-                  AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $8)
+               OR EXISTS (SELECT FROM projects WHERE name = $9 AND quota = $10 AND host_network AND NOT encryption)
+                  AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $9)
                   AND NOT EXISTS (SELECT FROM unreconciled_vms))
     ON CONFLICT (project, name) DO NOTHING RETURNING *
 """
@@ -71,7 +71,7 @@ class NewVm(NamedTuple):
         )
 
 
-class _Row(NamedTuple):
+class NewRow(NamedTuple):
     """What ``INSERT`` takes of each VM."""
 
     id: str
@@ -80,16 +80,36 @@ class _Row(NamedTuple):
     node: str | None
     clone_of: dict[str, Any] | None
     disk_mib: int
+    trace: str
 
 
-def _row(new: NewVm, spec: VmSpec, disk_mib: int) -> _Row:
+class QuickVm(NamedTuple):
+    """A new VM that needs nothing but its row, if its project is still as it was known."""
+
+    of: vms.ChangedVm
+    row: NewRow
+    quota: dict[str, Any]
+    """Of the project, as it was known."""
+    event: events.NewEvent
+
+
+def _row(new: NewVm, spec: VmSpec, disk_mib: int) -> NewRow:
     clone_of = None if new.clone_of is None else msgspec.to_builtins(new.clone_of)
-    return _Row(vm_id(secrets.token_bytes(10)), new.name, msgspec.to_builtins(spec), new.node, clone_of, disk_mib)
+    return NewRow(
+        vm_id(secrets.token_bytes(10)),
+        new.name,
+        msgspec.to_builtins(spec),
+        new.node,
+        clone_of,
+        disk_mib,
+        traces.carry(),
+    )
 
 
-def _arguments(rows: Sequence[_Row], project: str, quota: dict[str, Any] | None = None) -> list[Any]:
+def arguments_of(rows: Sequence[NewRow], project: str, quota: dict[str, Any] | None = None) -> list[Any]:
+    """Return what ``INSERT`` takes."""
     columns = list(map(list, zip(*rows, strict=True)))
-    return [*columns, msgspec.to_builtins(VmStatus()), project, traces.carry(), quota]
+    return [*columns, msgspec.to_builtins(VmStatus()), project, quota]
 
 
 async def create(connection: Connection, making: projects.Making, new: NewVm, actor: str) -> Vm:
@@ -98,7 +118,7 @@ async def create(connection: Connection, making: projects.Making, new: NewVm, ac
     Raises Conflict, NotFound, NoCapacity, InvalidInput, QuotaExceeded.
     """
     row, after = await _checked(connection, making, new)
-    stored = await connection.fetchrow(INSERT, *_arguments([row], making.project.name))
+    stored = await connection.fetchrow(INSERT, *arguments_of([row], making.project.name))
     if stored is None:
         raise vms.name_taken(new.name)
     making.has = after
@@ -144,7 +164,7 @@ async def create_all(
 async def _insert_all(
     connection: Connection, making: projects.Making, new: Sequence[NewVm], actor: str
 ) -> list[Vm | NovaError]:
-    rows, refused, names = list[_Row](), dict[int, NovaError](), set[str]()
+    rows, refused, names = list[NewRow](), dict[int, NovaError](), set[str]()
     for number, vm in enumerate(new):
         try:
             row, _ = await _checked(connection, making, vm)
@@ -157,15 +177,15 @@ async def _insert_all(
         rows.append(row)
     if not rows:
         return list(refused.values())
-    stored = await connection.fetch(INSERT, *_arguments(rows, making.project.name))
+    stored = await connection.fetch(INSERT, *arguments_of(rows, making.project.name))
     created = {row["name"]: vms.of_row(row) for row in stored}
     await events.record_all(connection, [_created(vm, actor) for vm in created.values()])
     return [refused.get(number) or created.get(vm.name) or vms.name_taken(vm.name) for number, vm in enumerate(new)]
 
 
-def in_one_statement(project_row: dict[str, Any], new: NewVm, actor: str) -> vms.OneStatement | None:
-    """Return what ``create`` does as one statement, which changes nothing if the project has changed meanwhile; None
-    where it takes more: a project with a quota, addresses, or what only nodes know. Raises InvalidInput."""
+def quickly(project_row: dict[str, Any], new: NewVm, actor: str) -> QuickVm | None:
+    """Return what ``create`` does where that is one row; None where it takes more: a project with a quota, addresses,
+    or what only nodes know. Raises InvalidInput."""
     spec, project = new.spec, msgspec.convert(project_row, Project)
     sizes.check_maxima(spec)
     if project.quota != Quota() or not project.host_network or project.encryption:
@@ -176,11 +196,10 @@ def in_one_statement(project_row: dict[str, Any], new: NewVm, actor: str) -> vms
         return None
     row = _row(new, macs.assign(spec), (new.image_mib or 0) if spec.own_disk else 0)
     event = events.NewEvent("vm", row.id, new.name, "Created", f"created from image {spec.image}", actor, project.name)
-    arguments = tuple(_arguments([row], project.name, project_row["quota"]))
-    return vms.OneStatement(vms.ChangedVm(row.id, new.name, project.name), INSERT, arguments, event)
+    return QuickVm(vms.ChangedVm(row.id, new.name, project.name), row, project_row["quota"], event)
 
 
-async def _checked(connection: Connection, making: projects.Making, new: NewVm) -> tuple[_Row, Usage]:
+async def _checked(connection: Connection, making: projects.Making, new: NewVm) -> tuple[NewRow, Usage]:
     """Check that a VM can be created, and return its row and what its project uses with it.
 
     Raises NotFound, NoCapacity, InvalidInput, QuotaExceeded.

@@ -25,6 +25,7 @@ from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.token import Lifetimes
 from novacron.pki import Authority
 from novacron.platform_key import PlatformKeys
+from novacron.store.create_groups import CreateGroups
 from novacron.store.database import Database
 from novacron.store.fleet_index import FleetIndex
 from novacron.store.keys import NewKey
@@ -59,6 +60,7 @@ class Services(msgspec.Struct):
     """What the routes work with."""
 
     database: Database
+    creates: CreateGroups
     cache: Cache
     fleet: FleetIndex
     authority: Authority

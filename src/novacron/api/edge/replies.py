@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from litestar import Response
@@ -20,8 +20,9 @@ from novacron.model import limits
 from novacron.model.errors import InvalidInput, NotFound
 from novacron.model.key import KeyName
 from novacron.model.vm import Vm
-from novacron.store import audit, events, idempotency
+from novacron.store import audit, create_groups, events, idempotency
 from novacron.store.database import Connection
+from novacron.store.new_vms import QuickVm
 from novacron.store.vms import OneStatement
 from novacron.telemetry import logs
 
@@ -29,6 +30,9 @@ log = logs.get(__name__)
 
 REF_PATTERN = re.compile(r"^[a-z0-9.-]{1,80}\Z")
 OWN_WRITE_WAIT_S = 1.0
+
+Quick: TypeAlias = OneStatement | QuickVm
+"""A change that one statement can do."""
 
 
 class Resource(Protocol):
@@ -131,25 +135,25 @@ async def _claim(request: ApiRequest) -> idempotency.KeyClaim | None:
 
 
 async def _in_one_statement(
-    request: ApiRequest, change: OneStatement, claim: idempotency.KeyClaim | None, status: int, headers: dict[str, str]
+    request: ApiRequest, change: Quick, claim: idempotency.KeyClaim | None, status: int, headers: dict[str, str]
 ) -> Done | None:
     """Do a change in one statement, with its key, events and audit record; None where that is not possible."""
     context = services(request)
-    rows = {
-        events.EVENTS: events.rows_of([change.event]),
-        audit.AUDIT: audit.rows_of(context.recorder.records(request, status, [change.of])),
-    }
-    if claim is None:
-        row = await context.database.at_once(change.statement, change.arguments, rows)
-        if row is None:
-            return None
-        vm = msgspec.convert(dict(row), Vm)
-        body = msgspec.json.encode(vm)
+    audited = audit.rows_of(context.recorder.records(request, status, [change.of]))
+    done: tuple[Vm, bytes] | None
+    if isinstance(change, QuickVm):
+        done = await context.creates.create(create_groups.Create(change, audited[0], claim, headers))
     else:
-        done = await idempotency.change_vm_at_once(context.database, change, rows, claim, status, headers)
-        if done is None:
-            return None
-        vm, body = done
+        rows = {events.EVENTS: events.rows_of([change.event]), audit.AUDIT: audited}
+        if claim is None:
+            row = await context.database.at_once(change.statement, change.arguments, rows)
+            vm = None if row is None else msgspec.convert(dict(row), Vm)
+            done = None if vm is None else (vm, msgspec.json.encode(vm))
+        else:
+            done = await idempotency.change_vm_at_once(context.database, change, rows, claim, status, headers)
+    if done is None:
+        return None
+    vm, body = done
     return Done(vm, body, {"ETag": etag(vm.revision), **headers}, vm.revision)
 
 
@@ -205,7 +209,7 @@ async def write(
     status: int = 200,
     location: Callable[[Any], str] | None = None,
     recorded: bool = False,
-    statement: OneStatement | None = None,
+    statement: Quick | None = None,
 ) -> Response[Any]:
     """Do ``work`` in one transaction and answer with what it returns.
 

@@ -187,7 +187,7 @@ async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[V
     statement, home = None, services(request).cache.get("project", project)
     if home is not None:
         with contextlib.suppress(NovaError):  # ``work`` refuses it with the right error
-            statement = new_vms.in_one_statement(home.body, new, actor)
+            statement = new_vms.quickly(home.body, new, actor)
     return await replies.write(
         request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}", statement=statement
     )  # fmt: skip
