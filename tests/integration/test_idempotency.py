@@ -20,7 +20,7 @@ from novacron.model.errors import IdempotencyMismatch
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory, NodeSpec, NodeStatus
 from novacron.model.vm import Vm, VmSpec
 from novacron.store import idempotency, new_vms, projects, vms
-from novacron.store.create_groups import Create, CreateGroups
+from novacron.store.create_groups import CreateGroups, QuickCreate
 from novacron.store.database import Connection, Database
 from tests.integration.conftest import Answer, Api
 from tests.support.creates import quick_create
@@ -182,7 +182,7 @@ async def test_a_create_whose_key_is_in_use_waits_in_its_own_transaction(databas
         project: dict[str, Any] = await connection.fetchval("SELECT to_jsonb(p) FROM projects p")
     groups, claim = CreateGroups(database), idempotency.KeyClaim("t", "k", b"request")
 
-    def create(name: str, claim: idempotency.KeyClaim | None) -> Create:
+    def create(name: str, claim: idempotency.KeyClaim | None) -> QuickCreate:
         return quick_create(project, new_vms.NewVm(name, VmSpec(image="tiny"), 0), claim)
 
     async with database.transaction() as connection:

@@ -60,7 +60,7 @@ CREATE = f"""
 """Creates those VMs whose key nobody holds or has used, whose name is free and whose project is as it was known."""
 
 
-class Create(NamedTuple):
+class QuickCreate(NamedTuple):
     """What one request creates."""
 
     vm: new_vms.QuickVm
@@ -79,7 +79,7 @@ class Created(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    create: Create
+    create: QuickCreate
     done: asyncio.Future[Created | None]
 
 
@@ -92,7 +92,7 @@ class CreateGroups:
         self._waiting: dict[str, list[_Waiting]] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
 
-    async def create(self, create: Create) -> Created | None:
+    async def create(self, create: QuickCreate) -> Created | None:
         """Store a VM with its key, answer, event and audit record; None, and nothing has changed, where that takes a
         transaction of its own: the name or key is taken or in use, or the project has changed. Raises Unavailable."""
         project = create.vm.of.project
@@ -139,7 +139,7 @@ class CreateGroups:
         self._waiting[project] = later
         return group
 
-    async def _store(self, creates: Sequence[Create]) -> dict[str, Created]:
+    async def _store(self, creates: Sequence[QuickCreate]) -> dict[str, Created]:
         """Store VMs of one project; return those that were created, by id."""
         try:
             async with self._database.connection() as connection:
@@ -148,7 +148,7 @@ class CreateGroups:
             return {}  # each tries again by itself
         return {row["id"]: _created(row) for row in rows}
 
-    def _arguments(self, creates: Sequence[Create]) -> list[Any]:
+    def _arguments(self, creates: Sequence[QuickCreate]) -> list[Any]:
         first = creates[0].vm
         rows = new_vms.arguments_of([create.vm.row for create in creates], first.of.project, first.quota)
         claims = [

@@ -142,7 +142,7 @@ async def _in_one_statement(
     audited = audit.rows_of(context.recorder.records(request, status, [change.of]))
     done: tuple[Vm, bytes] | None
     if isinstance(change, QuickVm):
-        done = await context.creates.create(create_groups.Create(change, audited[0], claim, headers))
+        done = await context.creates.create(create_groups.QuickCreate(change, audited[0], claim, headers))
     else:
         rows = {events.EVENTS: events.rows_of([change.event]), audit.AUDIT: audited}
         if claim is None:
