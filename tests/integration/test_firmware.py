@@ -79,3 +79,27 @@ def test_a_vm_with_firmware_that_never_ran_can_move(site: Platform, new_vm: NewV
     site.wait_state(vm["id"], "stopped")
     site.cli("vm", "migrate", vm["name"], "--to", "host-b")
     assert site.client.get("vms", vm["id"])["node"] == "host-b"
+
+
+@pytest.mark.slow
+def test_firmware_tpm_and_user_data_change_while_a_vm_is_off(site: Platform, new_vm: NewVm, tmp_path: Path) -> None:
+    vm = new_vm(image="agent", memory_mib=256, node="host-a", cloud_init={"user_data": LOOK})
+    before = seen(site, vm)
+    assert "found-uefi" not in before and not any("found-tpm" in word for word in before)
+    again = tmp_path / "again"
+    again.write_text(LOOK.replace("found-", "seen-"))
+    with pytest.raises(AssertionError, match="stopped on request"):
+        site.cli("vm", "set", vm["name"], "--firmware", "uefi")
+    site.cli("vm", "kill", vm["name"], "--wait")
+    site.cli("vm", "set", vm["name"], "--firmware", "uefi", "--tpm", "--no-display", "--user-data", str(again))
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: "seen-all" in site.console_log(site.client.get("vms", vm["id"])), "it boots with UEFI", BOOT_S)
+    text = site.console_log(site.client.get("vms", vm["id"]))
+    assert "seen-uefi" in text and "seen-tpm 2" in text
+    now = site.client.get("vms", vm["id"])
+    assert "q35" in now["status"]["machine"] and now["spec"]["display"] == "none"
+    site.cli("vm", "kill", vm["name"], "--wait")
+    site.cli("vm", "set", vm["name"], "--firmware", "bios", "--no-tpm", "--display")
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: site.console_log(now).count("seen-all") == 2, "it boots with a BIOS again", BOOT_S)
+    assert "q35" not in site.client.get("vms", vm["id"])["status"]["machine"]

@@ -24,6 +24,7 @@ from novacron.cli import (
     tokens,
     vm_copies,
     vm_create,
+    vm_nics,
     vm_unreconciled,
     vms,
     volumes,
@@ -43,6 +44,7 @@ vms.app.command()(guests.pull)
 vms.app.command()(vm_unreconciled.unreconciled)
 vms.app.command()(vm_unreconciled.adopt)
 vms.app.command()(vm_unreconciled.forget)
+vms.app.add_typer(vm_nics.app, name="nic")
 app.add_typer(vms.app, name="vm")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(volumes.app, name="volume")

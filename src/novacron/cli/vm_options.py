@@ -52,9 +52,12 @@ VM_OPTIONS = (
     VmOption("protected", RUN, "refuse to delete the VM", "--protect"),
     VmOption("ha", RUN, "restart the VM on another node when its node fails"),
     VmOption("ha_priority", RUN, "VMs of a failed node restart in this order, highest first"),
-    VmOption("firmware", GUEST, "firmware that boots the VM"),
-    VmOption("tpm", GUEST, "add a TPM 2.0"),
-    VmOption("display", GUEST, "add a VGA display", "--display/--no-display", None, lambda vga: _display(vga).value),
+    VmOption("firmware", GUEST, "firmware that boots the VM", None, "firmware that boots the VM, while it is off"),
+    VmOption("tpm", GUEST, "add a TPM 2.0", None, "whether it has a TPM 2.0, while it is off"),
+    VmOption(
+        "display", GUEST, "add a VGA display", "--display/--no-display", "a VGA display, while it is off",
+        lambda vga: _display(vga).value,
+    ),
     VmOption("own_disk", GUEST, "make the VM's disk from its image, or give it none", "--disk-of-image/--no-disk"),
     VmOption("cpu", GUEST, "processor: one that every node can run, or the node's own"),
     VmOption("cpu_flags", GUEST, "additional CPU feature, such as avx2; can be repeated", "--cpu-flag"),
@@ -102,6 +105,8 @@ def _change_option(entry: VmOption) -> Option:
     elif size:
         convert = output.parse_mib
     flag = entry.flag
+    if entry.yes_no is not None:
+        return option(entry.field, bool, flag, help=text, panel=entry.panel, convert=entry.yes_no)
     if field.type is bool:
         name = (flag or f"--{entry.field.replace('_', '-')}").removeprefix("--")
         flag = f"--{name}/--no-{name}"
@@ -142,30 +147,52 @@ def chosen_or_new(addresses: list[str]) -> list[str | None]:
     return [None if address == "new" else address for address in addresses]
 
 
-CREATE_OPTIONS = (
-    option("image", str, help="see: novacron image list", default=...),
-    option("node", str, help="node to run on; chosen by the platform if not given", panel=PLACE),
-    *(_create_option(entry) for entry in VM_OPTIONS),
-    *metadata.OPTIONS,
-    option("placement.labels", list[str], "--require-label", panel=PLACE, convert=output.parse_labels,
+def _given(texts: list[str]) -> list[str]:
+    """Return what is not empty: an empty text stands for nothing at all."""
+    return [text for text in texts if text]
+
+
+def _labels(texts: list[str]) -> dict[str, str]:
+    return output.parse_labels(_given(texts))
+
+
+def _or_none(text: str) -> str | None:
+    return text or None
+
+
+SCOPE_HELP = "how far apart VMs of an anti-affinity group run"
+PLACEMENT_OPTIONS = (
+    option("placement.labels", list[str], "--require-label", panel=PLACE, convert=_labels,
            help="KEY=VALUE that the node must have as a label; can be repeated"),
-    option("placement.tolerations", list[str], "--tolerate", panel=PLACE,
+    option("placement.tolerations", list[str], "--tolerate", panel=PLACE, convert=_given,
            help="node taint to tolerate; can be repeated"),
-    option("placement.affinity", str, help="group whose VMs run on the same node", panel=PLACE),
-    option("placement.anti_affinity", str, help="group whose VMs run apart from each other", panel=PLACE),
-    option("placement.anti_affinity_scope", AntiAffinityScope, default=AntiAffinityScope.NODE, panel=PLACE,
-           help="how far apart VMs of an anti-affinity group run"),
-    option("placement.spread", str, help="group whose VMs are spread over sites, zones and nodes", panel=PLACE),
-    option("nics", list[str], "--network", panel=NET, convert=interfaces,
-           help="network to attach, as NETWORK[=ADDRESS][,mac=MAC]; can be repeated"),
-    option("security_groups", list[str], "--security-group", panel=NET,
-           help="security group of its network interfaces; can be repeated"),
+    option("placement.affinity", str, help="group whose VMs run on the same node", panel=PLACE, convert=_or_none),
+    option("placement.anti_affinity", str, help="group whose VMs run apart from each other", panel=PLACE,
+           convert=_or_none),
+    option("placement.spread", str, help="group whose VMs are spread over sites, zones and nodes", panel=PLACE,
+           convert=_or_none),
+)  # fmt: skip
+SEED_OPTIONS = (
     option("cloud_init.hostname", str, help="host name; by default the VM's name", panel=SEED),
     option("cloud_init.ssh_keys", list[Path], "--ssh-key", panel=SEED, convert=lines_of,
            help="file with public SSH keys; can be repeated"),
     option("cloud_init.user_data", Path, help="file with user data", panel=SEED, convert=Path.read_text),
     option("cloud_init.gateway", str, help="default gateway of a VM with --address", panel=SEED),
     option("cloud_init.nameservers", list[str], "--nameserver", help="name server; can be repeated", panel=SEED),
+)  # fmt: skip
+CREATE_OPTIONS = (
+    option("image", str, help="see: novacron image list", default=...),
+    option("node", str, help="node to run on; chosen by the platform if not given", panel=PLACE),
+    *(_create_option(entry) for entry in VM_OPTIONS),
+    *metadata.OPTIONS,
+    option("placement.anti_affinity_scope", AntiAffinityScope, default=AntiAffinityScope.NODE, panel=PLACE,
+           help=SCOPE_HELP),
+    *PLACEMENT_OPTIONS,
+    option("nics", list[str], "--network", panel=NET, convert=interfaces,
+           help="network to attach, as NETWORK[=ADDRESS][,mac=MAC]; can be repeated"),
+    option("security_groups", list[str], "--security-group", panel=NET,
+           help="security group of its network interfaces; can be repeated"),
+    *SEED_OPTIONS,
 )  # fmt: skip
 CHANGE_OPTIONS = (
     option("macs", list[str], "--mac", panel=NET, convert=chosen_or_new,
@@ -175,6 +202,9 @@ CHANGE_OPTIONS = (
     *(_change_option(entry) for entry in VM_OPTIONS if VM_FIELDS[entry.field].changeable),
     option("security_groups", list[str], "--security-group", panel=NET,
            help="security group of its network interfaces, instead of those it has; can be repeated"),
+    option("placement.anti_affinity_scope", AntiAffinityScope, panel=PLACE, help=SCOPE_HELP),
+    *PLACEMENT_OPTIONS,
+    *SEED_OPTIONS,
 )  # fmt: skip
 
 NewVm = Annotated[Object, CREATE_OPTIONS]

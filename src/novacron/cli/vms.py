@@ -171,11 +171,18 @@ def _waited(client: Client, vm: Object, states: tuple[str, ...], timeout_s: floa
 def set_(
     vm: VmRef, changes: VmChanges, no_security_group: NoSecurityGroup = False, output_: Output = OutputFormat.TABLE
 ) -> None:
-    """Change a VM: its name, size, hardware, placement, availability, protection, description or tags."""
+    """Change a VM: its name, size, hardware, placement, availability, protection, description or tags.
+
+    An empty text ("") removes a group, all labels, or all tolerations. Placement counts when the VM is placed or moved
+    next.
+    """
     if no_security_group:
         changes["security_groups"] = []
     with output.errors():
-        output.fields(Client().configure_vm(vm, **changes), DETAILS, output_)
+        client = Client()
+        if "placement" in changes:  # the API replaces it as a whole
+            changes["placement"] = {**client.get("vms", vm)["spec"]["placement"], **changes["placement"]}
+        output.fields(client.configure_vm(vm, **changes), DETAILS, output_)
 
 
 FILTERS = (

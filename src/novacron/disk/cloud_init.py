@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from novacron.model.cloud_init import Seed
+from novacron.model.cloud_init import Seed, StoredSeed
 
 LABEL = "cidata"
 
@@ -29,7 +29,8 @@ def seed_cd(seed: Seed, *, id: str, name: str, macs: Sequence[str], address: str
 
 def files(seed: Seed, *, id: str, name: str, macs: Sequence[str], address: str | None) -> dict[str, bytes]:
     """Return the files on the CD. What is generated is JSON, which every reader of YAML reads."""
-    meta = {"instance-id": id, "local-hostname": seed.hostname or name}
+    instance = f"{id}-{seed.generation}" if isinstance(seed, StoredSeed) and seed.generation else id
+    meta = {"instance-id": instance, "local-hostname": seed.hostname or name}
     if seed.ssh_keys:
         meta["public-keys"] = list(seed.ssh_keys)  # type: ignore[assignment]
     others = {f"nic{n}": {"match": {"macaddress": mac}, "dhcp4": True} for n, mac in enumerate(macs[1:], 1)}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
@@ -28,20 +28,49 @@ USER_DATA_BEGINS = (
 )
 
 
+Hostname = Annotated[str, Meta(pattern=HOSTNAME, max_length=253)]
+SshKeys = Annotated[tuple[str, ...], Meta(max_length=limits.SSH_KEYS_MAX)]
+UserData = Annotated[str, Meta(max_length=limits.USER_DATA_BYTES_MAX)]
+Nameservers = Annotated[tuple[str, ...], Meta(max_length=limits.NAMESERVERS_MAX)]
+S = TypeVar("S", bound="Seed")
+
+
 class Seed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """First-boot data for cloud-init (NoCloud). An omitted field leaves the image's own setting."""
 
-    hostname: Annotated[str, Meta(pattern=HOSTNAME, max_length=253)] | None = None
+    hostname: Hostname | None = None
     """By default the VM's name."""
-    ssh_keys: Annotated[tuple[str, ...], Meta(max_length=limits.SSH_KEYS_MAX)] = ()
-    user_data: Annotated[str, Meta(max_length=limits.USER_DATA_BYTES_MAX)] = ""
+    ssh_keys: SshKeys = ()
+    user_data: UserData = ""
     """In a format of cloud-init: ``#cloud-config`` and YAML, or a script. The API never shows it again."""
     gateway: str | None = None
     """IPv4 address of the default gateway, if the VM has a static address."""
-    nameservers: Annotated[tuple[str, ...], Meta(max_length=limits.NAMESERVERS_MAX)] = ()
+    nameservers: Nameservers = ()
 
 
-def check_seed(seed: Seed) -> Seed:
+class StoredSeed(Seed, frozen=True):
+    """What is stored of it."""
+
+    generation: int = 0
+    """How often it has changed: for each, the guest takes itself for a new instance, and applies it."""
+
+
+class SeedChanges(msgspec.Struct, forbid_unknown_fields=True):
+    """What to change of it; what is left out stays."""
+
+    hostname: Hostname | UnsetType | None = UNSET
+    ssh_keys: SshKeys | UnsetType = UNSET
+    user_data: UserData | UnsetType = UNSET
+    gateway: str | UnsetType | None = UNSET
+    nameservers: Nameservers | UnsetType = UNSET
+
+    def of(self, seed: S) -> S:
+        """Return a seed with the changes."""
+        given = {field: value for field in self.__struct_fields__ if (value := getattr(self, field)) is not UNSET}
+        return msgspec.structs.replace(seed, **given)
+
+
+def check_seed(seed: S) -> S:
     """Return the seed with its addresses in canonical form, or raise InvalidInput that names the field."""
     for number, key in enumerate(seed.ssh_keys):
         if not SSH_KEY.match(key):

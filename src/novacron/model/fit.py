@@ -47,8 +47,8 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Ne
         _refusal_by_conditions(node)
         or _refusal_by_rules(node, vm)
         or (None if image_comes or holds(node, vm.image) else f"node {node.name} does not hold image {vm.image}")
-        or _refusal_by_hardware(node, inventory, vm)
-        or _refusal_by_networks(node, inventory, vm, networks)
+        or refusal_by_hardware(node, inventory, vm)
+        or refusal_by_networks(node, inventory, vm, networks)
     )
 
 
@@ -70,7 +70,7 @@ def _refusal_by_rules(node: Node, vm: VmSpec) -> str | None:
     return None
 
 
-def _refusal_by_hardware(node: Node, inventory: Inventory, vm: VmSpec) -> str | None:
+def refusal_by_hardware(node: Node, inventory: Inventory, vm: VmSpec) -> str | None:
     """Return which firmware, TPM, CPU feature or device the VM needs and the node lacks."""
     if vm.firmware not in inventory.firmware:
         return f"node {node.name} has no firmware {vm.firmware}: apt-get install ovmf"
@@ -86,7 +86,7 @@ def _refusal_by_hardware(node: Node, inventory: Inventory, vm: VmSpec) -> str | 
     return None
 
 
-def _refusal_by_networks(node: Node, inventory: Inventory, vm: VmSpec, networks: Mapping[str, Network]) -> str | None:
+def refusal_by_networks(node: Node, inventory: Inventory, vm: VmSpec, networks: Mapping[str, Network]) -> str | None:
     """Return which network of the VM the node can't connect to."""
     for nic in vm.nics:
         why = _lacks(inventory, networks[nic.network]) if nic.network in networks else f"there is no {nic.network}"

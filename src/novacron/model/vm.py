@@ -160,6 +160,9 @@ class VmChanges(msgspec.Struct, forbid_unknown_fields=True):
     memory_mib: MemoryMib | UnsetType = UNSET
     vcpus_max: Vcpus | UnsetType | None = UNSET
     memory_max_mib: MemoryMib | UnsetType | None = UNSET
+    display: Display | UnsetType = UNSET
+    firmware: Firmware | UnsetType = UNSET
+    tpm: bool | UnsetType = UNSET
     restart: Restart | UnsetType = UNSET
     start_order: StartOrder | UnsetType = UNSET
     protected: bool | UnsetType = UNSET
@@ -330,6 +333,11 @@ BARRED_BY_MIGRATION = frozenset(VmAction) - {VmAction.STOP}
 """Actions that are refused while the VM migrates."""
 DISTURB_CLONING = frozenset({VmAction.MIGRATE, VmAction.SNAPSHOT, VmAction.DELETE})
 """Actions that are refused while a clone is made of the VM's disk: they move the disk, or change its layers."""
+
+
+def is_off(vm: Vm) -> bool:
+    """Say whether a VM is off because its user wants it so: what its next start is to find can be changed."""
+    return vm.spec.power is Power.STOPPED and vm.status.state in (VmState.STOPPED, VmState.PENDING)
 
 
 def vm_id(random: bytes) -> str:

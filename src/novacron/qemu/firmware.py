@@ -32,6 +32,11 @@ def files(firmware: Firmware) -> tuple[Path, Path] | None:
     return None
 
 
+def machine_of(machine: str, firmware: Firmware) -> str:
+    """Return the machine type that a VM was started with, if its firmware can have it; empty: it takes a new one."""
+    return machine if ("q35" in machine) == (MACHINES[firmware] == "q35") else ""
+
+
 def offered() -> tuple[Firmware, ...]:
     """Return what VMs can have on this host."""
     return (Firmware.BIOS, *(firmware for firmware in FILES if files(firmware) is not None))

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from novacron.model import mac
 from novacron.model.errors import Conflict, IllegalState, InvalidInput
-from novacron.model.vm import Power, Vm, VmSpec, VmState, mac_addresses, with_addresses
+from novacron.model.vm import Vm, VmSpec, is_off, mac_addresses, with_addresses
+from novacron.store import snapshot_memory
 from novacron.store.connection import Connection
 
 HELD = """
@@ -65,6 +66,15 @@ async def check_free(connection: Connection, spec: VmSpec, project: str) -> None
         raise Conflict(f"{holder} has the MAC address {address}", field=fields[address], hint=mac.HINT)
 
 
+async def check_kept_or_free(connection: Connection, vm: Vm, spec: VmSpec) -> None:
+    """Raise Conflict when another VM has a MAC address that a user chose for a VM whose interfaces change."""
+    fields = {nic.mac.lower(): "mac" for nic in spec.nics if nic.mac is not None}
+    found = await _holder(connection, list(fields), vm.id, vm.project)
+    if found is not None:
+        address, holder = found
+        raise Conflict(f"{holder} has the MAC address {address}", field="mac", hint=mac.HINT)
+
+
 async def check_kept(connection: Connection, vm: str, spec: VmSpec, project: str) -> None:
     """Raise Conflict unless a VM can keep the MAC addresses in its spec."""
     kept = [address for address in (spec.mac, *(nic.mac for nic in spec.nics)) if address is not None]
@@ -92,18 +102,13 @@ async def changed(connection: Connection, vm: Vm, wanted: Sequence[str | None]) 
 
     Raises InvalidInput, IllegalState, Conflict.
     """
-    if vm.spec.power is not Power.STOPPED or vm.status.state not in (VmState.STOPPED, VmState.PENDING):
+    if not is_off(vm):
         raise IllegalState(
             f"MAC addresses of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
             field="macs", hint=f"novacron vm stop {vm.name} --wait",
         )  # fmt: skip
     _check_count(vm, wanted)
-    held = "SELECT name FROM snapshots WHERE vm = $1 AND memory ORDER BY created_at LIMIT 1"
-    if (snapshot := await connection.fetchval(held, vm.id)) is not None:
-        raise IllegalState(
-            f"snapshot {snapshot} of VM {vm.name} has the memory of a guest with the present addresses", field="macs",
-            hint=f"delete it first: novacron snapshot delete {vm.name} {snapshot}",
-        )  # fmt: skip
+    await snapshot_memory.check_none(connection, vm, "addresses", "macs")
     return with_addresses(vm.spec, await _free(connection, vm.project, wanted, vm.id))
 
 

@@ -6,7 +6,7 @@ from novacron.model import limits
 from novacron.model.errors import IllegalState, InvalidInput, NoCapacity
 from novacron.model.fit import no_room
 from novacron.model.node import Load
-from novacron.model.vm import Power, Vm, VmSpec, VmState
+from novacron.model.vm import Vm, VmSpec, VmState, is_off
 from novacron.store import nodes
 from novacron.store.database import Connection
 
@@ -80,8 +80,7 @@ def _grows(vm: Vm, spec: VmSpec) -> bool:
 async def check_resize(connection: Connection, vm: Vm, spec: VmSpec) -> None:
     """Raise InvalidInput, IllegalState or NoCapacity unless the VM can have another size: at once if it runs and may
     grow so far, else when it starts next."""
-    off = vm.spec.power is Power.STOPPED and vm.status.state in (VmState.STOPPED, VmState.PENDING)
-    if not off and not _grows(vm, spec):
+    if not is_off(vm) and not _grows(vm, spec):
         raise IllegalState(
             f"the size of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
             hint=f"novacron vm stop {vm.name} --wait",

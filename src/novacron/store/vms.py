@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 
 from novacron.model import limits
-from novacron.model.cloud_init import Seed
+from novacron.model.cloud_init import StoredSeed
 from novacron.model.errors import (
     Conflict,
     IllegalState,
@@ -31,7 +31,7 @@ from novacron.model.vm import (
     VmState,
     mac_addresses,
 )
-from novacron.store import deferred_writes, events, macs, networks, projects, sizes, unreconciled
+from novacron.store import deferred_writes, events, hardware, macs, networks, projects, sizes, unreconciled
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
 from novacron.telemetry import traces
@@ -241,6 +241,8 @@ def _said_of(vm: Vm, changes: dict[str, Any], key: str) -> str:
     match key:
         case "nics":
             return f"security groups {_groups(changes[key])}"
+        case "cloud_init":
+            return "data of cloud-init"
         case "macs":
             return f"MAC addresses {', '.join(address or 'new' for address in changes[key])}"
     return f"{key} {getattr(vm.spec, key)} to {changes[key]}"
@@ -259,6 +261,7 @@ async def configure(
         changes = _with_groups(vm, changes)
         await networks.check_groups(connection, changes["nics"], vm.project)
     spec = await _changed(connection, vm, changes)
+    await hardware.check(connection, vm, spec)
     sizes.check_maxima(spec)
     if spec.ha and not vm.spec.ha:
         await check_available(connection, vm.id, spec)
@@ -302,9 +305,11 @@ async def _repeat_elsewhere(connection: Connection, vm: Vm, before: Vm) -> None:
 
 
 async def _changed(connection: Connection, vm: Vm, changes: dict[str, Any]) -> VmSpec:
-    """Return a VM's spec with changes, among which ``macs`` are no field of it."""
+    """Return a VM's spec with changes, among which ``macs`` and ``cloud_init`` are no fields of it."""
     fields = dict(changes)
-    wanted_macs = fields.pop("macs", None)
+    wanted_macs, seed = fields.pop("macs", None), fields.pop("cloud_init", None)
+    if seed is not None:
+        await hardware.change_seed(connection, vm, seed)
     changed = msgspec.structs.replace(vm, spec=msgspec.structs.replace(vm.spec, **fields))
     return changed.spec if wanted_macs is None else await macs.changed(connection, changed, wanted_macs)
 
@@ -389,10 +394,10 @@ async def memory_mib(connection: Connection, ids: list[str]) -> int:
     return total
 
 
-async def seed_of(connection: Connection, id: str) -> Seed | None:
+async def seed_of(connection: Connection, id: str) -> StoredSeed | None:
     """Return the first-boot data of a VM, if it has any."""
     seed = await connection.fetchval("SELECT seed FROM vm_seeds WHERE vm = $1", id)
-    return None if seed is None else msgspec.convert(seed, Seed)
+    return None if seed is None else msgspec.convert(seed, StoredSeed)
 
 
 async def firmware_state_of(connection: Connection, id: str) -> FirmwareState | None:

@@ -55,7 +55,7 @@ from novacron.wire.vms import (
 )
 from novacron.wire.volumes import VolumeHandled, Volumes, VolumeStands, VolumeWanted
 
-PROTOCOL = 9
+PROTOCOL = 10
 
 FromAgent = (
     Hello

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from novacron.model.cloud_init import Seed
+from novacron.model.cloud_init import StoredSeed
 from novacron.model.cpu import CpuModel
 from novacron.model.encryption import DataKey
 from novacron.model.finite import Finite
@@ -64,7 +64,7 @@ class Assignment(msgspec.Struct, frozen=True):
     project: str
     page_key: bytes
     """Makes the digests of the project's pages: 32 bytes, secret, the same on every node."""
-    seed: Seed | None = None
+    seed: StoredSeed | None = None
     resets: int = 0
     snapshots: tuple[SnapshotWanted, ...] = ()
     clone_of: CloneOf | None = None

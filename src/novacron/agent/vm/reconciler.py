@@ -23,6 +23,7 @@ from novacron.disk.images import LocalImage
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import Power, Restart, VmState
 from novacron.model.waiting import WaitCode, code_of
+from novacron.qemu.firmware import machine_of
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -344,7 +345,7 @@ class Reconciler:
                     assignment,
                     image,
                     self._services.accelerator,
-                    context.record.machine or assignment.machine,
+                    machine_of(context.record.machine or assignment.machine, assignment.spec.firmware),
                     lambda: opened(self._services.storage_pools, assignment.volumes),
                     incoming=False,
                     paused=self._is_to_load(assignment),

@@ -21,6 +21,8 @@ EXAMPLES: dict[str, object] = {
     "configureGroup": {"rules": [{"direction": "in", "protocol": "tcp", "ports": "443"}]},
     "configureMe": {"default_project": "shop"},
     "configureNetworkEncryption": {"always": True},
+    "addNic": {"network": "lan"},
+    "configureNic": {"network": "dmz"},
     "configureNode": {"zone": "rack-1", "labels": {"disk": "nvme"}},
     "configureProject": {"quota": {"vms": 20, "memory_mib": 65536}},
     "configureRebalancing": {"mode": "auto", "concurrency": 1},

@@ -17,11 +17,11 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.indexes import NOTHING
 from novacron.api.read_model.paging import Page, Paging, Query
-from novacron.api.routes import consoles, exports, guest_commands, images, snapshots
+from novacron.api.routes import consoles, exports, guest_commands, images, nics, snapshots
 from novacron.api.routes.nodes import Confirm
 from novacron.model import limits
 from novacron.model.access import Right
-from novacron.model.cloud_init import Seed, check_seed
+from novacron.model.cloud_init import Seed, SeedChanges, check_seed
 from novacron.model.errors import IllegalState, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.link_sharing import Rate, Weight
@@ -74,6 +74,8 @@ class ConfigureVm(VmChanges):
     """Of all interfaces of the VM, from now on."""
     macs: MacAddresses | UnsetType = UNSET
     """MAC addresses of all interfaces, in their order, while the VM is off; null: a free one."""
+    cloud_init: SeedChanges | UnsetType = UNSET
+    """What cloud-init applies when the VM, which is off, starts next: the guest takes itself for a new instance."""
     display_name: DisplayName | UnsetType = UNSET
     description: Description | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
@@ -412,6 +414,7 @@ router = Router(
         consoles.console_log,
         consoles.screenshot,
         *guest_commands.ROUTES,
+        *nics.ROUTES,
         *snapshots.ROUTES,
     ],
     tags=["vms"],

@@ -99,6 +99,20 @@ class AsyncVmCalls(AsyncConnection):
         """Begin to revert a VM to a snapshot; the snapshot is ``ready`` again once that is done."""
         return await self._object("POST", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}/actions/revert")
 
+    async def add_nic(self, vm: str, network: str, **fields: object) -> Object:
+        """Add an interface to a VM that is off: ``address``, ``mac`` and ``groups``, those that are None left out."""
+        return await self._object(
+            "POST", f"/api/v1/vms/{quoted(vm)}/nics", {"network": network, **without_none(fields)}
+        )  # fmt: skip
+
+    async def configure_nic(self, vm: str, mac: str, **changes: object) -> Object:
+        """Change an interface's ``network``, ``address`` or ``groups`` while the VM is off."""
+        return await self._object("PATCH", f"/api/v1/vms/{quoted(vm)}/nics/{quoted(mac)}", changes)
+
+    async def remove_nic(self, vm: str, mac: str) -> Object:
+        """Take an interface from a VM that is off."""
+        return await self._object("DELETE", f"/api/v1/vms/{quoted(vm)}/nics/{quoted(mac)}")
+
     async def configure_snapshot(self, vm: str, name: str, **changes: object) -> Object:
         """Change a snapshot's ``display_name``, ``description`` or ``tags``."""
         return await self._object("PATCH", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}", changes)

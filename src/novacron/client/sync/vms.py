@@ -100,6 +100,20 @@ class VmCalls(Connection):
         """Begin to revert a VM to a snapshot; the snapshot is ``ready`` again once that is done."""
         return self._object("POST", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}/actions/revert")
 
+    def add_nic(self, vm: str, network: str, **fields: object) -> Object:
+        """Add an interface to a VM that is off: ``address``, ``mac`` and ``groups``, those that are None left out."""
+        return self._object(
+            "POST", f"/api/v1/vms/{quoted(vm)}/nics", {"network": network, **without_none(fields)}
+        )  # fmt: skip
+
+    def configure_nic(self, vm: str, mac: str, **changes: object) -> Object:
+        """Change an interface's ``network``, ``address`` or ``groups`` while the VM is off."""
+        return self._object("PATCH", f"/api/v1/vms/{quoted(vm)}/nics/{quoted(mac)}", changes)
+
+    def remove_nic(self, vm: str, mac: str) -> Object:
+        """Take an interface from a VM that is off."""
+        return self._object("DELETE", f"/api/v1/vms/{quoted(vm)}/nics/{quoted(mac)}")
+
     def configure_snapshot(self, vm: str, name: str, **changes: object) -> Object:
         """Change a snapshot's ``display_name``, ``description`` or ``tags``."""
         return self._object("PATCH", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}", changes)

@@ -1,0 +1,65 @@
+"""The hardware that a VM is to have at its next start: changed while it is off."""
+
+from __future__ import annotations
+
+import msgspec
+
+from novacron.model.cloud_init import SeedChanges, StoredSeed, check_seed
+from novacron.model.errors import IllegalState, NoCapacity
+from novacron.model.fit import refusal_by_hardware
+from novacron.model.vm import Firmware, Vm, VmSpec, is_off
+from novacron.store import nodes, snapshot_memory
+from novacron.store.database import Connection
+
+FIELDS = ("firmware", "tpm", "display")
+"""Of a spec: what only a start gives the guest."""
+
+
+async def check(connection: Connection, vm: Vm, spec: VmSpec) -> None:
+    """Raise IllegalState or NoCapacity unless a VM can have the hardware of another spec at its next start."""
+    changed = [field for field in FIELDS if getattr(spec, field) != getattr(vm.spec, field)]
+    if not changed:
+        return
+    _check_off(vm, changed[0])
+    await snapshot_memory.check_none(connection, vm, changed[0], changed[0])
+    began = bool(vm.status.machine)
+    if "firmware" in changed and began and Firmware.UEFI_SECURE in (spec.firmware, vm.spec.firmware):
+        raise IllegalState(
+            f"VM {vm.name} has been started, and Secure Boot begins with variables of its own", field="firmware",
+            hint="create a VM with it, and attach this one's volumes there",
+        )  # fmt: skip
+    given = await connection.fetchval("SELECT true FROM vm_firmware_states WHERE vm = $1", vm.id)
+    if given and not began and changed != ["display"]:
+        raise IllegalState(
+            f"VM {vm.name} begins with the state of its firmware that it came with", field=changed[0],
+            hint="start it once before you change that",
+        )  # fmt: skip
+    if vm.node is None:
+        return
+    node = await nodes.get(connection, vm.node)
+    why = None if node.status.inventory is None else refusal_by_hardware(node, node.status.inventory, spec)
+    if why is not None:
+        raise NoCapacity(why, field=changed[0], hint=f"or move it: novacron vm migrate {vm.name} --to NODE")
+
+
+def _check_off(vm: Vm, field: str) -> None:
+    if not is_off(vm):
+        raise IllegalState(
+            f"{field} of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
+            field=field, hint=f"novacron vm stop {vm.name} --wait",
+        )  # fmt: skip
+
+
+async def change_seed(connection: Connection, vm: Vm, changes: SeedChanges) -> None:
+    """Change what cloud-init applies at a VM's next boot, for which the guest takes itself for a new instance.
+
+    Raises IllegalState, InvalidInput.
+    """
+    _check_off(vm, "cloud_init")
+    stored = await connection.fetchval("SELECT seed FROM vm_seeds WHERE vm = $1", vm.id)
+    before = StoredSeed() if stored is None else msgspec.convert(stored, StoredSeed)
+    seed = check_seed(changes.of(before))
+    await connection.execute(
+        "INSERT INTO vm_seeds (vm, seed) VALUES ($1, $2) ON CONFLICT (vm) DO UPDATE SET seed = excluded.seed",
+        vm.id, msgspec.to_builtins(msgspec.structs.replace(seed, generation=before.generation + 1)),
+    )  # fmt: skip
