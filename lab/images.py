@@ -47,7 +47,7 @@ dd if=/dev/urandom of=/run/random bs=1M count=%d 2>/dev/null
 """
 
 
-AGENT_MODULES = ("virtio_blk", "isofs", "virtio_console", "tpm_crb", "efivarfs")
+AGENT_MODULES = ("virtio_balloon", "virtio_blk", "isofs", "virtio_console", "tpm_crb", "efivarfs")
 AGENT_WORK = """#!/bin/busybox sh
 mkdir -p /cd /data /sbin /var/run
 printf '#!/bin/sh\\ncase "$*" in *-r*) exec reboot -f ;; esac\\nexec poweroff -f\\n' > /sbin/shutdown

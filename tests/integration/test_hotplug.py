@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
 from tests.support.vms import (
@@ -78,7 +80,7 @@ def test_a_guest_grows_while_it_runs_and_stays_so_when_it_moves(site: Platform, 
         ({"vcpus": 5}, "vcpus_max"),
     ):
         assert api("PATCH", path, change).problem["field"] == field
-    for change in ({"vcpus": 1}, {"memory_mib": 256}, {"vcpus_max": 8}):
+    for change in ({"vcpus": 1}, {"vcpus_max": 8}):
         assert api("PATCH", path, change).status == 409, change
 
     site.cli("vm", "reset", vm["name"], "--wait")
@@ -89,12 +91,31 @@ def test_a_guest_grows_while_it_runs_and_stays_so_when_it_moves(site: Platform, 
     )  # fmt: skip
     wait_for_guest_agent(site, vm)
     assert seen(site, vm)[1] > mib + 350
+    site.cli("vm", "set", vm["name"], "--memory", "512")
+    until(lambda: site.client.get("vms", vm["id"])["status"]["balloon_mib"] in (511, 512), "it has given back", 60)
+    assert seen(site, vm)[1] < mib + 270
+    assert " MiB of 640, the rest is given back" in site.cli("vm", "show", vm["name"]).stdout
+    assert site.client.get("vms", vm["id"])["spec"]["memory_mib"] == 640, "it can take it again"
+    site.cli("vm", "set", vm["name"], "--memory", "640")
+    until(lambda: site.client.get("vms", vm["id"])["status"]["balloon_mib"] is None, "it has all of it again", 60)
     put_clock_back(site, vm)
     site.cli("vm", "pause", vm["name"], "--wait")
     pause(1)  # the guest stands still: a shorter time is not worth asking its agent for
     site.cli("vm", "resume", vm["name"], "--wait")
     until_clock_is_right(site, vm)
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
+
+
+@pytest.mark.slow
+def test_a_guest_that_gives_no_memory_back_is_told_of(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm(image="tiny", memory_mib=256)
+    site.wait_state(vm["id"], "running")
+    site.cli("vm", "set", vm["name"], "--memory", "128")
+    now = site.wait_vm(vm["id"], lambda now: now["status"]["reason_code"] == "CantShrink", "it says so", 120)
+    assert "has 256 MiB of memory, not 128" in now["status"]["reason"]
+    site.cli("vm", "kill", vm["name"], "--wait")
+    site.cli("vm", "start", vm["name"], "--wait")
+    assert site.client.get("vms", vm["id"])["status"]["hardware"]["memory_mib"] == 128
 
 
 def test_invalid_hotplug_limits_are_refused(api: Api) -> None:

@@ -36,7 +36,7 @@ VM_OPTIONS = (
     VmOption("vcpus", SIZE, "virtual CPUs", None, "virtual CPUs; a running VM can only get more, up to its maximum"),
     VmOption(
         "memory_mib", SIZE, "memory, such as 512M or 4G", "--memory",
-        "memory, such as 512M or 4G; a running VM can only get more, up to its maximum",
+        "memory, such as 512M or 4G; a running VM gets more up to its maximum, and gives back what is less",
     ),
     VmOption("vcpus_max", SIZE, "how many virtual CPUs the VM can grow to while it runs"),
     VmOption("memory_max_mib", SIZE, "what its memory can grow to while it runs, such as 16G", "--memory-max"),

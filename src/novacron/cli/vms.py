@@ -67,8 +67,13 @@ def interfaces(vm: Object) -> list[str]:
 
 
 def memory_now(vm: Object) -> str | None:
-    """Return the memory that a VM has, where some was added while it ran, and what its guest uses of it."""
+    """Return the memory of a VM that got some or gave some back while it ran, and what its guest uses of it."""
     hardware, guest = vm["status"].get("hardware"), vm["status"]["guest"] or {}
+    left_mib, wanted_mib = vm["status"].get("balloon_mib"), vm["spec"].get("balloon_mib")
+    if hardware and (left_mib is not None or wanted_mib is not None):
+        all_mib = hardware["memory_mib"] + sum(hardware["dimms_mib"])
+        wanted = "" if wanted_mib in (None, left_mib) else f"; {wanted_mib} MiB are wanted"
+        return f"{left_mib or all_mib} MiB of {all_mib}, the rest is given back{wanted}"
     if not hardware or not hardware["dimms_mib"]:
         return None
     added_mib = sum(hardware["dimms_mib"])

@@ -186,6 +186,9 @@ class VmSpec(VmFields, frozen=True):
     """How many resets were requested; the agent has performed ``status.resets`` of them."""
     stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
     """How long the guest may take to power off before it is forced off; 0: force it off at once."""
+    balloon_mib: MemoryMib | None = None
+    """How much of its memory the guest is to have while it runs, so the rest is given back; None: all. It still counts
+    with all of it, which a guest can take again; at its next start it has this much."""
     encryption_key: KeyId = ""
     """The project's key with which its disk is encrypted, as the project had it when the VM was created; empty: it is
     not."""
@@ -239,6 +242,8 @@ class VmStatus(msgspec.Struct, frozen=True):
     """What the guest agent reports; None: no guest agent answers."""
     hardware: GuestHardware | None = None
     """None: the VM does not run."""
+    balloon_mib: int | None = None
+    """How much memory the guest has, while it has given some back."""
     cpu: CpuModel | None = None
     """The processor that the guest sees, chosen at its first start; it keeps this one when it starts or migrates."""
     kept: bool = False

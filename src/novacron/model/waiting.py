@@ -40,6 +40,8 @@ class WaitCode(StrEnum):
     """It starts again after a pause, because it has crashed."""
     CANT_GROW = "CantGrow"
     """The guest does not take processors or memory that were added."""
+    CANT_SHRINK = "CantShrink"
+    """The guest does not give memory back."""
     MEMORY_FOLLOWS = "MemoryFollows"
     """It runs while its memory is still on its way."""
     STEP_FAILED = "StepFailed"
@@ -94,8 +96,8 @@ W = WaitCode
 HINDRANCES: Mapping[str, tuple[WaitCode, ...]] = {
     "vm": (
         W.UNPLACED, W.NODE_LOST, W.NODE_CANT_STORE, W.IMAGE_MISSING, W.LEASE_ENDED, W.NETWORK_NOT_READY,
-        W.START_QUEUED, W.DISK_BEING_MADE, W.DISK_LOST, W.DISK_FULL, W.CRASH_BACK_OFF, W.CANT_GROW, W.MEMORY_FOLLOWS,
-        W.INTERFACE_CLOSED, W.MAY_BE_ELSEWHERE, W.STEP_FAILED,
+        W.START_QUEUED, W.DISK_BEING_MADE, W.DISK_LOST, W.DISK_FULL, W.CRASH_BACK_OFF, W.CANT_GROW, W.CANT_SHRINK,
+        W.MEMORY_FOLLOWS, W.INTERFACE_CLOSED, W.MAY_BE_ELSEWHERE, W.STEP_FAILED,
     ),
     "volume": (
         W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.POOL_AWAY, W.IMAGE_MISSING, W.FILE_LOST,

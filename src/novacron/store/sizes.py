@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from novacron.model import limits
 from novacron.model.errors import IllegalState, InvalidInput, NoCapacity
 from novacron.model.fit import no_room
@@ -49,6 +53,30 @@ def check_maxima(spec: VmSpec) -> None:
         raise InvalidInput(
             f"a guest whose memory may grow needs {limits.GROWING_MEMORY_MIB_MIN} MiB at the start", field="memory_mib"
         )
+
+
+def by_balloon(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return changes of a VM in which less memory for a guest that runs is less of it that the guest is to have.
+
+    Raises IllegalState, InvalidInput.
+    """
+    wanted_mib, has = changes.get("memory_mib"), vm.status.hardware
+    if wanted_mib is None:
+        return changes
+    runs = vm.status.state in (VmState.RUNNING, VmState.PAUSED) and has is not None
+    if not runs or wanted_mib >= vm.spec.memory_mib:
+        return changes if vm.spec.balloon_mib is None else {**changes, "balloon_mib": None}
+    assert has is not None
+    if vm.spec.devices or not has.balloon:
+        why = (
+            "it has devices of its host, which use all of it" if vm.spec.devices else "it was started without a balloon"
+        )
+        raise IllegalState(
+            f"VM {vm.name} can't give memory back while it runs: {why}", field="memory_mib",
+            hint=f"novacron vm stop {vm.name} --wait",
+        )  # fmt: skip
+    check_maxima(msgspec.structs.replace(vm.spec, memory_mib=wanted_mib))
+    return {**{field: value for field, value in changes.items() if field != "memory_mib"}, "balloon_mib": wanted_mib}
 
 
 def _grows(vm: Vm, spec: VmSpec) -> bool:

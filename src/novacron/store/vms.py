@@ -216,7 +216,8 @@ def power_changes(spec: VmSpec, action: VmAction, stop_timeout_s: int | None) ->
     """Return what of a spec an action changes."""
     match action:
         case VmAction.START:
-            return {"power": Power.RUNNING, "starts": spec.starts + 1}
+            less = {} if spec.balloon_mib is None else {"memory_mib": spec.balloon_mib, "balloon_mib": None}
+            return {"power": Power.RUNNING, "starts": spec.starts + 1, **less}
         case VmAction.STOP:
             timeout_s = limits.STOP_TIMEOUT_S_DEFAULT if stop_timeout_s is None else stop_timeout_s
             return {"power": Power.STOPPED, "stop_timeout_s": timeout_s}
@@ -260,6 +261,7 @@ async def configure(
     if "security_groups" in changes:
         changes = _with_groups(vm, changes)
         await networks.check_groups(connection, changes["nics"], vm.project)
+    changes = sizes.by_balloon(vm, changes)
     spec = await _changed(connection, vm, changes)
     await hardware.check(connection, vm, spec)
     sizes.check_maxima(spec)

@@ -61,6 +61,8 @@ class Reconciler:
         """What was last done about a snapshot, and said."""
         self._ways_back = snapshots.WaysBack(self._machine, self._clock)
         self._grow_error = ""
+        self._balloon = context.balloon
+        self._shrink_error = ""
         self._crashes: list[tuple[str, bool]] = []
         """What happened, and whether the VM had run for long: to be counted."""
 
@@ -112,6 +114,7 @@ class Reconciler:
         if run_state == "running":
             self._note_running()
         if run_state == "absent":  # also of a VM that can't start for one
+            self._balloon.ended()
             await self._devices.settle(assignment)
         self._context.guest.look(run_state)
         now = self._clock.monotonic()
@@ -164,6 +167,10 @@ class Reconciler:
         if not assignment.snapshots:
             await self._ways_back.settle()
         self._grow_error = await self._grow(assignment)
+        machine = self._machine
+        if machine.monitor is not None and machine.hardware is not None:
+            wanted_mib = assignment.spec.balloon_mib
+            self._shrink_error = await self._balloon.settle(machine.monitor, machine.pid, machine.hardware, wanted_mib)
         image = self._services.images.get(assignment.spec.image)
         if image is not None:
             await self._machine.grow(assignment.spec.disk_bytes(image.info.disk_bytes), self._context.doing)
@@ -172,8 +179,8 @@ class Reconciler:
         context, spec = self._context, assignment.spec
         state = VmState.STOPPING if self._requests.stopping else STATES.get(run_state, VmState.UNKNOWN)
         halted = state is VmState.STOPPED and context.record.halted_at_start == spec.starts
-        reason = self._grow_error if run_state == "running" else ""
-        code = WaitCode.CANT_GROW if reason else None
+        reason = (self._grow_error or self._shrink_error) if run_state == "running" else ""
+        code = (WaitCode.CANT_GROW if self._grow_error else WaitCode.CANT_SHRINK) if reason else None
         if run_state in ("running", "paused") and (closed := self._services.networks.closed.get(context.vm)):
             reason, code = closed, WaitCode.INTERFACE_CLOSED
         if context.record.post_copy is not None:
@@ -184,8 +191,8 @@ class Reconciler:
 
     def _pause_s(self, assignment: wire.Assignment, now: float) -> float:
         """Return when to look again, though nothing happens."""
-        overdue_s = self._requests.next_look_s(assignment.spec, now)
-        return IDLE_S if overdue_s is None else max(LOOK_AGAIN_S_MIN, overdue_s)
+        looks = (self._requests.next_look_s(assignment.spec, now), self._balloon.look_s)
+        return max(LOOK_AGAIN_S_MIN, min((look_s for look_s in looks if look_s is not None), default=IDLE_S))
 
     async def _do(self, step: Step, assignment: wire.Assignment, run_state: str, now: float) -> float | None:
         """Do a step; return when to look again, or None where there may be more to do at once."""
