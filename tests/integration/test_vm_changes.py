@@ -10,10 +10,10 @@ import pytest
 from novacron.disk import cloud_init
 from novacron.model.cloud_init import SeedChanges, StoredSeed
 from novacron.model.errors import Conflict, IllegalState, NotFound, NovaError
-from novacron.model.network import NetworkKind, NetworkSpec, NicSpec
+from novacron.model.network import NetworkKind, NetworkSpec, NicSpec, Protocol
 from novacron.model.project import Quota
 from novacron.model.vm import Display, Firmware, Power, Vm, VmSpec, VmStatus
-from novacron.store import ingress, networks, new_vms, nics, projects, vms
+from novacron.store import ingress, networks, new_vms, nics, project_moves, projects, vms
 from novacron.store.database import Connection, Database
 from tests.support.stored_fleet import add_vm
 
@@ -85,7 +85,9 @@ async def test_interfaces_are_added_moved_and_removed_while_a_vm_is_off(database
         (n, nic.network, nic.address, nic.mac, nic.mac) for n, nic in enumerate((first, second))
     ]
     async with database.transaction() as connection:
-        forward = await ingress.forward(connection, web.id, ingress.NewForward(80, network="lan"), "ann")
+        forward = await ingress.forward(
+            connection, web.id, ingress.NewForward(80, Protocol.TCP, None, None, "lan"), "ann"
+        )
     for refused in (change.remove(OWN), change.move(OWN, network="dmz"), change.move(OWN, address="10.64.0.77")):
         with pytest.raises(Conflict, match=f"forward {forward.id} leads"):
             await refused
@@ -147,3 +149,83 @@ async def test_user_data_changes_and_the_guest_takes_itself_for_a_new_instance(d
     with pytest.raises(NovaError, match="nothing that cloud-init knows") as why:
         await change.set(cloud_init=SeedChanges(user_data="hello"))
     assert why.value.field == "cloud_init.user_data"
+
+
+async def test_vms_and_volumes_move_between_projects_within_quotas_or_say_what_ties_them(database: Database) -> None:
+    async with database.transaction() as connection:
+        await projects.create(connection, projects.NewProject("shop", "", Quota(vms=1, disk_mib=64), True), "ann")
+        await projects.create(connection, projects.NewProject("closed", "", Quota(), False), "ann")
+        await networks.create(connection, "default", "lan", NetworkSpec(NetworkKind.OVERLAY), None, "ann")
+    web = await create(database, "web", VmSpec(image="tiny", power=Power.STOPPED))
+    wired = await create(database, "wired", VmSpec(image="tiny", nics=(NicSpec("lan"),), power=Power.STOPPED))
+    async with database.transaction() as connection:
+        running = await add_vm(connection, "running")
+        for id, vm in (("vol-a", web.id), ("vol-b", None)):
+            await connection.execute(
+                "INSERT INTO volumes (id, name, pool, kind, node, size_mib, phase, project, vm, vm_name, lun)"
+                " VALUES ($1, $1, 'local', 'local', 'host-a', 64, 'ready', 'default', $2, $2, 0)",
+                id, vm,
+            )  # fmt: skip
+
+    async def move(vm: str, project: str) -> Vm:
+        wanted = project_moves.ProjectMove(vm, project, "ann")
+        return await database.transact(lambda connection: project_moves.move_vm(connection, wanted))
+
+    async def move_volume(id: str, project: str) -> str:
+        wanted = project_moves.ProjectMove(id, project, "ann")
+        return (await database.transact(lambda connection: project_moves.move_volume(connection, wanted))).project
+
+    for vm, project, said in (
+        (running, "shop", "stopped on request"), (wired.id, "shop", "in networks of project default: lan"),
+        (web.id, "closed", "need a network"), (web.id, "none", "no project"),
+    ):  # fmt: skip
+        with pytest.raises(NovaError, match=said):
+            await move(vm, project)
+    with pytest.raises(Conflict, match="attached to VM"):
+        await move_volume("vol-a", "shop")
+    assert (await move(web.id, "shop")).project == "shop"
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT project FROM volumes WHERE id = 'vol-a'") == "shop"
+        usage = {name: await projects.usage(connection, name) for name in ("default", "shop")}
+        told = await connection.fetch("SELECT project, message FROM events WHERE reason = 'Moved' ORDER BY project")
+        seen = await connection.fetch(
+            "SELECT project, body IS NULL AS gone FROM changes WHERE kind = 'vm' AND key = $1 ORDER BY txid, seq",
+            web.id,
+        )
+    assert (usage["shop"].vms, usage["shop"].disk_mib, usage["default"].vms) == (1, 64, 2)
+    assert [tuple(row) for row in told] == [("default", "to project shop"), ("shop", "from project default")]
+    assert [tuple(row) for row in seen][-2:] == [("default", True), ("shop", False)], "who follows a project sees it go"
+    with pytest.raises(NovaError, match="may have 64 MiB of disks") as over:
+        await move_volume("vol-b", "shop")
+    assert over.value.field == "disk_mib"
+    other = await create(database, "other", VmSpec(image="tiny", power=Power.STOPPED))
+    with pytest.raises(NovaError, match="may have 1 VMs"):
+        await move(other.id, "shop")
+    await create(database, "web", VmSpec(image="tiny", power=Power.STOPPED))
+    with pytest.raises(Conflict, match="has a VM named web"):
+        await move(web.id, "default")
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE volumes SET encryption_key = 'key-a' WHERE id = 'vol-b'")
+    with pytest.raises(Conflict, match="encrypted with the key of its project"):
+        await move_volume("vol-b", "closed")
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE projects SET encryption = true WHERE name = 'closed'")
+        await connection.execute("UPDATE volumes SET encryption_key = '' WHERE id = 'vol-b'")
+    with pytest.raises(Conflict, match="encrypts what it has"):
+        await move_volume("vol-b", "closed")
+
+
+async def test_an_image_moves_to_a_project_unless_vms_of_others_are_made_of_it(database: Database) -> None:
+    async def move(project: str | None) -> None:
+        await database.transact(lambda c: project_moves.move_image(c, "tiny", project, 12, "ann"))
+
+    async with database.transaction() as connection:
+        await projects.create(connection, projects.NewProject("shop", "", Quota(), True), "ann")
+    await create(database, "web", VmSpec(image="tiny", power=Power.STOPPED))
+    with pytest.raises(Conflict, match="VMs of other projects"):
+        await move("shop")
+    await move("default")
+    with pytest.raises(NovaError, match="no node holds an image"):
+        await create(database, "theirs", VmSpec(image="tiny"), "shop")
+    await move(None)
+    await create(database, "theirs", VmSpec(image="tiny"), "shop")

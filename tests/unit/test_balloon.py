@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from novacron.agent.host.clock import Clock
-from novacron.agent.vm.balloon import FOLLOW_S, Balloon
+from novacron.agent.vm.balloon import FOLLOW_S, GuestBalloon
 from novacron.model.errors import IllegalState, InvalidInput
 from novacron.model.vm import GuestHardware, Power, Vm, VmAction, VmSpec, VmState, VmStatus
 from novacron.qemu.monitor import Monitor, MonitorFailed
@@ -39,17 +39,17 @@ class Guest:
         return self.now
 
 
-def settle(guest: Guest, balloon: Balloon, wanted_mib: int | None, has: GuestHardware = HAS) -> str:
+def settle(guest: Guest, balloon: GuestBalloon, wanted_mib: int | None, has: GuestHardware = HAS) -> str:
     return asyncio.run(balloon.settle(cast(Monitor, guest), 7, has, wanted_mib))
 
 
-def looks(balloon: Balloon) -> bool:
+def looks(balloon: GuestBalloon) -> bool:
     return balloon.look_s is not None
 
 
 def test_a_guest_gives_memory_back_and_gets_it_again() -> None:
     guest = Guest(follows=True)
-    balloon = Balloon(cast(Clock, guest))
+    balloon = GuestBalloon(cast(Clock, guest))
     assert settle(guest, balloon, None) == "" and guest.asked == []
     assert settle(guest, balloon, 256) == "" and looks(balloon)
     assert settle(guest, balloon, 256) == "" and (balloon.left_mib, looks(balloon), guest.asked) == (256, False, [256])
@@ -59,7 +59,7 @@ def test_a_guest_gives_memory_back_and_gets_it_again() -> None:
 
 def test_a_guest_that_keeps_its_memory_is_asked_once_and_then_told_of() -> None:
     guest = Guest(follows=False)
-    balloon = Balloon(cast(Clock, guest))
+    balloon = GuestBalloon(cast(Clock, guest))
     assert settle(guest, balloon, 256) == ""
     guest.now = FOLLOW_S - 1
     assert settle(guest, balloon, 256) == "" and looks(balloon)

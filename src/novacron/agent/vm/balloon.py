@@ -13,7 +13,7 @@ LOOK_S = 1.0
 TOLERANCE_MIB = 1
 
 
-class Balloon:
+class GuestBalloon:
     """That of one VM."""
 
     def __init__(self, clock: Clock) -> None:

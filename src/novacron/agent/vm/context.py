@@ -22,7 +22,7 @@ from novacron.agent.host.volumes import Pools
 from novacron.agent.identity import Identity
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import keys
-from novacron.agent.vm.balloon import Balloon
+from novacron.agent.vm.balloon import GuestBalloon
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.guest_agent import GuestWatch
 from novacron.agent.vm.hypervisor import Hypervisor, MachineFailed, OnEvent, VirtualMachine
@@ -87,7 +87,7 @@ class VmContext:
         self.wake = wake
         self.machine: VirtualMachine = services.hypervisor.machine(vm, on_event)
         self.guest = GuestWatch(self.machine, wake)
-        self.balloon = Balloon(services.clock)
+        self.balloon = GuestBalloon(services.clock)
         self.statement: wire.Statement | None = None
         """The server's latest word about this VM."""
         self.assignment: wire.Assignment | None = None

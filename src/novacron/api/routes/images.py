@@ -86,10 +86,11 @@ async def list_images(request: ApiRequest, tag: lists.Tag = None) -> Page[Image]
 
 @get("/{name:str}", summary="Show an image", opt=authorization.SELF)
 async def show_image(request: ApiRequest, name: FromPath[str]) -> Image:
-    return _named(request, name)
+    return named(request, name)
 
 
-def _named(request: ApiRequest, name: str) -> Image:
+def named(request: ApiRequest, name: str) -> Image:
+    """Return an image that the caller may see. Raises NotFound."""
     for image in visible(request):
         if image.name == name:
             return image
@@ -103,11 +104,11 @@ def _named(request: ApiRequest, name: str) -> Image:
     opt=authorization.SELF,
 )
 async def configure_image(request: ApiRequest, name: FromPath[str], data: JSONBody[MetadataChanges]) -> Image:
-    image, changes = _named(request, replies.check_ref("image", name)), Changes.of(data)
+    image, changes = named(request, replies.check_ref("image", name)), Changes.of(data)
     authorization.check(request, image.project, Right.OPERATE if image.project is None else Right.WRITE)
     async with replies.change(request, image) as connection:
         await metadata.describe_image(connection, name, changes.metadata, request.user.name)
-    return _named(request, name)
+    return named(request, name)
 
 
 @delete("/{name:str}", summary="Remove an image from all nodes, or from one", status_code=204, opt=authorization.SELF)

@@ -17,7 +17,7 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.indexes import NOTHING
 from novacron.api.read_model.paging import Page, Paging, Query
-from novacron.api.routes import consoles, exports, guest_commands, images, nics, snapshots
+from novacron.api.routes import consoles, exports, guest_commands, images, nics, project_moves, snapshots
 from novacron.api.routes.nodes import Confirm
 from novacron.model import limits
 from novacron.model.access import Right
@@ -414,6 +414,7 @@ router = Router(
         consoles.console_log,
         consoles.screenshot,
         *guest_commands.ROUTES,
+        project_moves.move_vm,
         *nics.ROUTES,
         *snapshots.ROUTES,
     ],

@@ -16,7 +16,7 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.indexes import Object
 from novacron.api.read_model.paging import Page, Paging, Query
-from novacron.api.routes import images
+from novacron.api.routes import images, project_moves
 from novacron.model import limits
 from novacron.model.metadata import MetadataChanges
 from novacron.model.node import NodeName
@@ -184,7 +184,8 @@ async def detach_volume(request: ApiRequest, ref: FromPath[str]) -> Response[Vol
 router = Router(
     "/volumes",
     route_handlers=[
-        list_volumes, show_volume, create_volume, configure_volume, delete_volume, attach_volume, detach_volume
+        list_volumes, show_volume, create_volume, configure_volume, delete_volume, attach_volume, detach_volume,
+        project_moves.move_volume,
     ],
     tags=["volumes"],
     opt=authorization.in_project(),

@@ -25,6 +25,10 @@ class AsyncAccessCalls(AsyncConnection):
         """Change a project; fields as in ``PATCH /api/v1/projects/{name}``."""
         return await self._object("PATCH", f"/api/v1/projects/{quoted(project)}", changes)
 
+    async def move_to_project(self, kind: str, ref: str, project: str | None) -> Object:
+        """Move one of ``vms``, ``volumes`` or ``images`` to another project; an image with None: to all."""
+        return await self._object("POST", f"/api/v1/{kind}/{quoted(ref)}/actions/move-to-project", {"project": project})
+
     async def erase_project_key(self, project: str) -> Object:
         """Destroy a project's key, and return what can't be read any more: ``vms`` and ``volumes``."""
         return await self._object("POST", f"/api/v1/projects/{quoted(project)}/erase-key", {"confirm": project})

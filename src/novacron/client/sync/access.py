@@ -26,6 +26,10 @@ class AccessCalls(Connection):
         """Change a project; fields as in ``PATCH /api/v1/projects/{name}``."""
         return self._object("PATCH", f"/api/v1/projects/{quoted(project)}", changes)
 
+    def move_to_project(self, kind: str, ref: str, project: str | None) -> Object:
+        """Move one of ``vms``, ``volumes`` or ``images`` to another project; an image with None: to all."""
+        return self._object("POST", f"/api/v1/{kind}/{quoted(ref)}/actions/move-to-project", {"project": project})
+
     def erase_project_key(self, project: str) -> Object:
         """Destroy a project's key, and return what can't be read any more: ``vms`` and ``volumes``."""
         return self._object("POST", f"/api/v1/projects/{quoted(project)}/erase-key", {"confirm": project})

@@ -1,0 +1,162 @@
+"""Moves of VMs, volumes and images between projects: what counts in quotas, and what ties them to where they are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import asyncpg
+
+from novacron.model.errors import Conflict, IllegalState, InvalidInput
+from novacron.model.project import Project
+from novacron.model.vm import Vm, VmAction, is_off
+from novacron.model.volume import Volume, VolumePhase
+from novacron.store import events, imports, projects, snapshots, unreconciled, vms, volumes
+from novacron.store.database import Connection
+from novacron.store.rows import object_of
+
+NAMED_MAX = 5
+
+
+class ProjectMove(NamedTuple):
+    """What is moved, by its key, and to which project; the caller may write in both."""
+
+    key: str
+    project: str
+    actor: str
+    if_match: int | None = None
+
+
+async def move_vm(connection: Connection, move: ProjectMove) -> Vm:
+    """Move a VM that is off, with its volumes and snapshots.
+
+    Raises NotFound, IllegalState, Conflict, InvalidInput, QuotaExceeded; then nothing has changed.
+    """
+    vm = await vms.get(connection, move.key, lock=True)
+    vms.check_action(vm, VmAction.CONFIGURE, move.if_match)
+    if vm.project == move.project:
+        return vm
+    if not is_off(vm):
+        raise IllegalState(
+            f"VM {vm.name} can only move to another project while it is stopped on request; it is {vm.status.state}",
+            hint=f"novacron vm stop {vm.name} --wait",
+        )
+    await vms.check_not_cloning(connection, vm, VmAction.MIGRATE)
+    await snapshots.check_idle(connection, vm)
+    target = await _target(connection, vm.project, move.project)
+    if vm.spec.nics:
+        names = ", ".join(sorted({nic.network for nic in vm.spec.nics}))
+        raise Conflict(
+            f"VM {vm.name} is in networks of project {vm.project}: {names}",
+            hint=f"take its interfaces from it first: novacron vm nic remove {vm.name} MAC",
+        )
+    if not target.host_network:
+        raise InvalidInput(
+            f"VMs of project {target.name} need a network of it", field="project",
+            hint=f"let it use the hosts' network: novacron project set {target.name} --host-network",
+        )  # fmt: skip
+    try:
+        await imports.check_usable(connection, vm.spec.image, target.name)
+    except InvalidInput:
+        raise Conflict(
+            f"image {vm.spec.image}, of which VM {vm.name} is made, is another project's",
+            hint=f"let all projects use it: novacron image move-to-project {vm.spec.image}",
+        ) from None
+    attached = await volumes.of_vm(connection, vm.id)
+    _check_keys(f"VM {vm.name}", target, vm.spec.encryption_key, *(volume.encryption_key for volume in attached))
+    await unreconciled.check_name(connection, target.name, vm.name)
+    before = await projects.lock_usage(connection, target.name)
+    try:
+        row = await connection.fetchrow("UPDATE vms SET project = $2 WHERE id = $1 RETURNING *", vm.id, target.name)
+        for table in ("volumes", "snapshots"):
+            await connection.execute(f"UPDATE {table} SET project = $2 WHERE vm = $1", vm.id, target.name)
+    except asyncpg.UniqueViolationError:
+        raise Conflict(
+            f"project {target.name} has a VM named {vm.name}, or a volume named as one of its volumes",
+            field="project", hint="give it another name first",
+        ) from None  # fmt: skip
+    await projects.check_quota(connection, target.name, before)
+    await _record(connection, ("vm", vm.id, vm.name), vm.project, move)
+    return vms.of_row(row)
+
+
+async def move_volume(connection: Connection, move: ProjectMove) -> Volume:
+    """Move a volume that is attached to no VM. Raises NotFound, IllegalState, Conflict, QuotaExceeded."""
+    volume = await volumes.get(connection, move.key)
+    if volume.project == move.project:
+        return volume
+    if volume.phase is not VolumePhase.READY:
+        raise IllegalState(f"volume {volume.name} is {volume.phase}", hint="wait until that is done")
+    await unreconciled.check_volumes(connection, [volume.id])
+    if volume.vm is not None:
+        raise Conflict(
+            f"volume {volume.name} is attached to VM {volume.vm_name}", hint="it moves with the VM; or detach it first"
+        )
+    target = await _target(connection, volume.project, move.project)
+    _check_keys(f"volume {volume.name}", target, volume.encryption_key)
+    before = await projects.lock_usage(connection, target.name)
+    try:
+        row = await connection.fetchrow(
+            "UPDATE volumes SET project = $2 WHERE id = $1 RETURNING *", volume.id, target.name
+        )
+    except asyncpg.UniqueViolationError:
+        why = f"project {target.name} has a volume named {volume.name}"
+        raise Conflict(why, field="project", hint="give it another name first") from None
+    await projects.check_quota(connection, target.name, before)
+    await _record(connection, ("volume", volume.id, volume.name), volume.project, move)
+    return object_of(Volume, row)
+
+
+async def move_image(connection: Connection, name: str, project: str | None, size_mib: int, actor: str) -> None:
+    """Give an image to a project; None: to all. VMs of other projects that are made of it hinder that.
+
+    Raises NotFound, Conflict, QuotaExceeded.
+    """
+    if await connection.fetchval("SELECT true FROM imports WHERE spec ->> 'name' = $1 AND finished_at IS NULL", name):
+        raise Conflict(f"image {name} is being imported", hint="wait until that is done")
+    if project is None:
+        await connection.execute("DELETE FROM image_owners WHERE name = $1", name)
+    else:
+        await projects.get(connection, project, field="project")
+        rows = await connection.fetch(
+            "SELECT name FROM vms WHERE spec ->> 'image' = $1 AND project <> $2 ORDER BY name LIMIT $3",
+            name, project, NAMED_MAX,
+        )  # fmt: skip
+        if rows:
+            raise Conflict(f"VMs of other projects are made of image {name}", hint="delete them first, or move them")
+        before = await projects.lock_usage(connection, project)
+        await connection.execute(
+            "INSERT INTO image_owners (name, project, size_mib) VALUES ($1, $2, $3)"
+            " ON CONFLICT (name) DO UPDATE SET project = excluded.project",
+            name, project, size_mib,
+        )  # fmt: skip
+        await projects.check_quota(connection, project, before)
+    said = f"image {name} is project {project}'s" if project else f"image {name} is everybody's"
+    await events.record(connection, events.NewEvent("image", name, name, "Moved", said, actor, project))
+
+
+async def _target(connection: Connection, source: str, target: str) -> Project:
+    """Return the project to which something moves; both stay as they are until the transaction ends."""
+    found = {
+        name: await projects.get(connection, name, lock=True, field="project") for name in sorted({source, target})
+    }
+    return found[target]
+
+
+def _check_keys(what: str, target: Project, *keys: str) -> None:
+    """Raise Conflict when something is encrypted, or would have to be."""
+    if any(keys):
+        raise Conflict(
+            f"{what} is encrypted with the key of its project, which no other project has",
+            hint="export it, and import it into the other project",
+        )
+    if target.encryption:
+        raise Conflict(
+            f"project {target.name} encrypts what it has, and {what} is not encrypted", field="project",
+            hint="export it, and import it into that project",
+        )  # fmt: skip
+
+
+async def _record(connection: Connection, object_: tuple[str, str, str], source: str, move: ProjectMove) -> None:
+    """Tell both projects."""
+    for project, said in ((source, f"to project {move.project}"), (move.project, f"from project {source}")):
+        await events.record(connection, events.NewEvent(*object_, "Moved", said, move.actor, project))
