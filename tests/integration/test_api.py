@@ -319,6 +319,8 @@ def test_objects_of_every_kind_are_described_and_found_by_their_tags(
             cleared = {"display_name": "", "description": "", "tags": []}
             assert api("PATCH", f"/api/v1/{place}", cleared).status == 200
             assert not api("GET", f"/api/v1/{kind}?tag=b").body["items"]
+        for stale in ({"tags": ["x"]}, {"tags": ["x"], "rules": []}):
+            assert api("PATCH", f"/api/v1/security-groups/{name}", stale, If_Match='"1"').problem["status"] == 412
         assert api("PATCH", f"{VMS}/{vm['id']}", {"tags": ["x"]}, If_Match='"1"').problem["status"] == 412
         both = api("PATCH", f"{VMS}/{vm['id']}", {"tags": ["x"], "restart": "never"}).body
         assert (both["tags"], both["spec"]["restart"]) == (["x"], "never")

@@ -16,6 +16,7 @@ from novacron.cli import (
     migrations,
     networks,
     nodes,
+    project_moves,
     rebalance,
     root,
     second_factors,
@@ -45,8 +46,10 @@ vms.app.command()(vm_unreconciled.unreconciled)
 vms.app.command()(vm_unreconciled.adopt)
 vms.app.command()(vm_unreconciled.forget)
 vms.app.add_typer(vm_nics.app, name="nic")
+vms.app.command("move-to-project")(project_moves.vm)
 app.add_typer(vms.app, name="vm")
 app.add_typer(snapshots.app, name="snapshot")
+volumes.app.command("move-to-project")(project_moves.volume)
 app.add_typer(volumes.app, name="volume")
 app.add_typer(volumes.pools, name="pool")
 app.add_typer(networks.app, name="network")
@@ -58,6 +61,7 @@ app.add_typer(sites.app, name="site")
 app.add_typer(rebalance.app, name="rebalance")
 app.add_typer(migrations.app, name="migration")
 app.add_typer(links.app, name="link")
+images.app.command("move-to-project")(project_moves.image)
 app.add_typer(images.app, name="image")
 app.add_typer(tokens.app, name="token")
 app.add_typer(keys.app, name="key")

@@ -48,17 +48,6 @@ def set_(
         say(f"{Client().configure_image(name, **changes)['name']}: changed")
 
 
-@app.command("move-to-project")
-def move_to_project(
-    name: Annotated[str, typer.Argument(help="name of the image", show_default=False)],
-    project: Annotated[str | None, typer.Argument(help="its new project; all projects if not given")] = None,
-) -> None:
-    """Give an image to a project, or to all."""
-    with output.errors():
-        owner = Client().move_to_project("images", name, project)["project"]
-        say(f"{name}: is {'everybody' if owner is None else f'project {owner}'}'s")
-
-
 IMPORTS: Columns = {
     "ID": lambda i: i["id"],
     "IMAGE": lambda i: i["spec"]["name"],

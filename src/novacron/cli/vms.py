@@ -190,15 +190,6 @@ def set_(
         output.fields(client.configure_vm(vm, **changes), DETAILS, output_)
 
 
-@app.command("move-to-project")
-def move_to_project(
-    vm: VmRef, project: Annotated[str, typer.Argument(help="name of the other project", show_default=False)]
-) -> None:
-    """Move a VM that is off, with its volumes and snapshots, to another project."""
-    with output.errors():
-        say(f"{Client().move_to_project('vms', vm, project)['name']}: is project {project}'s")
-
-
 FILTERS = (
     options.option("node", str, help="only VMs on this node"),
     options.option("state", str, help="only VMs in this state"),

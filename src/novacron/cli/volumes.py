@@ -135,15 +135,6 @@ def set_(volume: VolumeRef, changes: Annotated[Object, CHANGE_OPTIONS]) -> None:
         say(f"{Client().configure_volume(volume, **changes)['name']}: changed")
 
 
-@app.command("move-to-project")
-def move_to_project(
-    volume: VolumeRef, project: Annotated[str, typer.Argument(help="name of the other project", show_default=False)]
-) -> None:
-    """Move a volume that is attached to no VM to another project."""
-    with output.errors():
-        say(f"{Client().move_to_project('volumes', volume, project)['name']}: is project {project}'s")
-
-
 @app.command()
 def attach(
     volume: VolumeRef,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import asyncpg
+
 from novacron.model.errors import NotFound, PreconditionFailed
 from novacron.model.metadata import FIELDS, Metadata, canonical_tags
 from novacron.store import events
@@ -56,9 +58,16 @@ def split(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return own, {field: value for field, value in changes.items() if field in FIELDS}
 
 
-async def change(connection: Connection, target: ObjectRef, type_: type[D], wanted: Wanted) -> D:
-    """Change metadata of an object, and return it. Raises NotFound, PreconditionFailed."""
-    changes, actor, if_match = wanted
+async def check_revision(connection: Connection, target: ObjectRef, if_match: int | None) -> None:
+    """Raise PreconditionFailed unless an object is at a revision, and lock it there. Raises NotFound."""
+    if if_match is not None:
+        if target.kind == "volume":  # its VM is locked first, as every writer does
+            vm = "SELECT FROM vms WHERE id = (SELECT vm FROM volumes WHERE id = $1) FOR UPDATE"
+            await connection.execute(vm, target.key)
+        await _locked(connection, target, if_match)
+
+
+async def _locked(connection: Connection, target: ObjectRef, if_match: int | None) -> asyncpg.Record:
     table, column = TABLES[target.kind]
     row = await connection.fetchrow(f"SELECT * FROM {table} WHERE {column} = $1 FOR UPDATE", target.key)
     if row is None:
@@ -68,6 +77,14 @@ async def change(connection: Connection, target: ObjectRef, type_: type[D], want
             f"{target.kind} {target.name} is at revision {row['revision']}, not {if_match}", field="If-Match",
             hint="read it again, look at what changed, and repeat",
         )  # fmt: skip
+    return row
+
+
+async def change(connection: Connection, target: ObjectRef, type_: type[D], wanted: Wanted) -> D:
+    """Change metadata of an object, and return it. Raises NotFound, PreconditionFailed."""
+    changes, actor, if_match = wanted
+    table, column = TABLES[target.kind]
+    row = await _locked(connection, target, if_match)
     values = {field: changes.get(field, row[field]) for field in FIELDS}
     values["tags"] = list(canonical_tags(values["tags"]))
     settings = ", ".join(f"{field} = ${number}" for number, field in enumerate(FIELDS, 2))

@@ -131,7 +131,7 @@ async def _placed(connection: Connection, vm: Vm, nics: tuple[NicSpec, ...]) -> 
         has = mac_addresses(vm.id, vm.spec)
         spec = msgspec.structs.replace(vm.spec, nics=(), mac=has[0])
     else:
-        spec = msgspec.structs.replace(vm.spec, nics=nics, mac=None)
+        spec = msgspec.structs.replace(vm.spec, nics=nics, mac=None, address=None)
     await macs.check_kept_or_free(connection, vm, spec)
     await connection.execute("DELETE FROM nics WHERE vm = $1", vm.id)
     spec = await networks.give_addresses(connection, macs.assign(spec), vm.project)

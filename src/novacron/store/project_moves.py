@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import asyncpg
 
-from novacron.model.errors import Conflict, IllegalState, InvalidInput
-from novacron.model.project import Project
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, PreconditionFailed
+from novacron.model.project import Project, Usage
 from novacron.model.vm import Vm, VmAction, is_off
 from novacron.model.volume import Volume, VolumePhase
 from novacron.store import events, imports, projects, snapshots, unreconciled, vms, volumes
@@ -40,9 +40,11 @@ async def move_vm(connection: Connection, move: ProjectMove) -> Vm:
             f"VM {vm.name} can only move to another project while it is stopped on request; it is {vm.status.state}",
             hint=f"novacron vm stop {vm.name} --wait",
         )
-    await vms.check_not_cloning(connection, vm, VmAction.MIGRATE)
+    clones = "SELECT name FROM vms WHERE clone_of IS NOT NULL AND (id = $1 OR clone_of ->> 'source' = $1) LIMIT 1"
+    if (clone := await connection.fetchval(clones, vm.id)) is not None:
+        raise Conflict(f"VM {clone} is being cloned", hint="wait until that is done")
     await snapshots.check_idle(connection, vm)
-    target = await _target(connection, vm.project, move.project)
+    target = await projects.get(connection, move.project, field="project")
     if vm.spec.nics:
         names = ", ".join(sorted({nic.network for nic in vm.spec.nics}))
         raise Conflict(
@@ -64,7 +66,7 @@ async def move_vm(connection: Connection, move: ProjectMove) -> Vm:
     attached = await volumes.of_vm(connection, vm.id)
     _check_keys(f"VM {vm.name}", target, vm.spec.encryption_key, *(volume.encryption_key for volume in attached))
     await unreconciled.check_name(connection, target.name, vm.name)
-    before = await projects.lock_usage(connection, target.name)
+    before = await _lock_usage(connection, vm.project, target.name)
     try:
         row = await connection.fetchrow("UPDATE vms SET project = $2 WHERE id = $1 RETURNING *", vm.id, target.name)
         for table in ("volumes", "snapshots"):
@@ -82,6 +84,11 @@ async def move_vm(connection: Connection, move: ProjectMove) -> Vm:
 async def move_volume(connection: Connection, move: ProjectMove) -> Volume:
     """Move a volume that is attached to no VM. Raises NotFound, IllegalState, Conflict, QuotaExceeded."""
     volume = await volumes.get(connection, move.key)
+    if move.if_match not in (None, volume.revision):
+        raise PreconditionFailed(
+            f"volume {volume.name} is at revision {volume.revision}, not {move.if_match}", field="If-Match",
+            hint="read it again, look at what changed, and repeat",
+        )  # fmt: skip
     if volume.project == move.project:
         return volume
     if volume.phase is not VolumePhase.READY:
@@ -91,9 +98,9 @@ async def move_volume(connection: Connection, move: ProjectMove) -> Volume:
         raise Conflict(
             f"volume {volume.name} is attached to VM {volume.vm_name}", hint="it moves with the VM; or detach it first"
         )
-    target = await _target(connection, volume.project, move.project)
+    target = await projects.get(connection, move.project, field="project")
     _check_keys(f"volume {volume.name}", target, volume.encryption_key)
-    before = await projects.lock_usage(connection, target.name)
+    before = await _lock_usage(connection, volume.project, target.name)
     try:
         row = await connection.fetchrow(
             "UPDATE volumes SET project = $2 WHERE id = $1 RETURNING *", volume.id, target.name
@@ -134,12 +141,10 @@ async def move_image(connection: Connection, name: str, project: str | None, siz
     await events.record(connection, events.NewEvent("image", name, name, "Moved", said, actor, project))
 
 
-async def _target(connection: Connection, source: str, target: str) -> Project:
-    """Return the project to which something moves; both stay as they are until the transaction ends."""
-    found = {
-        name: await projects.get(connection, name, lock=True, field="project") for name in sorted({source, target})
-    }
-    return found[target]
+async def _lock_usage(connection: Connection, source: str, target: str) -> Usage:
+    """Lock what both projects have, always in the same order; return what the target has."""
+    has = {name: await projects.lock_usage(connection, name) for name in sorted({source, target})}
+    return has[target]
 
 
 def _check_keys(what: str, target: Project, *keys: str) -> None:

@@ -60,6 +60,8 @@ def by_balloon(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
 
     Raises IllegalState, InvalidInput.
     """
+    if is_off(vm) and vm.spec.balloon_mib is not None:  # it starts with that much
+        changes = {"memory_mib": vm.spec.balloon_mib, **changes}
     wanted_mib, has = changes.get("memory_mib"), vm.status.hardware
     if wanted_mib is None:
         return changes

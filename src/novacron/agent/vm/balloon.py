@@ -42,12 +42,13 @@ class GuestBalloon:
         target_mib = min(wanted_mib or has.memory_in_all_mib, has.memory_in_all_mib)
         is_mib = (await usage.balloon(monitor)).actual_bytes >> 20
         reached = abs(is_mib - target_mib) <= TOLERANCE_MIB
-        if not reached and self._asked != (pid, target_mib):
-            await monitor.execute("balloon", {"value": target_mib << 20})
-            self._asked, self._asked_at = (pid, target_mib), self._clock.monotonic()
         self.left_mib = is_mib if is_mib < has.memory_in_all_mib - TOLERANCE_MIB else None
         if reached:
+            self._asked = None
             return ""
+        await monitor.execute("balloon", {"value": target_mib << 20})  # again: a snapshot brings an older target back
+        if self._asked != (pid, target_mib):
+            self._asked, self._asked_at = (pid, target_mib), self._clock.monotonic()
         if self._clock.monotonic() - self._asked_at < FOLLOW_S:
             self.look_s = LOOK_S
             return ""

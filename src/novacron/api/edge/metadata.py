@@ -45,10 +45,10 @@ async def apply(
     wanted: Wanted,
     configure: Callable[[], Awaitable[D]] | None,
 ) -> D:
-    """Change an object's own fields with ``configure``, which checks the revision itself, if any of them change; then
-    its metadata. Return the object."""
+    """Change an object's own fields with ``configure``, if any of them change; then its metadata. Return the object."""
     if configure is None:
         return await metadata.change(connection, target, type_, wanted)
+    await metadata.check_revision(connection, target, wanted.if_match)
     configured = await configure()
     if not wanted.changes:
         return configured
@@ -56,9 +56,11 @@ async def apply(
     return await metadata.change(connection, target._replace(key=key), type_, wanted._replace(if_match=None))
 
 
-async def write(request: ApiRequest, target: ObjectRef, type_: type[D], data: msgspec.Struct) -> Response[Any]:
+async def write(
+    request: ApiRequest, target: ObjectRef, type_: type[D], data: msgspec.Struct, revision: int | None
+) -> Response[Any]:
     """Change metadata of an object that has nothing else that can change."""
-    changes, revision, actor = Changes.of(data), replies.if_match(request), request.user.name
+    changes, actor = Changes.of(data), request.user.name
 
     async def work(connection: Connection) -> D:
         return await metadata.change(connection, target, type_, Wanted(changes.metadata, actor, revision))

@@ -36,9 +36,9 @@ NAMES = {
 }  # fmt: skip
 """Operations that are not called after their handlers, whose names are the audit log's actions."""
 CONDITIONAL = frozenset({
-    "acceptNode",
-    "cloneVm", "configureGroup", "configureNode", "configureProject", "configureVm", "configureVolume", "cordonNode",
-    "deleteVm", "drainNode", "migrateVm", "pauseVm", "putLink",
+    "acceptNode", "addNic", "configureAddress", "configureForward", "configureGroup", "configureNetwork",
+    "configureNic", "configureProject", "configureSnapshot", "configureVolume", "moveVm", "moveVolume", "removeNic",
+    "cloneVm", "configureNode", "configureVm", "cordonNode", "deleteVm", "drainNode", "migrateVm", "pauseVm", "putLink",
     "rebootVm", "resetVm", "resumeVm", "startVm", "stopVm", "uncordonNode",
 })  # fmt: skip
 """Operations that take the header If-Match."""

@@ -126,7 +126,8 @@ async def configure_network(
     request: ApiRequest, name: FromPath[str], data: JSONBody[MetadataChanges]
 ) -> Response[Network]:
     name = await authorization.resolve(request, "network", name)
-    return await metadata.write(request, metadata.ObjectRef("network", name, name), Network, data)
+    revision = replies.if_match(request)
+    return await metadata.write(request, metadata.ObjectRef("network", name, name), Network, data, revision)
 
 
 @delete("/networks/{name:str}", summary="Delete a network that no VM uses", status_code=200)
@@ -232,7 +233,8 @@ async def configure_address(
 ) -> Response[FloatingAddress]:
     address = await authorization.resolve(request, "floating-address", address)
     target = metadata.ObjectRef("floating-address", address, address)
-    return await metadata.write(request, target, FloatingAddress, data)
+    revision = replies.if_match(request)
+    return await metadata.write(request, target, FloatingAddress, data, revision)
 
 
 @delete(
@@ -294,7 +296,8 @@ async def configure_forward(
     request: ApiRequest, id: FromPath[str], data: JSONBody[MetadataChanges]
 ) -> Response[Forward]:
     id = await authorization.resolve(request, "forward", replies.check_ref("forward", id))
-    return await metadata.write(request, metadata.ObjectRef("forward", id, id), Forward, data)
+    revision = replies.if_match(request)
+    return await metadata.write(request, metadata.ObjectRef("forward", id, id), Forward, data, revision)
 
 
 @delete("/forwards/{id:str}", summary="Delete a port forward", status_code=200)

@@ -28,13 +28,13 @@ class ConfigureNic(msgspec.Struct, forbid_unknown_fields=True):
     groups: SecurityGroups | UnsetType = UNSET
 
 
-async def _asked(request: ApiRequest, ref: str) -> NicChange:
-    return NicChange(await authorization.resolve(request, "vm", ref), replies.if_match(request), request.user.name)
+async def _asked(request: ApiRequest, ref: str, revision: int | None) -> NicChange:
+    return NicChange(await authorization.resolve(request, "vm", ref), revision, request.user.name)
 
 
 @post("/{ref:str}/nics", summary="Give a VM, which is off, another network interface", status_code=200)
 async def add_nic(request: ApiRequest, ref: FromPath[str], data: JSONBody[NicSpec]) -> Response[Vm]:
-    asked = await _asked(request, ref)
+    asked = await _asked(request, ref, replies.if_match(request))
 
     async def work(connection: Connection) -> Vm:
         return await nics.add(connection, asked, data)
@@ -50,7 +50,7 @@ async def add_nic(request: ApiRequest, ref: FromPath[str], data: JSONBody[NicSpe
 async def configure_nic(
     request: ApiRequest, ref: FromPath[str], mac: FromPath[str], data: JSONBody[ConfigureNic]
 ) -> Response[Vm]:
-    asked, mac = await _asked(request, ref), macs.check(mac, "mac")
+    asked, mac = await _asked(request, ref, replies.if_match(request)), macs.check(mac, "mac")
     changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     if not changes:
         raise InvalidInput("the request changes nothing", hint="the fields and their rules are in /schema")
@@ -63,7 +63,7 @@ async def configure_nic(
 
 @delete("/{ref:str}/nics/{mac:str}", summary="Take a network interface from a VM that is off", status_code=200)
 async def remove_nic(request: ApiRequest, ref: FromPath[str], mac: FromPath[str]) -> Response[Vm]:
-    asked, mac = await _asked(request, ref), macs.check(mac, "mac")
+    asked, mac = await _asked(request, ref, replies.if_match(request)), macs.check(mac, "mac")
 
     async def work(connection: Connection) -> Vm:
         return await nics.remove(connection, asked, mac)

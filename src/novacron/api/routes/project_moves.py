@@ -39,9 +39,9 @@ def _checked(request: ApiRequest, project: str) -> str:
     return project
 
 
-async def _move(request: ApiRequest, kind: str, ref: str, data: MoveToProject) -> ProjectMove:
+async def _move(request: ApiRequest, kind: str, ref: str, project: str, revision: int | None) -> ProjectMove:
     key = await authorization.resolve(request, kind, ref)
-    return ProjectMove(key, _checked(request, data.project), request.user.name, replies.if_match(request))
+    return ProjectMove(key, _checked(request, project), request.user.name, revision)
 
 
 @post(
@@ -50,7 +50,7 @@ async def _move(request: ApiRequest, kind: str, ref: str, data: MoveToProject) -
     status_code=200,
 )
 async def move_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[MoveToProject]) -> Response[Vm]:
-    move = await _move(request, "vm", ref, data)
+    move = await _move(request, "vm", ref, data.project, replies.if_match(request))
 
     async def work(connection: Connection) -> Vm:
         return await project_moves.move_vm(connection, move)
@@ -60,7 +60,7 @@ async def move_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[MoveTo
 
 @post("/{ref:str}/actions/move-to-project", summary="Move a volume to another project", status_code=200)
 async def move_volume(request: ApiRequest, ref: FromPath[str], data: JSONBody[MoveToProject]) -> Response[Volume]:
-    move = await _move(request, "volume", ref, data)
+    move = await _move(request, "volume", ref, data.project, replies.if_match(request))
 
     async def work(connection: Connection) -> Volume:
         return await project_moves.move_volume(connection, move)

@@ -75,7 +75,8 @@ async def configure_snapshot(
         id = next((snapshot.id for snapshot in await snapshots.of_vm(connection, vm) if snapshot.name == name), None)
     if id is None:
         raise NotFound(f"VM {ref} has no snapshot {name!r}", hint=f"see: novacron snapshot list {ref}")
-    return await metadata.write(request, metadata.ObjectRef("snapshot", id, name), Snapshot, data)
+    revision = replies.if_match(request)
+    return await metadata.write(request, metadata.ObjectRef("snapshot", id, name), Snapshot, data, revision)
 
 
 @delete("/{ref:str}/snapshots/{name:str}", summary="Delete a snapshot; the VM stays as it is", status_code=202)
