@@ -47,7 +47,7 @@ dd if=/dev/urandom of=/run/random bs=1M count=%d 2>/dev/null
 """
 
 
-AGENT_MODULES = ("virtio_balloon", "virtio_blk", "isofs", "virtio_console", "tpm_crb", "efivarfs")
+AGENT_MODULES = ("virtio_blk", "isofs", "virtio_console", "tpm_crb", "efivarfs")
 AGENT_WORK = """#!/bin/busybox sh
 mkdir -p /cd /data /sbin /var/run
 printf '#!/bin/sh\\ncase "$*" in *-r*) exec reboot -f ;; esac\\nexec poweroff -f\\n' > /sbin/shutdown
@@ -76,7 +76,8 @@ SMALL_DISK_MIB, SMALL_DISK_DATA_MIB = 64, 16
 def images_dir() -> Path:
     """Return the directory of images, with the tiny guest in it; with ``noisy``: one that holds random data too, so
     that a migration of it takes its time; with ``disk``: one whose VMs have a small disk; with ``agent``: one that runs
-    a guest agent; and with ``filesystem``: one that does, and has a file system on a disk."""
+    a guest agent; with ``balloon``: one that does, and gives memory back; and with ``filesystem``: one that has a file
+    system on a disk."""
     directory = default_cache() / "images"
     with _alone(default_cache()):
         _build(directory)
@@ -99,9 +100,11 @@ def _build(directory: Path) -> None:
     noise = NOISE % NOISE_MIB
     tiny.build(directory / "noisy", {"work": noise.encode()}, "test guest with memory that has to be sent")
     tiny.build(directory / "disk", None, "test guest with a disk", _small_disk)
-    if not all(tiny.is_built(directory / name) for name in ("agent", "filesystem")):
+    if not all(tiny.is_built(directory / name) for name in ("agent", "filesystem", "balloon")):
         extra = {"work": AGENT_WORK.encode(), **_guest_agent()}
         tiny.build(directory / "agent", extra, "test guest with a guest agent", None, AGENT_MODULES)
+        modules = (*AGENT_MODULES, "virtio_balloon")
+        tiny.build(directory / "balloon", extra, "test guest that gives memory back", None, modules)
         tiny.build(
             directory / "filesystem", extra, "test guest with a guest agent and a file system", _file_system,
             (*AGENT_MODULES, "ext4"),

@@ -77,7 +77,7 @@ def narrowed(words: list[str]) -> typer.Typer | None:
     if command is None:
         return None
     alone = copy.copy(found)
-    alone.registered_commands = [command]
+    alone.registered_commands, alone.registered_groups = [command], []
     app = root.tree()
     app.add_typer(alone, name=group, cls=root.Group)
     return app

@@ -74,7 +74,7 @@ async def test_interfaces_are_added_moved_and_removed_while_a_vm_is_off(database
         ({"network": "none"}, NotFound, "no network"), ({"network": "theirs"}, NotFound, "has no network"),
         ({"network": "lan", "mac": OTHER}, Conflict, "VM db has"),
         ({"network": "lan", "mac": OWN}, NovaError, "another"),
-        ({"network": "lan", "address": first.address}, NovaError, "in use|taken|has"),
+        ({"network": "lan", "address": first.address}, NovaError, "is another VM's"),
         ({"network": "lan", "groups": ("none",)}, NotFound, "security group"),
     ):  # fmt: skip
         with pytest.raises(error, match=said):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from novacron.cli import metadata, options, output, progress
+from novacron.cli import metadata, options, output, progress, vm_memory
 from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait, Wait
 from novacron.cli.output import EXIT_INTERRUPTED, Columns, Object, Output, OutputFormat
@@ -66,25 +66,6 @@ def interfaces(vm: Object) -> list[str]:
     return texts
 
 
-def memory_now(vm: Object) -> str | None:
-    """Return the memory of a VM that got some or gave some back while it ran, and what its guest uses of it."""
-    hardware, guest = vm["status"].get("hardware"), vm["status"]["guest"] or {}
-    left_mib, wanted_mib = vm["status"].get("balloon_mib"), vm["spec"].get("balloon_mib")
-    if hardware and (left_mib is not None or wanted_mib is not None):
-        all_mib = hardware["memory_mib"] + sum(hardware["dimms_mib"])
-        wanted = "" if wanted_mib in (None, left_mib) else f"; {wanted_mib} MiB are wanted"
-        return f"{left_mib or all_mib} MiB of {all_mib}, the rest is given back{wanted}"
-    if not hardware or not hardware["dimms_mib"]:
-        return None
-    added_mib = sum(hardware["dimms_mib"])
-    text = f"{hardware['memory_mib']} MiB and {added_mib} MiB added; "
-    in_use_mib = guest.get("memory_mib")
-    if in_use_mib is None:
-        return text + "the guest does not say what it uses"
-    has_all = in_use_mib >= hardware["memory_mib"] + added_mib
-    return text + ("all in use" if has_all else f"the guest uses only {in_use_mib} MiB: reset it, or see its kernel")
-
-
 COLUMNS: Columns = {
     "NAME": lambda vm: vm["name"],
     "STATE": state,
@@ -106,7 +87,7 @@ def mac_addresses(vm: Object) -> str | None:
 DETAILS: Columns = {
     **COLUMNS,
     **metadata.COLUMNS,
-    "MEMORY NOW": memory_now,
+    "MEMORY NOW": vm_memory.memory_now,
     "GUEST": lambda vm: (vm["status"]["guest"] or {}).get("hostname"),
     "ADDRESSES": lambda vm: (vm["status"]["guest"] or {}).get("addresses"),
     "NETWORKS": interfaces,

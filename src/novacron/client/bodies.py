@@ -79,6 +79,16 @@ class ConfigureMeBody(TypedDict, total=False):
     default_project: Required[str | None]
 
 
+class ConfigureNicBody(TypedDict, total=False):
+    """What to change; what is left out stays. In another network the interface gets a free address, unless one is
+    named.
+    """
+
+    network: str
+    address: str | None
+    groups: Sequence[str]
+
+
 class ConfigureNodeBody(TypedDict, total=False):
     """What is left out stays as it is; null removes the limit."""
 
@@ -148,6 +158,9 @@ class ConfigureVmBody(TypedDict, total=False):
     memory_mib: int
     vcpus_max: int | None
     memory_max_mib: int | None
+    display: Display | Literal["vga", "none"]
+    firmware: Firmware | Literal["bios", "uefi", "uefi-secure"]
+    tpm: bool
     restart: Restart | Literal["always", "on-failure", "never"]
     start_order: int
     protected: bool
@@ -160,6 +173,7 @@ class ConfigureVmBody(TypedDict, total=False):
     name: str
     security_groups: Sequence[str]
     macs: Sequence[str | None]
+    cloud_init: SeedChangesBody
     display_name: str
     description: str
     tags: Sequence[str]
@@ -474,6 +488,18 @@ class MigrateVmBody(TypedDict, total=False):
     warm: bool
 
 
+class MoveImageBody(TypedDict, total=False):
+    """The project that is to own the image; null: all projects may use it, which takes a role in all projects."""
+
+    project: Required[str | None]
+
+
+class MoveToProjectBody(TypedDict, total=False):
+    """The project to move it to."""
+
+    project: Required[str]
+
+
 class NetworkEncryptionBody(TypedDict, total=False):
     """What the fleet's settings say of networks' traffic between nodes."""
 
@@ -569,6 +595,16 @@ class RuleSpecBody(TypedDict, total=False):
 
 class SeedBody(TypedDict, total=False):
     """First-boot data for cloud-init (NoCloud). An omitted field leaves the image's own setting."""
+
+    hostname: str | None
+    ssh_keys: Sequence[str]
+    user_data: str
+    gateway: str | None
+    nameservers: Sequence[str]
+
+
+class SeedChangesBody(TypedDict, total=False):
+    """What to change of it; what is left out stays."""
 
     hostname: str | None
     ssh_keys: Sequence[str]

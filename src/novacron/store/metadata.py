@@ -84,8 +84,8 @@ async def change(connection: Connection, target: ObjectRef, type_: type[D], want
     """Change metadata of an object, and return it. Raises NotFound, PreconditionFailed."""
     changes, actor, if_match = wanted
     table, column = TABLES[target.kind]
-    row = await _locked(connection, target, if_match)
-    values = {field: changes.get(field, row[field]) for field in FIELDS}
+    was = await _locked(connection, target, if_match)
+    values = {field: changes.get(field, was[field]) for field in FIELDS}
     values["tags"] = list(canonical_tags(values["tags"]))
     settings = ", ".join(f"{field} = ${number}" for number, field in enumerate(FIELDS, 2))
     row = await connection.fetchrow(

@@ -7,6 +7,7 @@ PARAMETERS = {
     "id": "The object's id.",
     "name": "The object's name.",
     "address": "An IP address.",
+    "mac": "The MAC address of the interface.",
     "site": "The site's name.",
     "one": "The name of one of the two sites.",
     "other": "The name of the other site.",
