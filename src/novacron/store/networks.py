@@ -141,6 +141,7 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
             raise NotFound(f"project {project} has no network {network.name!r}", field="nics")
     taken = {name: await _taken(connection, name) for name in locked}
     held = {name: await unreconciled.addresses(connection, name) for name in locked}
+    named = {name: {nic.address for nic in spec.nics if nic.network == name and nic.address} for name in locked}
     await check_groups(connection, spec.nics, project)
     nics = []
     for nic in spec.nics:
@@ -156,7 +157,8 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
                 f"VM {other}, which is unreconciled, has {nic.address}", field="nics", hint=unreconciled.way_out(other)
             )
         try:
-            address = give(subnet, taken[nic.network] | held[nic.network].keys(), nic.address)
+            others = named[nic.network] if nic.address is None else set[str]()
+            address = give(subnet, taken[nic.network] | held[nic.network].keys() | others, nic.address)
         except InvalidInput as error:
             raise InvalidInput(f"network {nic.network}: {error.detail}", field="nics", hint=error.hint) from None
         taken[nic.network].add(address)
