@@ -20,11 +20,11 @@ import sys
 from novacron.client import Client
 
 with Client() as client:
-    made = client.create_vm(name=sys.argv[1], image="tiny", memory_mib=128)
-    client.wait("vms", made["id"], lambda vm: vm["status"]["state"] == "running", timeout_s=120)
-    print([vm["name"] for vm in client.list("vms")])
-    client.delete("vms", made["id"])
-    client.wait("vms", made["id"], lambda vm: vm is None, timeout_s=120)
+    vm = client.vms.create(name=sys.argv[1], image="tiny", memory_mib=128)
+    vm.wait_until(lambda now: now.status.state == "running", timeout_s=120)
+    print([other.name for other in client.vms.list()])
+    vm.delete()
+    vm.wait_until_gone(timeout_s=120)
 """
 
 
