@@ -116,7 +116,8 @@ def test_a_connection_that_was_dropped_a_moment_ago_can_still_be_asked() -> None
     """In uvloop, as in the agent: found by a link that died late in a migration, which ended it."""
 
     async def drop() -> None:
-        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        accepted: list[asyncio.StreamWriter] = []
+        server = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
         async with server:
             _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
             sock = writer.get_extra_info("socket")
@@ -125,5 +126,7 @@ def test_a_connection_that_was_dropped_a_moment_ago_can_still_be_asked() -> None
             await pause_async(0.1)
             assert sockets.measured(sock) is None
             sockets.pace(sock, 1_000_000)
+            for other_end in accepted:
+                other_end.close()
 
     uvloop.run(drop())
