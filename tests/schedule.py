@@ -49,6 +49,7 @@ LONGEST_FIRST = (
     "tests/e2e/test_demo.py",
     "tests/e2e/test_images.py",
     "tests/e2e/test_key_rotation.py",
+    "tests/e2e/test_drain.py",
     "tests/e2e/test_postcopy.py",
     "tests/e2e/test_warm.py",
     "tests/integration/test_coverage.py",
