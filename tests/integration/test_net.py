@@ -197,7 +197,7 @@ def test_one_network_that_the_hosts_rules_refuse_does_not_open_or_stop_the_other
     networks = NodeNetworks(AgentSettings(tmp_path, tmp_path, ""))
     table = f"novacron_{networks.instance}"
     try:
-        refused = host.within(lambda: networks._settle_host([], {5: ["198.18.0.1"], 6: ["nonsense"]}, whole=True))
+        refused = host.within(lambda: networks.routing.settle([], {5: ["198.18.0.1"], 6: ["nonsense"]}, whole=True))
         assert list(refused) == [6]
         rules = run(*host.prefix, "nft", "list", "table", "ip", table)
         assert rules.count("198.18.0.1") == 2, "the good one has its rules"
@@ -367,9 +367,9 @@ def test_rules_against_guests_are_there_before_any_network_and_back_after_somebo
         run(*host.prefix, "nft", "flush", "ruleset")
         settle(whole=True)
         assert 'iifname "nv*" udp dport 4789 drop' in rules()
-        assert host.within(lambda: networks._settle_host([], ends, whole=False)) == {}
-        assert host.within(lambda: networks._take_refused_frames([network_on_node()], ends)) is False
+        assert host.within(lambda: networks.routing.settle([], ends, whole=False)) == {}
+        assert host.within(lambda: networks.routing.take_refused_frames([network_on_node()], ends)) is False
         run(*host.prefix, "nft", "flush", "ruleset")
-        assert host.within(lambda: networks._take_refused_frames([network_on_node()], ends)), "it is noticed"
+        assert host.within(lambda: networks.routing.take_refused_frames([network_on_node()], ends)), "it is noticed"
     finally:
         run(*host.prefix, "nft", "flush", "ruleset")

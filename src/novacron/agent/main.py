@@ -99,7 +99,7 @@ class Agent:
         )  # fmt: skip
         self._link = LinkClient(identity, self._hello, self._receive, self._lost, self._peers.heartbeat, renewed)
         host.send = self._link.send
-        overlay = host.networks.refused_frames.condition
+        overlay = host.networks.routing.refused_frames.condition
         self._conditions = HostConditions(settings.state_dir, self._peers.reach, overlay, self._link.send)
         self._consoles = Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk)
         self._console_requests = ConsoleRequests(self._consoles, self._link.send)

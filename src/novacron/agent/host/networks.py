@@ -11,12 +11,12 @@ import contextlib
 import itertools
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from novacron.agent.host.host_routing import HostRouting, resolved
 from novacron.agent.host.instances import RUN_DIR, instance_of, prefix_of, table_of, tunnel_of
 from novacron.agent.host.kept_interfaces import with_kept
 from novacron.agent.host.network_problems import (
@@ -28,20 +28,17 @@ from novacron.agent.host.network_problems import (
     noting_failures,
     still_closed,
 )
-from novacron.agent.host.refused_frames import RefusedFrames
 from novacron.agent.host.wired import Wired
 from novacron.agent.settings import AgentSettings
 from novacron.model.network import (
     MTU_DEFAULT,
     NetworkKind,
     NetworkOnNode,
-    Protocol,
     VmInterface,
-    gateway_address,
     service_address,
 )
 from novacron.model.vm import tap_name
-from novacron.net import dnsmasq, firewall, listening, namespace, overlay, router, tap, tunnels, wireguard
+from novacron.net import dnsmasq, firewall, namespace, overlay, router, tap, wireguard
 from novacron.net.tap import NetworkFailed
 from novacron.telemetry import logs
 
@@ -70,15 +67,9 @@ def lacks() -> list[str]:
     return [f"no networks of VMs: apt-get install {'nftables' if m == 'nft' else 'dnsmasq-base'}" for m in missing]
 
 
-def _resolved(host: str) -> str | None:
-    with contextlib.suppress(OSError, ValueError):  # the latter: what can be no name
-        return socket.gethostbyname(host)
-    return None
-
-
 def tunnel_address(settings: AgentSettings) -> str | None:
     """Return the address at which other nodes reach this one; None where that is this host alone."""
-    address = _resolved(settings.advertise or settings.dwcp_host)
+    address = resolved(settings.advertise or settings.dwcp_host)
     return None if address is None or address.startswith("127.") or address == "0.0.0.0" else address
 
 
@@ -106,17 +97,11 @@ class NodeNetworks:
         """Says whether this node owns a VM: its interfaces stay, whatever the server leaves out."""
         self._told: tuple[NetworkOnNode, ...] = ()
         self._desired: tuple[NetworkOnNode, ...] | None = None
-        self._hosts: tuple[str, ...] = ()
-        self._host_addresses: dict[str, str] = {}
-        """Addresses of ``_hosts``, those that are known."""
-        self._not_forwarded: frozenset[tuple[Protocol, int]] = frozenset()
+        self.routing = HostRouting(self.instance)
         self._settled: dict[str, NetworkOnNode] = {}
         self._failed: dict[str, str] = {}
         self._closed: dict[str, dict[firewall.NicKey, str]] = {}
         """Interfaces in each network that are closed, and why nft refuses their rules."""
-        self.refused_frames = RefusedFrames()
-        self._unrouted: dict[str, list[str]] = {}
-        """Floating addresses of each network that are on no subnet of this host."""
         self.problems = NetworkProblems()
         self.closed: dict[str, str] = {}
         """VMs with interfaces that are closed, and why, as of the last look."""
@@ -126,10 +111,8 @@ class NodeNetworks:
         self._arrived: dict[str, float] = {}
         """Until when (monotonic clock, seconds) connections of guests at these addresses go on without a flow."""
         self._began = False
-        self._rules: dict[str, str] = {}
-        """Those of this host that were loaded last."""
-        self._open: dict[str, NetworkOnNode] = {}
-        """Networks whose gateway is here, as they were made last."""
+        self._bridge_rules: str | None = None
+        """Which rules for guests on bridges were loaded last; None: none are."""
         self._guards_bridges = settings.bridge is not None and os.geteuid() == 0 and shutil.which("nft") is not None
         """VMs that are in no network are on a bridge: they, too, send hosts no frames of overlays."""
         self._changed = asyncio.Event()
@@ -150,7 +133,7 @@ class NodeNetworks:
         }
         # What these have begun while nobody asked goes on.
         self._arrived |= dict.fromkeys(filter(None, shut), time.monotonic() + firewall.ARRIVED_S)
-        self._desired, self._hosts = desired, hosts
+        self._desired, self.routing.hosts = desired, hosts
         self._changed.set()
 
     async def run(self) -> None:
@@ -177,7 +160,7 @@ class NodeNetworks:
                 await asyncio.wait_for(self._changed.wait(), RETRY_S if failed else LOOK_S)
 
     def _troubles(self) -> NetworkTroubles:
-        return NetworkTroubles(self._failed, self._closed, self._not_forwarded, self._unrouted)
+        return NetworkTroubles(self._failed, self._closed, self.routing.not_forwarded, self.routing.unrouted)
 
     def trouble(self, network: str) -> str | None:
         """Return why a network can't be set up here, None as far as is known it can."""
@@ -249,11 +232,11 @@ class NodeNetworks:
 
     def _settle(self, networks: tuple[NetworkOnNode, ...], arrived: dict[str, float], *, whole: bool) -> bool:
         """Bring networks into their desired state; say whether something failed. ``whole``: unchanged ones too."""
-        if not networks and not self._rules.keys() - {"bridges"} and not namespace.all(self.prefix):
+        if not networks and not self.routing.loaded and not namespace.all(self.prefix):
             return self._settle_without_networks(whole=whole)
         own = tunnel_address(self._settings)
         hosts = {peer.host for network in networks for peer in network.peers}
-        addresses = {host: address for host in hosts if (address := _resolved(host)) is not None}
+        addresses = {host: address for host in hosts if (address := resolved(host)) is not None}
         overlays = [network for network in networks if network.spec.kind is NetworkKind.OVERLAY]
         gateways = [network for network in overlays if network.is_gateway]
         on_bridges = [network for network in networks if network.spec.kind is NetworkKind.BRIDGE]
@@ -263,15 +246,15 @@ class NodeNetworks:
             self._settle_encryption(networks, addresses, own)
         with noting_failures(overlays, failed):
             # First of all: no tunnel may learn from a frame, or send one, that does not take the way it should.
-            rules_are_gone = self._take_refused_frames(overlays, ends)
-            refused = self._settle_host(gateways, ends, whole=whole or rules_are_gone)
+            rules_are_gone = self.routing.take_refused_frames(overlays, ends)
+            refused = self.routing.settle(gateways, ends, whole=whole or rules_are_gone)
             failed |= {network.name: refused[network.vni] for network in overlays if network.vni in refused}
         for network in (network for network in overlays if network.name not in failed):
             with noting_failures([network], failed):
                 self._settle_overlay(network, own, ends[network.vni], arrived, whole=whole)
                 self._settled[network.name] = network
         with noting_failures(gateways, failed):
-            self._settle_gateways(gateways, failed, whole=whole)
+            self.routing.settle_gateways(gateways, failed, whole=whole)
         with noting_failures(on_bridges, failed):
             self._settle_bridges(on_bridges, arrived, whole=whole)
             self._settled |= {network.name: network for network in on_bridges}
@@ -283,7 +266,7 @@ class NodeNetworks:
     def _settle_without_networks(self, *, whole: bool) -> bool:
         """Keep the rules for guests on bridges; say whether that failed. There is no network here, and was none."""
         failed: dict[str, str] = {}
-        if self._guards_bridges or self._rules:
+        if self._guards_bridges or self._bridge_rules is not None:
             with noting_failures((), failed):
                 self._settle_bridges([], {}, whole=whole)
         self._report(failed)
@@ -336,133 +319,18 @@ class NodeNetworks:
         if closed:
             self._closed[network.name] = closed
 
-    def _take_refused_frames(self, overlays: list[NetworkOnNode], ends: tunnels.Tunnels) -> bool:
-        """Count what this host's rules have dropped; say whether the rules are gone, because somebody flushed them."""
-        if "host" not in self._rules:
-            return False
-        refused = tunnels.refused(self._table)
-        if refused is not None:
-            self.refused_frames.take(refused, ends, {network.vni: network.name for network in overlays})
-        return refused is None
-
-    def _settle_host(self, gateways: list[NetworkOnNode], ends: dict[int, list[str]], *, whole: bool) -> dict[int, str]:
-        """Load the rules of this host. ``ends``: the hosts that have each network, by its VXLAN identifier.
-
-        A network whose part nft refuses is left out, its tunnel closed; return why, by the network's identifier.
-        Raises NetworkFailed.
-        """
-        if not ends and not gateways:
-            self._remove_host_rules()
-            return {}
-        forwarded = router.forward(RUN_DIR / f"{self.instance}.forwards") if gateways else True
-        host = router.HostRules(
-            gateways, ends, self._addresses_of_hosts(whole=whole) if gateways else (),
-            None if forwarded else tap.bridges(), self._used_ports(gateways),
-        )  # fmt: skip
-        rules = router.host_script(self._table, host)
-        if not whole and self._rules.get("host") == rules:
-            return {}
-        try:
-            firewall.nft(rules)
-            self._rules["host"] = rules
-            self.refused_frames.begin_anew()
-            return {}
-        except firewall.RulesRefused:
-            refused = self._refused_of_host(gateways, ends)
-            if not refused:
-                raise
-        accepted = {vni: [] if vni in refused else peers for vni, peers in ends.items()}
-        open_ = [network for network in gateways if network.vni not in refused]
-        firewall.nft(router.host_script(self._table, host._replace(gateways=open_, tunnels=accepted)))
-        self.refused_frames.begin_anew()
-        self._rules["host"] = ""
-        return refused
-
-    def _addresses_of_hosts(self, *, whole: bool) -> list[str]:
-        """Return the addresses of the platform's hosts; names are looked up again with ``whole``."""
-        known = {} if whole else self._host_addresses
-        self._host_addresses = {
-            host: address for host in self._hosts if (address := known.get(host) or _resolved(host)) is not None
-        }
-        return sorted({address for address in self._host_addresses.values() if not address.startswith(("127.", "0."))})
-
-    def _used_ports(self, gateways: list[NetworkOnNode]) -> frozenset[tuple[Protocol, int]]:
-        """Return the forwarded ports that this host itself listens at: they stay the host's."""
-        forwarded = {
-            (entrance.protocol, entrance.port): network.name
-            for network in gateways
-            for entrance in network.entrances
-            if entrance.address is None
-        }
-        used = listening.used_ports() & forwarded.keys() if forwarded else frozenset()
-        for protocol, port in sorted(used - self._not_forwarded):
-            log.error(
-                "a port is not forwarded: this host itself listens at it",
-                network=forwarded[protocol, port], protocol=protocol, port=port,
-            )  # fmt: skip
-        self._not_forwarded = used
-        return used
-
-    def _remove_host_rules(self) -> None:
-        if self._rules.pop("host", None) is not None:
-            firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
-            self.refused_frames.forget()
-
-    def _refused_of_host(self, gateways: list[NetworkOnNode], ends: tunnels.Tunnels) -> dict[int, str]:
-        """Return the networks whose part of this host's rules nft refuses when it stands alone, and why."""
-        refused = {}
-        for vni, peers in ends.items():
-            own = [network for network in gateways if network.vni == vni]
-            try:
-                script = router.host_script(f"{self._table}_check", router.HostRules(own, {vni: peers}))
-                firewall.nft(script, check=True)
-            except firewall.RulesRefused as error:
-                refused[vni] = str(error)
-        return refused
-
-    def _settle_gateways(self, gateways: list[NetworkOnNode], failed: dict[str, str], *, whole: bool) -> None:
-        """Have the ways in and out of the networks whose gateway is here, and no others."""
-        before = router.held()
-        gone = before - {address for network in gateways for address in router.floating_of(network)}
-        router.silence(gone)
-        router.close((network.number for network in gateways), gone)
-        self._open = {network.name: network for network in gateways if self._open.get(network.name) == network}
-        for network in gateways:
-            name = self.prefix + network.name
-            if network.name in failed:
-                continue
-            try:
-                if not whole and self._open.get(network.name) == network:
-                    continue
-                router.open_(name, network)
-                router.lead(network)
-                self._announce(network, before, whole=whole)
-                assert network.spec.subnet is not None
-                router.greet(name, gateway_address(network.spec.subnet))
-                self._open[network.name] = network
-            except NetworkFailed as error:
-                failed[network.name] = str(error)
-
-    def _announce(self, network: NetworkOnNode, before: set[str], *, whole: bool) -> None:
-        """Announce the floating addresses of a network, without ``whole`` those that were not held before."""
-        floating = router.floating_of(network)
-        unrouted = router.announce(sorted(floating if whole else floating - before))
-        kept = () if whole else set(self._unrouted.get(network.name, ())) & floating & before
-        self._unrouted[network.name] = sorted({*unrouted, *kept})
-        for address in unrouted:
-            log.info("a floating address is on no subnet of this host: route it here", address=address)
-
     def _settle_bridges(self, networks: list[NetworkOnNode], arrived: dict[str, float], *, whole: bool) -> None:
         nics = list(_interfaces(networks))
         if not nics and not self._guards_bridges:
-            if self._rules.pop("bridges", None) is not None or whole:
+            if self._bridge_rules is not None or whole:
+                self._bridge_rules = None
                 firewall.remove(self._table)
-        elif nics or whole or self._rules.get("bridges") != ANY_GUEST:
+        elif nics or whole or self._bridge_rules != ANY_GUEST:
             closed = firewall.load(self._table, nics, None, arrived)
             for network in networks:
                 own = set(map(firewall.key_of, network.interfaces))
                 self._close(network, {key: why for key, why in closed.items() if key in own})
-            self._rules["bridges"] = "" if nics else ANY_GUEST
+            self._bridge_rules = "" if nics else ANY_GUEST
 
     def _remove_others(self, desired: set[str]) -> None:
         """Remove networks that are not wanted here, unless a VM is still in them."""
