@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from novacron import settings_file
 from novacron.cli import images, output
 from novacron.cli.app import app
 from novacron.cli.options import expand
@@ -135,10 +136,16 @@ def server(context: typer.Context, options: ServerOptions) -> None:
     state_dir = options.state_dir or default_state_dir()
     postgres, database = None, options.database
     try:
+        if options.check_settings:
+            options.settings(database or "", state_dir / "server", config_path())
+            _show_settings(context, options)
+            return
         if database is None:
             postgres = Postgres(state_dir / "postgres")
             database = postgres.start()
         run(options.settings(database, state_dir / "server", config_path()))
+    except typer.BadParameter as error:
+        settings_file.fail(settings_file.blamed(context, error))
     except (NovaError, PostgresFailed) as error:
         say(f"error: {error}", err=True)
         sys.exit(1)
@@ -181,20 +188,35 @@ def recover_admin(
 
 @app.command()
 @expand
-def agent(options: AgentOptions) -> None:
+def agent(context: typer.Context, options: AgentOptions) -> None:
     """Run this host's VMs for the control plane."""
     require(Extra.AGENT)
     from novacron.agent.main import run
     from novacron.model.errors import NovaError
 
     try:
-        if options.rejoin is not None:
-            _rejoin(options.settings().state_dir / "identity", options.rejoin)
+        settings = options.settings()
+        if options.check_settings:
+            _show_settings(context, options)
+        elif options.rejoin is not None:
+            _rejoin(settings.state_dir / "identity", options.rejoin)
         else:
-            run(options.settings(), options.join)
+            run(settings, options.join)
+    except typer.BadParameter as error:
+        settings_file.fail(settings_file.blamed(context, error))
     except NovaError as error:
         say(f"error: {error}", err=True)
         sys.exit(1)
+
+
+def _show_settings(context: typer.Context, options: object) -> None:
+    rows = [{"name": n, "value": value, "from": source} for n, value, source in settings_file.effective(context, options)]
+    columns: output.Columns = {
+        "SETTING": lambda row: row["name"],
+        "VALUE": lambda row: row["value"],
+        "FROM": lambda row: row["from"],
+    }
+    output.rows(rows, columns, output.OutputFormat.TABLE)
 
 
 def _rejoin(identity_dir: Path, token: str) -> None:

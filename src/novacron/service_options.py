@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import ipaddress
 import os
+from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import typer
+from typer.models import OptionInfo
 
+from novacron import settings_file
 from novacron.model.proxy_header import ProxyHeader
 
 if TYPE_CHECKING:  # imported where they are needed: commands that need neither start faster
@@ -22,9 +26,43 @@ if TYPE_CHECKING:  # imported where they are needed: commands that need neither 
 STATE_DIR = Path("/var/lib/novacron")
 HOUR_S = 3600.0
 REUSABLE = frozenset({"image", "sibling", "checkpoint"})
+Options = TypeVar("Options", bound=type)
 
 StateDir = Annotated[Path | None, typer.Option(help="directory for its files; default: /var/lib/novacron as root")]
 Advertise = Annotated[str | None, typer.Option(help="name or address by which others reach this host")]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings", is_eager=True,
+        help="TOML file with any of these options; the command line and the environment win over it",
+    ),
+]  # fmt: skip
+CheckSettings = Annotated[
+    bool, typer.Option("--check-settings", help="print each setting with where it comes from, and start nothing")
+]
+
+
+def _with_variables(prefix: str) -> Callable[[Options], Options]:
+    """Let each option of a class also be an environment variable: the prefix, and its name in capitals.
+
+    Those that had a variable of their own before keep it.
+    """
+
+    def named(options: Options) -> Options:
+        for field, hint in get_type_hints(options, include_extras=True).items():
+            annotation, info = get_args(hint)
+            assert isinstance(info, OptionInfo) and not isinstance(info.envvar, list)
+            info = copy.copy(info)  # some are shared with other commands
+            name = settings_file.name_of(field, info)
+            info.show_envvar = info.envvar is not None
+            own = [info.envvar] if info.envvar else []
+            info.envvar = [*own, f"{prefix}_{name.upper().replace('-', '_')}"]
+            if field == "settings_file":
+                info.callback = settings_file.reader(options)
+            options.__annotations__[field] = Annotated[annotation, info]
+        return options
+
+    return named
 
 
 def default_state_dir() -> Path:
@@ -33,6 +71,7 @@ def default_state_dir() -> Path:
     return Path(os.environ.get("NOVACRON_STATE_DIR") or base)
 
 
+@_with_variables("NOVACRON_SERVER")
 @dataclasses.dataclass(frozen=True)
 class ServerOptions:
     """How a server is started."""
@@ -142,6 +181,8 @@ class ServerOptions:
     new_keys: Annotated[
         bool, typer.Option("--new-keys", help="replace keys in the database that this server's files can't open")
     ] = False
+    settings_file: SettingsFile = None
+    check_settings: CheckSettings = False
 
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL."""
@@ -175,6 +216,7 @@ class ServerOptions:
         )
 
 
+@_with_variables("NOVACRON_AGENT")
 @dataclasses.dataclass(frozen=True)
 class AgentOptions:
     """How an agent is started."""
@@ -232,6 +274,8 @@ class AgentOptions:
     uid_base: Annotated[
         int, typer.Option(min=1, max=2**31 - 65_537, help="first of the 65,536 user ids for the VMs")
     ] = 1_879_048_192
+    settings_file: SettingsFile = None
+    check_settings: CheckSettings = False
 
     def settings(self) -> AgentSettings:
         """Return the agent's settings. Raises BadParameter."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from novacron import pki, private_file
+from novacron import pki, private_file, service_manager
 from novacron.agent import identity as identities
 from novacron.agent.control.consoles import ConsoleRequests
 from novacron.agent.control.dispatch import Dispatcher, Parts
@@ -145,6 +145,7 @@ class Agent:
             "process": telemetry.watch,
             "statements": self._dispatcher.retry,
             "remnants": self._remove_remnants,
+            "watchdog": service_manager.keep_alive,
         }
         if self._settings.bridge is not None or self._images.inventory.networks:
             works["netlink"] = _load_netlink
@@ -156,7 +157,9 @@ class Agent:
                 tasks.create_task(supervise("link", self._link.run, passes=(Renamed,)), name="link")
                 for name, work in works.items():
                     tasks.create_task(supervise(name, work), name=name)
+                service_manager.tell(service_manager.READY)
         finally:
+            service_manager.tell(service_manager.STOPPING)
             for few in (self._aside, self._transfers, self._dispatcher, self._console_requests):
                 await few.end()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import asyncpg
 
-from novacron import context_file, pki, private_file
+from novacron import context_file, pki, private_file, service_manager
 from novacron.audit_chain.heads import SigningKey
 from novacron.control.audit_chain import AuditChain
 from novacron.control.controller import Controllers
@@ -42,6 +42,7 @@ from novacron.terminal import say
 log = logs.get(__name__)
 
 START_TRIES_MAX = 60
+READY_POLL_S = 0.1
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -177,6 +178,7 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
                 asyncio.create_task(supervise("database lock", watch.be_seen), name="database-lock"),
                 asyncio.create_task(supervise("keys", lambda: keys.follow(keeper.step)), name="keys"),
                 asyncio.create_task(supervise("statistics", lambda: statistics.watch(database)), name="statistics"),
+                asyncio.create_task(supervise("watchdog", lambda: _be_seen(settings, front)), name="watchdog"),
                 *keepers,
             ]
             stopped = asyncio.create_task(stop.wait())
@@ -185,6 +187,7 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
                 done, _ = await asyncio.wait([*work, stopped], return_when=asyncio.FIRST_COMPLETED)
                 for task in done - {stopped}:
                     task.result()
+                service_manager.tell(service_manager.STOPPING)
                 await front.leave()
                 await asyncio.wait([answering, *keepers], timeout=LEAVE_S_MAX)
             finally:
@@ -196,6 +199,23 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
             await watch.end()
     finally:
         await database.close()
+
+
+async def _be_seen(settings: ServerSettings, front: Front) -> None:
+    """Tell the service manager once requests are answered, and that this server is alive."""
+    while not (front.cache.ready and _answers(settings.host, settings.port)):
+        await asyncio.sleep(READY_POLL_S)
+    service_manager.tell(service_manager.READY)
+    await service_manager.keep_alive()
+
+
+def _answers(host: str, port: int) -> bool:
+    """Say whether a port of this machine is open."""
+    try:
+        with socket.create_connection((host, port), READY_POLL_S):
+            return True
+    except OSError:
+        return False
 
 
 def _measure_certificates(files: Mapping[str, Path]) -> None:
