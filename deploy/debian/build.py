@@ -100,8 +100,7 @@ def _environment(root: Path, package: Package, debian: Debian, wheel: Path, epoc
     """Make the Python environment of a package, for where it will be installed and that release's own Python."""
     site = root / f"lib/python{debian.python}/site-packages"
     site.mkdir(parents=True)
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("optional-dependencies", {})
-    wanted = ("--extra", package.extra) if package.extra in extras else ()
+    wanted = ("--extra", package.extra) if package.extra is not None else ()
     locked = root / "requirements.txt"
     _run(
         *(UV, "export", "--quiet", "--frozen", "--no-default-groups", "--no-emit-project", "--no-annotate"),

@@ -50,7 +50,7 @@ class Package(NamedTuple):
     name: str
     environment: str
     extra: str | None
-    """The extra of the Python package that it has installed, as far as there is such a one."""
+    """The extra of the Python package that it has installed."""
     summary: str
     description: str
     depends: tuple[str, ...] = ()
