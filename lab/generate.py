@@ -17,7 +17,7 @@ import msgspec
 import msgspec.inspect
 from litestar import Litestar
 
-from lab import bodies, reasons_page
+from lab import bodies, reasons_page, settings_page
 from novacron.api.access.context import Services
 from novacron.api.app import create_app
 from novacron.api.edge import openapi
@@ -141,6 +141,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs/reference/cli.md": commands(),
         OPENAPI: openapi_document(),
         ROOT / "docs/reference/reasons.md": reasons_page.page(),
+        ROOT / "docs/reference/settings.md": settings_page.page(),
     }
 
 

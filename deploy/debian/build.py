@@ -76,11 +76,13 @@ def python_packages(directory: Path, epoch_s: int) -> Path:
     return next(directory.glob("novacron-*.whl"))
 
 
-def debian_packages(to: Built, wheel: Path, debians: Iterable[Debian], revision: int = 1) -> Iterator[Path]:
-    """Build every package for each of these releases, and yield its file."""
+def debian_packages(
+    to: Built, wheel: Path, debians: Iterable[Debian], revision: int = 1, packages: Iterable[Package] = PACKAGES
+) -> Iterator[Path]:
+    """Build packages for each of these releases, and yield their files."""
     for debian in debians:
         version = f"{to.version}-{revision}+deb{debian}"
-        for package in PACKAGES:
+        for package in packages:
             with tempfile.TemporaryDirectory(prefix="novacron-package-") as scratch:
                 tree = Path(scratch) / "tree"
                 _environment(tree / package.root.lstrip("/"), package, debian, wheel, to.epoch_s)

@@ -121,6 +121,7 @@ AGENT = Package(
     settings="agent.toml",
     configure=("systemd-tmpfiles --create novacron-agent.conf || true",),
     purged=(
+        f"rm -f {JOIN_TOKEN}",
         "for data in /var/lib/novacron/agent /var/lib/novacron/images; do",
         '    [ ! -e "$data" ] || echo "novacron-agent: data stays in $data" >&2',
         "done",

@@ -210,7 +210,9 @@ def agent(context: typer.Context, options: AgentOptions) -> None:
 
 
 def _show_settings(context: typer.Context, options: object) -> None:
-    rows = [{"name": n, "value": value, "from": source} for n, value, source in settings_file.effective(context, options)]
+    rows = [
+        {"name": n, "value": value, "from": source} for n, value, source in settings_file.effective(context, options)
+    ]
     columns: output.Columns = {
         "SETTING": lambda row: row["name"],
         "VALUE": lambda row: row["value"],

@@ -165,6 +165,8 @@ def _problems(
             yield f"{name} can't be in a file, because it would count at every start: use --{name} once"
         elif not kinds[name].takes(value):
             yield f"{name} is {kinds[name].kind}, not {_toml(value)}"
+        elif value == "":
+            yield f"{name} is empty: remove the line"
         elif isinstance(value, str) and PASSWORD.search(value) and file.stat().st_mode & READABLE_BY_ALL:
             yield f"{name} has a password, and every user can read the file: chmod o-r {file}"
         else:

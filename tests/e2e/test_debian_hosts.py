@@ -1,0 +1,170 @@
+"""The packages on a real Debian with systemd: installed, restarted, upgraded and purged around a VM that runs on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from deploy.debian.build import Built, build, debian_packages, epoch_s, python_packages
+from deploy.debian.manifest import AGENT, CLI, JOIN_TOKEN, PACKAGES, Debian
+from lab import debian_hosts
+from lab.debian_hosts import DebianHost, Release
+from lab.platform import default_cache, open_directory
+from lab.switched import switched_lab
+from tests.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+RELEASES = {Debian.DEBIAN_12: Release.DEBIAN_12, Debian.DEBIAN_13: Release.DEBIAN_13}
+NEEDED = sorted({name for package in PACKAGES for name in (*package.depends, *package.recommends)} - {CLI.name})
+CONTEXT = "NOVACRON_CONFIG=/var/lib/novacron/server/cli.json"
+SERVER_EXPOSURE_MAX, AGENT_EXPOSURE_MAX = 3.0, 7.5
+QEMUS = 'for p in /proc/[0-9]*; do grep -qs "^qemu-system" $p/cmdline && echo $p $(cut -d" " -f22 $p/stat); done; true'
+
+
+class Installed(NamedTuple):
+    """A host with the packages of one build."""
+
+    host: DebianHost
+    debian: Debian
+
+    def cli(self, *arguments: str) -> str:
+        return self.host.run("env", CONTEXT, "novacron", *arguments).stdout
+
+    def install(self, directory: Path) -> None:
+        for deb in directory.glob("*.deb"):
+            self.host.copy(deb, f"/root/{directory.name}/{deb.name}")
+        self.host.run("sh", "-c", f"dpkg --install /root/{directory.name}/*.deb")
+
+    def qemus(self) -> list[str]:
+        """Return the QEMUs that run, each by process and start time."""
+        return self.host.run("sh", "-c", QEMUS).stdout.splitlines()
+
+    def is_active(self, unit: str) -> bool:
+        return self.host.run("systemctl", "is-active", unit, check=False).stdout.strip() == "active"
+
+    def main_pid(self, unit: str) -> str:
+        return self.host.run("systemctl", "show", "--property=MainPID", "--value", unit).stdout.strip()
+
+    def node_is_ready(self) -> bool:
+        return '"ready": true' in self.cli("node", "list", "--output", "json")
+
+    def exposure(self, unit: str) -> float:
+        lines = self.host.run("systemd-analyze", "security", "--no-pager", unit).stdout.splitlines()
+        return float(next(line for line in lines if "Overall exposure" in line).split(": ")[1].split()[0])
+
+
+@pytest.fixture(scope="module", params=list(Debian), ids=lambda debian: f"debian-{debian}")
+def debian(request: pytest.FixtureRequest) -> Debian:
+    lacks = debian_hosts.missing()
+    if lacks:
+        pytest.skip(f"not installed here: {', '.join(lacks)}")
+    return Debian(request.param)
+
+
+@pytest.fixture(scope="module")
+def builds(debian: Debian) -> Iterator[tuple[Path, Path]]:
+    """Return the packages of two builds, the second one later."""
+    with tempfile.TemporaryDirectory(prefix="nvpk-") as directory:
+        first, second = Path(directory) / "first", Path(directory) / "second"
+        build(first, [debian], 1)
+        build(second, [debian], 2)
+        yield first, second
+
+
+@pytest.fixture
+def installed(debian: Debian, builds: tuple[Path, Path], lacks: list[str], images: Path) -> Iterator[Installed]:
+    """A host with the first build's packages, whose only node is itself."""
+    if lacks:
+        pytest.skip("; ".join(lacks))
+    root = debian_hosts.root(RELEASES[debian], (f"python{debian.python}", *NEEDED), default_cache())
+    with (
+        open_directory("nvdh-") as directory,
+        switched_lab(f"nvd{os.getpid()}", default_cache(), 1) as lab,
+        debian_hosts.debian_hosts(lab.hosts, root, directory) as (host,),
+    ):
+        made = Installed(host, debian)
+        made.install(builds[0])
+        shutil.copytree(images / "tiny", host.path("/var/lib/novacron/images/tiny"))
+        assert made.is_active("novacron-server"), host.journal("novacron-server")
+        assert not made.is_active("novacron-agent"), "it has no token yet"
+        made.cli("node", "join-token", "--node", host.name, "--accept", "--file", JOIN_TOKEN)
+        host.run("systemctl", "restart", "novacron-agent")
+        until(made.node_is_ready, "the node is ready", 120)
+        yield made
+
+
+def test_a_vm_outlives_restarts_kills_and_upgrades_of_the_agent(
+    installed: Installed, builds: tuple[Path, Path]
+) -> None:
+    host = installed.host
+    assert installed.exposure("novacron-server.service") <= SERVER_EXPOSURE_MAX
+    assert installed.exposure("novacron-agent.service") <= AGENT_EXPOSURE_MAX
+    assert "BAD" not in host.run("novacron", "doctor", check=False).stdout
+
+    installed.cli("vm", "create", "web", "--image", "tiny", "--memory", "128", "--wait")
+    before = installed.qemus()
+    assert len(before) == 1
+    host.run("systemctl", "restart", "novacron-agent")
+    assert installed.qemus() == before, "a restart of the agent touches no VM"
+
+    agent = installed.main_pid("novacron-agent")
+    host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "novacron-agent")
+    until(
+        lambda: installed.main_pid("novacron-agent") not in (agent, "0") and installed.is_active("novacron-agent"),
+        "systemd has started the agent again", 120,
+    )  # fmt: skip
+    assert installed.qemus() == before
+
+    host.run("sh", "-c", "echo '# by the administrator' >> /etc/novacron/agent.toml")
+    agent, server = installed.main_pid("novacron-agent"), installed.main_pid("novacron-server")
+    installed.install(builds[1])
+    assert installed.is_active("novacron-agent") and installed.is_active("novacron-server")
+    assert installed.main_pid("novacron-agent") != agent and installed.main_pid("novacron-server") != server
+    assert installed.qemus() == before, "an upgrade touches no VM"
+    assert "# by the administrator" in host.path("/etc/novacron/agent.toml").read_text()
+    until(installed.node_is_ready, "the node is ready again", 120)
+    assert '"state": "running"' in installed.cli("vm", "show", "web", "--output", "json")
+    installed.cli("vm", "delete", "web", "--wait")
+    until(lambda: not installed.qemus(), "the VM's QEMU has ended", 60)
+
+    host.stop()  # as the power button does
+    assert not host.running
+
+
+def test_a_wrong_setting_is_named_and_purging_leaves_data_alone(installed: Installed) -> None:
+    host = installed.host
+    host.run("sh", "-c", "echo 'prot = 1' >> /etc/novacron/server.toml")
+    assert host.run("systemctl", "restart", "novacron-server", check=False).returncode != 0
+    said = host.journal("novacron-server")
+    assert "error: /etc/novacron/server.toml: there is no setting prot; did you mean port?" in said
+
+    purged = host.run("dpkg", "--purge", *(package.name for package in reversed(PACKAGES)))
+    for data in ("server", "postgres", "agent", "images"):
+        assert f"data stays in /var/lib/novacron/{data}" in purged.stderr
+        assert host.path(f"/var/lib/novacron/{data}").is_dir()
+    left = host.run("find", "/", "-xdev", "-name", "*novacron*", "-not", "-path", "/var/lib/*").stdout.split()
+    own = {f"/root/first/{path.name}" for path in host.path("/root/first").iterdir()}
+    assert set(left) - own == set(), "nothing but data is left"
+
+
+def test_the_same_commit_gives_the_same_packages(debian: Debian, tmp_path: Path) -> None:
+    made = []
+    for umask in (0o022, 0o077):
+        directory = tmp_path / f"{umask:o}"
+        directory.mkdir()
+        before = os.umask(umask)
+        try:
+            to = Built(directory, "0.1.0", epoch_s())
+            wheel = python_packages(directory, to.epoch_s)
+            made.append([wheel, *debian_packages(to, wheel, [debian], packages=(CLI, AGENT))])
+        finally:
+            os.umask(before)
+    for one, other in zip(*made, strict=True):
+        assert one.name == other.name and one.read_bytes() == other.read_bytes(), one.name
