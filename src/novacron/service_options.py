@@ -55,8 +55,8 @@ def _with_variables(prefix: str) -> Callable[[Options], Options]:
             info = copy.copy(info)  # some are shared with other commands
             name = settings_file.name_of(field, info)
             info.show_envvar = info.envvar is not None
-            own = [info.envvar] if info.envvar else []
-            info.envvar = [*own, f"{prefix}_{name.upper().replace('-', '_')}"]
+            own = info.envvar
+            info.envvar = [*([own] if isinstance(own, str) else []), f"{prefix}_{name.upper().replace('-', '_')}"]
             if field == "settings_file":
                 info.callback = settings_file.reader(options)
             options.__annotations__[field] = Annotated[annotation, info]

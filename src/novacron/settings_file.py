@@ -181,7 +181,7 @@ def _suggestion(name: str, known: Mapping[str, Setting]) -> str:
 
 
 def blamed(context: typer.Context, error: typer.BadParameter) -> str:
-    """Return what is wrong with an option, named as the user gave it: in a file, as a variable, or on the command line."""
+    """Return what is wrong with an option, named as the user gave it: in a file, as a variable, or as an option."""
     hint = str(error.param_hint or "")
     option = next((option for option in context.command.params if hint in option.opts), None)
     source = context.get_parameter_source(str(option.name)) if option is not None else None

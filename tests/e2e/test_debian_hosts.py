@@ -138,7 +138,7 @@ def test_a_vm_outlives_restarts_kills_and_upgrades_of_the_agent(
     assert not host.running
 
 
-def test_a_wrong_setting_is_named_and_purging_leaves_data_alone(installed: Installed) -> None:
+def test_purging_leaves_data_alone_and_says_where(installed: Installed) -> None:
     host = installed.host
     host.run("sh", "-c", "echo 'prot = 1' >> /etc/novacron/server.toml")
     assert host.run("systemctl", "restart", "novacron-server", check=False).returncode != 0

@@ -118,7 +118,7 @@ async def serve(settings: ServerSettings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, _stop, stop)
     _check_free(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.umask(private_file.UMASK)
@@ -127,6 +127,11 @@ async def serve(settings: ServerSettings) -> None:
         await _serve(settings, stop)
     finally:
         lock.release()
+
+
+def _stop(stop: asyncio.Event) -> None:
+    service_manager.tell(service_manager.STOPPING)
+    stop.set()
 
 
 def _lock(directory: Path) -> FolderLock:
@@ -166,10 +171,7 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
             relay.listen(settings.relay, link),
         ):
             answering = asyncio.create_task(front.run(), name="front")
-            keepers = [
-                asyncio.create_task(supervise("workers", lambda: workers.keep(settings, stop)), name="workers")
-                for _ in range(settings.workers - 1)
-            ]
+            keepers = _keepers(settings, stop)
             work = [
                 answering,
                 asyncio.create_task(supervise("controllers", controllers.run), name="controllers"),
@@ -187,7 +189,6 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
                 done, _ = await asyncio.wait([*work, stopped], return_when=asyncio.FIRST_COMPLETED)
                 for task in done - {stopped}:
                     task.result()
-                service_manager.tell(service_manager.STOPPING)
                 await front.leave()
                 await asyncio.wait([answering, *keepers], timeout=LEAVE_S_MAX)
             finally:
@@ -201,9 +202,17 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         await database.close()
 
 
+def _keepers(settings: ServerSettings, stop: asyncio.Event) -> list[asyncio.Task[None]]:
+    """Run the other processes that answer people, until ``stop``."""
+    return [
+        asyncio.create_task(supervise("workers", lambda: workers.keep(settings, stop)), name="workers")
+        for _ in range(settings.workers - 1)
+    ]
+
+
 async def _be_seen(settings: ServerSettings, front: Front) -> None:
     """Tell the service manager once requests are answered, and that this server is alive."""
-    while not (front.cache.ready and _answers(settings.host, settings.port)):
+    while not (front.cache.ready and _answers(settings.host, settings.port)):  # noqa: ASYNC110 (a port tells nobody)
         await asyncio.sleep(READY_POLL_S)
     service_manager.tell(service_manager.READY)
     await service_manager.keep_alive()
