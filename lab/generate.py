@@ -21,7 +21,8 @@ from lab import bodies, reasons_page, settings_page
 from novacron.api.access.context import Services
 from novacron.api.app import create_app
 from novacron.api.edge import openapi
-from novacron.model import audit, constraints, cpu, drain, image, key, migration, network, rebalance, vm
+from novacron.model import audit, constraints, cpu, devices, drain, image, key, migration, network, rebalance, vm
+from novacron.model.presets import PRESET_FIELDS
 
 ROOT = Path(__file__).parents[1]
 OPENAPI = ROOT / "docs/reference/openapi.json"
@@ -36,6 +37,10 @@ TO_SYNC = (
 """What a call for asyncio has that a blocking one has not."""
 CHOICES: tuple[type[StrEnum], ...] = (
     constraints.AntiAffinityScope,
+    devices.BootDevice,
+    devices.DiskBus,
+    devices.NicModel,
+    devices.Os,
     audit.AuditOutcome,
     cpu.CpuKind,
     vm.Display,
@@ -70,6 +75,8 @@ class VmField(NamedTuple):
     """``PATCH`` takes it too."""
     clearable: bool
     """... and null, which removes a limit."""
+    by_os: bool = False
+    """Left out, it depends on the operating system."""
 
 '''
 
@@ -103,8 +110,9 @@ def choices() -> str:
             changeable = field.name in changes
             clearable = changeable and type(None) in _members(changes[field.name].type)
             default = () if type_ == "list" else field.default
+            by_os = ", True" if field.name in PRESET_FIELDS else ""
             value = f"{type(default).__name__}.{default.name}" if isinstance(default, Enum) else repr(default)
-            lines.append(f'    "{field.name}": VmField({type_}, {value}, {changeable}, {clearable}),')
+            lines.append(f'    "{field.name}": VmField({type_}, {value}, {changeable}, {clearable}{by_os}),')
     return _formatted("\n".join([*lines, "}", '"""Those with a default and of a simple type."""', ""]))
 
 

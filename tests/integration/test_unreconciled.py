@@ -133,7 +133,7 @@ async def test_nothing_is_given_out_that_a_vm_has_which_only_a_node_knows(fleet:
             " VALUES ('vol-1', 'data', 'local', 'local', 'a', 8, 'ready', 'default')"
         )
         with pytest.raises(Conflict, match="VM new, which is unreconciled"):
-            await volumes.attach(connection, "vol-1", "web", False, None, "me")
+            await volumes.attach(connection, "vol-1", "web", volumes.Attachment(), "me")
         with pytest.raises(Conflict, match="VM new, which is unreconciled"):
             await volumes.delete(connection, "vol-1", "me")
         await connection.execute("UPDATE volumes SET phase = 'deleting'")

@@ -11,7 +11,7 @@ import pytest
 
 from novacron.api.access.authentication import COOKIE
 from novacron.api.edge import text
-from novacron.model import constraints, vm
+from novacron.model import constraints, names
 from novacron.model.errors import InvalidInput
 from novacron.model.token import same_secret
 from tests.integration.conftest import Api
@@ -84,7 +84,7 @@ def test_numbers_in_addresses_are_ascii_digits_within_64_bits() -> None:
 
 def test_no_pattern_takes_a_newline_at_its_end() -> None:
     """``$`` also matches before a last newline; names reach command lines, files and other programs."""
-    for pattern, good in ((vm.NAME_PATTERN, "a"), (constraints.LABEL_PATTERN, "a")):
+    for pattern, good in ((names.NAME_PATTERN, "a"), (constraints.LABEL_PATTERN, "a")):
         assert re.search(pattern, good) and not re.search(pattern, f"{good}\n")
     patterns = re.compile(r"""(?<!\\)\$["'](?![^\n]*re\.M)""")
     for folder in ("model", "api", "wire", "store"):

@@ -16,8 +16,10 @@ from novacron.disk.convert import DRIVERS
 from novacron.disk.errors import Unacceptable
 from novacron.disk.formats import DISK_SIGNS, OTHERS, check, detect
 from novacron.model.image import ImageFormat
+from tests.support import iso
 
 SIZE = 8 << 20
+NO_DISKS = (ImageFormat.ISO, ImageFormat.BOOT_FILE)
 
 
 def create_disk(path: Path, format: ImageFormat, *options: str) -> Path:
@@ -26,7 +28,7 @@ def create_disk(path: Path, format: ImageFormat, *options: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("format", list(ImageFormat))
+@pytest.mark.parametrize("format", [format for format in ImageFormat if format not in NO_DISKS])
 def test_each_format_is_recognised(tmp_path: Path, format: ImageFormat) -> None:
     with create_disk(tmp_path / "disk", format).open("rb") as file:
         assert detect(file) is format
@@ -158,3 +160,13 @@ def test_a_broken_header_is_read_or_refused_and_never_crashes(format: ImageForma
         assert size is None or size >= 0
     except Unacceptable as error:
         assert str(error)
+
+
+def test_only_what_has_the_file_system_of_a_cd_is_an_iso(tmp_path: Path) -> None:
+    cd, other = tmp_path / "cd.iso", tmp_path / "disk.iso"
+    cd.write_bytes(iso.bootable("hello"))
+    other.write_bytes(bytes(SIZE))
+    with cd.open("rb") as file:
+        assert check(file, ImageFormat.ISO) == cd.stat().st_size
+    with other.open("rb") as file, pytest.raises(Unacceptable, match="it is no CD"):
+        check(file, ImageFormat.ISO)

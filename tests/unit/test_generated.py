@@ -19,9 +19,9 @@ def test_generated_files_are_up_to_date() -> None:
 
 
 def test_every_field_of_a_vm_has_an_option() -> None:
-    by_hand = {"placement", "nics", "image"}
+    by_hand = {"placement", "nics", "image", "cdroms"}
     fields = {field.name for field in msgspec.structs.fields(VmFields)} - by_hand
-    assert {entry.field for entry in VM_OPTIONS} == fields == set(VM_FIELDS), "add a line to VM_OPTIONS"
+    assert {entry.field for entry in VM_OPTIONS} == fields == set(VM_FIELDS) - by_hand, "add a line to VM_OPTIONS"
 
 
 def test_the_clients_have_the_same_methods_with_the_same_parameters() -> None:

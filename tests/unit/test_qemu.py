@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.model.node import AcceleratorKind
+from novacron.qemu import boot
 from novacron.qemu.command import QemuConfig, QemuNic, QemuVolume, command, quoted
 from novacron.qemu.probe import boot_sector
 
@@ -58,7 +59,7 @@ def test_no_two_disks_have_the_same_boot_index() -> None:
     text = " ".join(command(config, incoming=False))
     indexes = [int(place) for place in re.findall(r'bootindex"?[=:] ?(\d+)', text)]
     assert len(indexes) == 6 and len(set(indexes)) == 6 and 0 not in indexes
-    disk = next(place for place in indexes if place % 100 == 0)
+    disk = next(place for place in indexes if place % boot.STEP == boot.OWN_DISK)
     assert sorted(indexes).index(disk) == 2, "those with 0 come before the disk, those with 1 after it"
 
 

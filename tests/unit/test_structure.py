@@ -33,8 +33,8 @@ SITES = ("guests on the shared platform", "the API of the shared platform")
 LOADED_WHEN_NEEDED = {"opentelemetry.exporter", "pycdlib", "redis", "webauthn", "zxcvbn"}
 """Packages that few processes need, and that take long to import."""
 SHARED_CLASS_NAMES = {
-    "AntiAffinityScope", "AuditOutcome", "CpuKind", "Display", "DrainPolicy", "Encryption", "Firmware", "ImageFormat",
-    "KeyName", "MigrationPolicy", "Power", "RebalanceMode", "Restart",
+    "AntiAffinityScope", "AuditOutcome", "BootDevice", "CpuKind", "DiskBus", "Display", "DrainPolicy", "Encryption",
+    "Firmware", "ImageFormat", "KeyName", "MigrationPolicy", "NicModel", "Os", "Power", "RebalanceMode", "Restart",
 }  # fmt: skip
 """Enums of the model that the client, which does not load the model, has a generated copy of (client/choices.py)."""
 

@@ -51,7 +51,10 @@ def test_bad_addresses_are_refused_by_field(address: str) -> None:
         {"image": "tiny", "memory_mib": limits.MEMORY_MIB_MAX + 1},
         {"image": "tiny", "memory_mib": "512"},
         {"image": "tiny", "colour": "red"},
-        {"vcpus": 1},
+        {"image": ""},
+        {"image": "tiny", "cdroms": [{}] * (limits.CDROMS_PER_VM_MAX + 1)},
+        {"image": "tiny", "cdroms": [{"iso": "../etc"}]},
+        {"image": "tiny", "kernel": "/boot/vmlinuz"},
     ],
 )
 def test_specs_out_of_bounds_are_rejected(spec: dict[str, object]) -> None:

@@ -102,7 +102,7 @@ async def test_what_a_vm_is_outlives_the_agent_that_was_told(worker: Worker, tmp
     assert said.record == OwnershipRecord(1, Claim.OWNER)
     described = msgspec.convert(said.description, VmDescription)
     assert (described.name, described.project, described.spec) == ("a", "default", assigned(Restart.NEVER).spec)
-    assert again.context.image_name() == "tiny", "its image is in use, whatever the server knows"
+    assert again.context.image_names() == {"tiny"}, "its image is in use, whatever the server knows"
 
 
 async def test_what_a_vm_is_need_not_fit_on_a_full_disk(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

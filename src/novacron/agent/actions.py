@@ -34,6 +34,7 @@ class Action(StrEnum):
     ATTACH = "attach"
     DETACH = "detach"
     GROW = "grow"
+    CHANGE_CD = "change-cd"
     SNAPSHOT = "snapshot"
     CLONE = "clone"
     SEND = "send"

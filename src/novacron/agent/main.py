@@ -200,7 +200,7 @@ class Agent:
         return [neighbour for worker in self._workers.values() if (neighbour := worker.neighbour()) is not None]
 
     def _images_in_use(self) -> list[str]:
-        return [image for worker in self._workers.values() if (image := worker.context.image_name()) is not None]
+        return [image for worker in self._workers.values() for image in worker.context.image_names()]
 
     def _start_aside(self, work: Coroutine[Any, Any, None]) -> None:
         self._aside.start(work)

@@ -81,7 +81,8 @@ def import_(
         float, typer.Option(min=1, help="longest wait, in seconds; the import continues after it")
     ] = 7200,
 ) -> None:
-    """Import an image from a disk: raw, qcow2, VMDK, VDI, VHD or VHDX, also compressed.
+    """Import an image from a disk: raw, qcow2, VMDK, VDI, VHD or VHDX, also compressed; or, by --format, an ISO for
+    CD-ROM drives, or a boot file, which is a kernel or initial RAM disk.
 
     Run it again to resume an interrupted upload.
     """

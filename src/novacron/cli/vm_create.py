@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 from novacron.cli import options, output
 from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Output, OutputFormat
-from novacron.cli.vm_options import NewVm
+from novacron.cli.vm_options import NewVm, with_disks
 from novacron.cli.vms import VmRef, WaitFor, finish
 from novacron.client import Client
 
@@ -39,6 +39,7 @@ def create(
     wait: Wait = Wait(),
 ) -> None:
     """Create a VM and start it."""
+    fields = with_disks(fields)
     groups = fields.pop("security_groups", [])
     interfaces = fields.get("nics", ())
     for interface in interfaces:

@@ -5,6 +5,7 @@ Type, default and whether a field can change come from the model, by ``novacron.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -16,6 +17,7 @@ from novacron.cli.options import Option, option, zero_removes
 from novacron.cli.output import Object
 from novacron.client.choices import VM_FIELDS, AntiAffinityScope, Display, Power
 
+BOOT = "Boot"
 SIZE, RUN, GUEST, PLACE, NET, SEED = "Size", "Start and availability", "Hardware", "Placement", "Network", "cloud-init"
 
 
@@ -52,6 +54,15 @@ VM_OPTIONS = (
     VmOption("protected", RUN, "refuse to delete the VM", "--protect"),
     VmOption("ha", RUN, "restart the VM on another node when its node fails"),
     VmOption("ha_priority", RUN, "VMs of a failed node restart in this order, highest first"),
+    VmOption("os", GUEST, "operating system of the guest: decides what the VM has by default"),
+    VmOption("disk_bus", GUEST, "controller of its disk"),
+    VmOption("nic_model", GUEST, "model of its network interfaces"),
+    VmOption("boot_once", BOOT, "kind of device from which only its next start boots"),
+    VmOption("disk_boot_order", BOOT, "place of its disk in the boot order; the lowest is tried first"),
+    VmOption("network_boot_order", BOOT, "place of its network interfaces in the boot order, over PXE"),
+    VmOption("kernel", BOOT, "boot file to boot as the kernel"),
+    VmOption("initrd", BOOT, "boot file that is the kernel's initial RAM disk"),
+    VmOption("kernel_arguments", BOOT, "arguments of the kernel"),
     VmOption("firmware", GUEST, "firmware that boots the VM", None, "firmware that boots the VM, while it is off"),
     VmOption("tpm", GUEST, "add a TPM 2.0", None, "whether it has a TPM 2.0, while it is off"),
     VmOption(
@@ -75,6 +86,9 @@ def _display(vga: bool) -> Display:
     return Display.VGA if vga else Display.NONE
 
 
+CLEARED_BY: dict[type, str] = {int: "; 0 removes it", str: '; "" removes it'}
+
+
 def _same(value: Any) -> Any:  # noqa: ANN401 - each option has its type
     return value
 
@@ -85,13 +99,14 @@ def _create_option(entry: VmOption) -> Option:
         return option(entry.field, bool, entry.flag, help=entry.help, default=True, panel=entry.panel,
                       convert=entry.yes_no)  # fmt: skip
     type_: Any = list[str] if field.type is list else field.type
-    default = None if field.type is list else field.default
+    default = None if field.type is list or field.by_os else field.default
     flag = entry.flag
     if entry.field.endswith("_mib"):
         return option(entry.field, str, flag, help=entry.help, default=default and f"{default}M", panel=entry.panel,
                       convert=output.parse_mib, metavar="SIZE")  # fmt: skip
     if field.type is bool and flag is None:
-        flag = f"--{entry.field.replace('_', '-')}"
+        name = entry.field.replace("_", "-")
+        flag = f"--{name}/--no-{name}" if field.by_os else f"--{name}"
     return option(entry.field, type_, flag, help=entry.help, default=default, panel=entry.panel)
 
 
@@ -101,7 +116,7 @@ def _change_option(entry: VmOption) -> Option:
     convert: Callable[[Any], Any] = _same
     size = entry.field.endswith("_mib")
     if field.clearable:
-        text, convert = f"{text}; 0 removes it", (_mib_or_none if size else zero_removes)
+        text, convert = text + CLEARED_BY.get(field.type, ""), (_mib_or_none if size else zero_removes)
     elif size:
         convert = output.parse_mib
     flag = entry.flag
@@ -140,6 +155,52 @@ def _interface(text: str) -> Object:
             raise typer.BadParameter(f"--network {text}: {setting!r} is not mac=ADDRESS")
         interface["mac"] = value
     return interface
+
+
+DISK_KEYS = {"size": "size_mib", "bus": "bus", "image": "image", "boot": "boot_order", "pool": "pool"}
+
+
+def disk_options(texts: list[str]) -> list[Object]:
+    """Return the disks that ``SIZE``, or ``size=SIZE`` and other settings, describe."""
+    return [_disk(text) for text in texts]
+
+
+def _disk(text: str) -> Object:
+    settings = dict(part.partition("=")[::2] for part in (text if "=" in text else f"size={text}").split(","))
+    unknown = next((key for key, value in settings.items() if key not in DISK_KEYS or not value), None)
+    if unknown is not None:
+        raise typer.BadParameter(f"--disk {text}: {unknown!r} is none of {', '.join(f'{key}=' for key in DISK_KEYS)}")
+    disk: Object = {DISK_KEYS[key]: value for key, value in settings.items()}
+    if "size" in settings:
+        disk["size_mib"] = output.parse_mib(settings["size"])
+    if "boot" in settings:
+        disk["boot_order"] = _whole(settings["boot"], f"--disk {text}: boot")
+    return disk
+
+
+def _whole(text: str, what: str) -> int:
+    if not re.fullmatch(r"\d{1,2}", text, re.ASCII):
+        raise typer.BadParameter(f"{what} is a place in the boot order, from 0 to 99, not {text!r}")
+    return int(text)
+
+
+def with_disks(fields: Object) -> Object:
+    """Return the fields of a new VM in which the first of ``disks`` is its own, made of ``image``, and the others are
+    further ones. Raises typer.BadParameter."""
+    own, *further = [dict(disk) for disk in fields.get("disks", [])] or [{}]
+    if "pool" in own:
+        raise typer.BadParameter("--disk: the first disk is the VM's own, which is in no pool")
+    names = {"size_mib": "disk_mib", "bus": "disk_bus", "boot_order": "disk_boot_order", "image": "image"}
+    rest = {field: value for field, value in fields.items() if field != "disks"}
+    return rest | {names[field]: value for field, value in own.items()} | ({"disks": further} if further else {})
+
+
+EMPTY_DRIVE = "none"
+
+
+def drives(isos: list[str]) -> list[Object]:
+    """Return the CD-ROM drives with these ISOs in them."""
+    return [{"iso": None if iso == EMPTY_DRIVE else iso} for iso in isos]
 
 
 def chosen_or_new(addresses: list[str]) -> list[str | None]:
@@ -181,10 +242,15 @@ SEED_OPTIONS = (
     option("cloud_init.nameservers", list[str], "--nameserver", help="name server; can be repeated", panel=SEED),
 )  # fmt: skip
 CREATE_OPTIONS = (
-    option("image", str, help="see: novacron image list", default=...),
+    option("image", str, help="image of its disk, see: novacron image list; without one, the disk of --disk is empty"),
     option("node", str, help="node to run on; chosen by the platform if not given", panel=PLACE),
-    *(_create_option(entry) for entry in VM_OPTIONS),
+    *(_create_option(entry) for entry in VM_OPTIONS if entry.field != "disk_mib"),
     *metadata.OPTIONS,
+    option("disks", list[str], "--disk", panel=SIZE, convert=disk_options,
+           help="disk of a size such as 20G, or size=20G[,bus=BUS][,image=IMAGE][,boot=PLACE][,pool=POOL];"
+           " repeat it for further disks, which are volumes"),
+    option("cdroms", list[str], "--cd", panel=BOOT, convert=drives,
+           help="CD-ROM drive with an ISO in it, or none for an empty one; can be repeated"),
     option("placement.anti_affinity_scope", AntiAffinityScope, default=AntiAffinityScope.NODE, panel=PLACE,
            help=SCOPE_HELP),
     *PLACEMENT_OPTIONS,
@@ -199,6 +265,8 @@ CHANGE_OPTIONS = (
            help="MAC address of its interface, or new for a free one, while it is off; repeat it for each interface"),
     option("name", str, help="a new name"),
     *metadata.OPTIONS,
+    option("cdroms", list[str], "--cd", panel=BOOT, convert=drives,
+           help="CD-ROM drives instead of those it has, each with an ISO in it, or none for an empty one; repeat it"),
     *(_change_option(entry) for entry in VM_OPTIONS if VM_FIELDS[entry.field].changeable),
     option("security_groups", list[str], "--security-group", panel=NET,
            help="security group of its network interfaces, instead of those it has; can be repeated"),

@@ -11,6 +11,7 @@ from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
+from novacron.client.choices import DiskBus
 from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Manage volumes: disks that outlive VMs.")
@@ -143,11 +144,14 @@ def attach(
     boot_order: Annotated[
         int | None, typer.Option(help="place in the firmware's boot order, lowest first; the VM's own disk has 1")
     ] = None,
+    bus: Annotated[
+        DiskBus, typer.Option(help="its controller; others than scsi only while the VM is off")
+    ] = DiskBus.SCSI,
 ) -> None:
-    """Attach a volume to a VM, also while it runs. The guest sees a SCSI disk with the volume's id as serial."""
+    """Attach a volume to a VM, also while it runs. The guest sees a disk with the volume's id as serial."""
     with output.errors():
         client = Client()
-        attached = client.attach_volume(volume, vm, read_only=read_only, boot_order=boot_order)
+        attached = client.attach_volume(volume, vm, read_only=read_only, boot_order=boot_order, bus=bus)
         say(f"{attached['name']}: attached to {attached['vm_name']}")
 
 

@@ -109,7 +109,7 @@ def _beginning(file: Path, count: int) -> bytes:
 def _head(client: Client, done: Object) -> bytes:
     """Return how an archive begins, the same each time: ``vm.json``, and the header of the disk."""
     remembered = _patiently(lambda: client.export_firmware_state(done["id"]))
-    spec = {field: done["spec"][field] for field in CARRIED}
+    spec = {field: done["spec"][field] for field in CARRIED if field in done["spec"]}
     about = {
         "format": FORMAT, "name": done["vm_name"], "spec": spec, "disk_bytes": done["disk_bytes"],
         "sha256": done["sha256"], "export": done["id"], "exported_at": done["created_at"],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from novacron.model.console import ConsoleKind
     from novacron.model.constraints import AntiAffinityScope, Effect
     from novacron.model.cpu import CpuKind
+    from novacron.model.devices import BootDevice, DiskBus, NicModel, Os
     from novacron.model.drain import DrainPolicy
     from novacron.model.image import ImageFormat
     from novacron.model.migration import MigrationPolicy
@@ -51,6 +52,7 @@ class AttachVolumeBody(TypedDict, total=False):
     vm: Required[str]
     read_only: bool
     boot_order: int | None
+    bus: DiskBus | Literal["virtio", "scsi", "sata", "ide"]
 
 
 class BeginSecondFactorBody(TypedDict, total=False):
@@ -61,6 +63,13 @@ class BeginSecondFactorBody(TypedDict, total=False):
     kind: Required[FactorKind | Literal["totp", "webauthn"]]
     name: Required[str]
     password: Required[str]
+
+
+class CdromBody(TypedDict, total=False):
+    """A CD-ROM drive of a VM."""
+
+    iso: str | None
+    boot_order: int | None
 
 
 class CloneVmBody(TypedDict, total=False):
@@ -170,6 +179,16 @@ class ConfigureVmBody(TypedDict, total=False):
     placement: PlacementBody
     ha: bool
     ha_priority: int
+    cdroms: Sequence[CdromBody]
+    boot_once: BootDevice | Literal["disk", "cdrom", "network"] | None
+    os: Os | Literal["other", "linux", "debian12", "windows10", "windows11"]
+    disk_bus: DiskBus | Literal["virtio", "scsi", "sata", "ide"]
+    disk_boot_order: int | None
+    nic_model: NicModel | Literal["virtio", "e1000", "rtl8139"]
+    network_boot_order: int | None
+    kernel: str | None
+    initrd: str | None
+    kernel_arguments: str
     name: str
     security_groups: Sequence[str]
     macs: Sequence[str | None]
@@ -310,9 +329,7 @@ class CreateUserBody(TypedDict, total=False):
 class CreateVmBody(TypedDict, total=False):
     """A new VM. The platform chooses a node unless ``node`` names one."""
 
-    image: Required[str]
-    vcpus: int
-    memory_mib: int
+    image: str
     vcpus_max: int | None
     memory_max_mib: int | None
     address: str | None
@@ -322,8 +339,6 @@ class CreateVmBody(TypedDict, total=False):
     start_order: int
     protected: bool
     display: Display | Literal["vga", "none"]
-    firmware: Firmware | Literal["bios", "uefi", "uefi-secure"]
-    tpm: bool
     disk_mib: int | None
     disk_iops: int | None
     disk_bytes_per_s: int | None
@@ -335,6 +350,20 @@ class CreateVmBody(TypedDict, total=False):
     cpu_flags: Sequence[str]
     devices: Sequence[str]
     nics: Sequence[NicSpecBody]
+    os: Os | Literal["other", "linux", "debian12", "windows10", "windows11"]
+    disk_boot_order: int | None
+    network_boot_order: int | None
+    cdroms: Sequence[CdromBody]
+    boot_once: BootDevice | Literal["disk", "cdrom", "network"] | None
+    kernel: str | None
+    initrd: str | None
+    kernel_arguments: str
+    vcpus: int
+    memory_mib: int
+    firmware: Firmware | Literal["bios", "uefi", "uefi-secure"]
+    tpm: bool
+    disk_bus: DiskBus | Literal["virtio", "scsi", "sata", "ide"]
+    nic_model: NicModel | Literal["virtio", "e1000", "rtl8139"]
     name: Required[str]
     node: str | None
     cloud_init: SeedBody | None
@@ -342,6 +371,7 @@ class CreateVmBody(TypedDict, total=False):
     display_name: str
     description: str
     tags: Sequence[str]
+    disks: Sequence[NewDiskBody]
 
 
 class CreateVmsBody(TypedDict, total=False):
@@ -422,7 +452,7 @@ class ImportImageBody(TypedDict, total=False):
     path: str | None
     size_bytes: int | None
     sha256: str | None
-    format: ImageFormat | Literal["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx"] | None
+    format: ImageFormat | Literal["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "iso", "boot-file"] | None
     description: str
     node: str | None
     shared: bool | None
@@ -512,6 +542,16 @@ class NewCommandBody(TypedDict, total=False):
     arguments: Required[Sequence[str]]
     environment: Sequence[str]
     input: str
+
+
+class NewDiskBody(TypedDict, total=False):
+    """A disk that is made with a VM, beside its own: a volume that is deleted with the VM, unless it is detached."""
+
+    size_mib: Required[int]
+    bus: DiskBus | Literal["virtio", "scsi", "sata", "ide"] | None
+    image: str | None
+    boot_order: int | None
+    pool: str
 
 
 class NicSpecBody(TypedDict, total=False):

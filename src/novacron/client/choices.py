@@ -18,6 +18,8 @@ class VmField(NamedTuple):
     """``PATCH`` takes it too."""
     clearable: bool
     """... and null, which removes a limit."""
+    by_os: bool = False
+    """Left out, it depends on the operating system."""
 
 
 class AntiAffinityScope(StrEnum):
@@ -26,6 +28,41 @@ class AntiAffinityScope(StrEnum):
     NODE = "node"
     ZONE = "zone"
     SITE = "site"
+
+
+class BootDevice(StrEnum):
+    """A kind of device from which a VM boots."""
+
+    DISK = "disk"
+    CDROM = "cdrom"
+    NETWORK = "network"
+
+
+class DiskBus(StrEnum):
+    """The controller of a disk."""
+
+    VIRTIO = "virtio"
+    SCSI = "scsi"
+    SATA = "sata"
+    IDE = "ide"
+
+
+class NicModel(StrEnum):
+    """The model of a network interface."""
+
+    VIRTIO = "virtio"
+    E1000 = "e1000"
+    RTL8139 = "rtl8139"
+
+
+class Os(StrEnum):
+    """The guest's operating system. It decides what a new VM has by default, and how its clock runs."""
+
+    OTHER = "other"
+    LINUX = "linux"
+    DEBIAN12 = "debian12"
+    WINDOWS10 = "windows10"
+    WINDOWS11 = "windows11"
 
 
 class AuditOutcome(StrEnum):
@@ -75,7 +112,7 @@ class Firmware(StrEnum):
 
 
 class ImageFormat(StrEnum):
-    """The format of a disk image file."""
+    """The format of an image file."""
 
     RAW = "raw"
     QCOW2 = "qcow2"
@@ -83,6 +120,8 @@ class ImageFormat(StrEnum):
     VDI = "vdi"
     VHD = "vhd"
     VHDX = "vhdx"
+    ISO = "iso"
+    BOOT_FILE = "boot-file"
 
 
 class KeyName(StrEnum):
@@ -128,8 +167,9 @@ class Restart(StrEnum):
 
 
 VM_FIELDS: dict[str, VmField] = {
-    "vcpus": VmField(int, 1, True, False),
-    "memory_mib": VmField(int, 256, True, False),
+    "image": VmField(str, "blank", False, False),
+    "vcpus": VmField(int, 1, True, False, True),
+    "memory_mib": VmField(int, 256, True, False, True),
     "vcpus_max": VmField(int, None, True, True),
     "memory_max_mib": VmField(int, None, True, True),
     "address": VmField(str, None, False, False),
@@ -139,8 +179,8 @@ VM_FIELDS: dict[str, VmField] = {
     "start_order": VmField(int, 500, True, False),
     "protected": VmField(bool, False, True, False),
     "display": VmField(Display, Display.VGA, True, False),
-    "firmware": VmField(Firmware, Firmware.BIOS, True, False),
-    "tpm": VmField(bool, False, True, False),
+    "firmware": VmField(Firmware, Firmware.BIOS, True, False, True),
+    "tpm": VmField(bool, False, True, False, True),
     "disk_mib": VmField(int, None, True, False),
     "disk_iops": VmField(int, None, True, True),
     "disk_bytes_per_s": VmField(int, None, True, True),
@@ -150,5 +190,14 @@ VM_FIELDS: dict[str, VmField] = {
     "cpu": VmField(CpuKind, CpuKind.BASELINE, False, False),
     "cpu_flags": VmField(list, (), False, False),
     "devices": VmField(list, (), False, False),
+    "os": VmField(Os, Os.OTHER, True, False),
+    "disk_bus": VmField(DiskBus, DiskBus.VIRTIO, True, False, True),
+    "disk_boot_order": VmField(int, 1, True, True),
+    "nic_model": VmField(NicModel, NicModel.VIRTIO, True, False, True),
+    "network_boot_order": VmField(int, None, True, True),
+    "boot_once": VmField(BootDevice, None, True, True),
+    "kernel": VmField(str, None, True, True),
+    "initrd": VmField(str, None, True, True),
+    "kernel_arguments": VmField(str, "", True, False),
 }
 """Those with a default and of a simple type."""

@@ -39,6 +39,7 @@ OTHERS = {
 }  # fmt: skip
 """What comes in place of a disk, by mistake or not, and how it begins."""
 TAR_MAGIC_AT, TAR_MAGIC, DMG_TRAILER = 257, b"ustar", b"koly"
+CD_AT, CD_MAGICS = 32769, (b"CD001", b"BEA01")
 PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 DISK_SIGNS = (
     (510, b"\x55\xaa"), (512, b"EFI PART"), (4096, b"EFI PART"), (508, b"\xda\xbe"), (512, b"PM\0\0"),
@@ -125,7 +126,11 @@ def check(file: BinaryIO, format: ImageFormat) -> int | None:
     Raises Unacceptable when it is not in this format, is damaged, or refers to another file.
     """
     match format:
-        case ImageFormat.RAW:
+        case ImageFormat.ISO:
+            if not any(_read(file, CD_AT, len(magic)) == magic for magic in CD_MAGICS):
+                raise Unacceptable("it is no CD: it has neither an ISO 9660 nor a UDF file system")
+            return file.seek(0, 2)
+        case ImageFormat.RAW | ImageFormat.BOOT_FILE:
             return file.seek(0, 2)
         case ImageFormat.QCOW2:
             return _check_qcow2(file)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 import msgspec
 
+from novacron.disk.files import make_durable
 from novacron.model.errors import MALFORMED, InvalidInput
+from novacron.model.names import NAME_PATTERN
 from novacron.model.node import ImageInfo
-from novacron.model.vm import NAME_PATTERN
+from novacron.model.vm import BLANK_IMAGE, BOOT_FILE, ISO
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES_MAX = 64 * 1024
 IMAGES_MAX = 1000
+BLANK_DISK = "disk.raw"
 DISK_ALIGNMENT = 4096
 
 
@@ -26,7 +33,8 @@ class ImageFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an image is. ``kind`` is ``kernel``: a kernel and an initial RAM disk, booted directly; or ``disk``: its VMs
-    boot from their disk.
+    boot from their disk. ``iso`` and ``boot-file``: ``disk`` is what VMs have in a CD-ROM drive, or boot as
+    their kernel or initial RAM disk.
 
     ``disk`` is what the disk of each of its VMs begins with: raw, a multiple of 4096 bytes, and never written to.
     """
@@ -101,7 +109,12 @@ def _load(directory: Path) -> LocalImage:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except MALFORMED as error:
         raise InvalidInput(f"{directory / MANIFEST} is not an image manifest: {error}", field="image") from None
-    required = {"kernel": (manifest.kernel, manifest.initrd), "disk": (manifest.disk,)}.get(manifest.kind)
+    required = {
+        "kernel": (manifest.kernel, manifest.initrd),
+        "disk": (manifest.disk,),
+        ISO: (manifest.disk,),
+        BOOT_FILE: (manifest.disk,),
+    }.get(manifest.kind)
     if required is None or None in required:
         raise InvalidInput(f"{directory / MANIFEST} lacks what an image of its kind has", field=manifest.kind)
     if manifest.disk is not None and (manifest.disk.size_bytes % DISK_ALIGNMENT or manifest.disk.size_bytes < 1):
@@ -141,6 +154,33 @@ def scan(root: Path) -> tuple[dict[str, LocalImage], list[str]]:
         except (InvalidInput, OSError) as error:
             errors.append(f"image {directory.name}: {error}")
     return images, errors
+
+
+def have_blank(root: Path) -> None:
+    """See that the image with an empty disk is under ``root``; it is the same on every node. Raises OSError."""
+    if (root / BLANK_IMAGE).exists():
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{BLANK_IMAGE}-", dir=root))
+    try:
+        (scratch / BLANK_DISK).write_bytes(bytes(DISK_ALIGNMENT))
+        manifest = Manifest("disk", description="an empty disk", disk=describe(scratch / BLANK_DISK))
+        (scratch / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+        with contextlib.suppress(FileExistsError):  # another agent of this host has made it meanwhile
+            make_durable(scratch)
+            _rename_new(scratch, root / BLANK_IMAGE)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _rename_new(scratch: Path, target: Path) -> None:
+    """Rename a directory. Raises FileExistsError if there is one of that name."""
+    try:
+        scratch.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(target) from error
+        raise
 
 
 def describe(path: Path) -> ImageFile:

@@ -31,10 +31,13 @@ def capacity(node: Node) -> tuple[float, float]:
     return memory_mib, inventory.cpus * node.spec.vcpu_overcommit
 
 
-def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Network] = NO_NETWORKS) -> str | None:
+def refusal(
+    node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Network] = NO_NETWORKS, *, media_come: bool = True
+) -> str | None:
     """Return why a VM can't be placed on a node, however much room the node has, or None if it can.
 
-    ``image_comes``: the image can be copied from another node. ``networks``: all networks, by name.
+    ``image_comes``: the image can be copied from another node; ``media_come``: so can its ISOs and kernel.
+    ``networks``: all networks, by name.
     """
     inventory = node.status.inventory
     if not node.status.ready or inventory is None:
@@ -47,6 +50,7 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Ne
         _refusal_by_conditions(node)
         or _refusal_by_rules(node, vm)
         or (None if image_comes or holds(node, vm.image) else f"node {node.name} does not hold image {vm.image}")
+        or (None if media_come else _refusal_by_media(node, vm))
         or refusal_by_hardware(node, inventory, vm)
         or refusal_by_networks(node, inventory, vm, networks)
     )
@@ -68,6 +72,14 @@ def _refusal_by_rules(node: Node, vm: VmSpec) -> str | None:
         if taint.effect is Effect.NO_SCHEDULE and taint.key not in where.tolerations:
             return f"node {node.name} has the taint {taint.key}, which the VM does not tolerate"
     return None
+
+
+def _refusal_by_media(node: Node, vm: VmSpec) -> str | None:
+    """Return which ISO or kernel of the VM the node does not hold."""
+    missing = next((name for name in vm.media if not holds(node, name)), None)
+    if missing is None:
+        return None
+    return f"node {node.name} does not hold {vm.media[missing]} {missing}: novacron image copy {missing} {node.name}"
 
 
 def refusal_by_hardware(node: Node, inventory: Inventory, vm: VmSpec) -> str | None:

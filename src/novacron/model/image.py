@@ -17,7 +17,7 @@ from novacron.model.errors import InvalidInput
 
 
 class ImageFormat(StrEnum):
-    """The format of a disk image file."""
+    """The format of an image file."""
 
     RAW = "raw"
     QCOW2 = "qcow2"
@@ -25,6 +25,15 @@ class ImageFormat(StrEnum):
     VDI = "vdi"
     VHD = "vhd"
     VHDX = "vhdx"
+    ISO = "iso"
+    """A CD or DVD, for drives of VMs."""
+    BOOT_FILE = "boot-file"
+    """A kernel or initial RAM disk, as it is."""
+
+    @property
+    def kept_as_is(self) -> bool:
+        """Say whether the file becomes the image without a conversion."""
+        return self in (ImageFormat.RAW, ImageFormat.ISO, ImageFormat.BOOT_FILE)
 
 
 class Source(StrEnum):

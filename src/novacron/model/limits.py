@@ -93,6 +93,8 @@ MEMORY_SLOTS = 8
 MEMORY_STEP_MIB = 128
 """Memory grows by multiples of this: Linux accepts no smaller step."""
 VOLUMES_PER_VM_MAX = 16
+SATA_VOLUMES_MAX, IDE_VOLUMES_MAX = 3, 1
+NEW_DISKS_PER_VM_MAX = 8
 EXPORTS_PER_NODE_MAX = 8
 IMPORT_STALL_S_MAX = 24 * 3600
 """An import that does not go on for so long is aborted: it holds a place that others may need."""
@@ -100,6 +102,9 @@ UPLOAD_S_MAX = 7 * 24 * 3600
 """An upload that takes longer is aborted."""
 EXPORT_RETENTION_S = 24 * 3600
 BOOT_ORDER_MAX = 99
+DISK_BOOT_ORDER, CDROM_BOOT_ORDER = 1, 2
+CDROMS_PER_VM_MAX = 2
+KERNEL_ARGUMENTS_LENGTH_MAX = 1024
 IOPS_MIN, IOPS_MAX = 10, 10_000_000
 DISK_BYTES_PER_S_MIN, DISK_BYTES_PER_S_MAX = 100_000, 1_000_000_000_000
 SHARED_LAYERS_MAX = 8

@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model import limits
+from novacron.model.names import NAME_PATTERN
 from novacron.model.node import Node
-from novacron.model.vm import NAME_PATTERN
 
 Rate = Annotated[int, Meta(ge=limits.RATE_BYTES_PER_S_MIN, le=limits.RATE_BYTES_PER_S_MAX)]
 Weight = Annotated[int, Meta(ge=1, le=100)]

@@ -15,7 +15,8 @@ from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.cpu import CpuModel
 from novacron.model.hardware import HostHardware, PciAddress
 from novacron.model.metadata import Metadata
-from novacron.model.vm import NAME_PATTERN, Firmware
+from novacron.model.names import NAME_PATTERN
+from novacron.model.vm import Firmware
 from novacron.model.volume import Pool
 
 NodeName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]

@@ -87,7 +87,7 @@ def _shape(wish: Wish) -> Shape:
     networks = frozenset(nic.network for nic in spec.nics)
     return (
         wish.images_come, spec.image, spec.firmware, spec.tpm, size, labels, where.tolerations, networks,
-        spec.cpu_flags, spec.devices,
+        spec.cpu_flags, spec.devices, tuple(spec.media),
     )  # fmt: skip
 
 
@@ -406,7 +406,9 @@ class Fleet:
         if name not in ranking.refusals:
             wish = ranking.wish
             comes = wish.images_come and self._held[wish.spec.image] > 0
-            ranking.refusals[name] = refusal(self.nodes[name], wish.spec, comes, self._networks)
+            ranking.refusals[name] = refusal(
+                self.nodes[name], wish.spec, comes, self._networks, media_come=wish.images_come
+            )
         return ranking.refusals[name]
 
     def _apart(self, wish: Wish, name: str) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from novacron.model import network
+from novacron.model.devices import DiskBus
 from novacron.model.errors import InvalidInput
 from novacron.model.ownership import Claim, OwnershipRecord
 from novacron.model.vm import MachineType, VmSpec, check_address, check_name
@@ -72,6 +73,7 @@ class DescribedVolume(msgspec.Struct, frozen=True):
     iops: int | None = None
     bytes_per_s: int | None = None
     moves: bool = True
+    bus: DiskBus = DiskBus.SCSI
 
 
 class VmDescription(msgspec.Struct, frozen=True):

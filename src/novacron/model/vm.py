@@ -16,26 +16,19 @@ from msgspec import UNSET, Meta, UnsetType
 from novacron.model import limits
 from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
+from novacron.model.devices import BootDevice, BootOrder, Cdrom, DiskBus, KernelArguments, NicModel, Os
 from novacron.model.encryption import KeyId
 from novacron.model.errors import InvalidInput
 from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.mac import MacAddress
 from novacron.model.mac import from_id as mac_from_id
 from novacron.model.metadata import Metadata
+from novacron.model.names import NAME_PATTERN, Name
 from novacron.model.network import NicSpec
 from novacron.model.project import DEFAULT
 
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
 ID_PATTERN = re.compile(r"^vm-[a-z2-7]{16}\Z")
 
-Name = Annotated[
-    str,
-    Meta(
-        pattern=NAME_PATTERN,
-        max_length=limits.NAME_LENGTH_MAX,
-        description="1 to 63 lower-case letters, digits and hyphens; starts and ends with a letter or digit",
-    ),
-]
 Vcpus = Annotated[int, Meta(ge=1, le=limits.VCPUS_MAX)]
 MemoryMib = Annotated[int, Meta(ge=limits.MEMORY_MIB_MIN, le=limits.MEMORY_MIB_MAX)]
 DiskMib = Annotated[int, Meta(ge=1, le=limits.DISK_MIB_MAX)]
@@ -95,6 +88,11 @@ class Display(StrEnum):
     NONE = "none"
 
 
+BLANK_IMAGE = "blank"
+"""The image with an empty disk, which every node has."""
+ISO, BOOT_FILE = "iso", "boot-file"
+"""Kinds of images that are no VM's disk: what is in a CD-ROM drive, and a kernel or initial RAM disk."""
+
 # How to add a field that users set on a VM:
 #   1. Add it to VmFields, with its type, default and a docstring. VmSpec (what is stored) and the API's CreateVm then
 #      have it, and so do the OpenAPI document and whatever reads the list from it.
@@ -104,10 +102,14 @@ class Display(StrEnum):
 #   4. Let the agent act on it (agent/vm), and check combinations that make no sense in store/sizes.py.
 
 
+Cdroms = Annotated[tuple[Cdrom, ...], Meta(max_length=limits.CDROMS_PER_VM_MAX)]
+
+
 class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The fields of a VM that its user sets when creating it: the one list of them."""
 
-    image: Name
+    image: Name = BLANK_IMAGE
+    """Without one, the VM's disk is empty, and it has one only if ``disk_mib`` is given."""
     vcpus: Vcpus = 1
     memory_mib: MemoryMib = 256
     vcpus_max: Vcpus | None = None
@@ -151,6 +153,30 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nics: Annotated[tuple[NicSpec, ...], Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
     """Network interfaces. Without any, the VM has one on its node's bridge, or QEMU's user-mode network where the node
     has no bridge."""
+    os: Os = Os.OTHER
+    disk_bus: DiskBus = DiskBus.VIRTIO
+    """The controller of the VM's own disk."""
+    disk_boot_order: BootOrder | None = limits.DISK_BOOT_ORDER
+    """Of the VM's own disk: the firmware tries the lowest number first; null: never."""
+    nic_model: NicModel = NicModel.VIRTIO
+    """The model of its network interfaces."""
+    network_boot_order: BootOrder | None = None
+    """Of its network interfaces, over PXE; null: it does not boot from the network."""
+    cdroms: Cdroms = ()
+    boot_once: BootDevice | None = None
+    """From which kind of device its next start boots, whatever the boot order says. Reboots of the guest, and later
+    starts, follow the boot order again."""
+    kernel: Name | None = None
+    """Image of kind boot-file: the kernel that the VM boots instead of its image's, or its disk's boot loader."""
+    initrd: Name | None = None
+    """Image of kind boot-file: the initial RAM disk of ``kernel``."""
+    kernel_arguments: KernelArguments = ""
+
+    @property
+    def media(self) -> dict[str, str]:
+        """Return the images that the VM uses beside its own, each with the kind that it must be of."""
+        isos = {drive.iso: ISO for drive in self.cdroms if drive.iso is not None}
+        return isos | {name: BOOT_FILE for name in (self.kernel, self.initrd) if name is not None}
 
 
 class VmChanges(msgspec.Struct, forbid_unknown_fields=True):
@@ -173,6 +199,18 @@ class VmChanges(msgspec.Struct, forbid_unknown_fields=True):
     """Takes effect the next time the VM moves."""
     ha: bool | UnsetType = UNSET
     ha_priority: HaPriority | UnsetType = UNSET
+    cdroms: Cdroms | UnsetType = UNSET
+    """All drives. What is in them can change while the VM runs; how many there are, and ``boot_order``, while it is
+    off."""
+    boot_once: BootDevice | UnsetType | None = UNSET
+    os: Os | UnsetType = UNSET
+    disk_bus: DiskBus | UnsetType = UNSET
+    disk_boot_order: BootOrder | UnsetType | None = UNSET
+    nic_model: NicModel | UnsetType = UNSET
+    network_boot_order: BootOrder | UnsetType | None = UNSET
+    kernel: Name | UnsetType | None = UNSET
+    initrd: Name | UnsetType | None = UNSET
+    kernel_arguments: KernelArguments | UnsetType = UNSET
 
 
 class VmSpec(VmFields, frozen=True):
@@ -192,6 +230,16 @@ class VmSpec(VmFields, frozen=True):
     encryption_key: KeyId = ""
     """The project's key with which its disk is encrypted, as the project had it when the VM was created; empty: it is
     not."""
+    boot_once_at: int = 0
+    """The value of ``starts`` to which ``boot_once`` applies."""
+
+    media_digests: dict[str, str] = {}
+    """Which images the names of its ISOs and kernel mean: no node gives it others."""
+
+    @property
+    def boots_once_from(self) -> BootDevice | None:
+        """From what the start that is due boots; None: as the boot order says."""
+        return self.boot_once if self.boot_once_at == self.starts else None
 
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given the size of its image's disk; 0: it has none."""

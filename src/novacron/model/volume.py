@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from novacron.model import limits
+from novacron.model.devices import BootOrder, DiskBus
 from novacron.model.metadata import Metadata
+from novacron.model.names import Name
 from novacron.model.project import DEFAULT
 from novacron.model.vm import BytesPerS, DiskMib, Iops
-
-BootOrder = Annotated[int, Meta(ge=0, le=limits.BOOT_ORDER_MAX)]
 
 
 class PoolKind(StrEnum):
@@ -85,3 +83,28 @@ class Volume(Metadata, frozen=True):
     """``error``, for programs: one of ``WaitCode``."""
     encryption_key: str = ""
     """The project's key with which it is encrypted; empty: it is not."""
+    bus: DiskBus = DiskBus.SCSI
+    """Its controller in the VM that has it."""
+    with_vm: bool = False
+    """It was made with its VM and is deleted with it, unless it is detached before."""
+
+
+LUNS: dict[DiskBus, int] = {
+    DiskBus.VIRTIO: limits.VOLUMES_PER_VM_MAX,
+    DiskBus.SCSI: limits.VOLUMES_PER_VM_MAX,
+    DiskBus.SATA: limits.SATA_VOLUMES_MAX,
+    DiskBus.IDE: limits.IDE_VOLUMES_MAX,
+}
+"""How many volumes have a place on each bus, beside the VM's own disk."""
+
+
+class NewDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A disk that is made with a VM, beside its own: a volume that is deleted with the VM, unless it is detached."""
+
+    size_mib: DiskMib
+    bus: DiskBus | None = None
+    """Null: that of the VM's own disk."""
+    image: Name | None = None
+    """It begins as a copy of this image's disk; null: empty."""
+    boot_order: BootOrder | None = None
+    pool: Name = limits.LOCAL_POOL

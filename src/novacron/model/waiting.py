@@ -33,7 +33,7 @@ class WaitCode(StrEnum):
     DISK_LOST = "DiskLost"
     """The host that had its disk was replaced."""
     DISK_BEING_MADE = "DiskBeingMade"
-    """A clone waits for its disk."""
+    """A clone waits for its disk, or a new VM for its further disks."""
     DISK_FULL = "DiskFull"
     """It is paused until its disk has room."""
     CRASH_BACK_OFF = "CrashBackOff"

@@ -8,22 +8,29 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.model import limits
 from novacron.model.cpu import CpuModel
+from novacron.model.devices import DiskBus, NicModel
 from novacron.model.limits import MEMORY_SLOTS
 from novacron.model.node import AcceleratorKind
-from novacron.qemu import firmware, vfio
+from novacron.qemu import boot, firmware, vfio
 from novacron.qemu.abilities import argument
+from novacron.qemu.boot import BootPlan
 from novacron.qemu.usage import BALLOON
 
 DISK = "disk0"
 """The disk's name, and that of the node of QEMU's block layer with which it starts."""
 DISK_OPTIONS = {"discard": "unmap", "detect-zeroes": "unmap"}
 SHARED_FDSET, VOLUME_FDSET = 100, 200
-BOOT_STEP = 100
-"""QEMU wants each bootindex once, and has 0 for a kernel of its own: places at the controller tell equals apart."""
-SCSI = "scsi0"
+SCSI, SATA = "scsi0", "sata0"
 """The controller of volumes: it lets go of a disk whatever the guest does, and needs no slot for each."""
-FDSET, SEED_FDSET, FIRMWARE_FDSET = 1, 2, 3
+FDSET, SEED_FDSET, FIRMWARE_FDSET, CD_FDSET = 1, 2, 3, 10
+SERIAL_LENGTH_MAX = 20
+"""What ATA and virtio disks can hold; an id of a volume is that long."""
+SATA_CD_PORT = 4
+"""The first port for a CD-ROM drive of a machine without IDE; disks have those below."""
+HYPERV = ",hv-relaxed=on,hv-vapic=on,hv-spinlocks=0x1fff,hv-time=on"
+"""What Windows knows of hypervisors, which only KVM can give (QEMU's docs/system/i386/hyperv.rst)."""
 VIDEO_MIB = 8
 GUEST_PORT = "org.qemu.guest_agent.0"
 NAMESPACE = uuid.UUID("5f0ac0de-0000-4000-8000-6e6f7661766d")
@@ -56,6 +63,17 @@ class QemuVolume(msgspec.Struct, frozen=True):
     boot_order: int | None = None
     key: str = ""
     """Id of the key that it is encrypted with; empty: it is not."""
+    bus: DiskBus = DiskBus.SCSI
+
+
+class QemuCd(msgspec.Struct, frozen=True):
+    """A CD-ROM drive, and what is in it."""
+
+    number: int
+    node: str | None = None
+    """Name of the medium as a node of QEMU's block layer; None: the drive is empty."""
+    descriptor: int | None = None
+    """The file of the medium, open."""
 
 
 class QemuConfig(msgspec.Struct, frozen=True):
@@ -104,6 +122,21 @@ class QemuConfig(msgspec.Struct, frozen=True):
     keys: tuple[QemuKey, ...] = ()
     disk_key: str = ""
     """Id of the key that the VM's own layer, and those that it shares, are encrypted with; empty: they are not."""
+    disk_bus: DiskBus = DiskBus.VIRTIO
+    boot: BootPlan = BootPlan(limits.DISK_BOOT_ORDER)
+    cds: tuple[QemuCd, ...] = ()
+    nic_model: NicModel = NicModel.VIRTIO
+    windows: bool = False
+    """The guest is Windows: its clock shows local time, and it knows hypervisors."""
+
+    @property
+    def has_ide(self) -> bool:
+        """Say whether the machine has IDE; others have SATA on board."""
+        return not self.machine.startswith(("q35", "pc-q35"))
+
+    @property
+    def own_sata(self) -> bool:
+        return self.disk is not None and self.disk_bus is DiskBus.SATA
 
 
 def monitor_path(directory: Path) -> Path:
@@ -178,6 +211,10 @@ def _firmware(config: QemuConfig) -> list[str]:
     return arguments
 
 
+def _enlightenments(config: QemuConfig) -> str:
+    return HYPERV if config.windows and config.accelerator is AcceleratorKind.KVM else ""
+
+
 def _memory(config: QemuConfig) -> str:
     if config.memory_max_mib is None:
         return f"{config.memory_mib}M"
@@ -200,8 +237,54 @@ def _disk(config: QemuConfig) -> list[str]:
             file = _read_only(number)
             backing = {"driver": "qcow2", "read-only": True, "file": file, "backing": backing, **encryption}
         layer["backing"] = backing
-    device = f"virtio-blk-pci,drive={DISK},id={DISK}-device,bootindex={BOOT_STEP}"
-    return [*arguments, "-blockdev", json.dumps(layer), "-device", device]
+    device = f"{_disk_device(config)},drive={DISK},id={DISK}-device{_bootindex(config, boot.DISK_DEVICE)}"
+    return [*_controller(config), *arguments, "-blockdev", json.dumps(layer), "-device", device]
+
+
+def _disk_device(config: QemuConfig) -> str:
+    match config.disk_bus:
+        case DiskBus.VIRTIO:
+            return "virtio-blk-pci"
+        case DiskBus.SCSI:
+            return f"scsi-hd,bus={SCSI}.0,channel=0,scsi-id=1,lun=0"
+        case DiskBus.SATA:
+            return f"ide-hd,bus={SATA}.0" if config.has_ide else "ide-hd,bus=ide.0"
+        case DiskBus.IDE:
+            return "ide-hd,bus=ide.0,unit=0"
+
+
+def _controller(config: QemuConfig) -> list[str]:
+    """Return the controller of the VM's own disk, where it is neither on board nor behind all others."""
+    if config.disk_bus is DiskBus.SCSI:
+        return ["-device", f"virtio-scsi-pci,id={SCSI}"]
+    return ["-device", f"ich9-ahci,id={SATA}"] if config.own_sata and config.has_ide else []
+
+
+def _bootindex(config: QemuConfig, device: str) -> str:
+    index = config.boot.first().get(device)
+    return "" if index is None else f",bootindex={index}"
+
+
+def cd_fdset(number: int) -> int:
+    return CD_FDSET + number
+
+
+def cd_node(cd: QemuCd) -> dict[str, object]:
+    """Return what is in a drive as a node of QEMU's block layer."""
+    return {"driver": "raw", "node-name": cd.node, "read-only": True, "file": _read_only(cd_fdset(cd.number))}
+
+
+def _cds(config: QemuConfig) -> list[str]:
+    arguments: list[str] = []
+    for cd in config.cds:
+        bus = f"ide.1,unit={cd.number}" if config.has_ide else f"ide.{SATA_CD_PORT + cd.number}"
+        device = f"ide-cd,id={boot.cd_device(cd.number)},bus={bus}{_bootindex(config, boot.cd_device(cd.number))}"
+        if cd.node is not None:
+            arguments += ["-add-fd", f"set={cd_fdset(cd.number)},fd={cd.descriptor}"]
+            arguments += ["-blockdev", json.dumps(cd_node(cd))]
+            device += f",drive={cd.node}"
+        arguments += ["-device", device]
+    return arguments
 
 
 def encrypted(key: str) -> dict[str, object]:
@@ -226,20 +309,37 @@ def volume_node(volume: QemuVolume) -> dict[str, object]:
     return {**format, "node-name": volume.id, "read-only": volume.read_only, "file": file, **options}
 
 
-def volume_device(volume: QemuVolume) -> dict[str, object]:
-    """Return a volume as a SCSI disk, whose serial is its id."""
-    device: dict[str, object] = {"driver": "scsi-hd", "id": f"{volume.id}-device", "bus": f"{SCSI}.0"}
-    device |= {"channel": 0, "scsi-id": 0, "lun": volume.lun, "drive": volume.id, "serial": volume.id}
+def volume_device(volume: QemuVolume, *, has_ide: bool = True) -> dict[str, object]:
+    """Return a volume as a disk on its bus, whose serial is its id, as far as the bus has room for that."""
+    device: dict[str, object] = {"driver": "ide-hd", "id": f"{volume.id}-device"}
+    match volume.bus:
+        case DiskBus.SCSI:
+            device |= {"driver": "scsi-hd", "bus": f"{SCSI}.0", "channel": 0, "scsi-id": 0, "lun": volume.lun}
+        case DiskBus.VIRTIO:
+            device["driver"] = "virtio-blk-pci"
+        case DiskBus.SATA:
+            device["bus"] = f"{SATA if has_ide else 'ide'}.{1 + volume.lun}"
+        case DiskBus.IDE:
+            device |= {"bus": "ide.0", "unit": 1 + volume.lun}
+    device |= {"drive": volume.id, "serial": volume.id[:SERIAL_LENGTH_MAX]}
     if volume.boot_order is not None:
-        device["bootindex"] = volume.boot_order * BOOT_STEP + 1 + volume.lun
+        device["bootindex"] = boot.volume_index(volume.boot_order, volume.lun)
     return device
 
 
-def _volumes(volumes: tuple[QemuVolume, ...]) -> list[str]:
-    arguments = ["-device", f"virtio-scsi-pci,id={SCSI}"]
-    for volume in volumes:
+def _volumes(config: QemuConfig) -> list[str]:
+    has_controller = config.disk is not None and config.disk_bus is DiskBus.SCSI
+    arguments = [] if has_controller else ["-device", f"virtio-scsi-pci,id={SCSI}"]
+    if not config.own_sata and any(volume.bus is DiskBus.SATA for volume in config.volumes) and config.has_ide:
+        arguments += ["-device", f"ich9-ahci,id={SATA}"]
+    for volume in config.volumes:
         arguments += ["-add-fd", f"set={fdset_of(volume)},fd={volume.descriptor}"]
-        arguments += ["-blockdev", json.dumps(volume_node(volume)), "-device", json.dumps(volume_device(volume))]
+        arguments += [
+            "-blockdev",
+            json.dumps(volume_node(volume)),
+            "-device",
+            json.dumps(volume_device(volume, has_ide=config.has_ide)),
+        ]
     return arguments
 
 
@@ -266,14 +366,19 @@ def _guest(descriptor: int | None) -> list[str]:
     ]
 
 
-def _nic(number: int, nic: QemuNic) -> list[str]:
+NIC_DEVICES = {NicModel.VIRTIO: "virtio-net-pci", NicModel.E1000: "e1000", NicModel.RTL8139: "rtl8139"}
+
+
+def _nic(config: QemuConfig, number: int, nic: QemuNic) -> list[str]:
     netdev = f"user,id=net{number},restrict=on"
     if nic.descriptor is not None:
         netdev = f"tap,id=net{number},fd={nic.descriptor}"
     elif nic.tap is not None:
         netdev = f"tap,id=net{number},ifname={quoted(nic.tap)},script=no,downscript=no"
-    device = f"virtio-net-pci,netdev=net{number},mac={nic.mac},romfile="
-    if nic.mtu is not None:
+    device = f"{NIC_DEVICES[config.nic_model]},netdev=net{number},mac={nic.mac}"
+    boots = _bootindex(config, boot.nic_device(number))
+    device += f",id={boot.nic_device(number)}{boots}" if boots else ",romfile="  # the ROM is what boots over PXE
+    if nic.mtu is not None and config.nic_model is NicModel.VIRTIO:
         device += f",host_mtu={nic.mtu}"
     return ["-netdev", netdev, "-device", device]
 
@@ -291,7 +396,8 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", config.machine + _firmware_of(config)),
         *("-accel", config.accelerator.value),
-        *("-cpu", argument(config.accelerator, config.cpu)),
+        *("-cpu", argument(config.accelerator, config.cpu) + _enlightenments(config)),
+        *(("-rtc", "base=localtime,driftfix=slew") if config.windows else ()),
         *("-smp", f"{config.vcpus},maxcpus={config.vcpus_max}" if config.vcpus_max else str(config.vcpus)),
         *("-m", _memory(config)),
         *("-chardev", f"socket,id=monitor0,{_server(config.monitor, monitor_path(directory))}"),
@@ -302,10 +408,11 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
             f"logfile={quoted(console_log_path(directory))},logappend=on",
         ),
         *("-serial", "chardev:serial0"),
-        *(argument for number, nic in enumerate(config.nics) for argument in _nic(number, nic)),
+        *(argument for number, nic in enumerate(config.nics) for argument in _nic(config, number, nic)),
         *_keys(config.keys),
         *_disk(config),
-        *_volumes(config.volumes),
+        *_volumes(config),
+        *_cds(config),
         *(("-device", f"VGA,vgamem_mb={VIDEO_MIB}") if config.display else ()),
         *_firmware(config),
         *_seed(config.seed),
@@ -314,7 +421,8 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
         *(("-device", f"virtio-balloon-pci,id={BALLOON}") if config.balloon else ()),
     ]
     if config.kernel is not None:
-        arguments += ["-kernel", str(config.kernel), "-initrd", str(config.initrd), "-append", config.cmdline]
+        arguments += ["-kernel", str(config.kernel), "-append", config.cmdline]
+        arguments += [] if config.initrd is None else ["-initrd", str(config.initrd)]
     if incoming or paused:
         arguments.append("-S")
     return [*arguments, "-incoming", "defer"] if incoming else arguments

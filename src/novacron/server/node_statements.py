@@ -135,6 +135,7 @@ def _attached(volume: Volume) -> wire.VolumeAttached:
     return wire.VolumeAttached(
         volume.id, volume.pool, volume.lun, volume.size_mib, volume.read_only, volume.boot_order, volume.iops,
         volume.bytes_per_s, volume.detaching, volume.kind is PoolKind.LOCAL, volume.encryption_key,
+        volume.bus, volume.phase is VolumePhase.CREATING,
     )  # fmt: skip
 
 

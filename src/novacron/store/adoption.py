@@ -228,13 +228,15 @@ async def _attach_volumes(connection: Connection, vm: Vm, described: VmDescripti
         kind = PoolKind.LOCAL if volume.moves else PoolKind.SHARED
         stored = await connection.fetchrow(
             "INSERT INTO volumes AS v (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, project, vm,"
-            " vm_name, lun, read_only, boot_order) VALUES ($1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
-            " $14) ON CONFLICT (id) DO UPDATE SET vm = $10, vm_name = $11, lun = $12, read_only = $13,"
-            " boot_order = $14, detaching = false, error = '', phase = $8, size_mib = greatest(v.size_mib, $5),"
+            " vm_name, lun, read_only, boot_order, bus) VALUES ($1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
+            " $13, $14, $15) ON CONFLICT (id) DO UPDATE SET vm = $10, vm_name = $11, lun = $12, read_only = $13,"
+            " boot_order = $14, bus = $15, detaching = false, error = '', phase = $8,"
+            " size_mib = greatest(v.size_mib, $5),"
             " node = CASE WHEN v.kind = 'local' THEN $4 ELSE v.node END"
             " WHERE (v.vm IS NULL OR v.vm = $10) AND v.project = $9 RETURNING id",
             volume.id, volume.pool, kind, vm.node, volume.size_mib, volume.iops, volume.bytes_per_s,
             VolumePhase.READY, vm.project, vm.id, vm.name, volume.lun, volume.read_only, volume.boot_order,
+            volume.bus,
         )  # fmt: skip
         if stored is None:
             raise Conflict(

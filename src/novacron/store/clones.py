@@ -50,6 +50,7 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
         starts=0,
         reboots=0,
         resets=0,
+        boot_once=None,
         protected=False,
         address=None,
         mac=None,

@@ -41,7 +41,12 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
     if not node.status.ready or node.status.inventory is None:
         raise Unavailable(f"node {vm.node} is not ready", hint="bring it back first")
     image = next((image for image in node.status.inventory.images if image.name == vm.spec.image), None)
-    if image is None or not image.disk_bytes:
+    if vm.spec.kernel is not None:
+        raise IllegalState(
+            f"VM {vm.name} boots kernel {vm.spec.kernel}, so its disk alone would not boot elsewhere",
+            hint=f"while it is off: novacron vm set {vm.name} --kernel ''",
+        )
+    if image is None or not image.disk_bytes or not vm.spec.own_disk:
         raise IllegalState(f"VM {vm.name} has no disk to export")
     if image.kind == "kernel":
         raise IllegalState(f"VM {vm.name} boots the kernel of its image, so its disk alone would not boot elsewhere")

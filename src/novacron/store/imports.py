@@ -114,6 +114,12 @@ async def digests(connection: Connection, names: Collection[str]) -> dict[str, s
     return {row["name"]: row["digest"] for row in rows}
 
 
+async def owners(connection: Connection, names: Collection[str]) -> dict[str, str]:
+    """Return whose these images are, those that are a project's own."""
+    rows = await connection.fetch("SELECT name, project FROM image_owners WHERE name = ANY($1)", sorted(names))
+    return {row["name"]: row["project"] for row in rows}
+
+
 async def check_usable(connection: Connection, image: str, project: str) -> None:
     """Raise InvalidInput when an image is another project's."""
     owner = await connection.fetchval("SELECT project FROM image_owners WHERE name = $1", image)

@@ -12,15 +12,18 @@ from novacron.model.cloud_init import Seed
 from novacron.model.errors import InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.project import Project, Quota, Usage
-from novacron.model.vm import CloneOf, Vm, VmSpec, VmStatus, vm_id
+from novacron.model.vm import BLANK_IMAGE, CloneOf, Power, Vm, VmSpec, VmStatus, vm_id
+from novacron.model.volume import NewDisk
 from novacron.store import (
     deferred_writes,
     events,
     fleet,
     imports,
     macs,
+    media,
     metadata,
     networks,
+    new_disks,
     projects,
     sizes,
     unreconciled,
@@ -62,12 +65,25 @@ class NewVm(NamedTuple):
     firmware_state: FirmwareState | None = None
     clone_of: CloneOf | None = None
     metadata: Mapping[str, Any] = {}
+    disks: tuple[NewDisk, ...] = ()
+    """Disks that are made with it beside its own."""
 
     @property
     def needs_only_its_row(self) -> bool:
         """Say whether nothing else is stored with it, and nothing locked for it."""
         return not any(
-            (self.spec.nics, self.spec.mac, self.node, self.seed, self.firmware_state, self.clone_of, self.metadata)
+            (
+                self.spec.nics,
+                self.spec.mac,
+                self.spec.media,
+                self.spec.boot_once,
+                self.disks,
+                self.node,
+                self.seed,
+                self.firmware_state,
+                self.clone_of,
+                self.metadata,
+            )
         )
 
 
@@ -124,6 +140,10 @@ async def create(connection: Connection, making: projects.Making, new: NewVm, ac
     making.has = after
     vm = vms.of_row(stored)
     await networks.attach(connection, vm.id, vm.spec)
+    if new.disks:
+        await new_disks.make(connection, vm, new.disks, actor)
+        if making.limited:
+            making.has = await projects.lock_usage(connection, vm.project)
     if new.seed is not None:
         await connection.execute(
             "INSERT INTO vm_seeds (vm, seed) VALUES ($1, $2)", vm.id, msgspec.to_builtins(new.seed)
@@ -188,6 +208,7 @@ def quickly(project_row: dict[str, Any], new: NewVm, actor: str) -> QuickVm | No
     or what only nodes know. Raises InvalidInput."""
     spec, project = new.spec, msgspec.convert(project_row, Project)
     sizes.check_maxima(spec)
+    media.check(spec)
     if project.quota != Quota() or not project.host_network or project.encryption:
         return None
     if spec.ha or spec.disk_mib is not None:
@@ -195,7 +216,7 @@ def quickly(project_row: dict[str, Any], new: NewVm, actor: str) -> QuickVm | No
     if not new.needs_only_its_row or (spec.own_disk and new.image_mib is None):
         return None
     row = _row(new, macs.assign(spec), (new.image_mib or 0) if spec.own_disk else 0)
-    event = events.NewEvent("vm", row.id, new.name, "Created", f"created from image {spec.image}", actor, project.name)
+    event = events.NewEvent("vm", row.id, new.name, "Created", f"created from {_origin(spec)}", actor, project.name)
     return QuickVm(vms.ChangedVm(row.id, new.name, project.name), row, project_row["quota"], event)
 
 
@@ -223,6 +244,8 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
     after = making.with_(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_mib=disk_mib)
     if spec.disk_mib is not None:
         await sizes.check_disk(connection, spec.image, 0, spec.disk_mib)
+    first_start = int(spec.power is Power.STOPPED)
+    spec = await media.pin(connection, media.booting_once(spec, first_start), project)
     spec = await networks.give_addresses(connection, macs.assign(spec), project)
     if new.clone_of is None:
         spec = msgspec.structs.replace(spec, encryption_key=making.project.key_of_new)
@@ -231,11 +254,26 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
                 f"what a TPM remembers can't be brought into project {project}, which encrypts it",
                 field="firmware_state.tpm", hint="leave it out: the VM begins with an empty TPM",
             )  # fmt: skip
+    return _row(await _on_a_node(connection, new, spec, project), spec, disk_mib), after
+
+
+async def _on_a_node(connection: Connection, new: NewVm, spec: VmSpec, project: str) -> NewVm:
+    """Return a new VM with its node, if that has to be known already. Raises NotFound, NoCapacity, InvalidInput."""
+    if new.disks:
+        new_disks.check(new.disks, spec)
+        if new.node is None:
+            return new._replace(node=await new_disks.choose_node(connection, new.disks, spec, project))
     if new.node is not None:
         await fleet.check(connection, new.node, spec, project)
-    return _row(new, spec, disk_mib), after
+    return new
+
+
+def _origin(spec: VmSpec) -> str:
+    if spec.image != BLANK_IMAGE:
+        return f"image {spec.image}"
+    return "an empty disk" if spec.own_disk else "no image"
 
 
 def _created(vm: Vm, actor: str) -> events.NewEvent:
-    source = f"image {vm.spec.image}" if vm.clone_of is None else f"VM {vm.clone_of.source_name}"
+    source = _origin(vm.spec) if vm.clone_of is None else f"VM {vm.clone_of.source_name}"
     return events.NewEvent("vm", vm.id, vm.name, "Created", f"created from {source}", actor, vm.project)

@@ -8,7 +8,7 @@ import asyncpg
 
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, PreconditionFailed
 from novacron.model.project import Project, Usage
-from novacron.model.vm import Vm, VmAction, is_off
+from novacron.model.vm import BLANK_IMAGE, Vm, VmAction, is_off
 from novacron.model.volume import Volume, VolumePhase
 from novacron.store import events, imports, projects, snapshots, unreconciled, vms, volumes
 from novacron.store.database import Connection
@@ -56,13 +56,7 @@ async def move_vm(connection: Connection, move: ProjectMove) -> Vm:
             f"VMs of project {target.name} need a network of it", field="project",
             hint=f"let it use the hosts' network: novacron project set {target.name} --host-network",
         )  # fmt: skip
-    try:
-        await imports.check_usable(connection, vm.spec.image, target.name)
-    except InvalidInput:
-        raise Conflict(
-            f"image {vm.spec.image}, of which VM {vm.name} is made, is another project's",
-            hint=f"let all projects use it: novacron image move-to-project {vm.spec.image}",
-        ) from None
+    await _check_images(connection, vm, target.name)
     attached = await volumes.of_vm(connection, vm.id)
     _check_keys(f"VM {vm.name}", target, vm.spec.encryption_key, *(volume.encryption_key for volume in attached))
     await unreconciled.check_name(connection, target.name, vm.name)
@@ -79,6 +73,23 @@ async def move_vm(connection: Connection, move: ProjectMove) -> Vm:
     await projects.check_quota(connection, target.name, before)
     await _record(connection, ("vm", vm.id, vm.name), vm.project, move)
     return vms.of_row(row)
+
+
+async def _check_images(connection: Connection, vm: Vm, project: str) -> None:
+    """Raise Conflict when a VM uses an image that is neither everybody's nor this project's."""
+    owners = await imports.owners(connection, {vm.spec.image, *vm.spec.media})
+    name = next((name for name, owner in owners.items() if owner != project), None)
+    if name is None:
+        return
+    if name in vm.spec.media:
+        raise Conflict(
+            f"{vm.spec.media[name]} {name}, which VM {vm.name} has, is another project's",
+            hint=f"eject it, or let all projects use it: novacron image move-to-project {name}",
+        )
+    raise Conflict(
+        f"image {name}, of which VM {vm.name} is made, is another project's",
+        hint=f"let all projects use it: novacron image move-to-project {name}",
+    )
 
 
 async def move_volume(connection: Connection, move: ProjectMove) -> Volume:
@@ -118,6 +129,8 @@ async def move_image(connection: Connection, name: str, project: str | None, siz
 
     Raises NotFound, Conflict, QuotaExceeded.
     """
+    if name == BLANK_IMAGE:
+        raise Conflict(f"image {name} is part of every node, and everybody's")
     if await connection.fetchval("SELECT true FROM imports WHERE spec ->> 'name' = $1 AND finished_at IS NULL", name):
         raise Conflict(f"image {name} is being imported", hint="wait until that is done")
     if project is None:
@@ -125,11 +138,11 @@ async def move_image(connection: Connection, name: str, project: str | None, siz
     else:
         await projects.get(connection, project, field="project")
         rows = await connection.fetch(
-            "SELECT name FROM vms WHERE spec ->> 'image' = $1 AND project <> $2 ORDER BY name LIMIT $3",
+            f"SELECT name FROM vms WHERE {vms.USES_IMAGE} AND project <> $2 ORDER BY name LIMIT $3",
             name, project, NAMED_MAX,
         )  # fmt: skip
         if rows:
-            raise Conflict(f"VMs of other projects are made of image {name}", hint="delete them first, or move them")
+            raise Conflict(f"VMs of other projects use image {name}", hint="delete them first, or move them")
         before = await projects.lock_usage(connection, project)
         await connection.execute(
             "INSERT INTO image_owners (name, project, size_mib) VALUES ($1, $2, $3)"

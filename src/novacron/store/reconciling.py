@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
+from novacron.model.names import Name
 from novacron.model.ownership import Claim, OwnershipRecord
 from novacron.model.unreconciled import Contradiction, Recorded, UnreconciledVm, contradiction
-from novacron.model.vm import Name, Vm, VmState
+from novacron.model.vm import Vm, VmState
 from novacron.store import events, unreconciled, vms
 from novacron.store.database import Connection
 from novacron.store.rows import object_of

@@ -136,6 +136,8 @@ async def check_idle(connection: Connection, vm: Vm) -> None:
 
 
 async def _has_disk(connection: Connection, vm: Vm) -> bool:
+    if not vm.spec.own_disk:
+        return False
     for node in await nodes.all(connection):
         if holds(node, vm.spec.image) and node.status.inventory is not None:
             return any(i.name == vm.spec.image and i.disk_bytes for i in node.status.inventory.images)

@@ -31,13 +31,14 @@ from novacron.model.vm import (
     VmState,
     mac_addresses,
 )
-from novacron.store import deferred_writes, events, hardware, macs, networks, projects, sizes, unreconciled
+from novacron.store import deferred_writes, events, hardware, macs, media, networks, projects, sizes, unreconciled
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
 from novacron.telemetry import traces
 
 DETACHED = (
-    "vm = NULL, vm_name = NULL, lun = NULL, read_only = false, boot_order = NULL, detaching = false,"
+    "vm = NULL, vm_name = NULL, lun = NULL, bus = 'scsi', with_vm = false, read_only = false,"
+    " boot_order = NULL, detaching = false,"
     " error = CASE WHEN EXISTS (SELECT FROM nodes WHERE name = volumes.node) THEN '' ELSE error END,"
     " reason_code = CASE WHEN EXISTS (SELECT FROM nodes WHERE name = volumes.node) THEN '' ELSE reason_code END"
 )
@@ -246,6 +247,8 @@ def _said_of(vm: Vm, changes: dict[str, Any], key: str) -> str:
             return "data of cloud-init"
         case "macs":
             return f"MAC addresses {', '.join(address or 'new' for address in changes[key])}"
+        case "cdroms":
+            return f"CD-ROM drives {', '.join(drive.iso or 'empty' for drive in changes[key]) or 'none'}"
     return f"{key} {getattr(vm.spec, key)} to {changes[key]}"
 
 
@@ -262,7 +265,7 @@ async def configure(
         changes = _with_groups(vm, changes)
         await networks.check_groups(connection, changes["nics"], vm.project)
     changes = sizes.by_balloon(vm, changes)
-    spec = await _changed(connection, vm, changes)
+    spec = await media.changed(connection, vm, await _changed(connection, vm, changes), set(changes))
     await hardware.check(connection, vm, spec)
     sizes.check_maxima(spec)
     if spec.ha and not vm.spec.ha:
@@ -364,6 +367,7 @@ async def remove(connection: Connection, vm: Vm) -> None:
         vm.id,
         vm.epoch + 1,
     )
+    await connection.execute("UPDATE volumes SET phase = 'deleting' WHERE vm = $1 AND with_vm", vm.id)
     await leave(connection, vm)
     await events.record(
         connection,
@@ -378,11 +382,19 @@ async def leave(connection: Connection, vm: Vm) -> None:
     await connection.execute("DELETE FROM vms WHERE id = $1", vm.id)
 
 
+USES_IMAGE = (
+    "(spec ->> 'image' = $1 OR $1 IN (spec ->> 'kernel', spec ->> 'initrd')"
+    " OR spec -> 'cdroms' @> jsonb_build_array(jsonb_build_object('iso', $1::text)))"
+)
+"""Of a VM: it is made of an image ($1), boots it, or has it in a drive."""
+
+
 async def made_of(connection: Connection, image: str, node: str | None) -> list[str]:
-    """Return the names of some VMs of an image: on one node, or on their way there, or anywhere."""
+    """Return the names of some VMs that use an image: on one node, or on their way there, or anywhere."""
     rows = await connection.fetch(
-        "SELECT name FROM vms WHERE spec ->> 'image' = $1 AND ($2::text IS NULL OR node = $2"
-        " OR id IN (SELECT vm FROM migrations WHERE target = $2 AND finished_at IS NULL)) ORDER BY name LIMIT 5",
+        f"SELECT name FROM vms WHERE {USES_IMAGE}"
+        " AND ($2::text IS NULL OR node = $2 OR id IN"
+        " (SELECT vm FROM migrations WHERE target = $2 AND finished_at IS NULL)) ORDER BY name LIMIT 5",
         image, node,
     )  # fmt: skip
     return [row["name"] for row in rows]

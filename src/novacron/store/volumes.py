@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from novacron.model import limits
+from novacron.model.devices import DiskBus
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
 from novacron.model.node import Node, holds
-from novacron.model.vm import Vm, VmAction
-from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
+from novacron.model.vm import Firmware, Power, Vm, VmAction, VmState
+from novacron.model.volume import LUNS, Pool, PoolKind, Volume, VolumePhase
 from novacron.model.waiting import WaitCode
 from novacron.store import events, imports, nodes, projects, sizes, unreconciled, vms
 from novacron.store.database import Connection
@@ -55,7 +55,7 @@ async def create(connection: Connection, project: str, new: NewVolume, actor: st
             raise InvalidInput(why, field="size_mib" if has_mib else "image", hint="see: novacron image list")
     if node is not None:
         await nodes.get(connection, node, field="node")
-    chosen, kind = _choose_pool(await nodes.all(connection), new)
+    chosen, kind = choose_pool(await nodes.all(connection), new)
     try:
         row = await connection.fetchrow(
             "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, image, project,"
@@ -73,7 +73,7 @@ async def create(connection: Connection, project: str, new: NewVolume, actor: st
     return volume
 
 
-def _choose_pool(every: Sequence[Node], new: NewVolume) -> tuple[str, PoolKind]:
+def choose_pool(every: Sequence[Node], new: NewVolume) -> tuple[str, PoolKind]:
     """Return the node whose pool has the most space for a new volume, and the pool's kind.
 
     Raises NotFound, NoCapacity.
@@ -122,15 +122,22 @@ async def _ready(connection: Connection, ref: str) -> Volume:
     return volume
 
 
-async def attach(
-    connection: Connection, ref: str, vm_ref: str, read_only: bool, boot_order: int | None, actor: str
-) -> Volume:
+class Attachment(NamedTuple):
+    """How a VM is to have a volume."""
+
+    read_only: bool = False
+    boot_order: int | None = None
+    bus: DiskBus = DiskBus.SCSI
+
+
+async def attach(connection: Connection, ref: str, vm_ref: str, how: Attachment, actor: str) -> Volume:
     """Give a volume to a VM, at once if that runs. Raises NotFound, Conflict, IllegalState, InvalidInput."""
     try:
         vm = await vms.get(connection, vm_ref, lock=True)
     except NotFound as error:
         raise NotFound(error.detail, field="vm", hint=error.hint) from None
     vms.check_action(vm, VmAction.CONFIGURE, None)
+    check_bus(vm, how.bus)
     volume = await _ready(connection, ref)
     await unreconciled.check_volumes(connection, [volume.id])
     if volume.project != vm.project:
@@ -151,19 +158,42 @@ async def attach(
     why = unreachable(await nodes.get(connection, vm.node), volume)
     if why is not None:
         raise IllegalState(why, field="vm", hint="see: novacron pool list")
-    taken = {volume_there.lun for volume_there in await of_vm(connection, vm.id)}
-    lun = next((lun for lun in range(limits.VOLUMES_PER_VM_MAX) if lun not in taken), None)
-    if lun is None:
-        raise Conflict(f"VM {vm.name} has {limits.VOLUMES_PER_VM_MAX} volumes", hint="detach one first")
-    row = await connection.fetchrow(
-        "UPDATE volumes SET vm = $2, vm_name = $3, lun = $4, read_only = $5, boot_order = $6 WHERE id = $1 RETURNING *",
-        volume.id, vm.id, vm.name, lun, read_only, boot_order,
-    )  # fmt: skip
+    row = await place(connection, volume.id, vm, how)
     await vms.touch(connection, vm.id)
     await events.record(
         connection, events.NewEvent("vm", vm.id, vm.name, "VolumeAttached", f"volume {volume.name}", actor)
     )
     return _volume(row)
+
+
+async def place(
+    connection: Connection, id: str, vm: Vm, how: Attachment, *, with_vm: bool = False
+) -> asyncpg.Record | None:
+    """Let a volume have a place in a VM, and return its row. Raises Conflict where there is none."""
+    taken = {volume_there.lun for volume_there in await of_vm(connection, vm.id)}
+    lun = next((lun for lun in range(LUNS[how.bus]) if lun not in taken), None)
+    if lun is None:
+        raise Conflict(
+            f"VM {vm.name} has no room for another volume: {LUNS[how.bus]} at most on bus {how.bus}, the first of all",
+            hint="detach one first, or use another bus",
+        )
+    return await connection.fetchrow(
+        "UPDATE volumes SET vm = $2, vm_name = $3, lun = $4, read_only = $5, boot_order = $6, bus = $7, with_vm = $8"
+        " WHERE id = $1 RETURNING *",
+        id, vm.id, vm.name, lun, how.read_only, how.boot_order, how.bus, with_vm,
+    )  # fmt: skip
+
+
+def check_bus(vm: Vm, bus: DiskBus) -> None:
+    """Raise IllegalState or InvalidInput unless a VM can get, or lose, a volume on a bus as it is."""
+    if bus is DiskBus.IDE and vm.spec.firmware is not Firmware.BIOS:
+        raise InvalidInput("a machine with UEFI has no IDE", field="bus", hint="use sata")
+    off = vm.spec.power is Power.STOPPED and vm.status.state in (VmState.STOPPED, VmState.PENDING)
+    if bus is not DiskBus.SCSI and not off:
+        raise IllegalState(
+            f"a volume on bus {bus} can only come and go while VM {vm.name} is stopped on request",
+            hint=f"novacron vm stop {vm.name} --wait; one on bus scsi comes and goes while it runs",
+        )
 
 
 def unreachable(node: Node, volume: Volume) -> str | None:
@@ -222,7 +252,10 @@ async def detach(connection: Connection, ref: str, actor: str) -> Volume:
         raise IllegalState(f"volume {volume.name} is attached to no VM")
     vm = await vms.get(connection, volume.vm, lock=True)
     vms.check_action(vm, VmAction.CONFIGURE, None)
-    row = await connection.fetchrow("UPDATE volumes SET detaching = true WHERE id = $1 RETURNING *", volume.id)
+    check_bus(vm, volume.bus)
+    row = await connection.fetchrow(
+        "UPDATE volumes SET detaching = true, with_vm = false WHERE id = $1 RETURNING *", volume.id
+    )
     await vms.touch(connection, vm.id)
     await events.record(
         connection, events.NewEvent("vm", vm.id, vm.name, "VolumeDetachAsked", f"volume {volume.name}", actor)
@@ -411,6 +444,8 @@ async def report(connection: Connection, node: str, id: str, state: VolumeState)
         "UPDATE volumes SET phase = $2, used_bytes = $3, error = $4, reason_code = $5 WHERE id = $1", id, *now
     )
     if phase is not volume.phase:
+        if volume.vm is not None:  # which waits for it
+            await vms.touch(connection, volume.vm)
         reason = "VolumeMade" if phase is VolumePhase.READY else "VolumeFailed"
         await events.record(connection, events.NewEvent("volume", id, volume.name, reason, error or f"on {node}"))
     elif now[3] and now[3] != volume.reason_code:

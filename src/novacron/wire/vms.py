@@ -8,6 +8,7 @@ import msgspec
 
 from novacron.model.cloud_init import StoredSeed
 from novacron.model.cpu import CpuModel
+from novacron.model.devices import DiskBus
 from novacron.model.encryption import DataKey
 from novacron.model.finite import Finite
 from novacron.model.firmware_state import FirmwareState
@@ -49,6 +50,9 @@ class VolumeAttached(msgspec.Struct, frozen=True):
     """It is on the VM's node only, and moves with it."""
     encryption_key: str = ""
     """With which of the VM's ``keys`` it is encrypted; empty: it is not."""
+    bus: DiskBus = DiskBus.SCSI
+    making: bool = False
+    """It is being made: the VM waits for it."""
 
 
 class Assignment(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from novacron import __version__, child_environment
 from novacron.agent.host import hardware, networks
 from novacron.agent.host.volumes import Pools
 from novacron.agent.settings import AgentSettings
-from novacron.disk.images import LocalImage, scan
+from novacron.disk.images import LocalImage, have_blank, scan
 from novacron.model.errors import InvalidInput
 from novacron.model.network import MTU_DEFAULT
 from novacron.model.node import Inventory
@@ -52,6 +52,7 @@ async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tup
         log.warning("guests have all that this host's processor has", error=str(error))
         can = abilities.Abilities(None, ())
     cpu = None if can.cpu is None else can.cpu.without(settings.masked_cpu_flags)
+    have_blank(settings.images_dir)
     images, wrong = scan(settings.images_dir)
     for problem in wrong:
         log.warning("image problem", problem=problem)

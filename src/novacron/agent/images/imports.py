@@ -32,6 +32,7 @@ from novacron.disk.files import make_durable
 from novacron.disk.images import DISK_ALIGNMENT, MANIFEST, ImageFile, Manifest
 from novacron.model import limits
 from novacron.model.image import ImageFormat, ImportPhase, Source
+from novacron.model.vm import BOOT_FILE, ISO
 from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu.confine import Account, confined
 from novacron.telemetry import logs
@@ -41,6 +42,8 @@ log = logs.get(__name__)
 
 SCRATCH = ".importing-"
 SOURCE, UNPACKED, DISK = "source", "unpacked", "disk.raw"
+KINDS = {ImageFormat.ISO: ISO, ImageFormat.BOOT_FILE: BOOT_FILE}
+"""Of images that are no VM's disk."""
 SPARE_BYTES = 1 << 30
 """Room that stays free on the disk with the images."""
 Hash: TypeAlias = "hashlib._Hash"
@@ -239,7 +242,8 @@ class ImageImports:
                 raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the given one", WaitCode.DIGEST_WRONG)
         scratch.chmod(0o711)
         described = await self._convert(import_, source, scratch / DISK, read)
-        manifest = Manifest("disk", description=import_.spec.description, disk=described, origin=import_.id)
+        kind = "disk" if import_.spec.format is None else KINDS.get(import_.spec.format, "disk")
+        manifest = Manifest(kind, description=import_.spec.description, disk=described, origin=import_.id)
         new = scratch / f"{MANIFEST}.new"
         new.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
         new.rename(scratch / MANIFEST)
@@ -301,7 +305,8 @@ class ImageImports:
     async def _convert(self, import_: wire.ImportWanted, source: Path, target: Path, read: Hash | None) -> ImageFile:
         """Make the raw disk of the image and return how the manifest describes it. ``read`` is of the file as it is."""
         held = await asyncio.to_thread(_held_bytes, source)
-        packed = await asyncio.to_thread(_compression, source)
+        as_it_is = import_.spec.format is ImageFormat.BOOT_FILE  # the guest's own boot loader unpacks it
+        packed = None if as_it_is else await asyncio.to_thread(_compression, source)
         if packed is not None:
             source, read = await self._unpack(source, packed)
         format, size = await asyncio.to_thread(_examine, source, import_.spec.format)
@@ -310,7 +315,7 @@ class ImageImports:
         disk_bytes = await asyncio.to_thread(_held_bytes, source) if size is None else size
         await self._until_granted(import_, held, disk_bytes)
         await asyncio.to_thread(target.unlink, missing_ok=True)
-        if format is ImageFormat.RAW:
+        if format.kept_as_is:
             await asyncio.to_thread(
                 os.link, source, target
             )  # both names: after a kill here the received file is still found

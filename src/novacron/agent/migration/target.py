@@ -13,13 +13,14 @@ from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration import checkpoint_index, disk_mirror, post_copy
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.target_stream import Arrival, LoadFailed
-from novacron.agent.vm import keys
+from novacron.agent.vm import keys, media
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import opened
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.journal import PostCopy
 from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.launch import StartRequest
+from novacron.agent.vm.media import MediaMissing
 from novacron.agent.vm.retries import Retries
 from novacron.agent.vm.tenant import tenant_of
 from novacron.disk import luks
@@ -71,6 +72,11 @@ class MigrationTarget:
         image = self._services.images.get(assignment.spec.image)
         if image is None or not image.is_(assignment.image_digest):
             send(wire.MigrationFailed(task.migration, f"this node holds no image {assignment.spec.image}"))
+            return
+        try:
+            media.find(self._services.images, assignment.spec)
+        except MediaMissing as missing:
+            send(wire.MigrationFailed(task.migration, str(missing)))
             return
         if not assignment.spec.own_disk:
             image = image.without_disk()
@@ -192,6 +198,7 @@ class MigrationTarget:
                     assignment.machine,
                     lambda: opened(host.storage_pools, assignment.volumes),
                     incoming=True,
+                    media=media.find(self._services.images, assignment.spec),
                 )
             )
         )

@@ -21,7 +21,7 @@ from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.volumes import Pools
 from novacron.agent.identity import Identity
 from novacron.agent.settings import AgentSettings
-from novacron.agent.vm import keys
+from novacron.agent.vm import keys, media
 from novacron.agent.vm.balloon import GuestBalloon
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.guest_agent import GuestWatch
@@ -178,13 +178,19 @@ class VmContext:
             raise MachineFailed(f"what this node holds as image {name} is not the one that the VM is made of")
         return image if self.spec().own_disk else image.without_disk()
 
-    def image_name(self) -> str | None:
-        """Return the name of the VM's image, as far as this node has been told, or remembers."""
+    def image_names(self) -> set[str]:
+        """Return the names of the images that the VM uses, as far as this node has been told, or remembers."""
         assignment = self.statement.assignment if self.statement is not None else None
         if assignment is not None:
-            return assignment.spec.image
+            return {assignment.spec.image, *assignment.spec.media}
         spec = (self.record.description or {}).get("spec") or {}
-        return str(spec["image"]) if "image" in spec else None
+        drives = spec.get("cdroms") or ()
+        names = (spec.get("image"), spec.get("kernel"), spec.get("initrd"), *(drive.get("iso") for drive in drives))
+        return {str(name) for name in names if name is not None}
+
+    def media(self) -> dict[str, LocalImage]:
+        """Return the images that the VM uses beside its own, by name. Raises MediaMissing if one is not here."""
+        return media.find(self.services.images, self.spec())
 
     def disk_bytes(self, image: LocalImage) -> int:
         """Return the size of the VM's disk, 0 for none."""

@@ -38,7 +38,7 @@ def opened(pools: Pools, volumes: tuple[wire.VolumeAttached, ...]) -> list[QemuV
                 open_volumes.append(
                     QemuVolume(
                         volume.id, volume.lun, pools.open(volume), volume.read_only, volume.boot_order,
-                        volume.encryption_key,
+                        volume.encryption_key, volume.bus,
                     )
                 )  # fmt: skip
     except OSError:

@@ -14,7 +14,7 @@ import msgspec
 from novacron import private_file
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.settings import AgentSettings
-from novacron.agent.vm import firmware_state, keys
+from novacron.agent.vm import firmware_state, keys, media
 from novacron.agent.vm.directory import DISK_LAYER, VmDirectory
 from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.interfaces import Interfaces
@@ -24,9 +24,10 @@ from novacron.disk import cloud_init
 from novacron.disk.images import LocalImage
 from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import Display, Firmware, GuestHardware, VmSpec
+from novacron.model.vm import BLANK_IMAGE, Display, Firmware, GuestHardware, VmSpec
 from novacron.qemu import command, confine, firmware
-from novacron.qemu.command import QemuConfig, QemuKey, QemuNic, QemuVolume
+from novacron.qemu.boot import BootPlan
+from novacron.qemu.command import QemuCd, QemuConfig, QemuKey, QemuNic, QemuVolume
 from novacron.qemu.firmware import MACHINES
 from novacron.qemu.vfio import MEMLOCK_BESIDE_BYTES
 from novacron.wire import messages as wire
@@ -52,6 +53,8 @@ class StartRequest(msgspec.Struct, frozen=True):
     """QEMU waits for the memory of a guest that runs elsewhere."""
     paused: bool = False
     """The guest does not boot: it is to have the memory of a snapshot."""
+    media: dict[str, LocalImage] = {}
+    """The images that it uses beside its own, by name."""
 
     def machine_type(self) -> str:
         return self.machine or MACHINES[self.assignment.spec.firmware]
@@ -79,6 +82,7 @@ class Inherited(msgspec.Struct, frozen=True):
     below: int | None
     shared: tuple[int, ...]
     keys: tuple[QemuKey, ...] = ()
+    cds: tuple[QemuCd, ...] = ()
 
 
 def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherited) -> QemuConfig:
@@ -98,7 +102,7 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         memory_max_mib=spec.memory_max_mib,
         kernel=_inherited_path(inherited.kernel),
         initrd=_inherited_path(inherited.initrd),
-        cmdline=image.cmdline + _address_for(spec),
+        cmdline=spec.kernel_arguments if spec.kernel else image.cmdline + _address_for(spec),
         disk=None if image.disk is None else Path(DISK_LAYER),
         secure=spec.firmware is Firmware.UEFI_SECURE,
         tpm=spec.tpm,
@@ -115,7 +119,17 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         shared=inherited.shared,
         keys=inherited.keys,
         disk_key="" if image.disk is None else spec.encryption_key,
+        disk_bus=spec.disk_bus,
+        boot=BootPlan.of(spec),
+        cds=inherited.cds,
+        nic_model=spec.nic_model,
+        windows=spec.os.is_windows,
     )
+
+
+def _looks_for_seed(image: LocalImage) -> bool:
+    """Say whether the guests of an image may look for the CD of their first boot, though it holds only a name."""
+    return image.kernel is None and image.info.name != BLANK_IMAGE
 
 
 def _inherited_path(descriptor: int | None) -> Path | None:
@@ -215,13 +229,14 @@ class Launch:
             monitor=opener.listen(command.monitor_path(directory)),
             console=opener.listen(command.console_path(directory)),
             guest=opener.listen(command.guest_path(directory)),
-            kernel=opener.read_if_any(image.kernel),
-            initrd=opener.read_if_any(image.initrd),
+            kernel=opener.read_if_any(media.path(request.media, spec.kernel) if spec.kernel else image.kernel),
+            initrd=opener.read_if_any(media.path(request.media, spec.initrd) if spec.kernel else image.initrd),
             seed=seed,
             firmware=opener.read_if_any(code),
             below=opener.read_if_any(image.disk),
             shared=() if image.disk is None else tuple(opener.read(path) for path in self._home.shared()),
             keys=handed,
+            cds=tuple(media.drive(spec, number, request.media, opener.read) for number in range(len(spec.cdroms))),
         )
         config = qemu_config(self._vm, self._settings.qemu_binary, request, inherited)
         arguments = command.command(config, incoming=request.incoming, paused=request.paused)
@@ -231,7 +246,7 @@ class Launch:
         """Make the CD for the guest's first boot, if it has one, and return it, open; that of a VM whose disk is
         encrypted is in memory only."""
         assignment = request.assignment
-        if request.image.kernel is not None and assignment.seed is None:
+        if assignment.seed is None and not _looks_for_seed(request.image):
             return None
         content = await asyncio.to_thread(
             cloud_init.seed_cd,

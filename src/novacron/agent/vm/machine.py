@@ -26,7 +26,8 @@ from novacron.disk.overlay import OverlayFailed
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import GuestHardware, VmSpec
 from novacron.net.tap import NetworkFailed
-from novacron.qemu import block, command, confine, hotplug, process, running, usage
+from novacron.qemu import block, boot, command, confine, hotplug, process, running, usage
+from novacron.qemu.boot import BootPlan
 from novacron.qemu.confine import Cgroup
 from novacron.qemu.guest import GuestAgent
 from novacron.qemu.monitor import Monitor, MonitorFailed
@@ -124,6 +125,9 @@ class Machine:
             if request.incoming and hardware is not None:
                 await hotplug.replay(self.monitor, hardware)
                 self.hardware = await hotplug.look(self.monitor)
+            plan = BootPlan.of(request.assignment.spec)
+            if plan.once is not None:
+                await boot.forget_once(self.monitor, plan)
             return request.machine or await self._machine_type(self.monitor, request.machine_type())
         except MonitorFailed as error:
             said = process.log_tail(self.directory)

@@ -13,9 +13,11 @@ from novacron.agent.actions import Action
 from novacron.agent.vm import guest_agent, snapshots
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import Devices, opened
+from novacron.agent.vm.drives import Drives
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.launch import StartRequest
+from novacron.agent.vm.media import MediaMissing
 from novacron.agent.vm.power import STATES, PowerRequests, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
 from novacron.agent.vm.tenant import Tenant
@@ -60,7 +62,8 @@ class Reconciler:
         self._snapshot_done: wire.SnapshotWanted | None = None
         """What was last done about a snapshot, and said."""
         self._ways_back = snapshots.WaysBack(self._machine, self._clock)
-        self._grow_error = ""
+        self._drives = Drives(self._machine, self._services, context.doing)
+        self._grow_error = self._drives_wait = ""
         self._balloon = context.balloon
         self._shrink_error = ""
         self._crashes: list[tuple[str, bool]] = []
@@ -164,6 +167,7 @@ class Reconciler:
     async def _settle_running(self, assignment: wire.Assignment) -> None:
         """Let a VM that runs have the volumes, processors, memory and disk that it should have."""
         await self._devices.settle(assignment)
+        self._drives_wait = await self._drives.settle(assignment.spec)
         if not assignment.snapshots:
             await self._ways_back.settle()
         self._grow_error = await self._grow(assignment)
@@ -181,6 +185,8 @@ class Reconciler:
         halted = state is VmState.STOPPED and context.record.halted_at_start == spec.starts
         reason = (self._grow_error or self._shrink_error) if run_state == "running" else ""
         code = (WaitCode.CANT_GROW if self._grow_error else WaitCode.CANT_SHRINK) if reason else None
+        if not reason and self._drives_wait:
+            reason, code = self._drives_wait, WaitCode.IMAGE_MISSING
         if run_state in ("running", "paused") and (closed := self._services.networks.closed.get(context.vm)):
             reason, code = closed, WaitCode.INTERFACE_CLOSED
         if context.record.post_copy is not None:
@@ -333,6 +339,15 @@ class Reconciler:
             why = "waits for its node's lease: the control plane has acknowledged no heartbeat of it lately"
             context.report(VmState.STARTING, why, WaitCode.LEASE_ENDED)
             return RETRY_S
+        try:
+            media = context.media()
+        except MediaMissing as missing:
+            self._services.send(wire.ImageMissing(missing.name))
+            context.report(VmState.STARTING, str(missing), WaitCode.IMAGE_MISSING)
+            return RETRY_S
+        if any(volume.making for volume in assignment.volumes):
+            context.report(VmState.STARTING, "waits until its further disks are made", WaitCode.DISK_BEING_MADE)
+            return RETRY_S
         image = context.image()
         if assignment.machine and image.disk is not None and not self._machine.has_disk():
             why = "its disk is not here, though it has run before; see: novacron vm recover"
@@ -356,6 +371,7 @@ class Reconciler:
                     lambda: opened(self._services.storage_pools, assignment.volumes),
                     incoming=False,
                     paused=self._is_to_load(assignment),
+                    media=media,
                 )
             )
         await context.store(

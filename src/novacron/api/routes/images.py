@@ -20,6 +20,7 @@ from novacron.model.event import Image, ImageCopy
 from novacron.model.metadata import FIELDS as METADATA
 from novacron.model.metadata import MetadataChanges, wanted_tags
 from novacron.model.node import NodeName
+from novacron.model.vm import BLANK_IMAGE, BOOT_FILE, ISO
 from novacron.store import events, imports, metadata, vms
 from novacron.wire.questions import RemoveImage
 
@@ -69,12 +70,27 @@ def disks_mib(request: ApiRequest) -> dict[str, int]:
     return cache.derived("node", sizes)
 
 
+def _kinds(request: ApiRequest) -> dict[str, str]:
+    """Return the kind of each image."""
+    cache = services(request).cache
+
+    def kinds() -> dict[str, str]:
+        inventories = [entry.body["status"]["inventory"] or {} for entry in cache.all("node").values()]
+        return {image["name"]: image["kind"] for inventory in inventories for image in inventory.get("images", ())}
+
+    return cache.derived("node-images", kinds)
+
+
 def check_held(request: ApiRequest, name: str) -> None:
-    """Raise InvalidInput when no node holds an image of this name that the caller may see."""
+    """Raise InvalidInput when no node holds an image of this name that the caller may see, or it is no VM's disk."""
     owner = services(request).cache.get("image-owner", name)
     hidden = owner is not None and not request.user.access.sees(owner.body["project"])
     if hidden or name not in disks_mib(request):
         raise InvalidInput(f"no node holds an image named {name!r}", field="image", hint="see: novacron image list")
+    if (kind := _kinds(request).get(name)) in (ISO, BOOT_FILE):
+        option = "--cd" if kind == ISO else "--kernel or --initrd"
+        raise InvalidInput(f"{name} is an image of kind {kind}: VMs have no disk made of it", field="image",
+                           hint=f"use it with {option}")  # fmt: skip
 
 
 @get("/", summary="List images and the nodes that hold them", opt=authorization.SELF)
@@ -114,6 +130,8 @@ async def configure_image(request: ApiRequest, name: FromPath[str], data: JSONBo
 @delete("/{name:str}", summary="Remove an image from all nodes, or from one", status_code=204, opt=authorization.SELF)
 async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery[str | None] = None) -> None:
     name, context = replies.check_ref("image", name), services(request)
+    if name == BLANK_IMAGE:
+        raise Conflict(f"image {name} is part of every node: VMs without another image begin with it")
     images = [image for image in visible(request) if image.name == name]
     for image in images:
         authorization.check(request, image.project, Right.OPERATE if image.project is None else Right.WRITE)

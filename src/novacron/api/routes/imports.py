@@ -28,8 +28,9 @@ from novacron.model.image import (
     check_path,
     check_url,
 )
+from novacron.model.names import Name
 from novacron.model.node import NodeName
-from novacron.model.vm import Name, check_name
+from novacron.model.vm import check_name
 from novacron.store import imports
 from novacron.store.database import Connection
 from novacron.wire.questions import TakePiece

@@ -18,6 +18,7 @@ from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.metadata import MetadataChanges
+from novacron.model.names import Name
 from novacron.model.network import (
     Encryption,
     FloatingAddress,
@@ -32,7 +33,7 @@ from novacron.model.network import (
     SecurityGroup,
     VlanId,
 )
-from novacron.model.vm import Name, check_name
+from novacron.model.vm import check_name
 from novacron.store import ingress, networks, security_groups
 from novacron.store.database import Connection
 

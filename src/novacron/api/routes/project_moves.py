@@ -12,7 +12,8 @@ from novacron.api.edge import replies
 from novacron.api.routes import images
 from novacron.model.access import Right
 from novacron.model.event import Image
-from novacron.model.vm import Name, Vm
+from novacron.model.names import Name
+from novacron.model.vm import Vm
 from novacron.model.volume import Volume
 from novacron.store import project_moves
 from novacron.store.database import Connection

@@ -19,8 +19,9 @@ from novacron.model.access import Right
 from novacron.model.encryption import ErasedKey
 from novacron.model.errors import InvalidInput
 from novacron.model.metadata import Description, MetadataChanges
+from novacron.model.names import Name
 from novacron.model.project import Project, Quota, Usage
-from novacron.model.vm import Name, check_name
+from novacron.model.vm import check_name
 from novacron.store import project_keys, projects
 from novacron.store.database import Connection
 

@@ -12,8 +12,9 @@ from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.paging import Page
 from novacron.model.errors import NotFound
 from novacron.model.metadata import MetadataChanges, wanted_tags
+from novacron.model.names import Name
 from novacron.model.snapshot import Snapshot
-from novacron.model.vm import Name, check_name
+from novacron.model.vm import check_name
 from novacron.store import snapshots
 from novacron.store.database import Connection
 

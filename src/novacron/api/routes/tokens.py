@@ -17,8 +17,8 @@ from novacron.api.read_model.paging import Page
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.errors import Forbidden, InvalidInput, Unauthenticated
+from novacron.model.names import Name
 from novacron.model.token import Token, TokenKind
-from novacron.model.vm import Name
 from novacron.store import tokens, users
 
 Lifetime = Annotated[int, msgspec.Meta(ge=60, le=limits.TOKEN_S_MAX)]

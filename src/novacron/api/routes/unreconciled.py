@@ -12,8 +12,9 @@ from novacron.api.access.context import ApiRequest
 from novacron.api.edge import lists, replies
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model.access import Right
+from novacron.model.names import Name
 from novacron.model.unreconciled import UnreconciledVm
-from novacron.model.vm import Name, Vm, check_name
+from novacron.model.vm import Vm, check_name
 from novacron.store import adoption
 from novacron.store.database import Connection
 

@@ -19,9 +19,9 @@ from novacron.api.read_model.indexes import Entry
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model.access import Right, Role, access
 from novacron.model.errors import Forbidden, InvalidInput, Unauthenticated
+from novacron.model.names import Name
 from novacron.model.token import TokenKind, csrf_of
 from novacron.model.user import Grant, Invitation, Password, User, UserKind, UserName
-from novacron.model.vm import Name
 from novacron.store import invitations, users
 from novacron.store.database import Connection
 

@@ -22,6 +22,7 @@ from novacron.api.routes.nodes import Confirm
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.cloud_init import Seed, SeedChanges, check_seed
+from novacron.model.devices import DiskBus, NicModel
 from novacron.model.errors import IllegalState, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.link_sharing import Rate, Weight
@@ -29,12 +30,17 @@ from novacron.model.mac import MacAddress
 from novacron.model.metadata import FIELDS as METADATA
 from novacron.model.metadata import Description, DisplayName, Tags
 from novacron.model.migration import Migration, MigrationPolicy
+from novacron.model.names import Name
 from novacron.model.network import SecurityGroups
+from novacron.model.presets import PRESETS
 from novacron.model.probe import MoveForeseen
 from novacron.model.vm import (
-    Name,
+    BLANK_IMAGE,
+    Firmware,
+    MemoryMib,
     Power,
     StopTimeout,
+    Vcpus,
     Vm,
     VmAction,
     VmChanges,
@@ -44,6 +50,7 @@ from novacron.model.vm import (
     check_address,
     check_name,
 )
+from novacron.model.volume import NewDisk
 from novacron.store import clones, lost_nodes, migrations, new_vms, projects, vms
 from novacron.store.database import Connection
 
@@ -60,6 +67,23 @@ class CreateVm(VmFields, frozen=True, kw_only=True):
     display_name: DisplayName = ""
     description: Description = ""
     tags: Tags = ()
+    disks: Annotated[tuple[NewDisk, ...], msgspec.Meta(max_length=limits.NEW_DISKS_PER_VM_MAX)] = ()
+    """Further disks."""
+    # Left out, these are as its operating system likes them.
+    vcpus: Vcpus | UnsetType = UNSET  # type: ignore[assignment]
+    memory_mib: MemoryMib | UnsetType = UNSET  # type: ignore[assignment]
+    firmware: Firmware | UnsetType = UNSET  # type: ignore[assignment]
+    tpm: bool | UnsetType = UNSET  # type: ignore[assignment]
+    disk_bus: DiskBus | UnsetType = UNSET  # type: ignore[assignment]
+    nic_model: NicModel | UnsetType = UNSET  # type: ignore[assignment]
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of its spec that are not to be as every VM has them."""
+        fields = {field: getattr(self, field) for field in VmFields.__struct_fields__}
+        chosen = PRESETS[self.os] | {field: value for field, value in fields.items() if value is not UNSET}
+        if self.image == BLANK_IMAGE and self.disk_mib is None:
+            chosen["own_disk"] = False
+        return chosen
 
 
 MacAddresses = Annotated[tuple[MacAddress | None, ...], msgspec.Meta(min_length=1, max_length=limits.NICS_PER_VM_MAX)]
@@ -165,7 +189,9 @@ def new_vm(request: ApiRequest, data: CreateVm) -> new_vms.NewVm:
     spec, size_mib = spec_of(request, data), images.disks_mib(request).get(data.image)
     seed = None if data.cloud_init is None else check_seed(data.cloud_init)
     described = {field: value for field in METADATA if (value := getattr(data, field))}
-    return new_vms.NewVm(data.name, spec, size_mib, data.node, seed, data.firmware_state, metadata=described)
+    return new_vms.NewVm(
+        data.name, spec, size_mib, data.node, seed, data.firmware_state, metadata=described, disks=data.disks
+    )
 
 
 def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
@@ -174,9 +200,9 @@ def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
     if data.devices:
         authorization.check(request, None, Right.OPERATE)
     address = None if data.address is None else check_address(data.address)
-    images.check_held(request, data.image)
-    fields = {field: getattr(data, field) for field in VmFields.__struct_fields__}
-    return VmSpec(**{**fields, "address": address})
+    for image in (data.image, *(disk.image for disk in data.disks if disk.image is not None)):
+        images.check_held(request, image)
+    return VmSpec(**{**data.fields(), "address": address})
 
 
 @post("/", summary="Create a VM", status_code=201)

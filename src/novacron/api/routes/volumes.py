@@ -18,10 +18,12 @@ from novacron.api.read_model.indexes import Object
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.routes import images, project_moves
 from novacron.model import limits
+from novacron.model.devices import BootOrder, DiskBus
 from novacron.model.metadata import MetadataChanges
+from novacron.model.names import Name
 from novacron.model.node import NodeName
-from novacron.model.vm import BytesPerS, DiskMib, Iops, Name, check_name
-from novacron.model.volume import BootOrder, PoolKind, Volume
+from novacron.model.vm import BytesPerS, DiskMib, Iops, check_name
+from novacron.model.volume import PoolKind, Volume
 from novacron.store import volumes
 from novacron.store.database import Connection
 
@@ -55,6 +57,8 @@ class AttachVolume(msgspec.Struct, forbid_unknown_fields=True):
     vm: str
     read_only: bool = False
     boot_order: BootOrder | None = None
+    bus: DiskBus = DiskBus.SCSI
+    """Others than ``scsi`` only while the VM is off."""
 
 
 class PoolOnNode(msgspec.Struct):
@@ -164,9 +168,8 @@ async def attach_volume(request: ApiRequest, ref: FromPath[str], data: JSONBody[
     )
 
     async def work(connection: Connection) -> Volume:
-        return await volumes.attach(
-            connection, id, vm, data.read_only, data.boot_order, request.user.name
-        )  # fmt: skip
+        how = volumes.Attachment(data.read_only, data.boot_order, data.bus)
+        return await volumes.attach(connection, id, vm, how, request.user.name)
 
     return await replies.write(request, work, status=202)
 

@@ -17,6 +17,10 @@ class AsyncVolumeCalls(AsyncConnection):
         """Change a volume; fields as in ``PATCH /api/v1/volumes/{ref}``."""
         return await self._object("PATCH", f"/api/v1/volumes/{quoted(ref)}", changes)
 
-    async def attach_volume(self, ref: str, vm: str, read_only: bool = False, boot_order: int | None = None) -> Object:
+    async def attach_volume(
+        self, ref: str, vm: str, read_only: bool = False, boot_order: int | None = None, **how: object
+    ) -> Object:
         """Attach a volume to a VM. ``act("volumes", ref, "detach")`` detaches it."""
-        return await self.act("volumes", ref, "attach", {"vm": vm, "read_only": read_only, "boot_order": boot_order})
+        return await self.act(
+            "volumes", ref, "attach", {"vm": vm, "read_only": read_only, "boot_order": boot_order, **how}
+        )

@@ -18,6 +18,8 @@ class VolumeCalls(Connection):
         """Change a volume; fields as in ``PATCH /api/v1/volumes/{ref}``."""
         return self._object("PATCH", f"/api/v1/volumes/{quoted(ref)}", changes)
 
-    def attach_volume(self, ref: str, vm: str, read_only: bool = False, boot_order: int | None = None) -> Object:
+    def attach_volume(
+        self, ref: str, vm: str, read_only: bool = False, boot_order: int | None = None, **how: object
+    ) -> Object:
         """Attach a volume to a VM. ``act("volumes", ref, "detach")`` detaches it."""
-        return self.act("volumes", ref, "attach", {"vm": vm, "read_only": read_only, "boot_order": boot_order})
+        return self.act("volumes", ref, "attach", {"vm": vm, "read_only": read_only, "boot_order": boot_order, **how})

@@ -1,0 +1,65 @@
+"""The devices that a VM's user chooses: buses of disks, models of network interfaces, CD-ROM drives, boot order."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from novacron.model import limits
+from novacron.model.names import Name
+
+BootOrder = Annotated[int, Meta(ge=0, le=limits.BOOT_ORDER_MAX)]
+KernelArguments = Annotated[str, Meta(pattern=r"^[\x20-\x7e]*\Z", max_length=limits.KERNEL_ARGUMENTS_LENGTH_MAX)]
+
+
+class DiskBus(StrEnum):
+    """The controller of a disk."""
+
+    VIRTIO = "virtio"
+    SCSI = "scsi"
+    """A SCSI disk of a paravirtual controller."""
+    SATA = "sata"
+    IDE = "ide"
+    """For guests without other drivers. Only with a BIOS."""
+
+
+class NicModel(StrEnum):
+    """The model of a network interface."""
+
+    VIRTIO = "virtio"
+    E1000 = "e1000"
+    RTL8139 = "rtl8139"
+
+
+class BootDevice(StrEnum):
+    """A kind of device from which a VM boots."""
+
+    DISK = "disk"
+    CDROM = "cdrom"
+    NETWORK = "network"
+
+
+class Cdrom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A CD-ROM drive of a VM."""
+
+    iso: Name | None = None
+    """The ISO in the drive; null: it is empty."""
+    boot_order: BootOrder | None = limits.CDROM_BOOT_ORDER
+    """The firmware tries the lowest number first; null: never."""
+
+
+class Os(StrEnum):
+    """The guest's operating system. It decides what a new VM has by default, and how its clock runs."""
+
+    OTHER = "other"
+    LINUX = "linux"
+    DEBIAN12 = "debian12"
+    WINDOWS10 = "windows10"
+    WINDOWS11 = "windows11"
+
+    @property
+    def is_windows(self) -> bool:
+        return self in (Os.WINDOWS10, Os.WINDOWS11)
