@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lab.platform import Platform, until
+from novacron.client import Client
 from novacron.client.errors import ApiError
 from tests.support import boot_sector, iso
 
@@ -118,7 +119,7 @@ def test_a_vm_boots_a_kernel_that_was_uploaded(site: Platform, new_vm: NewVm, ow
     [
         ({"cdroms": [{"iso": "no-such"}]}, "cdroms", "no node holds iso 'no-such'"),
         ({"cdroms": [{"iso": "tiny"}]}, "cdroms", "of kind kernel, not iso"),
-        ({"cdroms": [{"iso": "../tiny"}]}, "cdroms", ""),
+        ({"cdroms": [{"iso": "../tiny"}]}, "cdroms", "iso"),
         ({"image": "cd-one"}, "image", "of kind iso"),
         ({"kernel": "cd-one"}, "kernel", "of kind iso, not boot-file"),
         ({"initrd": "cd-one"}, "initrd", "no kernel of its own"),
@@ -140,16 +141,23 @@ def test_an_iso_of_another_project_is_as_unknown_as_one_that_does_not_exist(
 ) -> None:
     file = tmp_path / "secret.iso"
     file.write_bytes(iso.bootable("secret"))
-    site.cli("project", "create", "others")
+    site.client.create_project("cd-others")
+    user = site.client.create_user("cd-other", kind="service")
+    site.client.grant(user["id"], "member", "cd-others")
+    token = site.client.create_token("t", user=user["id"])["secret"]
     try:
-        site.cli("--project", "others", "image", "import", "secret-cd", str(file), "--format", "iso")
+        with Client(site.client.config._replace(token=token, project="cd-others")) as other:
+            begun = other.import_image("secret-cd", file, format="iso")
+            until(lambda: other.get("imports", begun["id"])["phase"] == "done", "the ISO is there")
+        until(lambda: any(image["name"] == "secret-cd" for image in site.client.list("images")), "it is listed")
         vm = new_vm(image="blank", cdroms=[{}], power="stopped")
         for attempt in ("secret-cd", "no-such"):
             with pytest.raises(ApiError, match=f"no node holds iso '{attempt}' for project default"):
                 site.client.configure_vm(vm["id"], cdroms=[{"iso": attempt}])
         site.cli("image", "delete", "secret-cd")
     finally:
-        site.cli("project", "delete", "others")
+        site.client.delete("users", user["id"])
+        site.client.delete("projects", "cd-others")
 
 
 @pytest.mark.slow
@@ -164,7 +172,7 @@ def test_a_vm_begins_with_several_disks_on_several_buses_which_move_and_end_with
     site.wait_state(vm["id"], "running")
     if firmware == "bios":
         says(site, vm, "booted disk")
-    mine = site.client.list("volumes", vm=vm["name"])
+    mine = list(site.client.list("volumes", vm=vm["name"]))
     assert [volume["bus"] for volume in sorted(mine, key=lambda volume: volume["lun"])] == buses[::-1]
     with pytest.raises(ApiError, match="can only come and go while"):
         site.client.act("volumes", next(v["id"] for v in mine if v["bus"] == "sata"), "detach")

@@ -23,6 +23,7 @@ from novacron.cli import (
     sites,
     snapshots,
     tokens,
+    vm_cds,
     vm_copies,
     vm_create,
     vm_nics,
@@ -34,6 +35,8 @@ from novacron.cli import (
 app = root.tree()
 vms.app.command(cls=vm_create.Create)(vm_create.create)
 vms.app.command()(vm_create.placement)
+vms.app.command()(vm_cds.insert)
+vms.app.command()(vm_cds.eject)
 vms.app.command()(vm_copies.clone)
 vms.app.command()(vm_copies.export)
 vms.app.command("import")(vm_copies.import_)

@@ -166,7 +166,9 @@ def disk_options(texts: list[str]) -> list[Object]:
 
 
 def _disk(text: str) -> Object:
-    settings = dict(part.partition("=")[::2] for part in (text if "=" in text else f"size={text}").split(","))
+    if "=" not in text:
+        return {"size_mib": output.parse_mib(text)}
+    settings = dict(part.partition("=")[::2] for part in text.split(","))
     unknown = next((key for key, value in settings.items() if key not in DISK_KEYS or not value), None)
     if unknown is not None:
         raise typer.BadParameter(f"--disk {text}: {unknown!r} is none of {', '.join(f'{key}=' for key in DISK_KEYS)}")

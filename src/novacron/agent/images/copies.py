@@ -20,6 +20,7 @@ from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.listener import Listener
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
 from novacron.dwcp.sender import Sender, SendFailed, SendOptions
+from novacron.model.vm import BOOT_FILE
 from novacron.wire import messages as wire
 
 BEGIN_S_MAX = 60.0
@@ -87,7 +88,7 @@ async def take(listener: Listener, expected: wire.CopyExpected, settings: AgentS
 def _put_in_place(scratch: Path, target: Path, digest: str) -> None:
     """Let an image that has arrived be seen, durably, if it is the right one. Raises ImageUnusable, OSError."""
     image = verify(scratch, digest)
-    for path in (image.kernel, image.initrd):
+    for path in (image.kernel, image.initrd, image.disk if image.info.kind == BOOT_FILE else None):
         if path is not None:
             path.chmod(0o644)  # QEMU opens it again, as another user
     scratch.rename(target)  # only we can enter it

@@ -244,6 +244,8 @@ class ImageImports:
         described = await self._convert(import_, source, scratch / DISK, read)
         kind = "disk" if import_.spec.format is None else KINDS.get(import_.spec.format, "disk")
         manifest = Manifest(kind, description=import_.spec.description, disk=described, origin=import_.id)
+        if kind == BOOT_FILE:
+            (scratch / DISK).chmod(0o644)  # QEMU opens it again, as another user; only we can enter its directory
         new = scratch / f"{MANIFEST}.new"
         new.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
         new.rename(scratch / MANIFEST)
