@@ -88,6 +88,7 @@ def test_a_vm_without_an_image_boots_a_cd_which_changes_while_it_runs_and_moves(
     says(site, vm, "booted cd-one")
 
 
+@pytest.mark.slow
 def test_boot_once_holds_for_one_start_and_not_for_the_reboot_after_it(
     site: Platform, new_vm: NewVm, cds: tuple[str, str], sector_image: str
 ) -> None:
@@ -107,6 +108,7 @@ def test_boot_once_holds_for_one_start_and_not_for_the_reboot_after_it(
     says(site, vm, "booted disk", 3)
 
 
+@pytest.mark.slow
 def test_a_vm_boots_a_kernel_that_was_uploaded(site: Platform, new_vm: NewVm, own_kernel: tuple[str, str]) -> None:
     kernel, initrd = own_kernel
     vm = new_vm(image="blank", kernel=kernel, initrd=initrd, kernel_arguments="console=ttyS0 said=by-me", node="host-a")

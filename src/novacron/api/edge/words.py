@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 PATTERNS = {
+    r"^[\x20-\x7e]*\Z": "must have nothing but ASCII letters, digits, punctuation and spaces, in one line",
     r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z": (
         "must have 1 to 63 lower-case letters, digits and hyphens, with no hyphen at its beginning or end"
     ),
