@@ -14,7 +14,7 @@ def _integration(*names: str) -> tuple[str, ...]:
 
 SHARED = {
     "guests on the shared platform": _integration(
-        "snapshots", "clones", "archive", "firmware", "console", "guest", "lifecycle", "confinement"
+        "snapshots", "clones", "archive", "firmware", "console", "guest", "lifecycle", "confinement", "devices"
     ),
     "the API of the shared platform": (
         *_integration(
