@@ -179,14 +179,18 @@ class Reconciler:
         if image is not None:
             await self._machine.grow(assignment.spec.disk_bytes(image.info.disk_bytes), self._context.doing)
 
+    def _lacks(self) -> tuple[str, WaitCode | None]:
+        """Return what a running guest does not get, and why."""
+        if self._grow_error or self._shrink_error:
+            code = WaitCode.CANT_GROW if self._grow_error else WaitCode.CANT_SHRINK
+            return self._grow_error or self._shrink_error, code
+        return self._drives_wait, WaitCode.IMAGE_MISSING if self._drives_wait else None
+
     def _report(self, assignment: wire.Assignment, run_state: str) -> None:
         context, spec = self._context, assignment.spec
         state = VmState.STOPPING if self._requests.stopping else STATES.get(run_state, VmState.UNKNOWN)
         halted = state is VmState.STOPPED and context.record.halted_at_start == spec.starts
-        reason = (self._grow_error or self._shrink_error) if run_state == "running" else ""
-        code = (WaitCode.CANT_GROW if self._grow_error else WaitCode.CANT_SHRINK) if reason else None
-        if not reason and self._drives_wait:
-            reason, code = self._drives_wait, WaitCode.IMAGE_MISSING
+        reason, code = self._lacks() if run_state == "running" else ("", None)
         if run_state in ("running", "paused") and (closed := self._services.networks.closed.get(context.vm)):
             reason, code = closed, WaitCode.INTERFACE_CLOSED
         if context.record.post_copy is not None:
