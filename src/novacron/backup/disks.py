@@ -1,0 +1,270 @@
+"""Disks in a repository: files whose blobs are aligned blocks of one size, so that what two disks share is there once.
+
+A block that is all zeros is one blob of the repository, too; where the host knows that nothing is there it is not read.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias
+
+from novacron.backup.errors import Damaged, NotStored
+from novacron.backup.pack import ID_BYTES, BlobType, content_of
+from novacron.backup.repository import Repository
+from novacron.backup.snapshot import File
+from novacron.backup.storage import Kind
+
+BLOCK_BYTES = 64 << 10
+"""Of QEMU's dirty bitmaps and of qcow2's clusters: a guest's small write changes one blob. The last block of a disk may
+be shorter."""
+STRIDE_BYTES = 2 << 20
+"""What a thread takes at a time."""
+THREADS = min(4, os.cpu_count() or 1)
+GAP_BYTES = 128 << 10
+"""Reading over a gap in a pack costs less than another request."""
+READ_BYTES_MAX = 8 << 20
+"""Of one request to a pack."""
+CACHED_BLOCKS = 512
+
+ZERO_ID = hashlib.sha256(bytes(BLOCK_BYTES)).digest()
+
+Extent: TypeAlias = tuple[int, int]
+"""Offset and length, in bytes."""
+Read: TypeAlias = Callable[[int, int], bytes]
+"""Reads so many bytes of a disk from an offset on; any thread may call it. Raises OSError."""
+
+
+class Written(NamedTuple):
+    """What became of a disk."""
+
+    file: File
+    read_bytes: int
+    """Read from the disk."""
+
+
+def data_extents(descriptor: int, size: int) -> Iterator[Extent]:
+    """Yield where a file holds data; the rest are holes, which are zeros."""
+    at = 0
+    while at < size:
+        try:
+            begin = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but a hole follows
+            return
+        at = min(size, os.lseek(descriptor, begin, os.SEEK_HOLE))
+        yield begin, at - begin
+
+
+def reader_of(descriptor: int) -> Read:
+    """Return how a file is read that stands still."""
+
+    def read(offset: int, length: int) -> bytes:
+        parts = list[bytes]()
+        while length:
+            part = os.pread(descriptor, length, offset)
+            if not part:
+                raise OSError(f"the disk ends at {offset}")
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return b"".join(parts)
+
+    return read
+
+
+def write_disk(
+    repository: Repository, read: Read, size: int, changed: Iterable[Extent], before: File | None = None
+) -> Written:  # fmt: skip
+    """Store a disk of which the extents ``changed`` may differ from ``before``, or from zeros if there is none.
+
+    The disk stands still meanwhile. Raises ValueError where ``before`` can't be what was there before;
+    NotStored where the repository lacks a part of it: then all of the disk has to be read.
+    """
+    content = bytearray(ZERO_ID * -(-size // BLOCK_BYTES)) if before is None else _grown(before, size)
+    strides = list(_strides(changed, size))
+    tail = size % BLOCK_BYTES
+    if tail and (before is None or before.size != size):  # the last block is shorter than others
+        strides = list(_strides([*strides, (size - tail, tail)], size))
+    _check_known(repository, content, strides)
+    repository.add(BlobType.DATA, bytes(BLOCK_BYTES))
+
+    def store(extent: Extent) -> None:
+        offset, length = extent
+        data = memoryview(read(offset, length))
+        for at in range(0, length, BLOCK_BYTES):
+            place = (offset + at) // BLOCK_BYTES * ID_BYTES
+            content[place : place + ID_BYTES] = repository.add(BlobType.DATA, data[at : at + BLOCK_BYTES])
+
+    _side_by_side(store, strides)
+    return Written(File(size, bytes(content)), sum(length for _, length in strides))
+
+
+def _grown(before: File, size: int) -> bytearray:
+    """Return the ids of a disk that has grown, or stayed as it is. Raises ValueError for any other one."""
+    if len(before.content) != -(-before.size // BLOCK_BYTES) * ID_BYTES:
+        raise ValueError("what was there before is no disk in blocks of this size")
+    if size < before.size or (size > before.size and before.size % BLOCK_BYTES):
+        raise ValueError("a disk that has become smaller, or grew by part of a block, has to be read as a whole")
+    more = -(-size // BLOCK_BYTES) - -(-before.size // BLOCK_BYTES)
+    return bytearray(before.content + ZERO_ID * more)
+
+
+def _check_known(repository: Repository, content: bytearray, strides: list[Extent]) -> None:
+    """Raise NotStored unless the repository has every block outside of ``strides``."""
+    bounds = [
+        0,
+        *(edge for offset, length in strides for edge in (offset, offset + length)),
+        len(content) * BLOCK_BYTES,
+    ]
+    for begin, end in list(pairwise(bounds))[::2]:
+        first, last = begin // BLOCK_BYTES * ID_BYTES, min(len(content), -(-end // BLOCK_BYTES) * ID_BYTES)
+        for at in range(first, last, ID_BYTES):
+            id = bytes(content[at : at + ID_BYTES])
+            if id not in repository.index and id != ZERO_ID:
+                raise NotStored(f"data blob {id.hex()} of the backup before is not in the repository any more")
+
+
+def _strides(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+    """Yield whole blocks that cover the extents, each once and in order, in pieces for one thread."""
+    end = 0
+    for offset, length in sorted(extents):
+        begin = max(end, offset // BLOCK_BYTES * BLOCK_BYTES)
+        end = max(end, min(size, -(-(offset + length) // BLOCK_BYTES) * BLOCK_BYTES))
+        for at in range(begin, end, STRIDE_BYTES):
+            yield at, min(STRIDE_BYTES, end - at)
+
+
+def _side_by_side(work: Callable[[Extent], None], extents: Iterable[Extent]) -> None:
+    """Do the work for each extent in a few threads, a few ahead. Raises what the first one that fails raises."""
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        waiting = deque[concurrent.futures.Future[None]]()
+        try:
+            for extent in extents:
+                waiting.append(pool.submit(work, extent))
+                if len(waiting) > 2 * THREADS:
+                    waiting.popleft().result()
+            while waiting:
+                waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Piece(NamedTuple):
+    """Blobs that are near each other in a pack, and where on the disk each belongs."""
+
+    pack: bytes
+    offset: int
+    length: int
+    blocks: list[tuple[bytes, list[int]]]
+
+
+def restore_disk(repository: Repository, file: File, descriptor: int) -> int:
+    """Write a disk into an empty file, zeros as holes; return how many bytes were read from the repository.
+
+    Raises NotStored, Damaged, RepositoryError, OSError.
+    """
+    os.ftruncate(descriptor, file.size)
+    places: dict[bytes, list[int]] = {}
+    for number, id in enumerate(file.ids()):
+        if id != ZERO_ID:
+            places.setdefault(id, []).append(number * BLOCK_BYTES)
+    read, lock = 0, threading.Lock()
+
+    def fetch(piece: _Piece) -> None:
+        nonlocal read
+        sealed = memoryview(repository.storage.read(Kind.PACK, piece.pack.hex(), piece.offset, piece.length))
+        with lock:
+            read += piece.length
+        for id, offsets in piece.blocks:
+            place = repository.index.find(id)
+            assert place is not None
+            begin = place.blob.offset - piece.offset
+            content = content_of(repository.key, place.blob, sealed[begin : begin + place.blob.length])
+            if any(len(content) != min(BLOCK_BYTES, file.size - offset) for offset in offsets):
+                raise Damaged(f"data blob {id.hex()} is no block of this disk")
+            for offset in offsets:
+                _write(descriptor, content, offset)
+
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(fetch, _pieces(repository, places)):
+            pass
+    return read
+
+
+def _pieces(repository: Repository, places: dict[bytes, list[int]]) -> Iterator[_Piece]:
+    """Yield what to read from packs for these blobs, few requests for many. Raises NotStored."""
+    found = []
+    for id, offsets in places.items():
+        place = repository.index.find(id)
+        if place is None or place.blob.type is not BlobType.DATA:
+            raise NotStored(f"data blob {id.hex()} is not in the repository")
+        found.append((place.pack, place.blob.offset, place.blob.length, id, offsets))
+    found.sort()
+    piece: _Piece | None = None
+    for pack, offset, length, id, offsets in found:
+        if (
+            piece is not None and piece.pack == pack and offset - piece.offset - piece.length <= GAP_BYTES
+            and offset + length - piece.offset <= READ_BYTES_MAX
+        ):  # fmt: skip
+            piece.blocks.append((id, offsets))
+            piece = piece._replace(length=offset + length - piece.offset)
+            continue
+        if piece is not None:
+            yield piece
+        piece = _Piece(pack, offset, length, [(id, offsets)])
+    if piece is not None:
+        yield piece
+
+
+def _write(descriptor: int, content: bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+class DiskReader:
+    """Reads parts of a disk in a repository, as a file. Any thread may use it."""
+
+    def __init__(self, repository: Repository, file: File) -> None:
+        self.size = file.size
+        self._repository, self._content = repository, file.content
+        self._blocks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes; fewer at the disk's end. Raises NotStored, Damaged, RepositoryError."""
+        end, parts = min(self.size, offset + length), []
+        while offset < end:
+            number, begin = divmod(offset, BLOCK_BYTES)
+            part = self._block(number)[begin : begin + end - offset]
+            if not part:
+                raise Damaged(f"block {number} of the disk is too short")
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+
+    def is_zero(self, offset: int) -> bool:
+        """Say whether the block at an offset is all zeros, without reading it."""
+        at = offset // BLOCK_BYTES * ID_BYTES
+        return self._content[at : at + ID_BYTES] == ZERO_ID
+
+    def _block(self, number: int) -> bytes:
+        id = self._content[number * ID_BYTES : (number + 1) * ID_BYTES]
+        if id == ZERO_ID:
+            return bytes(BLOCK_BYTES)
+        with self._lock:
+            if id in self._blocks:
+                self._blocks.move_to_end(id)
+                return self._blocks[id]
+        content = self._repository.load(BlobType.DATA, id)
+        with self._lock:
+            self._blocks[id] = content
+            while len(self._blocks) > CACHED_BLOCKS:
+                self._blocks.popitem(last=False)
+        return content

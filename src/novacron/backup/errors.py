@@ -1,0 +1,23 @@
+"""What can be wrong with a repository."""
+
+from __future__ import annotations
+
+
+class RepositoryError(Exception):
+    """The repository can't be used as asked; the text says why, and what to do."""
+
+
+class WrongKey(RepositoryError):
+    """No key of the repository opens with this password."""
+
+
+class Damaged(RepositoryError):
+    """A file of the repository is not what was written: changed, cut short, or by something else."""
+
+
+class NotStored(RepositoryError):
+    """A file or blob of the repository is not there."""
+
+
+class Locked(RepositoryError):
+    """Somebody else has the repository for themselves."""

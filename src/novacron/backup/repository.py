@@ -1,0 +1,262 @@
+"""A repository: what is in it is found by its content, and nothing that is in it is written again."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+import zstandard
+
+from novacron.backup import index, key_file, snapshot
+from novacron.backup.crypto import Key
+from novacron.backup.errors import Damaged, NotStored, RepositoryError, WrongKey
+from novacron.backup.index import RepositoryIndex
+from novacron.backup.pack import (
+    TARGET_BYTES,
+    Blob,
+    BlobType,
+    PackWriter,
+    blobs_of,
+    content_of,
+    header_bytes,
+    sealed_blob,
+)
+from novacron.backup.snapshot import BackupSnapshot, File
+from novacron.backup.storage import Kind, Storage
+
+VERSION: Final = 2
+CONFIG_NAME = "config"
+POLYNOMIAL = "3da3358b4dc173"
+"""restic's tools cut files with it where they write into the repository themselves; any irreducible one will do."""
+LEVEL = 3
+_COMPRESSED = b"\x02"
+"""Begins a file that is no pack, once it is compressed."""
+UNPACKED_BYTES_MAX = 256 << 20
+
+
+class _Config(msgspec.Struct):
+    version: int
+    id: str
+    chunker_polynomial: str
+
+
+class Repository:
+    """An open repository, for one work at a time, whose threads may all use it.
+
+    What is written counts once ``flush`` or ``save_snapshot`` is over; if anything fails before, all of it may have.
+    """
+
+    def __init__(self, storage: Storage, key: Key, id: str) -> None:
+        self.storage, self.key, self.id = storage, key, id
+        self.index = RepositoryIndex()
+        self._lock = threading.Lock()
+        self._threads = threading.local()
+        self._packs = {type: PackWriter(type) for type in BlobType}
+        self._pending: set[bytes] = set()
+        """Blobs that a thread is about to add, or that wait in a pack."""
+        self._unindexed: list[tuple[bytes, list[Blob]]] = []
+
+    @classmethod
+    def create(cls, storage: Storage, password: bytes, cost: key_file.ScryptCost = key_file.COST) -> Repository:
+        """Make a new repository. Raises RepositoryError, also where there is one."""
+        try:
+            storage.read(Kind.CONFIG, CONFIG_NAME)
+        except NotStored:
+            pass
+        else:
+            raise RepositoryError("there is a repository already")
+        key, config = Key.random(), _Config(VERSION, secrets.token_hex(32), POLYNOMIAL)
+        name, content = key_file.make(key, password, cost)
+        storage.write(Kind.KEY, name, content)
+        storage.write(Kind.CONFIG, CONFIG_NAME, key.seal(msgspec.json.encode(config)))
+        return cls.open(storage, password)
+
+    @classmethod
+    def open(cls, storage: Storage, password: bytes) -> Repository:
+        """Open a repository and read its index. Raises NotStored, WrongKey, Damaged, RepositoryError."""
+        config = storage.read(Kind.CONFIG, CONFIG_NAME)
+        for name in storage.names(Kind.KEY):
+            try:
+                key = key_file.key_of(name, storage.read(Kind.KEY, name), password)
+                break
+            except (WrongKey, Damaged):
+                continue
+        else:
+            raise WrongKey("no key of the repository opens with this password")
+        try:
+            decoded = msgspec.json.decode(key.open(config, "the configuration"), type=_Config)
+        except msgspec.MsgspecError as error:
+            raise Damaged(f"the configuration is damaged: {error}") from None
+        if decoded.version != VERSION:
+            raise RepositoryError(f"the repository has version {decoded.version}, not {VERSION}: see restic migrate")
+        repository = cls(storage, key, decoded.id)
+        repository._read_index()
+        return repository
+
+    def _read_index(self) -> None:
+        for name in self.storage.names(Kind.INDEX):
+            for pack, blobs in index.decode(self.load_unpacked(Kind.INDEX, name), name):
+                self.index.add_pack(pack, blobs)
+
+    # files that are no packs
+
+    def load_unpacked(self, kind: Kind, name: str) -> bytes:
+        """Return the content of a file that is no pack. Raises NotStored, Damaged."""
+        sealed = self.storage.read(kind, name)
+        if hashlib.sha256(sealed).hexdigest() != name:
+            raise Damaged(f"{kind}/{name} has another content than its name says")
+        content = self.key.open(sealed, f"{kind}/{name}")
+        if content[:1] in (b"{", b"["):  # written by a program that does not compress
+            return content
+        try:
+            plain = zstandard.ZstdDecompressor().stream_reader(content[1:]).read(UNPACKED_BYTES_MAX + 1)
+        except zstandard.ZstdError as error:
+            raise Damaged(f"{kind}/{name} can't be unpacked: {error}") from None
+        if len(plain) > UNPACKED_BYTES_MAX:
+            raise Damaged(f"{kind}/{name} is larger than any such file may be")
+        return plain
+
+    def save_unpacked(self, kind: Kind, content: bytes) -> str:
+        """Store a file that is no pack; return its name."""
+        sealed = self.key.seal(_COMPRESSED + self._compressor().compress(content))
+        name = hashlib.sha256(sealed).hexdigest()
+        self.storage.write(kind, name, sealed)
+        return name
+
+    # blobs
+
+    def add(self, type: BlobType, content: bytes | memoryview) -> bytes:
+        """Store a blob unless the repository has it; return its id."""
+        id = hashlib.sha256(content).digest()
+        with self._lock:
+            if id in self.index or id in self._pending:
+                return id
+            self._pending.add(id)
+        sealed, raw_length = sealed_blob(self.key, self._compressor(), content)
+        with self._lock:
+            writer = self._packs[type]
+            writer.add(id, sealed, raw_length)
+            if writer.length < TARGET_BYTES:
+                return id
+            self._packs[type] = PackWriter(type)
+        self._store(writer)
+        return id
+
+    def load(self, type: BlobType, id: bytes) -> bytes:
+        """Return a blob's content. Raises NotStored, Damaged, RepositoryError."""
+        place = self.index.find(id)
+        if place is None or place.blob.type is not type:
+            raise NotStored(f"{type.word} blob {id.hex()} is not in the repository")
+        sealed = self.storage.read(Kind.PACK, place.pack.hex(), place.blob.offset, place.blob.length)
+        return content_of(self.key, place.blob, sealed)
+
+    def flush(self) -> None:
+        """Store what waits, and the index of what was stored. No ``add`` may be under way."""
+        for type in BlobType:
+            writer, self._packs[type] = self._packs[type], PackWriter(type)
+            if writer.blobs:
+                self._store(writer)
+        self._save_index(all_of_it=True)
+
+    def _store(self, writer: PackWriter) -> None:
+        """Store a pack. If that fails, what is in it is not in the repository, and may be added again."""
+        try:
+            pack, content = writer.finish(self.key)
+            self.storage.write(Kind.PACK, pack.hex(), content)
+        except BaseException:
+            with self._lock:
+                self._pending.difference_update(blob.id for blob in writer.blobs)
+            raise
+        with self._lock:
+            self.index.add_pack(pack, writer.blobs)
+            self._pending.difference_update(blob.id for blob in writer.blobs)
+            self._unindexed.append((pack, writer.blobs))
+        self._save_index(all_of_it=False)
+
+    def _save_index(self, *, all_of_it: bool) -> None:
+        """Store the index of the packs that no index file names yet, once they are many or ``all_of_it``."""
+        with self._lock:
+            if not all_of_it and sum(len(blobs) for _, blobs in self._unindexed) < index.BLOBS_PER_FILE_MAX:
+                return
+            packs, self._unindexed = self._unindexed, []
+        while packs:
+            count, at = 0, 0
+            while at < len(packs) and (at == 0 or count + len(packs[at][1]) <= index.BLOBS_PER_FILE_MAX):
+                count += len(packs[at][1])
+                at += 1
+            self.save_unpacked(Kind.INDEX, index.encode(packs[:at]))
+            packs = packs[at:]
+
+    def _compressor(self) -> zstandard.ZstdCompressor:
+        """Return this thread's compressor."""
+        compressor: zstandard.ZstdCompressor | None = getattr(self._threads, "compressor", None)
+        if compressor is None:
+            compressor = self._threads.compressor = zstandard.ZstdCompressor(level=LEVEL)
+        return compressor
+
+    # snapshots
+
+    def save_snapshot(
+        self, directory: str, files: Mapping[str, File], tags: list[str], parent: str | None = None
+    ) -> str:  # fmt: skip
+        """Store a snapshot of files in one directory, and all that it needs before; return its id."""
+        now = datetime.now(UTC)
+        inner = self.add(BlobType.TREE, snapshot.tree_of(dict(files), now).encode())
+        outer = self.add(BlobType.TREE, snapshot.Tree([snapshot.directory(directory, inner, now)]).encode())
+        self.flush()
+        made = BackupSnapshot(
+            now.isoformat(), outer.hex(), [f"/{directory}"], socket.gethostname(), "novacron", parent, tags or None,
+            "novacron",
+        )  # fmt: skip
+        return self.save_unpacked(Kind.SNAPSHOT, msgspec.json.encode(made))
+
+    def snapshots(self) -> Iterator[tuple[str, BackupSnapshot]]:
+        """Yield all snapshots with their ids. Raises Damaged."""
+        for name in self.storage.names(Kind.SNAPSHOT):
+            yield name, snapshot.decode_snapshot(self.load_unpacked(Kind.SNAPSHOT, name), name)
+
+    def files(self, made: BackupSnapshot) -> dict[str, File]:
+        """Return the files of a snapshot that was made here. Raises NotStored, Damaged."""
+        for node in self._tree(made.tree).nodes:
+            if node.type == "dir" and node.subtree is not None:
+                return snapshot.files_of(self._tree(node.subtree))
+        raise Damaged("the snapshot holds no directory")
+
+    def _tree(self, id: str) -> snapshot.Tree:
+        try:
+            return snapshot.decode_tree(self.load(BlobType.TREE, bytes.fromhex(id)), id)
+        except ValueError:
+            raise Damaged(f"{id!r} is no id of a directory") from None
+
+    # looking after it
+
+    def check_packs(self) -> Iterator[RepositoryError]:
+        """Read all packs, each blob in them, and yield what is wrong."""
+        indexed = set(self.index.packs())
+        for name in self.storage.names(Kind.PACK):
+            try:
+                self._check_pack(name)
+            except RepositoryError as error:
+                yield error
+            indexed.discard(bytes.fromhex(name))
+        for pack in indexed:
+            yield NotStored(f"pack {pack.hex()} is not in the repository")
+
+    def _check_pack(self, name: str) -> None:
+        content = memoryview(self.storage.read(Kind.PACK, name))
+        if hashlib.sha256(content).hexdigest() != name:
+            raise Damaged(f"pack {name} has another content than its name says")
+        end = bytes(content[-min(len(content), header_bytes(bytes(content[-4:]))) :])
+        for blob in blobs_of(self.key, end, name):
+            content_of(self.key, blob, content[blob.offset : blob.offset + blob.length])
+
+
+def new_password() -> bytes:
+    """Return a new random password, in letters that people can give to restic."""
+    return secrets.token_hex(32).encode()

@@ -1,0 +1,190 @@
+"""Repositories that restic itself checks and reads; damage is found and named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from novacron.backup import disks
+from novacron.backup.disks import BLOCK_BYTES, DiskReader, Extent
+from novacron.backup.errors import Damaged, NotStored, RepositoryError, WrongKey
+from novacron.backup.key_file import ScryptCost
+from novacron.backup.pack import ID_BYTES
+from novacron.backup.repository import Repository, new_password
+from novacron.backup.snapshot import File
+from novacron.backup.storage import DirectoryStorage, Kind, Storage
+
+PASSWORD = new_password()
+SIZE = (6 << 20) + 12345
+
+
+def _restic(root: Path, *arguments: str) -> bytes:
+    """Run restic on a repository; return what it prints. Raises AssertionError."""
+    done = subprocess.run(
+        ["restic", "--no-cache", "-q", "-r", str(root), *arguments], capture_output=True, check=False,
+        env={**os.environ, "RESTIC_PASSWORD": PASSWORD.decode()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+def _create(storage: Storage) -> Repository:
+    return Repository.create(storage, PASSWORD, ScryptCost(1 << 10, 8, 1))
+
+
+def _disk(path: Path, seed: int) -> Path:
+    """Make a disk with data, zeros and holes."""
+    rng = random.Random(seed)
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+        for at in range(0, 4 << 20, 1 << 20):
+            file.seek(at)
+            file.write(rng.randbytes(200_000) + bytes(100_000) + b"text " * 20_000)
+    return path
+
+
+def _backup(
+    repository: Repository, path: Path, changed: list[Extent] | None = None, before: File | None = None
+) -> tuple[disks.Written, str]:
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        extents = list(disks.data_extents(file.fileno(), size)) if changed is None else changed
+        written = disks.write_disk(repository, disks.reader_of(file.fileno()), size, extents, before)
+    return written, repository.save_snapshot("web", {"disk-0.raw": written.file}, ["vm=web"])
+
+
+def _restored(repository: Repository, file: File, path: Path) -> bytes:
+    with path.open("wb") as out:
+        disks.restore_disk(repository, file, out.fileno())
+    return path.read_bytes()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_restic_reads_what_was_written_also_increments(tmp_path: Path) -> None:
+    disk, storage = _disk(tmp_path / "disk", 1), DirectoryStorage(tmp_path / "r")
+    repository = _create(storage)
+    first, first_id = _backup(repository, disk)
+    before = disk.read_bytes()
+    written = (BLOCK_BYTES * 3 + 17, 10), (SIZE - 5, 5), (5 << 20, BLOCK_BYTES)
+    with disk.open("r+b") as device:
+        for offset, length in written:
+            device.seek(offset)
+            device.write(os.urandom(length))
+    repository = Repository.open(storage, PASSWORD)
+    stored = sum(path.stat().st_size for path in storage.root.rglob("*") if path.is_file())
+    second, second_id = _backup(repository, disk, list(written), first.file)
+    assert second.read_bytes == 2 * BLOCK_BYTES + SIZE % BLOCK_BYTES
+    assert sum(path.stat().st_size for path in storage.root.rglob("*") if path.is_file()) - stored < 250_000
+
+    _restic(storage.root, "check", "--read-data")
+    assert _digest(_restic(storage.root, "dump", first_id, "/web/disk-0.raw")) == _digest(before)
+    assert _digest(_restic(storage.root, "dump", second_id, "/web/disk-0.raw")) == _digest(disk.read_bytes())
+    _restic(storage.root, "forget", "--prune", first_id)
+
+    repository = Repository.open(storage, PASSWORD)
+    assert [name for name, _ in repository.snapshots()] == [second_id]
+    (made,) = (made for _, made in repository.snapshots())
+    file = repository.files(made)["disk-0.raw"]
+    assert _restored(repository, file, tmp_path / "again") == disk.read_bytes()
+    assert (tmp_path / "again").stat().st_blocks * 512 < SIZE - (1 << 20), "zeros are holes"
+    reader = DiskReader(repository, file)
+    assert reader.read(BLOCK_BYTES - 7, 2 * BLOCK_BYTES) == disk.read_bytes()[BLOCK_BYTES - 7 : 3 * BLOCK_BYTES - 7]
+    assert reader.read(SIZE - 3, 100) == disk.read_bytes()[-3:]
+    assert list(repository.check_packs()) == []
+
+
+def test_what_restic_wrote_is_read_here(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    _create(DirectoryStorage(root))
+    (tmp_path / "folder").mkdir()
+    disk = _disk(tmp_path / "folder" / "disk", 2)
+    _restic(root, "backup", str(tmp_path / "folder"))
+    repository = Repository.open(DirectoryStorage(root), PASSWORD)
+    assert len(list(repository.snapshots())) == 1 and list(repository.check_packs()) == []
+    written, _ = _backup(repository, disk)
+    assert _restored(repository, written.file, tmp_path / "again") == disk.read_bytes()
+    _restic(root, "check", "--read-data")
+
+
+def test_a_disk_that_grows_is_stored_from_what_was_before(tmp_path: Path) -> None:
+    disk, storage = tmp_path / "disk", DirectoryStorage(tmp_path / "r")
+    disk.write_bytes(os.urandom(4 * BLOCK_BYTES))
+    repository = _create(storage)
+    first, _ = _backup(repository, disk)
+    os.truncate(disk, 6 * BLOCK_BYTES + 100)
+    second, id = _backup(repository, disk, [], first.file)
+    assert second.read_bytes == 100
+    assert _restic(storage.root, "dump", id, "/web/disk-0.raw") == disk.read_bytes()
+    with pytest.raises(ValueError, match="has to be read as a whole"):
+        _backup(repository, disk, [], File(7 * BLOCK_BYTES, bytes(7 * ID_BYTES)))
+    with pytest.raises(NotStored, match="not in the repository any more"):
+        _backup(repository, disk, [(0, 10)], File(4 * BLOCK_BYTES, bytes(4 * ID_BYTES)))
+
+
+def _flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("kind", [Kind.PACK, Kind.INDEX, Kind.SNAPSHOT, Kind.CONFIG])
+@pytest.mark.parametrize(
+    "damage", [_flip, lambda content: content[:-1], lambda content: b""], ids=["flipped", "short", "empty"]
+)
+def test_damage_is_found_and_named(tmp_path: Path, kind: Kind, damage: Callable[[bytes], bytes]) -> None:
+    storage = DirectoryStorage(tmp_path / "r")
+    _backup(_create(storage), _disk(tmp_path / "disk", 3))
+    paths = sorted(path for path in (storage.root / kind).rglob("*") if path.is_file()) or [storage.root / kind]
+    paths[0].chmod(0o600)
+    paths[0].write_bytes(damage(paths[0].read_bytes()))
+    with pytest.raises(Damaged) as found:
+        repository = Repository.open(storage, PASSWORD)
+        list(repository.snapshots())
+        for error in repository.check_packs():
+            raise error
+    assert paths[0].name in str(found.value) or "configuration" in str(found.value)
+
+
+def test_another_password_opens_nothing_and_a_repository_is_made_once(tmp_path: Path) -> None:
+    storage = DirectoryStorage(tmp_path / "r")
+    with pytest.raises(NotStored):
+        Repository.open(storage, PASSWORD)
+    _create(storage)
+    with pytest.raises(WrongKey):
+        Repository.open(storage, new_password())
+    with pytest.raises(RepositoryError, match="there is a repository already"):
+        _create(storage)
+
+
+def test_a_write_that_fails_leaves_the_snapshots_of_before_whole(tmp_path: Path) -> None:
+    class Full(DirectoryStorage):
+        """Takes three packs, and then no more."""
+
+        packs = 0
+
+        def write(self, kind: Kind, name: str, content: bytes) -> None:
+            if kind is Kind.PACK:
+                Full.packs += 1
+                if Full.packs > 3:
+                    raise RepositoryError("no space left on device")
+            super().write(kind, name, content)
+
+    disk, storage = _disk(tmp_path / "disk", 4), Full(tmp_path / "r")
+    _, id = _backup(_create(storage), disk)
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom(40 << 20))
+    with pytest.raises(RepositoryError, match="no space left"):
+        _backup(Repository.open(storage, PASSWORD), large)
+    Full.packs = -100
+    _restic(storage.root, "check", "--read-data")
+    assert _restic(storage.root, "dump", id, "/web/disk-0.raw") == disk.read_bytes()
+    _, id = _backup(Repository.open(storage, PASSWORD), large)
+    assert _restic(storage.root, "dump", id, "/web/disk-0.raw") == large.read_bytes()
