@@ -15,6 +15,7 @@ from novacron.cli.app import app
 from novacron.cli.options import expand
 from novacron.client.api import config_path
 from novacron.extras import Extra, installed, require
+from novacron.local import database_commands
 from novacron.service_options import AgentOptions, ServerOptions, StateDir, default_state_dir
 from novacron.terminal import say
 
@@ -184,6 +185,9 @@ def recover_admin(
     say(recovered.secret)
     say(f"token of administrator {recovered.user}, shown once; {recovered.revoked} others revoked", err=True)
     say(context, err=True)
+
+
+app.add_typer(database_commands.app, name="database")
 
 
 @app.command()

@@ -93,7 +93,7 @@ def test_restic_reads_what_was_written_also_increments(tmp_path: Path) -> None:
     repository = Repository.open(storage, PASSWORD)
     assert [name for name, _ in repository.snapshots()] == [second_id]
     (made,) = (made for _, made in repository.snapshots())
-    file = repository.files(made)["disk-0.raw"]
+    file = repository.content(made).files["disk-0.raw"]
     assert _restored(repository, file, tmp_path / "again") == disk.read_bytes()
     assert (tmp_path / "again").stat().st_blocks * 512 < SIZE - (1 << 20), "zeros are holes"
     reader = DiskReader(repository, file)

@@ -82,7 +82,9 @@ def test_only_local_users_that_are_mapped_can_connect() -> None:
         server = Postgres(directory / "pg")
         server.start()
         rules = (directory / "pg" / "data" / "pg_hba.conf").read_text().split("\n")
-        assert [rule for rule in rules if rule] == ["local all postgres peer map=novacron"]
+        assert [rule for rule in rules if rule] == [
+            "local all postgres peer map=novacron", "local replication postgres peer map=novacron",
+        ]  # fmt: skip
         options = (directory / "pg" / "data" / "postmaster.opts").read_text()
         assert '"-h" ""' in options, "it must not listen on TCP"
         server.stop()

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from novacron.backup.errors import Damaged, NotStored
 from novacron.backup.pack import ID_BYTES, BlobType, content_of
@@ -34,6 +34,7 @@ CACHED_BLOCKS = 512
 
 ZERO_ID = hashlib.sha256(bytes(BLOCK_BYTES)).digest()
 
+T = TypeVar("T")
 Extent: TypeAlias = tuple[int, int]
 """Offset and length, in bytes."""
 Read: TypeAlias = Callable[[int, int], bytes]
@@ -92,8 +93,7 @@ def write_disk(
     _check_known(repository, content, strides)
     repository.add(BlobType.DATA, bytes(BLOCK_BYTES))
 
-    def store(extent: Extent) -> None:
-        offset, length = extent
+    def store(offset: int, length: int) -> None:
         data = memoryview(read(offset, length))
         for at in range(0, length, BLOCK_BYTES):
             place = (offset + at) // BLOCK_BYTES * ID_BYTES
@@ -101,6 +101,33 @@ def write_disk(
 
     _side_by_side(store, strides)
     return Written(File(size, bytes(content)), sum(length for _, length in strides))
+
+
+def write_stream(repository: Repository, read: Callable[[int], bytes], size: int) -> File:
+    """Store a file that is read once, from its beginning to its end. Raises OSError if it ends before."""
+    content = bytearray(-(-size // BLOCK_BYTES) * ID_BYTES)
+
+    def pieces() -> Iterator[tuple[int, bytes]]:
+        at = 0
+        while at < size:
+            piece = read(min(STRIDE_BYTES, size - at))
+            if len(piece) != min(STRIDE_BYTES, size - at):
+                raise OSError(f"it ends after {at + len(piece)} of {size} bytes")
+            yield at, piece
+            at += len(piece)
+
+    def store(offset: int, piece: bytes) -> None:
+        data = memoryview(piece)
+        for at in range(0, len(data), BLOCK_BYTES):
+            place = (offset + at) // BLOCK_BYTES * ID_BYTES
+            content[place : place + ID_BYTES] = repository.add(BlobType.DATA, data[at : at + BLOCK_BYTES])
+
+    if size <= STRIDE_BYTES:  # no thread is worth it
+        for offset, piece in pieces():
+            store(offset, piece)
+    else:
+        _side_by_side(store, pieces())
+    return File(size, bytes(content))
 
 
 def _grown(before: File, size: int) -> bytearray:
@@ -138,13 +165,13 @@ def _strides(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
             yield at, min(STRIDE_BYTES, end - at)
 
 
-def _side_by_side(work: Callable[[Extent], None], extents: Iterable[Extent]) -> None:
-    """Do the work for each extent in a few threads, a few ahead. Raises what the first one that fails raises."""
+def _side_by_side(work: Callable[[int, T], None], items: Iterable[tuple[int, T]]) -> None:
+    """Do the work for each item in a few threads, a few ahead. Raises what the first one that fails raises."""
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         waiting = deque[concurrent.futures.Future[None]]()
         try:
-            for extent in extents:
-                waiting.append(pool.submit(work, extent))
+            for item in items:
+                waiting.append(pool.submit(work, *item))
                 if len(waiting) > 2 * THREADS:
                     waiting.popleft().result()
             while waiting:

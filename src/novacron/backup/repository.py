@@ -6,9 +6,9 @@ import hashlib
 import secrets
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import zstandard
@@ -44,6 +44,25 @@ class _Config(msgspec.Struct):
     version: int
     id: str
     chunker_polynomial: str
+
+
+class Content(NamedTuple):
+    """What a snapshot holds, by paths below its directory."""
+
+    files: dict[str, File]
+    folders: list[str]
+
+
+class _Folder(NamedTuple):
+    files: dict[str, File]
+    folders: dict[str, _Folder]
+
+    def inner(self, parts: Sequence[str]) -> _Folder:
+        """Return a folder in this one, which is made if it is not there."""
+        folder = self
+        for part in parts:
+            folder = folder.folders.setdefault(part, _Folder({}, {}))
+        return folder
 
 
 class Repository:
@@ -203,30 +222,62 @@ class Repository:
     # snapshots
 
     def save_snapshot(
-        self, directory: str, files: Mapping[str, File], tags: list[str], parent: str | None = None
+        self, directory: str, files: Mapping[str, File], tags: list[str], folders: Iterable[str] = ()
     ) -> str:  # fmt: skip
-        """Store a snapshot of files in one directory, and all that it needs before; return its id."""
-        now = datetime.now(UTC)
-        inner = self.add(BlobType.TREE, snapshot.tree_of(dict(files), now).encode())
-        outer = self.add(BlobType.TREE, snapshot.Tree([snapshot.directory(directory, inner, now)]).encode())
+        """Store a snapshot of files, by their paths in one directory, and all that it needs before; return its id.
+
+        ``folders``: those that are to be there even if no file is in them. Raises ValueError for a bad path.
+        """
+        now, root = datetime.now(UTC), _Folder({}, {})
+        for path in folders:
+            root.inner(snapshot.check_path(path))
+        for path, file in files.items():
+            *parents, name = snapshot.check_path(path)
+            root.inner(parents).files[name] = file
+        (name,) = snapshot.check_path(directory)
+        tree = self.add(
+            BlobType.TREE, snapshot.Tree([snapshot.folder_node(name, self._save_folder(root, now), now)]).encode()
+        )
         self.flush()
         made = BackupSnapshot(
-            now.isoformat(), outer.hex(), [f"/{directory}"], socket.gethostname(), "novacron", parent, tags or None,
+            now.isoformat(), tree.hex(), [f"/{directory}"], socket.gethostname(), "novacron", None, tags or None,
             "novacron",
         )  # fmt: skip
         return self.save_unpacked(Kind.SNAPSHOT, msgspec.json.encode(made))
+
+    def _save_folder(self, folder: _Folder, now: datetime) -> bytes:
+        nodes = [snapshot.file_node(name, file, now) for name, file in folder.files.items()]
+        nodes += [
+            snapshot.folder_node(name, self._save_folder(inner, now), now) for name, inner in folder.folders.items()
+        ]
+        return self.add(BlobType.TREE, snapshot.Tree(nodes).encode())
 
     def snapshots(self) -> Iterator[tuple[str, BackupSnapshot]]:
         """Yield all snapshots with their ids. Raises Damaged."""
         for name in self.storage.names(Kind.SNAPSHOT):
             yield name, snapshot.decode_snapshot(self.load_unpacked(Kind.SNAPSHOT, name), name)
 
-    def files(self, made: BackupSnapshot) -> dict[str, File]:
-        """Return the files of a snapshot that was made here. Raises NotStored, Damaged."""
-        for node in self._tree(made.tree).nodes:
-            if node.type == "dir" and node.subtree is not None:
-                return snapshot.files_of(self._tree(node.subtree))
-        raise Damaged("the snapshot holds no directory")
+    def content(self, made: BackupSnapshot) -> Content:
+        """Return what is in the one directory of a snapshot that was made here. Raises NotStored, Damaged."""
+        found = Content({}, [])
+        top = [node for node in self._tree(made.tree).nodes if node.type == "dir" and node.subtree is not None]
+        if len(top) != 1 or top[0].subtree is None:
+            raise Damaged("the snapshot does not hold one directory, as those do that are made here")
+        waiting = [("", top[0].subtree)]
+        while waiting:
+            prefix, id = waiting.pop()
+            for node in self._tree(id).nodes:
+                try:
+                    path = f"{prefix}{node.name}"
+                    snapshot.check_path(path)
+                    if node.type == "file":
+                        found.files[path] = snapshot.file_of(node)
+                    elif node.type == "dir" and node.subtree is not None:
+                        found.folders.append(path)
+                        waiting.append((f"{path}/", node.subtree))
+                except ValueError as error:
+                    raise Damaged(f"a folder of the backup is damaged: {error}") from None
+        return found
 
     def _tree(self, id: str) -> snapshot.Tree:
         try:

@@ -67,34 +67,36 @@ class File(msgspec.Struct):
         return [self.content[at : at + ID_BYTES] for at in range(0, len(self.content), ID_BYTES)]
 
 
-def tree_of(files: dict[str, File], at: datetime) -> Tree:
-    """Return a directory of files. Raises ValueError for a name that can't be one."""
+FOLDERS_DEEP_MAX = 16
+"""Folders in folders."""
+
+
+def check_path(path: str) -> tuple[str, ...]:
+    """Return the parts of a file's path in a backup. Raises ValueError for one that could lead anywhere else."""
+    parts = tuple(path.split("/"))
+    if len(parts) > FOLDERS_DEEP_MAX or not all(map(NAME.match, parts)):
+        raise ValueError(f"{path!r} is no path of a file in a backup")
+    return parts
+
+
+def file_node(name: str, file: File, at: datetime) -> TreeNode:
+    """Return the entry of a file."""
     when = at.isoformat()
-    for name in files:
-        if not NAME.match(name):
-            raise ValueError(f"{name!r} is no name of a file in a backup")
-    return Tree([
-        TreeNode(name, "file", FILE_MODE, when, when, when, 0, 0, file.size, 1, [id.hex() for id in file.ids()])
-        for name, file in files.items()
-    ])  # fmt: skip
+    return TreeNode(name, "file", FILE_MODE, when, when, when, 0, 0, file.size, 1, [id.hex() for id in file.ids()])
 
 
-def directory(name: str, subtree: bytes, at: datetime) -> TreeNode:
-    """Return the entry of a directory."""
+def folder_node(name: str, subtree: bytes, at: datetime) -> TreeNode:
+    """Return the entry of a folder."""
     when = at.isoformat()
     return TreeNode(name, "dir", DIRECTORY_MODE, when, when, when, 0, 0, subtree=subtree.hex())
 
 
-def files_of(tree: Tree) -> dict[str, File]:
-    """Return the files of a directory by name. Raises Damaged."""
-    try:
-        return {
-            node.name: File(node.size, bytes.fromhex("".join(node.content or ())))
-            for node in tree.nodes
-            if node.type == "file"
-        }
-    except ValueError as error:
-        raise Damaged(f"a directory of the backup is damaged: {error}") from None
+def file_of(node: TreeNode) -> File:
+    """Return the file of an entry. Raises ValueError."""
+    content = bytes.fromhex("".join(node.content or ()))
+    if len(content) % ID_BYTES:
+        raise ValueError(f"{node.name}: its list of blobs is cut short")
+    return File(node.size, content)
 
 
 def decode_tree(content: bytes, id: str) -> Tree:

@@ -11,13 +11,17 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from novacron import private_file
 from novacron.state_lock import FolderInUse, FolderLock
 
 USER = "novacron-pg"
 STILL_IN_USE = "pre-existing shared memory block"
+ACCESS = "local all postgres peer map=novacron\nlocal replication postgres peer map=novacron\n"
+"""``pg_hba.conf``: who may connect; backups are a replication to PostgreSQL."""
 COPIES = Path("/var/cache/novacron")
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -47,12 +51,8 @@ class Postgres:
         was killed. Raises PostgresFailed, also when another process uses the folder.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        if self._lock is None:
-            try:
-                self._lock = FolderLock(self.directory, "lock")
-            except FolderInUse as error:
-                raise PostgresFailed(str(error)) from None
-        user = _user() if os.geteuid() == 0 else None
+        self._hold()
+        user = _owner()
         if user is not None:
             os.chown(self.directory, user.pw_uid, user.pw_gid)
         self.directory.chmod(0o700)  # its log has what clients send
@@ -66,6 +66,8 @@ class Postgres:
         if not (self.data / "PG_VERSION").exists():
             self._make_cluster(binaries, user)
         self._stop_leftover()
+        if (self.data / "pg_hba.conf").read_text() != ACCESS:  # of an earlier version
+            private_file.write(self.data / "pg_hba.conf", ACCESS.encode(), owner=user and (user.pw_uid, user.pw_gid))
         options = ("shared_buffers=64MB", "max_connections=100", "log_min_messages=warning")
         arguments = [str(binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory), "-h", ""]
         arguments += [word for option in options for word in ("-c", option)]
@@ -83,6 +85,36 @@ class Postgres:
                 self._launch(arguments, user)
         return self.url
 
+    def _hold(self) -> None:
+        if self._lock is None:
+            try:
+                self._lock = FolderLock(self.directory, "lock")
+            except FolderInUse as error:
+                raise PostgresFailed(str(error)) from None
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep everybody else from the folder for as long as the block runs. Raises PostgresFailed if it is in use."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._hold()
+        try:
+            self._stop_leftover()
+            yield
+        finally:
+            self._release()
+
+    def own(self, path: Path) -> None:
+        """Give a folder with all that is in it to the user that PostgreSQL runs as."""
+        user = _owner()
+        if user is not None:
+            for entry in (path, *path.rglob("*")):
+                os.chown(entry, user.pw_uid, user.pw_gid, follow_symlinks=False)
+
     def _make_cluster(self, binaries: Path, user: pwd.struct_passwd | None) -> None:
         fresh = self.directory / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -91,7 +123,7 @@ class Postgres:
         with (fresh / "pg_ident.conf").open("a") as ident:
             for name in {"root", USER, pwd.getpwuid(os.geteuid()).pw_name}:
                 ident.write(f"novacron {name} postgres\n")
-        (fresh / "pg_hba.conf").write_text("local all postgres peer map=novacron\n")
+        (fresh / "pg_hba.conf").write_text(ACCESS)
         fresh.rename(self.data)
 
     def _launch(self, arguments: list[str], user: pwd.struct_passwd | None) -> None:
@@ -111,9 +143,7 @@ class Postgres:
             except subprocess.TimeoutExpired:
                 self.process.send_signal(signal.SIGQUIT)
                 self.process.wait(STOP_TIMEOUT_S)
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._release()
 
     def kill(self) -> None:
         """Kill it as a power cut would: for tests."""
@@ -141,6 +171,16 @@ class Postgres:
                         f"the PostgreSQL that still runs in {self.directory} (process {pid}) does not stop"
                     )
                 time.sleep(0.05)
+
+
+def programs() -> Path:
+    """Return the directory of PostgreSQL's programs. Raises PostgresFailed."""
+    return _binaries(_owner())
+
+
+def _owner() -> pwd.struct_passwd | None:
+    """Return the user that PostgreSQL runs as, or None: as the caller."""
+    return _user() if os.geteuid() == 0 else None
 
 
 def _binaries(user: pwd.struct_passwd | None) -> Path:

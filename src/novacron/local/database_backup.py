@@ -1,0 +1,241 @@
+"""Backups of the platform's own database: PostgreSQL's base backups, in a repository of restic's format.
+
+Each is whole, with the changes that came while it was made (WAL), and its manifest. Blocks that did not change since an
+earlier one are in the repository once. See PostgreSQL's manual, "Continuous Archiving and Point-in-Time Recovery".
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from novacron import private_file
+from novacron.backup import disks
+from novacron.backup.errors import NotStored, RepositoryError
+from novacron.backup.repository import Repository, new_password
+from novacron.backup.snapshot import BackupSnapshot
+from novacron.backup.storage import DirectoryStorage
+from novacron.local.postgres import Postgres, PostgresFailed, programs
+
+DIRECTORY, TAG = "database", "novacron-database"
+"""Of its snapshots: the directory in them, and the tag by which they are found."""
+PASSWORD_FILE = "backup.password"  # noqa: S105 its name
+ID_SHOWN = 8
+
+
+class BackupFailed(Exception):
+    """Nothing was backed up or restored: says why, and what to do."""
+
+
+class Place(NamedTuple):
+    """Where backups are, and the file with what opens them."""
+
+    repository: Path
+    password_file: Path
+
+
+class DatabaseBackup(NamedTuple):
+    """One backup of the database."""
+
+    id: str
+    at: datetime
+    host: str
+    files: int
+    size_bytes: int
+
+
+def backup(place: Place, url: str, *, create: bool = False) -> DatabaseBackup:
+    """Back the database up while it is in use. ``create``: make the repository, and its password, if there is none.
+
+    Raises BackupFailed.
+    """
+    with _explained():
+        repository = _open(place, create=create)
+        command = [
+            str(programs() / "pg_basebackup"), "--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast",
+            "--no-password", f"--dbname={url}",
+        ]  # fmt: skip
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL,
+                env={**os.environ, "PGAPPNAME": "novacron-backup"},
+            )  # fmt: skip
+            try:
+                assert process.stdout is not None
+                id = _store(repository, process)
+            finally:
+                process.kill()
+                process.wait()
+                assert process.stdout is not None
+                process.stdout.close()
+            if id is None:
+                said.seek(0)
+                words = said.read().decode(errors="replace").strip()[-1500:]
+                raise BackupFailed(f"PostgreSQL made no backup: {words or 'its answer ended early'}")
+        return next(made for made in _backups(repository) if made.id == id)
+
+
+def _store(repository: Repository, process: subprocess.Popen[bytes]) -> str | None:
+    """Store what ``pg_basebackup`` sends; return the snapshot's id, or None if it fails: then there is no snapshot."""
+    files, folders = dict[str, disks.File](), list[str]()
+    try:
+        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+            for member in archive:
+                path = member.name.removeprefix("./")
+                if member.isdir() and path:
+                    folders.append(path)
+                elif member.isfile():
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    files[path] = disks.write_stream(repository, content.read, member.size)
+                elif not member.isdir():
+                    raise BackupFailed(
+                        f"{path} is no file: a database with tablespaces elsewhere can't be backed up so"
+                    )
+    except tarfile.TarError:
+        return None
+    if process.wait() != 0 or "backup_manifest" not in files:
+        return None
+    return repository.save_snapshot(DIRECTORY, files, [TAG], folders)
+
+
+def backups(place: Place) -> list[DatabaseBackup]:
+    """Return all backups of databases, the latest last. Raises BackupFailed."""
+    with _explained():
+        return _backups(_open(place))
+
+
+def find(place: Place, id: str | None = None) -> DatabaseBackup:
+    """Return a backup by the beginning of its id; the latest if it is None. Raises BackupFailed."""
+    with _explained():
+        return _find(_open(place), id)
+
+
+def verify(place: Place, id: str | None = None) -> DatabaseBackup:
+    """Read a backup back, all of it, and let PostgreSQL check it; the latest if ``id`` is None. Raises BackupFailed."""
+    with _explained():
+        repository = _open(place)
+        made = _find(repository, id)
+    with _explained(), tempfile.TemporaryDirectory(prefix="novacron-verify-") as scratch:
+        _fetch(repository, made, Path(scratch) / "data")
+        return made
+
+
+def restore(place: Place, state_dir: Path, id: str | None = None) -> tuple[DatabaseBackup, Path | None]:
+    """Put a backup in the place of the embedded database of a server that is stopped; return it, and where the database
+    of before is kept.
+
+    It is read whole and checked before anything is moved. Raises BackupFailed.
+    """
+    with _explained():
+        postgres = Postgres(state_dir / "postgres")
+        with postgres.held():
+            repository = _open(place)
+            made = _find(repository, id)
+            fresh = postgres.directory / "data.restored"
+            shutil.rmtree(fresh, ignore_errors=True)
+            try:
+                _fetch(repository, made, fresh)
+                postgres.own(fresh)
+                kept = None
+                if postgres.data.exists():
+                    kept = postgres.directory / f"data.before-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+                    postgres.data.rename(kept)
+                fresh.rename(postgres.data)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+            return made, kept
+
+
+def _fetch(repository: Repository, made: DatabaseBackup, directory: Path) -> None:
+    """Write a backup's files into a new directory, and let PostgreSQL check them against their manifest."""
+    content = repository.content(dict(repository.snapshots())[made.id])
+    directory.mkdir(mode=0o700)
+    for path in sorted(content.folders):
+        (directory / path).mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path, file in content.files.items():
+        (directory / path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory / path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            disks.restore_disk(repository, file, descriptor)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    done = subprocess.run(
+        [str(programs() / "pg_verifybackup"), "--quiet", str(directory)], capture_output=True, check=False
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise BackupFailed(f"backup {made.id[:ID_SHOWN]} is damaged: {done.stderr.decode(errors='replace')[-1500:]}")
+
+
+def _backups(repository: Repository) -> list[DatabaseBackup]:
+    found = [
+        _described(repository, id, made) for id, made in repository.snapshots() if TAG in (made.tags or ())
+    ]  # fmt: skip
+    return sorted(found, key=lambda made: made.at)
+
+
+def _described(repository: Repository, id: str, made: BackupSnapshot) -> DatabaseBackup:
+    files = repository.content(made).files
+    return DatabaseBackup(
+        id, datetime.fromisoformat(made.time), made.hostname, len(files), sum(file.size for file in files.values())
+    )  # fmt: skip
+
+
+def _find(repository: Repository, id: str | None) -> DatabaseBackup:
+    every = _backups(repository)
+    matching = every[-1:] if id is None else [made for made in every if made.id.startswith(id)]
+    if len(matching) != 1:
+        what = (
+            "the repository holds no backup of a database"
+            if id is None
+            else f"{len(matching)} backups begin with {id!r}"
+        )
+        raise BackupFailed(f"{what}: see novacron database list")
+    return matching[0]
+
+
+def _open(place: Place, *, create: bool = False) -> Repository:
+    """Open the repository. Raises BackupFailed, RepositoryError."""
+    storage = DirectoryStorage(place.repository)
+    try:
+        password = place.password_file.read_bytes()
+    except FileNotFoundError:
+        if not create:
+            raise BackupFailed(
+                f"there is no {place.password_file}, which opens the repository: name it with --password-file, "
+                "or begin a repository with --create"
+            ) from None
+        password = None
+    if password is not None:
+        try:
+            return Repository.open(storage, password.strip())
+        except NotStored:
+            if not create:
+                raise BackupFailed(
+                    f"{place.repository} is no repository: name another one, or begin one with --create"
+                ) from None
+    place.repository.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if password is None:
+        password = new_password()
+        private_file.write(place.password_file, password + b"\n")
+    return Repository.create(storage, password.strip())
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what goes wrong below into BackupFailed."""
+    try:
+        yield
+    except (RepositoryError, PostgresFailed) as error:
+        raise BackupFailed(str(error)) from error
+    except OSError as error:
+        raise BackupFailed(f"{error.filename or 'a file'}: {error.strerror or error}") from error

@@ -1,0 +1,123 @@
+"""The platform's database goes into a repository and comes back, whole or not at all; restic reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from lab.platform import open_directory
+from novacron.local import database_backup
+from novacron.local.database_backup import BackupFailed, Place
+from novacron.local.postgres import Postgres
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    with open_directory("nvdb-") as directory:
+        yield directory
+
+
+@pytest.fixture
+def place(state: Path) -> Place:
+    return Place(state / "repository", state / "backup.password")
+
+
+def _run(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "novacron", "database", *arguments, "--repository", str(state / "repository"),
+         "--state-dir", str(state)],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _sql(postgres: Postgres, statement: str) -> list[asyncpg.Record]:
+    async def run() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(postgres.url)
+        try:
+            rows: list[asyncpg.Record] = await connection.fetch(statement)
+            return rows
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def _bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def test_a_database_comes_back_as_it_was_and_what_it_replaces_is_kept(state: Path, place: Place) -> None:
+    postgres = Postgres(state / "postgres")
+    postgres.start()
+    try:
+        _sql(postgres, "CREATE TABLE kept AS SELECT n, md5(n::text) FROM generate_series(1, 1000) n")
+        made = _run(state, "backup", "--create")
+        assert made.returncode == 0, made.stderr
+        first = _bytes(place.repository)
+        _sql(postgres, "INSERT INTO kept SELECT n, 'later' FROM generate_series(1001, 2000) n")
+        assert _run(state, "backup").returncode == 0
+        assert _bytes(place.repository) - first < first / 2, "what has not changed is there once"
+        _sql(postgres, "DROP TABLE kept")
+        refused = _run(state, "restore", "--yes")
+        assert refused.returncode == 1 and "already works with" in refused.stderr, "while it runs"
+    finally:
+        postgres.stop()
+    earlier, later = database_backup.backups(place)
+    assert (_run(state, "verify").stdout).startswith(f"backup {later.id[:8]} of ")
+    asks = _run(state, "restore")
+    assert asks.returncode == 2 and "confirm with --yes" in asks.stderr
+    for chosen, count in ((earlier, 1000), (later, 2000)):
+        restored = _run(state, "restore", chosen.id[:10], "--yes")
+        assert restored.returncode == 0 and "the database of before is in" in restored.stdout, restored.stderr
+        postgres.start()
+        try:
+            assert _sql(postgres, "SELECT count(*) FROM kept")[0]["count"] == count
+        finally:
+            postgres.stop()
+    assert len(list((state / "postgres").glob("data.before-*"))) == 2
+    done = subprocess.run(
+        ["restic", "--no-cache", "-q", "-r", str(place.repository), "check", "--read-data"], capture_output=True,
+        env={**os.environ, "RESTIC_PASSWORD_FILE": str(place.password_file)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_damaged_backup_replaces_nothing(state: Path, place: Place) -> None:
+    postgres = Postgres(state / "postgres")
+    postgres.start()
+    try:
+        database_backup.backup(place, postgres.url, create=True)
+        largest = max((place.repository / "data").rglob("*"), key=lambda path: path.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.chmod(0o600)
+        largest.write_bytes(content)
+    finally:
+        postgres.stop()
+    before = (postgres.data / "PG_VERSION").stat().st_ino
+    with pytest.raises(BackupFailed, match="damaged"):
+        database_backup.restore(place, state)
+    with pytest.raises(BackupFailed, match="damaged"):
+        database_backup.verify(place)
+    assert (postgres.data / "PG_VERSION").stat().st_ino == before
+    assert sorted(path.name for path in postgres.directory.iterdir() if path.name.startswith("data")) == ["data"]
+
+
+def test_what_is_missing_is_said_in_words(state: Path, place: Place) -> None:
+    for arguments, words in (
+        (("list",), "or begin a repository with --create"),
+        (("verify",), "which opens the repository"),
+        (("backup", "--create"), "PostgreSQL made no backup"),
+        (("verify",), "holds no backup of a database"),
+        (("verify", "ffff"), "0 backups begin with 'ffff'"),
+    ):
+        done = _run(state, *arguments)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr, done
+    assert database_backup.backups(place) == []
