@@ -123,13 +123,19 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
 
 
 def test_every_decision_is_in_the_index_with_its_title_and_has_a_status() -> None:
-    index = (ROOT / "docs/adr/README.md").read_text()
-    for record in sorted((ROOT / "docs/adr").glob("[0-9]*.md")):
+    index, records = (ROOT / "docs/adr/README.md").read_text(), sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
+    assert [int(record.name[:4]) for record in records] == list(range(1, len(records) + 1)), "one number each"
+    for record in records:
         text = record.read_text()
         title = text.partition("\n")[0].partition(". ")[2]
         assert f"]({record.name}) | {title} |" in index, record.name
         for part in ("Status", "Context", "Decision", "Cost"):
             assert f"**{part}.**" in text, f"{record.name} has no {part.lower()}"
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_holds_what_a_merge_left(page: Path) -> None:
+    assert not re.search(r"^(<{7} |>{7} |={7}$)", page.read_text(), re.MULTILINE)
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

@@ -21,7 +21,7 @@ from novacron import private_file
 from novacron.backup import disks
 from novacron.backup.errors import NotStored, RepositoryError
 from novacron.backup.repository import Repository, new_password
-from novacron.backup.snapshot import BackupSnapshot
+from novacron.backup.snapshot import BackupSnapshot, File
 from novacron.backup.storage import DirectoryStorage
 from novacron.local.postgres import Postgres, PostgresFailed, programs
 
@@ -85,7 +85,7 @@ def backup(place: Place, url: str, *, create: bool = False) -> DatabaseBackup:
 
 def _store(repository: Repository, process: subprocess.Popen[bytes]) -> str | None:
     """Store what ``pg_basebackup`` sends; return the snapshot's id, or None if it fails: then there is no snapshot."""
-    files, folders = dict[str, disks.File](), list[str]()
+    files, folders = dict[str, File](), list[str]()
     try:
         with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
             for member in archive:
