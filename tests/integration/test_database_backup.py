@@ -14,7 +14,7 @@ import pytest
 
 from lab.platform import open_directory
 from novacron.local import database_backup
-from novacron.local.database_backup import BackupFailed, Place
+from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.postgres import Postgres
 
 
@@ -25,8 +25,8 @@ def state() -> Iterator[Path]:
 
 
 @pytest.fixture
-def place(state: Path) -> Place:
-    return Place(state / "repository", state / "backup.password")
+def place(state: Path) -> BackupPlace:
+    return BackupPlace(state / "repository", state / "backup.password")
 
 
 def _run(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +53,7 @@ def _bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def test_a_database_comes_back_as_it_was_and_what_it_replaces_is_kept(state: Path, place: Place) -> None:
+def test_a_database_comes_back_as_it_was_and_what_it_replaces_is_kept(state: Path, place: BackupPlace) -> None:
     postgres = Postgres(state / "postgres")
     postgres.start()
     try:
@@ -89,7 +89,7 @@ def test_a_database_comes_back_as_it_was_and_what_it_replaces_is_kept(state: Pat
     assert done.returncode == 0, done.stderr
 
 
-def test_a_damaged_backup_replaces_nothing(state: Path, place: Place) -> None:
+def test_a_damaged_backup_replaces_nothing(state: Path, place: BackupPlace) -> None:
     postgres = Postgres(state / "postgres")
     postgres.start()
     try:
@@ -110,7 +110,7 @@ def test_a_damaged_backup_replaces_nothing(state: Path, place: Place) -> None:
     assert sorted(path.name for path in postgres.directory.iterdir() if path.name.startswith("data")) == ["data"]
 
 
-def test_what_is_missing_is_said_in_words(state: Path, place: Place) -> None:
+def test_what_is_missing_is_said_in_words(state: Path, place: BackupPlace) -> None:
     for arguments, words in (
         (("list",), "or begin a repository with --create"),
         (("verify",), "which opens the repository"),

@@ -46,7 +46,7 @@ class _Config(msgspec.Struct):
     chunker_polynomial: str
 
 
-class Content(NamedTuple):
+class SnapshotContent(NamedTuple):
     """What a snapshot holds, by paths below its directory."""
 
     files: dict[str, File]
@@ -257,9 +257,9 @@ class Repository:
         for name in self.storage.names(Kind.SNAPSHOT):
             yield name, snapshot.decode_snapshot(self.load_unpacked(Kind.SNAPSHOT, name), name)
 
-    def content(self, made: BackupSnapshot) -> Content:
+    def content(self, made: BackupSnapshot) -> SnapshotContent:
         """Return what is in the one directory of a snapshot that was made here. Raises NotStored, Damaged."""
-        found = Content({}, [])
+        found = SnapshotContent({}, [])
         top = [node for node in self._tree(made.tree).nodes if node.type == "dir" and node.subtree is not None]
         if len(top) != 1 or top[0].subtree is None:
             raise Damaged("the snapshot does not hold one directory, as those do that are made here")

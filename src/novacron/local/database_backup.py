@@ -35,7 +35,7 @@ class BackupFailed(Exception):
     """Nothing was backed up or restored: says why, and what to do."""
 
 
-class Place(NamedTuple):
+class BackupPlace(NamedTuple):
     """Where backups are, and the file with what opens them."""
 
     repository: Path
@@ -52,7 +52,7 @@ class DatabaseBackup(NamedTuple):
     size_bytes: int
 
 
-def backup(place: Place, url: str, *, create: bool = False) -> DatabaseBackup:
+def backup(place: BackupPlace, url: str, *, create: bool = False) -> DatabaseBackup:
     """Back the database up while it is in use. ``create``: make the repository, and its password, if there is none.
 
     Raises BackupFailed.
@@ -107,19 +107,19 @@ def _store(repository: Repository, process: subprocess.Popen[bytes]) -> str | No
     return repository.save_snapshot(DIRECTORY, files, [TAG], folders)
 
 
-def backups(place: Place) -> list[DatabaseBackup]:
+def backups(place: BackupPlace) -> list[DatabaseBackup]:
     """Return all backups of databases, the latest last. Raises BackupFailed."""
     with _explained():
         return _backups(_open(place))
 
 
-def find(place: Place, id: str | None = None) -> DatabaseBackup:
+def find(place: BackupPlace, id: str | None = None) -> DatabaseBackup:
     """Return a backup by the beginning of its id; the latest if it is None. Raises BackupFailed."""
     with _explained():
         return _find(_open(place), id)
 
 
-def verify(place: Place, id: str | None = None) -> DatabaseBackup:
+def verify(place: BackupPlace, id: str | None = None) -> DatabaseBackup:
     """Read a backup back, all of it, and let PostgreSQL check it; the latest if ``id`` is None. Raises BackupFailed."""
     with _explained():
         repository = _open(place)
@@ -129,7 +129,7 @@ def verify(place: Place, id: str | None = None) -> DatabaseBackup:
         return made
 
 
-def restore(place: Place, state_dir: Path, id: str | None = None) -> tuple[DatabaseBackup, Path | None]:
+def restore(place: BackupPlace, state_dir: Path, id: str | None = None) -> tuple[DatabaseBackup, Path | None]:
     """Put a backup in the place of the embedded database of a server that is stopped; return it, and where the database
     of before is kept.
 
@@ -203,7 +203,7 @@ def _find(repository: Repository, id: str | None) -> DatabaseBackup:
     return matching[0]
 
 
-def _open(place: Place, *, create: bool = False) -> Repository:
+def _open(place: BackupPlace, *, create: bool = False) -> Repository:
     """Open the repository. Raises BackupFailed, RepositoryError."""
     storage = DirectoryStorage(place.repository)
     try:

@@ -17,7 +17,7 @@ from novacron.service_options import StateDir, default_state_dir
 from novacron.terminal import say
 
 if TYPE_CHECKING:
-    from novacron.local.database_backup import DatabaseBackup, Place
+    from novacron.local.database_backup import BackupPlace, DatabaseBackup
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -32,11 +32,11 @@ PasswordFile = Annotated[
 BackupId = Annotated[str | None, typer.Argument(help="id, or how it begins; default: the latest", metavar="[BACKUP]")]
 
 
-def _place(repository: Path, password_file: Path | None, state_dir: Path | None) -> Place:
+def _place(repository: Path, password_file: Path | None, state_dir: Path | None) -> BackupPlace:
     from novacron.local import database_backup
 
     default = (state_dir or default_state_dir()) / database_backup.PASSWORD_FILE
-    return database_backup.Place(repository, password_file or default)
+    return database_backup.BackupPlace(repository, password_file or default)
 
 
 @contextlib.contextmanager
