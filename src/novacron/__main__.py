@@ -57,13 +57,18 @@ def up(
     bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' network interfaces")] = None,
     port: Annotated[int, typer.Option(help="port of the API; the agents' link and DWCP use the next two")] = 7443,
     dwcp_host: Annotated[str, typer.Option(help="address to listen on for other nodes' migrations")] = "127.0.0.1",
+    network: Annotated[
+        bool,
+        typer.Option("--network/--no-network", help="begin with a network for VMs that name none"),
+    ] = True,
 ) -> None:
     """Run everything on this machine: embedded PostgreSQL, the server, and one agent."""
     require(Extra.SERVER, Extra.AGENT)
     from novacron.local import up as local
 
     state = state_dir or default_state_dir()
-    sys.exit(local.run(state, images_dir or state / "images", bridge, port, config_path(), dwcp_host=dwcp_host))
+    how = local.How(bridge, port, dwcp_host, network)
+    sys.exit(local.run(state, images_dir or state / "images", config_path(), how))
 
 
 @app.command()

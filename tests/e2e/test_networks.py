@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from novacron.net import dnsmasq
 from novacron.net.firewall import VXLAN_PORT
 from novacron.net.overlay import WIREGUARD_PORT
 from tests.e2e.conftest import delete, until_settled
-from tests.support.outsider import OUTSIDE, outsider
+from tests.support.outsider import OUTSIDE, listening, outsider
 from tests.support.readable import everything_readable
 from tests.support.vms import shell, wait_until_node_answers
 
@@ -56,29 +55,6 @@ def reaches(victim: Platform, vm: Object, command: str) -> bool:
 
 def connects(victim: Platform, vm: Object, target: str, port: int) -> bool:
     return reaches(victim, vm, f"nc -w 3 {target} {port} </dev/null")
-
-
-@contextlib.contextmanager
-def listening(host: Host, at: str, port: int) -> Iterator[list[str]]:
-    """Take connections on a host; yield whence they came."""
-    came: list[str] = []
-    server = host.within(lambda: socket.create_server((at, port)))
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                taken, (peer, _) = server.accept()
-                came.append(peer)
-                taken.close()
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield came
-    finally:
-        server.shutdown(socket.SHUT_RDWR)
-        server.close()
-        thread.join(5)
 
 
 def echoes(host: Host, at: str, port: int) -> bool:

@@ -80,6 +80,75 @@ def test_a_network_gives_each_vm_an_address_and_is_deleted_last(site: Platform, 
         site.client.delete("networks", network)
 
 
+def test_a_network_is_changed_and_renamed_while_no_vm_is_in_it(site: Platform, api: Api, new_vm: NewVm) -> None:
+    site.client.create_network("old", subnet="10.32.0.0/24")
+    at = "/api/v1/networks/old"
+    for changes, field in (
+        ({"mtu": 9000}, "mtu"), ({"nameservers": ["x"]}, "nameservers"),
+        ({"search_domains": ["a b"]}, "search_domains"),
+        ({"search_domains": ["a\nserver=192.0.2.1"]}, "search_domains"),
+        ({"search_domains": ["x" * 60] * 4}, "search_domains"),
+        ({"name": "none"}, "name"), ({"subnet": "10.33.0.0/24"}, "subnet"),
+    ):  # fmt: skip
+        refused = api("PATCH", at, changes)
+        assert refused.status == 400 and str(refused.problem["field"]).startswith(field), changes
+    changed = site.client.configure_network(
+        "old", mtu=1300, nameservers=["192.0.2.53"], search_domains=["example.net"], description=""
+    )
+    assert (changed["mtu"], changed["spec"]["nameservers"], changed["description"]) == (1300, ["192.0.2.53"], "")
+    assert changed["spec"]["search_domains"] == ["example.net"] and changed["spec"]["subnet"] == "10.32.0.0/24"
+    vm = new_vm(nics=[{"network": "old"}], power="stopped", memory_mib=64)
+    assert vm["name"] in api("PATCH", at, {"name": "new"}).problem["detail"]
+    site.client.delete("vms", vm["id"])
+    wait_until_deleted(site, vm)
+    site.client.create_network("other")
+    assert api("PATCH", at, {"name": "other"}).status == 409
+    assert site.client.configure_network("old", name="new", is_default=True)["name"] == "new"
+    assert site.client.get("projects", "default")["default_network"] == "new"
+    assert api("GET", at).status == 404
+    site.client.configure_network("new", is_default=False)
+    assert site.client.get("projects", "default")["default_network"] is None
+    for name in ("new", "other"):
+        site.client.delete("networks", name)
+
+
+def test_vms_that_name_no_network_are_in_the_default_one_of_their_project(site: Platform, api: Api) -> None:
+    assert api("POST", "/api/v1/projects", {"name": "home", "host_network": True}).status == 201
+    vms = []
+
+    def create(name: str, **fields: Any) -> Any:
+        body = {"name": name, "image": "tiny", "memory_mib": 64, "power": "stopped", **fields}
+        answer = api("POST", "/api/v1/vms?project=home", body)
+        assert answer.status == 201, answer.problem
+        vms.append(answer.body)
+        return answer.body["spec"]
+
+    assert create("before")["nics"] == []
+    assert api("POST", "/api/v1/networks?project=home", {"name": "none"}).problem["field"] == "name"
+    network = {"name": "home-lan", "subnet": "10.31.0.0/24", "is_default": True}
+    assert api("POST", "/api/v1/networks?project=home", network).status == 201
+    assert site.client.get("projects", "home")["default_network"] == "home-lan"
+    plain = create("plain", mac="52:54:00:77:77:01")
+    assert [(nic["network"], nic["address"], nic["mac"]) for nic in plain["nics"]] == [
+        ("home-lan", "10.31.0.3", "52:54:00:77:77:01")
+    ]
+    assert plain["mac"] is None
+    assert create("alone", nics=[])["nics"] == [] == create("on-the-hosts-network", address="10.9.0.7/24")["nics"]
+    items = [{"name": f"many-{n}", "image": "tiny", "memory_mib": 64, "power": "stopped"} for n in range(2)]
+    items[1]["nics"] = []
+    done = api("POST", "/api/v1/vms/batch?project=home", {"items": items}).body["items"]
+    vms += [item["vm"] for item in done]
+    assert [len(item["vm"]["spec"]["nics"]) for item in done] == [1, 0]
+    foreseen = api("POST", "/api/v1/placements?project=home", {"name": "x", "image": "tiny"})
+    assert foreseen.status == 200
+    for vm in vms:
+        site.client.delete("vms", vm["id"])
+        wait_until_deleted(site, vm)
+    site.client.delete("networks", "home-lan")
+    until(lambda: site.client.get("projects", "home")["default_network"] is None, "there is none")
+    site.client.delete("projects", "home")
+
+
 def test_a_node_that_cannot_have_a_network_is_not_chosen(site: Platform, api: Api) -> None:
     site.client.create_network("lan", kind="bridge", bridge="br-none")
     answer = api("POST", "/api/v1/placements", {"name": "x", "image": "tiny", "nics": [{"network": "lan"}]})

@@ -14,25 +14,34 @@ from typing import Any
 
 import pytest
 
+from lab.guest import shell
+from lab.hosts import Host, remove_namespace, run
 from lab.platform import free_ports, open_directory, until
 from novacron import context_file
+from novacron.agent.host.instances import instance_of, prefix_of
+from novacron.client import Client, load_config
+from novacron.net import namespace
+from tests.support.outsider import OUTSIDE, listening
 
 
 class Up:
-    def __init__(self, directory: Path, images: Path) -> None:
+    def __init__(self, directory: Path, images: Path, host: Host | None = None) -> None:
+        """``host``: where it runs, with a network for its VMs; None: this machine, without one."""
         self.directory = directory
         self.log = directory / "up.log"
         self.env = {**os.environ, "NOVACRON_CONFIG": str(directory / "cli.json")}
         self._port = free_ports(1)[0]
         self._images = images
+        self._enter = [] if host is None else host.enter
+        self._options = ["--no-network"] if host is None else []
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self.log.unlink(missing_ok=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "novacron", "up", "--state-dir", str(self.directory / "s"),
-                 "--images-dir", str(self._images), "--port", str(self._port)],
+                [*self._enter, sys.executable, "-m", "novacron", "up", *self._options, "--state-dir",
+                 str(self.directory / "s"), "--images-dir", str(self._images), "--port", str(self._port)],
                 stdout=log, stderr=log, env=self.env, start_new_session=True,
             )  # fmt: skip
         until(lambda: b"up: API at" in self.log.read_bytes(), f"it is up: {self.log}", 60)
@@ -55,7 +64,7 @@ class Up:
 
     def cli(self, *arguments: str) -> Any:
         done = subprocess.run(
-            [sys.executable, "-m", "novacron", *arguments, "-o", "json"],
+            [*self._enter, sys.executable, "-m", "novacron", *arguments, "-o", "json"],
             capture_output=True, text=True, check=True, env=self.env, timeout=120,
         )  # fmt: skip
         return json.loads(done.stdout)
@@ -102,6 +111,58 @@ def test_up_starts_and_runs_vms_and_leaves_them_running(up: Up) -> None:
     assert up.pids("qemu-system") == []
 
 
+@pytest.fixture
+def host(lacks: list[str]) -> Iterator[Host]:
+    """A machine of its own, which reaches one other."""
+    if lacks:
+        pytest.skip("; ".join(lacks))
+    names = [f"nova-up-{os.getpid()}-{name}" for name in ("host", "outside")]
+    try:
+        for name in names:
+            run("ip", "netns", "add", name)
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        run("ip", "-n", names[0], "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", names[1])
+        for name, address in zip(names, ("203.0.113.1", OUTSIDE), strict=True):
+            run("ip", "-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+            run("ip", "-n", name, "link", "set", "eth0", "up")
+        run("ip", "-n", names[0], "route", "add", "default", "via", OUTSIDE)
+        yield Host("host", names[0], 1)
+    finally:
+        for name in names:
+            remove_namespace(name)
+
+
+def test_a_vm_has_an_address_and_reaches_out_without_being_asked_for(
+    host: Host, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_directory("nvu-") as directory:
+        up = Up(directory, images, host)
+        monkeypatch.setenv("NOVACRON_CONFIG", up.env["NOVACRON_CONFIG"])
+        prefix = prefix_of(instance_of(directory / "s" / "agent"))
+        try:
+            up.start()
+            assert "VMs are in network default, 10.64.0.0/24, unless they name another" in up.log.read_text()
+            vm = up.cli("vm", "create", "web", "--image", "tiny", "--memory", "128", "--wait")
+            assert [(nic["network"], nic["address"]) for nic in vm["spec"]["nics"]] == [("default", "10.64.0.3")]
+            console = directory / "s" / "agent" / "vms" / vm["id"] / "console.log"
+            until(lambda: "ready 10.64.0.3/24" in console.read_text(), f"its guest has it: {console}", 60)
+            client = Client(load_config())
+            outside = Host("outside", str(host.netns).replace("host", "outside"), 2)
+            with listening(outside, OUTSIDE, 9000) as came:
+                host.within(lambda: shell(client, vm["id"], f"nc -w 20 {OUTSIDE} 9000 </dev/null; echo done"))
+            assert came == ["203.0.113.1"], "it reaches out, under its gateway's address"
+            assert host.within(lambda: shell(client, vm["id"], "nslookup web.default.internal | grep 10.64.0.3")) != ""
+            alone = up.cli("vm", "create", "alone", "--image", "tiny", "--network", "none", "--no-start")
+            assert alone["spec"]["nics"] == []
+        finally:
+            if up.process is not None and up.process.poll() is None:
+                up.end(signal.SIGTERM)
+            for pid in up.pids("qemu-system"):
+                os.kill(pid, signal.SIGKILL)
+            for name in namespace.all(prefix):
+                remove_namespace(name)
+
+
 def test_killed_processes_are_restarted_and_none_outlives_a_killed_platform(up: Up) -> None:
     up.start()
     pid = up.cli("vm", "create", "web", "--image", "tiny", "--memory", "128", "--wait")["status"]["pid"]
@@ -131,7 +192,7 @@ def test_a_second_up_on_one_folder_is_refused_and_harms_nothing(up: Up) -> None:
     own = up.directory / "s" / "config.json"
     up.env["NOVACRON_CONFIG"] = str(config)
     command = [
-        sys.executable, "-m", "novacron", "up", "--state-dir", str(up.directory / "s"),
+        sys.executable, "-m", "novacron", "up", "--no-network", "--state-dir", str(up.directory / "s"),
         "--images-dir", str(up._images), "--port", str(up._port),
     ]  # fmt: skip
     with up.log.open("wb") as log:

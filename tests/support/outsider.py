@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 
 from lab.hosts import Host, Lab, run
@@ -34,3 +35,26 @@ def datagrams(host: Host, port: int) -> socket.socket:
     waiting.bind(("0.0.0.0", port))
     waiting.setblocking(False)
     return waiting
+
+
+@contextlib.contextmanager
+def listening(host: Host, at: str, port: int) -> Iterator[list[str]]:
+    """Take connections on a host; yield whence they came."""
+    came: list[str] = []
+    server = host.within(lambda: socket.create_server((at, port)))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                taken, (peer, _) = server.accept()
+                came.append(peer)
+                taken.close()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield came
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join(5)

@@ -200,3 +200,14 @@ def test_a_defect_with_one_network_is_noted_as_its_own() -> None:
         with noting_failures([msgspec.structs.replace(network_on_node(), name=str(error))], failed):
             raise error
     assert failed == {"no": "no", "gone": "gone", "a defect": "a defect"}
+
+
+def test_guests_are_told_mtu_and_search_domains_and_names_are_looked_up_at_the_networks_servers(tmp_path: Path) -> None:
+    network = network_on_node()
+    told = dnsmasq.config(network, tmp_path, ())[dnsmasq.CONFIG].splitlines()
+    assert "dhcp-option=option:mtu,1450" in told and not [line for line in told if "domain-search" in line]
+    spec = msgspec.structs.replace(network.spec, search_domains=("example.net", "example.org"))
+    changed = msgspec.structs.replace(network, spec=spec, mtu=1400)
+    told = dnsmasq.config(changed, tmp_path, ("192.0.2.53",))[dnsmasq.CONFIG].splitlines()
+    assert "dhcp-option=option:domain-search,lan.internal,example.net,example.org" in told
+    assert "dhcp-option=option:mtu,1400" in told and "server=192.0.2.53" in told

@@ -60,6 +60,7 @@ PROJECTS: Columns = {
     "NAME": lambda p: p["name"],
     "QUOTA": lambda p: _limits(p["quota"]),
     "HOST NETWORK": lambda p: p["host_network"],
+    "DEFAULT NETWORK": lambda p: p.get("default_network"),
     "ENCRYPTION": lambda p: p["encryption_key"] if p["encryption"] else "off",
     "DESCRIPTION": lambda p: p["description"],
     "AGE": lambda p: output.age(p["created_at"]),

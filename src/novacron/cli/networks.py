@@ -53,6 +53,7 @@ DETAILS: Columns = {
     **metadata.COLUMNS,
     "NAT": lambda n: "yes" if n["spec"]["nat"] else "no",
     "NAMESERVERS": lambda n: n["spec"]["nameservers"],
+    "SEARCH DOMAINS": lambda n: n["spec"].get("search_domains"),
     "ENCRYPTION": lambda n: "always (fleet)" if n["encryption_required"] else n["spec"]["encryption"],
     "NUMBER": lambda n: n["number"],
 }
@@ -119,12 +120,14 @@ CREATE_OPTIONS = (
     options.option("subnet", str, help="subnet, such as 10.20.0.0/24; a free one if not given"),
     options.option("nat", bool, "--nat/--no-nat", default=True, help="translate guests' addresses at the gateway"),
     options.option("nameservers", list[str], "--nameserver", help="name server to forward to; can be repeated"),
+    options.option("search_domains", list[str], "--search-domain", help="domain for short names; can be repeated"),
     options.option("bridge", str, help="use this bridge of the hosts instead of an overlay"),
     options.option("vlan", int, help="VLAN tag on that bridge"),
     options.option(
         "encryption", Encryption, default=Encryption.BETWEEN_SITES, help="when to encrypt the traffic between nodes"
     ),
     options.option("mtu", int, help="MTU in bytes; by default the largest that all nodes can carry"),
+    options.option("is_default", bool, "--default", help="VMs that name no network are in this one"),
 )  # fmt: skip
 
 
@@ -140,10 +143,22 @@ def create(
         say(f"{network['name']}: {network['spec']['subnet'] or _bridge(network['spec'])}, MTU {network['mtu']}")
 
 
+CHANGE_OPTIONS = (
+    options.option("name", str, help="a new name, while no VM is in it"),
+    options.option("mtu", int, help="MTU in bytes"),
+    options.option("nameservers", list[str], "--nameserver", help="name server to forward to; can be repeated",
+                   convert=options.without_empty),
+    options.option("search_domains", list[str], "--search-domain", help="domain for short names; can be repeated",
+                   convert=options.without_empty),
+    options.option("is_default", bool, "--default/--no-default", help="VMs that name no network are in this one"),
+    *metadata.OPTIONS,
+)  # fmt: skip
+
+
 @app.command("set")
 @options.expand
-def set_(network: NetworkName, changes: metadata.Changes) -> None:
-    """Change a network's display name, description and tags."""
+def set_(network: NetworkName, changes: Annotated[Object, CHANGE_OPTIONS]) -> None:
+    """Change a network. An empty --nameserver or --search-domain removes all."""
     metadata.check_given(changes)
     with output.errors():
         say(f"{Client().configure_network(network, **changes)['name']}: changed")

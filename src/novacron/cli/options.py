@@ -85,6 +85,11 @@ def zero_removes(value: int) -> int | None:
     return value or None
 
 
+def without_empty(values: list[str]) -> list[str]:
+    """Return a list as the API takes it: an empty text on the command line stands for none."""
+    return [value for value in values if value]
+
+
 @dataclasses.dataclass(frozen=True)
 class Wait:
     """Whether to wait for an end, for how long, and how to print it."""

@@ -42,6 +42,8 @@ def create(
     fields = with_disks(fields)
     groups = fields.pop("security_groups", [])
     interfaces = fields.get("nics", ())
+    if groups and not interfaces:
+        raise typer.BadParameter("--security-group needs --network: it is of its interfaces")
     for interface in interfaces:
         interface["groups"] = groups
     if len(interfaces) == 1 and "mac" in fields:

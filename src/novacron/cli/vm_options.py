@@ -34,6 +34,7 @@ class VmOption(NamedTuple):
     """The option is a switch for a field that is not: makes the field's value of it."""
 
 
+NO_NETWORK = "none"
 VM_OPTIONS = (
     VmOption("vcpus", SIZE, "virtual CPUs", None, "virtual CPUs; a running VM can only get more, up to its maximum"),
     VmOption(
@@ -141,13 +142,18 @@ def lines_of(paths: list[Path]) -> list[str]:
 
 
 def interfaces(networks: list[str]) -> list[Object]:
-    """Return the interfaces that ``NETWORK[=ADDRESS][,mac=MAC]`` asks for, each in its network."""
+    """Return the interfaces that ``NETWORK[=ADDRESS][,mac=MAC]`` asks for, each in its network; ``none`` alone asks for
+    no network."""
+    if networks == [NO_NETWORK]:
+        return []
     return [_interface(text) for text in networks]
 
 
 def _interface(text: str) -> Object:
     place, *settings = text.split(",")
     name, _, address = place.partition("=")
+    if name == NO_NETWORK:
+        raise typer.BadParameter("--network none stands alone")
     interface: Object = {"network": name, "address": address or None, "groups": []}
     for setting in settings:
         key, _, value = setting.partition("=")
@@ -257,7 +263,8 @@ CREATE_OPTIONS = (
            help=SCOPE_HELP),
     *PLACEMENT_OPTIONS,
     option("nics", list[str], "--network", panel=NET, convert=interfaces,
-           help="network to attach, as NETWORK[=ADDRESS][,mac=MAC]; can be repeated"),
+           help="network to attach, as NETWORK[=ADDRESS][,mac=MAC]; can be repeated; none: no network, also not the"
+                " project's default one"),
     option("security_groups", list[str], "--security-group", panel=NET,
            help="security group of its network interfaces; can be repeated"),
     *SEED_OPTIONS,

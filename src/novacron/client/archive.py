@@ -159,7 +159,8 @@ class ArchiveImport(NamedTuple):
     """For volumes: the further disks."""
     start: bool = True
     timeout_s: float = 7200.0
-    nics: Sequence[Object] = ()
+    nics: Sequence[Object] | None = None
+    """None: as the project's default is; empty: no network."""
     keep_macs: bool | None = None
     """Give the interfaces the archive's MAC addresses, or new ones. None: those of a NovaCron archive that no other VM
     has, and new ones for an OVA."""
@@ -253,7 +254,7 @@ def _interfaces(archived: ArchivedVm, order: ArchiveImport) -> Object:
     keep = archived.own if order.keep_macs is None else order.keep_macs
     macs = archived.macs if keep else ()
     if not order.nics:
-        return {"mac": macs[0]} if macs else {}
+        return ({"mac": macs[0]} if macs else {}) | ({} if order.nics is None else {"nics": []})
     kept = itertools.zip_longest(order.nics, macs[: len(order.nics)])
     return {"nics": [{"mac": address, **nic} for nic, address in kept]}
 
@@ -268,7 +269,9 @@ def _begun(client: Client, fields: Object) -> Object | None:
 def _let_go_of_mac(error: ApiError, fields: Object, order: ArchiveImport) -> bool:
     """Let an interface have a new MAC address if another VM has the archive's; say whether that is so."""
     interfaces = {"mac": fields} | {
-        f"nics[{number}].mac": fields["nics"][number] for number, nic in enumerate(order.nics) if not nic.get("mac")
+        f"nics[{number}].mac": fields["nics"][number]
+        for number, nic in enumerate(order.nics or ())
+        if not nic.get("mac")
     }
     if order.keep_macs is not None or error.status != 409:
         return False

@@ -88,6 +88,21 @@ class ConfigureMeBody(TypedDict, total=False):
     default_project: Required[str | None]
 
 
+class ConfigureNetworkBody(TypedDict, total=False):
+    """What to change; what is left out stays. ``name``: while no VM is in it. Guests learn the others at the latest
+    when they renew their lease; a guest's interface has a greater MTU from its VM's next start.
+    """
+
+    display_name: str
+    description: str
+    tags: Sequence[str]
+    name: str
+    mtu: int
+    nameservers: Sequence[str]
+    search_domains: Sequence[str]
+    is_default: bool
+
+
 class ConfigureNicBody(TypedDict, total=False):
     """What to change; what is left out stays. In another network the interface gets a free address, unless one is
     named.
@@ -262,7 +277,7 @@ class CreateJoinTokenBody(TypedDict, total=False):
 
 class CreateNetworkBody(TypedDict, total=False):
     """A new network: its own, ``overlay``, or a ``bridge`` that hosts have. ``mtu``: what all nodes carry if not
-    given.
+    given. ``is_default``: VMs that are created without naming a network are in this one from now on.
     """
 
     name: Required[str]
@@ -270,10 +285,12 @@ class CreateNetworkBody(TypedDict, total=False):
     subnet: str | None
     nat: bool
     nameservers: Sequence[str]
+    search_domains: Sequence[str]
     bridge: str | None
     vlan: int | None
     mtu: int | None
     encryption: Encryption | Literal["between-sites", "always", "never"]
+    is_default: bool
 
 
 class CreateProjectBody(TypedDict, total=False):
@@ -327,7 +344,10 @@ class CreateUserBody(TypedDict, total=False):
 
 
 class CreateVmBody(TypedDict, total=False):
-    """A new VM. The platform chooses a node unless ``node`` names one."""
+    """A new VM. The platform chooses a node unless ``node`` names one.
+
+    ``nics`` left out: the VM is in the default network of its project, if there is one. An empty list: in none.
+    """
 
     image: str
     vcpus_max: int | None

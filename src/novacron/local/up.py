@@ -9,17 +9,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
+from typing import NamedTuple
 
 from novacron import context_file
 from novacron.agent.host.inventory import default_name
+from novacron.agent.host.networks import lacks
 from novacron.agent.identity import JOIN_TOKEN
 from novacron.client import Client, load_config
+from novacron.client.errors import ApiError
 from novacron.local.postgres import Postgres, PostgresFailed
 from novacron.state_lock import FolderInUse, FolderLock
 from novacron.terminal import say
 
 READY_TIMEOUT_S = 60.0
+FIRST_NETWORK = "default"
 STOP_TIMEOUT_S = 15.0
 RESTARTS_MAX = 10
 PR_SET_PDEATHSIG = 1
@@ -112,9 +117,42 @@ def _settings(own: Path, config: Path) -> str:
     return f"settings in {config}; try: novacron{f' --context {name}' if name else ''}"
 
 
-def run(
-    state_dir: Path, images_dir: Path, bridge: str | None, port: int, config: Path, *, dwcp_host: str
-) -> int:  # fmt: skip
+class How(NamedTuple):
+    """How to run."""
+
+    bridge: str | None
+    """A bridge of the host's for VMs that are in no network."""
+    port: int
+    dwcp_host: str
+    network: bool
+    """Begin with a network for VMs that name none."""
+
+
+def _begin_with_network(client: Client, how: How) -> None:
+    """Make a new installation's first network, in which VMs are that name none; say why where there can be none."""
+    if how.bridge is not None:
+        return
+    lacking = ["not root"] if os.geteuid() != 0 else lacks()
+    if lacking:
+        say(f"VMs have no network of their own: {'; '.join(lacking)}", err=True)
+        return
+    try:
+        network = client.create_network(FIRST_NETWORK, is_default=True)
+        say(f"VMs are in network {FIRST_NETWORK}, {network['spec']['subnet']}, unless they name another")
+    except ApiError as error:
+        if error.status != HTTPStatus.CONFLICT:  # an earlier start has made it, and got no further
+            raise RuntimeError(f"can't create network {FIRST_NETWORK}: {error}") from error
+
+
+def _agent(state_dir: Path, images_dir: Path, how: How, secrets: Mapping[str, str]) -> _Service:
+    arguments = [
+        "agent", "--state-dir", str(state_dir), "--images-dir", str(images_dir), "--dwcp-port", str(how.port + 2),
+        "--dwcp-host", how.dwcp_host, "--advertise", "127.0.0.1", *(["--bridge", how.bridge] if how.bridge else []),
+    ]  # fmt: skip
+    return _Service("agent", arguments, secrets)
+
+
+def run(state_dir: Path, images_dir: Path, config: Path, how: How) -> int:
     """Run until SIGINT or SIGTERM; return the exit status. VMs are left running."""
     stopping = False
 
@@ -140,19 +178,17 @@ def run(
         url = postgres.start()
         common = ["--state-dir", str(state_dir)]
         server = _Service(
-            "server", ["server", *common, "--port", str(port), "--link-port", str(port + 1)],
+            "server", ["server", *common, "--port", str(how.port), "--link-port", str(how.port + 1)],
             {"NOVACRON_DATABASE_URL": url},
         )  # fmt: skip
         services.append(server)
         server.start()
         client = _wait_ready(server)
         joined = (state_dir / "agent" / "identity" / "identity.json").exists()
-        agent = _Service(
-            "agent",
-            ["agent", *common, "--images-dir", str(images_dir), "--dwcp-port", str(port + 2),
-             "--dwcp-host", dwcp_host, "--advertise", "127.0.0.1", *(["--bridge", bridge] if bridge else [])],
-            {} if joined else {JOIN_TOKEN: client.join_token(default_name(), accept=True)},
-        )  # fmt: skip
+        if how.network and not joined:
+            _begin_with_network(client, how)
+        secrets = {} if joined else {JOIN_TOKEN: client.join_token(default_name(), accept=True)}
+        agent = _agent(state_dir, images_dir, how, secrets)
         services.append(agent)
         agent.start()
         say(f"up: API at {client.config.url}, {_settings(own_config, config)} node list", flush=True)

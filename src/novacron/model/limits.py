@@ -137,6 +137,7 @@ USER_DATA_BYTES_MAX = 16 * 1024
 FIRMWARE_STATE_BYTES_MAX = 256 * 1024
 SSH_KEYS_MAX = 32
 NAMESERVERS_MAX = 8
+SEARCH_DOMAINS_MAX = 6
 NICS_PER_VM_MAX = 8
 NETWORKS_MAX = 16_000
 """Each network has its own number, from which the addresses between it and its gateway's host follow."""

@@ -34,8 +34,18 @@ RESERVED = tuple(
 """No network may use these. 100.127.0.0/16 and 169.254.0.0/16 connect networks with their hosts."""
 
 InterfaceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}\Z")]
+Domain = Annotated[
+    str,
+    Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?){0,7}\Z", max_length=100),
+]
+SearchDomains = Annotated[tuple[Domain, ...], Meta(max_length=limits.SEARCH_DOMAINS_MAX)]
+SEARCH_BYTES_MAX = 200
+"""What fits into one option of DHCP beside the network's own domain."""
+Nameservers = Annotated[tuple[str, ...], Meta(max_length=limits.NAMESERVERS_MAX)]
 VlanId = Annotated[int, Meta(ge=1, le=4094)]
 NetworkName = GroupName
+NO_NETWORK = "none"
+"""No network's name: on the command line it stands for none."""
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -59,15 +69,17 @@ class Encryption(StrEnum):
 
 
 class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the user requested. It never changes, because guests rely on it."""
+    """What the user requested. Only name servers and search domains change later: guests rely on the rest."""
 
     kind: NetworkKind = NetworkKind.OVERLAY
     subnet: str | None = None
     """An IPv4 subnet, such as ``10.20.0.0/24``. The gateway has the first address, DHCP and DNS the second."""
     nat: bool = True
     """Guests reach other networks through the gateway's host, with that host's address as their source."""
-    nameservers: Annotated[tuple[str, ...], Meta(max_length=limits.NAMESERVERS_MAX)] = ()
+    nameservers: Nameservers = ()
     """DNS servers for names outside the network; none: those of each node."""
+    search_domains: SearchDomains = ()
+    """Domains in which guests look up short names, after the network's own."""
     encryption: Encryption = Encryption.BETWEEN_SITES
     bridge: InterfaceName | None = None
     vlan: VlanId | None = None
@@ -291,8 +303,13 @@ def check_spec(spec: NetworkSpec) -> None:
         raise InvalidInput(f"an overlay has no {field} of the hosts'", field=field, hint="kind: bridge")
     if not overlay and spec.bridge is None:
         raise InvalidInput("the bridge is not named", field="bridge", hint="see: novacron node show NODE")
-    if not overlay and spec.nameservers:
-        raise InvalidInput("names are looked up by overlays only", field="nameservers")
+    for field in ("nameservers", "search_domains"):
+        if not overlay and getattr(spec, field):
+            raise InvalidInput("names are looked up by overlays only", field=field)
+    if sum(len(domain) + 2 for domain in spec.search_domains) > SEARCH_BYTES_MAX:
+        raise InvalidInput(
+            f"they have more than {SEARCH_BYTES_MAX} characters together", field="search_domains", hint="name fewer"
+        )
     for nameserver in spec.nameservers:
         check_address(nameserver, "nameservers")
 

@@ -70,6 +70,8 @@ class Project(Metadata, frozen=True):
     """The key for that; it stays while encryption is switched off."""
     revision: int
     created_at: datetime
+    default_network: str | None = None
+    """The network of new VMs that name none; None: they are in no network."""
 
     @property
     def key_of_new(self) -> str:

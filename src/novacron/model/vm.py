@@ -103,6 +103,7 @@ ISO, BOOT_FILE = "iso", "boot-file"
 
 
 Cdroms = Annotated[tuple[Cdrom, ...], Meta(max_length=limits.CDROMS_PER_VM_MAX)]
+Nics = Annotated[tuple[NicSpec, ...], Meta(max_length=limits.NICS_PER_VM_MAX)]
 
 
 class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,7 +151,7 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: Annotated[tuple[PciId, ...], Meta(max_length=DEVICES_PER_VM_MAX)] = ()
     """PCI devices of the node, by vendor and device id, passed through to the guest. Such a VM can't migrate while it
     runs."""
-    nics: Annotated[tuple[NicSpec, ...], Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
+    nics: Nics = ()
     """Network interfaces. Without any, the VM has one on its node's bridge, or QEMU's user-mode network where the node
     has no bridge."""
     os: Os = Os.OTHER

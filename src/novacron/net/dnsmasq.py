@@ -33,6 +33,7 @@ def config(network: NetworkOnNode, directory: Path, nameservers: Sequence[str]) 
     assert network.spec.subnet is not None
     subnet, service = ipaddress.IPv4Network(network.spec.subnet), service_address(network.spec.subnet)
     domain = f"{network.name}.{DOMAIN}"
+    search = (domain, *network.spec.search_domains)
     lines = [
         "no-resolv",
         "no-hosts",
@@ -58,6 +59,7 @@ def config(network: NetworkOnNode, directory: Path, nameservers: Sequence[str]) 
         f"dhcp-option=option:router,{gateway_address(network.spec.subnet)}",
         f"dhcp-option=option:dns-server,{service}",
         f"dhcp-option=option:mtu,{network.mtu}",
+        *([f"dhcp-option=option:domain-search,{','.join(search)}"] if network.spec.search_domains else []),
         *(f"server={server}" for server in nameservers),
     ]
     return {

@@ -131,6 +131,7 @@ def _inside(network: NetworkOnNode) -> None:
         tunnel = index(ip, TUNNEL)
         if tunnel is not None:
             ip.link("set", index=tunnel, master=bridge, mtu=network.mtu, state="up")
+        _resize_taps(ip, network.mtu)
         if network.is_gateway:
             gateway = _pair(ip, GATEWAY, GATEWAY_PORT, GATEWAY_MAC, bridge, network.mtu)
             _address(ip, gateway, gateway_address(network.spec.subnet), subnet, 1)
@@ -140,6 +141,13 @@ def _inside(network: NetworkOnNode) -> None:
                 "replace", dst="default", gateway=gateway_address(network.spec.subnet), oif=bridge, flags=["onlink"],
                 prefsrc=node_address(network.node_number),
             )  # fmt: skip
+
+
+def _resize_taps(ip: IPRoute, mtu: int) -> None:
+    """Let the guests' ports carry what their network carries, also those that were made before it changed."""
+    for link in ip.get_links():
+        if link.get_attr("IFLA_IFNAME").startswith("nv") and link.get_attr("IFLA_MTU") != mtu:
+            ip.link("set", index=link["index"], mtu=mtu)
 
 
 def _without_gateway(ip: IPRoute) -> None:

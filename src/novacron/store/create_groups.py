@@ -27,7 +27,7 @@ AT_ONCE_MAX = 64
 WAITING_MAX = 1000
 """Requests that wait for their statement; those beyond are done one by one."""
 
-INSERT_ARGUMENTS = 10
+INSERT_ARGUMENTS = 11
 CLAIM_ARGUMENTS = 5
 
 

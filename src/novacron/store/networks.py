@@ -12,6 +12,7 @@ from novacron.model.errors import Conflict, InvalidInput, NoCapacity, NotFound
 from novacron.model.network import (
     MTU_DEFAULT,
     MTU_MIN,
+    NO_NETWORK,
     TUNNEL_BYTES,
     WIREGUARD_BYTES,
     Encryption,
@@ -57,6 +58,7 @@ async def create(
 
     Raises Conflict, InvalidInput, NoCapacity, QuotaExceeded.
     """
+    check_free_name(name)
     check_spec(spec)
     before = await projects.lock_usage(connection, project)
     await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", network_encryption.LOCK)
@@ -69,9 +71,9 @@ async def create(
             spec = msgspec.structs.replace(spec, subnet=free_subnet(taken))
     if spec.subnet is not None:
         spec = msgspec.structs.replace(spec, subnet=str(check_subnet(spec.subnet)))
-    most = _mtu_max(spec, every, encrypted=required)
-    if mtu is not None and not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
-        raise InvalidInput(f"MTU {mtu} does not fit the nodes: use {MTU_MIN} to {most}", field="mtu")
+    most = mtu_max(spec, every, encrypted=required)
+    if mtu is not None:
+        check_mtu(mtu, spec, most)
     number = _free_number({other.number for other in others})
     try:
         row = await connection.fetchrow(
@@ -85,6 +87,20 @@ async def create(
     what = spec.subnet or f"bridge {spec.bridge}"
     await events.record(connection, events.NewEvent("network", name, name, "Created", what, actor))
     return network_of(row)
+
+
+def check_free_name(name: str) -> None:
+    """Raise InvalidInput if no network can have a name."""
+    if name == NO_NETWORK:
+        raise InvalidInput(
+            f"a network can't be named {name}", field="name", hint="--network none stands for no network"
+        )
+
+
+def check_mtu(mtu: int, spec: NetworkSpec, most: int) -> None:
+    """Raise InvalidInput unless all nodes carry an MTU. ``most``: what an overlay can have."""
+    if not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
+        raise InvalidInput(f"MTU {mtu} does not fit the nodes: use {MTU_MIN} to {most}", field="mtu")
 
 
 def _free_number(used: set[int]) -> int:
@@ -116,7 +132,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Network:
     return network
 
 
-def _mtu_max(spec: NetworkSpec, every: Sequence[Node], *, encrypted: bool) -> int:
+def mtu_max(spec: NetworkSpec, every: Sequence[Node], *, encrypted: bool) -> int:
     """Return the largest MTU that all nodes carry. ``encrypted``: between all of them, whatever the spec says."""
     if spec.kind is not NetworkKind.OVERLAY:
         return MTU_DEFAULT

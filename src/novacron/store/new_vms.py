@@ -11,6 +11,7 @@ import msgspec
 from novacron.model.cloud_init import Seed
 from novacron.model.errors import InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.network import NicSpec
 from novacron.model.project import Project, Quota, Usage
 from novacron.model.vm import BLANK_IMAGE, CloneOf, Power, Vm, VmSpec, VmStatus, vm_id
 from novacron.model.volume import NewDisk
@@ -34,22 +35,23 @@ from novacron.telemetry import traces
 
 INSERT = f"""
     INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib, trace, image_digest)
-    SELECT new.id, new.name, new.spec, $8::jsonb, new.node, (new.node IS NOT NULL)::int, new.clone_of, $9::text,
+    SELECT new.id, new.name, new.spec, $9::jsonb, new.node, (new.node IS NOT NULL)::int, new.clone_of, $10::text,
            new.disk_mib, new.trace,
            coalesce((SELECT v.image_digest FROM vms v WHERE v.id = new.clone_of ->> 'source'),
                     (SELECT d.digest FROM image_digests d WHERE d.name = new.spec ->> 'image'))
-    FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::jsonb[], $6::bigint[], $7::text[])
-         AS new (id, name, spec, node, clone_of, disk_mib, trace)
+    FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::jsonb[], $6::bigint[], $7::text[],
+                $8::bool[]) AS new (id, name, spec, node, clone_of, disk_mib, trace, in_no_network)
     WHERE {deferred_writes.IN_TURN}
-          AND ($10::jsonb IS NULL
-               OR EXISTS (SELECT FROM projects WHERE name = $9 AND quota = $10 AND host_network AND NOT encryption)
-                  AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $9)
+          AND ($11::jsonb IS NULL
+               OR EXISTS (SELECT FROM projects WHERE name = $10 AND quota = $11 AND host_network AND NOT encryption
+                              AND (new.in_no_network OR default_network IS NULL))
+                  AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $10)
                   AND NOT EXISTS (SELECT FROM unreconciled_vms))
     ON CONFLICT (project, name) DO NOTHING RETURNING *
 """
-"""The only insert of VMs. With a quota ($10) it checks by itself what ``_checked`` does for others: the project still
-has that quota, may use the hosts' network and does not encrypt, the image belongs to no other project, and no VM is
-unreconciled."""
+"""The only insert of VMs. With a quota ($11) it checks by itself what ``_checked`` does for others: the project still
+has that quota, may use the hosts' network and does not encrypt, has no default network unless the VM is to be in no
+network, the image belongs to no other project, and no VM is unreconciled."""
 
 
 class NewVm(NamedTuple):
@@ -67,6 +69,8 @@ class NewVm(NamedTuple):
     metadata: Mapping[str, Any] = {}
     disks: tuple[NewDisk, ...] = ()
     """Disks that are made with it beside its own."""
+    names_no_network: bool = False
+    """It was left open whether it is in a network: it is in its project's default one, if there is one."""
 
     @property
     def needs_only_its_row(self) -> bool:
@@ -97,6 +101,8 @@ class NewRow(NamedTuple):
     clone_of: dict[str, Any] | None
     disk_mib: int
     trace: str
+    in_no_network: bool
+    """It is in no network, even where its project has a default one."""
 
 
 class QuickVm(NamedTuple):
@@ -119,6 +125,7 @@ def _row(new: NewVm, spec: VmSpec, disk_mib: int) -> NewRow:
         clone_of,
         disk_mib,
         traces.carry(),
+        not new.names_no_network or spec.address is not None,
     )
 
 
@@ -128,11 +135,27 @@ def arguments_of(rows: Sequence[NewRow], project: str, quota: dict[str, Any] | N
     return [*columns, msgspec.to_builtins(VmStatus()), project, quota]
 
 
+def in_default_network(project: Project, new: NewVm) -> NewVm:
+    """Return a new VM as it is to be made: in its project's default network, if it names none and there is one.
+    Pure."""
+    spec = in_network(new.spec, project.default_network) if new.names_no_network else new.spec
+    return new if spec is new.spec else new._replace(spec=spec, names_no_network=False)
+
+
+def in_network(spec: VmSpec, network: str | None) -> VmSpec:
+    """Return the spec of a VM that names no network with an interface in this one. One with an address of the hosts'
+    network stays there. Pure."""
+    if network is None or spec.nics or spec.address is not None:
+        return spec
+    return msgspec.structs.replace(spec, nics=(NicSpec(network, mac=spec.mac),), mac=None)
+
+
 async def create(connection: Connection, making: projects.Making, new: NewVm, actor: str) -> Vm:
     """Store a new VM of a project, placed on a node if one is named.
 
     Raises Conflict, NotFound, NoCapacity, InvalidInput, QuotaExceeded.
     """
+    new = in_default_network(making.project, new)
     row, after = await _checked(connection, making, new)
     stored = await connection.fetchrow(INSERT, *arguments_of([row], making.project.name))
     if stored is None:
@@ -167,6 +190,7 @@ async def create_all(
     VMs that need only their row are stored in one statement, unless the project has a quota, which might be reached
     between two of them.
     """
+    new = [in_default_network(making.project, vm) for vm in new]
     at_once = [number for number, vm in enumerate(new) if vm.needs_only_its_row and not making.limited]
     results = dict(zip(at_once, await _insert_all(connection, making, [new[n] for n in at_once], actor), strict=True))
     for number, vm in enumerate(new):
@@ -211,7 +235,7 @@ def quickly(project_row: dict[str, Any], new: NewVm, actor: str) -> QuickVm | No
     media.check(spec)
     if project.quota != Quota() or not project.host_network or project.encryption:
         return None
-    if spec.ha or spec.disk_mib is not None:
+    if spec.ha or spec.disk_mib is not None or in_default_network(project, new) is not new:
         return None
     if not new.needs_only_its_row or (spec.own_disk and new.image_mib is None):
         return None
@@ -233,8 +257,9 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
         making.usable.add(spec.image)
     if not spec.nics and not making.project.host_network:
         raise InvalidInput(
-            f"VMs of project {project} need a network", field="nics", hint="see: novacron network list, network create"
-        )
+            f"VMs of project {project} need a network", field="nics",
+            hint="name one, or create one for all: novacron network create NAME --default",
+        )  # fmt: skip
     await vms.check_available(connection, None, spec)
     await macs.check_free(connection, spec, project)
     disk_mib = 0

@@ -24,17 +24,19 @@ from novacron.model.network import (
     FloatingAddress,
     Forward,
     InterfaceName,
+    Nameservers,
     Network,
     NetworkKind,
     NetworkSpec,
     Port,
     Protocol,
     Rules,
+    SearchDomains,
     SecurityGroup,
     VlanId,
 )
 from novacron.model.vm import check_name
-from novacron.store import ingress, networks, security_groups
+from novacron.store import ingress, network_changes, networks, security_groups
 from novacron.store.database import Connection
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
@@ -42,20 +44,36 @@ Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 class CreateNetwork(msgspec.Struct, forbid_unknown_fields=True):
     """A new network: its own, ``overlay``, or a ``bridge`` that hosts have. ``mtu``: what all nodes carry if not
-    given."""
+    given. ``is_default``: VMs that are created without naming a network are in this one from now on."""
 
     name: Name
     kind: NetworkKind = NetworkKind.OVERLAY
     subnet: str | None = None
     nat: bool = True
-    nameservers: Annotated[tuple[str, ...], msgspec.Meta(max_length=limits.NAMESERVERS_MAX)] = ()
+    nameservers: Nameservers = ()
+    search_domains: SearchDomains = ()
     bridge: InterfaceName | None = None
     vlan: VlanId | None = None
     mtu: int | None = None
     encryption: Encryption = Encryption.BETWEEN_SITES
+    is_default: bool = False
 
     def spec(self) -> NetworkSpec:
-        return NetworkSpec(self.kind, self.subnet, self.nat, self.nameservers, self.encryption, self.bridge, self.vlan)
+        return NetworkSpec(
+            self.kind, self.subnet, self.nat, self.nameservers, self.search_domains, self.encryption, self.bridge,
+            self.vlan,
+        )  # fmt: skip
+
+
+class ConfigureNetwork(MetadataChanges):
+    """What to change; what is left out stays. ``name``: while no VM is in it. Guests learn the others at the latest
+    when they renew their lease; a guest's interface has a greater MTU from its VM's next start."""
+
+    name: Name | UnsetType = UNSET
+    mtu: int | UnsetType = UNSET
+    nameservers: Nameservers | UnsetType = UNSET
+    search_domains: SearchDomains | UnsetType = UNSET
+    is_default: bool | UnsetType = UNSET
 
 
 class CreateSecurityGroup(msgspec.Struct, forbid_unknown_fields=True):
@@ -117,18 +135,33 @@ async def create_network(request: ApiRequest, data: JSONBody[CreateNetwork]) -> 
         authorization.check(request, None, Right.OPERATE)
 
     async def work(connection: Connection) -> Network:
-        return await networks.create(connection, project, data.name, data.spec(), data.mtu, request.user.name)
+        actor = request.user.name
+        network = await networks.create(connection, project, data.name, data.spec(), data.mtu, actor)
+        if not data.is_default:
+            return network
+        return await network_changes.configure(connection, network.name, {"is_default": True}, None, actor)
 
     return await replies.write(request, work, status=201, location=lambda network: f"/api/v1/networks/{network.name}")
 
 
-@patch("/networks/{name:str}", summary="Change a network's display name, description and tags", status_code=200)
+@patch("/networks/{name:str}", summary="Change a network", status_code=200)
 async def configure_network(
-    request: ApiRequest, name: FromPath[str], data: JSONBody[MetadataChanges]
+    request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureNetwork]
 ) -> Response[Network]:
     name = await authorization.resolve(request, "network", name)
-    revision = replies.if_match(request)
-    return await metadata.write(request, metadata.ObjectRef("network", name, name), Network, data, revision)
+    changes, revision, actor = metadata.Changes.of(data), replies.if_match(request), request.user.name
+    if "name" in changes.own:
+        check_name(changes.own["name"])
+
+    async def work(connection: Connection) -> Network:
+        async def configure() -> Network:
+            return await network_changes.configure(connection, name, changes.own, revision, actor)
+
+        target, has_own = metadata.ObjectRef("network", name, name), configure if changes.own else None
+        wanted = metadata.Wanted(changes.metadata, actor, revision)
+        return await metadata.apply(connection, target, Network, wanted, has_own)
+
+    return await replies.write(request, work)
 
 
 @delete("/networks/{name:str}", summary="Delete a network that no VM uses", status_code=200)

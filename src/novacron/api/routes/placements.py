@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 from litestar import Response, Router, get, post
 from litestar.params import FromPath, JSONBody
+from msgspec import UNSET
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.routes.vms import CreateVm, spec_of
 from novacron.model.access import Right
 from novacron.model.placement import Verdict, Wish
-from novacron.store import fleet, migrations
+from novacron.store import fleet, migrations, new_vms
 
 
 class PlacementForecast(msgspec.Struct):
@@ -27,7 +28,11 @@ class PlacementForecast(msgspec.Struct):
     opt=authorization.in_fleet(Right.READ),
 )
 async def foresee_placement(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[PlacementForecast]:
-    spec = fleet.of_project(spec_of(request, data), authorization.project_for_new(request, Right.READ))
+    project, spec = authorization.project_for_new(request, Right.READ), spec_of(request, data)
+    home = services(request).cache.get("project", project)
+    if data.nics is UNSET and home is not None:
+        spec = new_vms.in_network(spec, home.body.get("default_network"))
+    spec = fleet.of_project(spec, project)
     async with services(request).database.connection() as connection:
         verdicts = (await fleet.load(connection)).explain(Wish("", spec))
     return Response(PlacementForecast([verdict for verdict in verdicts if data.node in (None, verdict.node)]))

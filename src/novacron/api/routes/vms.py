@@ -38,6 +38,7 @@ from novacron.model.vm import (
     BLANK_IMAGE,
     Firmware,
     MemoryMib,
+    Nics,
     Power,
     StopTimeout,
     Vcpus,
@@ -58,12 +59,16 @@ Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX, descriptio
 
 
 class CreateVm(VmFields, frozen=True, kw_only=True):
-    """A new VM. The platform chooses a node unless ``node`` names one."""
+    """A new VM. The platform chooses a node unless ``node`` names one.
+
+    ``nics`` left out: the VM is in the default network of its project, if there is one. An empty list: in none.
+    """
 
     name: Name
     node: Name | None = None
     cloud_init: Seed | None = None
     firmware_state: FirmwareState | None = None
+    nics: Nics | UnsetType = UNSET  # type: ignore[assignment]  # left out is not the same as none
     display_name: DisplayName = ""
     description: Description = ""
     tags: Tags = ()
@@ -190,8 +195,9 @@ def new_vm(request: ApiRequest, data: CreateVm) -> new_vms.NewVm:
     seed = None if data.cloud_init is None else check_seed(data.cloud_init)
     described = {field: value for field in METADATA if (value := getattr(data, field))}
     return new_vms.NewVm(
-        data.name, spec, size_mib, data.node, seed, data.firmware_state, metadata=described, disks=data.disks
-    )
+        data.name, spec, size_mib, data.node, seed, data.firmware_state,
+        metadata=described, disks=data.disks, names_no_network=data.nics is UNSET,
+    )  # fmt: skip
 
 
 def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:

@@ -15,9 +15,9 @@ class AsyncNetworkCalls(AsyncConnection):
         """Create a network; fields as in ``POST /api/v1/networks``, those that are None left out."""
         return await self._object("POST", "/api/v1/networks", {"name": name, **without_none(fields)})
 
-    async def configure_network(self, name: str, **changes: object) -> Object:
+    async def configure_network(self, network: str, **changes: object) -> Object:
         """Change a network; fields as in ``PATCH /api/v1/networks/{name}``."""
-        return await self._object("PATCH", f"/api/v1/networks/{quoted(name)}", changes)
+        return await self._object("PATCH", f"/api/v1/networks/{quoted(network)}", changes)
 
     async def network_encryption(self) -> Object:
         """Return whether all traffic of networks between nodes is encrypted."""

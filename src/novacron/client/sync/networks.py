@@ -16,9 +16,9 @@ class NetworkCalls(Connection):
         """Create a network; fields as in ``POST /api/v1/networks``, those that are None left out."""
         return self._object("POST", "/api/v1/networks", {"name": name, **without_none(fields)})
 
-    def configure_network(self, name: str, **changes: object) -> Object:
+    def configure_network(self, network: str, **changes: object) -> Object:
         """Change a network; fields as in ``PATCH /api/v1/networks/{name}``."""
-        return self._object("PATCH", f"/api/v1/networks/{quoted(name)}", changes)
+        return self._object("PATCH", f"/api/v1/networks/{quoted(network)}", changes)
 
     def network_encryption(self) -> Object:
         """Return whether all traffic of networks between nodes is encrypted."""
