@@ -369,7 +369,6 @@ class CreateVmBody(TypedDict, total=False):
     cpu: CpuKind | Literal["baseline", "host"]
     cpu_flags: Sequence[str]
     devices: Sequence[str]
-    nics: Sequence[NicSpecBody]
     os: Os | Literal["other", "linux", "debian12", "windows10", "windows11"]
     disk_boot_order: int | None
     network_boot_order: int | None
@@ -382,6 +381,7 @@ class CreateVmBody(TypedDict, total=False):
     memory_mib: int
     firmware: Firmware | Literal["bios", "uefi", "uefi-secure"]
     tpm: bool
+    nics: Sequence[NicSpecBody]
     disk_bus: DiskBus | Literal["virtio", "scsi", "sata", "ide"]
     nic_model: NicModel | Literal["virtio", "e1000", "rtl8139"]
     name: Required[str]
