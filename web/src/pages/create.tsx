@@ -32,6 +32,8 @@ interface Fields {
   ha: boolean;
 }
 
+const NO_NETWORK = "none";
+
 /** The request that the fields stand for. What is empty is the platform's to choose. */
 export function requestOf(fields: Fields): CreateVm {
   return {
@@ -40,7 +42,7 @@ export function requestOf(fields: Fields): CreateVm {
     vcpus: Number(fields.vcpus),
     memory_mib: Number(fields.memory),
     ...(fields.disk !== "" && { disk_mib: Number(fields.disk) }),
-    ...(fields.network !== "" && { nics: [{ network: fields.network }] }),
+    ...(fields.network !== "" && { nics: fields.network === NO_NETWORK ? [] : [{ network: fields.network }] }),
     ...(fields.address !== "" && { address: fields.address }),
     ...(fields.ha && { ha: true }),
   };
@@ -113,7 +115,7 @@ export function Create({ me }: { me: Me }): ReactElement {
       {text("vcpus", "Virtual CPUs", "vcpus", "", "number")}
       {text("memory", "Memory in MiB", "memory_mib", "", "number")}
       {text("disk", "Disk in MiB", "disk_mib", "Empty: as large as the image's.", "number")}
-      {text("network", "Network", "nics", "Empty: none.")}
+      {text("network", "Network", "nics", "Empty: the default network of its project, if it has one. none: no network.")}
       {text("address", "Address", "address", "With its prefix length, such as 10.77.0.10/24; for a VM without a network.")}
       <FormGroup label="Project" fieldId="project">
         <FormSelect id="project" value={fields.project} onChange={(_, project) => set({ project })}>
