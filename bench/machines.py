@@ -180,7 +180,7 @@ def snapshot_figures(p: Platform, rounds: int) -> list[Figure]:
             )
             assert done is not None and done["phase"] == "ready", done
             pauses[memory].append(done["pause_ms"])
-    p.cli("vm", "delete", "kept", "--wait")
+    p.cli("vm", "delete", "kept", "--wait", "--yes")
     return [
         median("pause of the guest for a disk snapshot", pauses[False], "ms", DISK_PAUSE_MS),
         median(f"pause of the guest for a memory snapshot of {MEMORY_MIB} MiB", pauses[True], "ms", MEMORY_PAUSE_MS),
@@ -199,8 +199,8 @@ def clone_figures(p: Platform, rounds: int) -> list[Figure]:
             done = p.client.wait("vms", clone["id"], lambda now: now is None or now["status"]["state"] == "running", 60)
             seconds[linked].append(time.monotonic() - started)
             assert done is not None
-            p.cli("vm", "delete", clone["name"], "--wait")
-    p.cli("vm", "delete", "source", "--wait")
+            p.cli("vm", "delete", clone["name"], "--wait", "--yes")
+    p.cli("vm", "delete", "source", "--wait", "--yes")
     return [
         median("linked clone of a running VM, until it is started", seconds[True], "s", CLONE_S),
         median("full clone of it", seconds[False], "s"),
@@ -225,7 +225,7 @@ def encryption_figures(p: Platform, size: Size) -> list[Figure]:
             started = time.monotonic()
             p.cli("vm", "migrate", vm["name"], "--to", "host-b")
             seconds["migrate"].append(time.monotonic() - started)
-            p.cli("vm", "delete", vm["name"], "--wait")
+            p.cli("vm", "delete", vm["name"], "--wait", "--yes")
     p.client.configure_project("default", encryption=False)
     figures = []
     for name, what in zip(
@@ -254,7 +254,7 @@ def debian_figures(p: Platform, directory: Path, image: LocalImage, rounds: int)
             "--wait=agent", "--timeout", str(DEBIAN_S_MAX), "--no-display",
         )  # fmt: skip
         own.append(time.monotonic() - started)
-        p.cli("vm", "delete", f"debian-{number}", "--wait")
+        p.cli("vm", "delete", f"debian-{number}", "--wait", "--yes")
     ratios = [a / b for a, b in zip(own, peer, strict=True)]
     return [
         median("bare QEMU until Debian's guest agent answers", peer, "s"),

@@ -93,7 +93,7 @@ def create_figures(p: Platform, directory: Path, images: Path, size: Size) -> li
         until(lambda: list(vms.glob("*/console.log")), "the VM's console is there")
         own.append(bare.first_line_at(next(vms.glob("*/console.log")), started))
         assert process.wait(60) == 0
-        p.cli("vm", "delete", name, "--wait")
+        p.cli("vm", "delete", name, "--wait", "--yes")
         p.until_clean()
     over = [a - b for a, b in zip(own, peer, strict=True)]
     return [
@@ -146,7 +146,7 @@ def migration_figures(p: Platform, directory: Path, images: Path, size: Size) ->
         peer_gap.append(_gaps(client, began, ended)[0])
         for machine in machines:
             machine.stop()
-    p.cli("vm", "delete", "mover", "--wait")
+    p.cli("vm", "delete", "mover", "--wait", "--yes")
     ratio = [a / b for a, b in zip(own, peer, strict=True)]
     return [
         median("QEMU's own migration (multifd x4, zstd)", peer, "s"),
@@ -189,7 +189,7 @@ def read_figures(p: Platform, directory: Path, size: Size) -> list[Figure]:
         p95_ms, per_second = parse_wrk(done.stdout)
         p95.append(p95_ms)
         rate.append(per_second)
-    p.cli("vm", "delete", "read", "--wait")
+    p.cli("vm", "delete", "read", "--wait", "--yes")
     return [
         median(f"GET /api/v1/vms/{{id}}, {CONNECTIONS} connections, p95", p95, "ms", GET_P95_MS),
         median("  ... requests per second", rate, "1/s"),
@@ -223,7 +223,7 @@ def rest_figures(p: Platform, size: Size) -> list[Figure]:
     before = {name: _usage(service) for name, service in services.items()}
     time.sleep(size.rest_s)
     after = {name: _usage(service) for name, service in services.items()}
-    p.cli("vm", "delete", "idle", "--wait")
+    p.cli("vm", "delete", "idle", "--wait", "--yes")
     bounds = {"server": (SERVER_MIB, SERVER_PERCENT), "agent": (AGENT_MIB, AGENT_PERCENT)}
     figures = []
     for name, (mib, percent) in bounds.items():

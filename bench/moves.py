@@ -292,5 +292,5 @@ def warm(size_bytes: int) -> None:
 
 def delete(p: Platform, *names: str) -> None:
     for name in names:
-        p.cli("vm", "delete", name, "--wait")
+        p.cli("vm", "delete", name, "--wait", "--yes")
     p.until_clean()

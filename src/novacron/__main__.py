@@ -95,7 +95,7 @@ def doctor(
     rows = [msgspec.to_builtins(finding) for finding in findings]
     output.rows(rows, columns, output_)
     advised = [row for row in rows if row["advice"]]
-    if output_ is output.OutputFormat.TABLE and advised:
+    if output_.for_people and advised:
         say()
         say("What to do:")
         for row in advised:

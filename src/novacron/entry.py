@@ -38,7 +38,18 @@ GROUPS = {
     "volume": ("volumes", "app"),
 }
 """Groups of commands: in which module of ``novacron.cli``, and under which name there."""
-WITH_VALUE = ("--project", "--context")
+SINGLE = {
+    "apply": ("apply", "apply"),
+    "edit": ("objects", "edit"),
+    "events": ("events", "events"),
+    "explain": ("objects", "explain"),
+    "get": ("objects", "get"),
+    "login": ("login", "login"),
+    "logout": ("login", "logout"),
+    "whoami": ("access", "whoami"),
+}
+"""Commands of no group, likewise."""
+WITH_VALUE = ("--project", "--context", "--time-zone")
 COMPLETES = "_TYPER_COMPLETE_ARGS"
 """The variable that holds the command line while a shell asks how a word goes on."""
 
@@ -48,22 +59,28 @@ def typed() -> list[str]:
     return os.environ[COMPLETES].split()[1:] if COMPLETES in os.environ else sys.argv[1:]
 
 
+def names_in(words: list[str]) -> list[str]:
+    """Return a command line without the options of all commands before it."""
+    rest = iter(words)
+    for word in rest:
+        if word in WITH_VALUE:
+            next(rest, None)
+        elif not word.startswith(WITH_VALUE):
+            return [word, *rest]
+    return []
+
+
 def command_in(words: list[str]) -> tuple[str, str] | None:
     """Return the group and the command that a command line names; None: no group with a command."""
-    rest = iter(words)
-    names: list[str] = []
-    for word in rest:
-        if not names and word in WITH_VALUE:
-            next(rest, None)
-        elif names or not word.startswith(WITH_VALUE):
-            names.append(word)
-        if len(names) == 2:
-            return names[0], names[1]
-    return None
+    names = names_in(words)
+    return (names[0], names[1]) if len(names) > 1 else None
 
 
 def narrowed(words: list[str]) -> typer.Typer | None:
     """Return the program with only the command that is typed; None: it takes all of them."""
+    first = next(iter(names_in(words)), "")
+    if first in SINGLE:
+        return _single(first)
     named = command_in(words)
     if named is None or named[0] not in GROUPS:
         return None
@@ -80,6 +97,17 @@ def narrowed(words: list[str]) -> typer.Typer | None:
     alone.registered_commands, alone.registered_groups = [command], []
     app = root.tree()
     app.add_typer(alone, name=group, cls=root.Group)
+    return app
+
+
+def _single(name: str) -> typer.Typer:
+    module, attribute = SINGLE[name]
+    command = getattr(importlib.import_module(f"novacron.cli.{module}"), attribute)
+    from novacron.cli import root
+
+    app = root.tree()
+    app.callback()(root.root)  # with one command alone, Typer would take its name for an argument
+    app.command(name)(command)
     return app
 
 

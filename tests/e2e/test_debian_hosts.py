@@ -131,7 +131,7 @@ def test_a_vm_outlives_restarts_kills_and_upgrades_of_the_agent(
     assert "# by the administrator" in host.path("/etc/novacron/agent.toml").read_text()
     until(installed.node_is_ready, "the node is ready again", 120)
     assert '"state": "running"' in installed.cli("vm", "show", "web", "--output", "json")
-    installed.cli("vm", "delete", "web", "--wait")
+    installed.cli("vm", "delete", "web", "--wait", "--yes")
     until(lambda: not installed.qemus(), "the VM's QEMU has ended", 60)
 
     host.stop()  # as the power button does

@@ -77,7 +77,7 @@ def test_an_aborted_migration_leaves_the_guest_where_it_was(victim: Platform) ->
         slowly = {"target": "host-b", "rate_limit_bytes_per_s": 2_000_000}
         migration = victim.client.act("vms", "stays", "migrate", slowly)
         until(lambda: victim.client.get("migrations", migration["id"])["progress"]["wire_bytes"] > 0, "it moves")
-        refused = victim.cli("vm", "delete", "stays", check=False)
+        refused = victim.cli("vm", "delete", "stays", "--yes", check=False)
         assert refused.returncode == 4 and "migration abort" in refused.stderr
         assert "stays on host-a" in victim.cli("migration", "abort", migration["id"]).stdout
         assert until_settled(victim, vm)["node"] == "host-a"

@@ -107,7 +107,7 @@ def test_a_vm_comes_back_from_its_archive(
     assert again["spec"]["mac"] not in (None, mac)
     assert (again["spec"]["vcpus"], again["spec"]["image"]) == (2, f"{name}-disk")
     for vm_name in (name, f"{vm['name']}-l"):
-        site.cli("vm", "delete", vm_name, "--wait")
+        site.cli("vm", "delete", vm_name, "--wait", "--yes")
     wait_until_image_deleted(site, f"{name}-disk")
 
 
@@ -133,7 +133,7 @@ def test_an_archive_restores_the_state_of_firmware_and_tpm(
     assert (directory_of(site, again) / "nvram.fd").read_bytes()[-4096:] == kept["nvram.fd"][-4096:]
     remembered = (directory_of(site, again) / "tpm/tpm2-00.permall").read_bytes()
     assert remembered[:64] == kept["tpm/tpm2-00.permall"][:64] and len(remembered) == len(kept["tpm/tpm2-00.permall"])
-    site.cli("vm", "delete", name, "--wait")
+    site.cli("vm", "delete", name, "--wait", "--yes")
     wait_until_image_deleted(site, f"{name}-disk")
     for field, value, why in (
         ("nvram", base64.b64encode(b"x").decode(), "is damaged"),
@@ -167,7 +167,7 @@ def test_a_vm_without_its_own_disk_boots_from_a_volume_that_began_as_a_copy(
     assert refused.status == 400 and refused.problem["field"] == "disk_mib"
     site.cli("vm", "kill", vm["name"], "--wait")
     site.cli("volume", "detach", name)
-    site.cli("volume", "delete", name)
+    site.cli("volume", "delete", name, "--yes")
     assert not (site.shared_pool / f"{root['id']}.raw").exists()
 
 
@@ -280,7 +280,7 @@ def test_an_ova_becomes_a_vm(site: Platform, tmp_path: Path) -> None:
     vm = site.client.get("vms", "web-server-1")
     wait_until_console_shows(site, vm, "from an OVA")
     assert (vm["spec"]["vcpus"], vm["spec"]["memory_mib"]) == (2, 192)
-    site.cli("vm", "delete", vm["name"], "--wait")
+    site.cli("vm", "delete", vm["name"], "--wait", "--yes")
     wait_until_image_deleted(site, "web-server-1-disk")
 
 
@@ -300,8 +300,8 @@ def test_further_disks_of_an_ova_become_volumes(site: Platform, tmp_path: Path) 
     wait_until_console_shows(site, vm, "boots")
     refused = site.cli("vm", "import", str(file), "two-disks", check=False)
     assert refused.returncode != 0 and "exists" in refused.stderr, "it runs: it is another one"
-    site.cli("vm", "delete", vm["name"], "--wait")
-    site.cli("volume", "delete", volume["name"])
+    site.cli("vm", "delete", vm["name"], "--wait", "--yes")
+    site.cli("volume", "delete", volume["name"], "--yes")
     wait_until_image_deleted(site, "two-disks-disk")
     wait_until_image_deleted(site, "two-disks-disk-2")
 
@@ -331,8 +331,8 @@ def test_a_descriptor_with_separate_disks_becomes_a_vm_and_lists_what_was_ignore
     vm, volume = site.client.get("vms", "grosse-7"), site.client.get("volumes", "grosse-7-disk-2")
     wait_until_console_shows(site, vm, "from files")
     assert (volume["vm"], volume["size_mib"], volume["image"]) == (vm["id"], 3, None)
-    site.cli("vm", "delete", vm["name"], "--wait")
-    site.cli("volume", "delete", volume["name"])
+    site.cli("vm", "delete", vm["name"], "--wait", "--yes")
+    site.cli("volume", "delete", volume["name"], "--yes")
     wait_until_image_deleted(site, "grosse-7-disk")
 
 

@@ -69,7 +69,7 @@ def test_a_clone_has_its_sources_data_and_nothing_else(
     assert count_boots(site, vm) == 1, "the source went on"
     shared = [len(list(directory_of(site, each).glob("shared-*"))) for each in (vm, first, second, third)]
     assert shared == ([2, 2, 2, 2] if linked else [0, 0, 0, 0])
-    site.cli("vm", "delete", vm["name"], "--wait")
+    site.cli("vm", "delete", vm["name"], "--wait", "--yes")
     assert not directory_of(site, vm).exists()
     site.cli("vm", "kill", second["name"], "--wait")
     site.cli("vm", "start", second["name"], "--wait")
@@ -221,8 +221,8 @@ def test_a_clone_without_enough_space_says_so_and_loses_nothing(
         ballast.unlink()
         subprocess.run(["mount", "-o", "remount,size=256m", str(vms)], check=True)
         assert read_from_disk(site, wait_until_up(site, copy)) == "one", "it is made when there is room"
-        site.cli("vm", "delete", copy["name"], "--wait")
-        site.cli("vm", "delete", vm["name"], "--wait")
+        site.cli("vm", "delete", copy["name"], "--wait", "--yes")
+        site.cli("vm", "delete", vm["name"], "--wait", "--yes")
         until(lambda: not list(vms.iterdir()), "nothing is left")
     finally:
         subprocess.run(["umount", "-l", str(vms)], check=True)

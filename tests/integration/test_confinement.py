@@ -41,7 +41,7 @@ def test_each_qemu_runs_as_its_own_user_without_rights_or_network(site: Platform
     assert share is not None, "it has its share of the host"
     places = [path for root in ("memory", "") if (path := Path(f"/sys/fs/cgroup/{root}{share[1]}")).exists()]
     assert len(places) == 1
-    site.cli("vm", "delete", first_vm["name"], "--wait")
+    site.cli("vm", "delete", first_vm["name"], "--wait", "--yes")
     assert not places[0].exists(), "which goes with it"
 
 
@@ -130,4 +130,4 @@ def test_a_symbolic_link_among_a_tpms_files_is_not_followed(site: Platform, new_
     assert (vms[1] / vm["id"] / "disk.qcow2").exists()
     for place in (vms[0] / clone["id"], vms[1] / vm["id"]):
         assert not os.path.lexists(place / "tpm" / "tpm2-00.permall")
-    site.cli("vm", "delete", clone["name"], "--wait")
+    site.cli("vm", "delete", clone["name"], "--wait", "--yes")

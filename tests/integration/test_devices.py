@@ -185,10 +185,10 @@ def test_a_vm_begins_with_several_disks_on_several_buses_which_move_and_end_with
     site.cli("vm", "start", vm["name"], "--wait")
     kept = next(volume for volume in mine if volume["bus"] == "scsi")
     site.cli("volume", "detach", kept["name"])
-    site.cli("vm", "delete", vm["name"], "--wait")
+    site.cli("vm", "delete", vm["name"], "--wait", "--yes")
     ids = {volume["id"] for volume in mine}
     until(
         lambda: [v["id"] for v in site.client.list("volumes") if v["id"] in ids] == [kept["id"]],
         "its disks are deleted with it",
     )
-    site.cli("volume", "delete", kept["name"])
+    site.cli("volume", "delete", kept["name"], "--yes")

@@ -150,10 +150,10 @@ def test_encrypted_disks_are_cloned_moved_grown_and_put_back_like_others(
             assert files_with(site.directory / host / "agent", "MARKER-") == set()
     finally:
         for clone in clones:
-            site.cli("vm", "delete", clone["name"], "--wait")
+            site.cli("vm", "delete", clone["name"], "--wait", "--yes")
         site.cli("vm", "kill", vm["name"], "--wait")
         site.cli("volume", "detach", disk["name"])
-        site.cli("volume", "delete", disk["name"])
+        site.cli("volume", "delete", disk["name"], "--yes")
 
 
 @pytest.mark.slow

@@ -122,10 +122,10 @@ def test_a_volume_is_attached_when_its_vm_starts_and_outlives_the_vm(
     site.cli("vm", "kill", vm["name"], "--wait")
     detach(site, second)
     assert site.client.get("volumes", second["id"])["boot_order"] is None
-    site.cli("vm", "delete", vm["name"], "--wait")
+    site.cli("vm", "delete", vm["name"], "--wait", "--yes")
     assert site.client.get("volumes", first["id"])["vm"] is None
     assert file_of(site, first).read_bytes()[:4] == b"kept"
-    site.cli("volume", "delete", first["name"])
+    site.cli("volume", "delete", first["name"], "--yes")
     assert not file_of(site, first).exists()
 
 
@@ -341,7 +341,7 @@ def test_a_full_pool_pauses_the_vm_that_writes_to_it_and_no_other(
                 seen += console.recv(60)
         assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
         detach(site, data)
-        site.cli("volume", "delete", data["name"])
+        site.cli("volume", "delete", data["name"], "--yes")
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
@@ -364,5 +364,5 @@ def test_a_guest_boots_from_the_volume_that_comes_first(
     site.cli("volume", "detach", data["name"])
     site.cli("vm", "reset", vm["name"])
     until(lambda: "from its disk" in site.console_log(vm), "it boots from its disk")
-    site.cli("vm", "delete", vm["name"], "--wait")
+    site.cli("vm", "delete", vm["name"], "--wait", "--yes")
     site.client.delete_image(image)

@@ -16,7 +16,20 @@ from typer.testing import CliRunner
 import novacron.__main__ as main
 from novacron.agent.settings import AgentSettings
 from novacron.api.edge.rate_limits import RateSettings
-from novacron.cli import access, images, networks, nodes, options, output, snapshots, vm_create, vms, volumes
+from novacron.cli import (
+    access,
+    images,
+    lists,
+    networks,
+    nodes,
+    options,
+    output,
+    progress,
+    snapshots,
+    vm_create,
+    vms,
+    volumes,
+)  # fmt: skip
 from novacron.cli.output import Object
 from novacron.cli.progress import share_done
 from novacron.client import ApiError, Unreachable
@@ -90,7 +103,7 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     recorder = Calls()
-    for module in (vm_create, vms, volumes, networks, nodes, images, snapshots, access):
+    for module in (vm_create, vms, volumes, networks, nodes, images, snapshots, access, lists):
         monkeypatch.setattr(module, "Client", lambda: recorder)
     monkeypatch.setattr(output, "fields", lambda *_: None)
     return recorder
@@ -234,8 +247,12 @@ def test_what_is_in_use_is_deleted_only_after_a_person_agreed(calls: Calls, monk
         main_command()(["vm", "rm", *arguments], standalone_mode=False)
         assert calls.made == ([deleted] if done else [])
     terminal[0] = False
-    main_command()(["vm", "delete", "web"], standalone_mode=False)
-    assert calls.made == [deleted, deleted]
+    calls.made.clear()
+    refused = CliRunner().invoke(main.app, ["vm", "delete", "web"])
+    assert refused.exit_code == output.EXIT_USAGE and calls.made == []
+    assert "web is running: nobody can be asked here" in refused.stderr and "--yes" in refused.stderr
+    main_command()(["vm", "delete", "web", "-y"], standalone_mode=False)
+    assert calls.made == [deleted]
 
 
 def main_command() -> Any:
@@ -341,3 +358,38 @@ def test_a_drain_has_given_up_only_when_vms_remain(
         "total": total, "moved": moved, "moving": [], "stays": [{"vm": vm} for vm in stays], "given_up": given_up,
     }  # fmt: skip
     assert nodes._gave_up(drain) is gave_up
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "end"),
+    [
+        ("migrations", "migration", "novacron migration abort x-1"),
+        ("imports", "importing image web", "novacron image abort x-1"),
+        ("volumes", "creating volume data", "novacron volume delete x-1"),
+        ("volumes", "detaching volume data", None),
+        ("vms", "web: until running", "novacron vm stop x-1"),
+        ("vms", "web: until stopped", "novacron vm kill x-1"),
+        ("vms", "deleting web", None),
+        ("snapshots", "taking snapshot s", None),
+    ],
+)
+def test_an_interrupt_says_what_goes_on_and_how_to_end_it(
+    kind: str, what: str, end: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wait(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    client: Any = SimpleNamespace(wait=wait)
+    with pytest.raises(typer.Exit) as ended, output.errors():
+        progress.waiting(client, kind, "x-1", what, lambda now: False, 10)
+    assert ended.value.exit_code == output.EXIT_INTERRUPTED
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"{what}: this goes on; only the waiting has ended"
+    assert [line for line in said if line.startswith("to end it")] == ([f"to end it: {end}"] if end else [])
+
+
+@pytest.mark.parametrize("kind", [*progress.SEE, *progress.END])
+def test_what_an_interrupt_advises_are_commands(kind: str) -> None:
+    for text in filter(None, (progress.SEE.get(kind), progress.END.get(kind), progress.STOPS)):
+        group, name = text.split()[1:3]
+        assert name in main_command().commands[group].commands

@@ -240,7 +240,7 @@ def test_every_command_and_option_that_a_page_shows_exists(page: Path) -> None:
     unknown = []
     for line in command_lines(page):
         line = re.split(r"[|>;]", line)[0]
-        words = re.sub(r"^novacron( --(project|context) \S+)?", "novacron", line).split()
+        words = re.sub(r"^novacron( --(project|context|time-zone) \S+)?", "novacron", line).split()
         command = next(" ".join(words[:n]) for n in range(len(words), 0, -1) if " ".join(words[:n]) in commands())
         options = re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(words))
         is_group = command == "novacron" and any(not word.startswith("-") for word in words[1:])

@@ -29,7 +29,7 @@ HOSTILE = (
     "", "-", "--", "web", "0", "-1", "1e400", "99999999999999999999", "4G", "x=y", "=", ",", "[", "\udcff", "\u202e",
     "é", "a" * 5000, "a\nb", "\x1b[2J", "@none", "/nowhere/at/all", ".", "in:tcp:1", "10.0.0.1/8", "http://",
     "https://[", "2026-11-29T00:00:00Z", "100Mbit", "json", "table", "%s", "{0}", "../..", "NaN", "inf", "09:00-10:00",
-    "*",
+    "*", "vm", "name!=w*", "jsonpath=$[", "jsonpath=$..*", "Europe/Berlin",
 )  # fmt: skip
 ANSWERS = (
     HttpReply(404, b'{"status": 404, "detail": "there is none"}'),
@@ -50,6 +50,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> random.Random:
     (tmp_path / "gzip").write_bytes(gzip.compress(b"#cloud-config"))
     (tmp_path / "zero").write_bytes(b"\0")
     (tmp_path / "text").write_text("text\n")
+    (tmp_path / "yaml").write_text("kind: vm\nname: web\n---\nkind: grant\nuser: ann\n")
     monkeypatch.setenv("NOVACRON_CONFIG", str(tmp_path / "settings.json"))
     monkeypatch.setenv("NOVACRON_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("NOVACRON_TOKEN", "t")
@@ -72,6 +73,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> random.Random:
     monkeypatch.setattr(f"{transport}.send", send)
     monkeypatch.setattr(f"{transport}.stream", stream)
     monkeypatch.setattr(f"{transport}.pause", lambda *_: None)
+    monkeypatch.setattr("novacron.cli.lists.WATCH_INTERVAL_S", 0)
     return chance
 
 
@@ -86,7 +88,7 @@ def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
 
 def line(chance: random.Random, words: tuple[str, ...], command: TyperCommand) -> list[str]:
     """Return a command line: most of it fits the command."""
-    values = (*HOSTILE, "gzip", "zero", "text")
+    values = (*HOSTILE, "gzip", "zero", "text", "yaml")
     typed = [*words]
     if chance.random() < 0.1:
         typed[-1] = next((other for other, name in HABITS.items() if name == typed[-1]), typed[-1])
@@ -119,7 +121,7 @@ def what_escapes(tree: Any, typed: list[str]) -> str | None:
 def test_no_command_line_ends_in_a_traceback(scene: random.Random, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     tree = typer.main.get_command(app)
     known = list(commands(tree))
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     escaped = []
     for number in range(count):
         words, command = known[number % len(known)] if number < len(known) else scene.choice(known)

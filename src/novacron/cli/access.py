@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from novacron.cli import metadata, options, output
+from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
@@ -122,10 +123,10 @@ def _asked_password() -> str:
 
 
 @projects.command("list")
-def list_projects(tag: metadata.TagFilter = None, output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_projects(tag: metadata.TagFilter = None, listing: Listing = Listing()) -> None:
     """List the projects that you can see."""
-    with output.errors():
-        output.rows(Client().list("projects", **metadata.filters(tag)), PROJECTS, output_)
+    listing.show("projects", PROJECTS, tag=tag)
 
 
 @projects.command("show")
@@ -133,7 +134,7 @@ def show_project(project: ProjectName, output_: Output = OutputFormat.TABLE) -> 
     """Show a project's usage and quota."""
     with output.errors():
         usage = Client().usage(project)
-        if output_ is not OutputFormat.TABLE:
+        if not output_.for_people:
             output.show(usage, output_)
             return
         rows = [{"what": key, "has": usage["usage"][key], "may": usage["quota"][key]} for key in QUOTAS]
@@ -234,10 +235,10 @@ def rewrap(output_: Output = OutputFormat.TABLE) -> None:
 
 
 @users.command("list")
-def list_users(output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_users(listing: Listing = Listing()) -> None:
     """List users."""
-    with output.errors():
-        output.rows(Client().list("users"), USERS, output_)
+    listing.show("users", USERS)
 
 
 @users.command("create")
@@ -330,14 +331,12 @@ def erase(
 
 
 @grants.command("list")
+@options.expand
 def list_grants(
-    user: Annotated[str | None, typer.Option(help="only roles of this user")] = None,
-    output_: Output = OutputFormat.TABLE,
+    user: Annotated[str | None, typer.Option(help="only roles of this user")] = None, listing: Listing = Listing()
 ) -> None:
     """List which user has which role where."""
-    with output.errors():
-        grants_ = (grant for grant in Client().list("grants") if user in (None, grant["user"], grant["user_name"]))
-        output.rows(grants_, GRANTS, output_)
+    listing.show("grants", GRANTS, user=user)
 
 
 @grants.command("create")
@@ -350,7 +349,7 @@ def create_grant(
     """Give a user a role, instead of the one that they have there. Users whom you do not manage are invited."""
     with output.errors():
         created = Client().grant(user, role, project)
-        if "expires_at" in created and output_ is OutputFormat.TABLE:
+        if "expires_at" in created and output_.for_people:
             say(f"{user} is invited, and has the role once they accept: novacron invitation accept {created['id']}")
         else:
             output.fields(created, GRANTS, output_)

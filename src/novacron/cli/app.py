@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from novacron.cli import (
     access,
+    apply,
     audit,
     contexts,
     diagnosis,
@@ -13,9 +14,11 @@ from novacron.cli import (
     invitations,
     keys,
     links,
+    login,
     migrations,
     networks,
     nodes,
+    objects,
     project_moves,
     rebalance,
     root,
@@ -79,5 +82,11 @@ app.command("events")(events.events)
 app.add_typer(audit.app, name="audit")
 app.command("whoami")(access.whoami)
 app.command("log-level")(diagnosis.log_level)
+app.command("get")(objects.get)
+app.command("apply")(apply.apply)
+app.command("edit")(objects.edit)
+app.command("explain")(objects.explain)
+app.command("login")(login.login)
+app.command("logout")(login.logout)
 for group in app.registered_groups:
     group.cls = root.Group

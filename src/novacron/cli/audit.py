@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from novacron.cli import options, output
+from novacron.cli.lists import Listing
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import AuditOutcome
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # loaded where they are needed: other commands start faster
 app = typer.Typer(invoke_without_command=True)
 
 RECORDS: Columns = {
-    "WHEN": lambda r: r["at"][:19].replace("T", " "),
+    "WHEN": lambda r: output.when(r["at"]),
     "WHO": lambda r: r["actor"],
     "FROM": lambda r: r["address"],
     "WHAT": lambda r: r["action"],
@@ -44,7 +45,7 @@ CHAIN: Columns = {
 }
 HEADS: Columns = {
     "ENTRY": lambda h: h["seq"],
-    "WHEN": lambda h: h["at"][:19].replace("T", " "),
+    "WHEN": lambda h: output.when(h["at"]),
     "HASH": lambda h: h["hash"],
     "KEY": lambda h: h["key"],
 }
@@ -63,14 +64,14 @@ File = Annotated[Path, typer.Argument(help="file to write; - for standard output
 def audit(
     context: typer.Context,
     filters: Annotated[Object, FILTERS],
-    limit: Annotated[int, typer.Option(help="how many entries, newest first")] = 50,
-    output_: Output = OutputFormat.TABLE,
+    listing: Listing = Listing(limit=50),
 ) -> None:
-    """Show the audit log: who did what from where, and with what outcome. Its commands verify and export it."""
+    """Show the audit log, newest first: who did what from where, and its outcome. Its commands verify and export it."""
     if context.invoked_subcommand is not None:
         return
     with output.errors():
-        output.rows(Client().list("audit", limit=limit, **filters), RECORDS, output_)
+        client = Client()
+        listing.show_log(lambda: client.list("audit", listing.page, **filters), RECORDS)
 
 
 @app.command()
@@ -81,19 +82,19 @@ def chain(output_: Output = OutputFormat.TABLE) -> None:
 
 
 @app.command()
+@options.expand
 def heads(
     file: Annotated[Path | None, typer.Argument(help="file to write for novacron audit verify --heads")] = None,
-    output_: Output = OutputFormat.TABLE,
+    listing: Listing = Listing(),
 ) -> None:
     """List the signed heads of the chain, or write them to a file. Keep that where nobody can change it."""
+    if file is None:
+        listing.show("audit/heads", HEADS)
+        return
     from novacron.client import audit as log
 
-    with output.errors():
-        if file is None:
-            output.rows(Client().list("audit/heads"), HEADS, output_)
-            return
-        with _new(file) as stream:
-            log.export(Client(), stream, heads_only=True)
+    with output.errors(), _new(file) as stream:
+        log.export(Client(), stream, heads_only=True)
 
 
 @app.command()
@@ -165,7 +166,7 @@ def _place(text: str | None, option: str) -> int | datetime | None:
 def _show(report: VerificationReport, output_: OutputFormat) -> None:
     import msgspec
 
-    if output_ is not OutputFormat.TABLE:
+    if not output_.for_people:
         output.show({**msgspec.to_builtins(report), "good": report.good}, output_)
         return
     for fault in report.faults:

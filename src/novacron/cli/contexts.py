@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from novacron import context_file
-from novacron.cli import authorities, names, output
+from novacron.cli import authorities, names, options, output
+from novacron.cli.lists import Listing
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client.config import config_path, context_name
 from novacron.context_file import Context, SettingsError
@@ -55,11 +56,16 @@ def _shown(name: str, context: Context, current: str) -> Object:
 
 
 @app.command("list")
-def list_(output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_(listing: Listing = Listing()) -> None:
     """List contexts; * marks the one that is used."""
-    with _errors():
+
+    def read(limit: int | None) -> list[Object]:
         contexts, current = context_file.read(config_path()), context_name()
-        output.rows([_shown(name, contexts.get(name), current) for name in contexts.names()], COLUMNS, output_)
+        return [_shown(name, contexts.get(name), current) for name in contexts.names()][:limit]
+
+    with _errors():
+        listing.show_read(read, COLUMNS)
 
 
 @app.command()

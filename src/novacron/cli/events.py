@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from novacron.cli import output
-from novacron.cli.output import Columns, Output, OutputFormat
+from novacron.cli import options, output
+from novacron.cli.lists import Listing
+from novacron.cli.output import Columns, Object
 from novacron.client import Client
-from novacron.terminal import say
 
 COLUMNS: Columns = {
-    "TIME": lambda e: (e["last_at"] or e["at"])[:19].replace("T", " "),
+    "TIME": lambda e: output.when(e["last_at"] or e["at"]),
     "KIND": lambda e: e["kind"],
     "NAME": lambda e: e["name"],
     "REASON": lambda e: e["reason"],
@@ -22,25 +23,27 @@ COLUMNS: Columns = {
 }
 
 
+@options.expand
 def events(
     object: Annotated[str | None, typer.Option(help="only events of the object with this name or id")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="keep showing events until interrupted")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="how many events")] = 50,
-    output_: Output = OutputFormat.TABLE,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="the same as --watch")] = False,
+    listing: Listing = Listing(limit=50),
 ) -> None:
-    """Show events, newest first; with --follow, new ones as they happen."""
+    """Show events, newest first; with --follow or --watch, new ones as they happen."""
     with output.errors():
-        client = Client()
-        if not follow:
-            filters = {"object": object} if object else {}
-            output.rows(client.list("events", limit=limit, **filters), COLUMNS, output_)
-            return
-        for _, event in client.stream(kinds="event"):
-            if event.get("deleted") or (object and object not in (event["object"], event["name"])):
-                continue
-            if output_ is OutputFormat.JSON:
-                say(json.dumps(event), flush=True)
-            elif output_ is not OutputFormat.TABLE:
-                output.show([event], output_)
-            else:
-                say("  ".join(output.text(get(event)) for get in COLUMNS.values()), flush=True)
+        show(Client(), object, dataclasses.replace(listing, watch=listing.watch or follow))
+
+
+def show(client: Client, ref: str | None, listing: Listing) -> None:
+    """Show the events of an object, or of all. Raises ApiError, Unreachable, typer.BadParameter."""
+    filters = {"object": ref} if ref else {}
+    if listing.watch:
+        listing.show_stream(lambda: _new(client, ref), COLUMNS)
+    else:
+        listing.show_log(lambda: client.list("events", listing.page, **filters), COLUMNS)
+
+
+def _new(client: Client, ref: str | None) -> Iterator[Object]:
+    for _, event in client.stream(kinds="event"):
+        if not event.get("deleted") and ref in (None, event["object"], event["name"]):
+            yield event

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from novacron.cli import metadata, options, output, progress
+from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
-from novacron.cli.output import Columns, Object, Output
+from novacron.cli.output import Columns, Object
 from novacron.client import Client
 from novacron.client.choices import ImageFormat
 from novacron.terminal import say
@@ -28,13 +29,10 @@ COLUMNS: Columns = {
 
 
 @app.command("list")
-def list_(
-    tag: metadata.TagFilter = None,
-    output_: Output = output.OutputFormat.TABLE,
-) -> None:
+@options.expand
+def list_(tag: metadata.TagFilter = None, listing: Listing = Listing()) -> None:
     """List images and the nodes that hold them."""
-    with output.errors():
-        output.rows(Client().list("images", **metadata.filters(tag)), COLUMNS, output_)
+    listing.show("images", COLUMNS, tag=tag)
 
 
 @app.command("set")
@@ -125,10 +123,10 @@ def _upload(client: Client, name: str, file: Path, fields: Object) -> Object:
 
 
 @app.command()
-def imports(output_: Output = output.OutputFormat.TABLE) -> None:
+@options.expand
+def imports(listing: Listing = Listing()) -> None:
     """List imports, newest first."""
-    with output.errors():
-        output.rows(Client().list("imports"), IMPORTS, output_)
+    listing.show("imports", IMPORTS)
 
 
 @app.command()

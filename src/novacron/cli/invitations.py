@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output
+from novacron.cli import options, output
 from novacron.cli.access import GRANTS
+from novacron.cli.lists import Listing
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 from novacron.terminal import say
@@ -26,10 +27,10 @@ Id = Annotated[str, typer.Argument(help="id of the invitation", show_default=Fal
 
 
 @app.command("list")
-def list_invitations(output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_invitations(listing: Listing = Listing()) -> None:
     """List your open invitations, and those to projects that you manage."""
-    with output.errors():
-        output.rows(Client().list("invitations"), INVITATIONS, output_)
+    listing.show("invitations", INVITATIONS)
 
 
 @app.command("accept")

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output
-from novacron.cli.output import Columns, Output, OutputFormat
+from novacron.cli import options, output
+from novacron.cli.lists import Listing
+from novacron.cli.output import Columns
 from novacron.client import Client
 from novacron.client.choices import KeyName
 from novacron.terminal import say
@@ -30,10 +31,10 @@ COLUMNS: Columns = {
 
 
 @app.command("list")
-def list_(output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_(listing: Listing = Listing()) -> None:
     """List the keys, and how far their rotations are."""
-    with output.errors():
-        output.rows(Client().list("keys"), COLUMNS, output_)
+    listing.show("keys", COLUMNS)
 
 
 @app.command()

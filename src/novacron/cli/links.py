@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output
+from novacron.cli import options, output
+from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
@@ -60,10 +61,10 @@ COLUMNS: Columns = {
 
 
 @app.command("list")
-def list_(output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_(listing: Listing = Listing()) -> None:
     """List the links that have a limit."""
-    with output.errors():
-        output.rows(Client().list("links"), COLUMNS, output_)
+    listing.show("links", COLUMNS)
 
 
 @app.command("set")

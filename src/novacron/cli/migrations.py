@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output, progress
+from novacron.cli import options, output, progress
+from novacron.cli.lists import Listing
 from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
@@ -108,7 +109,7 @@ def finish(client: Client, migration: Object, wait: Wait) -> None:
     """Follow a migration if asked to, and say how it ended."""
     if wait.wait:
         migration = _followed(client, migration["id"], wait)
-    if wait.output is not OutputFormat.TABLE:
+    if not wait.output.for_people:
         output.show(migration, wait.output)
     elif wait.wait:
         name, target = migration["vm_name"], migration["target"]
@@ -123,7 +124,7 @@ def finish(client: Client, migration: Object, wait: Wait) -> None:
 def _followed(client: Client, id: str, wait: Wait) -> Object:
     migration = progress.migration(client, id, wait.timeout_s)
     if migration["phase"] != "completed":
-        if wait.output is not OutputFormat.TABLE:
+        if not wait.output.for_people:
             output.show(migration, wait.output)
         raise output.fail(f"the migration {migration['phase']}: {migration['error']}", output.EXIT_FAILED)
     if migration["kind"] == "live" and migration["progress"]["downtime_ms"] is None:
@@ -137,15 +138,14 @@ def _followed(client: Client, id: str, wait: Wait) -> Object:
 
 
 @app.command("list")
+@options.expand
 def list_(
     vm: Annotated[str | None, typer.Option(help="only migrations of this VM")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="how many, newest first")] = 50,
-    output_: Output = OutputFormat.TABLE,
+    phase: Annotated[str | None, typer.Option(help="only migrations in this phase")] = None,
+    listing: Listing = Listing(limit=50),
 ) -> None:
     """List migrations, newest first."""
-    with output.errors():
-        filters = {"vm": vm} if vm else {}
-        output.rows(Client().list("migrations", limit=limit, **filters), COLUMNS, output_)
+    listing.show("migrations", COLUMNS, vm=vm, phase=phase)
 
 
 @app.command()
@@ -160,7 +160,7 @@ def abort(id: Id, output_: Output = OutputFormat.TABLE) -> None:
     """Abort a migration; the VM stays on its source node."""
     with output.errors():
         migration = Client().act("migrations", id, "abort")
-        if output_ is not OutputFormat.TABLE:
+        if not output_.for_people:
             output.show(migration, output_)
         else:
             say(f"{id}: {migration['phase']}, VM {migration['vm_name']} stays on {migration['source']}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import metadata, options, output
+from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
@@ -103,10 +104,10 @@ def parse_rule(text: str) -> Object:
 
 
 @app.command("list")
-def list_(tag: metadata.TagFilter = None, output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_(tag: metadata.TagFilter = None, listing: Listing = Listing()) -> None:
     """List networks."""
-    with output.errors():
-        output.rows(Client().list("networks", **metadata.filters(tag)), NETWORKS, output_)
+    listing.show("networks", NETWORKS, tag=tag)
 
 
 @app.command()
@@ -188,10 +189,10 @@ def delete(network: NetworkName) -> None:
 
 
 @groups.command("list")
-def list_groups(tag: metadata.TagFilter = None, output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_groups(tag: metadata.TagFilter = None, listing: Listing = Listing()) -> None:
     """List security groups."""
-    with output.errors():
-        output.rows(Client().list("security-groups", **metadata.filters(tag)), GROUPS, output_)
+    listing.show("security-groups", GROUPS, tag=tag)
 
 
 @groups.command("create")
@@ -224,10 +225,10 @@ def delete_group(name: GroupName) -> None:
 
 
 @floating.command("list")
-def list_floating(tag: metadata.TagFilter = None, output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_floating(tag: metadata.TagFilter = None, listing: Listing = Listing()) -> None:
     """List floating addresses."""
-    with output.errors():
-        output.rows(Client().list("floating-addresses", **metadata.filters(tag)), FLOATING, output_)
+    listing.show("floating-addresses", FLOATING, tag=tag)
 
 
 @floating.command("set")
@@ -275,14 +276,14 @@ def detach(address: Address) -> None:
 
 
 @forwards.command("list")
+@options.expand
 def list_forwards(
     vm: Annotated[str | None, typer.Option(help="only ports of this VM")] = None,
     tag: metadata.TagFilter = None,
-    output_: Output = OutputFormat.TABLE,
+    listing: Listing = Listing(),
 ) -> None:
     """List forwarded ports."""
-    with output.errors():
-        output.rows(Client().list("forwards", **metadata.filters(tag, vm=vm)), FORWARDS, output_)
+    listing.show("forwards", FORWARDS, tag=tag, vm=vm)
 
 
 @forwards.command("create")

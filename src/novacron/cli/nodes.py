@@ -12,6 +12,7 @@ import typer
 
 from novacron import private_file
 from novacron.cli import metadata, options, output
+from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
@@ -171,10 +172,10 @@ DRAINS: Columns = {
 
 
 @app.command("list")
-def list_(tag: metadata.TagFilter = None, output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_(tag: metadata.TagFilter = None, listing: Listing = Listing()) -> None:
     """List nodes."""
-    with output.errors():
-        output.rows(Client().list("nodes", **metadata.filters(tag)), COLUMNS, output_)
+    listing.show("nodes", COLUMNS, tag=tag)
 
 
 @app.command()
@@ -184,7 +185,7 @@ def show(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
         client = Client()
         details = client.get("nodes", node)
         output.fields(details, DETAILS, output_)
-        if output_ is OutputFormat.TABLE:
+        if output_.for_people:
             from novacron.cli.vms import COLUMNS as VM_COLUMNS
 
             say()
@@ -196,7 +197,7 @@ def show(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
 def _set(node: str, action: str, out: OutputFormat) -> None:
     with output.errors():
         updated = Client().act("nodes", node, action)
-        if out is not OutputFormat.TABLE:
+        if not out.for_people:
             output.show(updated, out)
         else:
             say(f"{node}: {state(updated)}")
@@ -313,7 +314,7 @@ def uncordon(
         updated = client.act("nodes", node, "uncordon", {"bring_back": bring_back})
         if bring_back and wait:
             follow_back(client, [node], timeout)
-        if output_ is not OutputFormat.TABLE:
+        if not output_.for_people:
             output.show(updated, output_)
         else:
             say(f"{node}: {state(updated)}")
@@ -334,21 +335,20 @@ def drain(
         updated = client.act("nodes", node, "drain", drain_order(policy, time_limit))
         if wait:
             follow(client, [node], timeout)
-        if output_ is not OutputFormat.TABLE:
+        if not output_.for_people:
             output.show(updated, output_)
         else:
             say(f"{node}: {'empty and cordoned' if wait else state(updated)}")
 
 
 @app.command()
+@options.expand
 def drains(
     node: Annotated[str | None, typer.Option(help="only drains of this node")] = None,
-    output_: Output = OutputFormat.TABLE,
+    listing: Listing = Listing(limit=50),
 ) -> None:
     """List drains, newest first: their progress, and which VMs stay."""
-    with output.errors():
-        filters = {"node": node} if node else {}
-        output.rows(Client().list("drains", limit=50, **filters), DRAINS, output_)
+    listing.show("drains", DRAINS, node=node)
 
 
 def drain_order(policy: DrainPolicy, time_limit_s: int | None) -> Object:

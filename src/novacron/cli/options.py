@@ -63,11 +63,13 @@ Confirm = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 
 
-def ask(yes: bool, in_use: bool, what: str) -> None:
-    """Ask a person before something that is in use is deleted; programs are not asked. Raises typer.Exit."""
-    if yes or not in_use or not sys.stdin.isatty():
+def ask(yes: bool, in_use: bool, what: str, question: str = "Delete it with its data?") -> None:
+    """Ask a person before something that is in use is deleted; programs say ``--yes``. Raises typer.Exit."""
+    if yes or not in_use:
         return
-    if not typer.confirm(f"{safe(what)}. Delete it with its data?", err=True):
+    if not sys.stdin.isatty():
+        raise output.fail(f"{what}: nobody can be asked here", output.EXIT_USAGE, "if that is meant, add --yes")
+    if not typer.confirm(f"{safe(what)}. {question}", err=True):
         raise typer.Exit(output.EXIT_FAILED)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -26,16 +28,42 @@ EXIT_TIMEOUT = 7
 EXIT_INTERRUPTED = 130
 
 
+JSON_PATH = "jsonpath="
+
+
 class OutputFormat(StrEnum):
+    """How answers are printed; beside these ``jsonpath=EXPRESSION``."""
+
     TABLE = "table"
+    WIDE = "wide"
     JSON = "json"
     YAML = "yaml"
     NAME = "name"
 
+    @classmethod
+    def _missing_(cls, value: object) -> OutputFormat | None:
+        """Return a member that stands for a JSONPath. Raises typer.BadParameter if that is none."""
+        if not isinstance(value, str) or not value.startswith(JSON_PATH):
+            return None
+        from novacron.cli import json_paths
+
+        json_paths.check(value.removeprefix(JSON_PATH))
+        member = str.__new__(cls, value)
+        member._name_, member._value_ = "JSON_PATH", value
+        return member
+
+    @property
+    def for_people(self) -> bool:
+        return self in (OutputFormat.TABLE, OutputFormat.WIDE)
+
 
 Output = Annotated[
-    OutputFormat, typer.Option("--output", "-o", help="table for people, json, yaml and names for programs")
-]
+    OutputFormat,
+    typer.Option(
+        "--output", "-o", metavar="table|wide|json|yaml|name|jsonpath=EXPR",
+        help="table or wide for people; json, yaml, names, or a JSONPath such as jsonpath='$[*].id', for programs",
+    ),
+]  # fmt: skip
 """The option that every command which shows something has."""
 
 TYPED: dict[str, str] = {}
@@ -51,6 +79,10 @@ def show(value: Object | list[Object], output: OutputFormat) -> None:
         say_json(value)
     elif output is OutputFormat.YAML:
         say_yaml(value)
+    elif output.startswith(JSON_PATH):
+        from novacron.cli import json_paths
+
+        json_paths.show(output.removeprefix(JSON_PATH), value)
     else:
         for item in value if isinstance(value, list) else [value]:
             say(str(item.get("name") or item.get("id") or ""))
@@ -64,16 +96,29 @@ def table(rows: Iterable[Object], columns: Columns) -> None:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def rows(objects: Iterable[Object], columns: Columns, output: OutputFormat) -> None:
+def rows(objects: Iterable[Object], columns: Columns, output: OutputFormat, more: Columns | None = None) -> None:
+    """Print a list; a wide table has ``more`` columns, and those that all objects have."""
     if output is OutputFormat.TABLE:
         table(objects, columns)
+    elif output is OutputFormat.WIDE:
+        items = list(objects)
+        table(items, widened(columns, more, items, output))
     else:
         show(list(objects), output)
 
 
+def widened(columns: Columns, more: Columns | None, items: list[Object], output: OutputFormat) -> Columns:
+    """Return the columns of a table: if it is a wide one, more of them."""
+    if output is not OutputFormat.WIDE:
+        return columns
+    has = set(items[0]) if items else set[str]()
+    common = {name: get for name, (field, get) in COMMON.items() if field in has and name not in columns}
+    return {**columns, **(more or {}), **common}
+
+
 def fields(details: Object, columns: Columns, output: OutputFormat) -> None:
     """Print one object, a field a line."""
-    if output is not OutputFormat.TABLE:
+    if not output.for_people:
         show(details, output)
         return
     width = max(len(name) for name in columns)
@@ -89,6 +134,17 @@ def text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(text(v) for v in value) or "-"
     return safe(str(value))
+
+
+COMMON: dict[str, tuple[str, Callable[[Object], Any]]] = {
+    "PROJECT": ("project", lambda item: item["project"]),
+    "DISPLAY NAME": ("display_name", lambda item: item["display_name"]),
+    "TAGS": ("tags", lambda item: item["tags"]),
+    "ID": ("id", lambda item: item["id"]),
+    "CREATED": ("created_at", lambda item: when(item["created_at"])),
+}
+"""Further columns of wide tables, of objects that have the field."""
+TIME_ZONE = "NOVACRON_TIME_ZONE"
 
 
 SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?)(?:ib|i)?", re.IGNORECASE)
@@ -136,6 +192,33 @@ def age(stamp: str) -> str:
         if seconds >= length:
             return f"{seconds // length}{unit}"
     return f"{max(seconds, 0)}s"
+
+
+def when(stamp: str | None) -> str | None:
+    """Return a time of the API as people read it: in the time zone that the command uses."""
+    if not stamp:
+        return None
+    moment = datetime.fromisoformat(stamp).astimezone(time_zone())
+    text = f"{moment:%Y-%m-%d %H:%M:%S}"
+    return f"{text} UTC" if moment.utcoffset() == timedelta() else f"{text} {moment:%z}"
+
+
+@functools.cache
+def time_zone() -> tzinfo | None:
+    """Return the zone of NOVACRON_TIME_ZONE, which ``--time-zone`` sets; None: this machine's."""
+    name = os.environ.get(TIME_ZONE, "local")
+    if name in ("", "local"):
+        return None
+    if name.upper() == "UTC":
+        return UTC
+    import zoneinfo  # most commands need none
+
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        raise typer.BadParameter(
+            f"there is no time zone {name!r}: write it like Europe/Berlin, UTC or local", param_hint="'--time-zone'"
+        ) from None
 
 
 def fail(message: str, code: int, hint: str = "") -> typer.Exit:

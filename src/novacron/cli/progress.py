@@ -24,7 +24,42 @@ def _plain(text: str) -> str:
 def waiting(
     client: Client, kind: str, ref: str, what: str, until: Callable[[Object | None], bool], timeout_s: float
 ) -> Object | None:
-    """Wait for an object, with a spinner once it takes longer than a moment. Raises TimeoutError."""
+    """Wait for an object, with a spinner once it takes longer than a moment; an interrupt ends only the waiting.
+
+    Raises TimeoutError.
+    """
+    try:
+        return _waited(client, kind, ref, what, until, timeout_s)
+    except KeyboardInterrupt:
+        _say_going_on(what, kind, ref)
+        raise
+
+
+SEE = {
+    "vms": "novacron vm show {}", "migrations": "novacron migration show {}", "imports": "novacron image imports",
+    "volumes": "novacron volume show {}", "exports": "novacron vm exports",
+}  # fmt: skip
+END = {
+    "migrations": "novacron migration abort {}", "imports": "novacron image abort {}",
+    "exports": "novacron vm delete-export {}", "volumes": "novacron volume delete {}", "vms": "novacron vm stop {}",
+}  # fmt: skip
+STOPS = "novacron vm kill {}"
+"""How to end a guest that does not stop."""
+
+
+def _say_going_on(what: str, kind: str, ref: str) -> None:
+    """Say how to see, and how to end, what a command no longer waits for."""
+    say(f"{what}: this goes on; only the waiting has ended", err=True)
+    if kind in SEE:
+        say("to see how it is: " + SEE[kind].replace("{}", ref), err=True)
+    end = STOPS if kind == "vms" and what.endswith("stopped") else END.get(kind)
+    if end is not None and not what.startswith(("deleting", "detaching")):
+        say("to end it: " + end.replace("{}", ref), err=True)
+
+
+def _waited(
+    client: Client, kind: str, ref: str, what: str, until: Callable[[Object | None], bool], timeout_s: float
+) -> Object | None:
     if not sys.stderr.isatty():
         return client.wait(kind, ref, until, timeout_s)
     try:
@@ -49,7 +84,11 @@ def migration(client: Client, id: str, timeout_s: float) -> Object:
             show(current)
         return current is None or current["phase"] in ENDED
 
-    client.wait("migrations", id, on_change, timeout_s)
+    try:
+        client.wait("migrations", id, on_change, timeout_s)
+    except KeyboardInterrupt:
+        _say_going_on("migration", "migrations", id)
+        raise
     assert last is not None
     return last
 

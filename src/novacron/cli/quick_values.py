@@ -44,7 +44,10 @@ class QuickParam(RuntimeParam):
         if annotation in NUMBERS:
             return self._number(value, annotation)
         if isinstance(annotation, type) and issubclass(annotation, Enum):
-            return next((member for member in annotation if value in (member, member.value)), UNKNOWN)
+            try:
+                return annotation(value)
+            except ValueError:
+                return UNKNOWN
         return UNKNOWN
 
     def _number(self, value: object, kind: Any) -> object:  # noqa: ANN401 - int or float

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from novacron import __version__
-from novacron.cli import quick_values
+from novacron.cli import output, quick_values
 from novacron.terminal import say
 
 HELP = "Run virtual machines on many hosts, and move them live between sites."
@@ -33,6 +33,14 @@ def root(
         str | None,
         typer.Option(envvar="NOVACRON_CONTEXT", help="context to use: see novacron context list"),
     ] = None,
+    time_zone: Annotated[
+        str | None,
+        typer.Option(
+            envvar="NOVACRON_TIME_ZONE",
+            show_default=False,
+            help="time zone of the times in tables, such as Europe/Berlin or UTC; by default this machine's",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version")
     ] = False,
@@ -40,6 +48,10 @@ def root(
     """Run virtual machines on many hosts, and move them live between sites."""
     if project:
         os.environ["NOVACRON_PROJECT"] = project
+    if time_zone is not None:
+        os.environ["NOVACRON_TIME_ZONE"] = time_zone
+        output.time_zone.cache_clear()
+        output.time_zone()
     if context:
         os.environ["NOVACRON_CONTEXT"] = context
 

@@ -45,7 +45,7 @@ def list_factors(
     """List second factors, and how many recovery codes are left."""
     with output.errors():
         has = Client().second_factors(user)
-        if output_ is not OutputFormat.TABLE:
+        if not output_.for_people:
             output.show(has, output_)
             return
         output.table(has["items"], FACTORS)

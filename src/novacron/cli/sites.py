@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output
+from novacron.cli import options, output
+from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.nodes import BringBack, DrainPolicyOption, DrainTimeout, TimeLimit, drain_order, follow, follow_back
-from novacron.cli.output import Columns, Output, OutputFormat
+from novacron.cli.output import Columns
 from novacron.client import Client
 from novacron.client.choices import DrainPolicy
 from novacron.terminal import say
@@ -28,10 +29,10 @@ COLUMNS: Columns = {
 
 
 @app.command("list")
-def list_(output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_(listing: Listing = Listing()) -> None:
     """List sites with the numbers of their nodes."""
-    with output.errors():
-        output.rows(Client().list("sites"), COLUMNS, output_)
+    listing.show("sites", COLUMNS)
 
 
 @app.command("set")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from novacron.cli import metadata, options, output, progress
+from novacron.cli.lists import Listing
 from novacron.cli.options import QuietWait
-from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.cli.output import Columns, Object
 from novacron.cli.vms import VmRef
 from novacron.client import Client
 from novacron.terminal import say
@@ -69,12 +71,18 @@ def _finish(client: Client, snapshot: Object, what: str, wait: QuietWait) -> Non
 
 
 @app.command("list")
-def list_(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_(vm: VmRef, listing: Listing = Listing()) -> None:
     """List a VM's snapshots as a tree; a star marks the one that the VM took, or reverted to, last."""
     with output.errors():
         client = Client()
-        snapshots = list(client.list(f"vms/{client.get('vms', vm)['id']}/snapshots"))
-        output.rows(tree(snapshots, client.get("vms", vm)["snapshot"]), COLUMNS, output_)
+
+        def read(limit: int | None) -> Iterator[Object]:
+            found = client.get("vms", vm)
+            snapshots = list(client.list(f"vms/{found['id']}/snapshots"))
+            return itertools.islice(tree(snapshots, found["snapshot"]), limit)
+
+        listing.show_read(read, COLUMNS)
 
 
 @app.command()

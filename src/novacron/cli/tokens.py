@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output
-from novacron.cli.output import Columns, Output, OutputFormat
+from novacron.cli import options, output
+from novacron.cli.lists import Listing
+from novacron.cli.output import Columns
 from novacron.client import Client
 from novacron.terminal import say
 
@@ -20,7 +21,7 @@ COLUMNS: Columns = {
     "KIND": lambda t: t["kind"],
     "SCOPES": lambda t: "all" if t["scopes"] is None else t["scopes"],
     "PROJECT": lambda t: t["project"] or "all",
-    "EXPIRES": lambda t: (t["expires_at"] or "never")[:19].replace("T", " "),
+    "EXPIRES": lambda t: output.when(t["expires_at"]) or "never",
     "USED": lambda t: t["used_at"] and f"{output.age(t['used_at'])} ago from {t['used_from']}",
     "REVOKED": lambda t: t["revoked"],
     "AGE": lambda t: output.age(t["created_at"]),
@@ -28,12 +29,10 @@ COLUMNS: Columns = {
 
 
 @app.command("list")
-def list_(
-    output_: Output = OutputFormat.TABLE,
-) -> None:
+@options.expand
+def list_(listing: Listing = Listing()) -> None:
     """List API tokens, without their secrets."""
-    with output.errors():
-        output.rows(Client().list("tokens"), COLUMNS, output_)
+    listing.show("tokens", COLUMNS)
 
 
 @app.command()

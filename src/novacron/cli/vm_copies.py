@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from novacron.cli import options, output, progress
+from novacron.cli.lists import Listing
 from novacron.cli.options import Wait
-from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.cli.output import Columns, Object
 from novacron.cli.vm_options import chosen_or_new, interfaces
 from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
@@ -121,10 +122,10 @@ def import_(
         finish(client, vm, ("running",) if order.start else ("stopped", "pending"), wait)
 
 
-def exports(output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def exports(listing: Listing = Listing()) -> None:
     """List the exports that nodes keep, newest first; novacron vm export fetches one and removes it."""
-    with output.errors():
-        output.rows(Client().list("exports"), EXPORTS, output_)
+    listing.show("exports", EXPORTS)
 
 
 def delete_export(id: Annotated[str, typer.Argument(help="id of the export", show_default=False)]) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from novacron.cli import options, output
+from novacron.cli.lists import Listing
 from novacron.cli.options import Wait
-from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.cli.output import Columns, Object
 from novacron.cli.vms import VmRef, finish
 from novacron.client import ApiError, Client
 from novacron.terminal import say
@@ -26,10 +27,10 @@ COLUMNS: Columns = {
 }
 
 
-def unreconciled(output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def unreconciled(listing: Listing = Listing()) -> None:
     """List VMs of which a node knows more than the database: an older database was put back."""
-    with output.errors():
-        output.rows(Client().list("unreconciled-vms"), COLUMNS, output_)
+    listing.show("unreconciled-vms", COLUMNS)
 
 
 ADOPT_OPTIONS = (

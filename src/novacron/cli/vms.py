@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from novacron.cli import metadata, options, output, progress, vm_memory
+from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait, Wait
 from novacron.cli.output import EXIT_INTERRUPTED, Columns, Object, Output, OutputFormat
@@ -114,7 +115,7 @@ def finish(client: Client, vm: Object, states: tuple[str, ...], wait: Wait, wait
     """Wait, if asked to, until the VM is in one of the states, or its guest agent answers, and show it."""
     if wait.wait or wait_for is not None:
         vm = _waited(client, vm, states, wait.timeout_s, wait_for)
-    if wait.output is not OutputFormat.TABLE:
+    if not wait.output.for_people:
         output.show(vm, wait.output)
     else:
         say(_as_it_is(vm, states))
@@ -179,20 +180,21 @@ FILTERS = (
 )
 
 
+WIDE: Columns = {
+    "GUEST ADDRESSES": lambda vm: (vm["status"].get("guest") or {}).get("addresses"),
+    "HA": availability,
+    "REASON": lambda vm: vm["status"]["reason"],
+}
+
+
 @app.command("list")
 @options.expand
-def list_(
-    filters: Annotated[Object, FILTERS],
-    tag: metadata.TagFilter = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="how many VMs at most")] = None,
-    output_: Output = OutputFormat.TABLE,
-) -> None:
+def list_(filters: Annotated[Object, FILTERS], tag: metadata.TagFilter = None, listing: Listing = Listing()) -> None:
     """List VMs."""
-    with output.errors():
-        client = Client()
-        output.rows(client.list("vms", limit, **metadata.filters(tag, **filters)), COLUMNS, output_)
-        if output_ is OutputFormat.TABLE:
-            _warn_of_unreconciled(client)
+    if listing.output.for_people:
+        with output.errors():
+            _warn_of_unreconciled(Client())
+    listing.show("vms", COLUMNS, WIDE, tag=tag, **filters)
 
 
 def _warn_of_unreconciled(client: Client) -> None:
@@ -215,7 +217,7 @@ def show(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
                 _warn_of_unreconciled(client)
             raise
         output.fields(details, DETAILS, output_)
-        if output_ is OutputFormat.TABLE:
+        if output_.for_people:
             from novacron.cli.events import COLUMNS as EVENT_COLUMNS
 
             say()
@@ -223,13 +225,14 @@ def show(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
 
 
 @app.command()
-def history(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
-    """Show the events of a VM."""
-    from novacron.cli.events import COLUMNS as EVENT_COLUMNS
+@options.expand
+def history(vm: VmRef, listing: Listing = Listing()) -> None:
+    """Show the events of a VM, newest first; with --watch, new ones as they happen."""
+    from novacron.cli import events
 
     with output.errors():
         client = Client()
-        output.rows(client.list("events", object=client.get("vms", vm)["id"]), EVENT_COLUMNS, output_)
+        events.show(client, client.get("vms", vm)["id"], listing)
 
 
 def _act(refs: list[str], action: str, state_after: str, wait: Wait, body: Object | None = None) -> None:
@@ -270,7 +273,7 @@ def _in_turn(items: Iterable[Any], do: Callable[[Any], Object]) -> _Done:
 
 def _show_all(vms: _Done, wait: Wait, line: Callable[[Object], str]) -> None:
     """Show VMs, one as an object and several as a list. Raises typer.Exit if something failed."""
-    if wait.output is not OutputFormat.TABLE:
+    if not wait.output.for_people:
         if vms:
             output.show(vms[0] if len(vms) == 1 else vms, wait.output)
     else:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import metadata, options, output, progress
+from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
@@ -75,14 +76,14 @@ def _finish(client: Client, volume: Object, what: str, wait: QuietWait) -> None:
 
 
 @app.command("list")
+@options.expand
 def list_(
     vm: Annotated[str | None, typer.Option(help="only volumes of this VM")] = None,
     tag: metadata.TagFilter = None,
-    output_: Output = OutputFormat.TABLE,
+    listing: Listing = Listing(),
 ) -> None:
     """List volumes."""
-    with output.errors():
-        output.rows(Client().list("volumes", **metadata.filters(tag, vm=vm)), COLUMNS, output_)
+    listing.show("volumes", COLUMNS, tag=tag, vm=vm)
 
 
 @app.command()
@@ -177,7 +178,7 @@ def delete(volume: VolumeRef, yes: options.Yes = False, wait: QuietWait = QuietW
 
 
 @pools.command("list")
-def list_pools(output_: Output = OutputFormat.TABLE) -> None:
+@options.expand
+def list_pools(listing: Listing = Listing()) -> None:
     """List the pools of each node."""
-    with output.errors():
-        output.rows(Client().list("pools"), POOLS, output_)
+    listing.show("pools", POOLS)

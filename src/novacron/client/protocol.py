@@ -45,6 +45,8 @@ class HttpReply(NamedTuple):
     status: int
     body: bytes
     authorities: str = ""
+    cookies: tuple[str, ...] = ()
+    """Values of ``Set-Cookie``."""
 
 
 def retry_delay_s(attempt: int, status: int | None) -> float | None:

@@ -100,7 +100,8 @@ class Transport:
         try:
             response = self._request(connection, method, path, headers, body, timeout_s)
             authorities = response.headers.get(protocol.AUTHORITIES, "")
-            answer = HttpReply(response.status, response.read(), authorities)
+            cookies = tuple(response.headers.get_all("Set-Cookie", ()))
+            answer = HttpReply(response.status, response.read(), authorities, cookies)
         except BaseException:
             connection.close()
             raise
