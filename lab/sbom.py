@@ -218,9 +218,11 @@ def development(root: Path = ROOT) -> Parts:
     needs = closure(packages, [wanted for group in groups.values() for wanted in group])
     tools = [packages[name] for name in sorted(needs.keys() - runtime.keys())]
     known = {(name, packages[name]["version"]) for name in needs.keys() | runtime.keys() if name != PRODUCT}
-    for name, package in sorted(locked(root / "tests/foreign/uv.lock").items()):
-        if "virtual" not in package["source"] and (name, package["version"]) not in known:
-            tools.append(package)
+    for lock in ("tests/foreign/uv.lock", "deploy/scanners/uv.lock"):
+        for name, package in sorted(locked(root / lock).items()):
+            if "virtual" not in package["source"] and (name, package["version"]) not in known:
+                known.add((name, package["version"]))
+                tools.append(package)
     tools.append(installer((root / "requirements-uv.txt").read_text()))
     image = debian_packages((root / "deploy/compose/Dockerfile").read_text())
     on_some_hosts = {"wireguard-go", *debian.TOOLS.values()} - image

@@ -17,10 +17,10 @@ import pytest
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 
-from lab import sbom
+from lab import audit, sbom
 
 ROOT = Path(__file__).parents[2]
-INSTALLERS = ("script/setup", "script/web", "script/foreign-clients", "deploy/compose/Dockerfile")
+INSTALLERS = ("script/setup", "script/web", "script/foreign-clients", "script/scan", "deploy/compose/Dockerfile")
 HASHED_INSTALL = {
     "pip install": "--require-hashes",
     "uv sync": "--locked",
@@ -102,7 +102,14 @@ def test_what_tests_need_is_listed_apart() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("lock", ["uv.lock", "tests/foreign/uv.lock"])
+def test_the_audit_asks_about_every_package_that_has_a_version() -> None:
+    purls = audit.packages(document(with_development=True))
+    assert {purl.partition("/")[0] for purl in purls} == {"pkg:pypi", "pkg:npm"}
+    names = {purl.rpartition("@")[0] for purl in purls}
+    assert {"pkg:pypi/litestar", "pkg:pypi/pytest", "pkg:pypi/semgrep", "pkg:npm/vite"} <= names
+
+
+@pytest.mark.parametrize("lock", ["uv.lock", "tests/foreign/uv.lock", "deploy/scanners/uv.lock"])
 def test_every_file_that_uv_installs_is_pinned_by_its_hash(lock: str) -> None:
     for name, package in sbom.locked(ROOT / lock).items():
         if "registry" not in package["source"]:
