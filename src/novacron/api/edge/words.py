@@ -28,6 +28,9 @@ PATTERNS = {
     r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?){0,7}\Z": (
         "must be a host name such as db-1 or db-1.example.org"
     ),
+    r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?){0,7}\Z": (
+        "must be a domain such as example.org, in lower case"
+    ),
     r"^(key-[0-9a-f]{16})?\Z": "must be the id of a key such as key-0123456789abcdef",
     r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z": (
         "must have 1 to 64 letters, digits and the characters . _ + - after the first"
