@@ -9,13 +9,16 @@ import pytest
 
 from novacron.disk import cloud_init
 from novacron.model.cloud_init import SeedChanges, StoredSeed
-from novacron.model.errors import Conflict, IllegalState, NotFound, NovaError
+from novacron.model.cpu import CpuKind, CpuModel
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, NovaError
 from novacron.model.network import NetworkKind, NetworkSpec, NicSpec, Protocol
 from novacron.model.project import Quota
-from novacron.model.vm import Display, Firmware, Power, Vm, VmSpec, VmStatus
+from novacron.model.vm import Display, Firmware, Power, Vm, VmSpec, VmState, VmStatus, bound_to
+from novacron.server.node_statements import NodeBasis, statements
 from novacron.store import ingress, networks, new_vms, nics, project_moves, projects, vms
 from novacron.store.database import Connection, Database
-from tests.support.stored_fleet import add_vm
+from tests.support.project_secrets import PlainSecrets
+from tests.support.stored_fleet import add_node, add_vm
 
 OWN, OTHER = "06:00:00:00:00:01", "06:00:00:00:00:02"
 
@@ -126,6 +129,8 @@ async def test_hardware_changes_while_a_vm_is_off_and_is_refused_with_words_othe
     async with database.transaction() as connection:
         running = await add_vm(connection, "running")
     for changes in (
+        {"cpu": CpuKind.HOST},
+        {"machine": None},
         {"tpm": True},
         {"display": Display.NONE},
         {"firmware": Firmware.UEFI},
@@ -134,6 +139,49 @@ async def test_hardware_changes_while_a_vm_is_off_and_is_refused_with_words_othe
         with pytest.raises(IllegalState, match="stopped on request") as why:
             await Changes(database, running).set(**changes)
         assert why.value.field == next(iter(changes))
+
+
+async def test_processor_and_machine_type_are_chosen_anew_at_the_next_start(database: Database) -> None:
+    web = await create(database, "web", VmSpec(image="tiny", power=Power.STOPPED))
+    change = Changes(database, web.id)
+    had = CpuModel("GenuineIntel", 6, 85, 4, ("avx512f",))
+
+    async def report(status: VmStatus) -> None:
+        async with database.transaction() as connection:
+            await connection.execute(
+                "UPDATE vms SET status = $2, node = 'host-a', epoch = 1 WHERE id = $1",
+                web.id, msgspec.to_builtins(status),
+            )  # fmt: skip
+
+    async def told() -> tuple[CpuModel | None, int]:
+        common = CpuModel("GenuineIntel", 6, 85, 4, ("sse4.2",))
+        async with database.transaction("repeatable_read") as connection:
+            [statement] = await statements(connection, "host-a", set(), PlainSecrets(), NodeBasis(common, ()))
+        assert statement.assignment is not None and statement.assignment.machine == "pc-i440fx-7.2", "that it has run"
+        return statement.assignment.cpu, statement.assignment.hardware_renewals
+
+    async with database.transaction() as connection:
+        await add_node(connection, "host-a")
+    started = VmStatus(VmState.STOPPED, machine="pc-i440fx-7.2", cpu=had)
+    await report(started)
+    assert await told() == (had, 0), "it keeps what it was first started with"
+    spec = (await change.set(cpu=CpuKind.BASELINE)).spec
+    assert spec.hardware_renewals == 1 and bound_to(spec, started) == VmStatus(VmState.STOPPED)
+    await report(started)  # what the node said before
+    assert await told() == (CpuModel("GenuineIntel", 6, 85, 4, ("sse4.2",)), 0)
+    await report(msgspec.structs.replace(started, hardware_renewals=1))
+    assert await told() == (had, 1), "once only"
+    assert (await change.set(machine=None)).spec.hardware_renewals == 2, "the newest of today"
+    assert (await change.set(machine="pc-i440fx-7.1", cpu_flags=("avx2",))).spec.cpu_flags == ("avx2",)
+    with pytest.raises(InvalidInput, match="needs a pc-q35 machine type") as why:
+        await change.set(firmware=Firmware.UEFI)
+    assert why.value.field == "machine"
+    with pytest.raises(InvalidInput, match="needs a pc-q35"):
+        await create(database, "uefi", VmSpec(image="tiny", firmware=Firmware.UEFI, machine="pc-i440fx-7.1"))
+    await report(msgspec.structs.replace(started, state=VmState.RUNNING))
+    with pytest.raises(IllegalState, match="stopped on request") as off:
+        await change.set(machine="pc-i440fx-7.1")
+    assert off.value.field == "machine", "also with its present value"
 
 
 async def test_user_data_changes_and_the_guest_takes_itself_for_a_new_instance(database: Database) -> None:

@@ -122,9 +122,9 @@ def test_creating_a_vm_sends_defaults_and_explicit_options(calls: Calls, tmp_pat
         "--network", "red", "--security-group", "open", "--ssh-key", str(keys))  # fmt: skip
     assert calls.made == [("create_vm", (), {
         "name": "web", "image": "tiny", "memory_mib": 512, "power": "stopped", "restart": "on-failure",
-        "start_order": 500, "protected": False, "ha": True, "ha_priority": 500, "firmware": "uefi", "os": "other",
-        "disk_boot_order": 1, "kernel_arguments": "", "display": "none", "own_disk": True, "cpu": "baseline",
-        "cpu_flags": ["avx2"],
+        "start_order": 500, "start_delay_s": 0, "protected": False, "ha": True, "ha_priority": 500,
+        "firmware": "uefi", "os": "other", "disk_boot_order": 1, "kernel_arguments": "", "display": "none",
+        "own_disk": True, "cpu": "baseline", "cpu_flags": ["avx2"],
         "placement": {"labels": {"disk": "ssd"}, "anti_affinity_scope": "node"},
         "nics": [{"network": "blue", "address": "10.0.0.5", "groups": ["open"]},
                  {"network": "red", "address": None, "groups": ["open"]}],

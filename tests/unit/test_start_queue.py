@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from novacron.agent.vm.start_queue import StartQueue
+from novacron.agent.vm.start_queue import StartDelayed, StartQueue
 from tests.waiting import pause_async
 
 
@@ -46,3 +46,22 @@ async def test_a_cancelled_waiter_takes_nobodys_turn() -> None:
     leave.set()
     await holding
     await asyncio.wait_for(want(), 20)
+
+
+async def test_a_start_delays_those_of_higher_orders_unless_it_fails() -> None:
+    queue, started = StartQueue(2), list[int]()
+
+    async def start(order: int, delay_s: float = 0, fails: bool = False) -> None:
+        async with queue.slot(order, delay_s):
+            started.append(order)
+            if fails:
+                raise OSError("no disk")
+
+    delayed, *others = await asyncio.gather(start(7), start(5, 600), start(5), start(3), return_exceptions=True)
+    assert started == [3, 5, 5] and others == [None] * 3, "equal and lower orders are not delayed"
+    assert isinstance(delayed, StartDelayed) and 590 < delayed.wait_s <= 600
+    assert queue.full(6) and not queue.full(5)
+
+    queue = StartQueue(1)
+    failed, next_one = await asyncio.gather(start(1, 600, fails=True), start(2), return_exceptions=True)
+    assert isinstance(failed, OSError) and next_one is None, "who did not start delays nobody"

@@ -19,6 +19,8 @@ from novacron.client.choices import VM_FIELDS, AntiAffinityScope, Display, Power
 
 BOOT = "Boot"
 SIZE, RUN, GUEST, PLACE, NET, SEED = "Size", "Start and availability", "Hardware", "Placement", "Network", "cloud-init"
+NEWEST = "newest"
+"""The machine type of a VM for which none is chosen."""
 
 
 class VmOption(NamedTuple):
@@ -52,6 +54,8 @@ VM_OPTIONS = (
     VmOption("power", RUN, "start the VM at once", "--start/--no-start", None, lambda start: _power(start).value),
     VmOption("restart", RUN, "restart the VM when it ends unasked: always, when it crashed, or never"),
     VmOption("start_order", RUN, "VMs that start together on a node start in this order, lowest first"),
+    VmOption("start_delay_s", RUN, "seconds after its start before its node starts VMs of a higher order",
+             "--start-delay"),
     VmOption("protected", RUN, "refuse to delete the VM", "--protect"),
     VmOption("ha", RUN, "restart the VM on another node when its node fails"),
     VmOption("ha_priority", RUN, "VMs of a failed node restart in this order, highest first"),
@@ -71,8 +75,15 @@ VM_OPTIONS = (
         lambda vga: _display(vga).value,
     ),
     VmOption("own_disk", GUEST, "make the VM's disk from its image, or give it none", "--disk-of-image/--no-disk"),
-    VmOption("cpu", GUEST, "processor: one that every node can run, or the node's own"),
+    VmOption(
+        "cpu", GUEST, "processor: one that every node can run, or the node's own", None,
+        "processor, chosen anew at its next start, while it is off: one that every node can run, or the node's own",
+    ),
     VmOption("cpu_flags", GUEST, "additional CPU feature, such as avx2; can be repeated", "--cpu-flag"),
+    VmOption(
+        "machine", GUEST, "versioned machine type, like pc-i440fx-7.2; by default its node's newest", None,
+        "versioned machine type, like pc-i440fx-7.2, while it is off; newest: its node's newest",
+    ),
     VmOption("devices", GUEST, "PCI device of the node to pass through, like 8086:10fb; can be repeated", "--device"),
     VmOption("address", NET, "the guest's IPv4 address, such as 10.77.0.10/24"),
     VmOption("mac", NET, "MAC address of its only interface; by default a free one"),
@@ -116,7 +127,9 @@ def _change_option(entry: VmOption) -> Option:
     text = entry.change_help or entry.help
     convert: Callable[[Any], Any] = _same
     size = entry.field.endswith("_mib")
-    if field.clearable:
+    if entry.field == "machine":
+        convert = _newest_is_none
+    elif field.clearable:
         text, convert = text + CLEARED_BY.get(field.type, ""), (_mib_or_none if size else zero_removes)
     elif size:
         convert = output.parse_mib
@@ -128,7 +141,14 @@ def _change_option(entry: VmOption) -> Option:
         flag = f"--{name}/--no-{name}"
     if size:
         return option(entry.field, str, flag, help=text, panel=entry.panel, convert=convert, metavar="SIZE")
-    return option(entry.field, field.type, flag, help=text, panel=entry.panel, convert=convert)
+    if field.type is list:
+        text, convert = f'{text}; "" removes all', _given
+    type_: Any = list[str] if field.type is list else field.type
+    return option(entry.field, type_, flag, help=text, panel=entry.panel, convert=convert)
+
+
+def _newest_is_none(text: str) -> str | None:
+    return None if text == NEWEST else text
 
 
 def _mib_or_none(size: str) -> int | None:

@@ -187,6 +187,7 @@ class ConfigureVmBody(TypedDict, total=False):
     tpm: bool
     restart: Restart | Literal["always", "on-failure", "never"]
     start_order: int
+    start_delay_s: int
     protected: bool
     disk_mib: int
     disk_iops: int | None
@@ -204,6 +205,9 @@ class ConfigureVmBody(TypedDict, total=False):
     kernel: str | None
     initrd: str | None
     kernel_arguments: str
+    cpu: CpuKind | Literal["baseline", "host"]
+    cpu_flags: Sequence[str]
+    machine: str | None
     name: str
     security_groups: Sequence[str]
     macs: Sequence[str | None]
@@ -357,6 +361,7 @@ class CreateVmBody(TypedDict, total=False):
     power: Power | Literal["running", "paused", "stopped"]
     restart: Restart | Literal["always", "on-failure", "never"]
     start_order: int
+    start_delay_s: int
     protected: bool
     display: Display | Literal["vga", "none"]
     disk_mib: int | None
@@ -368,6 +373,7 @@ class CreateVmBody(TypedDict, total=False):
     own_disk: bool
     cpu: CpuKind | Literal["baseline", "host"]
     cpu_flags: Sequence[str]
+    machine: str | None
     devices: Sequence[str]
     os: Os | Literal["other", "linux", "debian12", "windows10", "windows11"]
     disk_boot_order: int | None

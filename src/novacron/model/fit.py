@@ -83,11 +83,13 @@ def _refusal_by_media(node: Node, vm: VmSpec) -> str | None:
 
 
 def refusal_by_hardware(node: Node, inventory: Inventory, vm: VmSpec) -> str | None:
-    """Return which firmware, TPM, CPU feature or device the VM needs and the node lacks."""
+    """Return which firmware, TPM, machine type, CPU feature or device the VM needs and the node lacks."""
     if vm.firmware not in inventory.firmware:
         return f"node {node.name} has no firmware {vm.firmware}: apt-get install ovmf"
     if vm.tpm and not inventory.tpm:
         return f"node {node.name} has no TPM for VMs: apt-get install swtpm"
+    if vm.machine is not None and inventory.machines and vm.machine not in inventory.machines:
+        return f"QEMU {inventory.qemu_version} of node {node.name} has no machine type {vm.machine}"
     missing = [] if inventory.cpu is None else inventory.cpu.lacks(vm.cpu_flags)
     if missing:
         return f"node {node.name} has no processor with {named(missing)}"

@@ -87,7 +87,7 @@ def _shape(wish: Wish) -> Shape:
     networks = frozenset(nic.network for nic in spec.nics)
     return (
         wish.images_come, spec.image, spec.firmware, spec.tpm, size, labels, where.tolerations, networks,
-        spec.cpu_flags, spec.devices, tuple(spec.media),
+        spec.cpu_flags, spec.devices, spec.machine, tuple(spec.media),
     )  # fmt: skip
 
 

@@ -35,8 +35,17 @@ DiskMib = Annotated[int, Meta(ge=1, le=limits.DISK_MIB_MAX)]
 Iops = Annotated[int, Meta(ge=limits.IOPS_MIN, le=limits.IOPS_MAX)]
 BytesPerS = Annotated[int, Meta(ge=limits.DISK_BYTES_PER_S_MIN, le=limits.DISK_BYTES_PER_S_MAX)]
 StartOrder = Annotated[int, Meta(ge=0, le=limits.START_ORDER_MAX)]
+StartDelay = Annotated[int, Meta(ge=0, le=limits.START_DELAY_S_MAX)]
 HaPriority = Annotated[int, Meta(ge=0, le=limits.HA_PRIORITY_MAX)]
 StopTimeout = Annotated[int, Meta(ge=0, le=limits.STOP_TIMEOUT_S_MAX)]
+CpuFlags = Annotated[tuple[CpuFlag, ...], Meta(max_length=FLAGS_MAX)]
+ChosenMachine = Annotated[
+    str,
+    Meta(
+        pattern=r"^pc-(i440fx|q35)-[0-9]{1,2}\.[0-9]{1,2}\Z",
+        description="pc-i440fx or pc-q35 with a version of QEMU, for example pc-q35-7.2",
+    ),
+]
 
 
 class Power(StrEnum):
@@ -125,6 +134,8 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     restart: Restart = Restart.ON_FAILURE
     start_order: StartOrder = limits.START_ORDER_DEFAULT
     """VMs that start at the same time on a node start in this order, lowest first."""
+    start_delay_s: StartDelay = 0
+    """How long after this VM's start its node starts no VM of a higher ``start_order``."""
     protected: bool = False
     """While this is set, the VM can't be deleted."""
     display: Display = Display.VGA
@@ -146,8 +157,11 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     own_disk: bool = True
     """The VM has a disk made from its image. Without one it boots from a volume, or from its image's kernel."""
     cpu: CpuKind = CpuKind.BASELINE
-    cpu_flags: Annotated[tuple[CpuFlag, ...], Meta(max_length=FLAGS_MAX)] = ()
+    cpu_flags: CpuFlags = ()
     """CPU features beyond those of ``cpu``, by QEMU's names. The VM runs only on nodes that have them."""
+    machine: ChosenMachine | None = None
+    """Versioned machine type, for example ``pc-q35-7.2``; None: the newest one of its node that suits ``firmware``, at
+    its first start, and kept."""
     devices: Annotated[tuple[PciId, ...], Meta(max_length=DEVICES_PER_VM_MAX)] = ()
     """PCI devices of the node, by vendor and device id, passed through to the guest. Such a VM can't migrate while it
     runs."""
@@ -192,6 +206,7 @@ class VmChanges(msgspec.Struct, forbid_unknown_fields=True):
     tpm: bool | UnsetType = UNSET
     restart: Restart | UnsetType = UNSET
     start_order: StartOrder | UnsetType = UNSET
+    start_delay_s: StartDelay | UnsetType = UNSET
     protected: bool | UnsetType = UNSET
     disk_mib: DiskMib | UnsetType = UNSET
     disk_iops: Iops | UnsetType | None = UNSET
@@ -212,6 +227,11 @@ class VmChanges(msgspec.Struct, forbid_unknown_fields=True):
     kernel: Name | UnsetType | None = UNSET
     initrd: Name | UnsetType | None = UNSET
     kernel_arguments: KernelArguments | UnsetType = UNSET
+    cpu: CpuKind | UnsetType = UNSET
+    """While the VM is off, as ``cpu_flags`` and ``machine`` are: each of them, also with its present value, lets the
+    next start choose processor and machine type anew."""
+    cpu_flags: CpuFlags | UnsetType = UNSET
+    machine: ChosenMachine | UnsetType | None = UNSET
 
 
 class VmSpec(VmFields, frozen=True):
@@ -223,6 +243,9 @@ class VmSpec(VmFields, frozen=True):
     """How many reboots were requested; the agent has performed ``status.reboots`` of them."""
     resets: int = 0
     """How many resets were requested; the agent has performed ``status.resets`` of them."""
+    hardware_renewals: int = 0
+    """How many times processor and machine type were to be chosen anew; ``status.hardware_renewals`` is how many of
+    these a start has followed. Until they are equal, what the status says of both binds no more."""
     stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
     """How long the guest may take to power off before it is forced off; 0: force it off at once."""
     balloon_mib: MemoryMib | None = None
@@ -287,6 +310,7 @@ class VmStatus(msgspec.Struct, frozen=True):
     """``spec.starts`` at the time when the guest powered itself off; it stays off until ``spec.starts`` is greater."""
     crashes: int = 0
     resets: int = 0
+    hardware_renewals: int = 0
     guest: Guest | None = None
     """What the guest agent reports; None: no guest agent answers."""
     hardware: GuestHardware | None = None
@@ -392,6 +416,14 @@ DISTURB_CLONING = frozenset({VmAction.MIGRATE, VmAction.SNAPSHOT, VmAction.DELET
 def is_off(vm: Vm) -> bool:
     """Say whether a VM is off because its user wants it so: what its next start is to find can be changed."""
     return vm.spec.power is Power.STOPPED and vm.status.state in (VmState.STOPPED, VmState.PENDING)
+
+
+def bound_to(spec: VmSpec, status: VmStatus) -> VmStatus:
+    """Return a VM's status with the processor and machine type that its next start has to have: those of its last one,
+    unless they are to be chosen anew."""
+    if spec.hardware_renewals <= status.hardware_renewals:
+        return status
+    return msgspec.structs.replace(status, machine="", cpu=None)
 
 
 def vm_id(random: bytes) -> str:

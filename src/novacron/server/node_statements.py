@@ -146,6 +146,11 @@ def _wanted(snapshot: Snapshot) -> wire.SnapshotWanted:
     )  # fmt: skip
 
 
+def _cpu_of(vm: OwnedVm) -> CpuModel | None:
+    """Return the processor that a VM keeps, None if one is to be chosen."""
+    return vm.cpu if vm.spec.hardware_renewals <= vm.hardware_renewals else None
+
+
 def _begins_with(spec: VmSpec, common: CpuModel | None) -> CpuModel | None:
     """Return the processor of a VM that has not been started yet."""
     return None if common is None or spec.cpu is CpuKind.HOST else common.with_flags(spec.cpu_flags)
@@ -176,10 +181,10 @@ def _owned(
         vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, vm.project_id,
         page_key, vm.seed, vm.resets,
         tuple(_wanted(snapshot) for snapshot in belongings.working), vm.clone_of,
-        tuple(_attached(volume) for volume in belongings.volumes), cpu=vm.cpu or _begins_with(vm.spec, of.cpu),
+        tuple(_attached(volume) for volume in belongings.volumes), cpu=_cpu_of(vm) or _begins_with(vm.spec, of.cpu),
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
         image_digest=vm.image_digest, trace=vm.trace, withheld=vm.withheld, keys=belongings.keys,
-        other_page_keys=tuple(other_page_keys),
+        other_page_keys=tuple(other_page_keys), hardware_renewals=vm.hardware_renewals,
     )  # fmt: skip
     return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
 
@@ -308,7 +313,7 @@ async def _incoming(
         await vms.seed_of(connection, vm.id), was.resets,
         volumes=tuple(_attached(volume) for volume in attached), hardware=was.hardware, cpu=was.cpu, trace=m.trace,
         keys=_belongings(vm.spec, (), attached, keys).keys, image_digest=vm.image_digest,
-        other_page_keys=tuple(other_page_keys),
+        other_page_keys=tuple(other_page_keys), hardware_renewals=was.hardware_renewals,
     )  # fmt: skip
     warm = await nodes.dwcp_endpoint(connection, m.source)
     task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy, trace=m.trace)

@@ -51,6 +51,7 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
         reboots=0,
         resets=0,
         boot_once=None,
+        hardware_renewals=0,
         protected=False,
         address=None,
         mac=None,

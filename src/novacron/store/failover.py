@@ -7,7 +7,7 @@ import msgspec
 from novacron.model.fit import cannot_run
 from novacron.model.node import Node
 from novacron.model.placement import Wish
-from novacron.model.vm import Power, Vm, VmState, VmStatus
+from novacron.model.vm import Power, Vm, VmState, VmStatus, bound_to
 from novacron.store import events, fleet, leases, migrations, nodes, unreconciled, vms, volumes
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex
@@ -53,7 +53,9 @@ async def restart_elsewhere(
     sources = {source.name: source for source in await nodes.some(connection, volumes.local_nodes(attached))}
 
     def refuses(other: Node) -> str | None:
-        return cannot_run(other, status, runs=False) or volumes.cannot_carry(other, sources, attached)
+        return cannot_run(other, bound_to(vm.spec, status), runs=False) or volumes.cannot_carry(
+            other, sources, attached
+        )
 
     wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), node, refuses=refuses)
     choice = await fleet.choose(connection, wish, index)
@@ -66,6 +68,7 @@ async def restart_elsewhere(
     status = VmStatus(
         reason=f"starts on {choice.node}: {why}", machine=vm.status.machine, halted_at_start=vm.status.halted_at_start,
         reboots=vm.status.reboots, resets=vm.status.resets,
+        hardware_renewals=vm.status.hardware_renewals,
     )  # fmt: skip
     await connection.execute(
         "UPDATE vms SET node = $2, epoch = epoch + 1, status = $3 WHERE id = $1",

@@ -17,7 +17,7 @@ from novacron.model.fit import cannot_run
 from novacron.model.groups import groups_of_project, is_grouped
 from novacron.model.node import Load, Node
 from novacron.model.placement import Fleet, Member, Verdict, Wish
-from novacron.model.vm import VmSpec, VmState, VmStatus
+from novacron.model.vm import VmSpec, VmState, VmStatus, bound_to
 from novacron.model.volume import Volume
 from novacron.model.waiting import WaitCode
 from novacron.store import events, networks, nodes, unreconciled, volumes
@@ -228,11 +228,16 @@ async def place_waiting(connection: Connection, ids: Sequence[str], index: Fleet
     return [row["id"] for row, _ in placed]
 
 
+def _status(row: asyncpg.Record) -> VmStatus:
+    """Return what a VM has to be started with."""
+    return bound_to(msgspec.convert(row["spec"], VmSpec), msgspec.convert(row["status"], VmStatus))
+
+
 async def _recovering(
     connection: Connection, rows: Sequence[asyncpg.Record], wishes: dict[str, Wish]
 ) -> dict[str, Wish]:
     """Return the wishes, those of VMs that have run elsewhere with what they were started with and their volumes."""
-    had = {row["id"]: msgspec.convert(row["status"], VmStatus) for row in rows if row["epoch"] > 0}
+    had = {row["id"]: _status(row) for row in rows if row["epoch"] > 0}
     if not had:
         return wishes
     attached: dict[str, list[Volume]] = {}

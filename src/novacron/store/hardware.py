@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from novacron.model.cloud_init import SeedChanges, StoredSeed, check_seed
-from novacron.model.errors import IllegalState, NoCapacity
+from novacron.model.errors import IllegalState, InvalidInput, NoCapacity
 from novacron.model.fit import refusal_by_hardware
 from novacron.model.vm import Firmware, Vm, VmSpec, is_off
 from novacron.store import nodes, snapshot_memory
 from novacron.store.database import Connection
 
-FIELDS = ("firmware", "tpm", "display")
+FIELDS = ("firmware", "tpm", "display", "cpu", "cpu_flags", "machine")
 """Of a spec: what only a start gives the guest."""
+RENEWED = frozenset({"cpu", "cpu_flags", "machine"})
+"""Fields that, named in a change, let the next start choose processor and machine type anew."""
+
+
+def with_renewal(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return changes of a VM's spec that count the renewal of processor and machine type that they ask for."""
+    if not RENEWED & changes.keys():
+        return changes
+    return {**changes, "hardware_renewals": vm.spec.hardware_renewals + 1}
+
+
+def check_machine(spec: VmSpec) -> None:
+    """Raise InvalidInput when a VM's firmware does not run on the machine type that was chosen for it."""
+    kind = "pc-i440fx" if spec.firmware is Firmware.BIOS else "pc-q35"
+    if spec.machine is not None and not spec.machine.startswith(kind):
+        raise InvalidInput(
+            f"firmware {spec.firmware} needs a {kind} machine type, not {spec.machine}", field="machine",
+            hint="choose one of that kind, or leave it to its node: null, or newest on the command line",
+        )  # fmt: skip
 
 
 async def check(connection: Connection, vm: Vm, spec: VmSpec) -> None:
     """Raise IllegalState or NoCapacity unless a VM can have the hardware of another spec at its next start."""
     changed = [field for field in FIELDS if getattr(spec, field) != getattr(vm.spec, field)]
+    check_machine(spec)
+    if spec.hardware_renewals != vm.spec.hardware_renewals and not changed:
+        changed = ["machine"]
     if not changed:
         return
     _check_off(vm, changed[0])
@@ -29,7 +53,7 @@ async def check(connection: Connection, vm: Vm, spec: VmSpec) -> None:
             hint="create a VM with it, and attach this one's volumes there",
         )  # fmt: skip
     given = await connection.fetchval("SELECT true FROM vm_firmware_states WHERE vm = $1", vm.id)
-    if given and not began and changed != ["display"]:
+    if given and not began and {"firmware", "tpm"} & set(changed):
         raise IllegalState(
             f"VM {vm.name} begins with the state of its firmware that it came with", field=changed[0],
             hint="start it once before you change that",

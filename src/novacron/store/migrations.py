@@ -26,7 +26,7 @@ from novacron.model.migration import (
 )
 from novacron.model.node import Node
 from novacron.model.placement import Verdict, Wish
-from novacron.model.vm import Power, Vm, VmAction, VmState
+from novacron.model.vm import Power, Vm, VmAction, VmState, bound_to
 from novacron.model.volume import Volume
 from novacron.store import events, fleet, nodes, projects, snapshots, unreconciled, vms, volumes
 from novacron.store.database import Connection
@@ -161,7 +161,9 @@ async def _wish(connection: Connection, vm: Vm, attached: Sequence[Volume]) -> W
     runs = is_live(vm)
 
     def refuses(node: Node) -> str | None:
-        return cannot_run(node, vm.status, runs=runs) or volumes.cannot_carry(node, sources, attached)
+        return cannot_run(node, bound_to(vm.spec, vm.status), runs=runs) or volumes.cannot_carry(
+            node, sources, attached
+        )
 
     return Wish(
         vm.id, fleet.of_project(vm.spec, vm.project), vm.node, await volumes.not_yet(connection, vm.id),

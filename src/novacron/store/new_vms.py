@@ -19,6 +19,7 @@ from novacron.store import (
     deferred_writes,
     events,
     fleet,
+    hardware,
     imports,
     macs,
     media,
@@ -233,6 +234,7 @@ def quickly(project_row: dict[str, Any], new: NewVm, actor: str) -> QuickVm | No
     spec, project = new.spec, msgspec.convert(project_row, Project)
     sizes.check_maxima(spec)
     media.check(spec)
+    hardware.check_machine(spec)
     if project.quota != Quota() or not project.host_network or project.encryption:
         return None
     if spec.ha or spec.disk_mib is not None or in_default_network(project, new) is not new:
@@ -251,6 +253,7 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
     """
     spec, project = new.spec, making.project.name
     sizes.check_maxima(spec)
+    hardware.check_machine(spec)
     await unreconciled.check_name(connection, project, new.name)
     if spec.image not in making.usable:
         await imports.check_usable(connection, spec.image, project)

@@ -177,7 +177,18 @@ class OneStatement(NamedTuple):
     event: events.NewEvent
 
 
-SIMPLE = frozenset({"restart", "start_order", "protected", "disk_iops", "disk_bytes_per_s", "placement", "ha_priority"})
+SIMPLE = frozenset(
+    {
+        "restart",
+        "start_order",
+        "start_delay_s",
+        "protected",
+        "disk_iops",
+        "disk_bytes_per_s",
+        "placement",
+        "ha_priority",
+    }
+)
 """What of a VM depends on nothing else, and nothing else on it."""
 
 
@@ -249,6 +260,8 @@ def _said_of(vm: Vm, changes: dict[str, Any], key: str) -> str:
             return f"MAC addresses {', '.join(address or 'new' for address in changes[key])}"
         case "cdroms":
             return f"CD-ROM drives {', '.join(drive.iso or 'empty' for drive in changes[key]) or 'none'}"
+        case "hardware_renewals":
+            return "processor and machine type chosen anew at its next start"
     return f"{key} {getattr(vm.spec, key)} to {changes[key]}"
 
 
@@ -264,7 +277,7 @@ async def configure(
     if "security_groups" in changes:
         changes = _with_groups(vm, changes)
         await networks.check_groups(connection, changes["nics"], vm.project)
-    changes = sizes.by_balloon(vm, changes)
+    changes = hardware.with_renewal(vm, sizes.by_balloon(vm, changes))
     spec = await media.changed(connection, vm, await _changed(connection, vm, changes), set(changes))
     await hardware.check(connection, vm, spec)
     sizes.check_maxima(spec)

@@ -92,6 +92,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """The keys of its encrypted disks, as far as the server has them. Only to be kept in memory."""
     other_page_keys: tuple[bytes, ...] = ()
     """Keys with which pages of the project may have been kept, while the key is rotated."""
+    hardware_renewals: int = 0
+    """How many of the spec's ``hardware_renewals`` a start has followed."""
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -123,7 +123,8 @@ class MigrationTarget:
     async def _begin(self, task: wire.Task, assignment: wire.Assignment) -> None:
         await self._context.store(
             migration=task.migration, machine=assignment.machine, cpu=assignment.cpu, reboots=assignment.reboots,
-            resets=assignment.resets, halted_at_start=assignment.halted_at_start, crashes=0,
+            resets=assignment.resets, hardware_renewals=assignment.hardware_renewals,
+            halted_at_start=assignment.halted_at_start, crashes=0,
         )  # fmt: skip
 
     async def _ready(self, task: wire.Task) -> None:

@@ -248,6 +248,7 @@ class VmContext:
             halted_at_start=self.record.halted_at_start,
             crashes=self.record.crashes,
             resets=self.record.resets,
+            hardware_renewals=self._renewals_done(assignment),
             guest=self.guest.known,
             hardware=self.machine.hardware,
             balloon_mib=self.balloon.left_mib,
@@ -259,6 +260,17 @@ class VmContext:
         if report != self._reported:
             self._reported = report
             self.services.send(report)
+
+    def _renewals_done(self, assignment: wire.Assignment | None) -> int:
+        """Return how many times processor and machine type were chosen anew, here or where the VM was before."""
+        before = 0 if assignment is None else assignment.hardware_renewals
+        return max(self.record.hardware_renewals, before)
+
+    def kept_hardware(self, assignment: wire.Assignment) -> tuple[CpuModel | None, str]:
+        """Return processor and machine type that the VM keeps at its next start; None and empty: to be chosen."""
+        if assignment.spec.hardware_renewals > self._renewals_done(assignment):
+            return None, ""
+        return self.record.cpu, self.record.machine or assignment.machine
 
     def _ends_with_lease(self) -> bool:
         if self.machine.pid is not None:

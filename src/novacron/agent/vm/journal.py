@@ -48,6 +48,8 @@ class Record(msgspec.Struct, frozen=True):
     """``spec.starts`` when the guest powered itself off: it stays off until a later start."""
     reboots: int = 0
     resets: int = 0
+    hardware_renewals: int = 0
+    """How many of the spec's ``hardware_renewals`` its last start has followed."""
     crashes: int = 0
     migration: str | None = None
     """The migration for which this node last sent or received."""

@@ -20,6 +20,7 @@ from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.media import MediaMissing
 from novacron.agent.vm.power import STATES, PowerRequests, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
+from novacron.agent.vm.start_queue import StartDelayed
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import LocalImage
 from novacron.model.snapshot import SnapshotPhase
@@ -214,7 +215,11 @@ class Reconciler:
                 if self._started_at and wait_s > 0:
                     context.report(VmState.FAILED, f"crashed; starts again in {wait_s:.0f} s", WaitCode.CRASH_BACK_OFF)
                     return wait_s
-                return await self._start(assignment)
+                try:
+                    return await self._start(assignment)
+                except StartDelayed as delayed:
+                    context.report(VmState.STARTING, str(delayed), WaitCode.START_QUEUED)
+                    return delayed.wait_s
             case Step.CONTINUE:
                 await self._continue()
                 return 0
@@ -363,15 +368,16 @@ class Reconciler:
             context.report(VmState.STARTING, *self._start_waits(assignment))
         context.exit_expected = False
         self._started_at = self._clock.monotonic()
-        assignment = msgspec.structs.replace(assignment, cpu=assignment.cpu or context.record.cpu or self._services.cpu)
-        async with self._services.start_queue.slot(assignment.spec.start_order):
+        kept, machine = context.kept_hardware(assignment)
+        assignment = msgspec.structs.replace(assignment, cpu=assignment.cpu or kept or self._services.cpu)
+        async with self._services.start_queue.slot(assignment.spec.start_order, assignment.spec.start_delay_s):
             context.check_may_run()
             machine_type = await self._machine.start(
                 StartRequest(
                     assignment,
                     image,
                     self._services.accelerator,
-                    machine_of(context.record.machine or assignment.machine, assignment.spec.firmware),
+                    assignment.spec.machine or machine_of(machine, assignment.spec.firmware),
                     lambda: opened(self._services.storage_pools, assignment.volumes),
                     incoming=False,
                     paused=self._is_to_load(assignment),
@@ -380,7 +386,7 @@ class Reconciler:
             )
         await context.store(
             machine=machine_type, cpu=assignment.cpu, halted_at_start=None, reboots=assignment.spec.reboots,
-            resets=assignment.spec.resets,
+            resets=assignment.spec.resets, hardware_renewals=assignment.spec.hardware_renewals,
         )  # fmt: skip
         return 0
 
@@ -390,7 +396,7 @@ class Reconciler:
             trouble = self._services.networks.trouble(nic.network)
             if trouble is not None:
                 return f"waits for network {nic.network}: {trouble}", WaitCode.NETWORK_NOT_READY
-        if self._services.start_queue.full:
+        if self._services.start_queue.full(assignment.spec.start_order):
             return "waits until other VMs of its node have started", WaitCode.START_QUEUED
         return "", None
 
