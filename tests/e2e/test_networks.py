@@ -165,7 +165,47 @@ def test_a_migrated_guest_keeps_its_connections_and_forwards(victim: Platform, l
         victim.client.delete("floating-addresses", FLOATING)
         victim.client.configure_vm("lan-b", security_groups=[])
         victim.client.delete("security-groups", "closed")
+    hardware_that_changes_while_a_guest_is_off_moves_with_it(victim, a, b)
+
+
+def hardware_that_changes_while_a_guest_is_off_moves_with_it(victim: Platform, a: Object, b: Object) -> None:
+    """``lan-b`` is on host-a at first, on host-b at the end."""
+
+    def start_again() -> Object:
+        before = boots()
+        victim.cli("vm", "start", "lan-b", "--wait")
+        until(lambda: boots() > before, "lan-b has booted", 120)
+        return victim.client.get("vms", "lan-b")
+
+    def boots() -> int:
+        return victim.console_log(victim.client.get("vms", "lan-b")).count("tiny guest: ready")
+
+    before = victim.client.get("vms", "lan-b")
+    victim.client.create_network("dmz", subnet="10.21.0.0/24")
+    victim.cli("vm", "kill", "lan-b", "--wait")
+    victim.cli("vm", "nic", "add", "lan-b", "lan")
+    mac = victim.client.get("vms", "lan-b")["spec"]["nics"][1]["mac"]
+    victim.cli("vm", "nic", "set", "lan-b", mac, "--network", "dmz")
+    machines = victim.client.get("nodes", "host-a")["status"]["inventory"]["machines"]
+    *_, older, _ = sorted((name for name in machines if "i440fx" in name), key=lambda name: float(name.split("-")[2]))
+    victim.cli("vm", "set", "lan-b", "--cpu", "host", "--machine", older)
+    changed = start_again()
+    assert changed["status"]["machine"] == older and changed["status"]["hardware_renewals"] == 1
+    assert changed["status"]["cpu"] is not None
     victim.cli("vm", "migrate", "lan-b", "--to", "host-b", "--wait")
+    moved = until_settled(victim, b)
+    assert (moved["node"], moved["status"]["machine"]) == ("host-b", older)
+    until(lambda: reaches(victim, b, f"ping -c 1 -W 2 {address(a)}"), "it is in its first network")
+    own = "ip -4 -o address show dev eth1 | while read _ _ _ x _; do echo $x; done"
+    assert shell(victim, b, own) == f"{moved['spec']['nics'][1]['address']}/24", "and in another one"
+    assert shell(victim, b, f"cat {NET}/eth1/address") == mac
+    assert reaches(victim, b, "ping -c 2 -W 2 -I eth1 10.21.0.1")
+    victim.cli("vm", "kill", "lan-b", "--wait")
+    victim.cli("vm", "nic", "remove", "lan-b", mac)
+    victim.client.delete("networks", "dmz")
+    victim.cli("vm", "set", "lan-b", "--cpu", "baseline", "--machine", "newest")
+    assert start_again()["status"]["machine"] == before["status"]["machine"]
+    assert shell(victim, b, f"ls {NET} | grep -c eth") == "1"
     until(lambda: reaches(victim, b, "ping -c 1 -W 2 lan-a"), "all is as it was")
 
 
