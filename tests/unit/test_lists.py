@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import typer
 
-from novacron.cli import json_paths, output
+from novacron.cli import json_paths, lists, output
 from novacron.cli.lists import Listing, Watch, condition
 from novacron.cli.output import Columns, Object, OutputFormat
 
@@ -216,3 +216,21 @@ def test_watching_a_log_shows_each_new_entry_once_and_reads_no_further_than_the_
 def test_a_stream_is_filtered_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
     Listing(filter=["name!=e*5"], output=OutputFormat.JSON).show_stream(lambda: iter(LOG[3:6]), LOG_COLUMNS)
     assert [json.loads(line)["seq"] for line in capsys.readouterr().out.splitlines()] == [6, 4]
+
+
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        ["", "web-2", "web-10", "web-10a"],
+        ["256 MiB", "1024 MiB", "1.5 GiB", "2.0 GiB"],
+        ["59s", "2m", "1h", "3d"],
+        [None, 1, 2.5, 10],
+        ["5", "x5", "x10"],
+    ],
+)
+def test_values_are_ordered_by_what_they_mean(ordered: list[object]) -> None:
+    items: list[Object] = [{"name": str(number), "value": value} for number, value in enumerate(ordered)]
+    shown = [item["value"] for item in lists._sorted(reversed(items), "value", {})]
+    assert shown == [value for value in ordered if isinstance(value, int | float)] + [
+        value for value in ordered if not isinstance(value, int | float)
+    ]

@@ -234,3 +234,18 @@ def test_an_edit_changes_what_differs_and_nothing_else(tmp_path: Path) -> None:
     file.write_text("sizemib: 5\n")
     with pytest.raises(typer.BadParameter, match="sizemib can't be set here; did you mean size_mib"):
         objects._changes(file, before)
+
+
+def test_what_a_kind_is_is_explained_on_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(objects, "Client", lambda: None)
+    monkeypatch.setattr("novacron.cli.schemas.read", lambda client: schemas())
+    objects.explain("vm")
+    shown = capsys.readouterr().out
+    assert "\\n" not in shown and "\n\nonly shown:\n" in shown
+    lines = {line.split()[0]: line for line in shown.splitlines() if line}
+    assert " yes " in lines["power"] and " yes " in lines["memory_mib"] and " yes " not in lines["nics"]
+    assert "name (required)" in shown
+    with pytest.raises(typer.BadParameter, match="did you mean placement"):
+        objects.explain("vm.placment.labels")

@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated
@@ -17,6 +18,11 @@ from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.terminal import say
 
+UNITS = {
+    "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "s": 1, "m": 60, "h": 3600, "d": 86400, "%": 1,
+    "Mbit/s": 1,
+}  # fmt: skip
+MEASURED = re.compile(rf"([0-9]{{1,18}}(?:\.[0-9]{{1,9}})?) ?({'|'.join(UNITS)})")
 WATCH_INTERVAL_S = 1.0
 LIMIT_MAX = 1_000_000
 UNSTEADY = frozenset({"AGE", "USED", "TIME"})
@@ -155,13 +161,20 @@ class Listing:
 
 def _sorted(items: Iterable[Object], field: str, columns: Columns) -> list[Object]:
     falling, name = field.startswith("-"), field.removeprefix("-")
+    return sorted(items, key=lambda item: _rank(_value(item, name, columns)), reverse=falling)
 
-    def key(item: Object) -> tuple[bool, float, str]:
-        value = _value(item, name, columns)
-        number = isinstance(value, int | float)
-        return not number, float(value) if isinstance(value, int | float) else 0.0, "" if number else output.text(value)
 
-    return sorted(items, key=key, reverse=falling)
+def _rank(value: object) -> tuple[bool, float, list[str | int]]:
+    """Return what orders values: numbers, sizes and ages as such, before texts, in which web-2 comes before web-10."""
+    if isinstance(value, int | float):
+        return False, float(value), []
+    shown = output.text(value)
+    measured = MEASURED.fullmatch(shown)
+    if measured:
+        return False, float(measured[1]) * UNITS[measured[2]], []
+    parts: list[str | int] = list(re.split(r"([0-9]{1,18})", shown))
+    parts[1::2] = [int(digits) for digits in parts[1::2]]
+    return True, 0.0, parts
 
 
 class Watch:

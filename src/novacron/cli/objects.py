@@ -91,23 +91,34 @@ def explain(
         fields = writable(kind, known)
         shown = known.fields(kind.object)
         if not path:
-            say(f"{kind.name}: {known.description(kind.create or kind.object)}")
+            say(f"{kind.name}: {_line(known.description(kind.create or kind.object))}")
             say()
-            _print_fields(known, fields or shown, known.required(kind.create), known.fields(kind.change))
+            _print_fields(known, fields or shown, known.required(kind.create), changeable(kind, known))
             rest = {name: schema for name, schema in shown.items() if name not in fields}
             if fields and rest:
-                say("\nonly shown:")
-                _print_fields(known, rest, frozenset(), {})
+                say()
+                say("only shown:")
+                _print_fields(known, rest, frozenset(), frozenset())
             return
         schema = _below({**shown, **fields}, path, known, field)
         say(f"{field}: {known.type_of(schema)}")
-        say(str(schema.get("description", "")) or "there is no description")
+        say(_line(str(schema.get("description", ""))) or "there is no description")
         if len(path) == 1 and path[0] in fields:
-            say("it can change" if path[0] in known.fields(kind.change) else "it can't change once the object is there")
+            say("it can change" if path[0] in changeable(kind, known) else "it can't change once the object is there")
         below = known.below(schema)
         if below:
             say()
-            _print_fields(known, below, frozenset(), {})
+            _print_fields(known, below, frozenset(), frozenset())
+
+
+def _line(text: str) -> str:
+    """Return a description on one line."""
+    return " ".join(text.replace("``", "`").split())
+
+
+def changeable(kind: ObjectKind, known: schemas.Schemas) -> frozenset[str]:
+    """Return which fields of an object can change."""
+    return frozenset({*known.fields(kind.change), *apply.BY_ACTION.get(kind.name, ())})
 
 
 def writable(kind: ObjectKind, known: schemas.Schemas) -> dict[str, Object]:
@@ -128,18 +139,18 @@ def _below(fields: dict[str, Object], path: list[str], known: schemas.Schemas, w
 
 
 def _print_fields(
-    known: schemas.Schemas, fields: dict[str, Object], required: frozenset[str], changeable: dict[str, Object]
+    known: schemas.Schemas, fields: dict[str, Object], required: frozenset[str], can_change: frozenset[str]
 ) -> None:
     rows = [
         {
             "field": name + (" (required)" if name in required else ""), "type": known.type_of(schema),
-            "change": "yes" if name in changeable else "",
-            "text": str(schema.get("description", "")).partition("\n")[0],
+            "change": "yes" if name in can_change else "",
+            "text": _line(str(schema.get("description", ""))),
         }
         for name, schema in fields.items()
     ]  # fmt: skip
     columns: output.Columns = {"FIELD": lambda row: row["field"], "TAKES": lambda row: row["type"]}
-    if changeable:
+    if can_change:
         columns["CAN CHANGE"] = lambda row: row["change"]
     output.table(rows, {**columns, "MEANING": lambda row: row["text"]})
 
