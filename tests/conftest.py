@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import operator
 import os
@@ -19,7 +20,7 @@ from lab.blocked_loops import DEBUG_MODE, blocked_loops
 from lab.copied_postgres import CopiedPostgres
 from lab.hosts import Lab, lab, missing
 from lab.images import images_dir
-from lab.platform import Platform, default_cache, open_directory, platform
+from lab.platform import Platform, PlatformOptions, default_cache, open_directory, platform
 from novacron.local.postgres import Postgres
 from novacron.store.database import Database, migrate
 from tests import schedule
@@ -150,9 +151,17 @@ def site(images: Path, lacks: list[str]) -> Iterator[Platform]:
     with (
         open_directory("nvs-") as directory,
         lab(f"nvs{os.getpid()}", default_cache(), namespaces=not lacks) as hosts,
-        platform(directory / "p", hosts, images) as running,
+        platform(directory / "p", hosts, images, PlatformOptions(server=_catalogue(directory))) as running,
     ):
         yield running
+
+
+def _catalogue(directory: Path) -> tuple[str, ...]:
+    """Write a catalogue of images, whose one image is at an address from which no node fetches; return the options."""
+    image = {"name": "catalogued", "url": "http://127.0.0.1/disk", "sha256": "ab" * 32, "size_bytes": 1 << 20}
+    file = directory / "catalogue"
+    file.write_text(json.dumps({"format": "novacron-catalogue-1", "images": [image]}))
+    return ("--image-catalogue", str(file))
 
 
 @pytest.fixture(scope="module")

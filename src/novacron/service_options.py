@@ -181,11 +181,27 @@ class ServerOptions:
     new_keys: Annotated[
         bool, typer.Option("--new-keys", help="replace keys in the database that this server's files can't open")
     ] = False
+    image_catalogue: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="catalogue of images: a file, URL of a signed catalogue (.json), or URL of a simplestreams server;"
+            " can be repeated",
+        ),
+    ] = None
+    catalogue_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="public key (minisign) of who signs catalogues; can be repeated"),
+    ] = None
+    catalogue_ca: Annotated[
+        Path | None, typer.Option(help="file with the authority of their servers' certificates, if not a public one")
+    ] = None
     settings_file: SettingsFile = None
     check_settings: CheckSettings = False
 
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL."""
+        from novacron.api.access.catalogues import CatalogueSettings
         from novacron.api.access.client_address import ProxySettings
         from novacron.api.edge.rate_limits import RateSettings
         from novacron.model.token import Lifetimes
@@ -212,6 +228,9 @@ class ServerOptions:
             cli_config=cli_config,
             second_factors=SecondFactorSettings(_roles(self.require_second_factor), _origin(self.web_origin)),
             audit=AuditSettings(86_400.0 * self.audit_days, self.audit_syslog, self.audit_syslog_ca, self.audit_otlp),
+            catalogues=CatalogueSettings(
+                tuple(self.image_catalogue or ()), tuple(self.catalogue_key or ()), self.catalogue_ca
+            ),
             **{name: getattr(self, name) for name in same},
         )
 

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from lab.guest import CounterClient
+from lab.guest import ECHO_PORT, CounterClient
 from lab.hosts import WAN_DEVICE, Host, run
 from lab.platform import Platform, until
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.settings import AgentSettings
+from novacron.client.console import Console, ConsoleEnded
 from novacron.model.network import VNI_BASE
 from novacron.net import dnsmasq
 from novacron.net.firewall import VXLAN_PORT
@@ -104,6 +106,27 @@ def test_guests_reach_each_other_by_address_and_name(victim: Platform, lan: Obje
     assert reaches(victim, b, "ping -c 2 -W 2 lan-a")
     assert reaches(victim, a, "nslookup lan-b.lan.internal")
     assert everything_readable(victim) == [], "another user of a host learns of tenants' names and addresses"
+
+
+def test_a_guests_port_is_reached_without_a_route(victim: Platform, lan: Object) -> None:
+    sent = os.urandom(3 << 20)  # more than may be on its way at once
+    for vm in lan["vms"]:
+        with victim.client.open_port(vm["id"], ECHO_PORT) as connection:
+
+            def send(connection: Console = connection) -> None:
+                connection.send(sent)
+                connection.send(b"")
+
+            thread = threading.Thread(target=send, daemon=True)
+            thread.start()
+            came = b""
+            with pytest.raises(ConsoleEnded, match=r"^$"):
+                while True:
+                    came += connection.recv(60)
+            thread.join(30)
+        assert came == sent
+        with victim.client.open_port(vm["id"], 9) as connection, pytest.raises(ConsoleEnded, match="refused"):
+            connection.recv(60)
 
 
 def test_guests_reach_others_through_their_gateway_and_are_reached_through_forwards(

@@ -137,6 +137,17 @@ def test_an_import_fetches_nothing_from_the_node_itself(site: Platform, name: st
         assert done["error"] == UNREACHABLE, done
 
 
+def test_an_image_of_a_catalogue_is_imported_by_its_name(site: Platform, api: Api, name: str) -> None:
+    assert "catalogued" in site.cli("image", "list", "--remote").stdout
+    begun = site.client.import_image(name, catalogue_image="catalogued")
+    assert (begun["spec"]["sha256"], begun["spec"]["size_bytes"]) == ("ab" * 32, 1 << 20)
+    assert wait_until_finished(site, begun)["error"] == UNREACHABLE, "catalogues lead where no other import does"
+    for fields in ({"catalogue_image": "none"}, {"catalogue_image": "catalogued", "url": "https://example.net/x"}):
+        assert api("POST", "/api/v1/imports", {"name": name, **fields}).problem["field"] == "catalogue_image"
+    refused = api("POST", "/api/v1/imports", {"name": name, "catalogue_image": "catalogued", "sha256": "0" * 64})
+    assert refused.problem["field"] == "sha256"
+
+
 @pytest.mark.parametrize("path", ["/etc/shadow", "../../../etc/shadow", "..", ""])
 def test_a_path_outside_the_nodes_directory_is_refused(api: Api, name: str, path: str) -> None:
     assert api("POST", "/api/v1/imports", {"name": name, "path": path}).problem["field"] == "path"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -12,27 +13,32 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lab.hosts import WAN_DEVICE, Lab, run
 from lab.platform import until
 from novacron.agent.host import remnants
 from novacron.agent.host.instances import RUN_DIR, instance_of, mark_of, prefix_of
-from novacron.agent.host.networks import NodeNetworks
+from novacron.agent.host.networks import GuestPlace, NodeNetworks
 from novacron.agent.host.presence import Presence
 from novacron.agent.host.remnants import RemnantKind, remove_all
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.leftovers import Leftovers, abandoned
+from novacron.agent.vm.port_forward import PortForwards
 from novacron.model.network import VNI_BASE, Direction, Passing, Protocol, VmInterface
 from novacron.model.node import AcceleratorKind
+from novacron.model.vm import tap_name
 from novacron.net import firewall, namespace, overlay, router, tap, tunnels
 from novacron.net.firewall import TUNNEL, VXLAN_PORT, nft
 from novacron.net.in_flight_frames import InFlightFrames
 from novacron.net.tap import NetworkFailed, tap_address
 from novacron.qemu import confine
 from novacron.qemu.confine import Cgroup
+from novacron.wire import messages as wire
 from tests.support import frames
-from tests.support.network import network_on_node
+from tests.support.network import NIC, network_on_node
+from tests.waiting import eventually
 
 MAC = "52:54:00:aa:bb:cc"
 ADDRESS = "198.19.0.77"
@@ -373,3 +379,47 @@ def test_rules_against_guests_are_there_before_any_network_and_back_after_somebo
         assert host.within(lambda: networks.routing.take_refused_frames([network_on_node()], ends)), "it is noticed"
     finally:
         run(*host.prefix, "nft", "flush", "ruleset")
+
+
+@pytest.fixture
+def guest(wan: Lab, request: pytest.FixtureRequest) -> Iterator[GuestPlace]:
+    """A network on host-b, on its gateway or not, with a guest that no security group lets anything through to."""
+    name, inside = f"nvtest{os.getpid()}-lan", f"nvtest{os.getpid()}-guest"
+    closed = msgspec.structs.replace(NIC, passing=())
+    network = msgspec.structs.replace(network_on_node(), is_gateway=request.param, interfaces=(closed,))
+    network = msgspec.structs.replace(network, number=41 + request.param)  # the other one goes when the kernel likes
+    ends = tap_name(closed.vm, 0)
+    try:
+        wan.hosts[1].within(lambda: overlay.settle(name, network, None, []))
+        namespace.within(name, lambda: firewall.load(router.TABLE, network.interfaces, "10.20.0.2", {}))
+        namespace.create(inside)
+        run("ip", "-n", name, "link", "add", ends, "type", "veth", "peer", "name", "eth0", "netns", inside)
+        run("ip", "-n", name, "link", "set", ends, "master", overlay.BRIDGE, "up")
+        run("ip", "-n", inside, "link", "set", "eth0", "address", closed.mac, "up")
+        run("ip", "-n", inside, "address", "add", "10.20.0.3/24", "dev", "eth0")
+        yield GuestPlace(name, "10.20.0.2", "10.20.0.3")
+    finally:
+        namespace.delete(inside)
+        namespace.delete(name)
+
+
+@pytest.mark.parametrize("guest", [True, False], indirect=True, ids=["gateway", "other"])
+async def test_a_guests_port_is_reached_without_a_route_or_a_rule(guest: GuestPlace) -> None:
+    sent: list[wire.Message] = []
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read())
+        writer.close()
+
+    async def send(message: wire.Message) -> None:
+        sent.append(message)
+
+    inside = guest.netns.replace("-lan", "-guest")
+    listens = namespace.within(inside, lambda: socket.create_server((guest.address, 22)))
+    ports = PortForwards(lambda _: guest, send)
+    async with await asyncio.start_server(echo, sock=listens):
+        await ports.open(1, "vm", 22)
+        await ports.write(1, b"hello")
+        await ports.write(1, b"")
+        await eventually(lambda: wire.ConsoleClosed(1, wire.CLOSED) in sent, f"the connection ends: {sent}", 30)
+    assert [message.data for message in sent if isinstance(message, wire.ConsoleOutput)] == [b"hello"]

@@ -79,7 +79,7 @@ class SlowConsoles:
 
 async def test_a_console_that_opens_slowly_gets_its_input_in_order_and_delays_nobody() -> None:
     consoles, sent = SlowConsoles(), list[wire.Message]()
-    requests = ConsoleRequests(cast(Any, consoles), sent.append)
+    requests = ConsoleRequests(cast(Any, consoles), cast(Any, consoles), sent.append)
     requests.open(wire.ConsoleOpen(1, "vm-1"))
     requests.write(1, b"a")
     requests.write(1, b"b")
@@ -238,7 +238,7 @@ async def test_a_console_whose_viewer_is_slow_holds_so_many_bytes_and_ends(monke
 
 async def test_input_of_a_console_that_opens_slowly_waits_within_a_limit_of_bytes() -> None:
     consoles, sent = SlowConsoles(), list[wire.Message]()
-    requests = ConsoleRequests(cast(Any, consoles), sent.append)
+    requests = ConsoleRequests(cast(Any, consoles), cast(Any, consoles), sent.append)
     requests.open(wire.ConsoleOpen(1, "vm-1"))
     for _ in range(INPUT_BYTES_MAX // 65536):
         requests.write(1, b"x" * 65536)

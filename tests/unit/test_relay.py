@@ -52,8 +52,8 @@ class Node:
     async def connected(self) -> list[str]:
         return ["a"]
 
-    async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleChannel:
-        channel = await self.session.open_console(vm, kind)
+    async def open_console(self, node: str, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleChannel:
+        channel = await self.session.open_console(vm, kind, port)
         self.opened.set()
         return channel
 
@@ -133,7 +133,7 @@ async def test_a_console_that_is_silent_for_long_goes_on(monkeypatch: pytest.Mon
     async with connected(node) as (worker, _):
         console = await worker.open_console("a", "vm", ConsoleKind.SERIAL)
         reading = asyncio.create_task(console.read())
-        await eventually(lambda: len(worker._reads) == 1, "it is read")
+        await eventually(lambda: len(worker._streams) == 1, "it is read")
         await pause_async(0.1)
         assert not reading.done()
         (channel,) = node.session.channels.values()

@@ -28,7 +28,7 @@ from novacron.agent.host.conditions import HostConditions
 from novacron.agent.host.database_mark import RememberedMark
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.loads import Loads
-from novacron.agent.host.networks import NodeNetworks
+from novacron.agent.host.networks import GuestPlace, NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.host.presence import AgentLives, Presence
 from novacron.agent.host.revoked_keys import RevokedKeys
@@ -49,6 +49,7 @@ from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.leftovers import Leftovers
 from novacron.agent.vm.machine import QemuHypervisor
+from novacron.agent.vm.port_forward import PortForwards
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
 from novacron.dwcp.admittance import Admittance
@@ -101,8 +102,11 @@ class Agent:
         host.send = self._link.send
         overlay = host.networks.routing.refused_frames.condition
         self._conditions = HostConditions(settings.state_dir, self._peers.reach, overlay, self._link.send)
-        self._consoles = Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk)
-        self._console_requests = ConsoleRequests(self._consoles, self._link.send)
+        self._console_requests = ConsoleRequests(
+            Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk),
+            PortForwards(self._place_of, self._link.send_bulk),
+            self._link.send,
+        )
         self._aside = FewTasks("aside", ASIDE_MAX)
         self._images = ImageWatcher(settings, host, inventory, self._images_in_use)
         self._volumes = NodeVolumes(host.storage_pools, host.images, self._link.send)
@@ -183,6 +187,9 @@ class Agent:
         worker = self._workers.get(vm)
         return None if worker is None else worker.machine.pid
 
+    def _place_of(self, vm: str) -> GuestPlace | None:
+        return None if self._pid_of(vm) is None else self._host.networks.place_of(vm)
+
     def _find_vm(self, vm: str) -> VmContext | None:
         worker = self._workers.get(vm)
         return None if worker is None else worker.context
@@ -230,7 +237,6 @@ class Agent:
     def _lost(self) -> None:
         self._dispatcher.forget()
         self._console_requests.close_all()
-        self._consoles.close_all()
 
     async def _look_around(self) -> None:
         """Know what pages of running VMs there are here before a VM comes that has the same ones."""

@@ -25,7 +25,9 @@ from novacron.cli import (
     second_factors,
     sites,
     snapshots,
+    ssh,
     tokens,
+    top,
     vm_cds,
     vm_copies,
     vm_create,
@@ -48,6 +50,9 @@ vms.app.command("delete-export")(vm_copies.delete_export)
 vms.app.command("exec")(guests.exec_)
 vms.app.command()(guests.push)
 vms.app.command()(guests.pull)
+vms.app.command(context_settings={"allow_interspersed_args": False})(ssh.ssh)
+vms.app.command("forward-port")(ssh.forward_port)
+vms.app.command()(top.top)
 vms.app.command()(vm_unreconciled.unreconciled)
 vms.app.command()(vm_unreconciled.adopt)
 vms.app.command()(vm_unreconciled.forget)

@@ -28,11 +28,38 @@ COLUMNS: Columns = {
 }
 
 
+REMOTE: Columns = {
+    "NAME": lambda i: i["name"],
+    "SIZE": lambda i: output.size(i["size_bytes"]),
+    "SIGNED": lambda i: "yes" if i["signed"] else "no",
+    "CATALOGUE": lambda i: i["catalogue"],
+    "DESCRIPTION": lambda i: i["description"],
+}
+CATALOGUED = "catalogue:"
+
+
 @app.command("list")
 @options.expand
-def list_(tag: metadata.TagFilter = None, listing: Listing = Listing()) -> None:
-    """List images and the nodes that hold them."""
-    listing.show("images", COLUMNS, tag=tag)
+def list_(
+    tag: metadata.TagFilter = None,
+    remote: Annotated[bool, typer.Option("--remote", help="what the server's catalogues have instead")] = False,
+    listing: Listing = Listing(),
+) -> None:
+    """List images and the nodes that hold them, or those that can be imported by their names."""
+    if remote:
+        with output.errors():
+            listing.show_read(lambda limit: _remote()[:limit], REMOTE)
+    else:
+        listing.show("images", COLUMNS, tag=tag)
+
+
+def _remote() -> list[Object]:
+    """Return what catalogues have, and say which can't be read."""
+    listed = Client().catalogue_images()
+    for problem in listed["problems"]:
+        say(f"warning: catalogue {problem['catalogue']}: {problem['error']}", err=True)
+    items: list[Object] = listed["items"]
+    return items
 
 
 @app.command("set")
@@ -69,8 +96,14 @@ IMPORT_OPTIONS = (
 @options.expand
 def import_(
     name: Annotated[str, typer.Argument(help="name of the new image", show_default=False)],
-    source: Annotated[str, typer.Argument(help="file, or HTTP URL", show_default=False)],
     fields: Annotated[Object, IMPORT_OPTIONS],
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="file, HTTP URL, or catalogue:NAME; default: the image of this name in a catalogue",
+            show_default=False,
+        ),
+    ] = None,
     on_node: Annotated[
         bool, typer.Option("--on-node", help="the file is on the node, below its directory for imports")
     ] = False,
@@ -79,14 +112,17 @@ def import_(
         float, typer.Option(min=1, help="longest wait, in seconds; the import continues after it")
     ] = 7200,
 ) -> None:
-    """Import an image from a disk: raw, qcow2, VMDK, VDI, VHD or VHDX, also compressed; or, by --format, an ISO for
-    CD-ROM drives, or a boot file, which is a kernel or initial RAM disk.
+    """Import an image from a disk (raw, qcow2, VMDK, VDI, VHD or VHDX, also compressed), or one of a catalogue; or, by
+    --format, an ISO for CD-ROM drives, or a boot file, which is a kernel or initial RAM disk.
 
     Run it again to resume an interrupted upload.
     """
     with output.errors():
         client = Client()
-        if on_node:
+        if source is None or source.startswith(CATALOGUED):
+            wanted = name if source is None else source.removeprefix(CATALOGUED)
+            image_import = client.import_image(name, catalogue_image=wanted, **fields)
+        elif on_node:
             image_import = client.import_image(name, path=source, **fields)
         elif source.startswith(("http://", "https://")):
             image_import = client.import_image(name, url=source, **fields)
@@ -95,14 +131,20 @@ def import_(
         if not wait:
             say(f"importing image {name}; see: novacron image imports")
             return
-        done = progress.waiting(
-            client, "imports", image_import["id"], f"importing image {name}",
-            lambda now: now is None or now["finished_at"] is not None, timeout,
-        )  # fmt: skip
-        if done is None or done["phase"] != "done":
-            reason = done["error"] if done else "it is gone"
-            raise output.fail(f"image {name} was not imported: {reason}", output.EXIT_FAILED)
-        say(f"image {name} is on {done['node']}")
+        say(f"image {name} is on {finish_import(client, image_import, timeout)['node']}")
+
+
+def finish_import(client: Client, image_import: Object, timeout_s: float) -> Object:
+    """Wait for the end of an import, and return it."""
+    name = image_import["spec"]["name"]
+    done = progress.waiting(
+        client, "imports", image_import["id"], f"importing image {name}",
+        lambda now: now is None or now["finished_at"] is not None, timeout_s,
+    )  # fmt: skip
+    if done is None or done["phase"] != "done":
+        reason = done["error"] if done else "it is gone"
+        raise output.fail(f"image {name} was not imported: {reason}", output.EXIT_FAILED)
+    return done
 
 
 def _upload(client: Client, name: str, file: Path, fields: Object) -> Object:

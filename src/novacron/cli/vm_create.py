@@ -7,12 +7,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from novacron.cli import options, output
+from novacron.cli import images, options, output
 from novacron.cli.options import Wait
-from novacron.cli.output import Columns, Output, OutputFormat
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vm_options import NewVm, with_disks
 from novacron.cli.vms import VmRef, WaitFor, finish
-from novacron.client import Client
+from novacron.client import ApiError, Client
+
+PULL_S = 7200.0
+"""How long an image is waited for that is imported first; a longer --timeout counts, too."""
 
 VERDICTS: Columns = {
     "NODE": lambda v: v["node"],
@@ -35,6 +38,9 @@ def create(
     wait_for: Annotated[
         WaitFor | None, typer.Option(help="wait until the VM runs, or its guest agent answers; also --wait=agent")
     ] = None,
+    pull: Annotated[
+        bool, typer.Option("--pull/--no-pull", help="import the image first if only a catalogue has it")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show where the VM would run, and why")] = False,
     wait: Wait = Wait(),
 ) -> None:
@@ -53,8 +59,36 @@ def create(
         if dry_run:
             output.rows(client.foresee_placement(name=name, **fields), VERDICTS, wait.output)
             return
-        vm = client.create_vm(name=name, **fields)
+        vm = _create(client, {"name": name, **fields}, wait.timeout_s, pull=pull)
         finish(client, vm, (fields["power"],), wait, wait_for)
+
+
+def _create(client: Client, fields: Object, timeout_s: float, *, pull: bool) -> Object:
+    """Create a VM, whose image is imported first if only a catalogue has it. Raises ApiError."""
+    try:
+        return client.create_vm(**fields)
+    except ApiError as error:
+        image = fields.get("image")
+        if not pull or error.code != "invalid_input" or error.field != "image" or not image:
+            raise
+        image_import = _pulled(client, str(image))
+        if image_import is None:
+            raise
+    images.finish_import(client, image_import, max(timeout_s, PULL_S))
+    return client.create_vm(**fields)
+
+
+def _pulled(client: Client, image: str) -> Object | None:
+    """Return the import of an image that a catalogue has, begun now or before; None if none has it."""
+    if not any(image == entry["name"] or image in entry["aliases"] for entry in client.catalogue_images()["items"]):
+        return None
+    try:
+        return client.import_image(image, catalogue_image=image)
+    except ApiError as error:
+        if error.code != "conflict":
+            raise
+        imports = client.list("imports", phase="receiving")
+        return next((entry for entry in imports if entry["spec"]["name"] == image), None)
 
 
 def placement(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:

@@ -469,14 +469,16 @@ class ForgetVmBody(TypedDict, total=False):
 
 
 class ImportImageBody(TypedDict, total=False):
-    """A disk that becomes an image. Just one of ``url``, ``path`` and ``size_bytes`` says where it comes from: fetched
-    over HTTP, found below the node's directory for imports, or uploaded in pieces.
+    """A disk that becomes an image. Just one of ``url``, ``path``, ``size_bytes`` and ``catalogue_image`` says where it
+    comes from: fetched over HTTP, found below the node's directory for imports, uploaded in pieces, or fetched as a
+    catalogue of the server's says.
     """
 
     name: Required[str]
     url: str | None
     path: str | None
     size_bytes: int | None
+    catalogue_image: str | None
     sha256: str | None
     format: ImageFormat | Literal["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "iso", "boot-file"] | None
     description: str
@@ -593,6 +595,12 @@ class OpenConsoleBody(TypedDict, total=False):
     """Which console: the serial line, or the display."""
 
     kind: ConsoleKind | Literal["serial", "display"]
+
+
+class OpenPortBody(TypedDict, total=False):
+    """Which TCP port of the VM."""
+
+    port: int
 
 
 class PasswordBody(TypedDict, total=False):

@@ -30,3 +30,15 @@ class Ticket(msgspec.Struct, frozen=True):
     """Path of the WebSocket, with the ticket."""
     expires_at: datetime
     revision: int = 0
+
+
+class PortTicket(msgspec.Struct, frozen=True):
+    """A one-time permission to open one TCP connection to a VM."""
+
+    ticket: str
+    vm: str
+    port: int
+    path: str
+    """Path of the WebSocket, with the ticket."""
+    expires_at: datetime
+    revision: int = 0

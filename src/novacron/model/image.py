@@ -67,7 +67,7 @@ class ImportSpec(msgspec.Struct, frozen=True):
     source: Source
     location: str = ""
     size_bytes: int = 0
-    """Size of the file, for uploads."""
+    """Size of the file, for uploads and images of catalogues."""
     sha256: str | None = None
     """Checksum of the file as received, before conversion."""
     format: ImageFormat | None = None

@@ -17,6 +17,7 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server as Granian
 
 from novacron import pki
+from novacron.api.access.catalogues import Catalogues
 from novacron.api.access.context import Agents, Services
 from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.oidc import Oidc
@@ -24,6 +25,7 @@ from novacron.api.access.passwords import KnownBrowsers, Passwords
 from novacron.api.access.recorder import Recorder
 from novacron.api.access.second_factors import SecondFactorChecks
 from novacron.api.access.shared_counters import Shared
+from novacron.api.access.vm_usage import VmUsage
 from novacron.api.app import create_app
 from novacron.api.edge.admission import Admission
 from novacron.api.edge.rate_limits import Rates
@@ -93,6 +95,8 @@ class Front:
             settings.url(settings.link_port), settings.lifetimes, settings.log_level, settings.drain_limit_s,
             _second_factors(settings, keys.ring),
             PlatformKeys.of(settings.platform_key, settings.former_platform_key),
+            _catalogues(settings),
+            VmUsage(agents.ask),
         )  # fmt: skip
         pages = WebUi(create_app(services), {"oidc": services.oidc is not None})
         self._admission = Admission(pages, services, self._rates, settings.proxies)
@@ -219,6 +223,14 @@ def _oidc(settings: ServerSettings, keys: KeyRing, database: Database) -> Oidc |
         return Oidc(provider, back, seals, database)
     except (OSError, *MALFORMED) as error:
         raise InvalidInput(f"{settings.oidc}: {error}", field="oidc", hint="see docs/how-to/access.md") from error
+
+
+def _catalogues(settings: ServerSettings) -> Catalogues:
+    """Raises InvalidInput."""
+    try:
+        return Catalogues(settings.catalogues)
+    except OSError as error:
+        raise InvalidInput(f"{settings.catalogues.ca}: {error}", field="catalogue-ca") from error
 
 
 def _granian(settings: ServerSettings, admission: Admission, certificate: Path, key: Path) -> Granian:

@@ -196,9 +196,12 @@ class LinkServer:
         """Return the nodes that are connected to this server."""
         return sorted(self._sessions)
 
-    async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleChannel:
-        """Open the console of a VM on a node. Raises Unavailable when its agent is not connected here."""
-        return await self._session(node).open_console(vm, kind)
+    async def open_console(self, node: str, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleChannel:
+        """Open the console of a VM on a node, or (not 0) a port of it.
+
+        Raises Unavailable when its agent is not connected here.
+        """
+        return await self._session(node).open_console(vm, kind, port)
 
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured:
         """Let one node measure the path to another. Raises Unavailable, NotFound, InvalidInput."""

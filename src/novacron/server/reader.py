@@ -132,6 +132,9 @@ class Reader:
             case wire.ConsoleOutput(channel=number, data=data):
                 if number in session.channels:
                     session.channels[number].feed(data)
+            case wire.ConsoleTaken(channel=number, size_bytes=taken_bytes):
+                if number in session.channels:
+                    session.channels[number].take(taken_bytes)
             case wire.ConsoleClosed(channel=number, reason=reason):
                 if number in session.channels:
                     session.channels[number].end(reason)

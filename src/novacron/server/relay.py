@@ -35,6 +35,7 @@ FRAME_BYTES_MAX = 16 << 20
 CALLS_MAX = 256
 """Of one worker, under way, without those that wait for a console's output."""
 CONSOLES_MAX = 256
+STREAMS_MAX = 2 * CONSOLES_MAX
 """Of one worker, open."""
 CALL_S_MAX = 150.0
 """How long a worker waits for an answer: longer than whatever the other process waits for."""
@@ -83,12 +84,13 @@ class StartImageCopy(Call[ImageCopy], frozen=True, tag=True):
 
 
 class OpenNodeConsole(Call[None], frozen=True, tag=True):
-    """Open a VM's console. The worker gives it a number of its own."""
+    """Open a VM's console, or (not 0) a port of it. The worker gives it a number of its own."""
 
     console: int
     node: str
     vm: str
     kind: ConsoleKind
+    port: int
 
 
 class ConsoleRead(msgspec.Struct, frozen=True, array_like=True):
@@ -104,8 +106,8 @@ class ReadConsole(Call[ConsoleRead], frozen=True, tag=True):
     console: int
 
 
-class WriteConsole(Call[None], frozen=True, tag=True):
-    """Send bytes to a console."""
+class WriteConsole(Call[bool], frozen=True, tag=True):
+    """Send bytes to a console. The answer is whether there was room for them in time."""
 
     console: int
     data: bytes
@@ -222,7 +224,7 @@ class _Desk:
         self._reader, self._writer = reader, writer
         self._consoles: dict[int, ConsoleStream] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._free_calls = asyncio.Semaphore(CALLS_MAX + CONSOLES_MAX)
+        self._free_calls = asyncio.Semaphore(CALLS_MAX + STREAMS_MAX)
 
     async def run(self) -> None:
         try:
@@ -287,15 +289,13 @@ class _Desk:
             case StartImageCopy():
                 return await self._agents.copy_image(call.name, call.source, call.target, call.actor)
             case OpenNodeConsole():
-                console = await self._agents.open_console(call.node, call.vm, call.kind)
+                console = await self._agents.open_console(call.node, call.vm, call.kind, call.port)
                 self._consoles[call.console] = console
                 return None
             case ReadConsole():
                 return await self._read_console(call.console)
             case WriteConsole():
-                if call.console in self._consoles:
-                    await self._consoles[call.console].write(call.data)
-                return None
+                return await self._write_console(call.console, call.data)
             case CloseConsole():
                 if call.console in self._consoles:
                     await self._consoles.pop(call.console).close()
@@ -313,6 +313,18 @@ class _Desk:
         except TimeoutError:
             return ConsoleRead(b"", "")
 
+    async def _write_console(self, number: int, data: bytes) -> bool:
+        console = self._consoles.get(number)
+        if console is None:
+            return True
+        try:
+            async with asyncio.timeout(READ_S_MAX):
+                await console.room()
+        except TimeoutError:
+            return False
+        await console.write(data)
+        return True
+
 
 class Relay:
     """The agents, as a worker reaches them."""
@@ -322,8 +334,8 @@ class Relay:
         """The process that has the links has ended."""
         self._writer = writer
         self._calls = Pending[CallResult]("calls", CALLS_MAX, CALLS_MAX)
-        self._reads = Pending[CallResult]("consoles", CONSOLES_MAX, CONSOLES_MAX)
-        """Apart, for they may last as long as somebody looks."""
+        self._streams = Pending[CallResult]("consoles", STREAMS_MAX, STREAMS_MAX)
+        """Apart, for they may last as long as somebody looks: each console is read, and written to."""
         self._numbers = itertools.count(1)
         self._consoles: set[int] = set()
         self._listening = asyncio.create_task(self._listen(reader), name="relay")
@@ -343,21 +355,24 @@ class Relay:
             while True:
                 answer = _answers.decode(await _read(reader))
                 self._calls.settle(None, answer.id, answer)
-                self._reads.settle(None, answer.id, answer)
+                self._streams.settle(None, answer.id, answer)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             log.info("the process with the agents' links has ended", error=str(error))
         except MALFORMED as error:
             log.error("an answer can't be read: this worker ends", error=str(error))
         finally:
             self.gone.set()
-            for pending in (self._calls, self._reads):
+            for pending in (self._calls, self._streams):
                 pending.fail(None, "this server is about to end", "try again")
 
     async def call(self, call: Call[A]) -> A:
         """Return the answer to a call. Raises NovaError."""
         if self.gone.is_set():
             raise Unavailable("this server is about to end", hint="try again")
-        id, pending = next(self._numbers), self._reads if isinstance(call, ReadConsole) else self._calls
+        id, pending = (
+            next(self._numbers),
+            self._streams if isinstance(call, ReadConsole | WriteConsole) else self._calls,
+        )
         with pending.expect(None, id) as future:
             try:
                 async with asyncio.timeout(CALL_S_MAX):
@@ -388,13 +403,13 @@ class Relay:
         raw = await self.call(AskNode(node, msgspec.Raw(_encode(question))))
         return msgspec.msgpack.decode(raw, type=questions.answer_type(type(question)))
 
-    async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleStream:
+    async def open_console(self, node: str, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleStream:
         if len(self._consoles) >= CONSOLES_MAX:
             raise Unavailable(f"{len(self._consoles)} consoles are open at this server", hint="close one")
         number = next(self._numbers)
         self._consoles.add(number)
         try:
-            await self.call(OpenNodeConsole(number, node, vm, kind))
+            await self.call(OpenNodeConsole(number, node, vm, kind, port))
         except BaseException:  # also when its viewer goes meanwhile: it may be open
             self._consoles.discard(number)
             self._tell(CloseConsole(number))
@@ -436,7 +451,11 @@ class _RelayedConsole:
                 return piece.data
 
     async def write(self, data: bytes) -> None:
-        await self._relay.call(WriteConsole(self._number, data))
+        while not await self._relay.call(WriteConsole(self._number, data)):
+            pass
+
+    async def room(self) -> None:
+        """There is none to wait for here: each call does."""
 
     async def close(self) -> None:
         await self._relay.close_console(self._number)

@@ -12,6 +12,7 @@ import websockets
 from websockets.asyncio.server import ServerConnection
 
 from novacron.byte_budget import ByteBudget
+from novacron.flow_credit import SendCredit, Taken
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
@@ -30,13 +31,19 @@ CLOSE_S_MAX = 5.0
 
 
 class ConsoleChannel:
-    """One open console: bytes of the guest in order, until the agent or the viewer closes it."""
+    """One open console, or port of a guest: bytes of the guest in order, until the agent or the viewer closes it.
 
-    def __init__(self, number: int, session: NodeSession) -> None:
+    A port's bytes wait, on both ways, until the other end has taken what came before: it is not a guest's or a viewer's
+    fault when many come at once.
+    """
+
+    def __init__(self, number: int, session: NodeSession, port: int = 0) -> None:
         self.number = number
         self._session = session
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(limits.LINK_QUEUE_MAX)
         self._budget = ByteBudget(limits.CONSOLE_QUEUE_BYTES_MAX)
+        self._credit = SendCredit() if port else None
+        self._taken = Taken() if port else None
         self._over = False
         self.reason = ""
 
@@ -46,10 +53,22 @@ class ConsoleChannel:
             return None
         data = await self._queue.get()
         self._budget.give_back(len(data or b""))
+        if data and self._taken is not None and (due_bytes := self._taken.add(data)):
+            await self._session.send(wire.ConsoleTaken(self.number, due_bytes))
         return data
 
+    async def room(self) -> None:
+        """Wait until there is room for bytes to the guest."""
+        if self._credit is not None:
+            await self._credit.wait()
+
     async def write(self, data: bytes) -> None:
-        """Send bytes to the guest. Raises Unavailable."""
+        """Send bytes to the guest, once there is room for them. Raises Unavailable."""
+        await self.room()
+        if self._over:
+            return
+        if self._credit is not None:
+            self._credit.spend(data)
         await self._session.send(wire.ConsoleInput(self.number, data))
 
     async def close(self) -> None:
@@ -58,6 +77,11 @@ class ConsoleChannel:
         with contextlib.suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(CLOSE_S_MAX):
                 await self._session.send(wire.ConsoleClose(self.number))
+
+    def take(self, size_bytes: int) -> None:
+        """The guest has taken so much of what was sent."""
+        if self._credit is not None:
+            self._credit.give_back(size_bytes)
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the agent; a viewer that is too slow loses the connection, not the guest."""
@@ -73,6 +97,8 @@ class ConsoleChannel:
         if self._over:
             return
         self._over, self.reason = True, reason
+        if self._credit is not None:
+            self._credit.end()
         self._session.channels.pop(self.number, None)
         if self._queue.full():
             self._budget.give_back(len(self._queue.get_nowait() or b""))
@@ -178,14 +204,14 @@ class NodeSession:
         except websockets.ConnectionClosed:
             raise Unavailable(f"node {self.node} is not connected", hint="try again when it is back") from None
 
-    async def open_console(self, vm: str, kind: ConsoleKind) -> ConsoleChannel:
+    async def open_console(self, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleChannel:
         if len(self.channels) >= limits.CONSOLE_CHANNELS_PER_NODE_MAX:
             raise Unavailable(f"node {self.node} has too many consoles open", hint="close one")
-        channel = ConsoleChannel(self._next_channel, self)
+        channel = ConsoleChannel(self._next_channel, self, port)
         self._next_channel += 1
         self.channels[channel.number] = channel
         try:
-            await self.send(wire.ConsoleOpen(channel.number, vm, kind))
+            await self.send(wire.ConsoleOpen(channel.number, vm, kind, port))
         except BaseException:  # also when its viewer goes meanwhile: the agent may have been told already
             await channel.close()
             raise

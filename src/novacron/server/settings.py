@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.api.access.catalogues import CatalogueSettings
 from novacron.api.access.client_address import ProxySettings
 from novacron.api.edge.rate_limits import RateSettings
 from novacron.model import limits
@@ -64,6 +65,7 @@ class ServerSettings(msgspec.Struct, frozen=True):
     """After how many seconds a drain fails for which no other limit was given."""
     audit: AuditSettings = AuditSettings()
     second_factors: SecondFactorSettings = SecondFactorSettings()
+    catalogues: CatalogueSettings = CatalogueSettings()
     platform_key: str | None = None
     """Where the key is that wraps projects' keys (``platform_key.py``); None: nothing is encrypted at rest."""
     former_platform_key: str | None = None

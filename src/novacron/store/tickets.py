@@ -1,17 +1,20 @@
-"""Tickets for consoles: each opens one, once, on whichever server it is shown to."""
+"""Tickets for consoles and ports of VMs: each opens one, once, on whichever server it is shown to."""
 
 from __future__ import annotations
 
 import secrets
+from datetime import datetime
 from typing import NamedTuple
 
 from novacron.model import limits
-from novacron.model.console import PREFIX, ConsoleKind, Ticket
+from novacron.model.console import PREFIX, ConsoleKind, PortTicket, Ticket
 from novacron.model.errors import IllegalState, Unauthenticated
 from novacron.model.token import hash_secret
 from novacron.model.vm import Display
 from novacron.store import events, vms
 from novacron.store.database import Connection
+
+PATH = "/api/v1/console?ticket="
 
 
 class Holder(NamedTuple):
@@ -27,6 +30,8 @@ class Admitted(NamedTuple):
     vm: str
     node: str
     kind: ConsoleKind
+    port: int
+    """Not 0: this TCP port, and no console."""
     token: str
 
 
@@ -37,21 +42,47 @@ async def create(connection: Connection, ref: str, kind: ConsoleKind, holder: Ho
         raise IllegalState(f"VM {vm.name} is not on any node yet: {vm.status.reason or vm.status.state}")
     if kind is ConsoleKind.DISPLAY and vm.spec.display is Display.NONE:
         raise IllegalState(f"VM {vm.name} has no display", hint=f"novacron vm console {vm.name}")
-    secret = PREFIX + secrets.token_urlsafe(32)
-    expires_at = await connection.fetchval(
-        "INSERT INTO tickets (hash, vm, kind, actor, token, expires_at)"
-        " VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6)) RETURNING expires_at",
-        hash_secret(secret), vm.id, kind, holder.user, holder.token, float(limits.TICKET_S),
-    )  # fmt: skip
+    secret, expires_at = await _insert(connection, vm.id, kind, 0, holder)
     opened = events.NewEvent("vm", vm.id, vm.name, "ConsoleOpened", f"{kind} console", holder.user)
     await events.record(connection, opened)
-    return Ticket(secret, vm.id, kind, f"/api/v1/console?ticket={secret}", expires_at)
+    return Ticket(secret, vm.id, kind, PATH + secret, expires_at)
+
+
+async def create_for_port(connection: Connection, ref: str, port: int, holder: Holder) -> PortTicket:
+    """Make a ticket for a TCP port of a VM. Raises NotFound, IllegalState."""
+    vm = await vms.get(connection, ref)
+    if vm.node is None:
+        raise IllegalState(f"VM {vm.name} is not on any node yet: {vm.status.reason or vm.status.state}")
+    if not any(nic.address for nic in vm.spec.nics):
+        raise IllegalState(
+            f"VM {vm.name} has no address in a network of kind overlay: its ports can't be reached",
+            hint=f"novacron vm console {vm.name}",
+        )
+    secret, expires_at = await _insert(connection, vm.id, ConsoleKind.SERIAL, port, holder)
+    await events.record(
+        connection, events.NewEvent("vm", vm.id, vm.name, "PortOpened", f"TCP port {port}", holder.user)
+    )
+    return PortTicket(secret, vm.id, port, PATH + secret, expires_at)
+
+
+async def _insert(
+    connection: Connection, vm: str, kind: ConsoleKind, port: int, holder: Holder
+) -> tuple[str, datetime]:
+    """Return a ticket's secret, and when it ends."""
+    secret = PREFIX + secrets.token_urlsafe(32)
+    expires_at = await connection.fetchval(
+        "INSERT INTO tickets (hash, vm, kind, port, actor, token, expires_at)"
+        " VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7)) RETURNING expires_at",
+        hash_secret(secret), vm, kind, port, holder.user, holder.token, float(limits.TICKET_S),
+    )  # fmt: skip
+    return secret, expires_at
 
 
 async def use(connection: Connection, secret: str) -> Admitted:
     """Use a ticket up. Raises Unauthenticated, NotFound, IllegalState."""
     row = await connection.fetchrow(
-        "DELETE FROM tickets WHERE hash = $1 AND expires_at > now() RETURNING vm, kind, token", hash_secret(secret)
+        "DELETE FROM tickets WHERE hash = $1 AND expires_at > now() RETURNING vm, kind, port, token",
+        hash_secret(secret),
     )
     if row is None or row["token"] is None:
         raise Unauthenticated(
@@ -60,4 +91,4 @@ async def use(connection: Connection, secret: str) -> Admitted:
     vm = await vms.get(connection, row["vm"])
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is on no node")
-    return Admitted(vm.id, vm.node, ConsoleKind(row["kind"]), row["token"])
+    return Admitted(vm.id, vm.node, ConsoleKind(row["kind"]), row["port"], row["token"])

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from novacron.wire.asking import Answered, Ask
 from novacron.wire.base import Message, Reply, Request
-from novacron.wire.consoles import ConsoleClose, ConsoleClosed, ConsoleInput, ConsoleOpen, ConsoleOutput
+from novacron.wire.consoles import (
+    CLOSED,
+    ConsoleClose,
+    ConsoleClosed,
+    ConsoleInput,
+    ConsoleOpen,
+    ConsoleOutput,
+    ConsoleTaken,
+)
 from novacron.wire.images import (
     Copied,
     CopyExpected,
@@ -75,6 +83,7 @@ FromAgent = (
     | MigrationFailed
     | ConsoleOutput
     | ConsoleClosed
+    | ConsoleTaken
     | ProbeReady
     | Probed
     | ImportStands
@@ -104,6 +113,7 @@ FromServer = (
     | ConsoleOpen
     | ConsoleInput
     | ConsoleClose
+    | ConsoleTaken
     | ProbeExpected
     | ProbeWanted
     | CopyExpected
@@ -115,6 +125,7 @@ FromServer = (
 )
 
 __all__ = [
+    "CLOSED",
     "PROTOCOL",
     "Answered",
     "Ask",
@@ -130,6 +141,7 @@ __all__ = [
     "ConsoleInput",
     "ConsoleOpen",
     "ConsoleOutput",
+    "ConsoleTaken",
     "Contradicted",
     "Copied",
     "CopyExpected",

@@ -1,4 +1,4 @@
-"""Consoles as the server opens, writes to and closes them: each in a task of its own, in order."""
+"""Consoles and ports of guests as the server opens, writes to and closes them: each in a task of its own, in order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from novacron.agent.vm.console import Consoles
+from novacron.agent.vm.port_forward import PortForwards
 from novacron.byte_budget import ByteBudget
 from novacron.model import limits
 from novacron.supervise import FewTasks, until_one_ends
@@ -41,10 +42,10 @@ class Inputs:
 
 
 class ConsoleRequests:
-    """Hands requests on to ``Consoles``; none of its methods wait."""
+    """Hands requests on to ``Consoles`` and ``PortForwards``; none of its methods wait."""
 
-    def __init__(self, consoles: Consoles, send: Callable[[wire.Message], None]) -> None:
-        self._consoles = consoles
+    def __init__(self, consoles: Consoles, ports: PortForwards, send: Callable[[wire.Message], None]) -> None:
+        self._consoles, self._ports = consoles, ports
         self._send = send
         self._tasks = FewTasks("console", AT_ONCE_MAX)
         self._inputs: dict[int, Inputs] = {}
@@ -67,6 +68,10 @@ class ConsoleRequests:
             self._send(wire.ConsoleClosed(channel, "the console takes no input"))
             self.close(channel)
 
+    def take(self, channel: int, size_bytes: int) -> None:
+        """The viewer of a port has taken so much of what came of it."""
+        self._ports.take(channel, size_bytes)
+
     def close(self, channel: int) -> None:
         """Close a console, also one that is still being opened."""
         closed = self._closed.get(channel)
@@ -77,6 +82,8 @@ class ConsoleRequests:
         """The link is gone, and with it all viewers."""
         for closed in self._closed.values():
             closed.set()
+        self._consoles.close_all()
+        self._ports.close_all()
 
     async def end(self) -> None:
         await self._tasks.end()
@@ -89,14 +96,18 @@ class ConsoleRequests:
             log.exception("defect with a console", vm=request.vm)
             self._send(wire.ConsoleClosed(channel, f"its agent has a defect: {type(error).__name__}"))
         finally:
-            self._consoles.close(channel)
+            (self._ports if request.port else self._consoles).close(channel)
             if self._inputs.get(channel) is inputs:
                 del self._inputs[channel], self._closed[channel]
 
     async def _carry(self, request: wire.ConsoleOpen, inputs: Inputs) -> None:
-        await self._consoles.open(request.channel, request.vm, request.kind)
+        if request.port:
+            await self._ports.open(request.channel, request.vm, request.port)
+        else:
+            await self._consoles.open(request.channel, request.vm, request.kind)
+        streams = self._ports if request.port else self._consoles
         while True:
-            await self._consoles.write(request.channel, await inputs.get())
+            await streams.write(request.channel, await inputs.get())
 
 
 async def _until(event: asyncio.Event) -> None:

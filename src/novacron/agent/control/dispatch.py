@@ -87,6 +87,8 @@ class Dispatcher:
                 parts.consoles.open(message)
             case wire.ConsoleInput(channel=channel, data=data):
                 parts.consoles.write(channel, data)
+            case wire.ConsoleTaken(channel=channel, size_bytes=size_bytes):
+                parts.consoles.take(channel, size_bytes)
             case wire.ConsoleClose(channel=channel):
                 parts.consoles.close(channel)
             case wire.ProbeExpected() | wire.ProbeWanted() | wire.CopyExpected() | wire.CopyWanted():

@@ -61,6 +61,14 @@ class _Place(NamedTuple):
     vlan: int | None
 
 
+class GuestPlace(NamedTuple):
+    """Where a guest is reached: a namespace, this node's own address in it, and the guest's."""
+
+    netns: str
+    source: str
+    address: str
+
+
 def lacks() -> list[str]:
     """Return what this host misses for networks of VMs, each in a sentence."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -196,6 +204,17 @@ class NodeNetworks:
             assert network.spec.bridge is not None
             return _Place(None, network.spec.bridge, network.spec.vlan)
         return _Place(self.prefix + network.name, overlay.BRIDGE, None)
+
+    def place_of(self, vm: str) -> GuestPlace | None:
+        """Return where the first interface of a VM is reached that has an address in an overlay; None: it has none."""
+        places = sorted(
+            (nic.number, GuestPlace(self.prefix + network.name, service_address(network.spec.subnet), nic.address))
+            for network in self._settled.values()
+            if network.spec.kind is NetworkKind.OVERLAY and network.spec.subnet is not None
+            for nic in network.interfaces
+            if nic.vm == vm and nic.address is not None
+        )
+        return places[0][1] if places else None
 
     def arrives(self, vm: str) -> None:
         """A guest is on its way here: its connections go on."""

@@ -297,12 +297,16 @@ class ImageImports:
                     raise Unacceptable("it was aborted", WaitCode.ABORTED)
                 if writer.held_bytes + len(piece) > limits.IMAGE_FILE_BYTES_MAX:
                     raise Unacceptable(f"it has more than {limits.IMAGE_FILE_BYTES_MAX} bytes")
+                if import_.spec.size_bytes and writer.held_bytes + len(piece) > import_.spec.size_bytes:
+                    raise Unacceptable(f"it has more than the {import_.spec.size_bytes} bytes of its catalogue")
                 if writer.held_bytes >= looked_at:
                     _check_room(self._settings.images_dir, PIECE_BYTES)
                     looked_at = writer.held_bytes + 16 * PIECE_BYTES
                 writer.write(piece)
         if not writer.held_bytes:
             raise Unacceptable("the file is empty")
+        if writer.held_bytes < import_.spec.size_bytes:
+            raise Unacceptable(f"it has {writer.held_bytes} bytes, not the {import_.spec.size_bytes} of its catalogue")
 
     async def _convert(self, import_: wire.ImportWanted, source: Path, target: Path, read: Hash | None) -> ImageFile:
         """Make the raw disk of the image and return how the manifest describes it. ``read`` is of the file as it is."""

@@ -10,11 +10,13 @@ import msgspec
 from litestar import Request
 from litestar.connection import ASGIConnection
 
+from novacron.api.access.catalogues import Catalogues
 from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.oidc import Oidc
 from novacron.api.access.passwords import KnownBrowsers, Passwords
 from novacron.api.access.recorder import Recorder
 from novacron.api.access.second_factors import SecondFactorChecks
+from novacron.api.access.vm_usage import VmUsage
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Cache
 from novacron.key_ring import KeyRing
@@ -36,11 +38,12 @@ A = TypeVar("A")
 
 
 class ConsoleStream(Protocol):
-    """An open serial console, as routes use it."""
+    """An open console, or port of a guest, as routes use it."""
 
     reason: str
 
     async def read(self) -> bytes | None: ...
+    async def room(self) -> None: ...
     async def write(self, data: bytes) -> None: ...
     async def close(self) -> None: ...
 
@@ -48,7 +51,7 @@ class ConsoleStream(Protocol):
 class Agents(Protocol):
     """The server's end of the agent link, as routes use it."""
 
-    async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleStream: ...
+    async def open_console(self, node: str, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleStream: ...
     async def ask(self, node: str, question: Question[A]) -> A: ...
     async def connected(self) -> list[str]: ...
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured: ...
@@ -83,6 +86,8 @@ class Services(msgspec.Struct):
     """After how many seconds a drain fails for which no other limit was given."""
     second_factors: SecondFactorChecks
     platform_keys: PlatformKeys
+    catalogues: Catalogues
+    usage: VmUsage
 
 
 ApiRequest = Request[Caller, str, Any]

@@ -64,6 +64,7 @@ EXAMPLES: dict[str, object] = {
     "moveVm": {"project": "shop"},
     "moveVolume": {"project": "shop"},
     "openConsole": {"kind": "serial"},
+    "openPort": {"port": 22},
     "probeLink": {"source": "host-a", "target": "host-b"},
     "putLink": {"rate_bytes_per_s": 50000000},
     "recoverVm": {"confirm": "host-a"},

@@ -141,12 +141,13 @@ WEB_SOCKETS: dict[str, Any] = {
     ),
     "/api/v1/console": _web_socket(
         "vms",
-        "Open a console over a WebSocket",
-        "Binary messages carry what the guest writes and reads; a display speaks VNC (RFC 6143).",
+        "Open a console or a TCP port of a VM over a WebSocket",
+        "Binary messages carry what the guest writes and reads; a display speaks VNC (RFC 6143)."
+        " An empty message to a port says that no more comes.",
         [
             {
                 "name": "ticket", "in": "query", "required": True, "schema": {"type": "string"},
-                "description": "From the action open-console: opens once, within a minute.",
+                "description": "From the actions open-console and open-port: opens once, within a minute.",
             }
         ],
         {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},

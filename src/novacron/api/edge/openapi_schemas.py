@@ -20,7 +20,7 @@ from litestar.response import Stream
 
 from novacron.api.edge.openapi_words import FIELDS
 from novacron.api.read_model.paging import Page
-from novacron.model.console import Ticket
+from novacron.model.console import PortTicket, Ticket
 
 REFERENCE = "#/components/schemas/"
 LISTS = {"ShownToken": "TokenList", "PoolOnNode": "PoolList"}
@@ -123,7 +123,7 @@ def page_name(type_: object) -> str | None:
 
 def is_object(type_: object) -> bool:
     """Say whether a type is an object with a revision, which has an ETag."""
-    return isinstance(type_, type) and hasattr(type_, "revision") and type_ is not Ticket
+    return isinstance(type_, type) and hasattr(type_, "revision") and type_ not in (PortTicket, Ticket)
 
 
 def portable_pattern(pattern: str) -> str:

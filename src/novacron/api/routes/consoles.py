@@ -1,4 +1,4 @@
-"""Consoles of VMs: tickets, the WebSocket that they open (binary messages), console logs and screenshots."""
+"""Consoles and ports of VMs: tickets, the WebSocket that they open (binary messages), console logs, screenshots."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from litestar import Response, WebSocket, get, post, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from msgspec import Meta
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, ConsoleStream, Services, services
@@ -20,7 +21,7 @@ from novacron.api.edge.slots import Full, SlotLimits, Slots
 from novacron.api.read_model.principals import Caller
 from novacron.model import limits
 from novacron.model.access import Access, Right
-from novacron.model.console import ConsoleKind, Ticket
+from novacron.model.console import ConsoleKind, PortTicket, Ticket
 from novacron.model.errors import Forbidden, IllegalState, NovaError, Unauthenticated
 from novacron.model.vm import Display
 from novacron.store import tickets
@@ -57,6 +58,23 @@ async def open_console(request: ApiRequest, ref: FromPath[str], data: JSONBody[O
     id, options = await authorization.resolve(request, "vm", ref), data or OpenConsole()
     async with replies.change(request) as connection:
         return await tickets.create(connection, id, options.kind, tickets.Holder(request.user.name, request.user.id))
+
+
+class OpenPort(msgspec.Struct, forbid_unknown_fields=True):
+    """Which TCP port of the VM."""
+
+    port: Annotated[int, Meta(ge=1, le=65535)] = 22
+
+
+@post(
+    "/{ref:str}/actions/open-port",
+    summary="Get a ticket that opens one connection to a TCP port of the VM, within a minute",
+    status_code=201,
+)
+async def open_port(request: ApiRequest, ref: FromPath[str], data: JSONBody[OpenPort | None] = None) -> PortTicket:
+    id, port = await authorization.resolve(request, "vm", ref), (data or OpenPort()).port
+    async with replies.change(request) as connection:
+        return await tickets.create_for_port(connection, id, port, tickets.Holder(request.user.name, request.user.id))
 
 
 def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
@@ -120,12 +138,12 @@ async def _serve(
 ) -> tuple[int, str]:
     """Carry bytes until one side ends, or the caller's right; return the code and the reason to close with."""
     context = services(socket)
-    channel = await context.agents.open_console(admitted.node, admitted.vm, admitted.kind)
+    channel = await context.agents.open_console(admitted.node, admitted.vm, admitted.kind, admitted.port)
     call: LiveCall | None = None
     try:
         async with asyncio.timeout(None) as limit:
             with context.live.watched(caller, limit, needs=_needs(project)) as call:
-                await _carry(socket, channel)
+                await _carry(socket, channel, has_end=bool(admitted.port))
     except TimeoutError:
         return CLOSE_ENDED, "" if call is None or call.ended is None else str(call.ended)
     return 1000, channel.reason or "closed"
@@ -152,8 +170,8 @@ def _holder(context: Services, admitted: tickets.Admitted) -> tuple[Caller, str]
     return caller, project
 
 
-async def _carry(socket: WebSocket[Caller, str, Any], channel: ConsoleStream) -> None:
-    """Carry bytes both ways until one side ends."""
+async def _carry(socket: WebSocket[Caller, str, Any], channel: ConsoleStream, *, has_end: bool) -> None:
+    """Carry bytes both ways until one side ends. ``has_end``: an empty message says that no more comes."""
 
     async def outwards() -> None:
         while (data := await channel.read()) is not None:
@@ -162,6 +180,8 @@ async def _carry(socket: WebSocket[Caller, str, Any], channel: ConsoleStream) ->
     async def inwards() -> None:
         while True:
             data = await socket.receive_bytes()
+            if not data and has_end:
+                await channel.write(b"")
             for at in range(0, len(data), INPUT_BYTES_MAX):
                 await channel.write(data[at : at + INPUT_BYTES_MAX])
 

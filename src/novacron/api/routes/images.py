@@ -9,6 +9,7 @@ from litestar import Router, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api.access import authorization
+from novacron.api.access.catalogues import CatalogueListing
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists, replies
 from novacron.api.edge.metadata import Changes
@@ -100,6 +101,11 @@ async def list_images(request: ApiRequest, tag: lists.Tag = None) -> Page[Image]
     return Page[Image](items, None, services(request).cache.revision)
 
 
+@get("/", summary="List the images that the server's catalogues have", opt=authorization.SELF)
+async def list_catalogue_images(request: ApiRequest) -> CatalogueListing:
+    return await services(request).catalogues.listed()
+
+
 @get("/{name:str}", summary="Show an image", opt=authorization.SELF)
 async def show_image(request: ApiRequest, name: FromPath[str]) -> Image:
     return named(request, name)
@@ -174,4 +180,7 @@ router = Router(
     route_handlers=[list_images, show_image, copy_image, configure_image, delete_image],
     tags=["images"],
     opt=authorization.in_fleet(),
+)
+catalogue_router = Router(
+    "/catalogue-images", route_handlers=[list_catalogue_images], tags=["images"], opt=authorization.SELF
 )

@@ -42,13 +42,16 @@ Offset = Annotated[
 
 
 class ImportImage(msgspec.Struct, forbid_unknown_fields=True):
-    """A disk that becomes an image. Just one of ``url``, ``path`` and ``size_bytes`` says where it comes from: fetched
-    over HTTP, found below the node's directory for imports, or uploaded in pieces."""
+    """A disk that becomes an image. Just one of ``url``, ``path``, ``size_bytes`` and ``catalogue_image`` says where it
+    comes from: fetched over HTTP, found below the node's directory for imports, uploaded in pieces, or fetched as a
+    catalogue of the server's says."""
 
     name: Name
     url: str | None = None
     path: str | None = None
     size_bytes: SizeBytes | None = None
+    catalogue_image: Name | None = None
+    """Name or alias of an image in a catalogue, which also says its digest, size and format."""
     sha256: Sha256 | None = None
     format: ImageFormat | None = None
     description: Annotated[str, Meta(max_length=limits.IMAGE_FILE_DESCRIPTION_LENGTH_MAX)] = ""
@@ -82,15 +85,17 @@ async def show_import(
 @post("/", summary="Import an image", status_code=201)
 async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Response[Import]:
     check_name(data.name)
-    sources = [field for field in ("url", "path", "size_bytes") if getattr(data, field) is not None]
+    sources = [field for field in ("url", "path", "size_bytes", "catalogue_image") if getattr(data, field) is not None]
     if len(sources) != 1:
         raise InvalidInput(
             "name the disk's source" if not sources else f"{' and '.join(sources)} are more than one source",
             field="url" if not sources else sources[1],
-            hint="give exactly one of url, path, or size_bytes (for an upload)",
+            hint="give exactly one of url, path, catalogue_image, or size_bytes (for an upload)",
         )
     shared = {"sha256": data.sha256, "format": data.format, "description": data.description}
-    if data.url is not None:
+    if data.catalogue_image is not None:
+        spec = await _catalogued(request, data)
+    elif data.url is not None:
         spec = ImportSpec(data.name, Source.URL, check_url(data.url), **shared)  # type: ignore[arg-type]
     elif data.path is not None:
         spec = ImportSpec(data.name, Source.PATH, check_path(data.path), **shared)  # type: ignore[arg-type]
@@ -107,6 +112,18 @@ async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Res
         return await imports.create(connection, project, spec, data.node, request.user.name)
 
     return await replies.write(request, work, status=201, location=lambda import_: f"/api/v1/imports/{import_.id}")
+
+
+async def _catalogued(request: ApiRequest, data: ImportImage) -> ImportSpec:
+    """Return what a catalogue says of an image. Raises InvalidInput."""
+    for field in ("sha256", "format"):
+        if getattr(data, field) is not None:
+            raise InvalidInput("the catalogue says that", field=field, hint="leave it out")
+    image = await services(request).catalogues.find(data.catalogue_image or "")
+    return ImportSpec(
+        data.name, Source.URL, check_url(image.url), image.size_bytes, image.sha256, image.format,
+        data.description or image.description,
+    )  # fmt: skip
 
 
 @put(

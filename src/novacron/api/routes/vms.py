@@ -443,6 +443,7 @@ router = Router(
         migrate_vm,
         foresee_migration,
         consoles.open_console,
+        consoles.open_port,
         consoles.console_log,
         consoles.screenshot,
         *guest_commands.ROUTES,

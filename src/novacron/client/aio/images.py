@@ -16,7 +16,8 @@ class AsyncImageCalls(AsyncConnection):
     """Images: import, copy and delete them."""
 
     async def import_image(self, name: str, file: Path | None = None, **fields: object) -> Object:
-        """Begin to import an image from ``file``, which is uploaded and hashed here, or from ``url=`` or ``path=``.
+        """Begin to import an image from ``file``, which is uploaded and hashed here, or from ``url=``, ``path=`` or
+        ``catalogue_image=``.
 
         Other fields as in ``POST /api/v1/imports``. ``wait`` waits for its end.
         """
@@ -26,6 +27,10 @@ class AsyncImageCalls(AsyncConnection):
             fields["sha256"] = await self._transport.run(protocol.sha256_of, file)
         image_import = await self.begin_import(name, **fields, size_bytes=file.stat().st_size)
         return await self.upload(image_import, file)
+
+    async def catalogue_images(self) -> Object:
+        """Return what the server's catalogues have: ``items``, and ``problems`` with catalogues that can't be read."""
+        return await self._object("GET", "/api/v1/catalogue-images")
 
     async def configure_image(self, name: str, **changes: object) -> Object:
         """Change an image's ``display_name``, ``description`` or ``tags``."""

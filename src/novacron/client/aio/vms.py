@@ -82,6 +82,22 @@ class AsyncVmCalls(AsyncConnection):
         url = self.config.url.replace("https://", "wss://") + ticket["path"]
         return await self._transport.run(Console, url, self.config.ca)
 
+    async def open_port(self, ref: str, port: int = 22) -> Console:
+        """Open a TCP connection to a VM, through its node: no route to it is needed. Raises ApiError, Unreachable.
+
+        Like a console, it runs in a thread of its own, and its methods block. ``send(b"")`` says that no more comes.
+        """
+        from novacron.client.console import Console
+
+        ticket = await self.act("vms", ref, "open-port", {"port": port})
+        url = self.config.url.replace("https://", "wss://") + ticket["path"]
+        return await self._transport.run(Console, url, self.config.ca)
+
+    async def vm_usage(self) -> list[Object]:
+        """Return what each running VM has used since its QEMU began: two looks make a rate."""
+        usages: list[Object] = (await self._object("GET", "/api/v1/vm-usage"))["items"]
+        return usages
+
     async def console_log(self, vm: str, bytes_max: int = 64 * 1024) -> bytes:
         """Return the end of what a VM printed on its serial line. It comes from the guest: it may hold anything."""
         return await self.fetch(f"/api/v1/vms/{quoted(vm)}/console-log?bytes={bytes_max}")

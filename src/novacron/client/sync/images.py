@@ -17,7 +17,8 @@ class ImageCalls(Connection):
     """Images: import, copy and delete them."""
 
     def import_image(self, name: str, file: Path | None = None, **fields: object) -> Object:
-        """Begin to import an image from ``file``, which is uploaded and hashed here, or from ``url=`` or ``path=``.
+        """Begin to import an image from ``file``, which is uploaded and hashed here, or from ``url=``, ``path=`` or
+        ``catalogue_image=``.
 
         Other fields as in ``POST /api/v1/imports``. ``wait`` waits for its end.
         """
@@ -27,6 +28,10 @@ class ImageCalls(Connection):
             fields["sha256"] = self._transport.run(protocol.sha256_of, file)
         image_import = self.begin_import(name, **fields, size_bytes=file.stat().st_size)
         return self.upload(image_import, file)
+
+    def catalogue_images(self) -> Object:
+        """Return what the server's catalogues have: ``items``, and ``problems`` with catalogues that can't be read."""
+        return self._object("GET", "/api/v1/catalogue-images")
 
     def configure_image(self, name: str, **changes: object) -> Object:
         """Change an image's ``display_name``, ``description`` or ``tags``."""
