@@ -140,24 +140,22 @@ def server(context: typer.Context, options: ServerOptions) -> None:
     from novacron.server.main import run
 
     state_dir = options.state_dir or default_state_dir()
-    postgres, database = None, options.database
     try:
+        settings = options.settings(options.database or "", state_dir / "server", config_path())
         if options.check_settings:
-            options.settings(database or "", state_dir / "server", config_path())
             _show_settings(context, options)
-            return
-        if database is None:
+        elif options.database is not None:
+            run(settings)
+        else:
             postgres = Postgres(state_dir / "postgres")
-            database = postgres.start()
-        run(options.settings(database, state_dir / "server", config_path()))
+            url = postgres.start()
+            with postgres.kept_running():
+                run(options.settings(url, state_dir / "server", config_path()))
     except typer.BadParameter as error:
         settings_file.fail(settings_file.blamed(context, error))
     except (NovaError, PostgresFailed) as error:
         say(f"error: {error}", err=True)
         sys.exit(1)
-    finally:
-        if postgres is not None:
-            postgres.stop()
 
 
 @servers.command("recover-admin")

@@ -14,6 +14,7 @@ import pytest
 
 from lab.platform import open_directory
 from novacron.local.postgres import Postgres, PostgresFailed
+from tests.waiting import eventually
 
 
 async def test_postgres_keeps_committed_rows_when_it_is_killed() -> None:
@@ -75,6 +76,26 @@ def test_a_second_start_leaves_a_server_alone_whose_parent_lives() -> None:
         again = Postgres(directory / "pg")
         again.start()
         again.stop()
+
+
+async def test_it_is_started_again_when_it_ends_alone() -> None:
+    with open_directory("nvpg-") as directory:
+        server = Postgres(directory / "pg")
+        url = server.start()
+        first = server.process
+        assert first is not None
+
+        async def answers() -> bool:
+            try:
+                await (await asyncpg.connect(url, timeout=5)).close()
+            except (OSError, TimeoutError, asyncpg.PostgresError):
+                return False
+            return server.process is not first
+
+        with server.kept_running():
+            first.kill()
+            await eventually(answers, "it runs again", 60)
+        assert server.process is not None and server.process.poll() is not None, "it is stopped at the end"
 
 
 def test_only_local_users_that_are_mapped_can_connect() -> None:

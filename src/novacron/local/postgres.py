@@ -10,6 +10,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from novacron import private_file
 from novacron.state_lock import FolderInUse, FolderLock
+from novacron.terminal import say
 
 USER = "novacron-pg"
 STILL_IN_USE = "pre-existing shared memory block"
@@ -25,6 +27,8 @@ ACCESS = "local all postgres peer map=novacron\nlocal replication postgres peer 
 COPIES = Path("/var/cache/novacron")
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
+LOOK_S, RETRY_S_MAX = 0.5, 30.0
+"""How often to look whether it still runs, and the longest pause after it could not be started again."""
 
 
 class PostgresFailed(Exception):
@@ -107,6 +111,33 @@ class Postgres:
             yield
         finally:
             self._release()
+
+    @contextlib.contextmanager
+    def kept_running(self) -> Iterator[None]:
+        """Start it again whenever it ends, for as long as the block runs; then stop it. Raises PostgresFailed."""
+        over = threading.Event()
+
+        def watch() -> None:
+            pause_s = LOOK_S
+            while not over.wait(pause_s):
+                if self.process is not None and self.process.poll() is None:
+                    pause_s = LOOK_S
+                    continue
+                say("PostgreSQL ended: starting it again", err=True)
+                try:
+                    self.start()
+                except (PostgresFailed, OSError) as error:
+                    pause_s = min(2 * pause_s, RETRY_S_MAX)
+                    say(f"error: {error}: trying again in {pause_s:.0f} s", err=True)
+
+        watching = threading.Thread(target=watch, name="postgres")
+        watching.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watching.join()
+            self.stop()
 
     def own(self, path: Path) -> None:
         """Give a folder with all that is in it to the user that PostgreSQL runs as."""
