@@ -131,6 +131,19 @@ def test_a_file_with_the_wrong_checksum_is_discarded(site: Platform, name: str, 
     assert all(image["name"] != name for image in site.client.list("images"))
 
 
+def test_an_administrator_imports_into_the_project_that_the_request_names(site: Platform, name: str) -> None:
+    project = f"p-{name}"
+    site.client.request("POST", "/api/v1/projects", {"name": project})
+    path = f"?project={project}"
+    refused = {"name": name, "size_bytes": SIZE, "shared": True}
+    with pytest.raises(ApiError, match="shared: an image that all projects share belongs to none"):
+        site.client.request("POST", f"/api/v1/imports{path}", refused)
+    begun = site.client.request("POST", f"/api/v1/imports{path}", {"name": name, "size_bytes": SIZE})
+    assert begun["project"] == project
+    assert site.client.request("GET", f"/api/v1/imports/{begun['id']}{path}")["id"] == begun["id"]
+    site.client.request("DELETE", f"/api/v1/imports/{begun['id']}{path}")
+
+
 def test_an_import_fetches_nothing_from_the_node_itself(site: Platform, name: str) -> None:
     for host in ("127.0.0.1", f"localhost:{site.ports[0]}"):
         done = wait_until_finished(site, site.client.import_image(name, url=f"http://{host}/disk"))

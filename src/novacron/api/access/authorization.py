@@ -94,10 +94,10 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
             hint="ask an administrator for a role in all projects",
         )
     if scope is RouteScope.PROJECT:
-        _named(connection)
+        named_project(connection)
 
 
-def _named(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
+def named_project(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
     """Return the project that a request names, if the caller sees it. Raises NotFound."""
     name: str | None = connection.query_params.get("project")
     if name is None or name == "*":
@@ -128,7 +128,7 @@ def project_for_new(request: ApiRequest, right: Right | None = None) -> str:
 
     Raises NotFound, Forbidden.
     """
-    name = _named(request) or request.user.project
+    name = named_project(request) or request.user.project
     check(request, name, right)
     return name
 
@@ -141,7 +141,7 @@ def visible(request: ApiRequest, kind: str) -> Condition | None:
     if scope_of(request.route_handler) is RouteScope.FLEET:
         return None
     owner = "name" if kind == "project" else "project"
-    name, access = _named(request), request.user.access
+    name, access = named_project(request), request.user.access
     if name is not None:
         return ((owner, name),)
     if access.sees_all:
@@ -151,7 +151,7 @@ def visible(request: ApiRequest, kind: str) -> Condition | None:
 
 def _find(request: ApiRequest, kind: str, ref: str) -> Iterator[Entry]:
     """Yield the objects that the caller may see with that key, or else with that name."""
-    cache, named, access = services(request).cache, _named(request), request.user.access
+    cache, named, access = services(request).cache, named_project(request), request.user.access
     entry = cache.get(kind, ref)
     for candidate in [entry] if entry is not None else cache.named(kind, ref):
         if access.sees(candidate.body["project"]) and named in (None, candidate.body["project"]):
@@ -197,7 +197,7 @@ async def resolve(request: ApiRequest, kind: str, ref: str, field: str | None = 
         )
     if not REF.match(ref):  # no name or id has this form
         raise no_such(kind, ref[:80], field)
-    named, access = _named(request), request.user.access
+    named, access = named_project(request), request.user.access
     async with services(request).database.connection() as connection:
         rows = await tenancy_lookup.find(connection, kind, ref, by_name=kind in NAMED)
     rows = [(key, project) for key, project in rows if access.sees(project) and named in (None, project)]

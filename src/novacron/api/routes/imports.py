@@ -57,7 +57,8 @@ class ImportImage(msgspec.Struct, forbid_unknown_fields=True):
     description: Annotated[str, Meta(max_length=limits.IMAGE_FILE_DESCRIPTION_LENGTH_MAX)] = ""
     node: NodeName | None = None
     shared: bool | None = None
-    """Every project may use the image, which needs a role in all projects; default: whether the caller has one."""
+    """Every project may use the image, which needs a role in all projects; default: whether the caller has one and
+    names no project."""
 
 
 class UploadProgress(msgspec.Struct):
@@ -102,8 +103,11 @@ async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Res
     else:
         spec = ImportSpec(data.name, Source.UPLOAD, "", data.size_bytes or 0, **shared)  # type: ignore[arg-type]
 
+    named = authorization.named_project(request) is not None
+    if named and data.shared:
+        raise InvalidInput("an image that all projects share belongs to none", field="shared", hint="name no project")
     operates = request.user.access.allows(Right.OPERATE, None)
-    shared_with_all = operates if data.shared is None else data.shared
+    shared_with_all = operates and not named if data.shared is None else data.shared
     if shared_with_all or spec.source is Source.PATH:  # a path names a file of the host's
         authorization.check(request, None, Right.OPERATE)
     project = None if shared_with_all else authorization.project_for_new(request)
