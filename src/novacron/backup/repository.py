@@ -268,16 +268,21 @@ class Repository:
             prefix, id = waiting.pop()
             for node in self._tree(id).nodes:
                 try:
-                    path = f"{prefix}{node.name}"
-                    snapshot.check_path(path)
-                    if node.type == "file":
-                        found.files[path] = snapshot.file_of(node)
-                    elif node.type == "dir" and node.subtree is not None:
-                        found.folders.append(path)
-                        waiting.append((f"{path}/", node.subtree))
+                    self._add(found, prefix, node, waiting)
                 except ValueError as error:
                     raise Damaged(f"a folder of the backup is damaged: {error}") from None
         return found
+
+    @staticmethod
+    def _add(found: SnapshotContent, prefix: str, node: snapshot.TreeNode, waiting: list[tuple[str, str]]) -> None:
+        """Add an entry to what a snapshot holds; a folder waits to be read. Raises ValueError."""
+        path = f"{prefix}{node.name}"
+        snapshot.check_path(path)
+        if node.type == "file":
+            found.files[path] = snapshot.file_of(node)
+        elif node.type == "dir" and node.subtree is not None:
+            found.folders.append(path)
+            waiting.append((f"{path}/", node.subtree))
 
     def _tree(self, id: str) -> snapshot.Tree:
         try:

@@ -103,14 +103,7 @@ async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Res
     else:
         spec = ImportSpec(data.name, Source.UPLOAD, "", data.size_bytes or 0, **shared)  # type: ignore[arg-type]
 
-    named = authorization.named_project(request) is not None
-    if named and data.shared:
-        raise InvalidInput("an image that all projects share belongs to none", field="shared", hint="name no project")
-    operates = request.user.access.allows(Right.OPERATE, None)
-    shared_with_all = operates and not named if data.shared is None else data.shared
-    if shared_with_all or spec.source is Source.PATH:  # a path names a file of the host's
-        authorization.check(request, None, Right.OPERATE)
-    project = None if shared_with_all else authorization.project_for_new(request)
+    project = _project(request, data, spec.source)
 
     async def work(connection: Connection) -> Import:
         return await imports.create(connection, project, spec, data.node, request.user.name)
@@ -128,6 +121,18 @@ async def _catalogued(request: ApiRequest, data: ImportImage) -> ImportSpec:
         data.name, Source.URL, check_url(image.url), image.size_bytes, image.sha256, image.format,
         data.description or image.description,
     )  # fmt: skip
+
+
+def _project(request: ApiRequest, data: ImportImage, source: Source) -> str | None:
+    """Return the project that an image is to belong to; None: all share it. Raises InvalidInput, Forbidden."""
+    named = authorization.named_project(request) is not None
+    if named and data.shared:
+        raise InvalidInput("an image that all projects share belongs to none", field="shared", hint="name no project")
+    operates = request.user.access.allows(Right.OPERATE, None)
+    shared_with_all = operates and not named if data.shared is None else data.shared
+    if shared_with_all or source is Source.PATH:  # a path names a file of the host's
+        authorization.check(request, None, Right.OPERATE)
+    return None if shared_with_all else authorization.project_for_new(request)
 
 
 @put(
