@@ -27,7 +27,7 @@ AT_CREATION: dict[str, frozenset[str]] = {
     "vm": frozenset({"node", "cloud_init", "firmware_state", "image", "disks", "boot_once"}),
     "volume": frozenset({"node", "image"}),
     "network": frozenset({"is_default"}),
-    "image": frozenset({"url", "path", "size_bytes", "sha256", "format", "node", "shared"}),
+    "image": frozenset({"url", "path", "catalogue_image", "size_bytes", "sha256", "format", "node", "shared"}),
     "snapshot": frozenset({"memory", "quiesce"}),
 }
 """Fields that say only how an object begins: they are not compared afterwards."""
