@@ -34,8 +34,9 @@ from novacron.wire import messages as wire
 
 HOSTILE = "\0\n\r\t ,;\"'{}$`\\*?&|<>"
 """Not one of these may be in a text with a pattern, but for those of ``ALLOWED``."""
-ALLOWED = {"CpuModel.vendor": " "}
-"""The identification of a processor may have spaces."""
+ALLOWED = {"CpuModel.vendor": " ", "VmSpec.kernel_arguments": " ,;\"'{}$`\\*?&|<>"}
+"""The identification of a processor may have spaces. A guest's kernel gets its arguments from one option of QEMU, which
+is taken as it is."""
 
 OURS = {
     "Statement.vm", "Assignment.vm", "Assignment.project", "SnapshotWanted.id", "CloneOf.source", "VolumeAttached.id",
@@ -55,6 +56,7 @@ NAMES = {
 SHOWN = {
     "MachineLayout.qemu", "MachineLayout.machine", "MachineLayout.accelerator", "MachineLayout.devices[]",
     "ImportSpec.description", "Assignment.withheld", "ImageInfo.description", "ImageInfo.kind", "ImportSpec.sha256",
+    "VmSpec.media_digests{key}", "VmSpec.media_digests{}",
 }  # fmt: skip
 """Compared or shown to people; nothing is made of them."""
 OWN = {"Assignment.passthrough[]"}
@@ -118,16 +120,16 @@ CHECKED = {
             "NetworkOnNode.floating[][1]", "Entrance.address", "Entrance.guest",
         )
     },
-    "Seed.gateway": Checked(
+    "StoredSeed.gateway": Checked(
         _seed("gateway"), {"10.0.0.1": "10.0.0.1", "2001:DB8:0::1": "2001:db8::1"}, ADDRESSES[1:]
     ),
-    "Seed.nameservers[]": Checked(
+    "StoredSeed.nameservers[]": Checked(
         _seed("nameservers", several=True), {"10.0.0.1": "10.0.0.1", "2001:DB8:0::1": "2001:db8::1"}, ADDRESSES
     ),
-    "Seed.ssh_keys[]": Checked(
+    "StoredSeed.ssh_keys[]": Checked(
         _seed("ssh_keys", several=True), {KEY: KEY, f"{KEY} ann": f"{KEY} ann"}, ("", f"{KEY}\n", f"{KEY}\n{KEY}")
     ),
-    "Seed.user_data": Checked(_seed("user_data"), {"#!/bin/sh\n": "#!/bin/sh\n"}, ("anything else",)),
+    "StoredSeed.user_data": Checked(_seed("user_data"), {"#!/bin/sh\n": "#!/bin/sh\n"}, ("anything else",)),
     "ImportSpec.location": Checked(
         lambda text: check_url(text) if ":" in text else check_path(text),
         {"https://example.net/disk": "https://example.net/disk", "a/disk": "a/disk"},
