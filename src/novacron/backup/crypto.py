@@ -62,7 +62,7 @@ class Key(NamedTuple):
 
     def _mac(self, nonce: bytes, text: bytes | memoryview) -> Poly1305:
         """Return the MAC of a text; its one-time key is r and the nonce, encrypted with k."""
-        once = Cipher(algorithms.AES(self.mac_k), modes.ECB()).encryptor().update(nonce)  # noqa: S305 one block
+        once = Cipher(algorithms.AES(self.mac_k), modes.ECB()).encryptor().update(nonce)  # noqa: S305 # nosec B305 - one block
         mac = Poly1305(self.mac_r + once)
         mac.update(text)
         return mac
