@@ -25,6 +25,8 @@ PICTURES = os.environ.get("NOVACRON_PICTURES")
 """A folder for the pictures of the pages; without it, none are taken."""
 EXPECTED = ("/api/v1/me",)
 """A browser asks who is logged in, and writes into its console that nobody is."""
+CUT_OFF = ("/api/v1/watch", "ERR_CONNECTION", "401")
+"""What a browser writes into its console while the server is away, or when a session has ended."""
 HOSTILE = (
     "<img src=x onerror=\"window.hit='img'\">",
     "<script>window.hit='script'</script>",
@@ -53,31 +55,45 @@ def user(site: Platform) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(browser: Browser, site: Platform, user: str) -> Iterator[Page]:
-    """A page on which nobody is logged in; whatever its console complains of fails the test."""
+def forgiven() -> list[str]:
+    """Parts of what the browser's console may complain of."""
+    return list(EXPECTED)
+
+
+@pytest.fixture
+def page(browser: Browser, site: Platform, user: str, forgiven: list[str]) -> Iterator[Page]:
+    """A page on which nobody is logged in; whatever the console of its browser complains of fails the test."""
     context = browser.new_context(
         ignore_https_errors=True, base_url=site.client.config.url, viewport={"width": 1400, "height": 1000}
     )
-    opened = context.new_page()
-    opened.set_default_timeout(SOON_MS)
+    context.set_default_timeout(SOON_MS)
     complaints: list[str] = []
 
     def heard(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning") and not any(part in message.location["url"] for part in EXPECTED):
-            complaints.append(f"{message.type}: {message.text} at {message.location}")
+        said = f"{message.type}: {message.text} at {message.location}"
+        if message.type in ("error", "warning") and not any(part in said for part in forgiven):
+            complaints.append(said)
 
-    opened.on("console", heard)
-    opened.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
-    yield opened
+    context.on("console", heard)
+    context.on("weberror", lambda error: complaints.append(f"uncaught: {error.error}"))
+    yield context.new_page()
     context.close()
     assert complaints == []
 
 
-def log_in(page: Page) -> None:
+def log_in(page: Page, user: str = USER) -> None:
     page.goto("/ui/vms")
-    page.get_by_label("User").fill(USER)
+    type_password(page, user)
+    until_current(page)
+
+
+def type_password(page: Page, user: str = USER) -> None:
+    page.get_by_label("User").fill(user)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Log in", exact=True).click()
+
+
+def until_current(page: Page) -> None:
     expect(page.get_by_test_id("freshness")).to_contain_text("current, revision", timeout=SOON_MS)
 
 
@@ -166,6 +182,57 @@ def test_hostile_words_are_text_on_every_page(page: Page) -> None:
         if name in ("nodes", "images", "events"):
             expect(page.get_by_text(HOSTILE[0]).first).to_be_visible(timeout=SOON_MS)
         assert page.evaluate("window.hit") is None, name
+
+
+@pytest.mark.slow
+def test_a_page_outlives_a_restart_of_the_server(
+    page: Page, site: Platform, new_vm: NewVm, forgiven: list[str]
+) -> None:
+    """What was typed and selected stays, and what happened meanwhile shows, without a reload."""
+    forgiven += CUT_OFF
+    vm = new_vm(name="web-stays")
+    log_in(page)
+    page.get_by_label("Name begins with").fill("web-st")
+    page.get_by_role("row").filter(has_text="web-stays").get_by_role("checkbox").check()
+    form = page.context.new_page()
+    form.goto("/ui/vms/create")
+    until_current(form)
+    form.get_by_label("Name", exact=True).fill("web-typed")
+    for shown in (page, form):
+        shown.evaluate("window.loaded = 'once'")
+    site.server.stop()
+    for shown in (page, form):
+        expect(shown.get_by_test_id("freshness")).to_contain_text("behind since", timeout=SOON_MS)
+    site.server.start()
+    site.wait_ready()
+    site.client.request("PATCH", f"/api/v1/vms/{vm['id']}", {"name": "web-still-there"})
+    for shown in (page, form):
+        until_current(shown)
+        assert shown.evaluate("window.loaded") == "once", "the page was loaded again"
+    expect(page.get_by_role("link", name="web-still-there")).to_be_visible(timeout=SOON_MS)
+    expect(page.get_by_label("Name begins with")).to_have_value("web-st")
+    expect(page.get_by_role("row").filter(has_text="web-still-there").get_by_role("checkbox")).to_be_checked()
+    expect(form.get_by_label("Name", exact=True)).to_have_value("web-typed")
+
+
+@pytest.mark.slow
+def test_a_page_outlives_its_session(page: Page, site: Platform, forgiven: list[str]) -> None:
+    """Somebody ends the session of a page on which something was typed; after a login, it is still there."""
+    forgiven += CUT_OFF
+    log_in(page)
+    page.goto("/ui/vms/create")
+    until_current(page)
+    page.get_by_label("Name", exact=True).fill("web-typed")
+    for token in site.client.list("tokens", user=USER):
+        if token["kind"] == "session" and not token["revoked"]:
+            site.client.request("DELETE", f"/api/v1/tokens/{token['id']}")
+    again = page.get_by_role("dialog", name="Log in again")
+    expect(again).to_be_visible(timeout=SOON_MS)
+    expect(again.get_by_label("User")).to_have_value(USER)
+    type_password(page)
+    expect(again).to_be_hidden(timeout=SOON_MS)
+    until_current(page)
+    expect(page.get_by_label("Name", exact=True)).to_have_value("web-typed")
 
 
 def _poisoned(value: Any, depth: int = 0) -> Any:
