@@ -2,7 +2,7 @@
 import createClient, { type Middleware } from "openapi-fetch";
 import type { components, paths } from "./generated/api";
 
-type Schemas = components["schemas"];
+export type Schemas = components["schemas"];
 export type Vm = Schemas["Vm"];
 export type VmState = Schemas["VmState"];
 export type CreateVm = Schemas["CreateVm"];
@@ -14,6 +14,16 @@ export type Network = Schemas["Network"];
 export type Volume = Schemas["Volume"];
 export type VolumePhase = Schemas["VolumePhase"];
 export type Event = Schemas["Event"];
+export type Drain = Schemas["Drain"];
+export type Export = Schemas["Export"];
+export type FloatingAddress = Schemas["FloatingAddress"];
+export type Forward = Schemas["Forward"];
+export type Import = Schemas["Import"];
+export type Link = Schemas["Link"];
+export type Project = Schemas["Project"];
+export type SecurityGroup = Schemas["SecurityGroup"];
+export type Snapshot = Schemas["Snapshot"];
+export type UnreconciledVm = Schemas["UnreconciledVm"];
 export type EventPage = Schemas["EventList"];
 export type Me = Schemas["Me"];
 export type Problem = Schemas["Problem"];

@@ -20,10 +20,12 @@ import {
   ToggleGroup,
   ToggleGroupItem,
 } from "@patternfly/react-core";
-import { type ReactElement, useEffect, useState } from "react";
+import { lazy, type ReactElement, Suspense, useEffect, useState } from "react";
 import { Link, Redirect, Route, Router, Switch, useLocation } from "wouter";
 import type { Me } from "./api";
 import { Notices } from "./components/notices";
+import { OperationDialog } from "./components/operation";
+import { m, t } from "./i18n";
 import { useWatchState, watch } from "./live";
 import { Create } from "./pages/create";
 import { Events } from "./pages/events";
@@ -31,7 +33,9 @@ import { Login } from "./pages/login";
 import { Migrations } from "./pages/migrations";
 import { Nodes } from "./pages/nodes";
 import { Overview } from "./pages/overview";
-import { Images, Networks, Volumes } from "./pages/storage";
+import { Images } from "./pages/images";
+import { Networks, SecurityGroups } from "./pages/networks";
+import { Volumes } from "./pages/volumes";
 import { VmPage } from "./pages/vm";
 import { Vms } from "./pages/vms";
 import { logout, useSession } from "./session";
@@ -45,7 +49,15 @@ const PAGES = [
   ["/images", "Images"],
   ["/networks", "Networks"],
   ["/volumes", "Volumes"],
+  ["/security-groups", m("Security groups")],
   ["/events", "Events"],
+  ["/sites", m("Sites and links")],
+  ["/projects", m("Projects")],
+  ["/users", m("Users and roles")],
+  ["/tokens", m("Tokens and sessions")],
+  ["/audit", m("Audit log")],
+  ["/settings", m("Settings")],
+  ["/account", m("Your account")],
 ] as const;
 
 export function App(): ReactElement | null {
@@ -118,6 +130,7 @@ function Frame({ me }: { me: Me }): ReactElement {
       <PageSection isFilled aria-label="Content">
         <Pages me={me} />
       </PageSection>
+      <OperationDialog />
       <Notices />
     </Page>
   );
@@ -143,21 +156,36 @@ function Pages({ me }: { me: Me }): ReactElement {
         <Nodes me={me} />
       </Route>
       <Route path="/images">
-        <Images />
+        <Images me={me} />
       </Route>
       <Route path="/networks">
-        <Networks />
+        <Networks me={me} />
       </Route>
       <Route path="/volumes">
-        <Volumes />
+        <Volumes me={me} />
       </Route>
       <Route path="/events">
         <Events />
       </Route>
+      <Route path="/security-groups">
+        <SecurityGroups me={me} />
+      </Route>
+      <Route path="/:page">{({ page }) => <Administration page={page} me={me} />}</Route>
       <Route>
         <Redirect to="/" />
       </Route>
     </Switch>
+  );
+}
+
+/** Pages that few people open: loaded when one does. */
+const Rest = lazy(() => import("./pages/rest"));
+
+function Administration({ page, me }: { page: string; me: Me }): ReactElement {
+  return (
+    <Suspense fallback={<p role="status">{t("Loading the page …")}</p>}>
+      <Rest page={page} me={me} />
+    </Suspense>
   );
 }
 

@@ -1,6 +1,7 @@
 /** Who is logged in. The session itself is a cookie that scripts cannot read. */
 import { useSyncExternalStore } from "react";
 import { ApiError, answered, client, type Me, type SecondFactorStep, setCsrf } from "./api";
+import { m } from "./i18n";
 
 export type Session =
   | { state: "asking" }
@@ -92,4 +93,9 @@ export function sessionEnded(): void {
 /** Say whether the caller has a right in a project; null: everywhere. */
 export function may(me: Me, right: Me["everywhere"][number], project: string | null): boolean {
   return me.everywhere.includes(right) || (project !== null && (me.projects[project]?.includes(right) ?? false));
+}
+
+/** Why the caller can't do something; null: they can. */
+export function refusalFor(me: Me, right: Me["everywhere"][number], project: string | null = null): string | null {
+  return may(me, right, project) ? null : m("Your role does not allow it.");
 }

@@ -3,7 +3,7 @@
  *
  * Whatever comes later with an older revision is ignored, so answers and changes may arrive in any order.
  */
-import type { Event, Migration, Network, Node, Vm, Volume } from "./api";
+import type { Drain, Event, Export, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Project, SecurityGroup, Snapshot, UnreconciledVm, Vm, Volume } from "./api";
 
 export interface Kinds {
   vm: Vm;
@@ -12,9 +12,45 @@ export interface Kinds {
   network: Network;
   volume: Volume;
   event: Event;
+  drain: Drain;
+  export: Export;
+  import: Import;
+  link: Link;
+  project: Project;
+  snapshot: Snapshot;
+  "floating-address": FloatingAddress;
+  forward: Forward;
+  "security-group": SecurityGroup;
+  "unreconciled-vm": UnreconciledVm;
 }
 export type Kind = keyof Kinds;
-export const KINDS: readonly Kind[] = ["vm", "node", "migration", "network", "volume", "event"];
+
+interface Keyed {
+  id?: string | number;
+  name?: string;
+  address?: string | null;
+}
+
+/** By what the stream names an object of each kind. */
+const KEYS: Record<Kind, keyof Keyed> = {
+  vm: "id",
+  node: "name",
+  migration: "id",
+  network: "name",
+  volume: "id",
+  event: "id",
+  drain: "id",
+  export: "id",
+  import: "id",
+  link: "id",
+  project: "name",
+  snapshot: "id",
+  "floating-address": "address",
+  forward: "id",
+  "security-group": "name",
+  "unreconciled-vm": "id",
+};
+export const KINDS = Object.keys(KEYS) as readonly Kind[];
 
 export interface Change<K extends Kind = Kind> {
   kind: K;
@@ -43,8 +79,8 @@ export const REMEMBERED_MS = 120_000;
 /** How many events are kept: there is no end to them. */
 export const EVENTS_MAX = 3_000;
 
-export function keyOf(object: { id?: string | number; name?: string }): string {
-  return String(object.id ?? object.name);
+export function keyOf<K extends Kind>(kind: K, object: Kinds[K]): string {
+  return String((object as Keyed)[KEYS[kind]]);
 }
 
 export class ObjectStore {
@@ -92,7 +128,7 @@ export class ObjectStore {
     const keys: string[] = [];
     const changes: Change[] = [];
     for (const item of items) {
-      const key = keyOf(item as { id?: string; name?: string });
+      const key = keyOf(kind, item);
       const later = this.recent.get(`${kind}/${key}`);
       if (later !== undefined && later.revision > revision) {
         if (later.object === null) continue;
@@ -146,7 +182,7 @@ export class ObjectStore {
       return;
     }
     const object = message.object as Kinds[Kind];
-    const key = keyOf(object as { id?: string; name?: string });
+    const key = keyOf(kind, object);
     this.remember(kind, key, revision, object);
     if (this.objects[kind].has(key)) this.put(kind, key, object, changes);
     else changes.push({ kind, key, old: undefined, now: object });

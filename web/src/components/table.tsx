@@ -14,6 +14,8 @@ export interface Column<T> {
   /** The field that the server sorts by. */
   sort?: string;
   cell: (object: T) => ReactNode;
+  /** The same as a text, for files; not needed where a cell is one. */
+  text?: (object: T) => string;
 }
 
 export interface Sorting {

@@ -18,7 +18,7 @@ import { type FormEvent, type ReactElement, useState } from "react";
 import { useLocation } from "wouter";
 import { ApiError, answered, client, type CreateVm, type Me } from "../api";
 import { Refusal, said } from "../components/notices";
-import { useImages } from "./storage";
+import { useImages } from "./images";
 
 interface Fields {
   name: string;

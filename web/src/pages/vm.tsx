@@ -23,6 +23,8 @@ import { may } from "../session";
 import { EventTable } from "./events";
 import { MigrationProgress } from "./migrations";
 import { MigrateVm } from "./migrate";
+import { GuestView, Interfaces, MoreActions } from "./vm_more";
+import { Snapshots } from "./vm_snapshots";
 
 const SerialConsole = lazy(() => import("../console/serial"));
 const DisplayConsole = lazy(() => import("../console/display"));
@@ -75,7 +77,11 @@ export function VmPage({ id, me }: { id: string; me: Me }): ReactElement {
       {vm.unreconciled != null && <Alert isInline variant="danger" title={vm.unreconciled} />}
       {vm.migration !== null && <RunningMigration id={vm.migration} me={me} />}
       <Summary vm={vm} />
+      <MoreActions vm={vm} me={me} />
       {writes && <Consoles vm={vm} />}
+      <Interfaces vm={vm} me={me} />
+      <Snapshots vm={vm} me={me} />
+      {writes && <GuestView vm={vm} me={me} />}
       {writes && vm.migration === null && <MigrateVm vm={vm} />}
       <Title headingLevel="h2">Events</Title>
       <EventTable object={vm.id} />

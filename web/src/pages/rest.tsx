@@ -1,0 +1,31 @@
+/** The pages of those who run the platform. */
+import type { ReactElement } from "react";
+import { Redirect } from "wouter";
+import type { Me } from "../api";
+import { Tokens, Users } from "./access";
+import { Account } from "./account";
+import { Audit } from "./audit";
+import { Projects } from "./projects";
+import { Settings } from "./settings";
+import { Sites } from "./sites";
+
+export default function Rest({ page, me }: { page: string; me: Me }): ReactElement {
+  switch (page) {
+    case "sites":
+      return <Sites me={me} />;
+    case "projects":
+      return <Projects me={me} />;
+    case "users":
+      return <Users me={me} />;
+    case "tokens":
+      return <Tokens />;
+    case "audit":
+      return <Audit me={me} />;
+    case "settings":
+      return <Settings me={me} />;
+    case "account":
+      return <Account me={me} />;
+    default:
+      return <Redirect to="/" />;
+  }
+}

@@ -1,0 +1,145 @@
+/** Volumes, and the pools that hold them. */
+import type { ReactElement } from "react";
+import { Link, useSearchParams } from "wouter";
+import { answered, client, type Me, type Volume } from "../api";
+import { VolumeLabel } from "../components/labels";
+import { LiveList } from "../components/live_list";
+import { metadataFields, metadataOf } from "../components/metadata";
+import { checked, given, number, type Operation, OperationBar } from "../components/operation";
+import { PlainList } from "../components/plain";
+import type { Column } from "../components/table";
+import { bytes, mib } from "../format";
+import { m } from "../i18n";
+import { useList } from "../list";
+import { refusalFor } from "../session";
+
+function createVolume(me: Me): Operation {
+  return {
+    label: m("Create a volume"),
+    refusal: refusalFor(me, "write", me.project),
+    fields: [
+      { name: "name", label: m("Name"), help: m("Lower-case letters, digits and hyphens.") },
+      { name: "size_mib", label: m("Size in MiB"), kind: "number" },
+      { name: "pool", label: m("Pool"), optional: true },
+      { name: "node", label: m("Node"), optional: true, help: m("Empty: the platform chooses.") },
+      { name: "image", label: m("Image to copy"), optional: true, help: m("Empty: the volume is empty.") },
+      { name: "iops", label: m("Limit of requests a second"), kind: "number", optional: true },
+      { name: "bytes_per_s", label: m("Limit of bytes a second"), kind: "number", optional: true },
+    ],
+    command: (v) => `novacron volume create ${v["name"]} --size ${v["size_mib"]}M${given(v["pool"]) ? ` --pool ${v["pool"]}` : ""}`,
+    run: (v) =>
+      answered(
+        client.POST("/api/v1/volumes", {
+          body: { name: v["name"] ?? "", size_mib: Number(v["size_mib"]), pool: given(v["pool"]), node: given(v["node"]), image: given(v["image"]), iops: number(v["iops"]), bytes_per_s: number(v["bytes_per_s"]) },
+        }),
+      ),
+  };
+}
+
+function ofVolume(me: Me, volume: Volume): Operation[] {
+  const at = { params: { path: { ref: volume.id } } };
+  const subject = volume.name;
+  const refusal = refusalFor(me, "write", volume.project);
+  const free = volume.vm === null;
+  return [
+    free
+      ? {
+          label: m("Attach"),
+          subject,
+          refusal,
+          fields: [
+            { name: "vm", label: m("VM"), help: m("Its name or id.") },
+            { name: "read_only", label: m("Read only"), kind: "check" },
+            { name: "boot_order", label: m("Boot order"), kind: "number", optional: true },
+          ],
+          command: (v) => `novacron volume attach ${volume.name} ${v["vm"]}`,
+          run: (v) => answered(client.POST("/api/v1/volumes/{ref}/actions/attach", { ...at, body: { vm: v["vm"] ?? "", read_only: checked(v["read_only"]), boot_order: number(v["boot_order"]) } })),
+        }
+      : {
+          label: m("Detach"),
+          subject,
+          refusal,
+          warning: m("The guest loses this disk. Unmount it in the guest first."),
+          command: () => `novacron volume detach ${volume.name}`,
+          run: () => answered(client.POST("/api/v1/volumes/{ref}/actions/detach", at)),
+        },
+    {
+      label: m("Change"),
+      subject,
+      refusal,
+      fields: [
+        { name: "name", label: m("Name"), value: volume.name },
+        { name: "size_mib", label: m("Size in MiB"), kind: "number", value: String(volume.size_mib), help: m("It can only grow.") },
+        { name: "iops", label: m("Limit of requests a second"), kind: "number", optional: true, value: String(volume.iops ?? "") },
+        { name: "bytes_per_s", label: m("Limit of bytes a second"), kind: "number", optional: true, value: String(volume.bytes_per_s ?? "") },
+        ...metadataFields(volume),
+      ],
+      run: (v) =>
+        answered(
+          client.PATCH("/api/v1/volumes/{ref}", {
+            ...at,
+            body: { ...(v["name"] !== volume.name && { name: v["name"] }), ...(Number(v["size_mib"]) !== volume.size_mib && { size_mib: Number(v["size_mib"]) }), iops: number(v["iops"]) ?? null, bytes_per_s: number(v["bytes_per_s"]) ?? null, ...metadataOf(v) },
+          }),
+        ),
+    },
+    {
+      label: m("Move"),
+      subject,
+      refusal: refusal ?? (free ? null : m("Detach it first.")),
+      fields: [{ name: "project", label: m("Project") }],
+      command: (v) => `novacron volume move-to-project ${volume.name} ${v["project"]}`,
+      run: (v) => answered(client.POST("/api/v1/volumes/{ref}/actions/move-to-project", { ...at, body: { project: v["project"] ?? "" } })),
+    },
+    {
+      label: m("Delete"),
+      subject,
+      refusal: refusal ?? (free ? null : m("Detach it first.")),
+      warning: m("The volume and its data are deleted. Nobody can undo that."),
+      confirm: volume.name,
+      command: () => `novacron volume delete ${volume.name}`,
+      run: () => answered(client.DELETE("/api/v1/volumes/{ref}", at)),
+    },
+  ];
+}
+
+export function Volumes({ me }: { me: Me }): ReactElement {
+  const [address, setAddress] = useSearchParams();
+  const sort = address.get("sort") ?? "name";
+  const list = useList("volume", { sort }, (query) => answered(client.GET("/api/v1/volumes", { params: { query: { sort, ...query } } })), {
+    moves: (old, now) => old.name !== now.name || old.size_mib !== now.size_mib || old.used_bytes !== now.used_bytes,
+  });
+  const columns: readonly Column<Volume>[] = [
+    { title: m("Name"), width: "minmax(10rem, 2fr)", sort: "name", cell: (volume) => volume.name },
+    { title: m("Phase"), width: "7rem", cell: (volume) => <VolumeLabel phase={volume.phase} />, text: (volume) => volume.phase },
+    { title: m("Size"), width: "7rem", sort: "size_mib", cell: (volume) => mib(volume.size_mib) },
+    { title: m("Used"), width: "7rem", sort: "used_bytes", cell: (volume) => bytes(volume.used_bytes) },
+    { title: m("Pool"), width: "minmax(6rem, 1fr)", cell: (volume) => volume.pool },
+    { title: m("Node"), width: "minmax(7rem, 1fr)", sort: "node", cell: (volume) => volume.node },
+    { title: m("VM"), width: "minmax(8rem, 1fr)", cell: (volume) => (volume.vm === null ? "-" : <Link href={`/vms/${volume.vm}`}>{volume.vm_name}</Link>), text: (volume) => volume.vm_name ?? "" },
+    { title: m("Project"), width: "minmax(6rem, 1fr)", sort: "project", cell: (volume) => volume.project },
+    { title: m("Error"), width: "minmax(6rem, 1fr)", cell: (volume) => <span title={volume.error}>{volume.error}</span>, text: (volume) => volume.error },
+    { title: "", width: "21rem", cell: (volume) => <OperationBar operations={ofVolume(me, volume)} /> },
+  ];
+  return (
+    <div className="nc-page">
+      <LiveList kind="volume" title={m("Volumes")} list={list} columns={columns} empty={m("There is no volume.")} create={createVolume(me)} sorting={{ by: sort, change: (by) => setAddress({ sort: by }, { replace: true }) }} />
+      <PlainList
+        title={m("Pools")}
+        name={["pools"]}
+        fetchPage={() => answered(client.GET("/api/v1/pools"))}
+        keyOf={(pool) => `${pool.node}/${pool.name}`}
+        empty={m("No node has a pool.")}
+        columns={[
+          { title: m("Pool"), width: "minmax(8rem, 1fr)", cell: (pool) => pool.name },
+          { title: m("Kind"), width: "6rem", cell: (pool) => pool.kind },
+          { title: m("Node"), width: "minmax(8rem, 1fr)", cell: (pool) => pool.node },
+          { title: m("Size"), width: "7rem", cell: (pool) => bytes(pool.bytes_total) },
+          { title: m("Free"), width: "7rem", cell: (pool) => bytes(pool.bytes_free) },
+          { title: m("Volumes"), width: "6rem", cell: (pool) => pool.volumes },
+          { title: m("Promised"), width: "7rem", cell: (pool) => bytes(pool.promised_bytes) },
+          { title: m("Used"), width: "7rem", cell: (pool) => bytes(pool.used_bytes) },
+        ]}
+      />
+    </div>
+  );
+}
