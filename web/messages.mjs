@@ -7,6 +7,8 @@ import ts from "typescript";
 const LIST = "messages/en.json";
 /** Attributes of elements, and nothing else, that people read. */
 const READ = new Set(["aria-label", "title", "label", "placeholder", "alt", "empty", "titleText"]);
+/** Properties of what is written down as data, and shown translated. */
+const SHOWN = new Set(["title", "label", "help", "warning", "empty"]);
 const found = new Set();
 const complaints = [];
 
@@ -17,7 +19,7 @@ function literal(node) {
 function look(node, source) {
   const complain = (text) => {
     const { line } = source.getLineAndCharacterOfPosition(node.getStart(source));
-    complaints.push(`${source.fileName}:${line + 1}: ${JSON.stringify(text)} is not translated: use t()`);
+    complaints.push(`${source.fileName}:${line + 1}: ${JSON.stringify(text)} is not translated: use t(), or m() where it is not shown yet`);
   };
   if (ts.isCallExpression(node) && ts.isIdentifier(node.expression) && ["t", "m"].includes(node.expression.text)) {
     const text = literal(node.arguments[0]);
@@ -26,6 +28,9 @@ function look(node, source) {
     complain(node.text.trim());
   } else if (ts.isJsxAttribute(node) && READ.has(node.name.getText(source)) && node.initializer !== undefined) {
     const text = literal(node.initializer) ?? literal(node.initializer.expression);
+    if (text !== null && /\p{L}/u.test(text)) complain(text);
+  } else if (ts.isPropertyAssignment(node) && SHOWN.has(node.name.getText(source))) {
+    const text = literal(node.initializer);
     if (text !== null && /\p{L}/u.test(text)) complain(text);
   }
   ts.forEachChild(node, (child) => look(child, source));

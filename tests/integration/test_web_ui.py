@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyotp
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
@@ -23,6 +24,14 @@ USER, PASSWORD = "web-ui", "correct horse battery"
 SOON_MS = 40_000
 PICTURES = os.environ.get("NOVACRON_PICTURES")
 """A folder for the pictures of the pages; without it, none are taken."""
+PAGES = ("", "vms", "vms/create", "migrations", "nodes", "images", "networks", "security-groups", "volumes", "events",
+         "sites", "projects", "users", "tokens", "audit", "settings", "account")  # fmt: skip
+AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
+TOO_WIDE = """[...document.querySelectorAll("*")].filter(element => {
+    const { overflowX } = getComputedStyle(element);
+    const scrolls = element === document.documentElement || overflowX === "auto" || overflowX === "scroll";
+    return scrolls && element.scrollWidth > element.clientWidth + 1 && !element.closest(".nc-table, .nc-output");
+}).map(element => `${element.tagName} ${element.className}: ${element.scrollWidth} > ${element.clientWidth}`)"""
 EXPECTED = ("/api/v1/me",)
 """A browser asks who is logged in, and writes into its console that nobody is."""
 CUT_OFF = ("/api/v1/watch", "ERR_CONNECTION", "401")
@@ -163,6 +172,108 @@ def _look_at_the_list(page: Page, site: Platform, other: dict[str, Any]) -> None
     site.client.delete("vms", other["id"])
     expect(page.get_by_text("The list changed, so the selection of 1 VM was cleared.")).to_be_visible(timeout=SOON_MS)
     expect(page.get_by_text("0 VMs selected")).to_be_visible()
+
+
+@pytest.mark.slow
+def test_a_second_factor_is_added_and_asked_for_in_a_browser(page: Page, site: Platform) -> None:
+    made = site.client.create_user("web-second", password=PASSWORD)
+    site.client.grant(made["id"], "member", "default")
+    try:
+        log_in(page, "web-second")
+        page.goto("/ui/account")
+        page.get_by_role("button", name="Add an app").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Name").fill("phone")
+        dialog.get_by_label("Your password").fill(PASSWORD)
+        dialog.get_by_role("button", name="Add an app").click()
+        secret = dialog.get_by_label("Secret for the app").inner_text()
+        dialog.get_by_label("Code of your app").fill(pyotp.TOTP(secret).now())
+        dialog.get_by_role("button", name="Confirm").click()
+        code = dialog.get_by_role("list", name="Recovery codes").get_by_role("listitem").first.inner_text()
+        dialog.get_by_role("button", name="Close").last.click()
+        page.get_by_role("button", name="Log out").click()
+        type_password(page, "web-second")
+        page.get_by_role("button", name="Use a recovery code instead").click()
+        page.get_by_label("Recovery code").fill(code)
+        page.get_by_role("button", name="Log in", exact=True).click()
+        until_current(page)
+    finally:
+        site.client.request("DELETE", f"/api/v1/users/{made['id']}")
+
+
+@pytest.mark.slow
+def test_every_page_suits_screen_readers_and_phones(page: Page, site: Platform, new_vm: NewVm) -> None:
+    """In both themes, axe finds no violation; at 360 pixels, nothing but tables scrolls sideways."""
+    vm = new_vm(name="web-seen")
+    log_in(page)
+    axe = AXE.read_text()
+    found: dict[str, Any] = {}
+    for theme in ("light", "dark"):
+        page.get_by_role("button", name=theme, exact=True).click()
+        for path in (*PAGES, f"vms/{vm['id']}"):
+            page.set_viewport_size({"width": 1400, "height": 1000})
+            page.goto(f"/ui/{path}")
+            until_current(page)
+            page.get_by_role("heading", level=1).first.wait_for()
+            expect(page.get_by_text("Asking the server …")).to_have_count(0, timeout=SOON_MS)
+            page.evaluate(axe)
+            for violation in page.evaluate("axe.run().then(result => result.violations)"):
+                nodes = [(node["html"][:150], node["any"][:1]) for node in violation["nodes"][:3]]
+                found[f"{theme} /{path} {violation['id']}"] = nodes
+            page.set_viewport_size({"width": 360, "height": 740})
+            if wide := page.evaluate(TOO_WIDE):
+                found[f"{theme} /{path} 360 px"] = wide
+    assert found == {}, json.dumps(found, indent=2)
+
+
+@pytest.mark.slow
+def test_the_keyboard_goes_everywhere(page: Page, site: Platform, new_vm: NewVm) -> None:
+    new_vm(name="web-keys-a")
+    vm = new_vm(name="web-keys-b")
+    log_in(page)
+    page.get_by_role("link", name="web-keys-a").wait_for()
+    page.keyboard.press("/")
+    expect(page.get_by_label("Name begins with")).to_be_focused()
+    page.keyboard.type("web-keys")
+    page.get_by_label("Name begins with").blur()
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    expect(page.get_by_role("row").filter(has_text="web-keys-b").get_by_role("checkbox")).to_be_checked()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="web-keys-b", exact=True)).to_be_visible(timeout=SOON_MS)
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_contain_text("Go to a page or a VM")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+k")
+    page.get_by_label("Page or VM", exact=True).fill("web-keys-a")
+    expect(page.get_by_role("option", name="VM web-keys-a")).to_be_visible(timeout=SOON_MS)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="web-keys-a", exact=True)).to_be_visible(timeout=SOON_MS)
+    page.keyboard.press("Control+k")
+    page.get_by_label("Page or VM", exact=True).fill("audit")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Audit log", exact=True)).to_be_visible(timeout=SOON_MS)
+    assert vm["id"] not in page.url
+
+
+@pytest.mark.slow
+def test_a_view_is_saved_shared_and_exported(page: Page, site: Platform, new_vm: NewVm) -> None:
+    new_vm(name="web-view")
+    log_in(page)
+    page.goto("/ui/vms?name=web-vi&sort=-name")
+    expect(page.get_by_label("Name begins with")).to_have_value("web-vi", timeout=SOON_MS)
+    page.get_by_role("button", name="Save this view").click()
+    page.get_by_role("dialog").get_by_label("Name").fill("mine")
+    page.get_by_role("dialog").get_by_role("button", name="Save this view").click()
+    page.goto("/ui/vms")
+    page.get_by_label("Saved view").select_option("mine")
+    expect(page).to_have_url(re.compile(r"name=web-vi&sort=-name$"))
+    page.get_by_role("link", name="web-view").wait_for()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV: Virtual machines").click()
+    text = Path(saved.value.path()).read_text()
+    assert text.startswith("Name,State,Node,") and "\nweb-view," in text.replace("\r", "")
 
 
 @pytest.mark.slow

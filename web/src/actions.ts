@@ -1,5 +1,6 @@
 /** What can be done with a VM, and why not where it can't. */
 import { answered, client, type Vm, type VmState } from "./api";
+import { m } from "./i18n";
 
 export interface VmAction {
   id: "start" | "stop" | "reboot" | "kill" | "delete";
@@ -29,8 +30,8 @@ const ON: Record<VmState, boolean> = {
 };
 
 function busy(vm: Vm): string | null {
-  if (vm.deleting) return "The VM is being deleted.";
-  if (vm.unreconciled != null) return "A node and the database disagree about this VM: adopt or forget it first.";
+  if (vm.deleting) return m("The VM is being deleted.");
+  if (vm.unreconciled != null) return m("A node and the database disagree about this VM: adopt or forget it first.");
   return null;
 }
 
@@ -40,54 +41,54 @@ const post = (vm: Vm, action: string): string => `POST /api/v1/vms/${vm.id}/acti
 export const ACTIONS: readonly VmAction[] = [
   {
     id: "start",
-    label: "Start",
+    label: m("Start"),
     warning: null,
     final: false,
     command: (vm) => `novacron vm start ${vm.name}`,
     request: (vm) => post(vm, "start"),
     refusal: (vm) =>
       busy(vm) ??
-      (vm.spec.power === "running" && ON[vm.status.state] && vm.status.state !== "paused" ? "The VM is on already." : null),
+      (vm.spec.power === "running" && ON[vm.status.state] && vm.status.state !== "paused" ? m("The VM is on already.") : null),
     run: (vm) => answered(client.POST("/api/v1/vms/{ref}/actions/start", path(vm))),
   },
   {
     id: "stop",
-    label: "Stop",
-    warning: "The guest is asked to power off, and is forced to after 15 s.",
+    label: m("Stop"),
+    warning: m("The guest is asked to power off, and is forced to after 15 s."),
     final: false,
     command: (vm) => `novacron vm stop ${vm.name}`,
     request: (vm) => post(vm, "stop"),
-    refusal: (vm) => busy(vm) ?? (vm.spec.power === "stopped" ? "The VM is off, or is about to be." : null),
+    refusal: (vm) => busy(vm) ?? (vm.spec.power === "stopped" ? m("The VM is off, or is about to be.") : null),
     run: (vm) => answered(client.POST("/api/v1/vms/{ref}/actions/stop", path(vm))),
   },
   {
     id: "reboot",
-    label: "Reboot",
-    warning: "The guest reboots; without a guest agent it is reset.",
+    label: m("Reboot"),
+    warning: m("The guest reboots; without a guest agent it is reset."),
     final: false,
     command: (vm) => `novacron vm reboot ${vm.name}`,
     request: (vm) => post(vm, "reboot"),
-    refusal: (vm) => busy(vm) ?? (vm.status.state === "running" ? null : "Only a VM that runs can reboot."),
+    refusal: (vm) => busy(vm) ?? (vm.status.state === "running" ? null : m("Only a VM that runs can reboot.")),
     run: (vm) => answered(client.POST("/api/v1/vms/{ref}/actions/reboot", path(vm))),
   },
   {
     id: "kill",
-    label: "Kill",
-    warning: "The VM is off at once, as if its power was cut: what the guest has not written is lost.",
+    label: m("Kill"),
+    warning: m("The VM is off at once, as if its power was cut: what the guest has not written is lost."),
     final: false,
     command: (vm) => `novacron vm stop ${vm.name} --force`,
     request: (vm) => `${post(vm, "stop")} {"timeout_s": 0}`,
-    refusal: (vm) => busy(vm) ?? (ON[vm.status.state] ? null : "The VM is off."),
+    refusal: (vm) => busy(vm) ?? (ON[vm.status.state] ? null : m("The VM is off.")),
     run: (vm) => answered(client.POST("/api/v1/vms/{ref}/actions/stop", { ...path(vm), body: { timeout_s: 0 } })),
   },
   {
     id: "delete",
-    label: "Delete",
-    warning: "The VM, its disk and its snapshots are deleted. Nobody can undo that.",
+    label: m("Delete"),
+    warning: m("The VM, its disk and its snapshots are deleted. Nobody can undo that."),
     final: true,
     command: (vm) => `novacron vm delete ${vm.name}`,
     request: (vm) => `DELETE /api/v1/vms/${vm.id}`,
-    refusal: (vm) => (vm.deleting ? "The VM is being deleted." : vm.spec.protected ? "The VM is protected." : null),
+    refusal: (vm) => (vm.deleting ? m("The VM is being deleted.") : vm.spec.protected ? m("The VM is protected.") : null),
     run: (vm) => answered(client.DELETE("/api/v1/vms/{ref}", path(vm))),
   },
 ];

@@ -25,6 +25,7 @@ import { Link, Redirect, Route, Router, Switch, useLocation } from "wouter";
 import type { Me } from "./api";
 import { Notices } from "./components/notices";
 import { OperationDialog } from "./components/operation";
+import { Keyboard } from "./components/palette";
 import { m, t } from "./i18n";
 import { useWatchState, watch } from "./live";
 import { Create } from "./pages/create";
@@ -42,15 +43,15 @@ import { logout, useSession } from "./session";
 import { chooseTheme, chosenTheme, type Theme } from "./theme";
 
 const PAGES = [
-  ["/", "Overview"],
-  ["/vms", "Virtual machines"],
-  ["/migrations", "Migrations"],
-  ["/nodes", "Nodes"],
-  ["/images", "Images"],
-  ["/networks", "Networks"],
-  ["/volumes", "Volumes"],
+  ["/", m("Overview")],
+  ["/vms", m("Virtual machines")],
+  ["/migrations", m("Migrations")],
+  ["/nodes", m("Nodes")],
+  ["/images", m("Images")],
+  ["/networks", m("Networks")],
+  ["/volumes", m("Volumes")],
   ["/security-groups", m("Security groups")],
-  ["/events", "Events"],
+  ["/events", m("Events")],
   ["/sites", m("Sites and links")],
   ["/projects", m("Projects")],
   ["/users", m("Users and roles")],
@@ -60,6 +61,8 @@ const PAGES = [
   ["/account", m("Your account")],
 ] as const;
 
+const ENTRIES = [...PAGES.map(([path, title]) => ({ path, title })), { path: "/vms/create", title: m("Create a VM") }];
+
 export function App(): ReactElement | null {
   const session = useSession();
   const me = session.state === "in" || session.state === "ended" ? session.me : null;
@@ -68,7 +71,7 @@ export function App(): ReactElement | null {
     watch.start();
     return () => watch.stop();
   }, [session.state]);
-  if (session.state === "asking") return <p role="status">Asking the server …</p>;
+  if (session.state === "asking") return <p role="status">{t("Asking the server …")}</p>;
   if (session.state === "out") return <Login step={null} reason={session.reason} />;
   if (session.state === "second-factor") return <Login step={session.step} reason={null} />;
   if (me === null) return null;
@@ -76,8 +79,8 @@ export function App(): ReactElement | null {
     <Router base="/ui">
       <Frame me={me} />
       {session.state === "ended" && (
-        <div className="nc-overlay" role="dialog" aria-modal="true" aria-label="Log in again">
-          <Login step={session.step} reason="Your session has ended. Log in again: this page stays as it is." user={me.user} />
+        <div className="nc-overlay" role="dialog" aria-modal="true" aria-label={t("Log in again")}>
+          <Login step={session.step} reason={t("Your session has ended. Log in again: this page stays as it is.")} user={me.user} />
         </div>
       )}
     </Router>
@@ -91,10 +94,10 @@ function Frame({ me }: { me: Me }): ReactElement {
     <Masthead>
       <MastheadMain>
         <MastheadToggle>
-          <PageToggleButton isHamburgerButton aria-label="Navigation" isSidebarOpen={open} onSidebarToggle={() => setOpen(!open)} />
+          <PageToggleButton isHamburgerButton aria-label={t("Navigation")} isSidebarOpen={open} onSidebarToggle={() => setOpen(!open)} />
         </MastheadToggle>
         <MastheadBrand>
-          <MastheadLogo component={(props) => <Link {...props} href="/" />}>NovaCron</MastheadLogo>
+          <MastheadLogo component={(props) => <Link {...props} href="/" />}>{t("NovaCron")}</MastheadLogo>
         </MastheadBrand>
       </MastheadMain>
       <MastheadContent>
@@ -104,7 +107,7 @@ function Frame({ me }: { me: Me }): ReactElement {
           <ThemeChoice />
           <span>{me.user}</span>
           <Button variant="secondary" size="sm" onClick={() => void logout()}>
-            Log out
+            {t("Log out")}
           </Button>
         </div>
       </MastheadContent>
@@ -113,11 +116,11 @@ function Frame({ me }: { me: Me }): ReactElement {
   const sidebar = (
     <PageSidebar isSidebarOpen={open}>
       <PageSidebarBody>
-        <Nav aria-label="Pages">
+        <Nav aria-label={t("Pages")}>
           <NavList>
             {PAGES.map(([path, title]) => (
               <NavItem key={path} isActive={path === "/" ? at === "/" : at.startsWith(path)}>
-                <Link href={path}>{title}</Link>
+                <Link href={path}>{t(title)}</Link>
               </NavItem>
             ))}
           </NavList>
@@ -126,11 +129,12 @@ function Frame({ me }: { me: Me }): ReactElement {
     </PageSidebar>
   );
   return (
-    <Page masthead={masthead} sidebar={sidebar} mainContainerId="main" skipToContent={<SkipToContent href="#main">Skip to the content</SkipToContent>}>
-      <PageSection isFilled aria-label="Content">
+    <Page masthead={masthead} sidebar={sidebar} mainContainerId="main" skipToContent={<SkipToContent href="#main">{t("Skip to the content")}</SkipToContent>}>
+      <PageSection isFilled aria-label={t("Content")}>
         <Pages me={me} />
       </PageSection>
       <OperationDialog />
+      <Keyboard pages={ENTRIES} />
       <Notices />
     </Page>
   );
@@ -196,16 +200,16 @@ function Freshness(): ReactElement {
   if (state === "current") {
     return (
       <Label color="green" variant="outline" data-testid="freshness">
-        current, revision {revision}
+        {t("current, revision {revision}", { revision })}
       </Label>
     );
   }
   return (
     <span role="alert">
       <Label color={state === "connecting" ? "blue" : "orange"} data-testid="freshness">
-        {state === "connecting" && "connecting"}
-        {state === "behind" && `behind since ${at}: shows revision ${revision}; connecting again`}
-        {state === "ended" && `the session has ended: shows revision ${revision}`}
+        {state === "connecting" && t("connecting")}
+        {state === "behind" && t("behind since {at}: shows revision {revision}; connecting again", { at, revision })}
+        {state === "ended" && t("the session has ended: shows revision {revision}", { revision })}
       </Label>
     </span>
   );
@@ -216,11 +220,11 @@ const THEMES: readonly Theme[] = ["system", "light", "dark"];
 function ThemeChoice(): ReactElement {
   const [chosen, setChosen] = useState(chosenTheme);
   return (
-    <ToggleGroup aria-label="Theme" isCompact>
+    <ToggleGroup aria-label={t("Theme")} isCompact>
       {THEMES.map((theme) => (
         <ToggleGroupItem
           key={theme}
-          text={theme}
+          text={t(theme)}
           isSelected={theme === chosen}
           onChange={() => {
             chooseTheme(theme);

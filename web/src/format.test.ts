@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { bytes, count, duration, mib, percent, time, utc } from "./format";
+import { bytes, countVms, duration, mib, percent, time, utc } from "./format";
 
 it("writes bytes with three digits and a unit", () => {
   expect([0, 1023, 1536, 10 * 1024, 123 * 1024 ** 2, 5 * 1024 ** 5, -2048].map(bytes)).toEqual([
@@ -24,5 +24,5 @@ it("leaves what is no time as it is", () => {
 });
 
 it("counts in words", () => {
-  expect([count(1, "VM"), count(2, "VM"), count(0, "VM")]).toEqual(["1 VM", "2 VMs", "0 VMs"]);
+  expect([countVms(1), countVms(2), countVms(0)]).toEqual(["1 VM", "2 VMs", "0 VMs"]);
 });

@@ -1,4 +1,5 @@
 /** How figures and times are written. */
+import { t } from "./i18n";
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
 
@@ -49,6 +50,6 @@ export function percent(part: number, whole: number): number {
   return Math.max(0, Math.min(100, (100 * part) / whole));
 }
 
-export function count(number: number, one: string, many = `${one}s`): string {
-  return `${number} ${number === 1 ? one : many}`;
+export function countVms(count: number): string {
+  return count === 1 ? t("1 VM") : t("{count} VMs", { count });
 }

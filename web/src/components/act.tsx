@@ -3,7 +3,8 @@ import { Button, Modal, ModalBody, ModalFooter, ModalHeader, TextInput, Tooltip 
 import { type ReactElement, useState } from "react";
 import { ACTIONS, runOn, type VmAction } from "../actions";
 import type { Vm } from "../api";
-import { count } from "../format";
+import { countVms } from "../format";
+import { t } from "../i18n";
 import { refused, said } from "./notices";
 
 interface Asked {
@@ -14,16 +15,16 @@ interface Asked {
 
 /** Why an action can't be done with any of these; null: it can with some. */
 function refusalOf(action: VmAction, vms: readonly Vm[]): string | null {
-  if (vms.length === 0) return "Select VMs first.";
+  if (vms.length === 0) return t("Select VMs first.");
   const refusals = vms.map((vm) => action.refusal(vm));
   return refusals.every((refusal) => refusal !== null) ? (refusals[0] ?? null) : null;
 }
 
 async function perform({ action, vms }: Asked): Promise<void> {
   const failed = await runOn(action, vms);
-  for (const { vm, error } of failed.slice(0, 3)) refused(`${action.label}: ${vm.name}`, error);
-  if (failed.length > 3) refused(action.label, new Error(`${failed.length - 3} more were refused`));
-  if (failed.length < vms.length) said(`${action.label}: accepted for ${count(vms.length - failed.length, "VM")}`);
+  for (const { vm, error } of failed.slice(0, 3)) refused(`${t(action.label)}: ${vm.name}`, error);
+  if (failed.length > 3) refused(t(action.label), new Error(t("{count} more were refused", { count: failed.length - 3 })));
+  if (failed.length < vms.length) said(t("{action}: accepted for {vms}", { action: t(action.label), vms: countVms(vms.length - failed.length) }));
 }
 
 interface Props {
@@ -54,13 +55,13 @@ export function VmActions({ vms, forbidden, done }: Props): ReactElement {
             isAriaDisabled={why !== null}
             onClick={() => (action.warning === null ? act(request) : setAsked(request))}
           >
-            {action.label}
+            {t(action.label)}
           </Button>
         );
         return why === null ? (
           button
         ) : (
-          <Tooltip key={action.id} content={why}>
+          <Tooltip key={action.id} content={t(why)}>
             {button}
           </Tooltip>
         );
@@ -77,9 +78,9 @@ function Question({ asked, cancel, confirm }: { asked: Asked; cancel: () => void
   const word = vms.length === 1 ? (first?.name ?? "") : `${action.id} ${vms.length}`;
   return (
     <Modal isOpen variant="small" onClose={cancel} aria-labelledby="question" aria-describedby="consequence">
-      <ModalHeader title={`${action.label} ${vms.length === 1 ? word : count(vms.length, "VM")}?`} labelId="question" />
+      <ModalHeader title={`${t(action.label)}: ${vms.length === 1 ? word : countVms(vms.length)}`} labelId="question" />
       <ModalBody id="consequence">
-        <p>{action.warning}</p>
+        <p>{t(action.warning ?? "")}</p>
         {vms.length > 1 && (
           <ul className="nc-names">
             {vms.map((vm) => (
@@ -89,24 +90,24 @@ function Question({ asked, cancel, confirm }: { asked: Asked; cancel: () => void
         )}
         {first !== undefined && (
           <details>
-            <summary>The same as a command and as a request</summary>
+            <summary>{t("The same as a command and as a request")}</summary>
             <code className="nc-command">{action.command(first)}</code>
             <code className="nc-command">{action.request(first)}</code>
           </details>
         )}
         {action.final && (
           <label>
-            Type <strong>{word}</strong> to confirm
-            <TextInput aria-label={`Type ${word} to confirm`} value={typed} onChange={(_, value) => setTyped(value)} />
+            {t("Type {word} to confirm", { word })}
+            <TextInput value={typed} onChange={(_, value) => setTyped(value)} />
           </label>
         )}
       </ModalBody>
       <ModalFooter>
         <Button variant={action.final ? "danger" : "primary"} isDisabled={action.final && typed !== word} onClick={confirm}>
-          {action.label}
+          {t(action.label)}
         </Button>
         <Button variant="link" onClick={cancel}>
-          Cancel
+          {t("Cancel")}
         </Button>
       </ModalFooter>
     </Modal>

@@ -31,7 +31,7 @@ function save<T>({ title, columns, objects }: Props<T>): void {
 export function CsvButton<T>(props: Props<T>): ReactElement {
   return (
     <Button size="sm" variant="secondary" aria-label={`CSV: ${t(props.title)}`} onClick={() => save(props)}>
-      CSV
+      {t("CSV")}
     </Button>
   );
 }

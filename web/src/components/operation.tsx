@@ -1,7 +1,7 @@
 /** Anything that the API can do, as a button: its form, the question before what can't be undone, and what it answered. */
 import { Button, Checkbox, Form, FormGroup, FormHelperText, FormSelect, FormSelectOption, HelperText, HelperTextItem, Modal, ModalBody, ModalFooter, ModalHeader, TextArea, TextInput, Tooltip } from "@patternfly/react-core";
 import { useMutation } from "@tanstack/react-query";
-import { type FormEvent, type ReactElement, type ReactNode, useState, useSyncExternalStore } from "react";
+import { type FormEvent, type ReactElement, type ReactNode, useEffect, useState, useSyncExternalStore } from "react";
 import { ApiError } from "../api";
 import { t } from "../i18n";
 import { queries } from "../live";
@@ -55,9 +55,13 @@ function change(to: Operation | null): void {
   listeners.forEach((heard) => heard());
 }
 
+function asks({ fields, warning, confirm }: Operation): boolean {
+  return fields !== undefined || warning !== undefined || confirm !== undefined;
+}
+
 /** Ask for what an operation needs, then do it. */
 export function start(operation: Operation): void {
-  if (operation.fields === undefined && operation.warning === undefined) void perform(operation);
+  if (!asks(operation) && operation.show === undefined) void perform(operation);
   else change(operation);
 }
 
@@ -71,6 +75,7 @@ async function perform(operation: Operation): Promise<void> {
 }
 
 function done(operation: Operation): void {
+  if (operation.show !== undefined && !asks(operation)) return; // it only looked
   said(`${t(operation.label)}: ${operation.subject === undefined ? t("done") : operation.subject}`);
   void queries.invalidateQueries({ queryKey: ["plain"] });
 }
@@ -130,9 +135,14 @@ function Dialog({ operation }: { operation: Operation }): ReactElement {
       if (show === undefined) close();
     },
   });
+  const { mutate } = doing;
+  const looks = !asks(operation);
+  useEffect(() => {
+    if (looks) mutate();
+  }, [looks, mutate]);
   const submit = (event: FormEvent): void => {
     event.preventDefault();
-    doing.mutate();
+    mutate();
   };
   const wrong = doing.error instanceof ApiError ? doing.error.field : null;
   const incomplete = fields.some(({ name, optional, kind }) => !optional && kind !== "check" && values[name] === "");
@@ -165,7 +175,7 @@ function Dialog({ operation }: { operation: Operation }): ReactElement {
         )}
       </ModalBody>
       <ModalFooter>
-        {!doing.isSuccess && (
+        {!doing.isSuccess && !looks && (
           <Button
             type="submit"
             form="operation-form"
@@ -177,7 +187,7 @@ function Dialog({ operation }: { operation: Operation }): ReactElement {
           </Button>
         )}
         <Button variant="link" onClick={close}>
-          {doing.isSuccess ? t("Close") : t("Cancel")}
+          {doing.isSuccess || looks ? t("Close") : t("Cancel")}
         </Button>
       </ModalFooter>
     </Modal>

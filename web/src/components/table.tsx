@@ -6,6 +6,7 @@ import type { List } from "../list";
 import { useObject } from "../live";
 import type { Kind, Kinds } from "../store";
 import { Refusal } from "./notices";
+import { t } from "../i18n";
 
 export interface Column<T> {
   title: string;
@@ -59,18 +60,18 @@ export function LiveTable<K extends Kind>({ kind, label, list, columns, empty, s
     if (more && last > keys.length - AHEAD) fetchMore();
   }, [more, last, keys.length, fetchMore]);
 
-  if (list.error !== null && keys.length === 0) return <Refusal title={`${label} can't be shown`} error={list.error} />;
-  if (list.loading) return <p role="status">Asking the server …</p>;
+  if (list.error !== null && keys.length === 0) return <Refusal title={t("{what} can't be shown", { what: t(label) })} error={list.error} />;
+  if (list.loading) return <p role="status">{t("Asking the server …")}</p>;
   if (keys.length === 0) {
     return (
-      <EmptyState headingLevel="h2" titleText="Nothing here">
-        <EmptyStateBody>{empty}</EmptyStateBody>
+      <EmptyState headingLevel="h2" titleText={t("Nothing here")}>
+        <EmptyStateBody>{t(empty)}</EmptyStateBody>
       </EmptyState>
     );
   }
   const tracks = [...(selecting ? ["2.5rem"] : []), ...columns.map(({ width }) => width)].join(" ");
   return (
-    <div className="nc-table" role="table" aria-label={label} aria-rowcount={more ? -1 : keys.length + 1} ref={scroller} tabIndex={0}>
+    <div className="nc-table" role="table" aria-label={t(label)} aria-rowcount={more ? -1 : keys.length + 1} ref={scroller} tabIndex={0}>
       <Head columns={columns} tracks={tracks} sorting={sorting} selecting={selecting} keys={keys} />
       <div role="rowgroup" className="nc-rows" style={{ height: rows.getTotalSize() }}>
         {visible.map(({ key, index, start }) => (
@@ -108,7 +109,7 @@ function Head<T>({ columns, tracks, sorting, selecting, keys }: HeadProps<T>): R
           <div role="columnheader">
             <Checkbox
               id="select-all"
-              aria-label="Select all rows that are loaded"
+              aria-label={t("Select all rows that are loaded")}
               isChecked={chosen === 0 ? false : chosen === keys.length ? true : null}
               onChange={(_, on) => selecting.all(on ? keys : [])}
             />
@@ -118,10 +119,10 @@ function Head<T>({ columns, tracks, sorting, selecting, keys }: HeadProps<T>): R
           <div role="columnheader" key={title} {...(sort && sorting ? { "aria-sort": order(sort, sorting.by) } : {})}>
             {sort && sorting ? (
               <Button variant="plain" size="sm" onClick={() => sorting.change(sorting.by === sort ? `-${sort}` : sort)}>
-                {title} {sorting.by === sort ? "▲" : sorting.by === `-${sort}` ? "▼" : ""}
+                {t(title)} {sorting.by === sort ? "▲" : sorting.by === `-${sort}` ? "▼" : ""}
               </Button>
             ) : (
-              title
+              t(title)
             )}
           </div>
         ))}
@@ -156,12 +157,12 @@ function RowOf<K extends Kind>({ kind, id, index, start, columns, tracks, select
     >
       {selecting && (
         <div role="cell">
-          <Checkbox id={`select-${id}`} aria-label="Select this row" isChecked={checked} onChange={() => selecting.toggle(id)} />
+          <Checkbox id={`select-${id}`} aria-label={t("Select this row")} isChecked={checked} onChange={() => selecting.toggle(id)} />
         </div>
       )}
       {object === undefined ? (
         <div role="cell" className="nc-gone">
-          no longer there
+          {t("no longer there")}
         </div>
       ) : (
         columns.map(({ title, cell }) => (

@@ -4,6 +4,7 @@ import RFB from "@novnc/novnc";
 import { type ReactElement, useEffect, useRef, useState } from "react";
 import { words } from "../components/notices";
 import { consoleUrl } from "./ticket";
+import { t } from "../i18n";
 
 const TYPED_MAX = 4_000;
 const KEY_PAUSE_MS = 15;
@@ -27,7 +28,7 @@ async function type(rfb: RFB, text: string): Promise<void> {
 export default function DisplayConsole({ vm, name }: { vm: string; name: string }): ReactElement {
   const holder = useRef<HTMLDivElement>(null);
   const rfb = useRef<RFB | null>(null);
-  const [status, setStatus] = useState("Opening …");
+  const [status, setStatus] = useState(() => t("Opening …"));
   const [closed, setClosed] = useState(false);
   const [attempt, setAttempt] = useState(0);
   const [text, setText] = useState("");
@@ -41,19 +42,19 @@ export default function DisplayConsole({ vm, name }: { vm: string; name: string 
         const display = new RFB(holder.current, url, { wsProtocols: ["binary"] });
         display.scaleViewport = true;
         display.background = "transparent";
-        display.addEventListener("connect", () => setStatus("Connected. Click into the picture to type."));
+        display.addEventListener("connect", () => setStatus(t("Connected. Click into the picture to type.")));
         display.addEventListener("disconnect", (event) => {
           const clean = (event as CustomEvent<{ clean: boolean }>).detail.clean;
-          setStatus(clean ? "Closed." : "Closed: the connection was lost.");
+          setStatus(clean ? t("Closed.") : t("Closed: the connection was lost."));
           setClosed(true);
         });
         rfb.current = display;
       } catch (error) {
-        setStatus(`Closed: ${words(error).text}`);
+        setStatus(t("Closed: {why}", { why: words(error).text }));
         setClosed(true);
       }
     };
-    setStatus("Opening …");
+    setStatus(t("Opening …"));
     setClosed(false);
     void connect();
     return () => {
@@ -64,23 +65,23 @@ export default function DisplayConsole({ vm, name }: { vm: string; name: string 
   }, [vm, attempt]);
 
   return (
-    <section aria-label={`Display of ${name}`} className="nc-console">
+    <section aria-label={t("Display of {name}", { name })} className="nc-console">
       <div className="nc-console-bar">
         <span role="status">{status}</span>
         {closed && (
           <Button variant="secondary" size="sm" onClick={() => setAttempt(attempt + 1)}>
-            Open again
+            {t("Open again")}
           </Button>
         )}
         <Button variant="secondary" size="sm" isDisabled={closed} onClick={() => rfb.current?.sendCtrlAltDel()}>
-          Ctrl-Alt-Del
+          {t("Ctrl-Alt-Del")}
         </Button>
         <Button variant="secondary" size="sm" onClick={() => void holder.current?.requestFullscreen()}>
-          Full screen
+          {t("Full screen")}
         </Button>
         <TextInput
-          aria-label="Text to type into the guest"
-          placeholder="Text to type into the guest"
+          aria-label={t("Text to type into the guest")}
+          placeholder={t("Text to type into the guest")}
           value={text}
           onChange={(_, value) => setText(value)}
           className="nc-typed"
@@ -91,7 +92,7 @@ export default function DisplayConsole({ vm, name }: { vm: string; name: string 
           isDisabled={closed || text === ""}
           onClick={() => rfb.current !== null && void type(rfb.current, text)}
         >
-          Type it
+          {t("Type it")}
         </Button>
       </div>
       <div ref={holder} className="nc-display" />

@@ -7,6 +7,7 @@ import { type ReactElement, useEffect, useRef, useState } from "react";
 import { words } from "../components/notices";
 import { withConstructedStyles } from "./styles";
 import { CLOSE_ENDED, CLOSE_REFUSED, consoleUrl, RETRY_MS } from "./ticket";
+import { t } from "../i18n";
 
 /** A guest may print faster than a page can show: beyond this, output is left out, and the console says so. */
 const WAITING_BYTES_MAX = 2 * 1024 * 1024;
@@ -69,7 +70,7 @@ class Line {
       return;
     }
     if (this.skipped > 0) {
-      this.terminal.write(`\r\n[${this.skipped} bytes were left out: the guest prints faster than this page shows]\r\n`);
+      this.terminal.write(`\r\n[${t("{count} bytes were left out: the guest prints faster than this page shows", { count: this.skipped })}]\r\n`);
       this.skipped = 0;
     }
     this.waiting += data.length;
@@ -80,7 +81,7 @@ class Line {
 
   private closed(code: number, reason: string): void {
     if (this.ended) return;
-    this.changed({ state: "closed", why: reason || "the connection was lost" });
+    this.changed({ state: "closed", why: reason || t("the connection was lost") });
     const lost = code !== CLOSE_ENDED && code !== CLOSE_REFUSED && code !== 1000;
     const delay = RETRY_MS[this.tries++];
     if (lost && delay !== undefined) this.retry = setTimeout(() => void this.open(), delay);
@@ -122,15 +123,15 @@ export default function SerialConsole({ vm, name }: { vm: string; name: string }
   }, [vm, attempt]);
 
   return (
-    <section aria-label={`Serial console of ${name}`} className="nc-console">
+    <section aria-label={t("Serial console of {name}", { name })} className="nc-console">
       <div className="nc-console-bar" role="status">
-        {status.state === "open" && <span>Connected. What you type goes to the guest.</span>}
-        {status.state === "opening" && <span>Opening …</span>}
+        {status.state === "open" && <span>{t("Connected. What you type goes to the guest.")}</span>}
+        {status.state === "opening" && <span>{t("Opening …")}</span>}
         {status.state === "closed" && (
           <>
-            <span>Closed: {status.why}</span>
+            <span>{t("Closed: {why}", { why: status.why })}</span>
             <Button variant="secondary" size="sm" onClick={() => setAttempt(attempt + 1)}>
-              Open again
+              {t("Open again")}
             </Button>
           </>
         )}

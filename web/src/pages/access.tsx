@@ -18,6 +18,22 @@ type Right = Schemas["Right"];
 const ROLES = Object.keys({ viewer: true, member: true, operator: true, administrator: true } satisfies Record<Role, true>);
 const RIGHTS = Object.keys({ read: true, write: true, console: true, operate: true, manage: true, metrics: true, join: true } satisfies Record<Right, true>);
 
+function Factors({ items, recovery_codes, locked }: Schemas["SecondFactors"]): ReactElement {
+  return (
+    <>
+      <ul>
+        {items.map((factor) => (
+          <li key={factor.id}>
+            {factor.name} ({factor.kind})
+          </li>
+        ))}
+      </ul>
+      <p>{t("{count} recovery codes are left", { count: recovery_codes })}</p>
+      {locked && <p>{t("Codes of apps are refused, because too many were wrong.")}</p>}
+    </>
+  );
+}
+
 function createUser(me: Me): Operation {
   return {
     label: m("Create a user"),
@@ -55,6 +71,7 @@ function ofUser(me: Me, user: User): Operation[] {
       command: () => `novacron user require-second-factor ${user.name}`,
       run: () => answered(client.PATCH("/api/v1/users/{ref}", { ...at, body: { second_factor_required: !user.second_factor_required } })),
     },
+    { label: m("Second factors"), subject, refusal, run: () => answered(client.GET("/api/v1/users/{ref}/second-factors", at)), show: (factors: Schemas["SecondFactors"]) => <Factors {...factors} /> },
     {
       label: m("Reset second factors"),
       subject,

@@ -5,6 +5,7 @@ import { useSearchParams } from "wouter";
 import { answered, client, type Me, type Schemas } from "../api";
 import { When } from "../components/labels";
 import type { Operation } from "../components/operation";
+import { Views } from "../components/views";
 import { PlainList } from "../components/plain";
 import { m, t } from "../i18n";
 import { may, refusalFor } from "../session";
@@ -77,6 +78,7 @@ export function Audit({ me }: { me: Me }): ReactElement {
           <Button type="submit" variant="secondary">
             {t("Search")}
           </Button>
+          <Views page="audit" />
         </form>
       </PlainList>
       {may(me, "manage", null) && <Chain />}

@@ -19,6 +19,7 @@ import { useLocation } from "wouter";
 import { ApiError, answered, client, type CreateVm, type Me } from "../api";
 import { Refusal, said } from "../components/notices";
 import { useImages } from "./images";
+import { t } from "../i18n";
 
 interface Fields {
   name: string;
@@ -71,7 +72,7 @@ export function Create({ me }: { me: Me }): ReactElement {
     mutationFn: () =>
       answered(client.POST("/api/v1/vms", { params: { query, header: { "Idempotency-Key": key } }, body: requestOf(fields) })),
     onSuccess: (vm) => {
-      said(`${vm.name} is being created`);
+      said(t("{name} is being created", { name: vm.name }));
       go(`/vms/${vm.id}`);
     },
   });
@@ -101,50 +102,50 @@ export function Create({ me }: { me: Me }): ReactElement {
   );
   return (
     <Form onSubmit={submit} isWidthLimited>
-      <Title headingLevel="h1">Create a VM</Title>
-      {create.error !== null && <Refusal title="The VM was not created" error={create.error} />}
-      {text("name", "Name", "name", "Lower-case letters, digits and hyphens.")}
-      <FormGroup label="Image" fieldId="image">
+      <Title headingLevel="h1">{t("Create a VM")}</Title>
+      {create.error !== null && <Refusal title={t("The VM was not created")} error={create.error} />}
+      {text("name", t("Name"), "name", t("Lower-case letters, digits and hyphens."))}
+      <FormGroup label={t("Image")} fieldId="image">
         <FormSelect id="image" value={fields.image} validated={wrong === "image" ? "error" : "default"} onChange={(_, image) => set({ image })}>
-          <FormSelectOption value="" label="Choose an image" isPlaceholder />
+          <FormSelectOption value="" label={t("Choose an image")} isPlaceholder />
           {images.map((image) => (
             <FormSelectOption key={image.name} value={image.name} label={image.description === "" ? image.name : `${image.name}: ${image.description}`} />
           ))}
         </FormSelect>
       </FormGroup>
-      {text("vcpus", "Virtual CPUs", "vcpus", "", "number")}
-      {text("memory", "Memory in MiB", "memory_mib", "", "number")}
-      {text("disk", "Disk in MiB", "disk_mib", "Empty: as large as the image's.", "number")}
-      {text("network", "Network", "nics", "Empty: the default network of its project, if it has one. none: no network.")}
-      {text("address", "Address", "address", "With its prefix length, such as 10.77.0.10/24; for a VM without a network.")}
-      <FormGroup label="Project" fieldId="project">
+      {text("vcpus", t("Virtual CPUs"), "vcpus", "", "number")}
+      {text("memory", t("Memory in MiB"), "memory_mib", "", "number")}
+      {text("disk", t("Disk in MiB"), "disk_mib", t("Empty: as large as the image's."), "number")}
+      {text("network", t("Network"), "nics", t("Empty: the default network of its project, if it has one. none: no network."))}
+      {text("address", t("Address"), "address", t("With its prefix length, such as 10.77.0.10/24; for a VM without a network."))}
+      <FormGroup label={t("Project")} fieldId="project">
         <FormSelect id="project" value={fields.project} onChange={(_, project) => set({ project })}>
-          <FormSelectOption value="" label={`Yours (${me.project})`} />
+          <FormSelectOption value="" label={t("Yours ({project})", { project: me.project })} />
           {Object.keys(me.projects).map((name) => (
             <FormSelectOption key={name} value={name} label={name} />
           ))}
         </FormSelect>
       </FormGroup>
-      <Checkbox id="ha" label="High availability: start it on another node when its node fails" isChecked={fields.ha} onChange={(_, ha) => set({ ha })} />
+      <Checkbox id="ha" label={t("High availability: start it on another node when its node fails")} isChecked={fields.ha} onChange={(_, ha) => set({ ha })} />
       <ActionGroup>
         <Button type="submit" isLoading={create.isPending} isDisabled={create.isPending || fields.name === "" || fields.image === ""}>
-          Create
+          {t("Create")}
         </Button>
         <Button variant="secondary" isLoading={judge.isPending} isDisabled={judge.isPending || fields.name === "" || fields.image === ""} onClick={() => judge.mutate()}>
-          Where could it run?
+          {t("Where could it run?")}
         </Button>
       </ActionGroup>
-      {judge.error !== null && <Refusal title="Nodes can't be judged" error={judge.error} />}
+      {judge.error !== null && <Refusal title={t("Nodes can't be judged")} error={judge.error} />}
       {judge.data !== undefined && (
-        <ul aria-label="Verdicts of the nodes">
+        <ul aria-label={t("Verdicts of the nodes")}>
           {judge.data.items.map((verdict) => (
             <li key={verdict.node}>
-              {verdict.node}: {verdict.refusal ?? "could take it"}
+              {verdict.node}: {verdict.refusal ?? t("could take it")}
             </li>
           ))}
         </ul>
       )}
-      <code className="nc-command" aria-label="The same as a command">
+      <code className="nc-command" aria-label={t("The same as a command")}>
         {commandOf(fields)}
       </code>
     </Form>

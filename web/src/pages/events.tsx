@@ -5,13 +5,14 @@ import { answered, client, type Event, type EventPage } from "../api";
 import { When } from "../components/labels";
 import { type Column, LiveTable } from "../components/table";
 import { type PageQuery, useList } from "../list";
+import { m, t } from "../i18n";
 
 const COLUMNS: readonly Column<Event>[] = [
-  { title: "When", width: "13rem", cell: (event) => <When at={event.last_at ?? event.at} /> },
-  { title: "Object", width: "minmax(10rem, 1fr)", cell: (event) => `${event.kind} ${event.name}` },
-  { title: "Reason", width: "minmax(9rem, 1fr)", cell: (event) => event.reason + (event.count > 1 ? ` (${event.count} times)` : "") },
-  { title: "Message", width: "minmax(16rem, 3fr)", cell: (event) => <span title={event.message}>{event.message}</span> },
-  { title: "By", width: "minmax(6rem, 1fr)", cell: (event) => event.actor },
+  { title: m("When"), width: "13rem", cell: (event) => <When at={event.last_at ?? event.at} /> },
+  { title: m("Object"), width: "minmax(10rem, 1fr)", cell: (event) => `${event.kind} ${event.name}` },
+  { title: m("Reason"), width: "minmax(9rem, 1fr)", cell: (event) => event.reason + (event.count > 1 ? ` (${event.count} times)` : "") },
+  { title: m("Message"), width: "minmax(16rem, 3fr)", cell: (event) => <span title={event.message}>{event.message}</span> },
+  { title: m("By"), width: "minmax(6rem, 1fr)", cell: (event) => event.actor },
 ];
 
 async function eventPage(query: PageQuery & { object?: string }): Promise<EventPage> {
@@ -25,13 +26,13 @@ export function EventTable({ object }: { object?: string }): ReactElement {
   const list = useList("event", filter, (query) => eventPage({ ...filter, ...query }), {
     belongs: (event) => object === undefined || event.object === object || event.name === object,
   });
-  return <LiveTable kind="event" label="Events" list={list} columns={COLUMNS} empty="Nothing has happened yet." />;
+  return <LiveTable kind="event" label={t("Events")} list={list} columns={COLUMNS} empty={t("Nothing has happened yet.")} />;
 }
 
 export function Events(): ReactElement {
   return (
     <div className="nc-page">
-      <Title headingLevel="h1">Events</Title>
+      <Title headingLevel="h1">{t("Events")}</Title>
       <EventTable />
     </div>
   );

@@ -4,6 +4,7 @@ import { type FormEvent, type ReactElement, useEffect, useState } from "react";
 import type { SecondFactorStep } from "../api";
 import { Refusal } from "../components/notices";
 import { login, secondFactor, securityKey } from "../session";
+import { t } from "../i18n";
 
 interface Props {
   step: SecondFactorStep | null;
@@ -30,7 +31,7 @@ export function Login({ step, reason, user }: Props): ReactElement {
   return (
     <div className="nc-login">
       <Card>
-        <CardTitle component="h1">NovaCron</CardTitle>
+        <CardTitle component="h1">{t("NovaCron")}</CardTitle>
         <CardBody>
           {reason !== null && <p role="status">{reason}</p>}
           {step === null ? <Password {...(user === undefined ? {} : { user })} /> : <SecondFactor step={step} />}
@@ -57,11 +58,11 @@ function Password({ user = "" }: { user?: string }): ReactElement {
   };
   return (
     <Form onSubmit={submit}>
-      {error !== null && <Refusal title="Not logged in" error={error} />}
-      <FormGroup label="User" fieldId="user">
+      {error !== null && <Refusal title={t("Not logged in")} error={error} />}
+      <FormGroup label={t("User")} fieldId="user">
         <TextInput id="user" autoComplete="username" isRequired value={name} onChange={(_, value) => setName(value)} />
       </FormGroup>
-      <FormGroup label="Password" fieldId="password">
+      <FormGroup label={t("Password")} fieldId="password">
         <TextInput
           id="password"
           type="password"
@@ -72,11 +73,11 @@ function Password({ user = "" }: { user?: string }): ReactElement {
         />
       </FormGroup>
       <Button type="submit" isBlock isLoading={busy} isDisabled={busy || name === "" || password === ""}>
-        Log in
+        {t("Log in")}
       </Button>
       {oidc && (
         <Button variant="secondary" isBlock component="a" href="/api/v1/oidc/login">
-          Log in with your organisation's account
+          {t("Log in with your organisation's account")}
         </Button>
       )}
     </Form>
@@ -93,20 +94,20 @@ function SecondFactor({ step }: { step: SecondFactorStep }): ReactElement {
   };
   return (
     <Form onSubmit={submit}>
-      {error !== null && <Refusal title="Not logged in" error={error} />}
+      {error !== null && <Refusal title={t("Not logged in")} error={error} />}
       {step.factors.includes("webauthn") && (
         <Button isBlock isDisabled={busy} onClick={() => run(async () => secondFactor(step, { credential: await securityKey(step) }))}>
-          Use a security key
+          {t("Use a security key")}
         </Button>
       )}
-      <FormGroup label={recovery ? "Recovery code" : "Code of your app"} fieldId="code">
+      <FormGroup label={recovery ? t("Recovery code") : t("Code of your app")} fieldId="code">
         <TextInput id="code" autoComplete="one-time-code" value={code} onChange={(_, value) => setCode(value)} />
       </FormGroup>
       <Button type="submit" isBlock isLoading={busy} isDisabled={busy || code === ""}>
-        Log in
+        {t("Log in")}
       </Button>
       <Button variant="link" onClick={() => setRecovery(!recovery)}>
-        {recovery ? "Use a code of the app instead" : "Use a recovery code instead"}
+        {recovery ? t("Use a code of the app instead") : t("Use a recovery code instead")}
       </Button>
     </Form>
   );

@@ -5,15 +5,16 @@ import { type ReactElement, useState } from "react";
 import { answered, client, type Vm } from "../api";
 import { Refusal, refused, said } from "../components/notices";
 import { bytes, duration } from "../format";
+import { t } from "../i18n";
 
 export function MigrateVm({ vm }: { vm: Vm }): ReactElement {
   const [open, setOpen] = useState(false);
   return (
     <>
-      <Title headingLevel="h2">Migration</Title>
+      <Title headingLevel="h2">{t("Migration")}</Title>
       <div className="nc-bar">
         <Button variant="secondary" aria-expanded={open} onClick={() => setOpen(!open)}>
-          {open ? "Not now" : "Migrate this VM"}
+          {open ? t("Not now") : t("Migrate this VM")}
         </Button>
       </div>
       {open && <Targets vm={vm} close={() => setOpen(false)} />}
@@ -35,17 +36,17 @@ function Targets({ vm, close }: { vm: Vm; close: () => void }): ReactElement {
   const migrate = useMutation({
     mutationFn: () => answered(client.POST("/api/v1/vms/{ref}/actions/migrate", { ...at, body })),
     onSuccess: () => {
-      said(`The migration of ${vm.name} has been accepted`);
+      said(t("The migration of {name} has been accepted", { name: vm.name }));
       close();
     },
-    onError: (error) => refused(`${vm.name} was not migrated`, error),
+    onError: (error) => refused(t("{name} was not migrated", { name: vm.name }), error),
   });
-  if (verdicts.error !== null) return <Refusal title="Nodes can't be judged" error={verdicts.error} />;
+  if (verdicts.error !== null) return <Refusal title={t("Nodes can't be judged")} error={verdicts.error} />;
   const items = (verdicts.data?.items ?? []).filter((verdict) => verdict.node !== vm.node);
   return (
     <div className="nc-page">
-      <FormSelect aria-label="Target" value={target} onChange={(_, value) => setTarget(value)}>
-        <FormSelectOption value="" label="The platform chooses" />
+      <FormSelect aria-label={t("Target")} value={target} onChange={(_, value) => setTarget(value)}>
+        <FormSelectOption value="" label={t("The platform chooses")} />
         {items.map((verdict) => (
           <FormSelectOption
             key={verdict.node}
@@ -57,21 +58,28 @@ function Targets({ vm, close }: { vm: Vm; close: () => void }): ReactElement {
       </FormSelect>
       <div className="nc-bar">
         <Button isLoading={migrate.isPending} isDisabled={migrate.isPending} onClick={() => migrate.mutate()}>
-          Migrate
+          {t("Migrate")}
         </Button>
         <Button variant="secondary" isLoading={forecast.isPending} isDisabled={forecast.isPending} onClick={() => forecast.mutate()}>
-          Forecast
+          {t("Forecast")}
         </Button>
         <code>{`novacron vm migrate ${vm.name}${target === "" ? "" : ` --to ${target}`}`}</code>
       </div>
-      {forecast.error !== null && <Refusal title="There is no forecast" error={forecast.error} />}
+      {forecast.error !== null && <Refusal title={t("There is no forecast")} error={forecast.error} />}
       {forecast.data !== undefined && (
         <p role="status">
-          To {forecast.data.target}: {bytes(forecast.data.move.memory_bytes)} of memory and{" "}
-          {bytes(forecast.data.move.disk_bytes)} of disks, over a path of {bytes(forecast.data.move.path.rate_bytes_per_s)}/s
+          {t("To {target}: {memory} of memory and {disks} of disks, over a path of {rate}/s.", {
+            target: forecast.data.target,
+            memory: bytes(forecast.data.move.memory_bytes),
+            disks: bytes(forecast.data.move.disk_bytes),
+            rate: bytes(forecast.data.move.path.rate_bytes_per_s),
+          })}{" "}
           {forecast.data.move.forecast.converges
-            ? `, take about ${duration(forecast.data.move.forecast.total_s)}; the guest stands still for about ${duration(forecast.data.move.forecast.downtime_ms / 1000)}.`
-            : `. It would not end: ${forecast.data.move.forecast.reason}`}
+            ? t("It takes about {total}; the guest stands still for about {downtime}.", {
+                total: duration(forecast.data.move.forecast.total_s),
+                downtime: duration(forecast.data.move.forecast.downtime_ms / 1000),
+              })
+            : t("It would not end: {reason}", { reason: forecast.data.move.forecast.reason })}
         </p>
       )}
     </div>

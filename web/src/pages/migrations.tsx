@@ -9,6 +9,7 @@ import { type Column, LiveTable } from "../components/table";
 import { bytes, duration, percent } from "../format";
 import { useList } from "../list";
 import { may } from "../session";
+import { m, t } from "../i18n";
 
 /** How much of memory and disks is there already. */
 export function progressOf({ phase, progress }: Migration): number {
@@ -20,9 +21,9 @@ export function progressOf({ phase, progress }: Migration): number {
 async function abort(migration: Migration): Promise<void> {
   try {
     await answered(client.POST("/api/v1/migrations/{id}/actions/abort", { params: { path: { id: migration.id } } }));
-    said(`The migration of ${migration.vm_name} is being aborted`);
+    said(t("The migration of {name} is being aborted", { name: migration.vm_name }));
   } catch (error) {
-    refused(`The migration of ${migration.vm_name} goes on`, error);
+    refused(t("The migration of {name} goes on", { name: migration.vm_name }), error);
   }
 }
 
@@ -34,48 +35,48 @@ function savings({ progress }: Migration): string {
 export function MigrationProgress({ migration, me }: { migration: Migration; me: Me }): ReactElement {
   const { progress } = migration;
   return (
-    <section aria-label={`Migration of ${migration.vm_name}`}>
+    <section aria-label={t("Migration of {name}", { name: migration.vm_name })}>
       <div className="nc-bar">
         <MigrationLabel phase={migration.phase} />
         <span>
           {migration.source} → {migration.target}
         </span>
-        <span>{bytes(progress.wire_bytes)} sent</span>
-        <span>{bytes(progress.rate_bytes_per_s)}/s</span>
-        <span>pass {progress.passes}</span>
+        <span>{t("{bytes} sent", { bytes: bytes(progress.wire_bytes) })}</span>
+        <span>{`${bytes(progress.rate_bytes_per_s)}/s`}</span>
+        <span>{t("pass {number}", { number: progress.passes })}</span>
         <span>{duration(progress.elapsed_s)}</span>
-        {progress.forecast !== null && progress.forecast.converges && <span>about {duration(progress.forecast.total_s)} in all</span>}
+        {progress.forecast !== null && progress.forecast.converges && <span>{t("about {time} in all", { time: duration(progress.forecast.total_s) })}</span>}
         {isUnderWay(migration.phase) && may(me, "write", migration.project) && (
           <Button variant="danger" size="sm" onClick={() => void abort(migration)}>
-            Abort
+            {t("Abort")}
           </Button>
         )}
       </div>
-      <Progress aria-label="Progress of the migration" value={Math.round(progressOf(migration))} />
-      {migration.waits_for !== null && <p>Waits: {migration.waits_for}</p>}
+      <Progress aria-label={t("Progress of the migration")} value={Math.round(progressOf(migration))} />
+      {migration.waits_for !== null && <p>{t("Waits: {reason}", { reason: migration.waits_for })}</p>}
       {migration.error !== null && <p>{migration.error}</p>}
-      {savings(migration) !== "" && <p>Not sent: {savings(migration)}</p>}
+      {savings(migration) !== "" && <p>{t("Not sent: {savings}", { savings: savings(migration) })}</p>}
     </section>
   );
 }
 
 function columns(me: Me): readonly Column<Migration>[] {
   return [
-    { title: "VM", width: "minmax(10rem, 2fr)", sort: "vm_name", cell: (one) => <Link href={`/vms/${one.vm}`}>{one.vm_name}</Link> },
-    { title: "Phase", width: "8rem", sort: "phase", cell: (one) => <MigrationLabel phase={one.phase} /> },
-    { title: "From", width: "minmax(7rem, 1fr)", cell: (one) => one.source },
-    { title: "To", width: "minmax(7rem, 1fr)", cell: (one) => one.target },
-    { title: "There", width: "5rem", cell: (one) => `${Math.round(progressOf(one))} %` },
-    { title: "Sent", width: "7rem", cell: (one) => bytes(one.progress.wire_bytes) },
-    { title: "Stood still", width: "7rem", cell: (one) => (one.progress.downtime_ms === null ? "-" : `${Math.round(one.progress.downtime_ms)} ms`) },
-    { title: "Began", width: "13rem", sort: "created_at", cell: (one) => <When at={one.created_at} /> },
+    { title: m("VM"), width: "minmax(10rem, 2fr)", sort: "vm_name", cell: (one) => <Link href={`/vms/${one.vm}`}>{one.vm_name}</Link> },
+    { title: m("Phase"), width: "8rem", sort: "phase", cell: (one) => <MigrationLabel phase={one.phase} /> },
+    { title: m("From"), width: "minmax(7rem, 1fr)", cell: (one) => one.source },
+    { title: m("To"), width: "minmax(7rem, 1fr)", cell: (one) => one.target },
+    { title: m("There"), width: "5rem", cell: (one) => `${Math.round(progressOf(one))} %` },
+    { title: m("Sent"), width: "7rem", cell: (one) => bytes(one.progress.wire_bytes) },
+    { title: m("Stood still"), width: "7rem", cell: (one) => (one.progress.downtime_ms === null ? "-" : `${Math.round(one.progress.downtime_ms)} ms`) },
+    { title: m("Began"), width: "13rem", sort: "created_at", cell: (one) => <When at={one.created_at} /> },
     {
       title: "",
       width: "6rem",
       cell: (one) =>
         isUnderWay(one.phase) && may(me, "write", one.project) ? (
           <Button variant="danger" size="sm" onClick={() => void abort(one)}>
-            Abort
+            {t("Abort")}
           </Button>
         ) : (
           <span title={one.error ?? ""}>{one.error}</span>
@@ -89,8 +90,8 @@ export function Migrations({ me }: { me: Me }): ReactElement {
   const list = useList("migration", { sort }, (query) => answered(client.GET("/api/v1/migrations", { params: { query: { sort, ...query } } })));
   return (
     <div className="nc-page">
-      <Title headingLevel="h1">Migrations</Title>
-      <LiveTable kind="migration" label="Migrations" list={list} columns={columns(me)} empty="No VM has moved yet." />
+      <Title headingLevel="h1">{t("Migrations")}</Title>
+      <LiveTable kind="migration" label={t("Migrations")} list={list} columns={columns(me)} empty={t("No VM has moved yet.")} />
     </div>
   );
 }

@@ -9,7 +9,7 @@ import { checked, type Field, given, lines, number, type Operation, OperationBar
 import { Secret } from "../components/secret";
 import type { Column } from "../components/table";
 import { duration, mib } from "../format";
-import { m } from "../i18n";
+import { m, t } from "../i18n";
 import { LEVELS } from "../levels";
 import { type List, useList, useWhole } from "../list";
 import { refusalFor } from "../session";
@@ -121,22 +121,22 @@ function joinToken(me: Me): Operation {
 }
 
 export function NodeState({ node }: { node: Node }): ReactElement {
-  if (!node.status.ready) return <Label color="red">not ready</Label>;
-  if (node.spec.draining) return <Label color="orange">draining</Label>;
-  if (node.spec.cordoned) return <Label color="yellow">cordoned</Label>;
-  return <Label color="green">ready</Label>;
+  if (!node.status.ready) return <Label color="red">{t("not ready")}</Label>;
+  if (node.spec.draining) return <Label color="orange">{t("draining")}</Label>;
+  if (node.spec.cordoned) return <Label color="yellow">{t("cordoned")}</Label>;
+  return <Label color="green">{t("ready")}</Label>;
 }
 
 function columns(me: Me): readonly Column<Node>[] {
   return [
-    { title: "Name", width: "minmax(10rem, 2fr)", cell: (node) => node.name },
-    { title: "State", width: "8rem", cell: (node) => <NodeState node={node} /> },
-    { title: "Why", width: "minmax(9rem, 2fr)", cell: (node) => <span title={node.status.reason}>{node.status.reason}</span> },
-    { title: "Site", width: "minmax(6rem, 1fr)", cell: (node) => node.spec.site },
-    { title: "CPUs", width: "5rem", cell: (node) => node.status.reported?.cpus ?? node.status.inventory?.cpus ?? "-" },
-    { title: "Memory", width: "7rem", cell: (node) => mib(node.status.reported?.memory_mib ?? node.status.inventory?.memory_mib ?? 0) },
-    { title: "QEMU", width: "6rem", cell: (node) => node.status.inventory?.qemu_version ?? "-" },
-    { title: "Runs with", width: "6rem", cell: (node) => node.status.inventory?.accelerator.kind ?? "-" },
+    { title: m("Name"), width: "minmax(10rem, 2fr)", cell: (node) => node.name },
+    { title: m("State"), width: "8rem", cell: (node) => <NodeState node={node} /> },
+    { title: m("Why"), width: "minmax(9rem, 2fr)", cell: (node) => <span title={node.status.reason}>{node.status.reason}</span> },
+    { title: m("Site"), width: "minmax(6rem, 1fr)", cell: (node) => node.spec.site },
+    { title: m("CPUs"), width: "5rem", cell: (node) => node.status.reported?.cpus ?? node.status.inventory?.cpus ?? "-" },
+    { title: m("Memory"), width: "7rem", cell: (node) => mib(node.status.reported?.memory_mib ?? node.status.inventory?.memory_mib ?? 0) },
+    { title: m("QEMU"), width: "6rem", cell: (node) => node.status.inventory?.qemu_version ?? "-" },
+    { title: m("Runs with"), width: "6rem", cell: (node) => node.status.inventory?.accelerator.kind ?? "-" },
     { title: "", width: "38rem", cell: (node) => <OperationBar operations={ofNode(me, node)} /> },
   ];
 }

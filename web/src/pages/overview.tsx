@@ -4,12 +4,13 @@ import type { ReactElement } from "react";
 import { Link } from "wouter";
 import { answered, client, type Me } from "../api";
 import { isUnderWay } from "../components/labels";
-import { count, mib } from "../format";
+import { mib } from "../format";
 import { useList } from "../list";
 import { useAll } from "../live";
 import { EventTable } from "./events";
 import { MigrationProgress } from "./migrations";
 import { NodeState, useNodes } from "./nodes";
+import { t } from "../i18n";
 
 export function Overview({ me }: { me: Me }): ReactElement {
   const sort = "-created_at";
@@ -22,34 +23,34 @@ export function Overview({ me }: { me: Me }): ReactElement {
   const memory = nodes.reduce((sum, node) => sum + (node.status.reported?.memory_mib ?? node.status.inventory?.memory_mib ?? 0), 0);
   return (
     <div className="nc-page">
-      <Title headingLevel="h1">Overview</Title>
+      <Title headingLevel="h1">{t("Overview")}</Title>
       {troubled.map((node) => (
-        <Alert key={node.name} isInline variant="danger" title={`Node ${node.name} needs a person`}>
-          {node.status.reason || `${count(node.status.unreconciled_vms, "VM")} of it can't be reconciled with the database.`}
+        <Alert key={node.name} isInline variant="danger" title={t("Node {name} needs a person", { name: node.name })}>
+          {node.status.reason || t("VMs of it that can't be reconciled with the database: {count}.", { count: node.status.unreconciled_vms })}
         </Alert>
       ))}
       <div className="nc-cards">
         <Card>
-          <CardTitle component="h2">Capacity</CardTitle>
+          <CardTitle component="h2">{t("Capacity")}</CardTitle>
           <CardBody>
-            {count(nodes.length, "node")}, {count(cpus, "processor")}, {mib(memory)} of memory
+            {t("Nodes: {nodes}. Processors: {cpus}. Memory: {memory}.", { nodes: nodes.length, cpus, memory: mib(memory) })}
           </CardBody>
         </Card>
         <Card>
-          <CardTitle component="h2">Nodes</CardTitle>
+          <CardTitle component="h2">{t("Nodes")}</CardTitle>
           <CardBody>
             {nodes.slice(0, 20).map((node) => (
               <div key={node.name}>
                 {node.name} <NodeState node={node} />
               </div>
             ))}
-            <Link href="/nodes">All nodes</Link>
+            <Link href="/nodes">{t("All nodes")}</Link>
           </CardBody>
         </Card>
         <Card>
-          <CardTitle component="h2">Under way</CardTitle>
+          <CardTitle component="h2">{t("Under way")}</CardTitle>
           <CardBody>
-            {moving.length === 0 && "Nothing moves."}
+            {moving.length === 0 && t("Nothing moves.")}
             {moving.slice(0, 10).map((migration) => (
               <div key={migration.id}>
                 <Link href={`/vms/${migration.vm}`}>{migration.vm_name}</Link>
@@ -59,7 +60,7 @@ export function Overview({ me }: { me: Me }): ReactElement {
           </CardBody>
         </Card>
       </div>
-      <Title headingLevel="h2">Latest events</Title>
+      <Title headingLevel="h2">{t("Latest events")}</Title>
       <EventTable />
     </div>
   );

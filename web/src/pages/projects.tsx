@@ -57,7 +57,7 @@ function ofProject(me: Me, project: Project): Operation[] {
   const subject = project.name;
   const refusal = refusalFor(me, "manage");
   return [
-    { label: m("Usage"), subject, fields: [], warning: "", run: () => answered(client.GET("/api/v1/projects/{name}/usage", at)), show: (used: Schemas["ProjectUsage"]) => <Usage {...used} /> },
+    { label: m("Usage"), subject, run: () => answered(client.GET("/api/v1/projects/{name}/usage", at)), show: (used: Schemas["ProjectUsage"]) => <Usage {...used} /> },
     {
       label: m("Change"),
       subject,

@@ -25,6 +25,7 @@ import { MigrationProgress } from "./migrations";
 import { MigrateVm } from "./migrate";
 import { GuestView, Interfaces, MoreActions } from "./vm_more";
 import { Snapshots } from "./vm_snapshots";
+import { m, t } from "../i18n";
 
 const SerialConsole = lazy(() => import("../console/serial"));
 const DisplayConsole = lazy(() => import("../console/display"));
@@ -57,21 +58,21 @@ export function VmPage({ id, me }: { id: string; me: Me }): ReactElement {
   const [lastName, setLastName] = useState("");
   if (vm !== undefined && vm.name !== lastName) setLastName(vm.name);
   if (vm === undefined) {
-    if (lastName !== "") return <Alert isInline variant="info" title={`VM ${lastName} has been deleted.`} />;
-    return error === null ? <p role="status">Asking the server …</p> : <Refusal title="This VM can't be shown" error={error} />;
+    if (lastName !== "") return <Alert isInline variant="info" title={t("VM {name} has been deleted.", { name: lastName })} />;
+    return error === null ? <p role="status">{t("Asking the server …")}</p> : <Refusal title={t("This VM can't be shown")} error={error} />;
   }
   const writes = may(me, "write", vm.project);
   return (
     <div className="nc-page">
       <Breadcrumb>
-        <BreadcrumbItem render={() => <Link href="/vms">Virtual machines</Link>} />
+        <BreadcrumbItem render={() => <Link href="/vms">{t("Virtual machines")}</Link>} />
         <BreadcrumbItem isActive>{vm.name}</BreadcrumbItem>
       </Breadcrumb>
       <div className="nc-bar">
         <Title headingLevel="h1">{vm.name}</Title>
         <VmStateLabel state={vm.status.state} deleting={vm.deleting} />
         <span className="nc-grow" />
-        <VmActions vms={[vm]} forbidden={writes ? null : "Your role does not allow it."} />
+        <VmActions vms={[vm]} forbidden={writes ? null : m("Your role does not allow it.")} />
       </div>
       {vm.status.reason !== "" && <Alert isInline variant="warning" title={vm.status.reason} />}
       {vm.unreconciled != null && <Alert isInline variant="danger" title={vm.unreconciled} />}
@@ -83,7 +84,7 @@ export function VmPage({ id, me }: { id: string; me: Me }): ReactElement {
       <Snapshots vm={vm} me={me} />
       {writes && <GuestView vm={vm} me={me} />}
       {writes && vm.migration === null && <MigrateVm vm={vm} />}
-      <Title headingLevel="h2">Events</Title>
+      <Title headingLevel="h2">{t("Events")}</Title>
       <EventTable object={vm.id} />
     </div>
   );
@@ -107,7 +108,7 @@ function RunningMigration({ id, me }: { id: string; me: Me }): ReactElement | nu
 function Item({ term, children }: { term: string; children: ReactNode }): ReactElement {
   return (
     <DescriptionListGroup>
-      <DescriptionListTerm>{term}</DescriptionListTerm>
+      <DescriptionListTerm>{t(term)}</DescriptionListTerm>
       <DescriptionListDescription>{children}</DescriptionListDescription>
     </DescriptionListGroup>
   );
@@ -118,24 +119,24 @@ function Summary({ vm }: { vm: Vm }): ReactElement {
   const addresses = status.guest?.addresses ?? [];
   const networks = (spec.nics ?? []).map((nic) => [nic.network, nic.address].filter(Boolean).join(" "));
   return (
-    <DescriptionList isHorizontal columnModifier={{ default: "1Col", lg: "2Col", "2xl": "3Col" }} aria-label="Summary">
-      <Item term="Node">{vm.node ?? "on no node"}</Item>
-      <Item term="Project">{vm.project}</Item>
-      <Item term="Image">{spec.image}</Item>
-      <Item term="Processors">{spec.vcpus}</Item>
-      <Item term="Memory">{mib(spec.memory_mib)}</Item>
-      <Item term="Disk">{spec.disk_mib == null ? "as the image's" : bytes(spec.disk_mib * 1024 * 1024)}</Item>
-      <Item term="Firmware">{spec.firmware}</Item>
-      <Item term="Networks">{networks.length === 0 ? (spec.address ?? "none") : networks.join(", ")}</Item>
-      <Item term="Guest reports">{addresses.length === 0 ? "nothing" : addresses.join(", ")}</Item>
-      <Item term="High availability">{spec.ha ? "on" : "off"}</Item>
-      <Item term="Protected">{spec.protected ? "yes" : "no"}</Item>
-      <Item term="Reboots">{status.reboots}</Item>
-      <Item term="Created">
+    <DescriptionList isHorizontal columnModifier={{ default: "1Col", lg: "2Col", "2xl": "3Col" }} aria-label={t("Summary")}>
+      <Item term={m("Node")}>{vm.node ?? t("on no node")}</Item>
+      <Item term={m("Project")}>{vm.project}</Item>
+      <Item term={m("Image")}>{spec.image}</Item>
+      <Item term={m("Processors")}>{spec.vcpus}</Item>
+      <Item term={m("Memory")}>{mib(spec.memory_mib)}</Item>
+      <Item term={m("Disk")}>{spec.disk_mib == null ? t("as the image's") : bytes(spec.disk_mib * 1024 * 1024)}</Item>
+      <Item term={m("Firmware")}>{spec.firmware}</Item>
+      <Item term={m("Networks")}>{networks.length === 0 ? (spec.address ?? t("none")) : networks.join(", ")}</Item>
+      <Item term={m("Guest reports")}>{addresses.length === 0 ? t("nothing") : addresses.join(", ")}</Item>
+      <Item term={m("High availability")}>{spec.ha ? t("on") : t("off")}</Item>
+      <Item term={m("Protected")}>{spec.protected ? t("yes") : t("no")}</Item>
+      <Item term={m("Reboots")}>{status.reboots}</Item>
+      <Item term={m("Created")}>
         <When at={vm.created_at} />
       </Item>
-      <Item term="Revision">{vm.revision}</Item>
-      <Item term="Id">{vm.id}</Item>
+      <Item term={m("Revision")}>{vm.revision}</Item>
+      <Item term={m("Id")}>{vm.id}</Item>
     </DescriptionList>
   );
 }
@@ -146,18 +147,18 @@ function Consoles({ vm }: { vm: Vm }): ReactElement {
   const hasDisplay = vm.spec.display !== "none";
   return (
     <>
-      <Title headingLevel="h2">Consoles</Title>
+      <Title headingLevel="h2">{t("Consoles")}</Title>
       <div className="nc-bar">
         <Button variant="secondary" aria-pressed={serial} onClick={() => setSerial(!serial)}>
-          {serial ? "Close the serial console" : "Open the serial console"}
+          {serial ? t("Close the serial console") : t("Open the serial console")}
         </Button>
         {hasDisplay && (
           <Button variant="secondary" aria-pressed={display} onClick={() => setDisplay(!display)}>
-            {display ? "Close the display" : "Open the display"}
+            {display ? t("Close the display") : t("Open the display")}
           </Button>
         )}
       </div>
-      <Suspense fallback={<p role="status">Loading the console …</p>}>
+      <Suspense fallback={<p role="status">{t("Loading the console …")}</p>}>
         <div className="nc-consoles">
           {serial && <SerialConsole vm={vm.id} name={vm.name} />}
           {display && <DisplayConsole vm={vm.id} name={vm.name} />}

@@ -4,27 +4,31 @@ import { type ReactElement, useEffect, useMemo, useState } from "react";
 import { Link, useSearchParams } from "wouter";
 import { answered, client, type Me, type Vm, type VmState } from "../api";
 import { VmActions } from "../components/act";
+import { CsvButton } from "../components/csv";
 import { VM_STATES, VmStateLabel, When } from "../components/labels";
 import { type Column, LiveTable } from "../components/table";
-import { count, mib } from "../format";
+import { Views } from "../components/views";
+import { countVms, mib } from "../format";
 import { useList } from "../list";
 import { store } from "../live";
 import { may } from "../session";
+import { m, t } from "../i18n";
 
 const COLUMNS: readonly Column<Vm>[] = [
-  { title: "Name", width: "minmax(12rem, 2fr)", sort: "name", cell: (vm) => <Link href={`/vms/${vm.id}`}>{vm.name}</Link> },
+  { title: m("Name"), width: "minmax(12rem, 2fr)", sort: "name", cell: (vm) => <Link href={`/vms/${vm.id}`}>{vm.name}</Link>, text: (vm) => vm.name },
   {
-    title: "State",
+    title: m("State"),
     width: "9rem",
     sort: "status.state",
     cell: (vm) => <VmStateLabel state={vm.status.state} deleting={vm.deleting} />,
+    text: (vm) => (vm.deleting ? "deleting" : vm.status.state),
   },
-  { title: "Node", width: "minmax(8rem, 1fr)", sort: "node", cell: (vm) => vm.node ?? "-" },
-  { title: "Project", width: "minmax(7rem, 1fr)", sort: "project", cell: (vm) => vm.project },
-  { title: "Image", width: "minmax(7rem, 1fr)", sort: "spec.image", cell: (vm) => vm.spec.image },
-  { title: "vCPUs", width: "5rem", sort: "spec.vcpus", cell: (vm) => vm.spec.vcpus },
-  { title: "Memory", width: "7rem", sort: "spec.memory_mib", cell: (vm) => mib(vm.spec.memory_mib) },
-  { title: "Created", width: "13rem", sort: "created_at", cell: (vm) => <When at={vm.created_at} /> },
+  { title: m("Node"), width: "minmax(8rem, 1fr)", sort: "node", cell: (vm) => vm.node ?? "-" },
+  { title: m("Project"), width: "minmax(7rem, 1fr)", sort: "project", cell: (vm) => vm.project },
+  { title: m("Image"), width: "minmax(7rem, 1fr)", sort: "spec.image", cell: (vm) => vm.spec.image },
+  { title: m("vCPUs"), width: "5rem", sort: "spec.vcpus", cell: (vm) => vm.spec.vcpus },
+  { title: m("Memory"), width: "7rem", sort: "spec.memory_mib", cell: (vm) => mib(vm.spec.memory_mib) },
+  { title: m("Created"), width: "13rem", sort: "created_at", cell: (vm) => <When at={vm.created_at} />, text: (vm) => vm.created_at },
 ];
 
 /** A change of one of these may move a VM within a list, or out of it. */
@@ -50,7 +54,7 @@ function useSelection(keys: readonly string[], list: string): {
   useEffect(() => {
     const here = new Set(keys);
     if ([...selected].some((key) => !here.has(key))) {
-      setCleared(`The list changed, so the selection of ${count(selected.size, "VM")} was cleared.`);
+      setCleared(t("The list changed, so the selection of {vms} was cleared.", { vms: countVms(selected.size) }));
       setSelected(new Set());
     }
   }, [keys, selected]);
@@ -84,41 +88,44 @@ export function Vms({ me }: { me: Me }): ReactElement {
   });
   const { selected, set, cleared, dismiss } = useSelection(list.keys, JSON.stringify(filters));
   const vms = useMemo(() => [...selected].map((key) => store.get("vm", key)).filter((vm) => vm !== undefined), [selected]);
+  const loaded = (): Vm[] => list.keys.map((key) => store.get("vm", key)).filter((vm) => vm !== undefined);
   const toggle = (key: string): void => set(selected.has(key) ? [...selected].filter((other) => other !== key) : [...selected, key]);
   const writes = vms.every((vm) => may(me, "write", vm.project));
   return (
     <div className="nc-page">
       <div className="nc-bar">
-        <Title headingLevel="h1">Virtual machines</Title>
-        <span role="status">{list.more ? `${list.keys.length} loaded, and more` : count(list.keys.length, "VM")}</span>
+        <Title headingLevel="h1">{t("Virtual machines")}</Title>
+        <span role="status">{list.more ? t("{count} loaded, and more", { count: list.keys.length }) : countVms(list.keys.length)}</span>
         <span className="nc-grow" />
-        <Button component={(props) => <Link {...props} href="/vms/create" />}>Create a VM</Button>
+        <Button component={(props) => <Link {...props} href="/vms/create" />}>{t("Create a VM")}</Button>
       </div>
       <div className="nc-bar">
         <SearchInput
           className="nc-filter"
-          aria-label="Name begins with"
-          placeholder="Name begins with"
+          aria-label={t("Name begins with")}
+          placeholder={t("Name begins with")}
           value={begins}
           onChange={(_, value) => change("name", value.trim())}
           onClear={() => change("name", "")}
         />
-        <FormSelect className="nc-filter" aria-label="State" value={state} onChange={(_, value) => change("state", value)}>
-          <FormSelectOption value="" label="Any state" />
+        <FormSelect className="nc-filter" aria-label={t("State")} value={state} onChange={(_, value) => change("state", value)}>
+          <FormSelectOption value="" label={t("Any state")} />
           {VM_STATES.map((name) => (
             <FormSelectOption key={name} value={name} label={name} />
           ))}
         </FormSelect>
-        <span>{count(selected.size, "VM")} selected</span>
-        <VmActions vms={vms} forbidden={writes ? null : "Your role does not allow it."} done={() => set([])} />
+        <Views page="vms" />
+        <CsvButton title={m("Virtual machines")} columns={COLUMNS} objects={loaded} />
+        <span>{t("{vms} selected", { vms: countVms(selected.size) })}</span>
+        <VmActions vms={vms} forbidden={writes ? null : m("Your role does not allow it.")} done={() => set([])} />
       </div>
       {cleared !== null && <Alert isInline variant="info" title={cleared} actionClose={<AlertActionCloseButton onClose={dismiss} />} />}
       <LiveTable
         kind="vm"
-        label="Virtual machines"
+        label={t("Virtual machines")}
         list={list}
         columns={COLUMNS}
-        empty="No VM is like that."
+        empty={t("No VM is like that.")}
         sorting={{ by: sort, change: (by) => change("sort", by) }}
         selecting={{ selected, toggle, all: (keys) => set(keys) }}
       />
