@@ -98,7 +98,7 @@ function Question({ asked, cancel, confirm }: { asked: Asked; cancel: () => void
         {action.final && (
           <label>
             {t("Type {word} to confirm", { word })}
-            <TextInput value={typed} onChange={(_, value) => setTyped(value)} />
+            <TextInput aria-label={t("Type {word} to confirm", { word })} value={typed} onChange={(_, value) => setTyped(value)} />
           </label>
         )}
       </ModalBody>

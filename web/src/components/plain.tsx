@@ -6,7 +6,7 @@ import { t } from "../i18n";
 import { CsvButton } from "./csv";
 import { Refusal } from "./notices";
 import { type Operation, OperationButton } from "./operation";
-import type { Column } from "./table";
+import { type Column, ColumnTitle } from "./table";
 
 interface Page<T> {
   items: readonly T[];
@@ -75,7 +75,7 @@ export function Rows<T>({ title, columns, items, keyOf }: { title: string; colum
         <div role="row" className="nc-row" style={tracks}>
           {columns.map((column) => (
             <div role="columnheader" key={column.title}>
-              {t(column.title)}
+              <ColumnTitle title={column.title} />
             </div>
           ))}
         </div>

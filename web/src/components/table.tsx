@@ -122,13 +122,18 @@ function Head<T>({ columns, tracks, sorting, selecting, keys }: HeadProps<T>): R
                 {t(title)} {sorting.by === sort ? "▲" : sorting.by === `-${sort}` ? "▼" : ""}
               </Button>
             ) : (
-              t(title)
+              <ColumnTitle title={title} />
             )}
           </div>
         ))}
       </div>
     </div>
   );
+}
+
+/** A column of buttons has a title for screen readers only. */
+export function ColumnTitle({ title }: { title: string }): ReactElement {
+  return title === "" ? <span className="pf-v6-screen-reader">{t("What can be done")}</span> : <>{t(title)}</>;
 }
 
 function order(field: string, by: string): "ascending" | "descending" | "none" {
