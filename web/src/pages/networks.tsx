@@ -9,6 +9,7 @@ import { checked, given, lines, number, type Operation, OperationBar } from "../
 import type { Column } from "../components/table";
 import { m } from "../i18n";
 import { useList } from "../list";
+import { useAll } from "../live";
 import { refusalFor } from "../session";
 import { PROTOCOLS, ruleOf, ruleText } from "../rules";
 
@@ -25,6 +26,8 @@ function createNetwork(me: Me): Operation {
       { name: "subnet", label: m("Subnet"), optional: true, help: m("Such as 10.1.0.0/24; IPv6 is written alike.") },
       { name: "nat", label: m("Translate guests' addresses, so that they reach what the hosts reach"), kind: "check" },
       { name: "nameservers", label: m("Name servers"), optional: true },
+      { name: "is_default", label: m("New VMs that name no network are in it"), kind: "check" },
+      { name: "search_domains", label: m("Search domains"), optional: true },
       { name: "bridge", label: m("Bridge of the hosts"), optional: true, help: m("For a network of the kind bridge.") },
       { name: "vlan", label: m("VLAN"), kind: "number", optional: true },
       { name: "mtu", label: m("MTU in bytes"), kind: "number", optional: true },
@@ -40,6 +43,8 @@ function createNetwork(me: Me): Operation {
             subnet: given(v["subnet"]),
             nat: checked(v["nat"]),
             nameservers: lines(v["nameservers"]),
+            search_domains: lines(v["search_domains"]),
+            is_default: checked(v["is_default"]),
             bridge: given(v["bridge"]),
             vlan: number(v["vlan"]),
             mtu: number(v["mtu"]),
@@ -50,11 +55,41 @@ function createNetwork(me: Me): Operation {
   };
 }
 
-function ofNetwork(me: Me, network: Network): Operation[] {
+function ofNetwork(me: Me, network: Network, isDefault: boolean): Operation[] {
   const at = { params: { path: { name: network.name } } };
   const refusal = refusalFor(me, "write", network.project);
   return [
-    { label: m("Describe"), subject: network.name, refusal, fields: metadataFields(network), run: (v) => answered(client.PATCH("/api/v1/networks/{name}", { ...at, body: metadataOf(v) })) },
+    {
+      label: m("Change"),
+      subject: network.name,
+      refusal,
+      fields: [
+        { name: "name", label: m("Name"), value: network.name },
+        { name: "mtu", label: m("MTU in bytes"), kind: "number", value: String(network.mtu) },
+        { name: "nameservers", label: m("Name servers"), optional: true, value: network.spec.nameservers.join(", ") },
+        { name: "search_domains", label: m("Search domains"), optional: true, value: network.spec.search_domains.join(", ") },
+        { name: "is_default", label: m("New VMs that name no network are in it"), kind: "check", value: String(isDefault) },
+        ...metadataFields(network),
+      ],
+      command: (v) => `novacron network set ${network.name} --name ${v["name"]} --mtu ${v["mtu"]}`,
+      run: (v) => {
+        const nameservers = lines(v["nameservers"]);
+        const search_domains = lines(v["search_domains"]);
+        return answered(
+          client.PATCH("/api/v1/networks/{name}", {
+            ...at,
+            body: {
+              ...(v["name"] !== network.name && { name: v["name"] }),
+              ...(Number(v["mtu"]) !== network.mtu && { mtu: Number(v["mtu"]) }),
+              ...(nameservers.join() !== network.spec.nameservers.join() && { nameservers }),
+              ...(search_domains.join() !== network.spec.search_domains.join() && { search_domains }),
+              ...(checked(v["is_default"]) !== isDefault && { is_default: checked(v["is_default"]) }),
+              ...metadataOf(v),
+            },
+          }),
+        );
+      },
+    },
     {
       label: m("Delete"),
       subject: network.name,
@@ -69,6 +104,8 @@ function ofNetwork(me: Me, network: Network): Operation[] {
 
 export function Networks({ me }: { me: Me }): ReactElement {
   const list = useList("network", {}, (query) => answered(client.GET("/api/v1/networks", { params: { query } })));
+  useList("project", {}, (query) => answered(client.GET("/api/v1/projects", { params: { query } })));
+  const defaults = new Set(useAll("project").map((project) => project.default_network));
   const columns: readonly Column<Network>[] = [
     { title: m("Name"), width: "minmax(10rem, 2fr)", cell: (network) => network.name },
     { title: m("Kind"), width: "6rem", cell: (network) => network.spec.kind },
@@ -78,7 +115,7 @@ export function Networks({ me }: { me: Me }): ReactElement {
     { title: m("Project"), width: "minmax(7rem, 1fr)", cell: (network) => network.project },
     { title: m("Created"), width: "13rem", cell: (network) => <When at={network.created_at} />, text: (network) => network.created_at },
     { title: m("Trouble"), width: "minmax(7rem, 2fr)", cell: (network) => <span title={network.reason}>{network.reason}</span>, text: (network) => network.reason },
-    { title: "", width: "11rem", cell: (network) => <OperationBar operations={ofNetwork(me, network)} /> },
+    { title: "", width: "11rem", cell: (network) => <OperationBar operations={ofNetwork(me, network, defaults.has(network.name))} /> },
   ];
   return (
     <div className="nc-page">
