@@ -322,3 +322,11 @@ async def test_strangers_behind_a_trusted_proxy_have_a_limit_each_and_nobody_els
     assert 429 in await tries("198.51.100.1", "203.0.113.9")
     assert await status("198.51.100.1", "203.0.113.10") == 429, "a client that invents addresses gets no new limit"
     assert await status("10.0.0.1", "6.6.6.6, 203.0.113.7") == 429, "nor does one behind a proxy"
+
+
+def test_cookies_in_headers_of_their_own_are_joined() -> None:
+    """Browsers send them so over HTTP/2; the session's need not be the first."""
+    host, device, session = (b"host", b"h"), (b"cookie", b"__Host-novacron-device=a"), (b"cookie", b"b=c")
+    assert admission.with_one_cookie([device, host, session]) == [host, (b"cookie", b"__Host-novacron-device=a; b=c")]
+    assert admission.with_one_cookie([host, session]) == [host, session]
+    assert admission.with_one_cookie([host]) == [host]

@@ -204,6 +204,7 @@ class Admission:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        scope["headers"] = with_one_cookie(scope["headers"])
         if scope["client"]:  # from here on, everywhere: limits, failed logins, logs, the audit log
             peer, port = scope["client"]
             scope["client"] = (self._addresses.of(peer, scope["headers"]), port)
@@ -413,6 +414,15 @@ def _end_span(span: traces.Span, request: _Request, status: int, route: str) -> 
             kind=traces.SpanKind.SERVER, error=f"answered {status}", request_id=request.id, http__route=route,
             http__response__status_code=status,
         )  # fmt: skip
+
+
+def with_one_cookie(headers: list[Header]) -> list[Header]:
+    """Return headers with all cookies in one. Over HTTP/2, browsers send each cookie as a header of its own, and the
+    rest of the server expects one header (RFC 9113, 8.2.3)."""
+    cookies = [value for name, value in headers if name == b"cookie"]
+    if len(cookies) < 2:
+        return headers
+    return [header for header in headers if header[0] != b"cookie"] + [(b"cookie", b"; ".join(cookies))]
 
 
 def _secret(text: str, *, cookie: bool) -> str | None:
