@@ -147,7 +147,7 @@ def _use_consoles(page: Page) -> None:
     page.get_by_role("button", name="Open the serial console").click()
     expect(page.get_by_text("Connected. What you type goes to the guest.")).to_be_visible(timeout=SOON_MS)
     terminal = page.get_by_test_id("terminal")
-    expect(terminal).to_contain_text("tiny guest: ready", timeout=SOON_MS)
+    expect(terminal).to_contain_text("tiny guest: ready", timeout=3 * SOON_MS)  # it boots on a machine that is busy
     page.keyboard.type("\recho $((6*7))7\r")
     expect(terminal).to_contain_text("427", timeout=SOON_MS)
     page.keyboard.type("printf '\\033[38;2;250;10;20mco%s\\033[0m' lour\r")
