@@ -1,6 +1,7 @@
 /** Lists: the server filters, sorts and pages; the store keeps their objects current. */
 import { keepPreviousData, useInfiniteQuery, type UseInfiniteQueryResult } from "@tanstack/react-query";
 import { useEffect, useMemo } from "react";
+import { t } from "./i18n";
 import { store, useWatchState } from "./live";
 import type { ListMeta } from "./refetch";
 import type { Kind, Kinds } from "./store";
@@ -32,6 +33,8 @@ const PAGE_SIZE = 200;
 export interface Following<K extends Kind> {
   moves?: (old: Kinds[K], now: Kinds[K]) => boolean;
   belongs?: (object: Kinds[K]) => boolean;
+  /** Whether the reader may see it at all: what would be refused is not asked for. */
+  allowed?: boolean;
 }
 
 /** The keys of a list's objects, as far as they were loaded. `parameters` tell one list of a kind from another. */
@@ -39,14 +42,14 @@ export function useList<K extends Kind>(
   kind: K,
   parameters: Record<string, string | undefined>,
   fetchPage: (query: PageQuery) => Promise<Page<Kinds[K]>>,
-  { moves = () => false, belongs = () => true }: Following<K> = {},
+  { moves = () => false, belongs = () => true, allowed = true }: Following<K> = {},
 ): List {
   const { state } = useWatchState();
   const meta: ListMeta = { kind, moves: moves as ListMeta["moves"], belongs: belongs as ListMeta["belongs"] };
   const query = useInfiniteQuery({
     queryKey: ["list", kind, parameters],
     meta,
-    enabled: state !== "connecting", // the answer must not be older than the stream's beginning
+    enabled: allowed && state !== "connecting", // the answer must not be older than the stream's beginning
     initialPageParam: null as string | null,
     placeholderData: keepPreviousData,
     queryFn: async ({ pageParam }) => {
@@ -60,7 +63,8 @@ export function useList<K extends Kind>(
     },
     getNextPageParam: (page) => page.next,
   });
-  return useKeys(query);
+  const loaded = useKeys(query);
+  return allowed ? loaded : { ...loaded, loading: false, error: new Error(t("Your role does not allow it.")) };
 }
 
 function useKeys(query: UseInfiniteQueryResult<{ pages: { keys: string[]; next: string | null }[] }>): List {

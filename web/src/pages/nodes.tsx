@@ -12,11 +12,11 @@ import { duration, mib } from "../format";
 import { m, t } from "../i18n";
 import { LEVELS } from "../levels";
 import { type List, useList, useWhole } from "../list";
-import { refusalFor } from "../session";
+import { may, refusalFor } from "../session";
 
-export function useNodes(): List {
+export function useNodes(me: Me): List {
   const sort = "name";
-  return useWhole(useList("node", { sort }, (query) => answered(client.GET("/api/v1/nodes", { params: { query: { sort, ...query } } })), { moves: (old, now) => old.name !== now.name }));
+  return useWhole(useList("node", { sort }, (query) => answered(client.GET("/api/v1/nodes", { params: { query: { sort, ...query } } })), { moves: (old, now) => old.name !== now.name, allowed: may(me, "read", null) }));
 }
 
 const POLICIES = Object.keys({ throttle: true, "post-copy": true, leave: true } satisfies Record<Schemas["DrainPolicy"], true>);
@@ -144,7 +144,7 @@ function columns(me: Me): readonly Column<Node>[] {
 export function Nodes({ me }: { me: Me }): ReactElement {
   return (
     <div className="nc-page">
-      <LiveList kind="node" title={m("Nodes")} list={useNodes()} columns={columns(me)} empty={m("No host has joined yet.")} create={joinToken(me)} />
+      <LiveList kind="node" title={m("Nodes")} list={useNodes(me)} columns={columns(me)} empty={m("No host has joined yet.")} create={joinToken(me)} />
       <Drains />
       <Unreconciled me={me} />
     </div>

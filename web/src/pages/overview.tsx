@@ -14,7 +14,7 @@ import { t } from "../i18n";
 
 export function Overview({ me }: { me: Me }): ReactElement {
   const sort = "-created_at";
-  useNodes();
+  useNodes(me);
   useList("migration", { sort }, (query) => answered(client.GET("/api/v1/migrations", { params: { query: { sort, ...query } } })));
   const nodes = useAll("node");
   const moving = useAll("migration").filter((migration) => isUnderWay(migration.phase));
