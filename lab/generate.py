@@ -46,6 +46,7 @@ CHOICES: tuple[type[StrEnum], ...] = (
     vm.Display,
     drain.DrainPolicy,
     network.Encryption,
+    network.Ipv6Addresses,
     vm.Firmware,
     image.ImageFormat,
     key.KeyName,

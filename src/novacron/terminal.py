@@ -35,6 +35,11 @@ def say(text: str = "", *, err: bool = False, flush: bool = False) -> None:
     print(safe(text), file=sys.stderr if err else sys.stdout, flush=flush)
 
 
+def clear() -> None:
+    """Clear the terminal, for output that is shown again and again."""
+    sys.stdout.write("\x1b[H\x1b[2J")
+
+
 def say_json(value: object) -> None:
     """Print JSON for programs: all but printable ASCII is escaped in its own way."""
     print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))

@@ -389,3 +389,34 @@ def test_a_network_can_use_a_hosts_bridge_and_binds_its_guests_to_their_addresse
     delete(victim, vm)
     victim.client.delete("networks", "office")
     victim.client.delete("security-groups", "shut")
+
+
+@pytest.mark.slow
+def test_guests_have_ipv6_addresses_across_nodes_and_keep_them_and_connections_when_they_move(victim: Platform) -> None:
+    network = victim.client.create_network("six", subnet6="auto", ipv6_addresses="slaac")
+    a, b = (create_vm(victim, f"six-{node[-1]}", node, {"network": "six"}) for node in ("host-a", "host-b"))
+    own, other = (str(vm["spec"]["nics"][0]["address6"]) for vm in (a, b))
+    foreign = network["spec"]["subnet6"].replace("/64", "77")
+    try:
+        for vm, address6 in ((a, own), (b, other)):
+            has = f"ip -6 address show dev eth0 | grep -q {address6}/"
+            until(functools.partial(reaches, victim, vm, has), "the guest derives the address that it was given", 90)
+        until(lambda: reaches(victim, a, f"ping -6 -c 1 -W 2 {other}"), "they reach each other", 60)
+        assert reaches(victim, a, f"nslookup -type=aaaa six-b.six.internal | grep -q {other}"), "names have addresses"
+        shell(victim, a, f"ip -6 address add {foreign}/64 dev eth0 nodad; echo done")
+        assert not reaches(victim, a, f"ping -6 -c 1 -W 2 -I {foreign} {other}"), "no other address"
+        assert not reaches(victim, b, f"ping -6 -c 1 -W 2 {foreign}"), "not even by neighbour discovery"
+        shell(victim, b, f"{{ sleep 999 | nc {own} 7000; }} >/tmp/count6 2>/dev/null & echo begun")
+        victim.client.create_security_group("closed6", [])
+        victim.client.configure_vm("six-a", security_groups=["closed6"])
+        until(lambda: not reaches(victim, b, f"ping -6 -c 1 -W 2 {own}"), "nothing comes in")
+        for target in ("host-b", "host-a"):
+            victim.cli("vm", "migrate", "six-a", "--to", target, "--wait")
+            until_grows(lambda: int(shell(victim, b, "tail -n 1 /tmp/count6")), "the connection goes on")
+        victim.cli("security-group", "set", "closed6", "--rule", f"in:icmp::{network['spec']['subnet6']}")
+        until(lambda: reaches(victim, b, f"ping -6 -c 1 -W 2 {own}"), "a rule lets it in")
+    finally:
+        for vm in (a, b):
+            delete(victim, vm)
+        victim.client.delete("networks", "six")
+        victim.client.delete("security-groups", "closed6")

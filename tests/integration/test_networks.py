@@ -112,6 +112,35 @@ def test_a_network_is_changed_and_renamed_while_no_vm_is_in_it(site: Platform, a
         site.client.delete("networks", name)
 
 
+def test_interfaces_have_ipv6_addresses_in_networks_with_a_prefix(site: Platform, api: Api, new_vm: NewVm) -> None:
+    for fields, field in (
+        ({"subnet6": "fd12::1/64"}, "subnet6"), ({"subnet6": "auto", "mtu": 1200}, "mtu"),
+        ({"subnet6": "auto", "kind": "bridge", "bridge": "br0"}, "subnet6"),
+    ):  # fmt: skip
+        refused = api("POST", "/api/v1/networks", {"name": "six", **fields})
+        assert (refused.status, refused.problem["field"]) == (400, field)
+    site.client.create_network("six", subnet6="fd12:3456:789a::/64")
+    vm = new_vm(nics=[{"network": "six", "mac": "06:00:00:00:00:77"}], power="stopped", memory_mib=64)
+    own, chosen = "fd12:3456:789a:0:400:ff:fe00:77", "fd12:3456:789a::50"
+    assert vm["spec"]["nics"][0]["address6"] == own
+    for addresses in ([chosen, chosen], [own], ["fd12:3456:789a::1"], ["fd13::50"]):
+        nics = [{"network": "six", "address6": address} for address in addresses]
+        refused = api("POST", "/api/v1/vms", {"name": "no", "image": "tiny", "power": "stopped", "nics": nics})
+        assert (refused.status, refused.problem["field"]) == (400, "nics")
+    at = f"/api/v1/vms/{vm['id']}"
+    for path, changes, address in (
+        ("/nics/06:00:00:00:00:77", {"address6": chosen.upper()}, chosen),
+        ("", {"macs": ["06:00:00:00:00:78"]}, chosen),
+        ("/nics/06:00:00:00:00:78", {"address6": None}, own[:-1] + "8"),
+        ("", {"macs": ["06:00:00:00:00:79"]}, own[:-1] + "9"),
+    ):
+        answer = api("PATCH", at + path, changes)
+        assert answer.status == 200 and answer.body["spec"]["nics"][0]["address6"] == address, answer
+    site.client.delete("vms", vm["id"])
+    wait_until_deleted(site, vm)
+    site.client.delete("networks", "six")
+
+
 def test_vms_that_name_no_network_are_in_the_default_one_of_their_project(site: Platform, api: Api) -> None:
     assert api("POST", "/api/v1/projects", {"name": "home", "host_network": True}).status == 201
     vms = []

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
+from novacron.model import ipv6
 from novacron.model.cloud_init import Seed, check_seed
 from novacron.model.cpu import CpuModel
 from novacron.model.errors import InvalidInput
@@ -43,12 +44,13 @@ OURS = {
     "Task.migration", "ImportWanted.id", "ExportWanted.id", "ExportWanted.vm", "VolumeWanted.id", "VmInterface.vm",
     "ConsoleOpen.vm", "ProbeExpected.probe", "ProbeWanted.probe", "ProbeWanted.vm", "CopyExpected.copy",
     "CopyWanted.copy", "ImageInfo.digest", "Assignment.image_digest", "VolumeWanted.image_digest",
-    "Revoked.keys[]", "NetworkOnNode.names[][0]", "VmInterface.mac",
+    "Revoked.keys[]", "NetworkOnNode.names[][0]", "NetworkOnNode.names6[][0]", "VmInterface.mac",
     "DataKey.id", "VolumeAttached.encryption_key", "VolumeWanted.encryption_key",
 }  # fmt: skip
 """Ids, digests and MAC addresses that the control plane makes or has checked; traces besides."""
 NAMES = {
     "Assignment.name", "CloneOf.source_name", "ImportSpec.name", "NetworkOnNode.name", "NetworkOnNode.names[][2]",
+    "NetworkOnNode.names6[][2]",
     "Task.peer", "Peer.name", "ProbeExpected.peer", "ProbeWanted.peer", "CopyExpected.peer", "CopyWanted.peer",
     "Rename.name", "VolumeAttached.pool", "VolumeWanted.pool", "VolumeWanted.image",
 }  # fmt: skip
@@ -101,6 +103,16 @@ CHECKED = {
     "NicSpec.address": Checked(
         lambda text: give("198.51.100.0/24", (), text), {"198.51.100.9": "198.51.100.9"}, ADDRESSES
     ),
+    "NicSpec.address6": Checked(
+        lambda text: ipv6.give("fd12:3456:789a::/64", "52:54:00:00:00:01", (), text),
+        dict.fromkeys(("fd12:3456:789a::9", "FD12:3456:789A:0:0::0009"), "fd12:3456:789a::9"),
+        ("fd12:3456:789a::9%eth0", "fd12:3456:789a::9\n", "fd12:3456:789a::9/64", "fd12:3456:789a::9,x", *ADDRESSES),
+    ),
+    "NetworkSpec.subnet6": Checked(
+        ipv6.check_prefix,
+        dict.fromkeys(("fd12:3456:789a::/64", "FD12:3456:789A:0::/64"), "fd12:3456:789a::/64"),
+        ("fd12:3456:789a::/64\n", "fd12:3456:789a::1/64", "fd12:3456:789a::%eth0/64", *ADDRESSES),
+    ),
     "NetworkSpec.subnet": Checked(
         lambda text: str(check_subnet(text)),
         dict.fromkeys(("10.20.0.0/24", "10.20.0.0/255.255.255.0", "10.20.0.0/0.0.0.255"), "10.20.0.0/24"),
@@ -110,8 +122,10 @@ CHECKED = {
     "Passing.cidrs[]": Checked(
         _rule,
         {"198.51.100.0/24": "198.51.100.0/24", "198.51.100.0/0.0.0.255": "198.51.100.0/24",
-         "198.51.100.0/255.255.255.0": "198.51.100.0/24", "198.51.100.7": "198.51.100.7/32"},
-        ("198.51.100.0/24 }", "198.51.100.0/24\n", "198.51.100.7/24", *(text for text in ADDRESSES if text != "1")),
+         "198.51.100.0/255.255.255.0": "198.51.100.0/24", "198.51.100.7": "198.51.100.7/32",
+         "FD12:0::/64": "fd12::/64"},
+        ("198.51.100.0/24 }", "198.51.100.0/24\n", "fd12::1/64", "fd12::%x/64",
+         "198.51.100.7/24", *(text for text in ADDRESSES if text != "1")),
     ),
     **{
         path: Checked(lambda text: str(check_ipv4(text)), {"198.51.100.9": "198.51.100.9"}, ADDRESSES)
@@ -119,6 +133,12 @@ CHECKED = {
             "NetworkOnNode.names[][1]", "VmInterface.address", "NetworkOnNode.floating[][0]",
             "NetworkOnNode.floating[][1]", "Entrance.address", "Entrance.guest",
         )
+    },
+    **{
+        path: Checked(
+            lambda text: str(ipv6.check_address(text)), {"FD12:0::9": "fd12::9"}, ("fd12::9%x", "fd12::9\n", *ADDRESSES)
+        )
+        for path in ("NetworkOnNode.names6[][1]", "VmInterface.address6")
     },
     "StoredSeed.gateway": Checked(
         _seed("gateway"), {"10.0.0.1": "10.0.0.1", "2001:DB8:0::1": "2001:db8::1"}, ADDRESSES[1:]

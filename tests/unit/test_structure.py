@@ -34,7 +34,8 @@ LOADED_WHEN_NEEDED = {"opentelemetry.exporter", "pycdlib", "redis", "webauthn", 
 """Packages that few processes need, and that take long to import."""
 SHARED_CLASS_NAMES = {
     "AntiAffinityScope", "AuditOutcome", "BootDevice", "CpuKind", "DiskBus", "Display", "DrainPolicy", "Encryption",
-    "Firmware", "ImageFormat", "KeyName", "MigrationPolicy", "NicModel", "Os", "Power", "RebalanceMode", "Restart",
+    "Firmware", "ImageFormat", "Ipv6Addresses", "KeyName", "MigrationPolicy", "NicModel", "Os", "Power",
+    "RebalanceMode", "Restart",
 }  # fmt: skip
 """Enums of the model that the client, which does not load the model, has a generated copy of (client/choices.py)."""
 

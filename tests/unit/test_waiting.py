@@ -67,7 +67,7 @@ def another_image(site: Site) -> None:
 
 
 def queue_is_full(site: Site) -> None:
-    site.services.start_queue = Mock(spec=StartQueue, full=True, slot=StartQueue(1).slot)
+    site.services.start_queue = Mock(spec=StartQueue, full=Mock(return_value=True), slot=StartQueue(1).slot)
 
 
 def network_fails(site: Site) -> None:

@@ -12,7 +12,7 @@ from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
-from novacron.client.choices import Encryption
+from novacron.client.choices import Encryption, Ipv6Addresses
 from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Manage the networks of VMs.")
@@ -34,7 +34,8 @@ RuleTexts = Annotated[
     list[str] | None,
     typer.Option(
         "--rule",
-        help="allowed traffic: in:tcp:443, in:tcp:8000-8099:10.0.0.0/8, in:any::@GROUP, out:udp:53; can be repeated",
+        help="allowed traffic: in:tcp:443, in:icmp::fd00::/8,"
+        " in:tcp:8000-8099:10.0.0.0/8, in:any::@GROUP, out:udp:53; can be repeated",
         show_default=False,
     ),
 ]
@@ -43,6 +44,7 @@ NETWORKS: Columns = {
     "NAME": lambda n: n["name"],
     "KIND": lambda n: n["spec"]["kind"],
     "SUBNET": lambda n: n["spec"]["subnet"],
+    "SUBNET6": lambda n: n["spec"].get("subnet6"),
     "BRIDGE": lambda n: n["spec"]["bridge"] and _bridge(n["spec"]),
     "MTU": lambda n: n["mtu"],
     "GATEWAY": lambda n: n["gateway"],
@@ -92,7 +94,7 @@ def _rule_text(rule: Object) -> str:
 
 def parse_rule(text: str) -> Object:
     """Return the rule that ``DIRECTION:PROTOCOL[:PORTS[:CIDR or @GROUP]]`` says. Raises typer.BadParameter."""
-    parts = text.split(":")
+    parts = text.split(":", 3)
     if not 2 <= len(parts) <= 4:
         raise typer.BadParameter(f"{text!r} is no rule: DIRECTION:PROTOCOL[:PORTS[:CIDR or @GROUP]]")
     direction, protocol, ports, where = (*parts, "", "")[:4]
@@ -119,6 +121,8 @@ def show(network: NetworkName, output_: Output = OutputFormat.TABLE) -> None:
 
 CREATE_OPTIONS = (
     options.option("subnet", str, help="subnet, such as 10.20.0.0/24; a free one if not given"),
+    options.option("subnet6", str, help="IPv6 prefix, such as fd12:3456:789a::/64; auto: a random one"),
+    options.option("ipv6_addresses", Ipv6Addresses, help="how guests learn IPv6 addresses"),
     options.option("nat", bool, "--nat/--no-nat", default=True, help="translate guests' addresses at the gateway"),
     options.option("nameservers", list[str], "--nameserver", help="name server to forward to; can be repeated"),
     options.option("search_domains", list[str], "--search-domain", help="domain for short names; can be repeated"),

@@ -12,8 +12,8 @@ import typer
 from novacron.cli import output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
+from novacron.terminal import clear
 
-CLEAR = "\x1b[H\x1b[2J"
 COUNTERS = {
     "cpus": ("cpu_s",),
     "disk_bytes_per_s": ("disk_read_bytes", "disk_written_bytes"),
@@ -73,7 +73,7 @@ def top(
             now = client.vm_usage()
             shown = used(before, now, sort)[:limit]
             if not once and sys.stdout.isatty():
-                sys.stdout.write(CLEAR)
+                clear()
             output.rows(shown, COLUMNS, output_)
             if once:
                 return

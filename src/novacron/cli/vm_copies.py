@@ -49,7 +49,7 @@ IMPORT_OPTIONS = (
     options.option("start", bool, "--start/--no-start", default=True, help="start it at once"),
     options.option(
         "nics", list[str], "--network", convert=interfaces,
-        help="network to attach, as NETWORK[=ADDRESS][,mac=MAC]; can be repeated; none: no network",
+        help="network to attach, as NETWORK[=ADDRESS][,mac=MAC][,address6=ADDRESS]; can be repeated; none: no network",
     ),
     options.option(
         "keep_macs", bool, "--keep-mac/--new-mac",

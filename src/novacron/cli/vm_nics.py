@@ -19,10 +19,12 @@ NICS: Columns = {
     "MAC": lambda nic: nic["mac"],
     "NETWORK": lambda nic: nic["network"],
     "ADDRESS": lambda nic: nic["address"],
+    "IPV6 ADDRESS": lambda nic: nic.get("address6"),
     "SECURITY GROUPS": lambda nic: nic["groups"],
 }
 OPTIONS = (
     options.option("address", str, help="its IPv4 address; by default a free one of the network"),
+    options.option("address6", str, help="its IPv6 address; by default the one that its MAC address yields"),
     options.option("groups", list[str], "--security-group", help="security group; can be repeated"),
 )
 
@@ -72,5 +74,8 @@ def remove(vm: VmRef, mac: Mac) -> None:
 
 
 def _say(vm: Object) -> None:
-    nics = [f"{nic['mac']} in {nic['network']} {nic['address'] or ''}".strip() for nic in vm["spec"]["nics"]]
+    nics = []
+    for nic in vm["spec"]["nics"]:
+        addresses = [address for address in (nic["address"], nic.get("address6")) if address]
+        nics.append(" ".join((nic["mac"], "in", nic["network"], *addresses)))
     say(f"{vm['name']}: {', '.join(nics) or 'on the bridge of its node'}")

@@ -162,7 +162,7 @@ def lines_of(paths: list[Path]) -> list[str]:
 
 
 def interfaces(networks: list[str]) -> list[Object]:
-    """Return the interfaces that ``NETWORK[=ADDRESS][,mac=MAC]`` asks for, each in its network; ``none`` alone asks for
+    """Return the interfaces that ``NETWORK[=ADDRESS][,mac=MAC][,address6=ADDRESS]`` asks for; ``none`` alone asks for
     no network."""
     if networks == [NO_NETWORK]:
         return []
@@ -177,9 +177,9 @@ def _interface(text: str) -> Object:
     interface: Object = {"network": name, "address": address or None, "groups": []}
     for setting in settings:
         key, _, value = setting.partition("=")
-        if key != "mac" or not value:
-            raise typer.BadParameter(f"--network {text}: {setting!r} is not mac=ADDRESS")
-        interface["mac"] = value
+        if key not in ("mac", "address6") or not value:
+            raise typer.BadParameter(f"--network {text}: {setting!r} is not mac=ADDRESS or address6=ADDRESS")
+        interface[key] = value
     return interface
 
 
@@ -283,8 +283,8 @@ CREATE_OPTIONS = (
            help=SCOPE_HELP),
     *PLACEMENT_OPTIONS,
     option("nics", list[str], "--network", panel=NET, convert=interfaces,
-           help="network to attach, as NETWORK[=ADDRESS][,mac=MAC]; can be repeated; none: no network, also not the"
-                " project's default one"),
+           help="network to attach, as NETWORK[=ADDRESS][,mac=MAC][,address6=ADDRESS]; can be repeated; none: no"
+                " network, also not the project's default one"),
     option("security_groups", list[str], "--security-group", panel=NET,
            help="security group of its network interfaces; can be repeated"),
     *SEED_OPTIONS,

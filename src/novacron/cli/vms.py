@@ -55,7 +55,7 @@ def availability(vm: Object) -> str:
 
 
 def address(vm: Object) -> str | None:
-    addresses = [nic["address"] for nic in vm["spec"]["nics"] if nic["address"]]
+    addresses = [address for nic in vm["spec"]["nics"] for address in (nic["address"], nic.get("address6")) if address]
     return ", ".join(addresses) or vm["spec"]["address"]
 
 
@@ -63,7 +63,8 @@ def interfaces(vm: Object) -> list[str]:
     texts = []
     for nic in vm["spec"]["nics"]:
         groups = f" ({', '.join(nic['groups'])})" if nic["groups"] else ""
-        texts.append(f"{nic['network']} {nic['address'] or ''}".strip() + groups)
+        addresses = [address for address in (nic["address"], nic.get("address6")) if address]
+        texts.append(" ".join((nic["network"], *addresses)) + groups)
     return texts
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from novacron.model.drain import DrainPolicy
     from novacron.model.image import ImageFormat
     from novacron.model.migration import MigrationPolicy
-    from novacron.model.network import Direction, Encryption, NetworkKind, Protocol
+    from novacron.model.network import Direction, Encryption, Ipv6Addresses, NetworkKind, Protocol
     from novacron.model.rebalance import RebalanceMode
     from novacron.model.second_factor import FactorKind
     from novacron.model.user import UserKind
@@ -110,6 +110,7 @@ class ConfigureNicBody(TypedDict, total=False):
 
     network: str
     address: str | None
+    address6: str | None
     groups: Sequence[str]
 
 
@@ -287,6 +288,8 @@ class CreateNetworkBody(TypedDict, total=False):
     name: Required[str]
     kind: NetworkKind | Literal["overlay", "bridge"]
     subnet: str | None
+    subnet6: str | None
+    ipv6_addresses: Ipv6Addresses | Literal["dhcp", "slaac"]
     nat: bool
     nameservers: Sequence[str]
     search_domains: Sequence[str]
@@ -589,6 +592,7 @@ class NicSpecBody(TypedDict, total=False):
     address: str | None
     mac: str | None
     groups: Sequence[str]
+    address6: str | None
 
 
 class OpenConsoleBody(TypedDict, total=False):

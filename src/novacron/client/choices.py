@@ -103,6 +103,13 @@ class Encryption(StrEnum):
     NEVER = "never"
 
 
+class Ipv6Addresses(StrEnum):
+    """How guests learn their IPv6 addresses."""
+
+    DHCP = "dhcp"
+    SLAAC = "slaac"
+
+
 class Firmware(StrEnum):
     """The firmware with which the guest boots."""
 

@@ -23,6 +23,8 @@ TUNNEL_BYTES = 50
 WIREGUARD_BYTES = 80
 """Bytes that WireGuard adds on top, over IPv4 or IPv6."""
 MTU_MIN, MTU_DEFAULT = 576, 1500
+IPV6_MTU_MIN = 1280
+"""RFC 8200, section 5."""
 PREFIX_MIN, PREFIX_MAX = 16, 29
 VNI_BASE = 0x4E0000
 DEFAULT_SUBNETS = ipaddress.IPv4Network("10.64.0.0/10")
@@ -68,12 +70,24 @@ class Encryption(StrEnum):
     NEVER = "never"
 
 
+class Ipv6Addresses(StrEnum):
+    """How guests learn their IPv6 addresses."""
+
+    DHCP = "dhcp"
+    """By DHCPv6."""
+    SLAAC = "slaac"
+    """They derive them from prefix and MAC address (SLAAC), without DHCP for addresses."""
+
+
 class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the user requested. Only name servers and search domains change later: guests rely on the rest."""
 
     kind: NetworkKind = NetworkKind.OVERLAY
     subnet: str | None = None
     """An IPv4 subnet, such as ``10.20.0.0/24``. The gateway has the first address, DHCP and DNS the second."""
+    subnet6: str | None = None
+    """An IPv6 prefix for guests, a /64; ``auto``: one is chosen at random. None: no IPv6 passes."""
+    ipv6_addresses: Ipv6Addresses = Ipv6Addresses.DHCP
     nat: bool = True
     """Guests reach other networks through the gateway's host, with that host's address as their source."""
     nameservers: Nameservers = ()
@@ -132,6 +146,8 @@ class NicSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """MAC address; None: a free one is assigned when the VM is created."""
     groups: SecurityGroups = ()
     """Security groups. Without any, all traffic is allowed."""
+    address6: str | None = None
+    """IPv6 address; None: the one that the MAC address yields, if the network has a prefix."""
 
 
 class Direction(StrEnum):
@@ -303,9 +319,9 @@ def check_spec(spec: NetworkSpec) -> None:
         raise InvalidInput(f"an overlay has no {field} of the hosts'", field=field, hint="kind: bridge")
     if not overlay and spec.bridge is None:
         raise InvalidInput("the bridge is not named", field="bridge", hint="see: novacron node show NODE")
-    for field in ("nameservers", "search_domains"):
+    for field in ("subnet6", "nameservers", "search_domains"):
         if not overlay and getattr(spec, field):
-            raise InvalidInput("names are looked up by overlays only", field=field)
+            raise InvalidInput(f"only overlays have {field}", field=field, hint="leave it out")
     if sum(len(domain) + 2 for domain in spec.search_domains) > SEARCH_BYTES_MAX:
         raise InvalidInput(
             f"they have more than {SEARCH_BYTES_MAX} characters together", field="search_domains", hint="name fewer"
@@ -332,9 +348,9 @@ def check_rule(rule: RuleSpec) -> RuleSpec:
         raise InvalidInput("a rule has a cidr or a group, not both", field="group", hint="make two rules")
     if rule.cidr is not None:
         try:
-            network = ipaddress.IPv4Network(rule.cidr)
+            network = ipaddress.ip_network(rule.cidr if "%" not in rule.cidr else "")
         except ValueError as error:
-            raise InvalidInput(f"{rule.cidr!r} is no IPv4 range: {error}", field="cidr") from None
+            raise InvalidInput(f"{rule.cidr!r} is no range of addresses: {error}", field="cidr") from None
         return msgspec.structs.replace(rule, cidr=str(network))
     return rule
 
@@ -397,6 +413,8 @@ class VmInterface(msgspec.Struct, frozen=True):
     mac: str
     address: str | None
     passing: tuple[Passing, ...] | None
+    address6: str | None = None
+    """None: no IPv6 passes."""
 
 
 class Entrance(msgspec.Struct, frozen=True):
@@ -434,6 +452,8 @@ class NetworkOnNode(msgspec.Struct, frozen=True):
     floating: tuple[tuple[str, str], ...] = ()
     """Floating addresses, each with the guest's address. Only the gateway has them, and the entrances."""
     entrances: tuple[Entrance, ...] = ()
+    names6: tuple[tuple[str, str, str], ...] = ()
+    """As ``names``, with IPv6 addresses."""
 
     @property
     def vni(self) -> int:

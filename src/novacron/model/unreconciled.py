@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from novacron.model import network
+from novacron.model import ipv6, network
 from novacron.model.devices import DiskBus
 from novacron.model.errors import InvalidInput
 from novacron.model.ownership import Claim, OwnershipRecord
@@ -101,6 +101,8 @@ def check_described(vm: str, described: VmDescription) -> None:
     for nic in described.spec.nics:
         if nic.address is not None:
             network.check_address(nic.address, "nics")
+        if nic.address6 is not None and str(ipv6.check_address(nic.address6, "nics")) != nic.address6:
+            raise InvalidInput(f"{nic.address6[:80]!r} is not in canonical form", field="nics")
 
 
 class UnreconciledVm(msgspec.Struct, frozen=True):

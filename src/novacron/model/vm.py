@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from novacron.model import limits
+from novacron.model import ipv6, limits
 from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
 from novacron.model.devices import BootDevice, BootOrder, Cdrom, DiskBus, KernelArguments, NicModel, Os
@@ -448,7 +448,10 @@ def with_addresses(spec: VmSpec, macs: Sequence[str | None]) -> VmSpec:
     """Return a VM's spec in which its interfaces have these MAC addresses."""
     if not spec.nics:
         return msgspec.structs.replace(spec, mac=macs[0])
-    nics = tuple(msgspec.structs.replace(nic, mac=mac) for nic, mac in zip(spec.nics, macs, strict=True))
+    nics = tuple(
+        msgspec.structs.replace(nic, mac=mac, address6=ipv6.after_mac_change(nic.address6, nic.mac, mac))
+        for nic, mac in zip(spec.nics, macs, strict=True)
+    )
     return msgspec.structs.replace(spec, nics=nics)
 
 

@@ -14,13 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from novacron import child_environment, private_file
-from novacron.model.network import NetworkOnNode, gateway_address, service_address
+from novacron.model import ipv6
+from novacron.model.network import Ipv6Addresses, NetworkOnNode, gateway_address, service_address
 from novacron.net import namespace
 from novacron.net.overlay import SERVICE
 from novacron.net.tap import NetworkFailed
 
 BINARY, GROUP = "dnsmasq", "nogroup"
 LEASE_S = 12 * 3600
+ADVERTISED_EVERY_S = 60
+DUID = "32473,02:4e:4f:56:00:02"
+"""The DHCPv6 server is the same for a guest that moves to another node. The number is one for examples (RFC 5612)."""
 CACHE_ENTRIES, QUERIES_MAX = 1000, 150
 START_S, END_S, LOOK_S = 10.0, 5.0, 0.02
 CONFIG, HOSTS, NAMES, PID = "dnsmasq.conf", "hosts", "names", "pid"
@@ -60,13 +64,37 @@ def config(network: NetworkOnNode, directory: Path, nameservers: Sequence[str]) 
         f"dhcp-option=option:dns-server,{service}",
         f"dhcp-option=option:mtu,{network.mtu}",
         *([f"dhcp-option=option:domain-search,{','.join(search)}"] if network.spec.search_domains else []),
+        *([] if network.spec.subnet6 is None else _ipv6(network, network.spec.subnet6, search)),
         *(f"server={server}" for server in nameservers),
     ]
+    addresses6 = {mac: address for mac, address, _ in network.names6}
     return {
         CONFIG: "\n".join(lines) + "\n",
-        HOSTS: "".join(f"{mac},{address},{name}\n" for mac, address, name in network.names),
-        NAMES: "".join(f"{address} {name}\n" for _, address, name in network.names),
+        HOSTS: "".join(
+            f"{mac},{address},{f'[{addresses6[mac]}],' if mac in addresses6 else ''}{name}\n"
+            for mac, address, name in network.names
+        ),
+        NAMES: "".join(f"{address} {name}\n" for _, address, name in (*network.names, *network.names6)),
     }
+
+
+def _ipv6(network: NetworkOnNode, prefix: str, search: Sequence[str]) -> list[str]:
+    """Return the lines for IPv6: advertisements of the prefix, and of no route, and DHCP."""
+    net, service = ipaddress.IPv6Network(prefix), ipv6.service_address(prefix)
+    mode = "ra-stateless" if network.spec.ipv6_addresses is Ipv6Addresses.SLAAC else "static"
+    return [
+        "enable-ra",
+        f"ra-param={SERVICE},mtu:{network.mtu},{ADVERTISED_EVERY_S},0",
+        f"dhcp-duid={DUID}",
+        f"dhcp-range={net.network_address},{mode},{net.prefixlen},{LEASE_S}",
+        f"dhcp-option=option6:dns-server,[{service}]",
+        f"dhcp-option=option6:domain-search,{','.join(search)}",
+        f"local=/{_reverse_zone(net)}/",
+    ]
+
+
+def _reverse_zone(prefix: ipaddress.IPv6Network) -> str:
+    return ".".join(prefix.network_address.reverse_pointer.split(".")[-prefix.prefixlen // 4 - 2 :])
 
 
 def account() -> pwd.struct_passwd:

@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from novacron import child_environment
+from novacron.model import ipv6
 from novacron.model.network import Direction, Passing, Protocol, VmInterface
 from novacron.model.vm import tap_name
+from novacron.net import ipv6_rules
 from novacron.net.tap import NetworkFailed
 from novacron.telemetry import logs
 
@@ -34,6 +36,8 @@ ARRIVED_S = 60
 TIMEOUT_S = 10.0
 FLOW = "ip saddr . ip daddr . meta l4proto . th sport . th dport"
 BACK = "ip daddr . ip saddr . meta l4proto . th dport . th sport"
+ARRIVED = {"arrived": "ipv4_addr", "arrived6": "ipv6_addr"}
+"""Sets of guests that came lately."""
 HOOKS = {
     "before": "type filter hook prerouting priority -300; policy accept;",
     "between": "type filter hook forward priority 0; policy accept;",
@@ -59,12 +63,19 @@ def key_of(nic: VmInterface) -> NicKey:
     return NicKey(nic.vm, nic.number)
 
 
+def addresses_of(nic: VmInterface) -> list[str]:
+    """Return the addresses that an interface was given."""
+    return [address for address in (nic.address, nic.address6) if address is not None]
+
+
 def _spoofing(nic: VmInterface) -> Iterator[str]:
     """Yield what keeps a guest from using the addresses of others, and from serving as their DHCP server or router."""
     yield f"ether saddr != {nic.mac} drop"
     yield f"arp saddr ether != {nic.mac} drop"
-    yield "udp sport 67 udp dport 68 drop"
-    yield "icmpv6 type nd-router-advert drop"
+    yield "udp dport { 68, 546 } drop"  # clients of DHCP take answers from any port
+    yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
+    if nic.address6 is not None:
+        yield from ipv6_rules.spoofing(nic.mac, ipv6.own_addresses(nic.address6, nic.mac))
     if nic.address is not None:
         yield f"arp saddr ip {{ 0.0.0.0, {nic.address} }} accept"
         yield "ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept"
@@ -73,16 +84,18 @@ def _spoofing(nic: VmInterface) -> Iterator[str]:
         yield "drop"
 
 
-def _matches(rule: Passing, end: str) -> Iterator[tuple[str, bool]]:
-    """Yield the matches of a rule, and whether each is of what has ports. ``end``: where the other end's address is."""
-    where = "ether type ip"
+def _matches(rule: Passing, end: str, family: str) -> Iterator[tuple[str, bool]]:
+    """Yield the matches of a rule in a family, ``ip`` or ``ip6``, and whether each is of what has ports. ``end``: where
+    the other end's address is."""
+    where = f"ether type {family}"
     if rule.cidrs is not None:
-        if not rule.cidrs:
+        cidrs = [cidr for cidr in rule.cidrs if (":" in cidr) == (family == "ip6")]
+        if not cidrs:
             return
-        where = f"ip {end} {{ {', '.join(rule.cidrs)} }}"
+        where = f"{family} {end} {{ {', '.join(cidrs)} }}"
     match rule.protocol:
         case Protocol.ICMP:
-            yield f"{where} meta l4proto icmp", False
+            yield f"{where} meta l4proto {'icmp' if family == 'ip' else 'icmpv6'}", False
         case Protocol.ANY:
             yield f"{where} meta l4proto {{ tcp, udp }}", True
             yield where, False
@@ -91,14 +104,17 @@ def _matches(rule: Passing, end: str) -> Iterator[tuple[str, bool]]:
             yield f"{where} meta l4proto {rule.protocol}{ports}", True
 
 
-def _rules(rules: Sequence[Passing], direction: Direction, end: str, remember: str) -> Iterator[str]:
+def _rules(
+    rules: Sequence[Passing], direction: Direction, end: str, remember: str, family: str = "ip"
+) -> Iterator[str]:
     for rule in rules:
         if rule.direction is direction:
-            for match, has_ports in _matches(rule, end):
+            for match, has_ports in _matches(rule, end, family):
                 yield f"{match} {remember if has_ports else 'accept'}"
 
 
-def _to_guest(rules: Sequence[Passing], flows: str) -> Iterator[str]:
+def _to_guest(rules: Sequence[Passing], flows: str, flows6: str | None) -> Iterator[str]:
+    """Yield what passes to a guest. ``flows6``: its IPv6 flows; None: it has no IPv6."""
     remember = f"update @{flows} {{ {FLOW} }} accept"
     yield f"ether saddr {SERVICE_MAC} accept"
     yield f"ether type {{ arp, {RARP} }} accept"
@@ -107,17 +123,24 @@ def _to_guest(rules: Sequence[Passing], flows: str) -> Iterator[str]:
     yield "ip frag-off & 0x1fff != 0 accept"  # only the first fragment has ports
     yield from _rules(rules, Direction.IN, "saddr", remember)
     yield f"ip daddr @arrived tcp flags & (syn | rst) == 0 {remember}"
+    if flows6 is not None:
+        remember6 = f"update @{flows6} {{ {ipv6_rules.FLOW} }} accept"
+        yield from ipv6_rules.to_guest(flows6)
+        yield from _rules(rules, Direction.IN, "saddr", remember6, "ip6")
+        yield f"ip6 daddr @arrived6 tcp flags & (syn | rst) == 0 {remember6}"
     yield "drop"
 
 
-def _keeping(flows: str) -> Iterator[str]:
+def _keeping(flows: str, flows6: str | None) -> Iterator[str]:
     """Yield what remembers what a guest sends."""
+    if flows6 is not None:
+        yield from ipv6_rules.keeping(flows6, CONNECTED_S, FLOW_S)
     yield f"tcp flags & (fin | syn | rst) == 0 update @{flows} {{ {BACK} timeout {CONNECTED_S}s }} accept"
     yield f"meta l4proto {{ tcp, udp }} update @{flows} {{ {BACK} timeout {FLOW_S}s }}"
     yield "accept"
 
 
-def _from_guest(rules: Sequence[Passing], flows: str, keep: str) -> Iterator[str]:
+def _from_guest(rules: Sequence[Passing], flows: str, keep: str, flows6: str | None) -> Iterator[str]:
     if not any(rule.direction is Direction.OUT for rule in rules):
         yield f"goto {keep}"
         return
@@ -129,6 +152,10 @@ def _from_guest(rules: Sequence[Passing], flows: str, keep: str) -> Iterator[str
     yield "ip frag-off & 0x1fff != 0 accept"
     yield from _rules(rules, Direction.OUT, "daddr", f"goto {keep}")
     yield f"ip saddr @arrived tcp flags & (syn | rst) == 0 goto {keep}"
+    if flows6 is not None:
+        yield from ipv6_rules.from_guest(flows6, keep)
+        yield from _rules(rules, Direction.OUT, "daddr", f"goto {keep}", "ip6")
+        yield f"ip6 saddr @arrived6 tcp flags & (syn | rst) == 0 goto {keep}"
     yield "drop"
 
 
@@ -148,7 +175,7 @@ def _of_any_guest(service: str | None) -> Iterator[tuple[str, str]]:
         yield "between", f'oifname "{TUNNEL}" ether {end} {SERVICE_MAC} drop'
     yield "before", f'iifname "{TUNNEL}" arp daddr ip {service} drop'
     yield "between", f'oifname "{TUNNEL}" arp daddr ip {service} drop'
-    yield "between", f'oifname "{TUNNEL}" udp dport 67 drop'
+    yield "between", f'oifname "{TUNNEL}" udp dport {{ 67, 547 }} drop'
     yield "own", f'iifname "{TAPS}" drop'
 
 
@@ -168,9 +195,10 @@ def chains(nics: Iterable[VmInterface], service: str | None, closed: Collection[
         rules[taps[tap]] = list(_spoofing(nic))
         if nic.passing is not None:
             inward[tap], outward[tap] = f"to_{tap}", f"from_{tap}"
-            rules[inward[tap]] = list(_to_guest(nic.passing, f"flows_{tap}"))
-            rules[outward[tap]] = list(_from_guest(nic.passing, f"flows_{tap}", f"keep_{tap}"))
-            rules[f"keep_{tap}"] = list(_keeping(f"flows_{tap}"))
+            flows, flows6 = f"flows_{tap}", None if nic.address6 is None else f"flows6_{tap}"
+            rules[inward[tap]] = list(_to_guest(nic.passing, flows, flows6))
+            rules[outward[tap]] = list(_from_guest(nic.passing, flows, f"keep_{tap}", flows6))
+            rules[f"keep_{tap}"] = list(_keeping(flows, flows6))
     for chain, rule in _of_any_guest(service):
         rules[chain].append(rule)
     if taps:
@@ -203,21 +231,25 @@ def script(
     """
     desired = chains(nics, service, closed)
     guarded = [nic for nic in nics if nic.passing is not None and key_of(nic) not in closed]
-    flows = [f"flows_{tap_name(nic.vm, nic.number)}" for nic in guarded]
-    lines = [f"table bridge {table} {{", " set arrived { type ipv4_addr; flags timeout; }"]
     key = "type ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service"
+    flows = {f"flows_{tap_name(nic.vm, nic.number)}": key for nic in guarded}
+    flows |= {f"flows6_{tap_name(nic.vm, nic.number)}": ipv6_rules.KEY for nic in guarded if nic.address6 is not None}
+    lines = [f"table bridge {table} {{"]
+    lines += [f" set {name} {{ type {type_}; flags timeout; }}" for name, type_ in ARRIVED.items()]
     lines += [
-        f" set {name} {{ {key}; size {FLOWS_MAX}; flags dynamic, timeout; timeout {FLOW_S}s; }}" for name in flows
+        f" set {name} {{ {type_}; size {FLOWS_MAX}; flags dynamic, timeout; timeout {FLOW_S}s; }}"
+        for name, type_ in flows.items()
     ]
     lines += [f" chain {name} {{ {HOOKS.get(name, '')} }}" for name in desired]
-    lines += ["}", f"flush set bridge {table} arrived"]
+    lines += ["}", *(f"flush set bridge {table} {name}" for name in ARRIVED)]
     lines += [f"flush chain bridge {table} {name}" for name in HOOKS]
-    kept = {f"chain {name}" for name in desired} | {f"set {name}" for name in (*flows, "arrived")}
+    kept = {f"chain {name}" for name in desired} | {f"set {name}" for name in (*flows, *ARRIVED)}
     gone = sorted(set(stale) - kept)  # chains before sets, of which they speak
     lines += [f"flush chain bridge {table} {name}" for name in desired if name not in HOOKS]
     lines += [f"delete {entry.replace(' ', f' bridge {table} ', 1)}" for entry in gone]
     lines += [
-        f"add element bridge {table} arrived {{ {address} timeout {max(1, round(remaining_s))}s }}"
+        f"add element bridge {table} {'arrived6' if ':' in address else 'arrived'}"
+        f" {{ {address} timeout {max(1, round(remaining_s))}s }}"
         for address, remaining_s in sorted(arrived.items())
     ]
     lines.append(f"table bridge {table} {{")
@@ -285,7 +317,7 @@ def load(
         if not refused:
             raise
         log.warning("rules of interfaces are refused", table=table, interfaces=len(refused), error=str(error))
-    addresses = {nic.address for nic in nics if key_of(nic) in refused}
+    addresses = {address for nic in nics if key_of(nic) in refused for address in addresses_of(nic)}
     accepted = {address: remaining_s for address, remaining_s in arrived.items() if address not in addresses}
     nft(script(table, nics, service, accepted, stale, closed=refused))
     return refused
@@ -297,7 +329,7 @@ def _refused(
     """Return the interfaces whose rules nft refuses when they stand alone, and why. Raises NetworkFailed."""
     refused = {}
     for nic in nics:
-        own = {address: remaining_s for address, remaining_s in arrived.items() if address == nic.address}
+        own = {address: remaining_s for address, remaining_s in arrived.items() if address in addresses_of(nic)}
         try:
             nft(script(table, [nic], service, own), check=True)
         except RulesRefused as error:

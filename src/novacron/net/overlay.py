@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from novacron.model import ipv6
 from novacron.model.network import NetworkOnNode, gateway_address, service_address
 from novacron.net import namespace
 from novacron.net.firewall import GATEWAY_MAC, SERVICE_MAC, SERVICE_PORT, TUNNEL, VXLAN_PORT
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 BRIDGE, SERVICE, GATEWAY, GATEWAY_PORT, UPLINK = "br", "svc", "gw", "gwp", "up"
 WIREGUARD_PORT = 51820
 TTL = 64
+IFA_F_NODAD = 0x02
 IFA_F_NOPREFIXROUTE, RT_SCOPE_LINK = 0x200, 253
 LINK_LOCAL = ipaddress.IPv4Network("169.254.0.0/16")
 TRANSIT = ipaddress.IPv4Network("100.127.0.0/16")
@@ -102,6 +104,16 @@ def _address(ip: IPRoute, device: int, address: str, subnet: ipaddress.IPv4Netwo
     ip.route("replace", dst=str(subnet), oif=device, priority=metric, scope=RT_SCOPE_LINK, prefsrc=address)
 
 
+def _address6(ip: IPRoute, name: str, device: int, address: str) -> None:
+    """Give an interface an IPv6 address, at once: nobody else can have it."""
+    for setting, value in (("accept_dad", 0), ("accept_ra", 0), ("autoconf", 0), ("forwarding", 0)):
+        sysctl(f"ipv6/conf/{name}/{setting}", value)
+    sysctl(f"ipv6/conf/{name}/disable_ipv6", 0)
+    has = {entry.get_attr("IFA_ADDRESS") for entry in ip.get_addr(index=device, family=socket.AF_INET6)}
+    if address not in has:
+        ip.addr("add", index=device, address=address, prefixlen=ipv6.PREFIX_BITS, IFA_FLAGS=IFA_F_NODAD)
+
+
 def _own_mac(number: int) -> str:
     return f"02:4e:4f:57:{number >> 8:02x}:{number & 255:02x}"
 
@@ -128,6 +140,8 @@ def _inside(network: NetworkOnNode) -> None:
         _address(ip, bridge, node_address(network.node_number), LINK_LOCAL, 1)
         service = _pair(ip, SERVICE, SERVICE_PORT, SERVICE_MAC, bridge, network.mtu)
         _address(ip, service, service_address(network.spec.subnet), subnet, 2)
+        if network.spec.subnet6 is not None:
+            _address6(ip, SERVICE, service, ipv6.service_address(network.spec.subnet6))
         tunnel = index(ip, TUNNEL)
         if tunnel is not None:
             ip.link("set", index=tunnel, master=bridge, mtu=network.mtu, state="up")

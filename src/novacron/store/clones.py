@@ -55,7 +55,7 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
         protected=False,
         address=None,
         mac=None,
-        nics=tuple(msgspec.structs.replace(nic, address=None, mac=None) for nic in source.spec.nics),
+        nics=tuple(msgspec.structs.replace(nic, address=None, address6=None, mac=None) for nic in source.spec.nics),
     )
     spec = msgspec.structs.replace(spec, **changes)
     if wanted_macs is not None:

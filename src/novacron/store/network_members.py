@@ -65,7 +65,8 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
         return ()
     names = [row["name"] for row in network_rows]
     rows = await connection.fetch(
-        f"SELECT nics.vm, nics.number, nics.network, nics.address, nics.mac, vms.name, placed.node, vms.spec"
+        f"SELECT nics.vm, nics.number, nics.network, nics.address, nics.address6, nics.mac, vms.name, placed.node,"
+        f" vms.spec"
         f" FROM nics JOIN vms ON vms.id = nics.vm LEFT JOIN ({PLACED}) placed ON placed.id = nics.vm"
         f" WHERE nics.network = ANY($1) ORDER BY vms.name, nics.number",
         names,
@@ -93,12 +94,20 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
                 _peers(hosts, node, others, network.encryption),
                 tuple(sorted({(row["mac"], row["address"], row["name"]) for row in members if row["address"]})),
                 tuple(
-                    VmInterface(row["vm"], row["number"], row["mac"], row["address"], _passing(_nic(row), groups))
+                    VmInterface(
+                        row["vm"],
+                        row["number"],
+                        row["mac"],
+                        row["address"],
+                        _passing(_nic(row), groups),
+                        row["address6"],
+                    )
                     for row in members
                     if row["node"] == node
                 ),
                 floating,
                 entrances,
+                tuple(sorted({(row["mac"], row["address6"], row["name"]) for row in members if row["address6"]})),
             )
         )
     return tuple(networks_)
@@ -125,12 +134,12 @@ async def _groups(connection: Connection, names: Iterable[str]) -> dict[str, tup
     named = sorted({rule.group for group in groups for rule in group.rules if rule.group is not None})
     members: dict[str, list[str]] = defaultdict(list)
     for row in await connection.fetch(
-        "SELECT grp, nics.address FROM nics JOIN vms ON vms.id = nics.vm,"
+        "SELECT grp, nics.address, nics.address6 FROM nics JOIN vms ON vms.id = nics.vm,"
         " LATERAL jsonb_array_elements_text(vms.spec -> 'nics' -> nics.number -> 'groups') AS grp"
         " WHERE nics.address IS NOT NULL AND grp = ANY($1) ORDER BY nics.address",
         named,
     ):
-        members[row["grp"]].append(row["address"])
+        members[row["grp"]] += [row["address"], *([row["address6"]] if row["address6"] else [])]
     return {
         group.name: tuple(
             Passing(

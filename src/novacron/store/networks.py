@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 import asyncpg
 import msgspec
 
-from novacron.model import limits
+from novacron.model import ipv6, limits
 from novacron.model.errors import Conflict, InvalidInput, NoCapacity, NotFound
 from novacron.model.network import (
+    IPV6_MTU_MIN,
     MTU_DEFAULT,
     MTU_MIN,
     NO_NETWORK,
@@ -65,21 +67,17 @@ async def create(
     others = await all(connection)
     every = await nodes.all(connection)
     required = spec.kind is NetworkKind.OVERLAY and (await network_encryption.get(connection)).always
-    if spec.kind is NetworkKind.OVERLAY:
-        taken = [other.spec.subnet for other in others if other.spec.subnet is not None]
-        if spec.subnet is None:
-            spec = msgspec.structs.replace(spec, subnet=free_subnet(taken))
-    if spec.subnet is not None:
-        spec = msgspec.structs.replace(spec, subnet=str(check_subnet(spec.subnet)))
+    spec = _with_subnets(spec, others)
     most = mtu_max(spec, every, encrypted=required)
-    if mtu is not None:
-        check_mtu(mtu, spec, most)
+    if mtu is None:
+        mtu = most
+    check_mtu(mtu, spec, most)
     number = _free_number({other.number for other in others})
     try:
         row = await connection.fetchrow(
             "INSERT INTO networks (name, spec, number, mtu, project, encryption_required)"
             " VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
-            name, msgspec.to_builtins(spec), number, mtu or most, project, required,
+            name, msgspec.to_builtins(spec), number, mtu, project, required,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a network named {name!r} exists", field="name", hint="choose another name") from None
@@ -87,6 +85,20 @@ async def create(
     what = spec.subnet or f"bridge {spec.bridge}"
     await events.record(connection, events.NewEvent("network", name, name, "Created", what, actor))
     return network_of(row)
+
+
+def _with_subnets(spec: NetworkSpec, others: Sequence[Network]) -> NetworkSpec:
+    """Return the spec of a new network with its subnets in canonical form. Raises InvalidInput, NoCapacity."""
+    if spec.kind is NetworkKind.OVERLAY and spec.subnet is None:
+        taken = [other.spec.subnet for other in others if other.spec.subnet is not None]
+        spec = msgspec.structs.replace(spec, subnet=free_subnet(taken))
+    if spec.subnet is not None:
+        spec = msgspec.structs.replace(spec, subnet=str(check_subnet(spec.subnet)))
+    if spec.subnet6 == ipv6.AUTO:
+        spec = msgspec.structs.replace(spec, subnet6=ipv6.random_prefix(secrets.token_bytes(ipv6.RANDOM_BYTES)))
+    if spec.subnet6 is not None:
+        spec = msgspec.structs.replace(spec, subnet6=ipv6.check_prefix(spec.subnet6))
+    return spec
 
 
 def check_free_name(name: str) -> None:
@@ -98,7 +110,9 @@ def check_free_name(name: str) -> None:
 
 
 def check_mtu(mtu: int, spec: NetworkSpec, most: int) -> None:
-    """Raise InvalidInput unless all nodes carry an MTU. ``most``: what an overlay can have."""
+    """Raise InvalidInput unless all nodes carry an MTU, and IPv6 can. ``most``: what an overlay can have."""
+    if spec.subnet6 is not None and mtu < IPV6_MTU_MIN:
+        raise InvalidInput(f"IPv6 needs an MTU of {IPV6_MTU_MIN} or more", field="mtu")
     if not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
         raise InvalidInput(f"MTU {mtu} does not fit the nodes: use {MTU_MIN} to {most}", field="mtu")
 
@@ -179,7 +193,31 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
             raise InvalidInput(f"network {nic.network}: {error.detail}", field="nics", hint=error.hint) from None
         taken[nic.network].add(address)
         nics.append(msgspec.structs.replace(nic, address=address))
+    taken6 = {name: await _taken6(connection, name) | held[name].keys() for name in locked}
+    nics = [_with_address6(nic, locked[nic.network].spec.subnet6, taken6[nic.network]) for nic in nics]
     return msgspec.structs.replace(spec, nics=tuple(nics))
+
+
+def _with_address6(nic: NicSpec, prefix: str | None, taken: set[str]) -> NicSpec:
+    """Return an interface of a new VM with its IPv6 address, which is among those ``taken`` then. Raises
+    InvalidInput."""
+    if prefix is None:
+        if nic.address6 is not None:
+            raise InvalidInput(f"network {nic.network} has no IPv6 prefix", field="nics", hint="leave address6 out")
+        return nic
+    assert nic.mac is not None, "MAC addresses are assigned before"
+    try:
+        address = ipv6.give(prefix, nic.mac, taken, nic.address6)
+    except InvalidInput as error:
+        raise InvalidInput(f"network {nic.network}: {error.detail}", field="nics", hint=error.hint) from None
+    taken.add(address)
+    return msgspec.structs.replace(nic, address6=address)
+
+
+async def _taken6(connection: Connection, network: str) -> set[str]:
+    """Return the IPv6 addresses of a network that interfaces use."""
+    rows = await connection.fetch("SELECT address6 FROM nics WHERE network = $1 AND address6 IS NOT NULL", network)
+    return {row["address6"] for row in rows}
 
 
 async def _taken(connection: Connection, network: str) -> set[str]:
@@ -216,9 +254,11 @@ async def check_given(connection: Connection, nics: Sequence[NicSpec], project: 
                 f"project {project} has no network {nic.network}, in which it is", field="nics",
                 hint=f"create it again as it was: novacron network create {nic.network} --help",
             )  # fmt: skip
-        if nic.address in await _taken(connection, nic.network):
+        taken = await _taken(connection, nic.network) | await _taken6(connection, nic.network)
+        address = next((address for address in (nic.address, nic.address6) if address in taken), None)
+        if address is not None:
             raise Conflict(
-                f"its address {nic.address} in network {nic.network} is given to another VM by now", field="nics",
+                f"its address {address} in network {nic.network} is given to another VM by now", field="nics",
                 hint="delete that VM, or let go of the floating address, first",
             )  # fmt: skip
     await check_groups(connection, nics, project)
@@ -228,8 +268,8 @@ async def attach(connection: Connection, vm: str, spec: VmSpec) -> None:
     """Store the interfaces of a new VM."""
     for number, (nic, mac) in enumerate(zip(spec.nics, mac_addresses(vm, spec), strict=False)):
         await connection.execute(
-            "INSERT INTO nics (vm, number, network, address, mac) VALUES ($1, $2, $3, $4, $5)",
-            vm, number, nic.network, nic.address, mac,
+            "INSERT INTO nics (vm, number, network, address, mac, address6) VALUES ($1, $2, $3, $4, $5, $6)",
+            vm, number, nic.network, nic.address, mac, nic.address6,
         )  # fmt: skip
 
 

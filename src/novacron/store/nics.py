@@ -50,7 +50,7 @@ async def configure(connection: Connection, asked: NicChange, mac: str, changes:
         number = _number(vm, mac)
         before = vm.spec.nics[number]
         moves = changes.get("network", before.network) != before.network
-        after = msgspec.structs.replace(before, **({"address": None} if moves else {}), **changes)
+        after = msgspec.structs.replace(before, **({"address": None, "address6": None} if moves else {}), **changes)
         return *vm.spec.nics[:number], after, *vm.spec.nics[number + 1 :]
 
     said = ", ".join(f"{field} {value}" for field, value in changes.items())

@@ -118,9 +118,10 @@ async def check_name(connection: Connection, project: str, name: str) -> None:
 async def addresses(connection: Connection, network: str) -> dict[str, str]:
     """Return the addresses in a network that nodes know of unreconciled VMs, with the names of these."""
     rows = await connection.fetch(
-        "SELECT vm_name, nic ->> 'address' AS address FROM unreconciled_vms,"
-        " jsonb_array_elements(description -> 'spec' -> 'nics') AS nic"
-        " WHERE nic ->> 'network' = $1 AND nic ->> 'address' IS NOT NULL",
+        "SELECT vm_name, address FROM unreconciled_vms,"
+        " jsonb_array_elements(description -> 'spec' -> 'nics') AS nic,"
+        " LATERAL (VALUES (nic ->> 'address'), (nic ->> 'address6')) AS has (address)"
+        " WHERE nic ->> 'network' = $1 AND address IS NOT NULL",
         network,
     )
     return {row["address"]: row["vm_name"] for row in rows}

@@ -137,10 +137,13 @@ class NodeNetworks:
         desired = with_kept(desired, self._desired or (), self.owns)
         open_ = {(nic.vm, nic.number) for nic in _interfaces(self._desired or ()) if nic.passing is None}
         shut = {
-            nic.address for nic in _interfaces(desired) if nic.passing is not None and (nic.vm, nic.number) in open_
+            address
+            for nic in _interfaces(desired)
+            if nic.passing is not None and (nic.vm, nic.number) in open_
+            for address in firewall.addresses_of(nic)
         }
         # What these have begun while nobody asked goes on.
-        self._arrived |= dict.fromkeys(filter(None, shut), time.monotonic() + firewall.ARRIVED_S)
+        self._arrived |= dict.fromkeys(shut, time.monotonic() + firewall.ARRIVED_S)
         self._desired, self.routing.hosts = desired, hosts
         self._changed.set()
 
@@ -234,14 +237,15 @@ class NodeNetworks:
         self._changed.set()
 
     def _addresses(self, vm: str) -> set[str]:
-        return {nic.address for nic in _interfaces(self._desired or ()) if nic.vm == vm and nic.address}
+        nics = [nic for nic in _interfaces(self._desired or ()) if nic.vm == vm]
+        return {address for nic in nics for address in firewall.addresses_of(nic)}
 
     def _arrivals(self) -> dict[str, float]:
         """Return for how many seconds yet connections of which guests go on without a flow."""
         now = time.monotonic()
         if not self._began:  # guests here may have flows that we have lost: let those go on
             self._began = True
-            here = {nic.address for nic in _interfaces(self._desired or ()) if nic.address}
+            here = [address for nic in _interfaces(self._desired or ()) for address in firewall.addresses_of(nic)]
             self._arrived |= dict.fromkeys(here, now + firewall.ARRIVED_S)
         self._arrived = {address: until for address, until in self._arrived.items() if until > now}
         arrived = {address: until - now for address, until in self._arrived.items()}

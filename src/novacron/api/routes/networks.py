@@ -24,6 +24,7 @@ from novacron.model.network import (
     FloatingAddress,
     Forward,
     InterfaceName,
+    Ipv6Addresses,
     Nameservers,
     Network,
     NetworkKind,
@@ -49,6 +50,8 @@ class CreateNetwork(msgspec.Struct, forbid_unknown_fields=True):
     name: Name
     kind: NetworkKind = NetworkKind.OVERLAY
     subnet: str | None = None
+    subnet6: str | None = None
+    ipv6_addresses: Ipv6Addresses = Ipv6Addresses.DHCP
     nat: bool = True
     nameservers: Nameservers = ()
     search_domains: SearchDomains = ()
@@ -59,10 +62,7 @@ class CreateNetwork(msgspec.Struct, forbid_unknown_fields=True):
     is_default: bool = False
 
     def spec(self) -> NetworkSpec:
-        return NetworkSpec(
-            self.kind, self.subnet, self.nat, self.nameservers, self.search_domains, self.encryption, self.bridge,
-            self.vlan,
-        )  # fmt: skip
+        return NetworkSpec(**{field: getattr(self, field) for field in NetworkSpec.__struct_fields__})
 
 
 class ConfigureNetwork(MetadataChanges):
