@@ -148,10 +148,9 @@ def test_a_bad_field_is_named_and_nothing_is_created(api: Api, change: dict[str,
     assert names(api) == before
 
 
-@pytest.mark.parametrize("missing", ["name", "image"])
-def test_a_missing_field_is_named(api: Api, missing: str) -> None:
-    problem = api("POST", VMS, {key: value for key, value in GOOD.items() if key != missing}).problem
-    assert problem["status"] == 400 and problem["field"] == missing
+def test_a_missing_field_is_named(api: Api) -> None:
+    problem = api("POST", VMS, {key: value for key, value in GOOD.items() if key != "name"}).problem
+    assert problem["status"] == 400 and problem["field"] == "name"
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b'{"name": "a"', b"{" * 5000])
