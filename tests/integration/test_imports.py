@@ -142,6 +142,8 @@ def test_an_administrator_imports_into_the_project_that_the_request_names(site: 
     assert begun["project"] == project
     assert site.client.request("GET", f"/api/v1/imports/{begun['id']}{path}")["id"] == begun["id"]
     site.client.request("DELETE", f"/api/v1/imports/{begun['id']}{path}")
+    hosts = [site.images_of(host.name) for host in site.lab.hosts]
+    until(lambda: not [images for images in hosts if list(images.glob(".importing-*"))], "what was begun is removed")
 
 
 def test_an_import_fetches_nothing_from_the_node_itself(site: Platform, name: str) -> None:

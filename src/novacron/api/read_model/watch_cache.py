@@ -123,7 +123,12 @@ class Cache:
         return None if count > len(changes) else list(islice(changes, len(changes) - count, None))
 
     def derived(self, kind: str, make: Callable[[], T]) -> T:
-        """Return what ``make`` derives from the objects of a kind, computed once until one of them changes."""
+        """Return what ``make`` derives from the objects of a kind, computed once until one of them changes.
+
+        Raises KeyError for a kind that is not here, of which no change would ever be seen.
+        """
+        if kind not in self._kinds:
+            raise KeyError(kind)
         name, version = f"{kind} {make.__qualname__}", self.version(kind)
         stored = self._derived.get(name)
         if stored is None or stored[0] != version:

@@ -79,7 +79,7 @@ def _kinds(request: ApiRequest) -> dict[str, str]:
         inventories = [entry.body["status"]["inventory"] or {} for entry in cache.all("node").values()]
         return {image["name"]: image["kind"] for inventory in inventories for image in inventory.get("images", ())}
 
-    return cache.derived("node-images", kinds)
+    return cache.derived("node", kinds)
 
 
 def check_held(request: ApiRequest, name: str) -> None:
