@@ -88,7 +88,9 @@ def test_a_lost_nodes_vms_start_elsewhere_and_the_node_gives_them_up_on_its_retu
     volume = victim.client.create_volume("ha-data", size_mib=16, pool="nfs")
     until(lambda: victim.client.get("volumes", volume["id"])["phase"] == "ready", "the volume is made")
     victim.client.attach_volume(volume["id"], vm["id"])
-    typed(victim, vm, "echo kept | dd of=/dev/sda conv=fsync 2>/dev/null && echo it-is-written", "it-is-written")
+    # Before the guest has it, /dev/sda would be a file.
+    writes = "[ -b /dev/sda ] && echo kept | dd of=/dev/sda conv=fsync 2>/dev/null && echo it-is-written"
+    typed(victim, vm, writes, "it-is-written")
     assert victim.client.get("vms", vm["id"])["status"]["kept"]
     lose(victim, "host-a")
     until_moved(victim, vm)

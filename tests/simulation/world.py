@@ -187,7 +187,11 @@ class World:
         """Make the nodes and the VM."""
 
         async def make(connection: Connection) -> str:
-            await connection.execute(f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE")
+            await connection.execute("CREATE TEMP TABLE projects_of_before ON COMMIT DROP AS SELECT * FROM projects")
+            await connection.execute(
+                f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE"
+            )  # of projects too, by their networks
+            await connection.execute("INSERT INTO projects SELECT * FROM projects_of_before ON CONFLICT DO NOTHING")
             await connection.execute("UPDATE simulation.clock SET at = $1", BEGINS_AT)
             accelerator = Accelerator(AcceleratorKind.TCG, "")
             for name in self.names:
