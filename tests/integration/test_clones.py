@@ -1,7 +1,8 @@
 """Clones of real disks: shared and copied, of guests that run and that do not, and interrupted."""
 
-from __future__ import contextlib
+from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
