@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import ssl
 import threading
 from collections.abc import Iterator
 
@@ -57,6 +58,25 @@ def test_a_request_is_retried_with_the_same_idempotency_key() -> None:
     keys = {headers["Idempotency-Key"] for _, _, headers, _ in transport.sent}
     assert len(keys) == 1 and transport.paused_s == [0.2, 1.0]
     assert {(path, body) for _, path, _, body in transport.sent} == {("/api/v1/vms?project=blue", b'{"name": "web"}')}
+
+
+@pytest.mark.parametrize("ends_with", [ConnectionResetError(), ssl.SSLEOFError(), ssl.SSLZeroReturnError()])
+def test_a_kept_connection_that_the_server_has_closed_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, ends_with: Exception
+) -> None:
+    transport, asked = Transport(CONFIG), list[object]()
+
+    def answer(_: Transport, connection: object, *request: object) -> HttpReply:
+        asked.append(connection)
+        if connection == "kept":
+            raise ends_with
+        return DONE
+
+    monkeypatch.setattr(Transport, "_answer", answer)
+    monkeypatch.setattr(Transport, "_connect", lambda self: "new")
+    monkeypatch.setattr(transport, "_idle", ["kept"])
+    assert transport.send("PATCH", "/api/v1/vms/web", {}, b"{}") == DONE
+    assert asked == ["kept", "new"]
 
 
 def test_a_failed_download_is_retried_like_any_other_request() -> None:

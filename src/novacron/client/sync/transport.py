@@ -4,6 +4,7 @@ twin."""
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 FAILURES = (OSError, HTTPException, ValueError)
 """What keeps a request from being answered; ValueError: of a header, or an address, that can't be sent."""
+CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""What a connection ends with that the server has closed; without TLS's goodbye if the server was killed."""
 CHUNK_BYTES_MAX = 1 << 16
 PORTS = {"http": 80, "https": 443}
 
@@ -54,7 +57,7 @@ class Transport:
         kept = self._idle.pop() if self._idle else None
         try:
             if kept is not None:
-                with contextlib.suppress(ConnectionError):
+                with contextlib.suppress(*CLOSED):
                     return self._answer(kept, method, path, headers, body, timeout_s)
             return self._answer(self._connect(), method, path, headers, body, timeout_s)
         except FAILURES as error:
