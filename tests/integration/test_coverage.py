@@ -28,6 +28,7 @@ from novacron.telemetry import traces, values
 from novacron.telemetry.declared import BY_NAME
 from tests.integration.conftest import Api, sending
 from tests.support.recorded_spans import record_spans
+from tests.support.sources import parsed
 from tests.waiting import pause
 
 SOURCE = Path(novacron.__file__).parent
@@ -191,7 +192,7 @@ def modules(*packages: str) -> Iterator[tuple[Path, ast.Module]]:
     for package in packages:
         for path in sorted((SOURCE / package).rglob("*.py")):
             if "schema" not in path.parts:
-                yield path, ast.parse(path.read_text())
+                yield path, parsed(path)
 
 
 def of_actions() -> list[Seen]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from lab.platform import open_directory
 from novacron.local import database_backup
 from novacron.local.database_backup import BackupFailed, BackupPlace
-from novacron.local.postgres import Postgres
+from novacron.local.postgres import Postgres, PostgresFailed
 
 
 @pytest.fixture
@@ -87,6 +88,46 @@ def test_a_database_comes_back_as_it_was_and_what_it_replaces_is_kept(state: Pat
         env={**os.environ, "RESTIC_PASSWORD_FILE": str(place.password_file)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2, 3])
+def test_a_restore_that_is_killed_between_its_steps_is_finished_or_undone(
+    state: Path, renamed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are markers: it is about which folder is in whose place."""
+    postgres = Postgres(state / "postgres")
+    fresh = postgres.directory / "data.restored"
+    for folder, content in ((postgres.data, "old"), (fresh, "new")):
+        folder.mkdir(parents=True)
+        (folder / "PG_VERSION").write_text(content)
+    left = [renamed]
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            postgres.replace(fresh)
+    with postgres.held():
+        assert (postgres.data / "PG_VERSION").read_text() == ("old" if renamed < 2 else "new")
+        assert len(list(postgres.directory.glob("data.before-*"))) == (renamed >= 2)
+
+
+def test_no_empty_database_begins_beside_data_that_were_kept(state: Path) -> None:
+    postgres = Postgres(state / "postgres")
+    kept = postgres.directory / "data.before-20260101T000000Z"
+    kept.mkdir(parents=True)
+    try:
+        with pytest.raises(PostgresFailed, match=rf"an empty database would begin .* mv {kept} {postgres.data}"):
+            postgres.start()
+    finally:
+        postgres.stop()
+    assert not postgres.data.exists()
 
 
 def test_a_damaged_backup_replaces_nothing(state: Path, place: BackupPlace) -> None:

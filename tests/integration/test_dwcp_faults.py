@@ -186,6 +186,7 @@ async def test_a_session_that_is_cancelled_repeatedly_ends_and_blocks_nothing(
         await pause_async(0.01)
     done, _ = await asyncio.wait({sending, receiving}, timeout=20)
     assert len(done) == 2
+    await asyncio.gather(*done, return_exceptions=True)
 
 
 async def test_another_sender_cannot_resume_a_session(ends: Ends, listening: tuple[Listener, int]) -> None:

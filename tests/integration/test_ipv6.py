@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +92,8 @@ def net(lacks: list[str]) -> Iterator[Net]:
         made.settle()
         for guest in guests:
             run("ip", "-n", str(guest.netns), "link", "set", "eth0", "up")
+        for guest in guests:
+            until(partial(has_own_address, guest), "it can send")
         yield made
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -102,6 +105,10 @@ def net(lacks: list[str]) -> Iterator[Net]:
 
 def addresses(guest: Host) -> str:
     return run("ip", "-n", str(guest.netns), "-6", "address", "show", "dev", "eth0")
+
+
+def has_own_address(guest: Host) -> bool:
+    return "fe80::" in addresses(guest)
 
 
 def has_alone(guest: Host, address: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import novacron
+from tests.support.sources import parsed
 
 SOURCE = Path(novacron.__file__).parent
 ACTOR_PLACE = {"NewEvent": 5, "record": 5}
@@ -16,7 +17,7 @@ ACTOR_PLACE = {"NewEvent": 5, "record": 5}
 def literal_actors() -> Iterator[tuple[str, str]]:
     """Yield each text in the source that is given as the actor of an event or of a request, and where."""
     for path in sorted(SOURCE.rglob("*.py")):
-        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+        for call in (node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)):
             name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
             given = [keyword.value for keyword in call.keywords if keyword.arg == "actor"]
             place = ACTOR_PLACE.get(name)

@@ -17,6 +17,7 @@ from complexipy import file_complexity
 import novacron
 from novacron.store import database
 from tests import schedule
+from tests.support.sources import parsed
 
 SOURCE = Path(novacron.__file__).parent
 TESTS = Path(__file__).parents[1]
@@ -69,7 +70,7 @@ def files() -> Iterator[tuple[str, Path]]:
 
 def functions() -> Iterator[tuple[str, Function]]:
     for name, path in files():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{name} {node.name}", node
 
@@ -149,7 +150,7 @@ def test_no_ceiling_is_below_its_goal() -> None:
 def test_a_class_name_stands_for_one_thing() -> None:
     places = defaultdict[str, list[str]](list)
     for name, path in files():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(name)
     shared = {name: where for name, where in places.items() if len(where) > 1}
@@ -170,7 +171,7 @@ def test_tests_wait_through_the_helpers_that_have_limits() -> None:
     for path in sorted(TESTS.rglob("*.py")):
         if path == TESTS / "waiting.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and sleeps(node):
                 sleeping.append(f"{path.relative_to(TESTS)}:{node.lineno}")
     assert not sleeping, f"use tests.waiting: {sleeping}"
@@ -205,7 +206,7 @@ def test_tests_that_share_a_platform_run_in_one_process() -> None:
     wrong = set()
     for path in sorted({*TESTS.rglob("test_*.py")} - {*(TESTS / "unit").glob("*.py")}):
         name = path.relative_to(TESTS.parent).as_posix()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 for fixture in shared.keys() & {argument.arg for argument in node.args.args}:
                     if schedule.scope_of(name) not in shared[fixture]:

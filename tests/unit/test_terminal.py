@@ -15,6 +15,7 @@ import novacron
 from novacron.cli import output
 from novacron.cli.output import OutputFormat
 from novacron.terminal import safe, say, say_json, say_lines
+from tests.support.sources import parsed
 
 SOURCES = Path(novacron.__file__).parent
 HOSTILE = (
@@ -72,7 +73,7 @@ def test_all_commands_print_through_the_one_helper() -> None:
     for where in WHERE:
         path = SOURCES / where
         for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text())):
+            for node in ast.walk(parsed(file)):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in PRINTING:
                     wrong.append(f"{file.relative_to(SOURCES)}:{node.lineno}: use novacron.terminal")
     assert not wrong, "\n".join(wrong)

@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,15 +144,9 @@ def restore(place: BackupPlace, state_dir: Path, id: str | None = None) -> tuple
             shutil.rmtree(fresh, ignore_errors=True)
             try:
                 _fetch(repository, made, fresh)
-                postgres.own(fresh)
-                kept = None
-                if postgres.data.exists():
-                    kept = postgres.directory / f"data.before-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-                    postgres.data.rename(kept)
-                fresh.rename(postgres.data)
+                return made, postgres.replace(fresh)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
-            return made, kept
 
 
 def _fetch(repository: Repository, made: DatabaseBackup, directory: Path) -> None:

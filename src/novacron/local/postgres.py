@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ USER = "novacron-pg"
 STILL_IN_USE = "pre-existing shared memory block"
 ACCESS = "local all postgres peer map=novacron\nlocal replication postgres peer map=novacron\n"
 """``pg_hba.conf``: who may connect; backups are a replication to PostgreSQL."""
+KEPT = "data.before-"
+"""How the names of folders begin whose data a restore has replaced."""
 COPIES = Path("/var/cache/novacron")
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -41,6 +44,7 @@ class Postgres:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.data = directory / "data"
+        self._next = directory / "data.next"
         self.process: subprocess.Popen[bytes] | None = None
         self._lock: FolderLock | None = None
 
@@ -67,7 +71,9 @@ class Postgres:
                 "use a directory that other users can enter, for example under /var/lib"
             )
         binaries = _binaries(user)
+        self._finish_replacing()
         if not (self.data / "PG_VERSION").exists():
+            self._refuse_to_begin_beside_kept_data()
             self._make_cluster(binaries, user)
         self._stop_leftover()
         if (self.data / "pg_hba.conf").read_text() != ACCESS:  # of an earlier version
@@ -107,6 +113,7 @@ class Postgres:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._hold()
         try:
+            self._finish_replacing()
             self._stop_leftover()
             yield
         finally:
@@ -139,12 +146,37 @@ class Postgres:
             watching.join()
             self.stop()
 
-    def own(self, path: Path) -> None:
-        """Give a folder with all that is in it to the user that PostgreSQL runs as."""
+    def replace(self, fresh: Path) -> Path | None:
+        """Put ``fresh``, a whole cluster in this folder, in the place of the data; return where the old data are kept.
+
+        If a process is killed half way, the next one that takes the folder finishes it. Raises OSError.
+        """
         user = _owner()
         if user is not None:
-            for entry in (path, *path.rglob("*")):
+            for entry in (fresh, *fresh.rglob("*")):
                 os.chown(entry, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        fresh.rename(self._next)
+        kept = None
+        if self.data.exists():
+            kept = self.directory / f"{KEPT}{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+            self.data.rename(kept)
+        self._finish_replacing()
+        return kept
+
+    def _finish_replacing(self) -> None:
+        """Finish what a process was killed in, or undo it if the data are still in their place."""
+        if self.data.exists():
+            shutil.rmtree(self._next, ignore_errors=True)
+        elif self._next.exists():
+            self._next.rename(self.data)
+
+    def _refuse_to_begin_beside_kept_data(self) -> None:
+        kept = sorted(self.directory.glob(f"{KEPT}*"))
+        if kept:
+            raise PostgresFailed(
+                f"{self.data} is missing, and an empty database would begin in its place: restore a backup "
+                f"(novacron database restore), or go on with the data of before: mv {kept[-1]} {self.data}"
+            )
 
     def _make_cluster(self, binaries: Path, user: pwd.struct_passwd | None) -> None:
         fresh = self.directory / "data.new"
