@@ -17,7 +17,7 @@ import msgspec
 import msgspec.inspect
 from litestar import Litestar
 
-from lab import bodies, reasons_page, settings_page
+from lab import bodies, reasons_page, runbooks_index, settings_page
 from novacron.api.access.context import Services
 from novacron.api.app import create_app
 from novacron.api.edge import openapi
@@ -151,6 +151,7 @@ def generated() -> dict[Path, str]:
         OPENAPI: openapi_document(),
         ROOT / "docs/reference/reasons.md": reasons_page.page(),
         ROOT / "docs/reference/settings.md": settings_page.page(),
+        ROOT / "docs/runbooks/README.md": runbooks_index.page(),
     }
 
 

@@ -19,7 +19,8 @@ SHARED = {
     "the API of the shared platform": (
         *_integration(
             "volumes", "sharing", "hotplug", "encryption", "access", "api", "contract", "doctor", "foreign_clients",
-            "imports", "manifests", "networks", "placement", "sdk_page", "server", "web_ui", "wheel",
+            "imports", "manifests", "networks", "placement", "runbooks", "sdk_page", "server", "web_ui",
+            "wheel",
         ),
         "tests/security/test_overlay.py",
     ),

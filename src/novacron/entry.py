@@ -29,6 +29,7 @@ GROUPS = {
     "platform-key": ("access", "platform_keys"),
     "project": ("access", "projects"),
     "rebalance": ("rebalance", "app"),
+    "runbook": ("runbooks", "app"),
     "security-group": ("networks", "groups"),
     "site": ("sites", "app"),
     "snapshot": ("snapshots", "app"),

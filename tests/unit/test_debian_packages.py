@@ -93,3 +93,16 @@ def test_files_go_where_debian_wants_them() -> None:
     assert not alone[0] & alone[1] and not alone[1] & alone[2] and not alone[0] & alone[2], (
         "each file is in one package"
     )
+
+
+def test_the_command_runs_with_the_packages_that_its_subcommand_needs(tmp_path: Path) -> None:
+    for environment in ("server", "agent", "cli"):
+        program = tmp_path / environment / "bin/novacron"
+        program.parent.mkdir(parents=True)
+        program.write_text(f"#!/bin/sh\necho {environment}\n")
+        program.chmod(0o755)
+    command = tmp_path / "novacron"
+    command.write_text((HERE / "novacron").read_text().replace("/opt/novacron", str(tmp_path)))
+    for words, environment in (("server", "server"), ("database", "server"), ("agent", "agent"), ("runbook", "cli")):
+        done = subprocess.run(["sh", command, words], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout == f"{environment}\n", words

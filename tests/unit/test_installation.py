@@ -21,7 +21,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES_OF_MODULE = importlib.metadata.packages_distributions()
 IMPORT = re.compile(r"^ *(?:from|import) (\w+)", re.MULTILINE)
 
-CLIENT = ("cli", "client", "model", "audit_chain", "terminal", "extras", "service_options", "context_file", "pki")
+CLIENT = (
+    "cli", "client", "model", "audit_chain", "runbooks", "terminal", "extras", "service_options", "context_file", "pki",
+)  # fmt: skip
 SIDES = {
     Extra.AGENT: ("agent", "qemu", "dwcp", "net", "disk"),
     Extra.SERVER: ("server", "api", "control", "store"),

@@ -22,6 +22,7 @@ from novacron.cli import (
     project_moves,
     rebalance,
     root,
+    runbooks,
     second_factors,
     sites,
     snapshots,
@@ -71,6 +72,7 @@ app.add_typer(nodes.app, name="node")
 app.add_typer(sites.app, name="site")
 app.add_typer(rebalance.app, name="rebalance")
 app.add_typer(migrations.app, name="migration")
+app.add_typer(runbooks.app, name="runbook")
 app.add_typer(links.app, name="link")
 images.app.command("move-to-project")(project_moves.image)
 app.add_typer(images.app, name="image")

@@ -1,0 +1,62 @@
+"""The index of all runbooks, made of their pages: by group, by severity, and by alert."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from novacron.runbooks import library
+from novacron.runbooks.model import Runbook, RunbookSeverity
+
+ROOT = Path(__file__).parents[1]
+ALERT = re.compile(r"^ *- alert: (\w+)$", re.MULTILINE)
+
+HEAD = """# Runbooks
+
+Procedures that are pages and programs: [`novacron runbook run`](../reference/runbook-format.md) runs their steps. VMs
+keep running without the control plane: no alert about the control plane is a reason to touch a node whose VMs run.
+[Alerts](alerts.md) says what each alert means.
+
+Made by `script/generate` of the pages: change those, and run it.
+"""
+
+
+def alerts() -> list[str]:
+    """Return the names of all alerts that there are."""
+    return ALERT.findall((ROOT / "deploy/prometheus/rules/alerts.yml").read_text())
+
+
+def page() -> str:
+    """Return the index of the runbooks of the source tree."""
+    return index(library.everything(ROOT / "docs/runbooks"), alerts())
+
+
+def index(runbooks: Iterable[Runbook], alert_names: Iterable[str]) -> str:
+    """Return the page of these runbooks, with all these alerts."""
+    every = sorted(runbooks, key=lambda runbook: runbook.name)
+    lines = [HEAD]
+    for group in sorted({runbook.group for runbook in every}):
+        lines += [f"## {group.replace('-', ' ').capitalize()}", "", "| runbook | for | severity | takes | tested |"]
+        lines.append("|---|---|---|---|---|")
+        lines += [
+            f"| {_link(runbook)} | {runbook.front.purpose} | {runbook.front.severity} | {runbook.front.time} |"
+            f" {runbook.front.tested} |"
+            for runbook in every
+            if runbook.group == group
+        ]
+        lines.append("")
+    lines += ["## By severity", ""]
+    for severity in RunbookSeverity:
+        named = [_link(runbook) for runbook in every if runbook.front.severity is severity]
+        lines += [f"* **{severity}**: {', '.join(named)}"] if named else []
+    lines += ["", "## By alert", "", "| alert | runbook |", "|---|---|"]
+    leads = {alert: runbook for runbook in every for alert in runbook.front.alerts}
+    for alert in sorted(alert_names):
+        target = _link(leads[alert]) if alert in leads else "none yet"
+        lines.append(f"| [{alert}](alerts.md#{alert.lower()}) | {target} |")
+    return "\n".join(lines) + "\n"
+
+
+def _link(runbook: Runbook) -> str:
+    return f"[{runbook.title}]({runbook.name}.md)"

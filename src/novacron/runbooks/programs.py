@@ -1,0 +1,75 @@
+"""Runs one command of a runbook: without a shell, with a time limit, and with what it prints shown as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+OUTPUT_BYTES_MAX = 1 << 20
+LINE_BYTES_MAX = 1 << 16
+
+
+class CommandResult(NamedTuple):
+    """How a command ended, and what it printed, errors too."""
+
+    exit_code: int
+    output: str
+    timed_out: bool = False
+
+
+Execute = Callable[[tuple[str, ...], float, Callable[[str], None]], CommandResult]
+"""Runs a command, for at most some seconds, and passes on each line that it prints."""
+
+
+def execute(words: tuple[str, ...], limit_s: float, show: Callable[[str], None]) -> CommandResult:
+    """Run a command on this machine. Raises OSError if its program can't be run."""
+    process = subprocess.Popen(
+        [*_program(words[0]), *words[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        _kill(process)
+
+    timer = threading.Timer(limit_s, end)
+    timer.start()
+    try:
+        output = _read(process, show)
+        code = process.wait()
+    finally:
+        timer.cancel()
+        _kill(process)
+        process.wait()
+    return CommandResult(code, output, late.is_set())
+
+
+def _program(name: str) -> list[str]:
+    """Return how a program is begun: NovaCron is the one that runs the runbook."""
+    return [sys.executable, "-m", "novacron"] if name == "novacron" else [name]
+
+
+def _read(process: subprocess.Popen[bytes], show: Callable[[str], None]) -> str:
+    kept = bytearray()
+    assert process.stdout is not None
+    with process.stdout:
+        while line := process.stdout.readline(LINE_BYTES_MAX):
+            kept += line[: max(OUTPUT_BYTES_MAX - len(kept), 0)]
+            show(line.decode(errors="replace").rstrip("\n"))
+    return kept.decode(errors="replace")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a command with all that it has started, if any of it is left."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)

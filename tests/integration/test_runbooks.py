@@ -1,0 +1,139 @@
+"""Runbooks, executed against the fault that they are for, on a real platform."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import runbook_history
+from lab.platform import Platform
+from novacron.runbooks import library, pages, programs, runner
+from novacron.runbooks.command_lines import shown
+from novacron.runbooks.model import Runbook, RunbookPlace, RunbookStep
+from novacron.runbooks.programs import CommandResult
+from novacron.runbooks.run_log import RunLog
+from novacron.runbooks.runner import AskedFor, OperatorAnswer, StepOutcome, StepResult, World
+
+PAGES = Path(__file__).parents[2] / "docs/runbooks"
+
+
+class OnCall:
+    """An operator who says yes, and keeps what was shown."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def show(self, line: str) -> None:
+        self.said.append(line)
+
+    def may(self, step: RunbookStep, question: str, asked: AskedFor) -> OperatorAnswer:
+        assert asked is not AskedFor.HAND, f"step {step.name} ran nowhere"
+        return OperatorAnswer.YES
+
+
+def lab_host(actions: Mapping[str, Callable[[], None]]) -> programs.Execute:
+    """Return how commands run on a host of the lab, which has no systemd: some do what the lab does instead, and
+    those that only look say nothing."""
+
+    def execute(words: tuple[str, ...], limit_s: float, show: Callable[[str], None]) -> CommandResult:
+        act = actions.get(shown(words))
+        if act is not None:
+            act()
+        return CommandResult(0, "")
+
+    return execute
+
+
+def run_page(
+    site: Platform, runbook: Runbook, values: dict[str, str], log: Path, host: programs.Execute
+) -> tuple[StepResult, str]:
+    """Run a page on a platform; return how it ended, and what an operator saw."""
+    assert site.client, "commands without settings mean this platform"
+    operator, writing = OnCall(), RunLog.begin(log)
+    world = World(operator, writing, {"": programs.execute, RunbookPlace.NODE.value: host})
+    try:
+        result = runner.run(runbook, runner.values_for(runbook, {}, values), runbook.steps, world)
+    finally:
+        writing.close()
+    return result, "\n".join(operator.said)
+
+
+@pytest.mark.slow
+def test_a_killed_agent_is_brought_back_by_its_runbook(site: Platform, tmp_path: Path) -> None:
+    path = PAGES / "incidents/node-down.md"
+    runbook, agent = library.read("incidents/node-down", PAGES), site.agents["host-b"]
+    began = time.monotonic()
+    agent.kill()
+    try:
+        site.wait_node("host-b", ready=False)
+        found_s, began = time.monotonic() - began, time.monotonic()
+        host = lab_host({"systemctl restart novacron-agent": agent.start})
+        result, said = run_page(site, runbook, {"node": "host-b"}, tmp_path / "log", host)
+        recovered_s = time.monotonic() - began
+    finally:
+        if not agent.running:
+            agent.start()
+        site.wait_node("host-b")
+    assert result.outcome is StepOutcome.DONE, said
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "step"] == [step.name for step in runbook.steps]
+    assert any("host-b" in line["words"] for line in lines if line["event"] == "command")
+    runbook_history.record(path, runbook, found_s, recovered_s)
+
+
+@pytest.mark.slow
+def test_a_runbook_with_a_broken_step_or_a_fault_that_stays_does_not_end_well(site: Platform, tmp_path: Path) -> None:
+    path = PAGES / "incidents/node-down.md"
+    text = path.read_text().replace("wait=3m", "wait=3s")
+    agent, ended = site.agents["host-b"], dict[str, StepResult]()
+    mutants = {
+        "a command that does nothing": (text.replace("restart novacron-agent", "status novacron-agent"), "connected"),
+        "a command of another name": (text.replace("novacron node show", "novacron node look"), "what-is-known"),
+        "an output that never comes": (text.replace("\ntrue\n", "\nwell\n"), "connected"),
+    }  # fmt: skip
+    agent.kill()
+    try:
+        site.wait_node("host-b", ready=False)
+        for number, (what, (mutant, _)) in enumerate(mutants.items()):
+            runbook = pages.parse("incidents/node-down", mutant)
+            host = lab_host({"systemctl restart novacron-agent": lambda: None})
+            ended[what], _ = run_page(site, runbook, {"node": "host-b"}, tmp_path / str(number), host)
+    finally:
+        agent.start()
+        site.wait_node("host-b")
+    for what, (_, step) in mutants.items():
+        assert ended[what].outcome is StepOutcome.FAILED, f"{what}: {ended[what]}"
+        assert ended[what].why.startswith(f"step {step}: "), f"{what}: {ended[what]}"
+
+
+@pytest.mark.slow
+def test_a_node_is_drained_mended_and_used_again_by_its_runbook(
+    site: Platform, new_vm: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    path = PAGES / "incidents/node-unhealthy.md"
+    runbook, vm = library.read("incidents/node-unhealthy", PAGES), new_vm(node="host-b")
+    site.wait_state(vm["id"], "running")
+    began = time.monotonic()
+    try:
+        result, said = run_page(site, runbook, {"node": "host-b"}, tmp_path / "log", lab_host({}))
+        recovered_s = time.monotonic() - began
+    finally:
+        site.cli("node", "uncordon", "host-b")
+    assert result.outcome is StepOutcome.DONE, said
+    moved = site.client.get("vms", vm["id"])
+    assert moved["node"] == "host-a" and moved["status"]["state"] == "running", said
+    runbook_history.record(path, runbook, None, recovered_s)
+
+
+@pytest.mark.slow
+def test_the_link_between_two_nodes_is_probed_by_its_runbook(site: Platform, tmp_path: Path) -> None:
+    runbook = library.read("troubleshooting/dwcp", PAGES)
+    site.wait_node("host-b")
+    values = {"node": "host-a", "target": "host-b"}
+    result, said = run_page(site, runbook, values, tmp_path / "log", lab_host({}))
+    assert result.outcome is StepOutcome.DONE, said

@@ -1,0 +1,89 @@
+"""The pages of runbooks: each command on them exists, each alert leads to one, and what was measured is about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from lab import runbook_history, runbooks_index
+from novacron.__main__ import app
+from novacron.runbooks import library, pages
+from novacron.runbooks.command_lines import filled
+from novacron.runbooks.model import Runbook
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs/runbooks"
+TREE: Any = typer.main.get_command(app)
+ROLES = {"viewer", "member", "operator", "administrator"}
+MACHINES = (" on the server", " on the node", " on the database's machine", " on the new server", " on the new host")
+
+
+def check_arguments(words: list[str]) -> None:
+    """Let the command line's own parser read the arguments of ``novacron``; what it refuses, it raises."""
+    command = TREE
+    context = command.make_context("novacron", list(words))
+    while hasattr(command, "commands") and (rest := [*context._protected_args, *context.args]):
+        name, command, below = command.resolve_command(context, rest)
+        context = command.make_context(name, below, parent=context)
+    assert not hasattr(command, "commands") or command.invoke_without_command, f"{words} names no command"
+
+
+def commands_of(runbook: Runbook, settings: Path) -> Iterator[list[str]]:
+    """Yield the command lines of a page with names for its values, and with a settings file that exists."""
+    values = {name: value.default or "any-name" for name, value in runbook.front.values.items()}
+    values["key"] = "page"
+    for step in runbook.steps:
+        for command in step.commands:
+            words = filled(command.words, values)
+            if words[0] == "novacron":
+                yield [str(settings) if word == "/etc/novacron/server.toml" else word for word in words[1:]]
+
+
+@pytest.mark.parametrize("name", library.names(PAGES))
+def test_every_command_of_a_runbook_is_one_that_the_command_line_accepts(name: str, tmp_path: Path) -> None:
+    settings = tmp_path / "server.toml"
+    settings.write_text("")
+    for words in commands_of(library.read(name, PAGES), settings):
+        check_arguments(words)
+
+
+@pytest.mark.parametrize(
+    "broken", ["node shows host-a", "node show", "node show host-a --wide", "node drain a --timeout soon", "node"]
+)
+def test_a_command_that_does_not_exist_is_noticed(broken: str) -> None:
+    with pytest.raises((Exception, SystemExit)):
+        check_arguments(broken.split())
+
+
+def test_each_alert_leads_to_one_runbook_and_back() -> None:
+    leads: dict[str, list[str]] = {}
+    for runbook in library.everything(PAGES):
+        for alert in runbook.front.alerts:
+            leads.setdefault(alert, []).append(runbook.name)
+        assert set(runbook.front.stop_on) <= set(runbooks_index.alerts()), runbook.name
+    assert {alert: names for alert, names in leads.items() if len(names) > 1} == {}
+    assert set(leads) == set(runbooks_index.alerts())
+
+
+@pytest.mark.parametrize("name", library.names(PAGES))
+def test_a_runbook_says_who_may_run_it_and_changes_nothing_to_look(name: str) -> None:
+    runbook = library.read(name, PAGES)
+    assert runbook.title and runbook.front.roles
+    for role in runbook.front.roles:
+        assert role in ROLES or role.endswith(MACHINES), role
+    looks = [step for step in runbook.steps if step.section == "Diagnosis"]
+    assert not [step.name for step in looks if step.destructive]
+
+
+@pytest.mark.parametrize("name", library.names(PAGES))
+def test_what_was_measured_is_about_the_steps_of_now(name: str) -> None:
+    """Measure again: NOVACRON_RECORD_RUNBOOKS=1 script/test tests/integration/test_runbooks.py -m slow"""
+    text = (PAGES / f"{name}.md").read_text()
+    runbook = pages.parse(name, text)
+    assert set(runbook_history.digests(text)) <= {runbook.digest}
+    if "against the fault" in runbook.front.tested:
+        assert runbook_history.digests(text), "says that it was executed"
