@@ -34,7 +34,7 @@ def record(page: Path, runbook: Runbook, found_s: float | None, recovered_s: flo
     if RECORD not in os.environ:
         return
     found = "-" if found_s is None else f"{found_s:.0f} s"
-    machine = f"{os.uname().machine}, {os.cpu_count()} processors, emulated guests"
+    machine = f"{os.uname().machine}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.0f}, emulated guests"
     row = f"| {datetime.now(UTC):%Y-%m-%d} | {__version__} | {machine} | `{runbook.digest}` | {found} |"
     block = f"{BEGIN}\n{HEAD}{row} {recovered_s:.0f} s |\n{END}"
     page.write_text(BLOCK.sub(lambda _: block, page.read_text()))

@@ -17,7 +17,7 @@ from novacron.runbooks.command_lines import check_value, filled, words_of
 from novacron.runbooks.expectations import expected_line, missing
 from novacron.runbooks.model import Runbook, RunbookError, RunbookStep
 from novacron.runbooks.programs import CommandResult
-from novacron.runbooks.run_log import RunLog, check_resumable
+from novacron.runbooks.run_log import RunLog, RunState, check_resumable
 from novacron.runbooks.runner import AskedFor, OperatorAnswer, StepOutcome, World
 
 FRONT = """---
@@ -295,7 +295,7 @@ def test_a_log_is_private_and_a_run_goes_on_behind_what_it_says_is_done(tmp_path
         file.write(b'{"event": "step", "ste')  # the machine ended
     again, state = RunLog.resume(path)
     again.close()
-    assert state == (runbook.name, runbook.digest, {"node": "host-a"}, {"look", "sure"})
+    assert state == RunState(runbook.name, runbook.digest, {"node": "host-a"}, frozenset({"look", "sure"}))
     check_resumable(state, runbook)
     with pytest.raises(RunbookError, match="has changed since"):
         check_resumable(state, read(STEPS.replace("remove {node}", "remove --force {node}")))
