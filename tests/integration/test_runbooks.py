@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,17 @@ def run_page(
     site: Platform, runbook: Runbook, values: dict[str, str], log: Path, host: programs.Execute
 ) -> tuple[StepResult, str]:
     """Run a page on a platform; return how it ended, and what an operator saw."""
+    return run_steps(site, runbook.steps, runner.values_for(runbook, {}, values), log, host)
+
+
+def run_steps(
+    site: Platform, steps: Iterable[RunbookStep], values: dict[str, str], log: Path, host: programs.Execute
+) -> tuple[StepResult, str]:
     assert site.client, "commands without settings mean this platform"
-    operator, writing = OnCall(), RunLog.begin(log)
-    world = World(operator, writing, {"": programs.execute, RunbookPlace.NODE.value: host})
-    try:
-        result = runner.run(runbook, runner.values_for(runbook, {}, values), runbook.steps, world)
-    finally:
-        writing.close()
+    operator = OnCall()
+    with closing(RunLog.begin(log)) as writing:
+        world = World(operator, writing, {"": programs.execute, RunbookPlace.NODE.value: host})
+        result = runner.run(steps, values, world)
     return result, "\n".join(operator.said)
 
 
@@ -128,6 +133,14 @@ def test_a_node_is_drained_mended_and_used_again_by_its_runbook(
     moved = site.client.get("vms", vm["id"])
     assert moved["node"] == "host-a" and moved["status"]["state"] == "running", said
     runbook_history.record(path, runbook, None, recovered_s)
+
+
+@pytest.mark.slow
+def test_the_commands_of_a_how_to_are_executed(site: Platform, tmp_path: Path) -> None:
+    page = PAGES.parent / "how-to/node-conditions.md"
+    steps = pages.steps_in(page.name, page.read_text())
+    result, said = run_steps(site, steps, {}, tmp_path / "log", lab_host({}))
+    assert result.outcome is StepOutcome.DONE, said
 
 
 @pytest.mark.slow

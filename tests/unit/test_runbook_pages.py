@@ -51,6 +51,18 @@ def test_every_command_of_a_runbook_is_one_that_the_command_line_accepts(name: s
         check_arguments(words)
 
 
+def test_steps_on_other_pages_are_commands_that_the_command_line_accepts(tmp_path: Path) -> None:
+    with_steps = 0
+    for page in sorted(ROOT.glob("docs/**/*.md")):
+        if PAGES in page.parents or page.name == "runbook-format.md":
+            continue
+        steps = pages.steps_in(page.name, page.read_text())
+        with_steps += bool(steps)
+        for command in [command for step in steps for command in step.commands]:
+            check_arguments(list(command.words[1:]))
+    assert with_steps, "a page of how-tos has steps"
+
+
 @pytest.mark.parametrize(
     "broken", ["node shows host-a", "node show", "node show host-a --wide", "node drain a --timeout soon", "node"]
 )

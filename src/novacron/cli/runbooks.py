@@ -168,7 +168,7 @@ def run(
             _begin(writing, runbook, values, steps)
             places = dict.fromkeys(["", *(place.value for place in how.here or [])], programs.execute)
             operator = _Terminal(how.yes, frozenset(how.answered or []))
-            result = runner.run(runbook, values, steps, runner.World(operator, writing, places, stop))
+            result = runner.run(steps, values, runner.World(operator, writing, places, stop))
         say(f"log: {path}", err=True)
         if result.outcome is not runner.StepOutcome.DONE:
             raise output.fail(

@@ -63,15 +63,26 @@ def parse(name: str, text: str) -> Runbook:
     title, sections, fences = _structure(body, offset)
     if sections != list(SECTIONS):
         raise RunbookError(f"{name}: its sections must be: {', '.join(SECTIONS)}; they are: {', '.join(sections)}")
-    steps = []
+    steps = _steps(name, fences)
+    _check(name, front, steps)
+    return Runbook(name, title, front, tuple(steps))
+
+
+def steps_in(name: str, text: str) -> list[RunbookStep]:
+    """Return the steps of any page of Markdown, which need not be a runbook. Raises RunbookError."""
+    _, _, fences = _structure(text, 0)
+    return _steps(name, fences)
+
+
+def _steps(name: str, fences: list[Fence]) -> list[RunbookStep]:
+    steps = list[RunbookStep]()
     for fence in fences:
         try:
             step = _step(fence)
         except (RunbookError, ValueError) as error:
             raise RunbookError(f"{name}, line {fence.line}: {error}") from None
         steps += [step] if step is not None else []
-    _check(name, front, steps)
-    return Runbook(name, title, front, tuple(steps))
+    return steps
 
 
 def _front_matter(name: str, text: str) -> tuple[FrontMatter, str, int]:
@@ -114,8 +125,6 @@ def _step(fence: Fence) -> RunbookStep | None:
     step_name = attributes.pop(kind.value)
     if not STEP_NAME.fullmatch(step_name):
         raise RunbookError(f"{step_name!r} is no name of a step: use lower-case letters, digits and dashes")
-    if fence.section not in WITH_STEPS:
-        raise RunbookError(f"step {step_name} must be in one of the sections {', '.join(WITH_STEPS)}")
     if unknown := attributes.keys() - ATTRIBUTES[kind]:
         raise RunbookError(f"{kind.value}={step_name} can't have: {', '.join(sorted(unknown))}")
     if kind is StepKind.QUESTION:
@@ -165,6 +174,8 @@ def _duration_s(text: str) -> float:
 def _check(name: str, front: FrontMatter, steps: list[RunbookStep]) -> None:
     if not 0 < len(steps) <= STEPS_MAX:
         raise RunbookError(f"{name}: a runbook has 1 to {STEPS_MAX} steps")
+    if elsewhere := [step.name for step in steps if step.section not in WITH_STEPS]:
+        raise RunbookError(f"{name}: step {elsewhere[0]} must be in one of the sections {', '.join(WITH_STEPS)}")
     names = [step.name for step in steps]
     if twice := sorted({step for step in names if names.count(step) > 1}):
         raise RunbookError(f"{name}: steps of the same name: {', '.join(twice)}")

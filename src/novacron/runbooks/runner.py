@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -121,8 +121,8 @@ def describe(step: RunbookStep) -> list[str]:
     return lines
 
 
-def run(runbook: Runbook, values: Mapping[str, str], steps: tuple[RunbookStep, ...], world: World) -> StepResult:
-    """Run steps of a runbook in their order; return how the last one ended: ``DONE`` if all did.
+def run(steps: Iterable[RunbookStep], values: Mapping[str, str], world: World) -> StepResult:
+    """Run steps in their order; return how the last one ended: ``DONE`` if all did.
 
     Raises KeyboardInterrupt, after it was recorded.
     """
