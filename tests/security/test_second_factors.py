@@ -13,9 +13,12 @@ import pyotp
 import pytest
 
 from lab.replicas import Served
+from novacron.api.access.second_factors import SecondFactorChecks
 from novacron.client import Client, Config
 from novacron.model.access import Role
+from novacron.model.second_factor import FactorKind
 from novacron.model.user import UserKind
+from novacron.server.second_factors import seal_anew
 from novacron.store import second_factors, users
 from novacron.store.database import Database
 from tests.integration.conftest import Answer, Api
@@ -207,3 +210,19 @@ async def test_roles_require_a_second_factor_of_whoever_has_them(database: Datab
         assert await required(connection, bob.id, frozenset({Role.OPERATOR})), "in a project, too"
         await users.require_second_factor(connection, bob.id, True, "t")
         assert await required(connection, bob.id, frozenset())
+
+
+async def test_apps_are_sealed_anew_while_the_key_is_rotated(database: Database) -> None:
+    old, new = bytes(32), bytes([1]) * 32
+    before = SecondFactorChecks(lambda: [old], "https://cloud.example.net")
+    sealed, secret, _ = before.new_app("factor-1", "ann")
+    async with database.transaction() as connection:
+        ann = await users.create(connection, "ann", UserKind.PERSON, None, "t")
+        begun = second_factors.NewFactor("factor-1", FactorKind.TOTP, "phone", sealed)
+        await second_factors.begin(connection, ann, begun)
+    rotating = SecondFactorChecks(lambda: [new, old], "https://cloud.example.net")
+    assert await seal_anew(rotating, database) == 1 and await seal_anew(rotating, database) == 0
+    async with database.connection() as connection:
+        stored = await second_factors.get(connection, ann.id, "phone")
+    after = SecondFactorChecks(lambda: [new], "https://cloud.example.net")
+    assert after.step_of(stored, pyotp.TOTP(secret).now()) is not None

@@ -23,7 +23,7 @@ from tests.support.authenticator import Authenticator
 
 ORIGIN = "https://cloud.example.net:7443"
 NOW_S = 1_795_766_400.0
-KEY = bytes(32)
+KEY, NEW_KEY = bytes(32), bytes([1]) * 32
 
 
 @dataclasses.dataclass
@@ -41,7 +41,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def checks(clock: Clock) -> SecondFactorChecks:
-    return SecondFactorChecks(KEY, ORIGIN, clock=clock)
+    return SecondFactorChecks(lambda: [KEY], ORIGIN, clock=clock)
 
 
 def factor(secret: bytes, kind: FactorKind = FactorKind.TOTP, **fields: Any) -> StoredFactor:
@@ -72,7 +72,19 @@ def test_the_secret_of_an_app_is_sealed_for_one_factor(checks: SecondFactorCheck
     with pytest.raises(Unavailable, match="can't be opened"):
         checks.step_of(factor(sealed, id="factor-2"), "123456")
     with pytest.raises(Unavailable):
-        SecondFactorChecks(bytes([1]) * 32, ORIGIN).step_of(factor(sealed), "123456")
+        SecondFactorChecks(lambda: [NEW_KEY], ORIGIN).step_of(factor(sealed), "123456")
+
+
+def test_the_secret_of_an_app_outlives_the_key_that_sealed_it(checks: SecondFactorChecks, clock: Clock) -> None:
+    sealed, secret, _ = checks.new_app("factor-1", "ann")
+    assert not checks.rotating and checks.sealed_anew(factor(sealed)) is None
+    rotating = SecondFactorChecks(lambda: [NEW_KEY, KEY], ORIGIN, clock=clock)
+    code = pyotp.TOTP(secret).at(int(NOW_S))
+    assert rotating.rotating and rotating.step_of(factor(sealed), code) is not None
+    anew = rotating.sealed_anew(factor(sealed))
+    assert anew is not None and rotating.sealed_anew(factor(anew)) is None
+    retired = SecondFactorChecks(lambda: [NEW_KEY], ORIGIN, clock=clock)
+    assert retired.step_of(factor(anew), code) is not None
 
 
 def registered(checks: SecondFactorChecks, authenticator: Authenticator) -> StoredFactor:

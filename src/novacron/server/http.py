@@ -39,7 +39,7 @@ from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.key import KeyName
 from novacron.model.oidc import Provider
 from novacron.platform_key import PlatformKeys
-from novacron.server import certificates
+from novacron.server import certificates, second_factors
 from novacron.server.keys import KeyFollower
 from novacron.server.settings import ServerSettings
 from novacron.store.create_groups import CreateGroups
@@ -87,13 +87,14 @@ class Front:
         self._live = LiveCalls(self.cache.callers)
         self._recorder = Recorder(database, self._live.in_progress)
         self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
+        self._second_factors, self._database = _second_factors(settings, keys.ring), database
         services = Services(
             database, CreateGroups(database), self.cache, self.fleet, authority, keys.ring, keys.next_generation,
             agents, self._metrics, self._recorder, Passwords(self._shared),
             KnownBrowsers(lambda: keys.ring.accepted(KeyName.SEAL, "browsers that users have logged in with")),
             _oidc(settings, keys.ring, database), self._live, settings.url(settings.port),
             settings.url(settings.link_port), settings.lifetimes, settings.log_level, settings.drain_limit_s,
-            _second_factors(settings, keys.ring),
+            self._second_factors,
             PlatformKeys.of(settings.platform_key, settings.former_platform_key),
             _catalogues(settings),
             VmUsage(agents.ask),
@@ -109,6 +110,7 @@ class Front:
             "feed": self._follow,
             "recorder": self._recorder.run,
             "live-calls": self._live.run,
+            "second-factors": lambda: second_factors.keep_sealed(self._second_factors, self._database),
             "rates": lambda: share_rates(self._shared, self._rates),
             "metrics": self._processes.run,
             "process": process.watch,
@@ -208,8 +210,8 @@ def _keep_what_is_here() -> None:
 
 def _second_factors(settings: ServerSettings, keys: KeyRing) -> SecondFactorChecks:
     chosen = settings.second_factors
-    key = keys.derive(KeyName.FACTOR, "second factors")
-    return SecondFactorChecks(key, chosen.origin or settings.url(settings.port), chosen.required_of)
+    accepted = functools.partial(keys.accepted, KeyName.FACTOR, "second factors")
+    return SecondFactorChecks(accepted, chosen.origin or settings.url(settings.port), chosen.required_of)
 
 
 def _oidc(settings: ServerSettings, keys: KeyRing, database: Database) -> Oidc | None:

@@ -134,6 +134,21 @@ async def confirm_key(
         raise Conflict("this security key is registered already", hint="use another one") from None
 
 
+async def apps(connection: Connection, after: str, limit: int) -> list[StoredFactor]:
+    """Return the apps whose ids come after this one, in their order."""
+    rows = await connection.fetch(
+        "SELECT * FROM second_factors WHERE kind = 'totp' AND id > $1 ORDER BY id LIMIT $2", after, limit
+    )
+    return [_factor(row) for row in rows]
+
+
+async def replace_secret(connection: Connection, factor: StoredFactor, sealed: bytes) -> None:
+    """Store an app's secret as it is sealed now, unless it has become another."""
+    await connection.execute(
+        "UPDATE second_factors SET secret = $3 WHERE id = $1 AND secret = $2", factor.id, factor.secret, sealed
+    )
+
+
 async def use(connection: Connection, factor: StoredFactor, counter: int) -> bool:
     """Note that a factor was used; say whether this step of an app, or state of a key, had not been used before."""
     grows = "counter < $2" if factor.kind is FactorKind.TOTP else "(counter < $2 OR (counter = 0 AND $2 = 0))"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -49,36 +50,53 @@ def new_challenge() -> bytes:
 
 
 class SecondFactorChecks:
-    """Makes and verifies second factors. ``key`` seals what apps and this platform share; ``origin`` is the URL at
-    which browsers reach this installation, which security keys are bound to; whoever has one of the roles
-    ``required_of`` must have a second factor."""
+    """Makes and verifies second factors. ``keys`` gives those that seal what apps and this platform share, the one in
+    use first; ``origin`` is the URL at which browsers reach this installation, which security keys are bound to;
+    whoever has one of the roles ``required_of`` must have a second factor."""
 
     def __init__(
-        self, key: bytes, origin: str, required_of: frozenset[Role] = frozenset(),
+        self, keys: Callable[[], Sequence[bytes]], origin: str, required_of: frozenset[Role] = frozenset(),
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.required_of = required_of
         parts = urlsplit(origin)
         self.origin = f"{parts.scheme}://{parts.netloc}"
         self._host = parts.hostname or "localhost"
-        self._cipher, self._clock = AESGCM(key), clock
+        self._keys, self._clock = keys, clock
 
     def new_app(self, factor: str, user: str) -> tuple[bytes, str, str]:
         """Return the secret of a new app, sealed, as people type it, and as an ``otpauth`` URI."""
         secret = pyotp.random_base32()
         uri = pyotp.TOTP(secret).provisioning_uri(name=user, issuer_name=f"{ISSUER} {self._host}")
+        return self._sealed(factor, secret), secret, uri
+
+    def _sealed(self, factor: str, secret: str) -> bytes:
         nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, secret.encode(), factor.encode()), secret, uri
+        return nonce + AESGCM(self._keys()[0]).encrypt(nonce, secret.encode(), factor.encode())
+
+    def _opened(self, factor: StoredFactor) -> tuple[str, bool]:
+        """Return an app's secret, and whether it is sealed with the key in use. Raises Unavailable."""
+        nonce, sealed = factor.secret[:NONCE_BYTES], factor.secret[NONCE_BYTES:]
+        for number, key in enumerate(self._keys()):
+            with contextlib.suppress(InvalidTag):
+                return AESGCM(key).decrypt(nonce, sealed, factor.id.encode()).decode(), number == 0
+        raise Unavailable(
+            f"the secret of {factor.name} can't be opened", hint="an administrator has to reset your second factors"
+        )
+
+    @property
+    def rotating(self) -> bool:
+        """There are secrets that may have been sealed with another key than the one in use."""
+        return len(self._keys()) > 1
+
+    def sealed_anew(self, factor: StoredFactor) -> bytes | None:
+        """Return an app's secret, sealed with the key in use; None: it is already. Raises Unavailable."""
+        secret, current = self._opened(factor)
+        return None if current else self._sealed(factor.id, secret)
 
     def step_of(self, factor: StoredFactor, code: str) -> int | None:
         """Return the step of an app's code, if it is right now; None: it is wrong. Raises Unavailable."""
-        try:
-            nonce, sealed = factor.secret[:NONCE_BYTES], factor.secret[NONCE_BYTES:]
-            secret = self._cipher.decrypt(nonce, sealed, factor.id.encode()).decode()
-        except InvalidTag:
-            raise Unavailable(
-                f"the secret of {factor.name} can't be opened", hint="an administrator has to reset your second factors"
-            ) from None
+        secret, _ = self._opened(factor)
         app, digits = pyotp.TOTP(secret), code.replace(" ", "")
         right = [step for step in totp_steps(self._clock()) if same_secret(app.generate_otp(step), digits)]
         return right[-1] if right else None
