@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Show and rotate the platform's own
 
 
 KeyArgument = Annotated[
-    KeyName, typer.Argument(metavar="KEY", help="ca, page, seal or idempotency", show_default=False)
+    KeyName, typer.Argument(metavar="KEY", help="ca, page, seal, idempotency or factor", show_default=False)
 ]
 
 COLUMNS: Columns = {

@@ -20,7 +20,8 @@ class KeyName(StrEnum):
     IDEMPOTENCY = "idempotency"
     """Makes the digests by which a repeated request is recognized."""
     FACTOR = "factor"
-    """Seals the secrets that users' apps for second factors share with the platform. It can't be rotated."""
+    """Seals the secrets that users' apps for second factors share with the platform. They are sealed anew while it is
+    rotated."""
 
 
 class KeyPhase(StrEnum):

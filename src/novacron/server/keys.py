@@ -210,8 +210,6 @@ class AuthorityKeeper:
     def _measure(self, stored: Sequence[StoredKey]) -> None:
         AGE_MAX.set(self._settings.key_age_days * 86_400)
         for name in KeyName:
-            if name is KeyName.FACTOR:  # it grows old with what it seals
-                continue
             generations = [key for key in stored if key.name is name]
             newest = generations[-1]
             current = ([key for key in generations if key.in_use] or generations)[-1]

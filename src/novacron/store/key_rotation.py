@@ -18,12 +18,7 @@ FORGOTTEN_S = 86_400.0
 
 
 async def rotate(connection: Connection, name: KeyName, make: Callable[[int], NewKey], actor: str) -> ServerKey:
-    """Add a generation. Raises Conflict while there are two, and for a key that can't be rotated."""
-    if name is KeyName.FACTOR:
-        raise Conflict(
-            f"the key {name} can't be rotated: what it seals is shared with users' apps", field="name",
-            hint="reset second factors that somebody may know instead: novacron second-factor reset",
-        )  # fmt: skip
+    """Add a generation. Raises Conflict while there are two."""
     generations = _of(name, await keys.read(connection, lock=True))
     if len(generations) > 1:
         raise Conflict(

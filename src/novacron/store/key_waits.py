@@ -14,6 +14,10 @@ from novacron.store.keys import SPREAD_S, StoredKey
 LIVE_S = 30.0
 """A server that has not said for so long what it has is away: it takes everything over when it starts."""
 
+SEALED_ANEW_S = 60.0
+"""Several times as long as servers take to seal anew what one of them sealed while it did not know yet that another
+generation is used."""
+
 
 async def waits_for(connection: Connection, phase: KeyPhase, generations: Sequence[StoredKey]) -> list[str]:
     """Return what keeps a rotation from going on, or from being finished. ``generations`` of one key, oldest first."""
@@ -42,6 +46,13 @@ async def _older(connection: Connection, name: KeyName, used_from: datetime) -> 
         return [f"migration {row['id']} began with the generation before" for row in rows]
     if name is KeyName.SEAL:
         return await _until(connection, used_from, limits.LOGIN_STEP_S_MAX, "logins that began before")
+    if name is KeyName.FACTOR:
+        count = await connection.fetchval(
+            "SELECT count(*) FROM second_factors WHERE kind = 'totp' AND sealed_at < $1", used_from
+        )
+        if count:
+            return [f"servers seal the secrets of {count} authenticator apps anew"]
+        return await _until(connection, used_from, SEALED_ANEW_S, "secrets that a server sealed at that moment")
     return await _until(connection, used_from, limits.IDEMPOTENCY_RETENTION_S, "repeats of earlier requests")
 
 

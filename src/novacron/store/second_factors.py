@@ -145,7 +145,10 @@ async def apps(connection: Connection, after: str, limit: int) -> list[StoredFac
 async def replace_secret(connection: Connection, factor: StoredFactor, sealed: bytes) -> None:
     """Store an app's secret as it is sealed now, unless it has become another."""
     await connection.execute(
-        "UPDATE second_factors SET secret = $3 WHERE id = $1 AND secret = $2", factor.id, factor.secret, sealed
+        "UPDATE second_factors SET secret = $3, sealed_at = clock_timestamp() WHERE id = $1 AND secret = $2",
+        factor.id,
+        factor.secret,
+        sealed,
     )
 
 
