@@ -31,7 +31,9 @@ def test_a_token_makes_none_with_more_than_its_own(
         assert (
             api("POST", "/api/v1/grants", {"user": "tok-service", "role": "operator", "project": "prey"}).status == 201
         )
-    limited = api("POST", "/api/v1/tokens", {"name": "limited", **own}).body["secret"]
+    made = api("POST", "/api/v1/tokens", {"name": "limited", **own})
+    assert made.status == 201, made.body
+    limited = made.body["secret"]
     user = {} if of is None else {"user": of}
     answer = api("POST", "/api/v1/tokens", {"name": "more", **user, **asked}, token=limited)
     if "project" in own and of == "tok-admin":  # a caller within a project does not see that user

@@ -186,6 +186,17 @@ def left_owner(state: Path) -> str:
     return identity.owner
 
 
+async def test_a_qemu_whose_files_cannot_be_seen_any_more_stops_no_agent(
+    tmp_path: Path, authority: pki.Authority, left: Program
+) -> None:
+    """As when a file system is mounted over the folder that it runs in."""
+    settings = AgentSettings(tmp_path / "state", tmp_path, "host-a", owner=left_owner(tmp_path / "state"))
+    seen = running.of_vm(VM)
+    shutil.rmtree(left.directory)
+    await Leftovers(settings, lambda: seen).settle()
+    assert left.alive
+
+
 async def test_a_qemu_whose_files_are_removed_is_ended(tmp_path: Path, authority: pki.Authority, left: Program) -> None:
     shutil.rmtree(tmp_path / "state")
     await settle(make_state(tmp_path / "state", authority))

@@ -254,10 +254,15 @@ class Leftovers:
             return False
         if Path(qemu.state_dir) != self._settings.state_dir.resolve():
             return False  # the namespaces of its networks are named after that folder
-        # What a guest that broke out has made itself is not taken for a VM's directory.
-        is_agents = qemu.directory.stat().st_uid == self._settings.state_dir.stat().st_uid
-        device = self._settings.state_dir.stat().st_dev
-        return is_agents and all(source.stat().st_dev == device and not target.exists() for source, target in moves)
+        ours = self._settings.state_dir.stat()
+        try:
+            # What a guest that broke out has made itself is not taken for a VM's directory.
+            is_agents = qemu.directory.stat().st_uid == ours.st_uid
+            return is_agents and all(
+                source.stat().st_dev == ours.st_dev and not target.exists() for source, target in moves
+            )
+        except OSError:  # another file system is mounted over it, or it is removed at this moment
+            return False
 
     def _volumes_of(self, qemu: RunningQemu) -> list[tuple[Path, Path]]:
         """Return the volumes of the state folder that a QEMU uses, and where they belong here."""
