@@ -30,7 +30,7 @@ def doctor(*arguments: str, **environment: str) -> tuple[int, list[dict[str, Any
     """Return the command's status and its findings."""
     done = subprocess.run(
         [sys.executable, "-m", "novacron", "doctor", "-o", "json", *arguments], capture_output=True, text=True,
-        timeout=120, env={**os.environ, **environment},
+        timeout=120, env={**os.environ, **environment, "PYTHONASYNCIODEBUG": ""},
     )  # fmt: skip
     assert done.stderr == "", done.stderr
     return done.returncode, json.loads(done.stdout)
