@@ -214,6 +214,7 @@ class Platform:
                 *("--dwcp-port", str(dwcp_port)),
                 *(("--bridge", "br0") if self.lab.namespaces else ()),
                 *("--pool", f"small={self._pool(host.name)}", "--shared-pool", f"nfs={self.shared_pool}"),
+                *("--backup-dir", str(self._backup_dir())),
                 *self._options.agent,
             ]
             agent = Service(host.name, arguments, self.directory / f"{host.name}.log", host.enter, self._env)
@@ -229,9 +230,19 @@ class Platform:
         return "--join", f"@{path}"
 
     @property
+    def backup_dir(self) -> Path:
+        """The directory of the repositories of backups, which all hosts share."""
+        return self.directory / "backups"
+
+    @property
     def shared_pool(self) -> Path:
         """The directory of the pool that all hosts share."""
         return self.directory / "nfs"
+
+    def _backup_dir(self) -> Path:
+        """Return the directory of the repositories that all hosts share."""
+        self.backup_dir.mkdir(exist_ok=True)
+        return self.backup_dir
 
     def _pool(self, name: str) -> Path:
         self.shared_pool.mkdir(exist_ok=True)

@@ -14,7 +14,8 @@ def _integration(*names: str) -> tuple[str, ...]:
 
 SHARED = {
     "guests on the shared platform": _integration(
-        "snapshots", "clones", "archive", "firmware", "console", "guest", "lifecycle", "confinement", "devices"
+        "snapshots", "clones", "vm_backups", "archive", "firmware", "console", "guest", "lifecycle", "confinement",
+        "devices",
     ),
     "the API of the shared platform": (
         *_integration(

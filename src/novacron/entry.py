@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "audit": ("audit", "app"),
+    "backup": ("backups", "app"),
     "second-factor": ("second_factors", "app"),
     "context": ("contexts", "app"),
     "floating-address": ("networks", "floating"),

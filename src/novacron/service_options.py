@@ -284,6 +284,10 @@ class AgentOptions:
     shared_pool: Annotated[
         list[str] | None, typer.Option(help="directory for volumes that other nodes share, as NAME=PATH")
     ] = None
+    backup_dir: Annotated[
+        Path | None,
+        typer.Option(help="directory of the repositories of VMs' backups; without it this node makes no backups"),
+    ] = None
     keep_images: Annotated[
         float, typer.Option(min=0, help="hours to keep an image that was copied for a VM and that no VM here uses")
     ] = 24
@@ -319,6 +323,7 @@ class AgentOptions:
             imports_from=_ranges(self.imports_from, "--imports-from"),
             keep_images_s=3600 * self.keep_images,
             pools=_pools(self.pool, "--pool"),
+            backup_dir=_directory(self.backup_dir, "--backup-dir"),
             shared_pools=_pools(self.shared_pool, "--shared-pool"),
             masked_cpu_flags=frozenset(self.mask_cpu_flag or ()),
             uid_base=self.uid_base if can_confine() else None,
@@ -363,6 +368,13 @@ def _ranges(options: list[str] | None, option: str) -> tuple[IPv4Network | IPv6N
         return tuple(ipaddress.ip_network(text) for text in options or ())
     except ValueError as error:
         raise typer.BadParameter(f"{error}; write it like 10.1.0.0/16", param_hint=option) from None
+
+
+def _directory(path: Path | None, option: str) -> Path | None:
+    """Return a directory that is there. Raises BadParameter."""
+    if path is not None and not (path.is_absolute() and path.is_dir()):
+        raise typer.BadParameter(f"{str(path)!r} is no directory; write it like /srv/backups", param_hint=option)
+    return path
 
 
 def _pools(options: list[str] | None, option: str) -> dict[str, Path]:

@@ -76,7 +76,16 @@ async def add_snapshot(connection: Connection) -> None:
     )
 
 
-ADD = {"volume": add_volume, "import": add_import, "export": add_export, "snapshot": add_snapshot}
+async def add_backup(connection: Connection) -> None:
+    await connection.execute("INSERT INTO project_keys (id, project_id, wrapped) VALUES ('key-1', 'default', 'x')")
+    await connection.execute("INSERT INTO backup_repositories (id, name, key) VALUES ('repo-1', 'nightly', 'key-1')")
+    await connection.execute(
+        "INSERT INTO backups (id, vm, vm_name, repository, repository_name, node, spec, phase)"
+        " SELECT 'backup-1', id, name, 'repo-1', 'nightly', 'a', spec, 'making' FROM vms"
+    )
+
+
+ADD = {"volume": add_volume, "import": add_import, "export": add_export, "backup": add_backup, "snapshot": add_snapshot}
 
 
 async def lose_a(connection: Connection) -> None:
@@ -90,7 +99,7 @@ def loses_its_node(kind: str) -> Case:
             await ADD[kind](connection)
         async with database.transaction() as connection:
             await lose_a(connection)
-        said = await reason_of(database, f"{kind}s", "error", "web" if kind in ("export", "snapshot") else "")
+        said = await reason_of(database, f"{kind}s", "error", "web" if kind in ("export", "backup", "snapshot") else "")
         async with database.transaction() as connection:
             await connection.execute("UPDATE node_leases SET renewed_at = now() WHERE node = 'a'")
             await nodes.mark_lost(connection, ["a"], 16.0)
@@ -270,7 +279,7 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     **{(kind, W.NODE_LOST): (loses_its_node(kind), NOT_CONNECTED) for kind in ADD},
     **{
         (kind, W.NODE_REMOVED): (loses_its_node_for_good(kind), "was removed")
-        for kind in ("volume", "import", "export")
+        for kind in ("volume", "import", "export", "backup")
     },
     ("import", W.ABORTED): (is_aborted, "aborted"),
     ("import", W.QUOTA_EXCEEDED): (is_beyond_its_quota, "5 MiB of images"),

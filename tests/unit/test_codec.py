@@ -56,7 +56,7 @@ def test_a_volume_in_an_unknown_phase_hides_no_other_volume() -> None:
     assert len(left_out) == 1
 
 
-@pytest.mark.parametrize("kind", ["imports", "exports", "networks"])
+@pytest.mark.parametrize("kind", ["imports", "exports", "backups", "networks"])
 def test_a_complete_list_is_decoded_whole_or_not_at_all(kind: str) -> None:
     with pytest.raises(codec.Undecodable):
         codec.decode_from_server(msgspec.msgpack.encode({"type": kind, kind: [{"id": 7}]}))

@@ -28,6 +28,8 @@ def sender() -> tuple[DesiredStateSender, dict[str, NodeSession]]:
         (Change(1, "volume", "volume-1", None), set()),
         (Change(1, "export", "export-1", {"node": "c"}), {"c"}),
         (Change(1, "export", "export-1", None), {"a", "b", "c"}),
+        (Change(1, "backup", "backup-1", {"node": "c"}), {"c"}),
+        (Change(1, "backup", "backup-1", None), {"a", "b", "c"}),
         (Change(1, "import", "import-1", {"node": "gone"}), set()),
         (Change(1, "migration", "migration-1", {"source": "a", "target": "c", "vm": "vm-1", "phase": "pending"}),
          {"a", "c"}),

@@ -18,6 +18,7 @@ from unittest.mock import AsyncMock, MagicMock, Mock
 import msgspec
 import pytest
 
+from novacron.agent.backups import VmBackups
 from novacron.agent.host import network_problems, volumes
 from novacron.agent.host.network_problems import NetworkProblems, NetworkTroubles
 from novacron.agent.host.volumes import NodeVolumes, Pools
@@ -32,6 +33,7 @@ from novacron.control import drain as drain_control
 from novacron.disk import formats
 from novacron.disk.errors import Unacceptable
 from novacron.disk.overlay import OverlayFailed
+from novacron.model.backup import BackupPhase
 from novacron.model.drain import (
     RETRY_AFTER_S_MAX,
     Drain,
@@ -52,6 +54,7 @@ from novacron.model.vm import VmSpec
 from novacron.model.volume import VolumePhase
 from novacron.model.waiting import HINDRANCES, WaitCode, code_of
 from novacron.net.firewall import NicKey
+from novacron.platform_key import new_key
 from novacron.qemu import disks, layout, process
 from novacron.qemu import snapshots as kept_snapshots
 from novacron.qemu.disks import GuestHoldsIt
@@ -182,6 +185,26 @@ def export(phase: ExportPhase = ExportPhase.MAKING, fails: Exception | None = No
     return case
 
 
+# backups
+
+
+def backup(phase: BackupPhase = BackupPhase.MAKING, fails: Exception | None = None) -> Case:
+    async def case(place: Place) -> Said:
+        said: list[Any] = []
+        settings = AgentSettings(place.directory, place.directory / "images", "a", backup_dir=place.directory)
+        seen_to = VmBackups(settings, lambda vm: None, said.append)
+        if fails is not None:
+            place.patch.setattr(seen_to, "_make", AsyncMock(side_effect=fails))
+        wanted = wire.BackupWanted(
+            "backup-1", "vm-a", "web", phase, "repo-0123456789abcdef", phase is BackupPhase.MAKING, "", b"{}",
+            new_key(),
+        )  # fmt: skip
+        await seen_to._see_to(wanted)
+        return Said(said[-1].code, said[-1].error)
+
+    return case
+
+
 # snapshots
 
 LAYOUT = MachineLayout("7.2.22", "pc-q35-7.2", "tcg", 1, 64)
@@ -286,6 +309,11 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("export", W.NO_SPACE): (export(fails=system_error(errno.ENOSPC)), "No space left"),
     ("export", W.NODE_CANT_STORE): (export(fails=system_error(errno.EROFS)), "Read-only"),
     ("export", W.STEP_FAILED): (export(fails=OverlayFailed("damaged")), "damaged"),
+    ("backup", W.VM_GONE): (backup(), "not here any more"),
+    ("backup", W.FILE_LOST): (backup(BackupPhase.VERIFYING), "mounted?"),
+    ("backup", W.NO_SPACE): (backup(fails=system_error(errno.ENOSPC)), "No space left"),
+    ("backup", W.NODE_CANT_STORE): (backup(fails=system_error(errno.EROFS)), "Read-only"),
+    ("backup", W.STEP_FAILED): (backup(fails=OverlayFailed("damaged")), "damaged"),
     ("snapshot", W.VM_OFF): (snapshot(runs=False), "does not run any more"),
     ("snapshot", W.FILE_LOST): (snapshot(SnapshotPhase.REVERTING), "not in the VM's disk"),
     ("snapshot", W.DOES_NOT_FIT): (snapshot(SnapshotPhase.REVERTING, kept=1, vcpus=4), "number of vCPUs"),

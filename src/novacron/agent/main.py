@@ -16,6 +16,7 @@ import msgspec
 
 from novacron import pki, private_file, service_manager
 from novacron.agent import identity as identities
+from novacron.agent.backups import VmBackups
 from novacron.agent.control.consoles import ConsoleRequests
 from novacron.agent.control.dispatch import Dispatcher, Parts
 from novacron.agent.control.link import LinkClient, Renamed
@@ -114,6 +115,7 @@ class Agent:
         subjects = Subjects(
             ImageImports(settings, self._link.send, self._images.rescan),
             VmExports(settings, self._find_vm, self._link.send),
+            VmBackups(settings, self._find_vm, self._link.send),
             host,
             self._workers,
             self._images.rescan,

@@ -49,6 +49,8 @@ class AgentSettings(msgspec.Struct, frozen=True):
     uid_base: int | None = None
     """First of the 65,536 user numbers that VMs' QEMUs run as; None: all run as the agent's user."""
 
+    backup_dir: Path | None = None
+    """Directory of the repositories of backups; None: this node makes none."""
     owner: str = ""
     """Whose QEMUs this agent starts, as ``identity.owner`` says it: by that they are found again on this host."""
 
@@ -79,6 +81,11 @@ class AgentSettings(msgspec.Struct, frozen=True):
     @property
     def exports_dir(self) -> Path:
         return self.state_dir / "exports"
+
+    @property
+    def backup_scratch_dir(self) -> Path:
+        """Where a copy of a disk is while it is written to a repository."""
+        return self.state_dir / "backup-scratch"
 
     @property
     def vms_dir(self) -> Path:

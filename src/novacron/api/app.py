@@ -18,6 +18,7 @@ from novacron.api.edge import bodies, lists, openapi, problems
 from novacron.api.routes import (
     audit,
     audit_chain,
+    backups,
     batches,
     consoles,
     drains,
@@ -83,6 +84,8 @@ API = (
     volumes.router,
     volumes.pools,
     exports.router,
+    backups.repositories,
+    backups.router,
     events.router,
     watch.router,
     tokens.router,

@@ -6,6 +6,7 @@ from novacron.cli import (
     access,
     apply,
     audit,
+    backups,
     contexts,
     diagnosis,
     events,
@@ -62,6 +63,7 @@ vms.app.command("move-to-project")(project_moves.vm)
 app.add_typer(vms.app, name="vm")
 app.add_typer(snapshots.app, name="snapshot")
 volumes.app.command("move-to-project")(project_moves.volume)
+app.add_typer(backups.app, name="backup")
 app.add_typer(volumes.app, name="volume")
 app.add_typer(volumes.pools, name="pool")
 app.add_typer(networks.app, name="network")

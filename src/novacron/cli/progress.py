@@ -38,10 +38,12 @@ def waiting(
 SEE = {
     "vms": "novacron vm show {}", "migrations": "novacron migration show {}", "imports": "novacron image imports",
     "volumes": "novacron volume show {}", "exports": "novacron vm exports",
+    "backups": "novacron backup show {}",
 }  # fmt: skip
 END = {
     "migrations": "novacron migration abort {}", "imports": "novacron image abort {}",
     "exports": "novacron vm delete-export {}", "volumes": "novacron volume delete {}", "vms": "novacron vm stop {}",
+    "backups": "novacron backup delete {}",
 }  # fmt: skip
 STOPS = "novacron vm kill {}"
 """How to end a guest that does not stop."""

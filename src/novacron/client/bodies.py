@@ -55,6 +55,12 @@ class AttachVolumeBody(TypedDict, total=False):
     bus: DiskBus | Literal["virtio", "scsi", "sata", "ide"]
 
 
+class BackUpVmBody(TypedDict, total=False):
+    """Into which repository, by name or id."""
+
+    repository: Required[str]
+
+
 class BeginSecondFactorBody(TypedDict, total=False):
     """A new second factor: an authenticator app (``totp``) or a security key (``webauthn``). ``password``: the user's
     present one.
@@ -248,6 +254,12 @@ class CopyImageBody(TypedDict, total=False):
 
     target: Required[str]
     source: str | None
+
+
+class CreateBackupRepositoryBody(TypedDict, total=False):
+    """A new repository of the project's backups. Its key is made here."""
+
+    name: Required[str]
 
 
 class CreateForwardBody(TypedDict, total=False):
@@ -659,6 +671,14 @@ class RenameNodeBody(TypedDict, total=False):
     """The new name; the node's agent adopts it by itself."""
 
     name: Required[str]
+
+
+class RestoreBackupBody(TypedDict, total=False):
+    """The VM to make of a backup. ``node``: by default the one that made the backup."""
+
+    name: Required[str]
+    node: str | None
+    power: Power | Literal["running", "paused", "stopped"]
 
 
 class RuleSpecBody(TypedDict, total=False):

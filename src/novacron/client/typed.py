@@ -9,6 +9,7 @@ import msgspec
 import msgspec.inspect as kinds
 
 from novacron.client.errors import UnexpectedAnswer
+from novacron.model.backup import Backup, BackupRepository
 from novacron.model.drain import Drain, DrainPolicy
 from novacron.model.event import Event, Image, ImageCopy
 from novacron.model.export import Export
@@ -27,6 +28,8 @@ from novacron.model.vm import Vm, VmSpec, VmState, VmStatus
 from novacron.model.volume import Volume
 
 __all__ = [
+    "Backup",
+    "BackupRepository",
     "Drain",
     "DrainPolicy",
     "Event",
@@ -67,7 +70,8 @@ T = TypeVar("T")
 KINDS: dict[type, str] = {
     Vm: "vms", Node: "nodes", Migration: "migrations", Snapshot: "snapshots", Volume: "volumes", Network: "networks",
     SecurityGroup: "security-groups", FloatingAddress: "floating-addresses", Forward: "forwards", Link: "links",
-    Drain: "drains", Image: "images", Import: "imports", Export: "exports", Event: "events", Project: "projects",
+    Drain: "drains", Image: "images", Import: "imports", Export: "exports", Backup: "backups",
+    BackupRepository: "backup-repositories", Event: "events", Project: "projects",
     User: "users", Grant: "grants", Token: "tokens", UnreconciledVm: "unreconciled-vms",
 }  # fmt: skip
 """How the API calls the objects of each type."""
@@ -86,7 +90,7 @@ STREAM_KINDS: dict[type, str] = {
     Vm: "vm", Node: "node", Migration: "migration", Event: "event", Link: "link", Import: "import",
     Snapshot: "snapshot", Volume: "volume", Export: "export", Drain: "drain", Network: "network",
     SecurityGroup: "security-group", FloatingAddress: "floating-address", Forward: "forward", Project: "project",
-    UnreconciledVm: "unreconciled-vm",
+    UnreconciledVm: "unreconciled-vm", Backup: "backup", BackupRepository: "backup-repository",
 }  # fmt: skip
 """How the stream of changes calls them."""
 

@@ -64,9 +64,11 @@ async def convert(
         await sync(target)
 
 
-async def flatten(layers: list[Path], target: Path, spare_bytes: int, user: ToolUser) -> None:
-    """Write a disk, whose lowest layer is raw and whose others are qcow2, to ``target`` as one compressed qcow2; at
-    least ``spare_bytes`` of the file system stay free. Raises Unacceptable, OSError."""
+async def flatten(
+    layers: list[Path], target: Path, spare_bytes: int, user: ToolUser, format: ImageFormat = ImageFormat.QCOW2
+) -> None:
+    """Write a disk, whose lowest layer is raw and whose others are qcow2, to ``target`` as one compressed qcow2, or a
+    raw file with holes; at least ``spare_bytes`` of the file system stay free. Raises Unacceptable, OSError."""
     with contextlib.ExitStack() as stack:
         node: dict[str, object] | None = None
         descriptors = []
@@ -80,7 +82,8 @@ async def flatten(layers: list[Path], target: Path, spare_bytes: int, user: Tool
             node = above if node is None else {**above, "backing": node}
         writable = _open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, user.uid, stack)
         arguments = [
-            *("convert", "-q", "-c", "-W", "-m", "4", "-t", "writeback", "-O", "qcow2"),
+            *("convert", "-q", *(("-c",) if format is ImageFormat.QCOW2 else ()), "-W", "-m", "4"),
+            *("-t", "writeback", "-O", format.value),
             *(f"json:{json.dumps(node)}", f"/proc/self/fd/{writable}"),
         ]
         free = shutil.disk_usage(target).free

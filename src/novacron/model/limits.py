@@ -97,6 +97,9 @@ VOLUMES_PER_VM_MAX = 16
 SATA_VOLUMES_MAX, IDE_VOLUMES_MAX = 3, 1
 NEW_DISKS_PER_VM_MAX = 8
 EXPORTS_PER_NODE_MAX = 8
+BACKUPS_PER_NODE_MAX = 64
+"""Backups that wait for one node, or that it makes."""
+BACKUP_REPOSITORIES_PER_PROJECT_MAX = 64
 IMPORT_STALL_S_MAX = 24 * 3600
 """An import that does not go on for so long is aborted: it holds a place that others may need."""
 UPLOAD_S_MAX = 7 * 24 * 3600

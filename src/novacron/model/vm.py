@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from novacron.model import ipv6, limits
+from novacron.model.backup_source import BackupSource
 from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
 from novacron.model.devices import BootDevice, BootOrder, Cdrom, DiskBus, KernelArguments, NicModel, Os
@@ -336,12 +337,14 @@ class Guest(msgspec.Struct, frozen=True):
 
 
 class CloneOf(msgspec.Struct, frozen=True):
-    """The VM, on the same node, from which the disk of a clone has yet to be made."""
+    """The VM, on the same node, or the backup from which the disk of a VM has yet to be made."""
 
     source: str
     source_name: str
     linked: bool
     """The clone shares the source's disk layers; otherwise it has a full copy."""
+    backup: BackupSource | None = None
+    """The disk comes out of a repository: ``source`` is the backup's id. None: from a VM."""
 
 
 class Vm(Metadata, frozen=True):
@@ -385,6 +388,7 @@ class VmAction(StrEnum):
     SNAPSHOT = "snapshot"
     CLONE = "clone"
     EXPORT = "export"
+    BACKUP = "back up"
     DELETE = "delete"
 
 
@@ -400,6 +404,7 @@ ALLOWED_IN: dict[VmAction, frozenset[VmState]] = {
     VmAction.SNAPSHOT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     VmAction.CLONE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     VmAction.EXPORT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
+    VmAction.BACKUP: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     VmAction.DELETE: frozenset(VmState),
 }
 """The observed states in which each action is allowed."""

@@ -110,6 +110,9 @@ HINDRANCES: Mapping[str, tuple[WaitCode, ...]] = {
     "export": (
         W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_GONE, W.FILE_LOST, W.STEP_FAILED,
     ),
+    "backup": (
+        W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_GONE, W.FILE_LOST, W.STEP_FAILED,
+    ),
     "snapshot": (
         W.NODE_LOST, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_OFF, W.GUEST_SILENT, W.DOES_NOT_FIT, W.FILE_LOST,
         W.STEP_FAILED,

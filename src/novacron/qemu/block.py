@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from novacron.qemu.command import DISK, DISK_OPTIONS, encrypted, node_behind
@@ -10,6 +13,8 @@ from novacron.qemu.monitor import Monitor, MonitorFailed
 
 COPY_JOB, COPY = "copy0", "copy0-target"
 LOOK_S, COPY_S_MAX = 0.1, 6 * 3600.0
+Around = Callable[[], AbstractAsyncContextManager[object]]
+"""Prepares a guest for a moment, and lets it go on afterwards."""
 
 
 async def top(monitor: Monitor, device: str = DISK) -> str:
@@ -55,15 +60,16 @@ async def nodes(monitor: Monitor) -> set[str]:
     return {str(node["node-name"]) for node in await monitor.execute("query-named-block-nodes", {"flat": True})}
 
 
-async def copy(monitor: Monitor, file: str, key: str) -> None:
+async def copy(monitor: Monitor, file: str, key: str, around: Around = contextlib.nullcontext) -> None:
     """Copy the guest's own layer as it is now into ``file``, an empty one, encrypted with ``key`` unless that is empty;
-    the guest goes on. Raises MonitorFailed."""
+    the guest goes on. The moment of which the copy is lies within ``around``. Raises MonitorFailed."""
     await clear_copy(monitor)
     target = {"driver": "qcow2", "node-name": COPY, "file": {"driver": "file", "filename": file}, "backing": None}
     await monitor.execute("blockdev-add", {**target, **DISK_OPTIONS, **encrypted(key)})
     try:
         job = {"job-id": COPY_JOB, "device": await top(monitor), "target": COPY, "sync": "top", "auto-dismiss": False}
-        await monitor.execute("blockdev-backup", job)
+        async with around():
+            await monitor.execute("blockdev-backup", job)
         async with asyncio.timeout(COPY_S_MAX):
             while (job_status := await _job(monitor)) is None or job_status["status"] != "concluded":
                 if job_status is None:

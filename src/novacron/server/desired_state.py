@@ -56,7 +56,7 @@ class DesiredStateSender:
             case "unreconciled-vm", _:
                 self._touch(change.key.partition(".")[0])
                 self.wake_all()
-            case "export", None:  # its node is not said any more
+            case "export" | "backup", None:  # its node is not said any more
                 self.wake_all()
             case "node", _:
                 for node in self._cpu_baselines.changed(change):
@@ -65,7 +65,7 @@ class DesiredStateSender:
             case "migration", {"source": source, "target": target}:
                 self._wake(source)
                 self._wake(target)
-            case "import" | "volume" | "export", {"node": node}:
+            case "import" | "volume" | "export" | "backup", {"node": node}:
                 self._wake(node)
 
     def _vm_changed(self, vm: str, node: str | None) -> None:

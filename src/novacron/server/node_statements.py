@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from novacron.model.backup import Backup
 from novacron.model.cpu import CpuKind, CpuModel
 from novacron.model.encryption import DataKey
 from novacron.model.migration import Migration, MigrationPhase, Side
@@ -16,6 +17,7 @@ from novacron.model.snapshot import Snapshot
 from novacron.model.vm import VmSpec
 from novacron.model.volume import PoolKind, Volume, VolumePhase
 from novacron.store import (
+    backups,
     exports,
     imports,
     migrations,
@@ -86,6 +88,9 @@ async def messages(
         on_node = await exports.on_node(connection, node)
         return wire.Exports(tuple(wire.ExportWanted(item.id, item.vm, item.phase, item.trace) for item in on_node))
 
+    async def backups_message() -> wire.Message:
+        return wire.Backups(await _wanted_backups(connection, node, secrets))
+
     async def volumes_message() -> wire.Message:
         wanted = await _wanted_volumes(connection, node, secrets)
         left_over = await volumes.left_over(connection, node)
@@ -94,14 +99,34 @@ async def messages(
         )
 
     readers: tuple[Callable[[], Awaitable[wire.Message]], ...] = (
-        networks_message, imports_message, exports_message, volumes_message,
+        networks_message, imports_message, exports_message, backups_message, volumes_message,
     )  # fmt: skip
     if await unreconciled.undescribed(connection, node):
-        readers = (imports_message, exports_message)
+        readers = (imports_message, exports_message, backups_message)
     desired = wire.Desired(await statements(connection, node, held, secrets, of))
     others = [message for read in readers if (message := await _unless_unreadable(node, read)) is not None]
     return (*(m for m in others if isinstance(m, wire.Networks)), desired,
             *(m for m in others if not isinstance(m, wire.Networks)))  # fmt: skip
+
+
+async def _wanted_backups(connection: Connection, node: str, secrets: Secrets) -> tuple[wire.BackupWanted, ...]:
+    """Return the backups that a node has work with, with the keys of their repositories."""
+    working = await backups.on_node(connection, node)
+    keys = await secrets.data_keys(connection, {repository.key for _, repository, _ in working})
+    return tuple(
+        wire.BackupWanted(
+            backup.id, backup.vm, backup.vm_name, backup.phase, repository.id, begins, backup.result.snapshot,
+            _description(backup), keys.get(repository.key), backup.trace,
+        )
+        for backup, repository, begins in working
+    )  # fmt: skip
+
+
+def _description(backup: Backup) -> bytes:
+    """Return what a repository keeps of a VM beside its disk: enough to know it without the database."""
+    about = {"backup": backup.id, "vm": backup.vm, "name": backup.vm_name, "project": backup.project}
+    excluded = [volume.name for volume in backup.excluded_volumes]
+    return msgspec.json.encode({**about, "spec": backup.spec, "excluded_volumes": excluded})
 
 
 async def _wanted_volumes(connection: Connection, node: str, secrets: Secrets) -> tuple[wire.VolumeWanted, ...]:
@@ -197,14 +222,24 @@ def _by_vm(rows: Iterable[HasVm]) -> dict[str, list[HasVm]]:
     return by_vm
 
 
-def _all_key_ids(own: Iterable[OwnedVm], having: Iterable[Volume]) -> set[str]:
-    return {vm.spec.encryption_key for vm in own} | {volume.encryption_key for volume in having}
+def _all_key_ids(own: Sequence[OwnedVm], having: Iterable[Volume]) -> set[str]:
+    return (
+        {vm.spec.encryption_key for vm in own}
+        | {_repository_key(vm) for vm in own}
+        | {volume.encryption_key for volume in having}
+    )
+
+
+def _repository_key(vm: OwnedVm) -> str:
+    """Return the id of the key of the repository from which a VM's disk is to come; empty for none."""
+    return "" if vm.clone_of is None or vm.clone_of.backup is None else vm.clone_of.backup.key
 
 
 def _belongings(
-    spec: VmSpec, working: Sequence[Snapshot], has: Sequence[Volume], keys: Mapping[str, DataKey]
-) -> Belongings:
-    ids = sorted(_key_ids(spec, has) & keys.keys()) if keys else ()
+    spec: VmSpec, working: Sequence[Snapshot], has: Sequence[Volume], keys: Mapping[str, DataKey],
+    repository_key: str = "",
+) -> Belongings:  # fmt: skip
+    ids = sorted((_key_ids(spec, has) | {repository_key}) & keys.keys()) if keys else ()
     return Belongings(working, has, tuple(keys[id] for id in ids))
 
 
@@ -237,7 +272,9 @@ class VmReadings:
         if id in self.unreadable or (vm is not None and vm.migration is not None):
             return None
         if vm is not None and vm.node == node:
-            belongings = _belongings(vm.spec, self._working.get(id, ()), self._having.get(id, ()), self._keys)
+            belongings = _belongings(
+                vm.spec, self._working.get(id, ()), self._having.get(id, ()), self._keys, _repository_key(vm)
+            )
             return _owned(vm, None, belongings, secrets.page_keys(vm.project_id, None), of)
         if id not in self._epochs:
             return None
@@ -268,7 +305,7 @@ async def statements(
             m = active.get(vm.id)
             task = await _source_task(connection, m)
             page_keys = secrets.page_keys(vm.project_id, None if m is None else m.created_at)
-            belongings = _belongings(vm.spec, working.get(vm.id, ()), having.get(vm.id, ()), keys)
+            belongings = _belongings(vm.spec, working.get(vm.id, ()), having.get(vm.id, ()), keys, _repository_key(vm))
             stated[vm.id] = _owned(vm, task, belongings, page_keys, of)
     for m in active.values():
         if m.target == node and m.phase in MOVING and m.vm not in unreadable:

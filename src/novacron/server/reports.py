@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from novacron.model.reachability import check_endpoint, check_reachable
 from novacron.store import (
+    backups,
     clones,
     conditions,
     exports,
@@ -68,6 +69,11 @@ class Reports:
                     export.code,
                 )  # fmt: skip
                 await exports.report(connection, node, report)
+            case wire.BackupStands() as backup:
+                outcome = backups.BackupReport(
+                    backup.id, backup.done, backup.phase, backup.result, backup.error, backup.code
+                )
+                await backups.report(connection, node, outcome)
             case wire.VolumeStands() as volume:
                 stands = volumes.VolumeState(volume.phase, volume.used_bytes, volume.error, volume.code)
                 await volumes.report(connection, node, volume.id, stands)

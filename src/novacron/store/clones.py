@@ -9,7 +9,7 @@ import msgspec
 
 from novacron.model.errors import Conflict, IllegalState
 from novacron.model.metadata import FIELDS as METADATA
-from novacron.model.vm import CloneOf, Power, Vm, VmAction
+from novacron.model.vm import CloneOf, Power, Vm, VmAction, VmSpec
 from novacron.store import events, macs, new_vms, projects, snapshots, vms
 from novacron.store.database import Connection
 
@@ -23,6 +23,23 @@ class NewClone(NamedTuple):
     if_match: int | None = None
     macs: Sequence[str | None] | None = None
     """MAC addresses of its interfaces, in their order, or None for a free one; None: free ones for all."""
+
+
+def fresh(spec: VmSpec) -> VmSpec:
+    """Return the spec of a VM that is like another one, which may go on: it has no addresses yet. Pure."""
+    return msgspec.structs.replace(
+        spec,
+        power=Power.RUNNING,
+        starts=0,
+        reboots=0,
+        resets=0,
+        boot_once=None,
+        hardware_renewals=0,
+        protected=False,
+        address=None,
+        mac=None,
+        nics=tuple(msgspec.structs.replace(nic, address=None, address6=None, mac=None) for nic in spec.nics),
+    )
 
 
 async def create(connection: Connection, ref: str, asked: NewClone, actor: str) -> Vm:
@@ -44,20 +61,7 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
             field="linked",
             hint=f"make a full clone, or delete the snapshots, see: novacron snapshot list {source.name}",
         )
-    spec = msgspec.structs.replace(
-        source.spec,
-        power=Power.RUNNING,
-        starts=0,
-        reboots=0,
-        resets=0,
-        boot_once=None,
-        hardware_renewals=0,
-        protected=False,
-        address=None,
-        mac=None,
-        nics=tuple(msgspec.structs.replace(nic, address=None, address6=None, mac=None) for nic in source.spec.nics),
-    )
-    spec = msgspec.structs.replace(spec, **changes)
+    spec = msgspec.structs.replace(fresh(source.spec), **changes)
     if wanted_macs is not None:
         spec = await macs.of_clone(connection, source, spec, wanted_macs)
     seed = await vms.seed_of(connection, source.id)

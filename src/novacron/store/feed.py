@@ -67,6 +67,8 @@ TABLES = {
     "snapshot": ("snapshots", "id"),
     "volume": ("volumes", "id"),
     "export": ("exports", "id"),
+    "backup-repository": ("backup_repositories", "id"),
+    "backup": ("backups", "id"),
     "migration": ("migrations", "id"),
     "drain": ("drains", "id"),
     "link": ("links", "id"),

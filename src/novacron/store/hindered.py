@@ -30,6 +30,7 @@ WAITING = (
     ),
     Dependents("imports", "'import', id, spec ->> 'name', project", "node = $1 AND finished_at IS NULL"),
     Dependents("exports", "'vm', vm, vm_name, project", "node = $1 AND phase = 'making'"),
+    Dependents("backups", "'vm', vm, vm_name, project", "node = $1 AND phase IN ('making', 'verifying', 'deleting')"),
     Dependents(
         "snapshots", "'vm', vm, vm_name, project",
         "phase IN ('creating', 'reverting', 'deleting') AND vm IN (SELECT id FROM vms WHERE node = $1)",

@@ -10,7 +10,8 @@ from novacron.store import events, nodes
 from novacron.store.database import Connection
 
 ELSEWHERE = (
-    ("volumes", "node"), ("exports", "node"), ("imports", "node"), ("drains", "node"), ("migrations", "source"),
+    ("volumes", "node"), ("exports", "node"), ("backups", "node"), ("imports", "node"), ("drains", "node"),
+    ("migrations", "source"),
     ("migrations", "target"),
 )  # fmt: skip
 """Where nodes are named beside what refers to them, which follows by itself."""

@@ -303,5 +303,6 @@ def _origin(spec: VmSpec) -> str:
 
 
 def _created(vm: Vm, actor: str) -> events.NewEvent:
-    source = _origin(vm.spec) if vm.clone_of is None else f"VM {vm.clone_of.source_name}"
+    of = vm.clone_of
+    source = _origin(vm.spec) if of is None else of.source_name if of.backup else f"VM {of.source_name}"
     return events.NewEvent("vm", vm.id, vm.name, "Created", f"created from {source}", actor, vm.project)

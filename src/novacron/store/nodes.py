@@ -383,6 +383,11 @@ async def forget(connection: Connection, name: str, actor: str, message: str) ->
             name, f"node {name} was removed", WaitCode.NODE_REMOVED,
         )  # fmt: skip
     await connection.execute("UPDATE imports SET finished_at = now() WHERE node = $1 AND finished_at IS NULL", name)
+    await connection.execute(
+        "UPDATE backups SET phase = CASE phase WHEN 'making' THEN 'failed' ELSE 'kept' END, error = $2,"
+        " reason_code = $3 WHERE node = $1 AND phase IN ('making', 'verifying')",
+        name, f"node {name} was removed", WaitCode.NODE_REMOVED,
+    )  # fmt: skip
     await network_problems.node_removed(connection, name)
     await revoke(connection, name)
     await connection.execute("DELETE FROM nodes WHERE name = $1", name)

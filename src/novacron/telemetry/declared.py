@@ -225,6 +225,7 @@ FLEET = (
     _seen("novacron_snapshots", "Snapshots, by phase.", "phase"),
     _seen("novacron_imports", "Imports, by phase.", "phase"),
     _seen("novacron_exports", "Exports, by phase.", "phase"),
+    _seen("novacron_backups", "Backups of VMs, by phase.", "phase"),
     _seen("novacron_drains_active", "Drains that have not ended."),
     _seen("novacron_networks", "Networks."),
     _seen("novacron_network_hindered", "1 for a network that does not work as asked, with why.", "network", "reason"),

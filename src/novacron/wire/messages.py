@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from novacron.wire.asking import Answered, Ask
+from novacron.wire.backups import Backups, BackupStands, BackupWanted
 from novacron.wire.base import Message, Reply, Request
 from novacron.wire.consoles import (
     CLOSED,
@@ -63,7 +64,7 @@ from novacron.wire.vms import (
 )
 from novacron.wire.volumes import VolumeHandled, Volumes, VolumeStands, VolumeWanted
 
-PROTOCOL = 10
+PROTOCOL = 11
 
 FromAgent = (
     Hello
@@ -90,6 +91,7 @@ FromAgent = (
     | VolumeStands
     | NetworksStand
     | ExportStands
+    | BackupStands
     | VolumeHandled
     | SnapshotStands
     | Answered
@@ -107,6 +109,7 @@ FromServer = (
     | Peers
     | Imports
     | Exports
+    | Backups
     | Volumes
     | Networks
     | Ask
@@ -132,6 +135,9 @@ __all__ = [
     "Assignment",
     "Authorities",
     "AuthoritiesTrusted",
+    "BackupStands",
+    "BackupWanted",
+    "Backups",
     "Beaten",
     "CertificateIssued",
     "Cloned",

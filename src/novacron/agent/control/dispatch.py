@@ -76,6 +76,8 @@ class Dispatcher:
                 parts.subjects.imports.tell(imports, self._tasks)
             case wire.Exports(exports=exports):
                 parts.subjects.exports.tell(exports, self._tasks)
+            case wire.Backups(backups=backups):
+                parts.subjects.backups.tell(backups, self._tasks)
             case wire.Networks(networks=networks, hosts=hosts):
                 parts.host.networks.tell(networks, hosts)
             case wire.Volumes(volumes=volumes):

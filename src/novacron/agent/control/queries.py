@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 
 import msgspec
 
+from novacron.agent.backups import VmBackups
 from novacron.agent.images import unused
 from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
@@ -40,6 +41,7 @@ class Subjects(msgspec.Struct, frozen=True):
 
     imports: ImageImports
     exports: VmExports
+    backups: VmBackups
     host: NodeServices
     workers: Mapping[str, Worker]
     rescan_images: Callable[[], Awaitable[None]]

@@ -28,7 +28,7 @@ SCOPE, RIGHT = "scope", "right"
 REF = re.compile(r"[a-z0-9.:-]{1,80}\Z")
 LISTED_BY = {
     "import": "image imports", "export": "vm exports", "security-group": "security-group list",
-    "floating-address": "floating-address list",
+    "floating-address": "floating-address list", "backup-repository": "backup repository list",
 }  # fmt: skip
 
 

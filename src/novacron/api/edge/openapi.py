@@ -24,6 +24,7 @@ names the invalid input as it was written, `hint` says what to do next. Query pa
 not know are refused; in answers, fields may be added at any time, so clients must ignore those they do not know."""
 TAGS = {
     "vms": "Virtual machines: what they are, and what to do with them.",
+    "backups": "Backups of VMs, and the repositories in which they are kept.",
     "volumes": "Disks that live on their own and are attached to VMs, and the pools that hold them.",
     "images": "Images that VMs start from: import, copy, delete.",
     "networks": "Networks, security groups, floating addresses and forwards.",

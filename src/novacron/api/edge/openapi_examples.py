@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 EXAMPLES: dict[str, object] = {
+    "backUpVm": {"repository": "nightly"},
+    "createBackupRepository": {"name": "nightly"},
+    "restoreBackup": {"name": "web-restored"},
     "beginSecondFactor": {"kind": "totp", "name": "phone", "password": "correct horse battery staple"},
     "confirmSecondFactor": {"code": "123456"},
     "loginSecondFactor": {"step": "from the login's answer", "code": "123456"},

@@ -26,6 +26,8 @@ INDEXED: dict[str, tuple[str, ...]] = {
     "event": ("project", "object", "name"),
     "snapshot": ("project", "vm"),
     "export": ("project",),
+    "backup-repository": ("project",),
+    "backup": ("project", "vm", "vm_name", "repository", "repository_name"),
     "import": ("project", "phase"),
     "drain": ("node",),
     "network": ("project",),
@@ -59,7 +61,7 @@ def place_of(kind: str, body: Object) -> str:
     match kind:
         case "event":
             return f"{body['id']:020d}"
-        case "migration" | "import" | "export" | "drain" | "snapshot":
+        case "migration" | "import" | "export" | "backup" | "drain" | "snapshot":
             return f"{body['created_at']} {body['id']}"
         case "unreconciled-vm":
             return f"{body['vm_name']} {body['id']}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from novacron.api.read_model.watch_cache import Cache
+from novacron.model.backup import Backup
 from novacron.model.export import Export
 from novacron.model.image import Import
 from novacron.model.migration import Migration
@@ -30,11 +31,12 @@ SETTLED: dict[type, tuple[str, Callable[[Object], bool]]] = {
     Migration: ("migration", lambda body: body["finished_at"] is not None),
     Import: ("import", lambda body: body["finished_at"] is not None),
     Export: ("export", lambda body: body["phase"] in ("ready", "failed")),
+    Backup: ("backup", lambda body: body["phase"] in ("kept", "damaged", "failed")),
     Snapshot: ("snapshot", lambda body: body["phase"] in ("ready", "failed")),
     Volume: ("volume", lambda body: body["phase"] in ("ready", "failed") and not body["detaching"]),
 }
 
-Settling = Vm | Migration | Import | Export | Snapshot | Volume
+Settling = Vm | Migration | Import | Export | Backup | Snapshot | Volume
 """What a write can wait for."""
 
 

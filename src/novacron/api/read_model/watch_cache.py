@@ -29,9 +29,10 @@ log = logs.get(__name__)
 PUBLIC = (
     "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
     "security-group", "floating-address", "forward", "project", "unreconciled-vm",
+    "backup-repository", "backup",
 )  # fmt: skip
 PRIVATE = (*CALLERS, "image-owner", "image-metadata")
-NAMED = ("vm", "volume")
+NAMED = ("vm", "volume", "backup-repository")
 """Kinds whose names are unique in their project only."""
 SUBSCRIBER_QUEUE_MAX = 10_000
 RECENT_MAX = 256

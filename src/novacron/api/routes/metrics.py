@@ -109,7 +109,13 @@ def seen(cache: Cache) -> Iterator[Value]:
         yield "novacron_cache_objects", (kind,), len(cache.all(kind))
     yield from _migrations(bodies("migration"))
     yield from _vms_and_nodes(list(bodies("vm")), bodies("node"))
-    for name, kind in (("volumes", "volume"), ("snapshots", "snapshot"), ("imports", "import"), ("exports", "export")):
+    for name, kind in (
+        ("volumes", "volume"),
+        ("snapshots", "snapshot"),
+        ("imports", "import"),
+        ("exports", "export"),
+        ("backups", "backup"),
+    ):
         yield from by(f"novacron_{name}", kind, lambda body: str(body["phase"]))
     yield "novacron_volume_bytes", (), sum(body["size_mib"] << 20 for body in bodies("volume"))
     yield "novacron_drains_active", (), sum(body["finished_at"] is None for body in bodies("drain"))

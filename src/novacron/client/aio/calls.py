@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from novacron.client.aio.access import AsyncAccessCalls
+from novacron.client.aio.backups import AsyncBackupCalls
 from novacron.client.aio.guests import AsyncGuestCalls
 from novacron.client.aio.images import AsyncImageCalls
 from novacron.client.aio.keys import AsyncKeyCalls
@@ -14,6 +15,6 @@ from novacron.client.aio.volumes import AsyncVolumeCalls
 
 class AsyncApiCalls(
     AsyncVmCalls, AsyncGuestCalls, AsyncVolumeCalls, AsyncImageCalls, AsyncNetworkCalls, AsyncNodeCalls,
-    AsyncAccessCalls, AsyncKeyCalls,
+    AsyncAccessCalls, AsyncKeyCalls, AsyncBackupCalls,
 ):  # fmt: skip
     """A method for each route. They take and return dictionaries, as the API has them."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from novacron.client.aio.calls import AsyncApiCalls
 
 if TYPE_CHECKING:
-    from novacron.client.aio import resources, vm_handles
+    from novacron.client.aio import backup_handles, resources, vm_handles
 
 
 class AsyncCollections(AsyncApiCalls):
@@ -30,6 +30,18 @@ class AsyncCollections(AsyncApiCalls):
         from novacron.client.aio import vm_handles
 
         return vm_handles.AsyncExportCollection(self)
+
+    @property
+    def backups(self) -> backup_handles.AsyncBackupCollection:
+        from novacron.client.aio import backup_handles
+
+        return backup_handles.AsyncBackupCollection(self)
+
+    @property
+    def backup_repositories(self) -> backup_handles.AsyncBackupRepositoryCollection:
+        from novacron.client.aio import backup_handles
+
+        return backup_handles.AsyncBackupRepositoryCollection(self)
 
     @property
     def volumes(self) -> resources.AsyncVolumeCollection:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from novacron.client.sync.access import AccessCalls
+from novacron.client.sync.backups import BackupCalls
 from novacron.client.sync.guests import GuestCalls
 from novacron.client.sync.images import ImageCalls
 from novacron.client.sync.keys import KeyCalls
@@ -15,6 +16,6 @@ from novacron.client.sync.volumes import VolumeCalls
 
 class ApiCalls(
     VmCalls, GuestCalls, VolumeCalls, ImageCalls, NetworkCalls, NodeCalls,
-    AccessCalls, KeyCalls,
+    AccessCalls, KeyCalls, BackupCalls,
 ):  # fmt: skip
     """A method for each route. They take and return dictionaries, as the API has them."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from novacron.client.sync.calls import ApiCalls
 
 if TYPE_CHECKING:
-    from novacron.client.sync import resources, vm_handles
+    from novacron.client.sync import backup_handles, resources, vm_handles
 
 
 class Collections(ApiCalls):
@@ -31,6 +31,18 @@ class Collections(ApiCalls):
         from novacron.client.sync import vm_handles
 
         return vm_handles.ExportCollection(self)
+
+    @property
+    def backups(self) -> backup_handles.BackupCollection:
+        from novacron.client.sync import backup_handles
+
+        return backup_handles.BackupCollection(self)
+
+    @property
+    def backup_repositories(self) -> backup_handles.BackupRepositoryCollection:
+        from novacron.client.sync import backup_handles
+
+        return backup_handles.BackupRepositoryCollection(self)
 
     @property
     def volumes(self) -> resources.VolumeCollection:

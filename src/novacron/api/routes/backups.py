@@ -1,0 +1,189 @@
+"""Routes for backups of VMs and their repositories: ``/api/v1/backups``, ``/api/v1/backup-repositories``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+
+from novacron.api.access import authorization
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.indexes import Condition
+from novacron.api.read_model.paging import Page, Paging, Query
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.backup import Backup, BackupRepository
+from novacron.model.errors import NotFound
+from novacron.model.names import Name
+from novacron.model.node import NodeName
+from novacron.model.vm import Power, Vm, check_name
+from novacron.store import backup_repositories, backups, project_keys
+from novacron.store.database import Connection
+
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+
+
+class CreateBackupRepository(msgspec.Struct, forbid_unknown_fields=True):
+    """A new repository of the project's backups. Its key is made here."""
+
+    name: Name
+
+
+class RepositoryPassword(msgspec.Struct):
+    """What opens a repository, for restic and for other installations. Keep it as secret as the VMs."""
+
+    password: str
+
+
+class BackUpVm(msgspec.Struct, forbid_unknown_fields=True):
+    """Into which repository, by name or id."""
+
+    repository: str
+
+
+class RestoreBackup(msgspec.Struct, forbid_unknown_fields=True):
+    """The VM to make of a backup. ``node``: by default the one that made the backup."""
+
+    name: Name
+    node: NodeName | None = None
+    power: Power = Power.RUNNING
+
+
+@get("/", summary="List repositories of backups by name")
+async def list_backup_repositories(
+    request: ApiRequest, paging: NamedDependency[Paging]
+) -> Response[Page[BackupRepository]]:
+    return lists.answer(request, paging, Query("backup-repository"))
+
+
+@get("/{ref:str}", summary="Show a repository of backups by id or name")
+async def show_backup_repository(
+    request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[BackupRepository]:
+    return await replies.one(request, "backup-repository", ref, newer_than, timeout_s)
+
+
+@post("/", summary="Create a repository of backups", status_code=201)
+async def create_backup_repository(
+    request: ApiRequest, data: JSONBody[CreateBackupRepository]
+) -> Response[BackupRepository]:
+    check_name(data.name)
+    project = authorization.project_for_new(request)
+    key = await services(request).platform_keys.new()
+
+    async def work(connection: Connection) -> BackupRepository:
+        return await backup_repositories.create(connection, project, data.name, key, request.user.name)
+
+    return await replies.write(
+        request, work, status=201, location=lambda repository: f"/api/v1/backup-repositories/{repository.id}"
+    )
+
+
+@delete("/{ref:str}", summary="Forget a repository without backups; its directory stays on nodes", status_code=200)
+async def delete_backup_repository(request: ApiRequest, ref: FromPath[str]) -> Response[BackupRepository]:
+    id = await authorization.resolve(request, "backup-repository", ref)
+
+    async def work(connection: Connection) -> BackupRepository:
+        return await backup_repositories.delete(connection, id, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@get(
+    "/{ref:str}/password",
+    summary="Show the password that opens a repository, which is secret",
+    opt=authorization.in_project(Right.MANAGE),
+)
+async def show_repository_password(request: ApiRequest, ref: FromPath[str]) -> RepositoryPassword:
+    id = await authorization.resolve(request, "backup-repository", ref)
+    async with services(request).database.connection() as connection:
+        repository = await backup_repositories.get(connection, id)
+        wrapped = await project_keys.wrapped(connection, [repository.key])
+    if not wrapped:
+        raise NotFound(f"the key of backup repository {repository.name} was erased")
+    key = await services(request).platform_keys.unwrap(wrapped[0])
+    return RepositoryPassword(key.passphrase().decode())
+
+
+@post("/{ref:str}/actions/backup", summary="Back the VM up as it is now into a repository", status_code=202)
+async def back_up_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[BackUpVm]) -> Response[Backup]:
+    id = await authorization.resolve(request, "vm", ref)
+    repository = await authorization.resolve(request, "backup-repository", data.repository, "repository")
+
+    async def work(connection: Connection) -> Backup:
+        return await backups.create(connection, id, repository, request.user.name)
+
+    return await replies.write(request, work, status=202, location=lambda backup: f"/api/v1/backups/{backup.id}")
+
+
+@get("/", summary="List backups, newest first")
+async def list_backups(
+    request: ApiRequest,
+    paging: NamedDependency[Paging],
+    vm: FromQuery[str | None] = None,
+    repository: FromQuery[str | None] = None,
+) -> Response[Page[Backup]]:
+    within: tuple[Condition, ...] = ()
+    if repository is not None:
+        within = ((("repository", repository), ("repository_name", repository)),)
+    return lists.answer(request, paging, Query("backup", (*lists.of_vm(vm), *within), newest_first=True))
+
+
+@get("/{id:str}", summary="Show a backup")
+async def show_backup(
+    request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[Backup]:
+    return await replies.one(request, "backup", id, newer_than, timeout_s)
+
+
+@delete("/{id:str}", summary="Take a backup out of its repository, or stop making it", status_code=202)
+async def delete_backup(request: ApiRequest, id: FromPath[str]) -> Response[Backup]:
+    id = await authorization.resolve(request, "backup", id)
+
+    async def work(connection: Connection) -> Backup:
+        return await backups.delete(connection, id, request.user.name)
+
+    return await replies.write(request, work, status=202)
+
+
+@post("/{id:str}/actions/verify", summary="Read all of a backup back", status_code=202)
+async def verify_backup(request: ApiRequest, id: FromPath[str]) -> Response[Backup]:
+    id = await authorization.resolve(request, "backup", id)
+
+    async def work(connection: Connection) -> Backup:
+        return await backups.verify(connection, id, request.user.name)
+
+    return await replies.write(request, work, status=202)
+
+
+@post("/{id:str}/actions/restore", summary="Make a new VM of a backup", status_code=201)
+async def restore_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[RestoreBackup]) -> Response[Vm]:
+    check_name(data.name)
+    id = await authorization.resolve(request, "backup", id)
+    asked = backups.NewRestore(data.name, {"power": data.power}, data.node)
+
+    async def work(connection: Connection) -> Vm:
+        return await backups.restore(connection, id, asked, request.user.name)
+
+    return await replies.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
+
+
+repositories = Router(
+    "/backup-repositories",
+    route_handlers=[
+        list_backup_repositories, show_backup_repository, create_backup_repository, delete_backup_repository,
+        show_repository_password,
+    ],
+    tags=["backups"],
+    opt=authorization.in_project(),
+)  # fmt: skip
+router = Router(
+    "/backups",
+    route_handlers=[list_backups, show_backup, delete_backup, verify_backup, restore_backup],
+    tags=["backups"],
+    opt=authorization.in_project(),
+)

@@ -1,0 +1,191 @@
+"""``novacron backup``: back VMs up into repositories, and make VMs of backups."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from novacron.cli import options, output, progress
+from novacron.cli.lists import Listing
+from novacron.cli.names import names_of
+from novacron.cli.options import QuietWait, Wait
+from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.cli.vms import VmRef, finish
+from novacron.client import Client
+from novacron.terminal import say
+
+app = typer.Typer(no_args_is_help=True, help="Back up VMs, and restore them.")
+repositories = typer.Typer(no_args_is_help=True, help="Manage the repositories in which backups are kept.")
+app.add_typer(repositories, name="repository")
+
+RepositoryRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="repository", help="name or id of the repository", autocompletion=names_of("backup-repositories"),
+        show_default=False,
+    ),
+]  # fmt: skip
+BackupId = Annotated[str, typer.Argument(metavar="backup", help="id of the backup", show_default=False)]
+
+COLUMNS: Columns = {
+    "BACKUP": lambda b: b["id"],
+    "VM": lambda b: b["vm_name"],
+    "REPOSITORY": lambda b: b["repository_name"],
+    "PHASE": lambda b: b["phase"],
+    "VERIFIED": lambda b: output.age(b["verified_at"]) if b["verified_at"] else None,
+    "DISK": lambda b: _size(b, "disk_bytes"),
+    "WRITTEN": lambda b: _size(b, "written_bytes"),
+    "AGE": lambda b: output.age(b["created_at"]),
+    "ERROR": lambda b: b["error"],
+}
+DETAILS: Columns = {
+    **COLUMNS,
+    "READ": lambda b: _size(b, "read_bytes"),
+    "MODE": lambda b: b["result"]["mode"] if b["result"]["snapshot"] else None,
+    "WHY": lambda b: b["result"]["mode_reason"] or None,
+    "QUIESCED": lambda b: "yes" if b["result"]["quiesced"] else "no",
+    "NOT INCLUDED": lambda b: ", ".join(volume["name"] for volume in b["excluded_volumes"]) or None,
+    "NODE": lambda b: b["node"],
+    "SNAPSHOT": lambda b: b["result"]["snapshot"] or None,
+}
+REPOSITORIES: Columns = {
+    "NAME": lambda r: r["name"],
+    "ID": lambda r: r["id"],
+    "PROJECT": lambda r: r["project"],
+    "AGE": lambda r: output.age(r["created_at"]),
+}
+
+
+def _size(backup: Object, field: str) -> str | None:
+    return output.size(backup["result"][field]) if backup["result"]["snapshot"] else None
+
+
+@repositories.command("list")
+@options.expand
+def list_repositories(listing: Listing = Listing()) -> None:
+    """List repositories."""
+    listing.show("backup-repositories", REPOSITORIES)
+
+
+@repositories.command("create")
+def create_repository(
+    name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
+) -> None:
+    """Create a repository for backups of the project's VMs. Then keep its password somewhere else."""
+    with output.errors():
+        created = Client().create_backup_repository(name)
+        say(f"{name}: created, as {created['id']}")
+        say(f"keep its password where it outlives this platform: novacron backup repository password {name}", err=True)
+
+
+@repositories.command("password")
+def show_password(repository: RepositoryRef) -> None:
+    """Print the password that opens a repository, also with restic. It is as secret as the VMs in it."""
+    with output.errors():
+        say(Client().backup_repository_password(repository))
+
+
+@repositories.command("delete")
+def delete_repository(repository: RepositoryRef) -> None:
+    """Forget a repository that has no backups. Its directory stays on the nodes; its password does not."""
+    with output.errors():
+        Client().delete("backup-repositories", repository)
+        say(f"{repository}: forgotten; its directory stays where it is")
+
+
+@app.command("list")
+@options.expand
+def list_(
+    vm: Annotated[str | None, typer.Option(help="only backups of this VM")] = None,
+    repository: Annotated[str | None, typer.Option(help="only backups in this repository")] = None,
+    listing: Listing = Listing(),
+) -> None:
+    """List backups, newest first."""
+    listing.show("backups", COLUMNS, vm=vm, repository=repository)
+
+
+@app.command()
+def show(backup: BackupId, output_: Output = OutputFormat.TABLE) -> None:
+    """Show a backup: what was read and written for it, and when it was verified."""
+    with output.errors():
+        output.fields(Client().get("backups", backup), DETAILS, output_)
+
+
+@app.command()
+@options.expand
+def create(
+    vm: VmRef,
+    repository: Annotated[
+        str,
+        typer.Option(
+            help="repository, by name or id", autocompletion=names_of("backup-repositories"), show_default=False
+        ),
+    ],
+    wait: QuietWait = QuietWait(timeout_s=3600),
+) -> None:
+    """Back up a VM, running or not, as it is now: its own disk and its firmware's state, but no volumes."""
+    with output.errors():
+        client = Client()
+        backup = client.back_up_vm(vm, repository)
+        if backup["excluded_volumes"]:
+            names = ", ".join(volume["name"] for volume in backup["excluded_volumes"])
+            say(f"volumes that the backup does not include: {names}", err=True)
+        last = _follow(client, backup, f"backing up {vm}", wait)
+        if last is not None and wait.wait:
+            say(f"written: {_size(last, 'written_bytes')}, of a disk of {_size(last, 'disk_bytes')}")
+
+
+@app.command()
+@options.expand
+def verify(backup: BackupId, wait: QuietWait = QuietWait(timeout_s=3600)) -> None:
+    """Read all of a backup back from its repository."""
+    with output.errors():
+        client = Client()
+        _follow(client, client.verify_backup(backup), f"verifying {backup}", wait)
+
+
+@app.command()
+@options.expand
+def restore(
+    backup: BackupId,
+    name: Annotated[str, typer.Argument(help="name of the new VM", show_default=False)],
+    node: Annotated[str | None, typer.Option(help="node to run on; by default the one that made the backup")] = None,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="start the new VM at once")] = True,
+    wait: Wait = Wait(wait=True, timeout_s=7200),
+) -> None:
+    """Make a new VM of a backup. It gets new addresses; the VM that was backed up stays as it is."""
+    with output.errors():
+        client = Client()
+        power = "running" if start else "stopped"
+        finish(client, client.restore_backup(backup, name, node=node, power=power), (power,), wait)
+
+
+@app.command()
+@options.expand
+def delete(backup: BackupId, wait: QuietWait = QuietWait(timeout_s=3600)) -> None:
+    """Take a backup out of its repository, or stop making it. restic prune frees the space."""
+    with output.errors():
+        client = Client()
+        client.delete("backups", backup)
+        if wait.wait:
+            progress.waiting(
+                client, "backups", backup, f"deleting backup {backup}", lambda now: now is None, wait.timeout_s
+            )
+        say(f"{backup}: {'deleted' if wait.wait else 'deleting'}")
+
+
+def _follow(client: Client, backup: Object, what: str, wait: QuietWait) -> Object | None:
+    """Wait until work on a backup has ended, and say how; return the backup as it is then."""
+    if not wait.wait:
+        say(f"{backup['id']}: {backup['phase']}")
+        return backup
+    last = progress.waiting(
+        client, "backups", backup["id"], what,
+        lambda now: now is None or now["phase"] in ("kept", "damaged", "failed"), wait.timeout_s,
+    )  # fmt: skip
+    if last is not None and last["error"]:
+        raise output.fail(f"backup {last['id']} is {last['phase']}: {last['error']}", output.EXIT_FAILED)
+    said = "deleted" if last is None else "verified" if last["verified_at"] else last["phase"]
+    say(f"{backup['id']}: {said}")
+    return last

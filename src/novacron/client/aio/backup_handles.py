@@ -1,0 +1,78 @@
+"""Backups of VMs and their repositories, as objects with methods."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Self
+
+from novacron.client.aio.handles import WAIT_S, AsyncFindable, AsyncFollowed, AsyncListed, AsyncRemovable, AsyncWatched
+from novacron.client.aio.vm_handles import AsyncVmHandle
+from novacron.client.typed import Backup, BackupRepository, Vm
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from novacron.client.bodies import CreateBackupRepositoryBody, RestoreBackupBody
+
+
+class AsyncBackupRepositoryHandle(AsyncWatched[BackupRepository], AsyncRemovable[BackupRepository]):
+    """Where backups of a project are kept."""
+
+    @property
+    def id(self) -> str:
+        return self.object.id
+
+    @property
+    def name(self) -> str:
+        return self.object.name
+
+    async def password(self) -> str:
+        """Return what opens it, also with restic. It is secret."""
+        return await self._connection.backup_repository_password(self.id)
+
+
+class AsyncBackupRepositoryCollection(
+    AsyncListed[BackupRepository, AsyncBackupRepositoryHandle],
+    AsyncFindable[BackupRepository, AsyncBackupRepositoryHandle],
+    AsyncFollowed[BackupRepository, AsyncBackupRepositoryHandle],
+):
+    """All repositories that the caller may see."""
+
+    _type, _handle = BackupRepository, AsyncBackupRepositoryHandle
+
+    async def create(
+        self, *, idempotency_key: str | None = None, **fields: Unpack[CreateBackupRepositoryBody]
+    ) -> AsyncBackupRepositoryHandle:
+        return await self._create(fields, idempotency_key)
+
+
+class AsyncBackupHandle(AsyncWatched[Backup], AsyncRemovable[Backup]):
+    """A backup of a VM."""
+
+    @property
+    def id(self) -> str:
+        return self.object.id
+
+    async def wait_until_done(self, timeout_s: float = WAIT_S) -> Self:
+        """Wait until it is kept, damaged or failed: ``object.phase`` says which. Raises TimeoutError."""
+        return await self.wait_until(lambda now: now.phase in ("kept", "damaged", "failed"), timeout_s)
+
+    async def verify(self) -> Self:
+        """Begin to read all of it back; ``wait_until_done`` waits for the verdict."""
+        return self._take(await self._act("verify"))
+
+    async def restore(self, **fields: Unpack[RestoreBackupBody]) -> AsyncVmHandle:
+        """Begin to make a new VM of it."""
+        return AsyncVmHandle(self._connection, Vm, await self._act("restore", dict(fields)))
+
+
+class AsyncBackupCollection(AsyncFindable[Backup, AsyncBackupHandle], AsyncFollowed[Backup, AsyncBackupHandle]):
+    """All backups that the caller may see."""
+
+    _type, _handle = Backup, AsyncBackupHandle
+
+    def list(
+        self, *, vm: str | None = None, repository: str | None = None, limit: int | None = None,
+        sort: str | None = None,
+    ) -> AsyncIterator[AsyncBackupHandle]:  # fmt: skip
+        return self._list(limit, vm=vm, repository=repository, sort=sort)

@@ -1,0 +1,32 @@
+"""Calls about backups of VMs and their repositories."""
+
+from __future__ import annotations
+
+from novacron.client.aio.connection import AsyncConnection
+from novacron.client.protocol import Object, quoted, without_none
+
+
+class AsyncBackupCalls(AsyncConnection):
+    """Backups: make, verify and restore them."""
+
+    async def create_backup_repository(self, name: str) -> Object:
+        """Create a repository for backups of the project's VMs."""
+        return await self._object("POST", "/api/v1/backup-repositories", {"name": name})
+
+    async def backup_repository_password(self, ref: str) -> str:
+        """Return the password that opens a repository, also with restic. It is secret."""
+        answered = await self._object("GET", f"/api/v1/backup-repositories/{quoted(ref)}/password")
+        return str(answered["password"])
+
+    async def back_up_vm(self, ref: str, repository: str) -> Object:
+        """Begin to back a VM up as it is now."""
+        return await self.act("vms", ref, "backup", {"repository": repository})
+
+    async def verify_backup(self, id: str) -> Object:
+        """Begin to read all of a backup back."""
+        return await self.act("backups", id, "verify")
+
+    async def restore_backup(self, id: str, name: str, **fields: object) -> Object:
+        """Begin to make a new VM of a backup; fields as in ``POST /api/v1/backups/{id}/actions/restore``, those that
+        are None left out."""
+        return await self.act("backups", id, "restore", {"name": name, **without_none(fields)})

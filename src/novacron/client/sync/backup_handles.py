@@ -1,0 +1,79 @@
+# Made of aio/backup_handles.py by script/generate: change that, and run it.
+"""Backups of VMs and their repositories, as objects with methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self
+
+from novacron.client.sync.handles import WAIT_S, Findable, Followed, Listed, Removable, Watched
+from novacron.client.sync.vm_handles import VmHandle
+from novacron.client.typed import Backup, BackupRepository, Vm
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from novacron.client.bodies import CreateBackupRepositoryBody, RestoreBackupBody
+
+
+class BackupRepositoryHandle(Watched[BackupRepository], Removable[BackupRepository]):
+    """Where backups of a project are kept."""
+
+    @property
+    def id(self) -> str:
+        return self.object.id
+
+    @property
+    def name(self) -> str:
+        return self.object.name
+
+    def password(self) -> str:
+        """Return what opens it, also with restic. It is secret."""
+        return self._connection.backup_repository_password(self.id)
+
+
+class BackupRepositoryCollection(
+    Listed[BackupRepository, BackupRepositoryHandle],
+    Findable[BackupRepository, BackupRepositoryHandle],
+    Followed[BackupRepository, BackupRepositoryHandle],
+):
+    """All repositories that the caller may see."""
+
+    _type, _handle = BackupRepository, BackupRepositoryHandle
+
+    def create(
+        self, *, idempotency_key: str | None = None, **fields: Unpack[CreateBackupRepositoryBody]
+    ) -> BackupRepositoryHandle:
+        return self._create(fields, idempotency_key)
+
+
+class BackupHandle(Watched[Backup], Removable[Backup]):
+    """A backup of a VM."""
+
+    @property
+    def id(self) -> str:
+        return self.object.id
+
+    def wait_until_done(self, timeout_s: float = WAIT_S) -> Self:
+        """Wait until it is kept, damaged or failed: ``object.phase`` says which. Raises TimeoutError."""
+        return self.wait_until(lambda now: now.phase in ("kept", "damaged", "failed"), timeout_s)
+
+    def verify(self) -> Self:
+        """Begin to read all of it back; ``wait_until_done`` waits for the verdict."""
+        return self._take(self._act("verify"))
+
+    def restore(self, **fields: Unpack[RestoreBackupBody]) -> VmHandle:
+        """Begin to make a new VM of it."""
+        return VmHandle(self._connection, Vm, self._act("restore", dict(fields)))
+
+
+class BackupCollection(Findable[Backup, BackupHandle], Followed[Backup, BackupHandle]):
+    """All backups that the caller may see."""
+
+    _type, _handle = Backup, BackupHandle
+
+    def list(
+        self, *, vm: str | None = None, repository: str | None = None, limit: int | None = None,
+        sort: str | None = None,
+    ) -> Iterator[BackupHandle]:  # fmt: skip
+        return self._list(limit, vm=vm, repository=repository, sort=sort)

@@ -1,0 +1,33 @@
+# Made of aio/backups.py by script/generate: change that, and run it.
+"""Calls about backups of VMs and their repositories."""
+
+from __future__ import annotations
+
+from novacron.client.protocol import Object, quoted, without_none
+from novacron.client.sync.connection import Connection
+
+
+class BackupCalls(Connection):
+    """Backups: make, verify and restore them."""
+
+    def create_backup_repository(self, name: str) -> Object:
+        """Create a repository for backups of the project's VMs."""
+        return self._object("POST", "/api/v1/backup-repositories", {"name": name})
+
+    def backup_repository_password(self, ref: str) -> str:
+        """Return the password that opens a repository, also with restic. It is secret."""
+        answered = self._object("GET", f"/api/v1/backup-repositories/{quoted(ref)}/password")
+        return str(answered["password"])
+
+    def back_up_vm(self, ref: str, repository: str) -> Object:
+        """Begin to back a VM up as it is now."""
+        return self.act("vms", ref, "backup", {"repository": repository})
+
+    def verify_backup(self, id: str) -> Object:
+        """Begin to read all of a backup back."""
+        return self.act("backups", id, "verify")
+
+    def restore_backup(self, id: str, name: str, **fields: object) -> Object:
+        """Begin to make a new VM of a backup; fields as in ``POST /api/v1/backups/{id}/actions/restore``, those that
+        are None left out."""
+        return self.act("backups", id, "restore", {"name": name, **without_none(fields)})

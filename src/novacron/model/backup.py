@@ -1,0 +1,118 @@
+"""Backups: VMs as they were at one moment, kept in repositories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from novacron.model.encryption import KeyId
+from novacron.model.errors import IllegalState
+from novacron.model.project import DEFAULT
+from novacron.model.snapshot import ExcludedVolume
+from novacron.model.vm import VmSpec
+
+
+class BackupPhase(StrEnum):
+    """How far a backup is."""
+
+    MAKING = "making"
+    KEPT = "kept"
+    """It is in its repository. Whether it can be read back is known once it was verified."""
+    VERIFYING = "verifying"
+    """All of it is being read back."""
+    DAMAGED = "damaged"
+    """Something of it could not be read back."""
+    DELETING = "deleting"
+    FAILED = "failed"
+    """It could not be made: only the error is kept."""
+
+
+TRANSITIONS: Mapping[BackupPhase, frozenset[BackupPhase]] = {
+    BackupPhase.MAKING: frozenset({BackupPhase.KEPT, BackupPhase.FAILED, BackupPhase.DELETING}),
+    BackupPhase.KEPT: frozenset({BackupPhase.VERIFYING, BackupPhase.DELETING}),
+    BackupPhase.VERIFYING: frozenset({BackupPhase.KEPT, BackupPhase.DAMAGED, BackupPhase.DELETING}),
+    BackupPhase.DAMAGED: frozenset({BackupPhase.VERIFYING, BackupPhase.DELETING}),
+    BackupPhase.DELETING: frozenset(),
+    BackupPhase.FAILED: frozenset({BackupPhase.DELETING}),
+}
+"""The phases that may follow each phase. After DELETING the backup is gone."""
+WORKING = frozenset({BackupPhase.MAKING, BackupPhase.VERIFYING, BackupPhase.DELETING})
+"""The phases in which a node has work to do."""
+
+
+class BackupMode(StrEnum):
+    """What a backup had to read."""
+
+    FULL = "full"
+    """All blocks of the disk that hold data. The repository still stores only those that it lacks."""
+
+
+class BackupRepository(msgspec.Struct, frozen=True):
+    """Where backups of a project are kept, as stored and as the API shows it."""
+
+    id: str
+    name: str
+    key: KeyId
+    """The key that opens it, among the keys of projects."""
+    revision: int
+    created_at: datetime
+    project: str = DEFAULT
+
+
+class BackupResult(msgspec.Struct, frozen=True):
+    """What a backup consists of, and what it took to make it."""
+
+    snapshot: str = ""
+    """Id of the snapshot in the repository."""
+    mode: BackupMode = BackupMode.FULL
+    mode_reason: str = ""
+    """Why so much had to be read."""
+    quiesced: bool = False
+    """The guest agent had written out and stopped the guest's file systems."""
+    disk_bytes: int = 0
+    """Size of the disk as the guest sees it."""
+    read_bytes: int = 0
+    """Read from the disk on its node."""
+    written_bytes: int = 0
+    """Written to the repository."""
+
+
+class Backup(msgspec.Struct, frozen=True):
+    """A backup as stored and as the API shows it."""
+
+    id: str
+    vm: str
+    vm_name: str
+    repository: str
+    repository_name: str
+    node: str
+    """The node that made it."""
+    spec: VmSpec
+    """The VM's spec when the backup was requested."""
+    phase: BackupPhase
+    result: BackupResult
+    excluded_volumes: tuple[ExcludedVolume, ...]
+    """Volumes that were attached. The backup does not contain them."""
+    verified_at: datetime | None
+    """When all of it was read back, the last time that this went well."""
+    error: str
+    revision: int
+    created_at: datetime
+    finished_at: datetime | None
+    project: str = DEFAULT
+    trace: str = ""
+    """The trace to which all work on this backup belongs (W3C Trace Context: traceparent)."""
+    reason_code: str = ""
+    """``error``, for programs: one of ``WaitCode``."""
+
+
+def check_transition(backup: Backup, phase: BackupPhase) -> None:
+    """Raise IllegalState if the backup can't enter ``phase`` from its present one."""
+    if phase not in TRANSITIONS[backup.phase]:
+        raise IllegalState(
+            f"backup {backup.id} of VM {backup.vm_name} is {backup.phase}, and can't become {phase}",
+            hint=f"see: novacron backup show {backup.id}",
+        )

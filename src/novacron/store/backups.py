@@ -1,0 +1,251 @@
+"""Backups of VMs: what users ask for, and how far the nodes are."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.backup import (
+    WORKING,
+    Backup,
+    BackupPhase,
+    BackupRepository,
+    BackupResult,
+    check_transition,
+)
+from novacron.model.backup_source import BackupSource
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
+from novacron.model.node import holds
+from novacron.model.snapshot import ExcludedVolume
+from novacron.model.vm import CloneOf, Vm, VmAction, with_mac_addresses
+from novacron.store import backup_repositories, clones, events, new_vms, nodes, projects, vms, volumes
+from novacron.store.database import Connection
+from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
+from novacron.store.rows import decode_whole, object_of
+from novacron.telemetry import traces
+
+
+def _backup(row: asyncpg.Record | None) -> Backup:
+    return object_of(Backup, row)
+
+
+async def create(connection: Connection, ref: str, repository: str, actor: str) -> Backup:
+    """Ask for a backup of a VM as it is now. Raises NotFound, IllegalState, Conflict, InvalidInput, Unavailable."""
+    vm = await vms.get(connection, ref, lock=True)
+    vms.check_action(vm, VmAction.BACKUP, None)
+    into = await backup_repositories.get(connection, repository, lock=True)
+    if into.project != vm.project:
+        raise InvalidInput(
+            f"backup repository {into.name} belongs to project {into.project}, and VM {vm.name} to {vm.project}",
+            field="repository", hint=f"novacron backup repository create NAME --project {vm.project}",
+        )  # fmt: skip
+    node = await _node_of(connection, vm)
+    working = [backup for backup in await _of_node(connection, node) if backup.phase is BackupPhase.MAKING]
+    if any(backup.vm == vm.id for backup in working):
+        raise Conflict(f"a backup of VM {vm.name} is being made", hint="wait until that is done: novacron backup list")
+    if len(working) >= limits.BACKUPS_PER_NODE_MAX:
+        raise Unavailable(f"{len(working)} backups wait for node {node} already", hint="try again later")
+    attached = [
+        ExcludedVolume(volume.id, volume.name, volume.lun)
+        for volume in await volumes.of_vm(connection, vm.id)
+        if volume.lun is not None
+    ]
+    row = await connection.fetchrow(
+        "INSERT INTO backups (id, vm, vm_name, repository, repository_name, node, spec, phase, excluded_volumes,"
+        " trace, project, result) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *",
+        f"backup-{secrets.token_hex(8)}", vm.id, vm.name, into.id, into.name, node,
+        msgspec.to_builtins(with_mac_addresses(vm.id, vm.spec)), BackupPhase.MAKING, msgspec.to_builtins(attached),
+        traces.carry(), vm.project, msgspec.to_builtins(BackupResult()),
+    )  # fmt: skip
+    backup = _backup(row)
+    await _record(connection, backup, "BackupAsked", f"{backup.id} into {into.name}", actor)
+    return backup
+
+
+async def _node_of(connection: Connection, vm: Vm) -> str:
+    """Return the node on which a VM's disk can be read. Raises IllegalState, Conflict, Unavailable."""
+    if vm.node is None:
+        raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
+    if vm.clone_of is not None:
+        raise Conflict(f"the disk of VM {vm.name} is still being made", hint="wait until that is done")
+    if vm.spec.encryption_key:
+        raise IllegalState(
+            f"the disk of VM {vm.name} is encrypted, and such a disk can't be backed up yet",
+            hint="back up what is needed from inside the guest",
+        )
+    node = await nodes.get(connection, vm.node)
+    if not node.status.ready or node.status.inventory is None:
+        raise Unavailable(f"node {vm.node} is not ready", hint="bring it back first")
+    image = next((image for image in node.status.inventory.images if image.name == vm.spec.image), None)
+    if image is None or not image.disk_bytes or not vm.spec.own_disk:
+        raise IllegalState(f"VM {vm.name} has no disk of its own to back up")
+    return vm.node
+
+
+async def get(connection: Connection, id: str, *, lock: bool = False) -> Backup:
+    """Return the backup. Raises NotFound."""
+    query = "SELECT * FROM backups WHERE id = $1" + (" FOR UPDATE" if lock else "")
+    row = await connection.fetchrow(query, id)
+    if row is None:
+        raise NotFound(f"there is no backup {id!r}", hint="see: novacron backup list")
+    return _backup(row)
+
+
+async def verify(connection: Connection, id: str, actor: str) -> Backup:
+    """Let a node read all of a backup back. Raises NotFound, IllegalState."""
+    backup = await get(connection, id, lock=True)
+    entered = await _enter(connection, backup, BackupPhase.VERIFYING)
+    await _record(connection, entered, "BackupVerifyAsked", id, actor)
+    return entered
+
+
+async def delete(connection: Connection, id: str, actor: str) -> Backup:
+    """Let a node take a backup out of its repository, and give one up that is being made. Raises NotFound,
+    IllegalState."""
+    backup = await get(connection, id, lock=True)
+    is_there = await connection.fetchval("SELECT true FROM nodes WHERE name = $1", backup.node)
+    if backup.phase is BackupPhase.FAILED or not is_there:
+        await connection.execute("DELETE FROM backups WHERE id = $1", id)
+        where = "" if is_there else f"; node {backup.node} is gone, so what its repository there holds stays"
+        await _record(connection, backup, "BackupDeleted", id + where, actor)
+        return backup
+    entered = await _enter(connection, backup, BackupPhase.DELETING)
+    await _record(connection, entered, "BackupDeleteAsked", id, actor)
+    return entered
+
+
+async def _enter(connection: Connection, backup: Backup, phase: BackupPhase) -> Backup:
+    check_transition(backup, phase)
+    row = await connection.fetchrow(
+        "UPDATE backups SET phase = $2, error = '', reason_code = '', trace = $3 WHERE id = $1 RETURNING *",
+        backup.id, phase, traces.carry(),
+    )  # fmt: skip
+    return _backup(row)
+
+
+class NewRestore(NamedTuple):
+    """A VM that is to be made of a backup. ``changes`` are to its spec; ``node``: None is where the backup was made."""
+
+    name: str
+    changes: dict[str, Any]
+    node: str | None = None
+
+
+async def restore(connection: Connection, id: str, asked: NewRestore, actor: str) -> Vm:
+    """Store a VM whose disk is to be made of a backup.
+
+    Raises NotFound, Conflict, IllegalState, NoCapacity, InvalidInput, QuotaExceeded.
+    """
+    backup = await get(connection, id, lock=True)
+    if backup.phase not in (BackupPhase.KEPT, BackupPhase.VERIFYING):
+        raise IllegalState(
+            f"backup {id} is {backup.phase}" + (f": {backup.error}" if backup.error else ""),
+            hint="choose another one: novacron backup list",
+        )
+    project = await projects.get(connection, backup.project)
+    if project.key_of_new:
+        raise IllegalState(
+            f"project {project.name} encrypts the disks of new VMs, and a backup can't be restored to such a disk yet",
+            hint="restore the disk with restic, and import it as an image",
+        )
+    into = await backup_repositories.get(connection, backup.repository)
+    spec = msgspec.structs.replace(clones.fresh(backup.spec), **asked.changes)
+    node = asked.node or backup.node
+    held = await connection.fetchval("SELECT true FROM nodes WHERE name = $1", node)
+    if held and not holds(await nodes.get(connection, node, field="node"), spec.image):
+        raise IllegalState(
+            f"node {node} does not hold image {spec.image}, of which the VM was made", field="node",
+            hint=f"novacron image copy {spec.image} {node}",
+        )  # fmt: skip
+    source = BackupSource(into.id, into.key, backup.result.snapshot)
+    of = CloneOf(backup.id, f"{backup.id} of {backup.vm_name}", linked=False, backup=source)
+    new = new_vms.NewVm(asked.name, spec, -(-backup.result.disk_bytes >> 20), node, clone_of=of)
+    vm = await new_vms.create(connection, await projects.making(connection, backup.project), new, actor)
+    await _record(connection, backup, "RestoreAsked", f"{id} into VM {asked.name}", actor)
+    return vm
+
+
+class BackupOnNode(NamedTuple):
+    """What a node has to do about a backup, and the repository's key."""
+
+    backup: Backup
+    repository: BackupRepository
+    begins: bool
+    """The node may make the repository's directory: no backup is known to be in it."""
+
+
+async def _of_node(connection: Connection, node: str) -> Sequence[Backup]:
+    rows = await connection.fetch(
+        "SELECT * FROM backups WHERE node = $1 AND phase = ANY($2) ORDER BY created_at, id", node, list(WORKING)
+    )
+    return decode_whole("backups", rows, _backup)
+
+
+async def on_node(connection: Connection, node: str) -> list[BackupOnNode]:
+    """Return the backups that a node has to work on, oldest first. Raises UnreadableRow."""
+    working = []
+    for backup in await _of_node(connection, node):
+        repository = await backup_repositories.get(connection, backup.repository)
+        kept = await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM backups WHERE repository = $1 AND node = $2 AND result ->> 'snapshot' <> '')",
+            repository.id, node,
+        )  # fmt: skip
+        working.append(BackupOnNode(backup, repository, not kept))
+    return working
+
+
+class BackupReport(NamedTuple):
+    """What became of a backup that a node was to work on: ``done`` is the phase that it was told of."""
+
+    id: str
+    done: BackupPhase
+    phase: BackupPhase
+    result: BackupResult | None
+    error: str
+    code: str = ""
+
+
+async def report(connection: Connection, node: str, report: BackupReport) -> None:
+    """Store what a node says, unless something else was asked meanwhile."""
+    id, done, phase, result, error, code = report
+    row = await connection.fetchrow("SELECT * FROM backups WHERE id = $1 AND node = $2 FOR UPDATE", id, node)
+    if row is None:
+        return
+    backup = _backup(row)
+    if backup.phase is not done:
+        return
+    if done is BackupPhase.DELETING:
+        if error:
+            await connection.execute(
+                "UPDATE backups SET error = $2, reason_code = $3 WHERE id = $1",
+                id, error[:ERROR_LENGTH_MAX], hindrance(error, code),
+            )  # fmt: skip
+            return
+        await connection.execute("DELETE FROM backups WHERE id = $1", id)
+        await _record(connection, backup, "BackupDeleted", id)
+        return
+    check_transition(backup, phase)
+    verified = done is BackupPhase.VERIFYING and phase is BackupPhase.KEPT and not error
+    await connection.execute(
+        "UPDATE backups SET phase = $2, result = $3, error = $4, reason_code = $5,"
+        " verified_at = CASE WHEN $6 THEN now() ELSE verified_at END,"
+        " finished_at = coalesce(finished_at, now()) WHERE id = $1",
+        id, phase, msgspec.to_builtins(result or backup.result), error[:ERROR_LENGTH_MAX], hindrance(error, code),
+        verified,
+    )  # fmt: skip
+    reason = {
+        BackupPhase.KEPT: "BackupVerified" if verified else "BackupKept" if not error else "BackupNotVerified",
+        BackupPhase.DAMAGED: "BackupDamaged",
+        BackupPhase.FAILED: "BackupFailed",
+    }[phase]
+    await _record(connection, backup, reason, f"{id}: {error}" if error else id)
+
+
+async def _record(connection: Connection, backup: Backup, reason: str, message: str, actor: str = "system") -> None:
+    new = events.NewEvent("vm", backup.vm, backup.vm_name, reason, message, actor, project=backup.project)
+    await events.record(connection, new)

@@ -1,0 +1,230 @@
+"""Backups of VMs: made while guests write, read by restic, verified, restored and booted; kills and full disks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lab.platform import Platform, until
+from novacron.client import ApiError
+from tests.integration.conftest import Api
+from tests.support.vms import (
+    NewVm,
+    Object,
+    boot_vm,
+    directory_of,
+    read_from_disk,
+    shell,
+    wait_until_booted,
+    wait_until_node_answers,
+    write_to_disk,
+)
+
+NewRepository = Callable[[], Object]
+
+
+@pytest.fixture
+def new_repository(site: Platform, new_name: Callable[[], str]) -> Iterator[NewRepository]:
+    """Create repositories; they and their backups are deleted afterwards."""
+    ids: list[str] = []
+
+    def create() -> Object:
+        created = site.client.create_backup_repository(new_name())
+        ids.append(created["id"])
+        return created
+
+    yield create
+    for id in ids:
+        for path in (site.backup_dir / id).rglob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        for backup in list(site.client.list("backups", repository=id)):
+            with contextlib.suppress(ApiError):
+                site.client.delete("backups", backup["id"])
+        until(lambda id=id: not list(site.client.list("backups", repository=id)), "its backups are gone", 60)  # type: ignore[misc]
+        site.client.delete("backup-repositories", id)
+
+
+def ended(site: Platform, backup: Object) -> Object:
+    done = site.client.wait(
+        "backups", backup["id"], lambda now: now is None or now["phase"] in ("kept", "damaged", "failed"), 120
+    )
+    assert done is not None
+    return done
+
+
+def back_up(site: Platform, vm: Object, repository: Object) -> Object:
+    """Back a VM up, and return the backup once it is kept."""
+    done = ended(site, site.client.back_up_vm(vm["id"], repository["id"]))
+    assert (done["phase"], done["error"]) == ("kept", "")
+    return done
+
+
+def restic(site: Platform, repository: Object, *arguments: str) -> bytes:
+    """Run the real restic on a repository, with the password that the API gives."""
+    password = site.client.backup_repository_password(repository["id"])
+    done = subprocess.run(
+        ["restic", "--no-cache", "--repo", str(site.backup_dir / repository["id"]), *arguments],
+        env={**os.environ, "RESTIC_PASSWORD": password}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+def scratch_is_empty(site: Platform, node: str) -> bool:
+    return not any((site.directory / node / "agent" / "backup-scratch").iterdir())
+
+
+def damage(site: Platform, repository: Object) -> None:
+    """Change a byte of the repository's largest pack."""
+    pack = max((site.backup_dir / repository["id"] / "data").glob("*/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(pack.read_bytes())
+    content[len(content) // 2] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(content)
+
+
+def fill_disk(site: Platform, vm: Object, device: str, where: str) -> None:
+    """Let a guest write to its disk; ``where`` is in MiB, as dd takes it."""
+    shell(site, vm, f"dd if=/dev/{device} of=/dev/vda bs=1M {where} conv=notrunc,fsync 2>/dev/null; echo done")
+
+
+def test_a_running_vm_is_backed_up_again_and_again_and_each_backup_is_restored(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]
+) -> None:
+    vm, repository = boot_vm(site, new_vm), new_repository()
+    write_to_disk(site, vm, "first")
+    fill_disk(site, vm, "urandom", "seek=20 count=4")
+    fill_disk(site, vm, "zero", "seek=1 count=1")  # where its image holds something
+    first = back_up(site, vm, repository)
+    assert first["result"]["mode"] == "full" and "read" in first["result"]["mode_reason"]
+    write_to_disk(site, vm, "second")
+    said = site.cli("backup", "create", vm["name"], "--repository", repository["name"]).stdout
+    second = next(iter(site.client.list("backups", vm=vm["id"])))
+    assert "kept" in said and second["id"] in said
+    assert second["result"]["written_bytes"] < 1 << 20 <= first["result"]["written_bytes"], "what changed is written"
+    assert second["verified_at"] is None, "it was not read back yet"
+    assert scratch_is_empty(site, vm["node"])
+    assert f"{second['id']}: verified" in site.cli("backup", "verify", second["id"]).stdout
+    restic(site, repository, "check", "--read-data")
+    about = json.loads(restic(site, repository, "dump", second["result"]["snapshot"], "/vm/vm.json"))
+    assert (about["name"], about["vm"], about["spec"]["image"]) == (vm["name"], vm["id"], "disk")
+    dumped = restic(site, repository, "dump", second["result"]["snapshot"], "/vm/disk.raw")
+    assert len(dumped) == second["result"]["disk_bytes"] and b"second" in dumped
+    name = new_name()
+    site.cli("backup", "restore", first["id"], name, "--node", "host-b", "--no-start")
+    restored = site.client.get("vms", name)
+    assert restored["node"] == "host-b" and restored["clone_of"] is None
+    assert restored["spec"]["mac"] != vm["spec"]["mac"]
+    before = restic(site, repository, "dump", first["result"]["snapshot"], "/vm/disk.raw")
+    assert disk_digest(site, restored) == hashlib.sha256(before).hexdigest(), "byte for byte as it was"
+    site.cli("vm", "start", name, "--wait")
+    wait_until_booted(site, restored)
+    assert (read_from_disk(site, restored), read_from_disk(site, vm)) == ("first", "second")
+    site.cli("vm", "delete", name, "--wait", "--yes")
+    site.cli("backup", "delete", first["id"])
+    assert [backup["id"] for backup in site.client.list("backups", vm=vm["id"])] == [second["id"]]
+    assert restic(site, repository, "snapshots", "--json").count(b'"short_id"') == 1
+
+
+def disk_digest(site: Platform, vm: Object) -> str:
+    """Return the SHA-256 of the disk of a VM that is off, as its guest would read it."""
+    image = site.images_of(vm["node"]) / "disk" / "disk.raw"
+    node = {
+        "driver": "qcow2", "file": {"driver": "file", "filename": str(directory_of(site, vm) / "disk.qcow2")},
+        "backing": {"driver": "raw", "file": {"driver": "file", "filename": str(image)}},
+    }  # fmt: skip
+    raw = directory_of(site, vm) / "digest.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", f"json:{json.dumps(node)}", str(raw)], check=True)
+    try:
+        with raw.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    finally:
+        raw.unlink()
+
+
+def test_what_can_not_be_backed_up_or_restored_is_refused_with_a_reason(
+    site: Platform, api: Api, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]
+) -> None:
+    vm, repository = new_vm(image="disk", power="stopped"), new_repository()
+    site.wait_state(vm["id"], "stopped")
+    refused = api("POST", f"/api/v1/vms/{vm['id']}/actions/backup", {"repository": "none"})
+    assert (refused.status, refused.problem["field"]) == (404, "repository")
+    backup = back_up(site, vm, repository)
+    assert not backup["result"]["quiesced"]
+    refused = api("DELETE", f"/api/v1/backup-repositories/{repository['id']}")
+    assert refused.status == 409 and "1 backups" in refused.problem["detail"]
+    damage(site, repository)
+    verified = ended(site, site.client.verify_backup(backup["id"]))
+    assert verified["phase"] == "damaged" and verified["error"] and verified["verified_at"] is None
+    refused = api("POST", f"/api/v1/backups/{backup['id']}/actions/restore", {"name": new_name()})
+    assert refused.status == 409 and "is damaged" in refused.problem["detail"]
+
+
+@pytest.mark.slow
+def test_a_backup_whose_agent_is_killed_is_made_by_the_next_one(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository
+) -> None:
+    vm, repository = boot_vm(site, new_vm), new_repository()
+    write_to_disk(site, vm, "kept")
+    fill_disk(site, vm, "urandom", "seek=10 count=20")
+    backup = site.client.back_up_vm(vm["id"], repository["id"])
+    until(lambda: not scratch_is_empty(site, vm["node"]), "it is being made")
+    agent = site.agents[vm["node"]]
+    agent.kill()
+    agent.start()
+    wait_until_node_answers(site, vm)
+    done = ended(site, backup)
+    assert done["phase"] == "kept", done
+    assert restic(site, repository, "snapshots", "--json").count(b'"short_id"') == 1
+    restic(site, repository, "check", "--read-data")
+    until(lambda: scratch_is_empty(site, vm["node"]), "nothing is left over")
+    assert read_from_disk(site, vm) == "kept"
+
+
+@pytest.mark.slow
+def test_a_vm_that_is_deleted_during_its_backup_leaves_a_backup_or_the_reason(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository
+) -> None:
+    vm, repository = boot_vm(site, new_vm), new_repository()
+    backup = site.client.back_up_vm(vm["id"], repository["id"])
+    site.cli("vm", "delete", vm["name"], "--wait", "--yes")
+    done = ended(site, backup)
+    assert done["phase"] == "kept" or done["error"], done
+    until(lambda: scratch_is_empty(site, vm["node"]), "nothing is left over")
+
+
+@pytest.mark.slow
+def test_a_backup_that_is_given_up_leaves_nothing(site: Platform, new_vm: NewVm, new_repository: NewRepository) -> None:
+    vm, repository = boot_vm(site, new_vm), new_repository()
+    backup = site.client.back_up_vm(vm["id"], repository["id"])
+    site.client.delete("backups", backup["id"])
+    until(lambda: not list(site.client.list("backups", vm=vm["id"])), "it is gone", 60)
+    until(lambda: scratch_is_empty(site, vm["node"]), "nothing is left over")
+    again = back_up(site, vm, repository)
+    assert restic(site, repository, "snapshots", "--json").count(b'"short_id"') == 1 and again
+
+
+@pytest.mark.slow
+def test_a_full_repository_fails_the_backup_and_not_the_guest(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository
+) -> None:
+    vm, repository = boot_vm(site, new_vm), new_repository()
+    kept = back_up(site, vm, repository)
+    fill_disk(site, vm, "urandom", "seek=10 count=4")
+    small = site.backup_dir / repository["id"] / "data"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(small)], check=True)
+    try:
+        done = ended(site, site.client.back_up_vm(vm["id"], repository["id"]))
+        assert (done["phase"], done["reason_code"]) == ("failed", "NoSpace"), done
+        write_to_disk(site, vm, "goes on")
+        assert read_from_disk(site, vm) == "goes on"
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert back_up(site, vm, repository)["result"]["written_bytes"] > 4 << 20
+    assert ended(site, site.client.verify_backup(kept["id"]))["verified_at"] is not None
