@@ -21,6 +21,7 @@ from tests.support.vms import (
     directory_of,
     read_from_disk,
     shell,
+    wait_for_guest_agent,
     wait_until_booted,
     wait_until_node_answers,
     write_to_disk,
@@ -228,3 +229,40 @@ def test_a_full_repository_fails_the_backup_and_not_the_guest(
         subprocess.run(["umount", str(small)], check=True)
     assert back_up(site, vm, repository)["result"]["written_bytes"] > 4 << 20
     assert ended(site, site.client.verify_backup(kept["id"]))["verified_at"] is not None
+
+
+@pytest.mark.slow
+def test_a_guest_that_is_quiesced_writes_out_what_it_has_and_goes_on(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]
+) -> None:
+    vm, repository = wait_for_guest_agent(site, new_vm(image="filesystem", cloud_init={})), new_repository()
+    assert shell(site, vm, "echo kept > /data/file && echo done") == "done"
+    backup = back_up(site, vm, repository)
+    assert backup["result"]["quiesced"]
+    assert shell(site, vm, "echo later > /data/file && sync && echo done") == "done", "it may write again"
+    name = new_name()
+    site.cli("backup", "restore", backup["id"], name)
+    restored = wait_for_guest_agent(site, site.client.get("vms", name))
+    assert shell(site, restored, "cat /data/file") == "kept"
+    site.cli("vm", "delete", name, "--wait", "--yes")
+
+
+@pytest.mark.slow
+def test_a_backup_restores_the_state_of_firmware_and_tpm(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]
+) -> None:
+    vm, repository = new_vm(image="disk", firmware="uefi", tpm=True), new_repository()
+    vm = site.client.get("vms", site.wait_state(vm["id"], "running")["id"])
+    files = ("nvram.fd", "tpm/tpm2-00.permall")
+    until(lambda: (directory_of(site, vm) / files[1]).exists(), "its TPM remembers something")
+    site.cli("vm", "kill", vm["name"], "--wait")
+    with (directory_of(site, vm) / files[0]).open("r+b") as opened:  # as its guest would set one
+        opened.seek(-4096, os.SEEK_END)
+        opened.write(b"remembered")
+    kept = [(directory_of(site, vm) / name).read_bytes() for name in files]
+    backup, name = back_up(site, vm, repository), new_name()
+    site.cli("backup", "restore", backup["id"], name, "--no-start")
+    restored = site.client.get("vms", name)
+    assert [(directory_of(site, restored) / file).read_bytes() for file in files] == kept
+    site.cli("vm", "start", name, "--wait")
+    site.cli("vm", "delete", name, "--wait", "--yes")

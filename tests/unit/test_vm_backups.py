@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from novacron.agent.host.stoppable import in_thread
 from novacron.agent.repositories import contents, directory
-from novacron.agent.repositories.contents import WorkStopped
+from novacron.agent.repositories.contents import Stopped, WorkStopped
 from novacron.agent.settings import AgentSettings
 from novacron.backup.disks import BLOCK_BYTES
 from novacron.backup.errors import Damaged, NotStored, RepositoryError, WrongKey
@@ -54,7 +56,7 @@ def disk_of(tmp_path: Path, *, blocks: int = 40) -> Path:
 def test_a_disk_comes_back_as_it_was_with_what_was_stored_beside_it(repository: Repository, tmp_path: Path) -> None:
     disk, back = disk_of(tmp_path), tmp_path / "back"
     kept = contents.store(repository, "backup-1", disk, BESIDE, never)
-    assert contents.restore(repository, kept.snapshot, back) == BESIDE[1]
+    assert contents.restore(repository, kept.snapshot, back, never) == BESIDE[1]
     assert back.read_bytes() == disk.read_bytes()
     assert kept.disk_bytes == disk.stat().st_size and kept.read_bytes < 6 * BLOCK_BYTES, "holes are not read"
     assert contents.find(repository, "backup-1") == kept.snapshot
@@ -99,12 +101,36 @@ def test_a_backup_that_was_taken_out_is_not_found_and_others_stay(repository: Re
         contents.verify(repository, first.snapshot, never)
 
 
-def test_work_that_nobody_wants_any_more_leaves_no_backup(repository: Repository, tmp_path: Path) -> None:
+def test_work_that_nobody_wants_any_more_ends_and_leaves_no_backup(repository: Repository, tmp_path: Path) -> None:
     ended = threading.Event()
     ended.set()
     with pytest.raises(WorkStopped):
         contents.store(repository, "backup-1", disk_of(tmp_path), BESIDE, ended.is_set)
     assert list(repository.storage.names(Kind.SNAPSHOT)) == []
+    kept = contents.store(repository, "backup-1", disk_of(tmp_path), BESIDE, never)
+    for read in (
+        lambda: contents.verify(repository, kept.snapshot, ended.is_set),
+        lambda: contents.restore(repository, kept.snapshot, tmp_path / "back", ended.is_set),
+    ):
+        with pytest.raises(WorkStopped):
+            read()
+
+
+async def test_work_in_a_thread_is_over_when_its_task_is() -> None:
+    began, over = threading.Event(), threading.Event()
+
+    def work(stopped: Stopped) -> None:
+        began.set()
+        while not stopped():
+            pass
+        over.set()
+
+    task = asyncio.create_task(in_thread(work))
+    assert await asyncio.to_thread(began.wait, 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert over.is_set()
 
 
 def test_a_repository_is_not_begun_where_one_should_be(tmp_path: Path, key: DataKey) -> None:

@@ -11,16 +11,14 @@ import asyncio
 import contextlib
 import functools
 import shutil
-import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TypeVar
 
 from novacron.agent.actions import Action, doing
-from novacron.agent.host.clock import finished_in_thread
+from novacron.agent.host.stoppable import in_thread
 from novacron.agent.images.named_work import NamedWork
 from novacron.agent.repositories import contents, directory
-from novacron.agent.repositories.contents import Stopped, WorkStopped
+from novacron.agent.repositories.contents import Stopped
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import clone_disk, firmware_state
 from novacron.agent.vm.context import VmContext
@@ -51,7 +49,6 @@ EXPECTED = (
     Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, BadState, RepositoryError, OSError,
     TimeoutError,
 )  # fmt: skip
-T = TypeVar("T")
 
 
 class VmBackups:
@@ -121,12 +118,12 @@ class VmBackups:
     async def _make(self, backup: wire.BackupWanted) -> BackupResult:
         """Have a backup in its repository, whole or not at all. Raises those of EXPECTED."""
         with doing(Action.BACKUP, trace=backup.trace, vm=backup.vm, backup=backup.id):
-            earlier = await self._in_thread(functools.partial(self._made_before, backup))
+            earlier = await in_thread(functools.partial(self._made_before, backup))
             if earlier is not None:
                 return earlier
             disk, home, quiesced = await self._disk_of(backup)
             beside = backup.description, await asyncio.to_thread(firmware_state.pack, home)
-            kept, written_bytes = await self._in_thread(functools.partial(self._store, backup, disk, beside))
+            kept, written_bytes = await in_thread(functools.partial(self._store, backup, disk, beside))
         return BackupResult(
             kept.snapshot, BackupMode.FULL, contents.READ_ALL, quiesced, kept.disk_bytes, kept.read_bytes,
             written_bytes,
@@ -186,7 +183,7 @@ class VmBackups:
 
         with doing(Action.VERIFY_BACKUP, trace=backup.trace, vm=backup.vm, backup=backup.id):
             try:
-                wrong = await self._in_thread(read)
+                wrong = await in_thread(read)
             except Damaged as error:  # its index, or its key
                 wrong = str(error)
         phase = BackupPhase.DAMAGED if wrong else BackupPhase.KEPT
@@ -207,7 +204,7 @@ class VmBackups:
             try:
                 async with self._one_by_one:
                     with doing(Action.DELETE_BACKUP, trace=backup.trace, vm=backup.vm, backup=backup.id):
-                        await self._in_thread(remove)
+                        await in_thread(remove)
                 self._send(wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING))
                 return
             except EXPECTED as error:
@@ -225,18 +222,6 @@ class VmBackups:
                 "the server can't unwrap the key of its repository: see the server's log", WaitCode.STEP_FAILED
             )
         return directory.open_repository(root, backup.key, begin=begin)
-
-    async def _in_thread(self, work: Callable[[Stopped], T]) -> T:
-        """Do work that blocks; once this is cancelled, it is asked to stop and waited for."""
-        ended = threading.Event()
-        running = asyncio.ensure_future(asyncio.to_thread(work, ended.is_set))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            ended.set()
-            with contextlib.suppress(WorkStopped, *EXPECTED):
-                await finished_in_thread(running)
-            raise
 
 
 def _key(backup: wire.BackupWanted) -> str:

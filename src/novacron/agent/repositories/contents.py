@@ -20,7 +20,7 @@ from novacron.backup.errors import Damaged, NotStored, RepositoryError
 from novacron.backup.pack import BlobType
 from novacron.backup.repository import Repository
 from novacron.backup.snapshot import File
-from novacron.backup.storage import Kind
+from novacron.backup.storage import Kind, Storage
 from novacron.model.errors import MALFORMED
 from novacron.model.firmware_state import FirmwareState
 
@@ -121,11 +121,25 @@ def forget(repository: Repository, backup: str) -> None:
             repository.storage.remove(Kind.SNAPSHOT, id)
 
 
-def restore(repository: Repository, snapshot: str, disk: Path) -> FirmwareState:
+class _StoppedReads:
+    """A storage of which each read may be the last."""
+
+    def __init__(self, storage: Storage, stopped: Stopped) -> None:
+        self._storage, self._stopped = storage, stopped
+        self.write, self.names, self.remove = storage.write, storage.names, storage.remove
+
+    def read(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if self._stopped():
+            raise WorkStopped
+        return self._storage.read(kind, name, offset, length)
+
+
+def restore(repository: Repository, snapshot: str, disk: Path, stopped: Stopped) -> FirmwareState:
     """Write a backup's disk into a new file, zeros as holes; return the state of the firmware.
 
-    Raises NotStored, Damaged, RepositoryError, OSError.
+    Raises NotStored, Damaged, RepositoryError, OSError, WorkStopped.
     """
+    repository.storage = _StoppedReads(repository.storage, stopped)
     files = _files(repository, snapshot)
     state = _small(repository, files[FIRMWARE])
     descriptor = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
