@@ -37,33 +37,33 @@ class OnCall:
         return OperatorAnswer.YES
 
 
-def lab_host(actions: Mapping[str, Callable[[], None]]) -> programs.Execute:
+def lab_host(actions: Mapping[str, Callable[[], object]]) -> programs.Execute:
     """Return how commands run on a host of the lab, which has no systemd: some do what the lab does instead, and
     those that only look say nothing."""
 
     def execute(words: tuple[str, ...], limit_s: float, show: Callable[[str], None]) -> CommandResult:
         act = actions.get(shown(words))
-        if act is not None:
-            act()
-        return CommandResult(0, "")
+        said = None if act is None else act()
+        return CommandResult(0, said if isinstance(said, str) else "")
 
     return execute
 
 
 def run_page(
-    site: Platform, runbook: Runbook, values: dict[str, str], log: Path, host: programs.Execute
+    site: Platform, runbook: Runbook, values: dict[str, str], log: Path, machine: programs.Execute
 ) -> tuple[StepResult, str]:
     """Run a page on a platform; return how it ended, and what an operator saw."""
-    return run_steps(site, runbook.steps, runner.values_for(runbook, {}, values), log, host)
+    return run_steps(site, runbook.steps, runner.values_for(runbook, {}, values), log, machine)
 
 
 def run_steps(
-    site: Platform, steps: Iterable[RunbookStep], values: dict[str, str], log: Path, host: programs.Execute
+    site: Platform, steps: Iterable[RunbookStep], values: dict[str, str], log: Path, machine: programs.Execute
 ) -> tuple[StepResult, str]:
     assert site.client, "commands without settings mean this platform"
     operator = OnCall()
     with closing(RunLog.begin(log)) as writing:
-        world = World(operator, writing, {"": programs.execute, RunbookPlace.NODE.value: host})
+        elsewhere = dict.fromkeys([place.value for place in RunbookPlace], machine)
+        world = World(operator, writing, {"": programs.execute_here, **elsewhere})
         result = runner.run(steps, values, world)
     return result, "\n".join(operator.said)
 
@@ -77,8 +77,8 @@ def test_a_killed_agent_is_brought_back_by_its_runbook(site: Platform, tmp_path:
     try:
         site.wait_node("host-b", ready=False)
         found_s, began = time.monotonic() - began, time.monotonic()
-        host = lab_host({"systemctl restart novacron-agent": agent.start})
-        result, said = run_page(site, runbook, {"node": "host-b"}, tmp_path / "log", host)
+        machine = lab_host({"systemctl restart novacron-agent": agent.start})
+        result, said = run_page(site, runbook, {"node": "host-b"}, tmp_path / "log", machine)
         recovered_s = time.monotonic() - began
     finally:
         if not agent.running:
@@ -89,6 +89,64 @@ def test_a_killed_agent_is_brought_back_by_its_runbook(site: Platform, tmp_path:
     assert [line["step"] for line in lines if line["event"] == "step"] == [step.name for step in runbook.steps]
     assert any("host-b" in line["words"] for line in lines if line["event"] == "command")
     runbook_history.record(path, runbook, found_s, recovered_s)
+
+
+@pytest.mark.slow
+def test_a_killed_server_is_brought_back_by_its_runbook(site: Platform, tmp_path: Path) -> None:
+    path = PAGES / "incidents/service-down.md"
+    runbook = library.read("incidents/service-down", PAGES)
+    actions: dict[str, Callable[[], object]] = {
+        "systemctl restart novacron-server": site.server.start,
+        "systemctl is-active novacron-server": lambda: "active" if site.server.running else "inactive",
+    }
+    site.server.kill()
+    began = time.monotonic()
+    try:
+        result, said = run_page(site, runbook, {}, tmp_path / "log", lab_host(actions))
+        recovered_s = time.monotonic() - began
+    finally:
+        if not site.server.running:
+            site.server.start()
+        site.wait_settled()
+    assert result.outcome is StepOutcome.DONE, said
+    runbook_history.record(path, runbook, None, recovered_s)
+
+
+@pytest.mark.slow
+def test_a_killed_database_is_brought_back_by_its_runbook(site: Platform, tmp_path: Path) -> None:
+    path = PAGES / "incidents/database-issues.md"
+    runbook, begun = library.read("incidents/database-issues", PAGES), []
+    actions: dict[str, Callable[[], object]] = {
+        "systemctl start postgresql": lambda: begun.append(site.postgres.start()),
+        "pg_isready": lambda: "accepting connections" if begun else "no response",
+    }
+    site.postgres.kill()
+    began = time.monotonic()
+    try:
+        result, said = run_page(site, runbook, {}, tmp_path / "log", lab_host(actions))
+        recovered_s = time.monotonic() - began
+    finally:
+        if not begun:
+            site.postgres.start()
+        site.wait_ready()
+    assert result.outcome is StepOutcome.DONE, said
+    runbook_history.record(path, runbook, None, recovered_s)
+
+
+@pytest.mark.slow
+def test_the_database_is_backed_up_by_its_runbook(
+    site: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runbook = library.read("maintenance/backup", PAGES)
+    monkeypatch.setenv("NOVACRON_DATABASE_URL", site.postgres.url)
+    monkeypatch.setenv("NOVACRON_STATE_DIR", str(tmp_path / "state"))
+    (tmp_path / "state").mkdir()
+    values = {"repository": str(tmp_path / "repository")}
+    without, _ = run_page(site, runbook, values, tmp_path / "without", programs.execute_here)
+    assert without.outcome is StepOutcome.FAILED and "step backup: " in without.why, "there is no repository"
+    site.cli("database", "backup", "--repository", values["repository"], "--create")
+    result, said = run_page(site, runbook, values, tmp_path / "log", programs.execute_here)
+    assert result.outcome is StepOutcome.DONE, said
 
 
 @pytest.mark.slow
@@ -106,8 +164,8 @@ def test_a_runbook_with_a_broken_step_or_a_fault_that_stays_does_not_end_well(si
         site.wait_node("host-b", ready=False)
         for number, (what, (mutant, _)) in enumerate(mutants.items()):
             runbook = pages.parse("incidents/node-down", mutant)
-            host = lab_host({"systemctl restart novacron-agent": lambda: None})
-            ended[what], _ = run_page(site, runbook, {"node": "host-b"}, tmp_path / str(number), host)
+            machine = lab_host({"systemctl restart novacron-agent": lambda: None})
+            ended[what], _ = run_page(site, runbook, {"node": "host-b"}, tmp_path / str(number), machine)
     finally:
         agent.start()
         site.wait_node("host-b")

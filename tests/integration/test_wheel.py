@@ -68,6 +68,7 @@ def test_cli_and_sdk_work_in_an_environment_without_the_server(
     command = environment / "bin/novacron"
     assert run(command, "--version").startswith("novacron ")
     assert "host-" in run(command, "node", "list", **settings)
+    assert "incidents/node-down" in run(command, "runbook", "list")
     assert "platform" in run(command, "doctor", **settings) or "server" in run(command, "doctor", **settings)
 
     refused = subprocess.run([command, "server"], capture_output=True, text=True, timeout=60, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,13 @@ def test_a_runbook_says_who_may_run_it_and_changes_nothing_to_look(name: str) ->
         assert role in ROLES or role.endswith(MACHINES), role
     looks = [step for step in runbook.steps if step.section == "Diagnosis"]
     assert not [step.name for step in looks if step.destructive]
+
+
+def test_the_image_has_the_pages_before_the_package_that_brings_them_is_installed() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    built = (ROOT / "deploy/compose/Dockerfile").read_text().partition("uv sync")[0]
+    for source in wheel["force-include"]:
+        assert f"COPY {source} ./{source}\n" in built, "without it, the package can't be built"
 
 
 @pytest.mark.parametrize("name", library.names(PAGES))

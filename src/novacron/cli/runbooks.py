@@ -166,7 +166,7 @@ def run(
         path = how.resume or how.log or _log_path(runbook)
         with closing(log or run_log.RunLog.begin(path)) as writing:
             _begin(writing, runbook, values, steps)
-            places = dict.fromkeys(["", *(place.value for place in how.here or [])], programs.execute)
+            places = {"": programs.execute_here, **{place.value: programs.execute for place in how.here or []}}
             operator = _Terminal(how.yes, frozenset(how.answered or []))
             result = runner.run(steps, values, runner.World(operator, writing, places, stop))
         say(f"log: {path}", err=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from novacron.runbooks import pages
 from novacron.runbooks.model import Runbook, RunbookError
 
-INSTALLED = Path(__file__).parent / "pages"
+INSTALLED = Path(__file__).parent / "installed"
 SOURCE = Path(__file__).parents[3] / "docs/runbooks"
 
 

@@ -27,10 +27,16 @@ Execute = Callable[[tuple[str, ...], float, Callable[[str], None]], CommandResul
 """Runs a command, for at most some seconds, and passes on each line that it prints."""
 
 
+def execute_here(words: tuple[str, ...], limit_s: float, show: Callable[[str], None]) -> CommandResult:
+    """Run a command where the runbook is run: NovaCron is the one that runs the runbook. Raises OSError."""
+    own = (sys.executable, "-m") if words[0] == "novacron" else ()
+    return execute((*own, *words), limit_s, show)
+
+
 def execute(words: tuple[str, ...], limit_s: float, show: Callable[[str], None]) -> CommandResult:
-    """Run a command on this machine. Raises OSError if its program can't be run."""
+    """Run a command on this machine, by its name in PATH. Raises OSError if its program can't be run."""
     process = subprocess.Popen(
-        [*_program(words[0]), *words[1:]],
+        words,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -52,11 +58,6 @@ def execute(words: tuple[str, ...], limit_s: float, show: Callable[[str], None])
         _kill(process)
         process.wait()
     return CommandResult(code, output, late.is_set())
-
-
-def _program(name: str) -> list[str]:
-    """Return how a program is begun: NovaCron is the one that runs the runbook."""
-    return [sys.executable, "-m", "novacron"] if name == "novacron" else [name]
 
 
 def _read(process: subprocess.Popen[bytes], show: Callable[[str], None]) -> str:
