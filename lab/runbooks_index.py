@@ -16,7 +16,7 @@ HEAD = """# Runbooks
 
 Procedures that are pages and programs: [`novacron runbook run`](../reference/runbook-format.md) runs their steps. VMs
 keep running without the control plane: no alert about the control plane is a reason to touch a node whose VMs run.
-[Alerts](alerts.md) says what each alert means.
+[How to use them](guide.md) in an incident has a worked example; [alerts](alerts.md) says what each alert means.
 
 Made by `script/generate` of the pages: change those, and run it.
 """

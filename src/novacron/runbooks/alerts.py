@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
 import json
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,7 +35,7 @@ def load(source: str) -> list[FiringAlert]:
         if len(data) > ALERTS_BYTES_MAX:
             raise RunbookError(f"{source}: alerts may have {ALERTS_BYTES_MAX >> 20} MiB")
         return decode(json.loads(data))
-    except (OSError, ValueError, RecursionError, urllib.error.URLError) as error:
+    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
         raise RunbookError(f"can't read alerts from {source}: {error}") from None
 
 

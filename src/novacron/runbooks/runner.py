@@ -192,7 +192,7 @@ def _run_commands(step: RunbookStep, execute: Execute, world: World) -> str:
     for command in step.commands:
         began = world.clock()
         try:
-            result = execute(command.words, step.limit_s, world.operator.show)
+            result = execute(command.words, step.limit_s, lambda line: world.operator.show(f"    {line}"))
         except OSError as error:
             result = CommandResult(127, f"can't run {command.words[0]}: {error.strerror}")
         why = _judged(step, command, result)
