@@ -294,11 +294,20 @@ def test_a_log_is_private_and_a_run_goes_on_behind_what_it_says_is_done(tmp_path
     with path.open("ab") as file:
         file.write(b'{"event": "step", "ste')  # the machine ended
     again, state = RunLog.resume(path)
+    again.write("step", step="remove", outcome="done")
     again.close()
+    later, later_state = RunLog.resume(path)
+    later.close()
+    assert later_state.done == state.done | {"remove"}, "what follows a line that was cut off counts"
     assert state == RunState(runbook.name, runbook.digest, {"node": "host-a"}, frozenset({"look", "sure"}))
     check_resumable(state, runbook)
     with pytest.raises(RunbookError, match="has changed since"):
         check_resumable(state, read(STEPS.replace("remove {node}", "remove --force {node}")))
+    other = tmp_path / "other"
+    other.write_text("{}")
+    with pytest.raises(RunbookError, match="is no log of a runbook"):
+        RunLog.resume(other)
+    assert other.read_text() == "{}"
     with pytest.raises(RunbookError, match="can't write the log"):
         RunLog.begin(path)
 

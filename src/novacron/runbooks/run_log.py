@@ -46,9 +46,15 @@ class RunLog:
         """Go on with a log. Raises RunbookError."""
         try:
             log = cls._locked(path, 0)
-            return log, _state(path)
         except OSError as error:
             raise RunbookError(f"can't go on with the log {path}: {error.strerror}") from None
+        try:
+            state = _state(path)
+        except BaseException:
+            log.close()
+            raise
+        log._file.write(b"\n")  # behind a line that was cut off
+        return log, state
 
     @classmethod
     def _locked(cls, path: Path, flags: int) -> RunLog:
