@@ -8,7 +8,9 @@ import io
 import json
 import os
 import random
+import time
 import traceback
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,11 +71,16 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> random.Random:
     def stream(self: object, *_: object) -> Iterator[bytes]:
         raise Unreachable("cut off")
 
+    def interrupt(_: float) -> None:
+        """What is watched on this machine, such as contexts, does not end by a failure."""
+        if chance.random() < 0.3:
+            raise KeyboardInterrupt
+
     transport = "novacron.client.sync.transport.Transport"
     monkeypatch.setattr(f"{transport}.send", send)
     monkeypatch.setattr(f"{transport}.stream", stream)
     monkeypatch.setattr(f"{transport}.pause", lambda *_: None)
-    monkeypatch.setattr("novacron.cli.lists.WATCH_INTERVAL_S", 0)
+    monkeypatch.setattr("novacron.cli.lists.time", types.SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
     return chance
 
 
