@@ -77,8 +77,16 @@ async def attack(served: Served, requests: Iterable[Hostile]) -> tuple[int, list
 
 
 @pytest.fixture(scope="module")
-def fuzz(api: Api) -> Fuzz:
-    return Fuzz(api("GET", "/schema").body)
+def fuzz(api: Api) -> Iterator[Fuzz]:
+    """Afterwards the tokens that it got are revoked: they use up what a user may have."""
+
+    def tokens() -> set[str]:
+        return {token["id"] for token in api("GET", "/api/v1/tokens").body["items"]}
+
+    before = tokens()
+    yield Fuzz(api("GET", "/schema").body)
+    for token in tokens() - before:
+        api("DELETE", f"/api/v1/tokens/{token}")
 
 
 def _sample(fuzz: Fuzz, seed: int) -> Iterator[Hostile]:
