@@ -27,7 +27,7 @@ def load(source: str) -> list[FiringAlert]:
     """Return the alerts of a file, or of an address (http, https). Raises RunbookError."""
     try:
         if source.startswith(("http://", "https://")):
-            with urllib.request.urlopen(source, timeout=TIME_LIMIT_S) as answer:  # noqa: S310 - the scheme is checked
+            with urllib.request.urlopen(source, timeout=TIME_LIMIT_S) as answer:  # noqa: S310 # nosec B310 - the scheme is checked
                 data = answer.read(ALERTS_BYTES_MAX + 1)
         else:
             with Path(source).open("rb") as file:
