@@ -19,9 +19,9 @@ SHARED = {
     ),
     "the API of the shared platform": (
         *_integration(
-            "volumes", "sharing", "hotplug", "encryption", "access", "api", "contract", "doctor", "foreign_clients",
-            "imports", "manifests", "networks", "placement", "runbooks", "sdk_page", "server", "web_ui",
-            "wheel",
+            "volumes", "sharing", "hotplug", "encryption", "access", "api", "api_http", "api_objects", "contract",
+            "doctor", "foreign_clients", "imports", "manifests", "networks", "placement", "runbooks", "sdk_page",
+            "server", "web_ui", "wheel",
         ),
         "tests/security/test_overlay.py",
     ),

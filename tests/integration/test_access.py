@@ -49,6 +49,10 @@ def tenants(site: Platform) -> Iterator[Tenants]:
         "name": "acc-vm", "image": "tiny", "memory_mib": 64, "power": "stopped"})}  # fmt: skip
     scoped["network"] = client.request("POST", "/api/v1/networks?project=acc-ours", {"name": "acc-net"})
     scoped["group"] = client.request("POST", "/api/v1/security-groups?project=acc-ours", {"name": "acc-group"})
+    size = {"name": "acc-flavor", "spec": {"vcpus": 1, "memory_mib": 64}}
+    scoped["flavor"] = client.request("POST", "/api/v1/flavors?project=acc-ours", size)
+    like = {"name": "acc-template", "spec": {}}
+    scoped["template"] = client.request("POST", "/api/v1/templates?project=acc-ours", like)
     scoped["volume"] = client.request("POST", "/api/v1/volumes?project=acc-ours", {"name": "acc-vol", "size_mib": 4})
     scoped["address"] = client.request(
         "POST", "/api/v1/floating-addresses?project=acc-ours", {"address": "198.19.200.7"}
@@ -59,6 +63,8 @@ def tenants(site: Platform) -> Iterator[Tenants]:
     client.delete("volumes", scoped["volume"]["id"])
     client.request("DELETE", "/api/v1/networks/acc-net")
     client.request("DELETE", "/api/v1/security-groups/acc-group")
+    client.request("DELETE", "/api/v1/flavors/acc-flavor")
+    client.request("DELETE", "/api/v1/templates/acc-template")
     client.request("DELETE", "/api/v1/floating-addresses/198.19.200.7")
     for user in list(client.list("users")):
         if user["name"].startswith("acc-"):
@@ -90,6 +96,7 @@ def routes() -> list[tuple[str, str, Any]]:
 
 ALL = routes()
 OWNED = {"vms": "ref", "networks": "network", "security-groups": "group", "volumes": "volume",
+         "flavors": "flavor", "templates": "template",
          "floating-addresses": "address"}  # fmt: skip
 
 
@@ -126,7 +133,7 @@ def test_each_route_serves_only_callers_with_its_right(api: Api, tenants: Tenant
         address = fill_in_path(path, tenants.objects)
         body = None if method == "GET" else {"no-such-field": True}
         if method == "DELETE" or (method == "POST" and handler.parsed_data_field is None):
-            address = re.sub(r"(vms|networks|security-groups|volumes|floating-addresses)/[^/]+", r"\1/none", address)
+            address = re.sub(rf"({'|'.join(OWNED)})/[^/]+", r"\1/none", address)
         answer = api(method, address, body, token=token, if_match='"1"')
         if answer.status == 429:  # so many wrong tokens from one address
             pause(float(answer.headers["retry-after"]))
@@ -166,7 +173,7 @@ def test_nobody_sees_objects_of_other_projects(api: Api, tenants: Tenants) -> No
                  "/api/v1/networks/acc-net", "/api/v1/projects/acc-ours", "/api/v1/vms?project=acc-ours"):  # fmt: skip
         assert api("GET", path, token=other).status == 404, path
     for kind in ("vms", "networks", "volumes", "security-groups", "floating-addresses", "migrations", "events",
-                 "exports", "imports", "forwards"):  # fmt: skip
+                 "exports", "imports", "forwards", "flavors", "templates"):  # fmt: skip
         mine = api("GET", f"/api/v1/{kind}", token=tenants.tokens["viewer-ours"])
         visible = api("GET", f"/api/v1/{kind}", token=other)
         assert mine.status == visible.status == 200
@@ -178,6 +185,25 @@ def test_nobody_sees_objects_of_other_projects(api: Api, tenants: Tenants) -> No
     created = api("POST", "/api/v1/vms", {
         "name": "spy", "image": "tiny", "memory_mib": 64, "nics": [{"network": "acc-net"}]}, token=other)  # fmt: skip
     assert created.status == 404 and created.problem["field"] == "nics"
+
+
+def test_shared_flavors_are_everybodys_to_use_and_operators_to_change(api: Api, tenants: Tenants) -> None:
+    body = {"name": "acc-shared", "spec": {"vcpus": 1, "memory_mib": 64}, "shared": True}
+    member, operator = tenants.tokens["member-everywhere"], tenants.tokens["operator-everywhere"]
+    assert api("POST", "/api/v1/flavors", body, token=member).status == 403
+    assert api("POST", "/api/v1/flavors", body, token=operator).status == 201
+    place, other = "/api/v1/flavors/acc-shared", tenants.tokens["member-theirs"]
+    try:
+        assert api("GET", place, token=other).body["project"] is None
+        assert "acc-shared" in str(api("GET", "/api/v1/flavors", token=other).body)
+        assert "acc-shared" in str(api("GET", "/api/v1/flavors?project=acc-theirs", token=other).body)
+        for method, change in (("PATCH", {"description": "mine"}), ("DELETE", None)):
+            for token in (other, member):
+                assert api(method, place, change, token=token).status == 403
+        hidden = {"name": "spy", "image": "tiny", "flavor": "acc-flavor"}
+        assert api("POST", "/api/v1/vms", hidden, token=other).problem["field"] == "flavor", "another project's"
+    finally:
+        assert api("DELETE", place, token=operator).status == 200
 
 
 def test_a_name_is_unique_within_its_project_only(api: Api, tenants: Tenants) -> None:
@@ -198,17 +224,20 @@ def test_a_name_is_unique_within_its_project_only(api: Api, tenants: Tenants) ->
 def test_the_stream_of_changes_is_filtered(site: Platform, api: Api, tenants: Tenants) -> None:
     after = api("GET", "/api/v1/vms").body["revision"]
     user = next(user for user in site.client.list("users") if user["name"] == "acc-viewer-theirs")
+    size = {"name": "acc-for-all", "spec": {"vcpus": 1, "memory_mib": 64}, "shared": True}
+    assert api("POST", "/api/v1/flavors", size).status == 201
     created = api("POST", "/api/v1/security-groups?project=acc-ours", {"name": "acc-hidden"})
     shown = api("POST", "/api/v1/security-groups?project=acc-theirs", {"name": "acc-shown"})
     assert created.status == shown.status == 201
     try:
         text = read_stream(site, tenants.tokens["viewer-theirs"], after, "acc-shown")
-        assert "acc-hidden" not in text
+        assert "acc-hidden" not in text and "acc-for-all" in text
         assert "acc-hidden" in read_stream(site, api.token, after, "acc-shown")
         assert user["name"] not in text
     finally:
         for name in ("acc-hidden", "acc-shown"):
             api("DELETE", f"/api/v1/security-groups/{name}")
+        api("DELETE", "/api/v1/flavors/acc-for-all")
 
 
 def read_stream(site: Platform, token: str, after: int, until_text: str) -> str:

@@ -37,6 +37,7 @@ def sector_image(site: Platform, tmp_path_factory: pytest.TempPathFactory) -> It
     file = tmp_path_factory.mktemp("disks") / "disk.raw"
     file.write_bytes(boot_sector.sector("booted disk").ljust(1 << 20, b"\0"))
     site.cli("image", "import", "sector", str(file), "--node", "host-a")
+    site.cli("image", "copy", "sector", "host-b")
     yield "sector"
     site.cli("image", "delete", "sector")
 
@@ -55,6 +56,12 @@ def own_kernel(site: Platform) -> Iterator[tuple[str, str]]:
 
 def says(site: Platform, vm: dict[str, Any], text: str, times: int = 1) -> None:
     until(lambda: site.console_log(site.client.get("vms", vm["id"])).count(text) >= times, f"{text} x{times}", BOOT_S)
+
+
+def crash(site: Platform, vm: dict[str, Any]) -> None:
+    """Kill a VM's QEMU; its node starts it again."""
+    site.wait_state(vm["id"], "running")
+    site.kill_qemu(vm)
 
 
 def holds(site: Platform, vm: dict[str, Any], *isos: str | None) -> None:
@@ -94,7 +101,7 @@ def test_boot_once_holds_for_one_start_and_not_for_the_reboot_after_it(
 ) -> None:
     vm = new_vm(image=sector_image, cdroms=[{"iso": cds[0]}], boot_once="cdrom", disk_bus="scsi", node="host-a")
     says(site, vm, "booted cd-one")
-    site.cli("vm", "reset", vm["name"])
+    crash(site, vm)
     says(site, vm, "booted disk")
     site.cli("vm", "kill", vm["name"], "--wait")
     site.cli("vm", "start", vm["name"], "--wait")
@@ -106,13 +113,21 @@ def test_boot_once_holds_for_one_start_and_not_for_the_reboot_after_it(
     says(site, vm, "booted cd-one", 2)
     site.cli("vm", "reset", vm["name"])
     says(site, vm, "booted disk", 3)
+    site.cli("vm", "migrate", vm["name"], "--to", "host-b")
+    crash(site, vm)
+    says(site, vm, "booted disk")
+    assert "booted cd-one" not in site.console_log(site.client.get("vms", vm["id"]))
 
 
 @pytest.mark.slow
 def test_a_vm_boots_a_kernel_that_was_uploaded(site: Platform, new_vm: NewVm, own_kernel: tuple[str, str]) -> None:
     kernel, initrd = own_kernel
-    vm = new_vm(image="blank", kernel=kernel, initrd=initrd, kernel_arguments="console=ttyS0 said=by-me", node="host-a")
+    vm = new_vm(
+        image="blank", kernel=kernel, initrd=initrd, kernel_arguments="console=ttyS0 said=by-me", node="host-a",
+        smbios_manufacturer="Shop (1)", smbios_serial="A-7", smbios_asset_tag="T#9",
+    )  # fmt: skip
     says(site, vm, "said=by-me")
+    says(site, vm, "DMI: Shop (1)")
     site.wait_state(vm["id"], "running")
 
 

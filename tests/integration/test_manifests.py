@@ -38,26 +38,40 @@ kind: volume
 name: {name}-data
 size_mib: 64
 tags: [shop]
+---
+kind: template
+name: {name}-like
+tags: [shop]
+spec: {{image: tiny, memory_mib: 256, nics: [{{network: {name}-net}}]}}
+---
+kind: flavor
+name: {name}-size
+shared: true
+spec: {{vcpus: 2, memory_mib: 512}}
 """
 
 
 def test_files_say_how_objects_are(site: Platform, new_name: Callable[[], str], tmp_path: Path) -> None:
     name, file = new_name(), tmp_path / "shop.yaml"
     file.write_text(SHOP.format(name=name))
-    prune = [word for kind in ("vm", "volume", "network", "security-group") for word in ("--prune", kind)]
+    prune = [word for kind in ("vm", "volume", "network", "template", "security-group") for word in ("--prune", kind)]
     prune += ["--prune-filter", f"name={name}-*", "--prune-filter", "tags=shop"]
-    assert "4 to create" in site.cli("apply", "-f", str(file), "--dry-run").stdout
+    assert "6 to create" in site.cli("apply", "-f", str(file), "--dry-run").stdout
     assert site.cli("get", "vm", f"{name}-vm", check=False).returncode == 3
     site.cli("apply", "-f", str(file))
     try:
         again = site.cli("apply", "-f", str(file), *prune).stdout
-        assert again == "0 to create, 0 to change, 0 to delete, 4 as they should be\n"
+        assert again == "0 to create, 0 to change, 0 to delete, 6 as they should be\n"
         changed = (
-            SHOP.format(name=name).replace('ports: "443"', 'ports: "80"').replace("memory_mib: 256", "memory_mib: 320")
+            SHOP.format(name=name)
+            .replace('ports: "443"', 'ports: "80"')
+            .replace("memory_mib: 256", "memory_mib: 320")
+            .replace("vcpus: 2, ", "vcpus: 4, ")
         )
         file.write_text(changed)
         said = site.cli("apply", "-f", str(file)).stdout
-        assert f"~ vm {name}-vm\n    memory_mib: 256 -> 320" in said and "2 to change" in said
+        assert f"~ vm {name}-vm\n    memory_mib: 256 -> 320" in said and "4 to change" in said
+        assert site.client.get("flavors", f"{name}-size")["spec"]["vcpus"] == 4
         assert site.client.get("security-groups", f"{name}-open")["rules"][0]["ports"] == "80"
         assert site.cli("get", "vm", f"{name}-vm", "-o", "jsonpath=$.spec.memory_mib").stdout == "320\n"
         assert (
@@ -74,7 +88,8 @@ def test_files_say_how_objects_are(site: Platform, new_name: Callable[[], str], 
         refused = site.cli("apply", "-f", str(file), *prune, check=False)
         done = site.cli("apply", "-f", str(file), *prune, "--yes")
         site.client.delete("security-groups", f"{name}-open")
-    assert refused.returncode == 2 and "3 to delete" in refused.stderr
+        site.client.delete("flavors", f"{name}-size")
+    assert refused.returncode == 2 and "4 to delete" in refused.stderr
     assert f"vm {name}-vm in project default: deleted" in done.stdout
 
 

@@ -17,6 +17,7 @@ from novacron.model.vm import Display, Firmware, Power, Vm, VmSpec, VmState, VmS
 from novacron.server.node_statements import NodeBasis, statements
 from novacron.store import ingress, networks, new_vms, nics, project_moves, projects, vms
 from novacron.store.database import Connection, Database
+from novacron.wire.vms import Assignment
 from tests.support.project_secrets import PlainSecrets
 from tests.support.stored_fleet import add_node, add_vm
 
@@ -154,19 +155,23 @@ async def test_processor_and_machine_type_are_chosen_anew_at_the_next_start(data
             )  # fmt: skip
 
     async def told() -> tuple[CpuModel | None, int]:
+        assert (await assigned()).booted_once_at == 4, "wherever the VM goes, it has booted once"
+        return (await assigned()).cpu, (await assigned()).hardware_renewals
+
+    async def assigned() -> Assignment:
         common = CpuModel("GenuineIntel", 6, 85, 4, ("sse4.2",))
         async with database.transaction("repeatable_read") as connection:
             [statement] = await statements(connection, "host-a", set(), PlainSecrets(), NodeBasis(common, ()))
         assert statement.assignment is not None and statement.assignment.machine == "pc-i440fx-7.2", "that it has run"
-        return statement.assignment.cpu, statement.assignment.hardware_renewals
+        return statement.assignment
 
     async with database.transaction() as connection:
         await add_node(connection, "host-a")
-    started = VmStatus(VmState.STOPPED, machine="pc-i440fx-7.2", cpu=had)
+    started = VmStatus(VmState.STOPPED, machine="pc-i440fx-7.2", cpu=had, booted_once_at=4)
     await report(started)
     assert await told() == (had, 0), "it keeps what it was first started with"
     spec = (await change.set(cpu=CpuKind.BASELINE)).spec
-    assert spec.hardware_renewals == 1 and bound_to(spec, started) == VmStatus(VmState.STOPPED)
+    assert spec.hardware_renewals == 1 and bound_to(spec, started) == VmStatus(VmState.STOPPED, booted_once_at=4)
     await report(started)  # what the node said before
     assert await told() == (CpuModel("GenuineIntel", 6, 85, 4, ("sse4.2",)), 0)
     await report(msgspec.structs.replace(started, hardware_renewals=1))

@@ -34,6 +34,9 @@ def served() -> Iterator[Served]:
             client.create_project(project, host_network=True)
             client.request("POST", f"/api/v1/networks?project={project}", {"name": f"net-{name}"})
             client.request("POST", f"/api/v1/security-groups?project={project}", {"name": f"group-{name}"})
+            size = {"name": f"flavor-{name}", "spec": {"vcpus": 1, "memory_mib": 64}}
+            client.request("POST", f"/api/v1/flavors?project={project}", size)
+            client.request("POST", f"/api/v1/templates?project={project}", {"name": f"template-{name}", "spec": {}})
             client.request("POST", f"/api/v1/floating-addresses?project={project}", {"address": address})
         client.create_user("fuzzed", password=None)
         asyncio.run(_fill(platform.postgres.url))

@@ -44,7 +44,8 @@ NAMES = {"ref": "vm-fuzzed", "node": "host-fuzzed", "name": "net-fuzzed", "site"
          "other": "b", "offset": "0", "address": "198.19.200.8", "timeout_s": "0"}  # fmt: skip
 """Of things that exist, so that a hostile value elsewhere gets past the look-up; other tests do not use them."""
 BY_PATH = {"/api/v1/nodes": "host-fuzzed", "/api/v1/security-groups": "group-fuzzed", "/api/v1/projects": "fuzzed",
-           "/api/v1/users": "fuzzed", "/api/v1/images": "tiny"}  # fmt: skip
+           "/api/v1/users": "fuzzed", "/api/v1/images": "tiny",
+           "/api/v1/flavors": "flavor-fuzzed", "/api/v1/templates": "template-fuzzed"}  # fmt: skip
 LEFT_OUT = ("/api/v1/logout",)
 """Ends the session that asks."""
 

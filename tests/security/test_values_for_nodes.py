@@ -35,7 +35,13 @@ from novacron.wire import messages as wire
 
 HOSTILE = "\0\n\r\t ,;\"'{}$`\\*?&|<>"
 """Not one of these may be in a text with a pattern, but for those of ``ALLOWED``."""
-ALLOWED = {"CpuModel.vendor": " ", "VmSpec.kernel_arguments": " ,;\"'{}$`\\*?&|<>"}
+ALLOWED = {
+    "CpuModel.vendor": " ",
+    "VmSpec.smbios_manufacturer": " ",
+    "VmSpec.smbios_serial": " ",
+    "VmSpec.smbios_asset_tag": " ",
+    "VmSpec.kernel_arguments": " ,;\"'{}$`\\*?&|<>",
+}
 """The identification of a processor may have spaces. A guest's kernel gets its arguments from one option of QEMU, which
 is taken as it is."""
 

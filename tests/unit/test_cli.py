@@ -27,6 +27,7 @@ from novacron.cli import (
     progress,
     snapshots,
     vm_create,
+    vm_templates,
     vms,
     volumes,
 )  # fmt: skip
@@ -95,6 +96,7 @@ class Calls:
             return {
                 "id": "id-1", "name": "web", "node": None, "deleting": False, "migration": None, "mtu": 1500,
                 "status": {"state": "pending"}, "spec": spec, "size_bytes": 1, "source": "a", "rules": [],
+                "revision": 7,
             }  # fmt: skip
 
         return call
@@ -103,7 +105,7 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     recorder = Calls()
-    for module in (vm_create, vms, volumes, networks, nodes, images, snapshots, access, lists):
+    for module in (vm_create, vm_templates, vms, volumes, networks, nodes, images, snapshots, access, lists):
         monkeypatch.setattr(module, "Client", lambda: recorder)
     monkeypatch.setattr(output, "fields", lambda *_: None)
     return recorder
@@ -123,13 +125,24 @@ def test_creating_a_vm_sends_defaults_and_explicit_options(calls: Calls, tmp_pat
     assert calls.made == [("create_vm", (), {
         "name": "web", "image": "tiny", "memory_mib": 512, "power": "stopped", "restart": "on-failure",
         "start_order": 500, "start_delay_s": 0, "protected": False, "ha": True, "ha_priority": 500,
-        "firmware": "uefi", "os": "other", "disk_boot_order": 1, "kernel_arguments": "", "display": "none",
+        "firmware": "uefi", "os": "other", "disk_boot_order": 1, "kernel_arguments": "",
+        "smbios_manufacturer": "", "smbios_serial": "", "smbios_asset_tag": "", "display": "none",
         "own_disk": True, "cpu": "baseline", "cpu_flags": ["avx2"],
         "placement": {"labels": {"disk": "ssd"}, "anti_affinity_scope": "node"},
         "nics": [{"network": "blue", "address": "10.0.0.5", "groups": ["open"]},
                  {"network": "red", "address": None, "groups": ["open"]}],
         "cloud_init": {"ssh_keys": ["ssh-ed25519 AAAA"]},
     })]  # fmt: skip
+
+
+def test_creating_a_vm_from_presets_sends_only_explicit_options(calls: Calls) -> None:
+    run("vm", "create", "web", "--flavor", "m1", "--template", "web", "--vcpus", "1", "--no-tpm", "--no-start")
+    fields: Object = {"name": "web", "flavor": "m1", "template": "web", "vcpus": 1, "power": "stopped", "tpm": False}
+    assert calls.made == [("create_vm", (), fields)]
+    calls.made.clear()
+    run("template", "create", "web", "--image", "tiny", "--tpm", "--network", "lan")
+    spec: Object = {"image": "tiny", "tpm": True, "nics": [{"network": "lan"}]}
+    assert calls.made == [("create_template", ("web", spec), {"vm": None, "shared": False})]
 
 
 def test_changing_a_vm_sends_only_explicit_options(calls: Calls) -> None:
@@ -281,7 +294,7 @@ def test_labels_and_devices_of_a_node_are_added_and_removed(calls: Calls) -> Non
         "--migration-rate", "none")  # fmt: skip
     changes: Object = {"migration_rate_bytes_per_s": None, "migrations_at_once": 3, "labels": {"b": "2"}, "taints": [],
                "passthrough": []}  # fmt: skip
-    assert calls.made[-1] == ("configure_node", ("a",), changes)
+    assert calls.made[-1] == ("request", ("PATCH", "/api/v1/nodes/a", changes, None), {"If_Match": '"7"'})
 
 
 def test_a_value_of_0_removes_a_volumes_limit(calls: Calls) -> None:

@@ -132,6 +132,22 @@ def test_only_what_a_manifest_names_and_can_differ_is_compared(
 
 
 @pytest.mark.parametrize(
+    ("spec", "different"),
+    [
+        ("{image: tiny, nics: []}", True),
+        ("{image: tiny, tpm: true}", False),
+        ("{image: other, tpm: true}", True),
+        ("{image: tiny}", True),
+        ("{image: tiny, tpm: true, placement: {spread: web}}", True),
+    ],
+)
+def test_what_is_replaced_as_a_whole_is_compared_as_a_whole(spec: str, different: bool, tmp_path: Path) -> None:
+    item: Object = {"name": "web", "project": None, "spec": {"image": "tiny", "tpm": True, "disk_mib": None}}
+    found = document(f"kind: template\nname: web\nshared: true\nspec: {spec}", tmp_path)
+    assert (list(manifests.differences(found, item, schemas())) == ["spec"]) is different
+
+
+@pytest.mark.parametrize(
     ("text", "item", "same"),
     [
         ("kind: link\nsites: [b, a]", {"sites": ["a", "b"], "spec": {}}, True),

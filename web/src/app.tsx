@@ -48,6 +48,7 @@ const PAGES = [
   ["/migrations", m("Migrations")],
   ["/nodes", m("Nodes")],
   ["/images", m("Images")],
+  ["/templates", m("Flavors and templates")],
   ["/networks", m("Networks")],
   ["/volumes", m("Volumes")],
   ["/security-groups", m("Security groups")],

@@ -3,7 +3,7 @@
  *
  * Whatever comes later with an older revision is ignored, so answers and changes may arrive in any order.
  */
-import type { Drain, Event, Export, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Project, SecurityGroup, Snapshot, UnreconciledVm, Vm, Volume } from "./api";
+import type { Drain, Event, Export, Flavor, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Project, SecurityGroup, Snapshot, Template, UnreconciledVm, Vm, Volume } from "./api";
 
 export interface Kinds {
   vm: Vm;
@@ -22,6 +22,8 @@ export interface Kinds {
   forward: Forward;
   "security-group": SecurityGroup;
   "unreconciled-vm": UnreconciledVm;
+  flavor: Flavor;
+  template: Template;
 }
 export type Kind = keyof Kinds;
 
@@ -49,6 +51,8 @@ const KEYS: Record<Kind, keyof Keyed> = {
   forward: "id",
   "security-group": "name",
   "unreconciled-vm": "id",
+  flavor: "name",
+  template: "name",
 };
 export const KINDS = Object.keys(KEYS) as readonly Kind[];
 

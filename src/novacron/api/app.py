@@ -47,6 +47,7 @@ from novacron.api.routes import (
     tokens,
     unreconciled,
     users,
+    vm_templates,
     vm_usage,
     vms,
     volumes,
@@ -65,6 +66,7 @@ async def schema(request: ApiRequest) -> Response[dict[str, Any]]:
 
 API = (
     placements.router,
+    vm_templates.router,
     rebalancing.router,
     drains.router,
     networks.router,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from novacron.cli import metadata, options, output
+from novacron.cli import metadata, options, output, updates
 from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Output, OutputFormat
@@ -186,11 +186,12 @@ def set_project(
         changes["encryption"] = changed.encryption is OnOff.ON
     with output.errors():
         client = Client()
-        if quota:
-            changes["quota"] = _quota(quota, client.get("projects", project)["quota"])
-        if not changes:
+        if not changes and not quota:
             raise typer.BadParameter("nothing to change: give an option")
-        output.fields(client.configure_project(project, **changes), PROJECTS, output_)
+        changed_project = client.configure_project(project, **changes) if not quota else updates.update(
+            client, "projects", project, lambda now: {**changes, "quota": _quota(quota, now["quota"])}
+        )  # fmt: skip
+        output.fields(changed_project, PROJECTS, output_)
 
 
 @projects.command("delete")

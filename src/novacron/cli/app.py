@@ -34,6 +34,7 @@ from novacron.cli import (
     vm_copies,
     vm_create,
     vm_nics,
+    vm_templates,
     vm_unreconciled,
     vms,
     volumes,
@@ -61,6 +62,8 @@ vms.app.command()(vm_unreconciled.forget)
 vms.app.add_typer(vm_nics.app, name="nic")
 vms.app.command("move-to-project")(project_moves.vm)
 app.add_typer(vms.app, name="vm")
+app.add_typer(vm_templates.flavors, name="flavor")
+app.add_typer(vm_templates.templates, name="template")
 app.add_typer(snapshots.app, name="snapshot")
 volumes.app.command("move-to-project")(project_moves.volume)
 app.add_typer(backups.app, name="backup")

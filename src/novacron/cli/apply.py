@@ -83,12 +83,18 @@ class Clients:
             found: Iterable[Object] = client.list(f"vms/{vm['id']}/snapshots")
         else:
             found = self.list(kind, document.project)
-        owned = self.own_project() if kind.name in manifests.IN_PROJECT else None
-        wanted = document.project or owned
+        owners = self._owners(document)
         return next(
-            (item for item in found if (manifests.is_of(document, item) and item.get("project", wanted) == wanted)
-             or (manifests.is_of(document, item) and kind.name not in manifests.IN_PROJECT)), None,
+            (item for item in found if manifests.is_of(document, item)
+             and (owners is None or item.get("project", owners[0]) in owners)), None,
         )  # fmt: skip
+
+    def _owners(self, document: Document) -> tuple[str | None, ...] | None:
+        """Return of whom the object of a document may be; None: of anybody."""
+        if document.kind.name not in manifests.IN_PROJECT:
+            return None
+        own = document.project or self.own_project()
+        return (own, None) if document.fields.get("shared") else (own,)
 
 
 def apply(

@@ -49,6 +49,8 @@ KINDS = (
          "ConfigureSecurityGroup", ("sg",)),
     ObjectKind("network", "networks", "networks:NETWORKS,DETAILS", "Network", "CreateNetwork", "ConfigureNetwork",
          ("net",)),
+    ObjectKind("flavor", "flavors", "vm_templates:FLAVORS", "Flavor", "CreateFlavor", "ConfigureFlavor"),
+    ObjectKind("template", "templates", "vm_templates:TEMPLATES", "Template", "CreateTemplate", "ConfigureTemplate"),
     ObjectKind("volume", "volumes", "volumes:COLUMNS,DETAILS", "Volume", "CreateVolume", "ConfigureVolume", ("vol",)),
     ObjectKind("vm", "vms", "vms:COLUMNS,DETAILS", "Vm", "CreateVm", "ConfigureVm"),
     ObjectKind("floating-address", "floating-addresses", "networks:FLOATING", "FloatingAddress", "AddFloatingAddress",

@@ -24,11 +24,13 @@ BESIDE: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Fields of manifests that are not in the body of the request that creates the object."""
 AT_CREATION: dict[str, frozenset[str]] = {
-    "vm": frozenset({"node", "cloud_init", "firmware_state", "image", "disks", "boot_once"}),
+    "vm": frozenset({"node", "cloud_init", "firmware_state", "image", "disks", "boot_once", "flavor", "template"}),
     "volume": frozenset({"node", "image"}),
     "network": frozenset({"is_default"}),
     "image": frozenset({"url", "path", "catalogue_image", "size_bytes", "sha256", "format", "node", "shared"}),
     "snapshot": frozenset({"memory", "quiesce"}),
+    "flavor": frozenset({"shared"}),
+    "template": frozenset({"shared", "vm"}),
 }
 """Fields that say only how an object begins: they are not compared afterwards."""
 BESIDE_SPEC = ("name", "sites", "mtu", "display_name", "description", "tags")
@@ -41,8 +43,11 @@ DEFAULTS: Object = {"protocol": "tcp"}
 """Values of fields of an identity that a manifest may leave out."""
 ASSIGNED = frozenset({"nics"})
 """Fields in which null, or nothing, lets the platform choose."""
+WHOLE: dict[str, frozenset[str]] = {"flavor": frozenset({"spec"}), "template": frozenset({"spec"})}
+"""Fields that a change replaces as a whole, so that what a manifest leaves out of them counts."""
 IN_PROJECT = frozenset({
     "image", "security-group", "network", "volume", "vm", "floating-address", "forward", "snapshot",
+    "flavor", "template",
 })  # fmt: skip
 
 
@@ -225,9 +230,17 @@ def differences(document: Document, item: Object, schemas: Schemas) -> dict[str,
         clears = field in BESIDE.get(kind.name, ()) or _takes_null(changeable.get(field), schemas)
         if wanted is None and not clears:
             continue
-        if not same(wanted, has, assigned=field in ASSIGNED):
+        extra = field in WHOLE.get(kind.name, ()) and _has_more(wanted, has)
+        if extra or not same(wanted, has, assigned=field in ASSIGNED):
             found[field] = (has, wanted)
     return found
+
+
+def _has_more(wanted: object, has: object) -> bool:
+    """Say whether a value has fields that are not wanted; one that is null or empty is no different without them."""
+    if not isinstance(wanted, dict) or not isinstance(has, dict):
+        return False
+    return any(key not in wanted for key, value in has.items() if value is not None and value != {})
 
 
 def _takes_null(schema: Object | None, schemas: Schemas) -> bool:

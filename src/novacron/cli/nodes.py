@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from novacron import private_file
-from novacron.cli import metadata, options, output
+from novacron.cli import metadata, options, output, updates
 from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Object, Output, OutputFormat
@@ -250,10 +250,12 @@ def set_(
         raise typer.BadParameter("nothing to change: give an option")
     with output.errors():
         client = Client()
-        if label or taint or passthrough is not None:
-            spec = client.get("nodes", node)["spec"]
-            changes |= _list_changes(spec, label or (), taint or (), passthrough)
-        output.fields(client.configure_node(node, **changes), DETAILS, output_)
+        of_lists = label or taint or passthrough is not None
+        changed = client.configure_node(node, **changes) if not of_lists else updates.update(
+            client, "nodes", node,
+            lambda now: {**changes, **_list_changes(now["spec"], label or (), taint or (), passthrough)},
+        )  # fmt: skip
+        output.fields(changed, DETAILS, output_)
 
 
 def _list_changes(spec: Object, labels: Iterable[str], taints: Iterable[str], devices: list[str] | None) -> Object:

@@ -169,6 +169,17 @@ def _parameter(entry: Option) -> inspect.Parameter:
     )
 
 
+def typed(context: typer.Context, options: Iterable[Option], body: Object) -> Object:
+    """Return a request without what nobody typed: without the defaults of options."""
+    sources = {entry.field: context.get_parameter_source(_name(entry)) for entry in options}
+    defaults = [field for field, source in sources.items() if source is None or source.name == "DEFAULT"]
+    kept = {field: dict(value) if isinstance(value, dict) else value for field, value in body.items()}
+    for field in defaults:
+        *path, last = field.split(".")
+        functools.reduce(lambda at, key: at.get(key, {}), path, kept).pop(last, None)
+    return {field: value for field, value in kept.items() if value != {}}
+
+
 def request(options: Iterable[Option], values: dict[str, Any]) -> Object:
     """Return the request that options make; those that were not given and have no default are left out."""
     body: Object = {}

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output
+from novacron.cli import output, updates
+from novacron.cli.output import Object
 from novacron.cli.vms import VmRef
 from novacron.client import Client
 from novacron.terminal import say
@@ -30,12 +31,14 @@ def eject(vm: VmRef, drive: Drive = 1) -> None:
 
 def _change_cd(vm: str, drive: int, iso: str | None) -> None:
     with output.errors():
-        client = Client()
-        found = client.get("vms", vm)
-        drives = found["spec"]["cdroms"]
-        if drive > len(drives):
-            has = "no CD-ROM drive" if not drives else f"{len(drives)} CD-ROM drive{'s' if len(drives) > 1 else ''}"
-            raise output.fail(f"{vm} has {has}; while it is off: novacron vm set {vm} --cd ISO", output.EXIT_FAILED)
-        drives[drive - 1]["iso"] = iso
-        client.configure_vm(found["id"], cdroms=drives)
+        updates.update(Client(), "vms", vm, lambda found: _with_cd(found, drive, iso))
         say(f"{vm}: drive {drive} {'is to be empty' if iso is None else f'is to hold {iso}'}")
+
+
+def _with_cd(vm: Object, drive: int, iso: str | None) -> Object:
+    """Return the change of a VM in one of whose drives another ISO is to be. Raises typer.Exit."""
+    drives, name = vm["spec"]["cdroms"], vm["name"]
+    if drive > len(drives):
+        has = "no CD-ROM drive" if not drives else f"{len(drives)} CD-ROM drive{'s' if len(drives) > 1 else ''}"
+        raise output.fail(f"{name} has {has}; while it is off: novacron vm set {name} --cd ISO", output.EXIT_FAILED)
+    return {"cdroms": [{**has, "iso": iso} if number == drive else has for number, has in enumerate(drives, 1)]}

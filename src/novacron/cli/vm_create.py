@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from typer.core import TyperCommand
 from novacron.cli import images, options, output
 from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
-from novacron.cli.vm_options import NewVm, with_disks
+from novacron.cli.vm_options import CREATE_OPTIONS, NewVm, with_disks
 from novacron.cli.vms import VmRef, WaitFor, finish
 from novacron.client import ApiError, Client
 
@@ -31,20 +32,30 @@ class Create(TyperCommand):
         return super().parse_args(ctx, [arg.replace("--wait=", "--wait-for=", 1) for arg in args])
 
 
+@dataclasses.dataclass(frozen=True)
+class CreationOptions:
+    """How a VM is created."""
+
+    pull: Annotated[
+        bool, typer.Option("--pull/--no-pull", help="import the image first if only a catalogue has it")
+    ] = True
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show where the VM would run, and why")] = False
+
+
 @options.expand
 def create(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
     fields: NewVm,
     wait_for: Annotated[
         WaitFor | None, typer.Option(help="wait until the VM runs, or its guest agent answers; also --wait=agent")
     ] = None,
-    pull: Annotated[
-        bool, typer.Option("--pull/--no-pull", help="import the image first if only a catalogue has it")
-    ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show where the VM would run, and why")] = False,
+    how: CreationOptions = CreationOptions(),
     wait: Wait = Wait(),
 ) -> None:
     """Create a VM and start it."""
+    if "flavor" in fields or "template" in fields:
+        fields = options.typed(context, CREATE_OPTIONS, fields)
     fields = with_disks(fields)
     groups = fields.pop("security_groups", [])
     interfaces = fields.get("nics", ())
@@ -56,11 +67,11 @@ def create(
         interfaces[0].setdefault("mac", fields.pop("mac"))
     with output.errors():
         client = Client()
-        if dry_run:
+        if how.dry_run:
             output.rows(client.foresee_placement(name=name, **fields), VERDICTS, wait.output)
             return
-        vm = _create(client, {"name": name, **fields}, wait.timeout_s, pull=pull)
-        finish(client, vm, (fields["power"],), wait, wait_for)
+        vm = _create(client, {"name": name, **fields}, wait.timeout_s, pull=how.pull)
+        finish(client, vm, (fields.get("power") or vm["spec"]["power"],), wait, wait_for)
 
 
 def _create(client: Client, fields: Object, timeout_s: float, *, pull: bool) -> Object:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from novacron.cli import metadata, output
+from novacron.cli.names import names_of
 from novacron.cli.options import Option, option, zero_removes
 from novacron.cli.output import Object
 from novacron.client.choices import VM_FIELDS, AntiAffinityScope, Display, Power
@@ -84,6 +85,9 @@ VM_OPTIONS = (
         "machine", GUEST, "versioned machine type, like pc-i440fx-7.2; by default its node's newest", None,
         "versioned machine type, like pc-i440fx-7.2, while it is off; newest: its node's newest",
     ),
+    VmOption("smbios_manufacturer", GUEST, "manufacturer of the machine, as the guest sees it"),
+    VmOption("smbios_serial", GUEST, "serial number of the machine, as the guest sees it"),
+    VmOption("smbios_asset_tag", GUEST, "asset tag of the machine, as the guest sees it"),
     VmOption("devices", GUEST, "PCI device of the node to pass through, like 8086:10fb; can be repeated", "--device"),
     VmOption("address", NET, "the guest's IPv4 address, such as 10.77.0.10/24"),
     VmOption("mac", NET, "MAC address of its only interface; by default a free one"),
@@ -105,21 +109,26 @@ def _same(value: Any) -> Any:  # noqa: ANN401 - each option has its type
     return value
 
 
-def _create_option(entry: VmOption) -> Option:
-    field = VM_FIELDS[entry.field]
+def _create_option(entry: VmOption, *, defaults: bool = True) -> Option:
+    """Return an option of ``vm create``, or, without ``defaults``, of a template that need not set the field."""
+    field, flag = VM_FIELDS[entry.field], entry.flag
     if entry.yes_no is not None:
-        return option(entry.field, bool, entry.flag, help=entry.help, default=True, panel=entry.panel,
+        return option(entry.field, bool, flag, help=entry.help, default=defaults or None, panel=entry.panel,
                       convert=entry.yes_no)  # fmt: skip
     type_: Any = list[str] if field.type is list else field.type
-    default = None if field.type is list or field.by_os else field.default
-    flag = entry.flag
+    default = field.default if defaults and field.type is not list and not field.by_os else None
     if entry.field.endswith("_mib"):
         return option(entry.field, str, flag, help=entry.help, default=default and f"{default}M", panel=entry.panel,
                       convert=output.parse_mib, metavar="SIZE")  # fmt: skip
-    if field.type is bool and flag is None:
-        name = entry.field.replace("_", "-")
-        flag = f"--{name}/--no-{name}" if field.by_os else f"--{name}"
+    if field.type is bool:
+        flag = _switch(entry)
     return option(entry.field, type_, flag, help=entry.help, default=default, panel=entry.panel)
+
+
+def _switch(entry: VmOption) -> str:
+    """Return the flags of a switch: on and off."""
+    name = (entry.flag or f"--{entry.field.replace('_', '-')}").removeprefix("--")
+    return f"--{name}" if "/" in name else f"--{name}/--no-{name}"
 
 
 def _change_option(entry: VmOption) -> Option:
@@ -137,14 +146,18 @@ def _change_option(entry: VmOption) -> Option:
     if entry.yes_no is not None:
         return option(entry.field, bool, flag, help=text, panel=entry.panel, convert=entry.yes_no)
     if field.type is bool:
-        name = (flag or f"--{entry.field.replace('_', '-')}").removeprefix("--")
-        flag = f"--{name}/--no-{name}"
+        flag = _switch(entry)
     if size:
         return option(entry.field, str, flag, help=text, panel=entry.panel, convert=convert, metavar="SIZE")
     if field.type is list:
         text, convert = f'{text}; "" removes all', _given
     type_: Any = list[str] if field.type is list else field.type
     return option(entry.field, type_, flag, help=text, panel=entry.panel, convert=convert)
+
+
+def networks_of_template(networks: list[str]) -> list[Object]:
+    """Return the interfaces of a template's VMs: none has an address there."""
+    return [{"network": network} for network in networks]
 
 
 def _newest_is_none(text: str) -> str | None:
@@ -241,7 +254,7 @@ def _given(texts: list[str]) -> list[str]:
     return [text for text in texts if text]
 
 
-def _labels(texts: list[str]) -> dict[str, str]:
+def labels(texts: list[str]) -> dict[str, str]:
     return output.parse_labels(_given(texts))
 
 
@@ -251,7 +264,7 @@ def _or_none(text: str) -> str | None:
 
 SCOPE_HELP = "how far apart VMs of an anti-affinity group run"
 PLACEMENT_OPTIONS = (
-    option("placement.labels", list[str], "--require-label", panel=PLACE, convert=_labels,
+    option("placement.labels", list[str], "--require-label", panel=PLACE, convert=labels,
            help="KEY=VALUE that the node must have as a label; can be repeated"),
     option("placement.tolerations", list[str], "--tolerate", panel=PLACE, convert=_given,
            help="node taint to tolerate; can be repeated"),
@@ -271,6 +284,9 @@ SEED_OPTIONS = (
 )  # fmt: skip
 CREATE_OPTIONS = (
     option("image", str, help="image of its disk, see: novacron image list; without one, the disk of --disk is empty"),
+    option("flavor", str, help="size of the VM, see: novacron flavor list", autocompletion=names_of("flavors")),
+    option("template", str, help="what it is like otherwise, see: novacron template list",
+           autocompletion=names_of("templates")),
     option("node", str, help="node to run on; chosen by the platform if not given", panel=PLACE),
     *(_create_option(entry) for entry in VM_OPTIONS if entry.field != "disk_mib"),
     *metadata.OPTIONS,
@@ -288,6 +304,15 @@ CREATE_OPTIONS = (
     option("security_groups", list[str], "--security-group", panel=NET,
            help="security group of its network interfaces; can be repeated"),
     *SEED_OPTIONS,
+)  # fmt: skip
+NOT_IN_TEMPLATES = ("power", "address", "mac", "boot_once", "smbios_serial", "smbios_asset_tag")
+TEMPLATE_OPTIONS = (
+    option("image", str, help="see: novacron image list"),
+    *(_create_option(entry, defaults=False) for entry in VM_OPTIONS if entry.field not in NOT_IN_TEMPLATES),
+    option("placement.anti_affinity_scope", AntiAffinityScope, panel=PLACE, help=SCOPE_HELP),
+    *PLACEMENT_OPTIONS,
+    option("nics", list[str], "--network", panel=NET, convert=networks_of_template,
+           help="network to attach; can be repeated"),
 )  # fmt: skip
 CHANGE_OPTIONS = (
     option("macs", list[str], "--mac", panel=NET, convert=chosen_or_new,

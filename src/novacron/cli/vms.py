@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from novacron.cli import metadata, options, output, progress, vm_memory
+from novacron.cli import metadata, options, output, progress, updates, vm_memory
 from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait, Wait
@@ -168,9 +168,11 @@ def set_(
         changes["security_groups"] = []
     with output.errors():
         client = Client()
-        if "placement" in changes:  # the API replaces it as a whole
-            changes["placement"] = {**client.get("vms", vm)["spec"]["placement"], **changes["placement"]}
-        output.fields(client.configure_vm(vm, **changes), DETAILS, output_)
+        placed = changes.get("placement")  # the API replaces it as a whole
+        changed = client.configure_vm(vm, **changes) if placed is None else updates.update(
+            client, "vms", vm, lambda now: {**changes, "placement": {**now["spec"]["placement"], **placed}}
+        )  # fmt: skip
+        output.fields(changed, DETAILS, output_)
 
 
 FILTERS = (

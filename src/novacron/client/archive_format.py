@@ -25,7 +25,7 @@ ABOUT_BYTES_MAX = 1 << 20
 MEMBERS_MAX = 1024
 READ_BYTES_MAX = ABOUT_BYTES_MAX + tarfile.BLOCKSIZE
 CARRIED = ("vcpus", "memory_mib", "restart", "start_order", "display", "firmware", "tpm", "os", "disk_bus",
-           "nic_model")  # fmt: skip
+           "nic_model", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag")  # fmt: skip
 """Fields of a VM that an archive keeps: networks, nodes and the like mean nothing on another platform."""
 
 

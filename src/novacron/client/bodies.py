@@ -88,6 +88,15 @@ class CloneVmBody(TypedDict, total=False):
     macs: Sequence[str | None] | None
 
 
+class ConfigureFlavorBody(TypedDict, total=False):
+    """What to change; what is left out stays. ``spec`` is replaced as a whole."""
+
+    display_name: str
+    description: str
+    tags: Sequence[str]
+    spec: FlavorSpecBody
+
+
 class ConfigureMeBody(TypedDict, total=False):
     """Settings of the caller's own. ``default_project``: of new objects; null: the only project, or ``default``."""
 
@@ -173,6 +182,15 @@ class ConfigureSiteBody(TypedDict, total=False):
     forward_ports: Required[str]
 
 
+class ConfigureTemplateBody(TypedDict, total=False):
+    """What to change; what is left out stays. ``spec`` is replaced as a whole."""
+
+    display_name: str
+    description: str
+    tags: Sequence[str]
+    spec: TemplateSpecBody
+
+
 class ConfigureUserBody(TypedDict, total=False):
     """Whether the user is disabled, and whether logins with a password demand a second factor; null: as it is."""
 
@@ -212,6 +230,9 @@ class ConfigureVmBody(TypedDict, total=False):
     kernel: str | None
     initrd: str | None
     kernel_arguments: str
+    smbios_manufacturer: str
+    smbios_serial: str
+    smbios_asset_tag: str
     cpu: CpuKind | Literal["baseline", "host"]
     cpu_flags: Sequence[str]
     machine: str | None
@@ -260,6 +281,14 @@ class CreateBackupRepositoryBody(TypedDict, total=False):
     """A new repository of the project's backups. Its key is made here."""
 
     name: Required[str]
+
+
+class CreateFlavorBody(TypedDict, total=False):
+    """A new flavor, of the project or, ``shared``, for all of them."""
+
+    name: Required[str]
+    spec: Required[FlavorSpecBody]
+    shared: bool
 
 
 class CreateForwardBody(TypedDict, total=False):
@@ -341,6 +370,15 @@ class CreateSnapshotBody(TypedDict, total=False):
     quiesce: bool
 
 
+class CreateTemplateBody(TypedDict, total=False):
+    """A new template, of the project or, ``shared``, for all of them: with its fields, or like a VM that exists."""
+
+    name: Required[str]
+    spec: TemplateSpecBody | None
+    vm: str | None
+    shared: bool
+
+
 class CreateTokenBody(TypedDict, total=False):
     """A token of the caller's own, or of another ``user`` whom the caller manages. It does what its user may, within
     ``scopes`` and in one ``project``, if those are given, until it expires.
@@ -363,7 +401,8 @@ class CreateUserBody(TypedDict, total=False):
 
 
 class CreateVmBody(TypedDict, total=False):
-    """A new VM. The platform chooses a node unless ``node`` names one.
+    """A new VM. The platform chooses a node unless ``node`` names one. Fields that are left out are those of
+    ``flavor``, then those of ``template``, then the usual ones.
 
     ``nics`` left out: the VM is in the default network of its project, if there is one. An empty list: in none.
     """
@@ -398,6 +437,9 @@ class CreateVmBody(TypedDict, total=False):
     kernel: str | None
     initrd: str | None
     kernel_arguments: str
+    smbios_manufacturer: str
+    smbios_serial: str
+    smbios_asset_tag: str
     vcpus: int
     memory_mib: int
     firmware: Firmware | Literal["bios", "uefi", "uefi-secure"]
@@ -406,6 +448,8 @@ class CreateVmBody(TypedDict, total=False):
     disk_bus: DiskBus | Literal["virtio", "scsi", "sata", "ide"]
     nic_model: NicModel | Literal["virtio", "e1000", "rtl8139"]
     name: Required[str]
+    flavor: str | None
+    template: str | None
     node: str | None
     cloud_init: SeedBody | None
     firmware_state: FirmwareStateBody | None
@@ -469,6 +513,15 @@ class FirmwareStateBody(TypedDict, total=False):
 
     nvram: str | None
     tpm: str | None
+
+
+class FlavorSpecBody(TypedDict, total=False):
+    """A size of VMs."""
+
+    vcpus: Required[int]
+    memory_mib: Required[int]
+    disk_mib: int | None
+    labels: Mapping[str, str]
 
 
 class ForeseeMigrationBody(TypedDict, total=False):
@@ -741,6 +794,52 @@ class TaintBody(TypedDict, total=False):
 
     key: Required[str]
     effect: Effect | Literal["no-schedule", "avoid"]
+
+
+class TemplateNicBody(TypedDict, total=False):
+    """A network interface, without the addresses that each VM has of its own."""
+
+    network: Required[str]
+    groups: Sequence[str]
+
+
+class TemplateSpecBody(TypedDict, total=False):
+    """Fields of a VM, without what makes it that one. Those that are left out are a VM's usual ones."""
+
+    image: str
+    vcpus: int
+    memory_mib: int
+    vcpus_max: int | None
+    memory_max_mib: int | None
+    restart: Restart | Literal["always", "on-failure", "never"]
+    start_order: int
+    start_delay_s: int
+    protected: bool
+    display: Display | Literal["vga", "none"]
+    firmware: Firmware | Literal["bios", "uefi", "uefi-secure"]
+    tpm: bool
+    disk_mib: int | None
+    disk_iops: int | None
+    disk_bytes_per_s: int | None
+    placement: PlacementBody
+    ha: bool
+    ha_priority: int
+    own_disk: bool
+    cpu: CpuKind | Literal["baseline", "host"]
+    cpu_flags: Sequence[str]
+    machine: str | None
+    devices: Sequence[str]
+    nics: Sequence[TemplateNicBody]
+    os: Os | Literal["other", "linux", "debian12", "windows10", "windows11"]
+    disk_bus: DiskBus | Literal["virtio", "scsi", "sata", "ide"]
+    disk_boot_order: int | None
+    nic_model: NicModel | Literal["virtio", "e1000", "rtl8139"]
+    network_boot_order: int | None
+    cdroms: Sequence[CdromBody]
+    kernel: str | None
+    initrd: str | None
+    kernel_arguments: str
+    smbios_manufacturer: str
 
 
 class UncordonBody(TypedDict, total=False):

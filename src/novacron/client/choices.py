@@ -208,5 +208,8 @@ VM_FIELDS: dict[str, VmField] = {
     "kernel": VmField(str, None, True, True),
     "initrd": VmField(str, None, True, True),
     "kernel_arguments": VmField(str, "", True, False),
+    "smbios_manufacturer": VmField(str, "", True, False),
+    "smbios_serial": VmField(str, "", True, False),
+    "smbios_asset_tag": VmField(str, "", True, False),
 }
 """Those with a default and of a simple type."""

@@ -25,6 +25,7 @@ from novacron.model.token import Token
 from novacron.model.unreconciled import UnreconciledVm
 from novacron.model.user import Grant, User
 from novacron.model.vm import Vm, VmSpec, VmState, VmStatus
+from novacron.model.vm_templates import Flavor, Template
 from novacron.model.volume import Volume
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "DrainPolicy",
     "Event",
     "Export",
+    "Flavor",
     "FloatingAddress",
     "Forward",
     "Grant",
@@ -52,6 +54,7 @@ __all__ = [
     "Project",
     "SecurityGroup",
     "Snapshot",
+    "Template",
     "Token",
     "UnreconciledVm",
     "Usage",
@@ -73,6 +76,7 @@ KINDS: dict[type, str] = {
     Drain: "drains", Image: "images", Import: "imports", Export: "exports", Backup: "backups",
     BackupRepository: "backup-repositories", Event: "events", Project: "projects",
     User: "users", Grant: "grants", Token: "tokens", UnreconciledVm: "unreconciled-vms",
+    Flavor: "flavors", Template: "templates",
 }  # fmt: skip
 """How the API calls the objects of each type."""
 
@@ -91,6 +95,7 @@ STREAM_KINDS: dict[type, str] = {
     Snapshot: "snapshot", Volume: "volume", Export: "export", Drain: "drain", Network: "network",
     SecurityGroup: "security-group", FloatingAddress: "floating-address", Forward: "forward", Project: "project",
     UnreconciledVm: "unreconciled-vm", Backup: "backup", BackupRepository: "backup-repository",
+    Flavor: "flavor", Template: "template",
 }  # fmt: skip
 """How the stream of changes calls them."""
 

@@ -12,6 +12,10 @@ from novacron.model import limits
 from novacron.model.names import Name
 
 BootOrder = Annotated[int, Meta(ge=0, le=limits.BOOT_ORDER_MAX)]
+SmbiosText = Annotated[
+    str, Meta(pattern=r"^([A-Za-z0-9._+:/#()-]([A-Za-z0-9._+:/#() -]{0,62}[A-Za-z0-9._+:/#()-])?)?\Z")
+]
+"""What a guest's firmware says of its machine; empty: what QEMU says."""
 KernelArguments = Annotated[str, Meta(pattern=r"^[\x20-\x7e]*\Z", max_length=limits.KERNEL_ARGUMENTS_LENGTH_MAX)]
 
 

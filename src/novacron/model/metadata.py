@@ -43,6 +43,7 @@ class MetadataChanges(msgspec.Struct, forbid_unknown_fields=True):
 FIELDS = Metadata.__struct_fields__
 KINDS = (
     "vm", "volume", "network", "snapshot", "project", "node", "security-group", "floating-address", "forward", "image",
+    "flavor", "template",
 )  # fmt: skip
 """The kinds of objects that have it."""
 

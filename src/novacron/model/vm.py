@@ -17,7 +17,7 @@ from novacron.model import ipv6, limits
 from novacron.model.backup_source import BackupSource
 from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
-from novacron.model.devices import BootDevice, BootOrder, Cdrom, DiskBus, KernelArguments, NicModel, Os
+from novacron.model.devices import BootDevice, BootOrder, Cdrom, DiskBus, KernelArguments, NicModel, Os, SmbiosText
 from novacron.model.encryption import KeyId
 from novacron.model.errors import InvalidInput
 from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
@@ -187,6 +187,10 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     initrd: Name | None = None
     """Image of kind boot-file: the initial RAM disk of ``kernel``."""
     kernel_arguments: KernelArguments = ""
+    smbios_manufacturer: SmbiosText = ""
+    """What the guest reads of its machine, as ``smbios_serial`` and ``smbios_asset_tag`` are; empty: QEMU's own."""
+    smbios_serial: SmbiosText = ""
+    smbios_asset_tag: SmbiosText = ""
 
     @property
     def media(self) -> dict[str, str]:
@@ -228,6 +232,9 @@ class VmChanges(msgspec.Struct, forbid_unknown_fields=True):
     kernel: Name | UnsetType | None = UNSET
     initrd: Name | UnsetType | None = UNSET
     kernel_arguments: KernelArguments | UnsetType = UNSET
+    smbios_manufacturer: SmbiosText | UnsetType = UNSET
+    smbios_serial: SmbiosText | UnsetType = UNSET
+    smbios_asset_tag: SmbiosText | UnsetType = UNSET
     cpu: CpuKind | UnsetType = UNSET
     """While the VM is off, as ``cpu_flags`` and ``machine`` are: each of them, also with its present value, lets the
     next start choose processor and machine type anew."""
@@ -312,6 +319,8 @@ class VmStatus(msgspec.Struct, frozen=True):
     crashes: int = 0
     resets: int = 0
     hardware_renewals: int = 0
+    booted_once_at: int = -1
+    """``spec.starts`` when a guest last began from ``boot_once``; -1: none has. It does so once, whatever ends it."""
     guest: Guest | None = None
     """What the guest agent reports; None: no guest agent answers."""
     hardware: GuestHardware | None = None

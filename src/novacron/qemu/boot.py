@@ -26,6 +26,11 @@ def volume_index(order: int, lun: int) -> int:
     return order * STEP + VOLUME + lun
 
 
+def for_start(spec: VmSpec, booted_once_at: int) -> VmSpec:
+    """Return the spec with which a guest begins, after one began from ``boot_once`` at the start of this number."""
+    return msgspec.structs.replace(spec, boot_once=None) if booted_once_at >= spec.boot_once_at else spec
+
+
 class BootPlan(msgspec.Struct, frozen=True):
     """The boot order of a VM's own devices; None: it does not boot from them."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -126,6 +127,8 @@ class QemuConfig(msgspec.Struct, frozen=True):
     boot: BootPlan = BootPlan(limits.DISK_BOOT_ORDER)
     cds: tuple[QemuCd, ...] = ()
     nic_model: NicModel = NicModel.VIRTIO
+    smbios: Mapping[str, str] = {}
+    """What the guest reads of its machine: ``manufacturer``, ``serial``, ``asset``; without them, QEMU's own."""
     windows: bool = False
     """The guest is Windows: its clock shows local time, and it knows hypervisors."""
 
@@ -209,6 +212,17 @@ def _firmware(config: QemuConfig) -> list[str]:
             *("-tpmdev", "emulator,id=tpm0,chardev=tpm0", "-device", "tpm-crb,tpmdev=tpm0"),
         ]
     return arguments
+
+
+def _smbios(said: Mapping[str, str]) -> list[str]:
+    """Return what is said of the system (type 1) and of its chassis (type 3)."""
+    types = {1: ("manufacturer", "serial"), 3: ("manufacturer", "serial", "asset")}
+    return [
+        argument
+        for number, fields in types.items()
+        if (given := [f"{field}={quoted(said[field])}" for field in fields if said.get(field)])
+        for argument in ("-smbios", ",".join((f"type={number}", *given)))
+    ]
 
 
 def _enlightenments(config: QemuConfig) -> str:
@@ -391,6 +405,7 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
         config.binary,
         *("-name", name_argument(config.id)),
         *("-uuid", uuid_argument(config.id)),
+        *_smbios(config.smbios),
         *("-nodefaults", "-no-user-config", "-no-shutdown"),
         *("-display", f"vnc=unix:{quoted(display_path(directory))}" if config.display else "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),

@@ -210,6 +210,7 @@ def _owned(
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
         image_digest=vm.image_digest, trace=vm.trace, withheld=vm.withheld, keys=belongings.keys,
         other_page_keys=tuple(other_page_keys), hardware_renewals=vm.hardware_renewals,
+        booted_once_at=vm.booted_once_at,
     )  # fmt: skip
     return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
 
@@ -351,6 +352,7 @@ async def _incoming(
         volumes=tuple(_attached(volume) for volume in attached), hardware=was.hardware, cpu=was.cpu, trace=m.trace,
         keys=_belongings(vm.spec, (), attached, keys).keys, image_digest=vm.image_digest,
         other_page_keys=tuple(other_page_keys), hardware_renewals=was.hardware_renewals,
+        booted_once_at=was.booted_once_at,
     )  # fmt: skip
     warm = await nodes.dwcp_endpoint(connection, m.source)
     task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy, trace=m.trace)

@@ -68,7 +68,7 @@ async def restart_elsewhere(
     status = VmStatus(
         reason=f"starts on {choice.node}: {why}", machine=vm.status.machine, halted_at_start=vm.status.halted_at_start,
         reboots=vm.status.reboots, resets=vm.status.resets,
-        hardware_renewals=vm.status.hardware_renewals,
+        hardware_renewals=vm.status.hardware_renewals, booted_once_at=vm.status.booted_once_at,
     )  # fmt: skip
     await connection.execute(
         "UPDATE vms SET node = $2, epoch = epoch + 1, status = $3 WHERE id = $1",

@@ -76,6 +76,8 @@ TABLES = {
     "security-group": ("security_groups", "name"),
     "floating-address": ("floating_addresses", "address"),
     "forward": ("forwards", "id"),
+    "flavor": ("flavors", "name"),
+    "template": ("templates", "name"),
     "token": ("tokens", "id"),
     "project": ("projects", "name"),
     "user": ("users", "id"),

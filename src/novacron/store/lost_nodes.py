@@ -103,7 +103,7 @@ async def _release(connection: Connection, vm: Vm, why: str, actor: str, *, disc
     else:
         status = msgspec.structs.replace(
             status, machine=was.machine, cpu=was.cpu, halted_at_start=was.halted_at_start, reboots=was.reboots,
-            resets=was.resets, hardware_renewals=was.hardware_renewals,
+            resets=was.resets, hardware_renewals=was.hardware_renewals, booted_once_at=was.booted_once_at,
         )  # fmt: skip
     row = await connection.fetchrow(
         "UPDATE vms SET node = NULL, lost_on = NULL, epoch = epoch + 1, status = $2,"

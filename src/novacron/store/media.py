@@ -11,7 +11,7 @@ from novacron.store import imports, nodes, snapshot_memory
 from novacron.store.database import Connection
 
 WHILE_OFF = ("os", "disk_bus", "disk_boot_order", "nic_model", "network_boot_order", "kernel", "initrd",
-             "kernel_arguments")  # fmt: skip
+             "kernel_arguments", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag")  # fmt: skip
 """Fields with which QEMU is started."""
 HARDWARE = ("disk_bus", "nic_model", "network_boot_order", "cdroms")
 """Those that make another machine, which the memory of a snapshot does not fit."""

@@ -33,6 +33,7 @@ class OwnedVm(msgspec.Struct, frozen=True):
     seed: StoredSeed | None
     resets: int
     hardware_renewals: int
+    booted_once_at: int
     clone_of: CloneOf | None
     firmware_state: FirmwareState | None
     cpu: CpuModel | None
@@ -54,7 +55,8 @@ async def all(
         # As JSON: a number that a node reports may be larger than any of the database's, and stops only its own VM.
         " status -> 'reboots' AS reboots, nullif(status -> 'halted_at_start', 'null') AS halted_at_start,"
         " coalesce(status -> 'resets', '0') AS resets,"
-        " coalesce(status -> 'hardware_renewals', '0') AS hardware_renewals, seed, clone_of,"
+        " coalesce(status -> 'hardware_renewals', '0') AS hardware_renewals,"
+        " coalesce(status -> 'booted_once_at', '-1') AS booted_once_at, seed, clone_of,"
         " status -> 'cpu' AS cpu, image_digest, trace,"
         " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
         " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = vms.id"

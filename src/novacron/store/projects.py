@@ -140,6 +140,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Project:
         ("vms", "VM"), ("volumes", "volume"), ("networks", "network"), ("security_groups", "security group"),
         ("floating_addresses", "floating address"), ("image_owners", "image"), ("exports", "export"),
         ("backups", "backup"), ("backup_repositories", "backup repository"),
+        ("flavors", "flavor"), ("templates", "template"),
     ):  # fmt: skip
         column = {"floating_addresses": "address", "exports": "id", "backups": "id"}.get(table, "name")
         remaining = await connection.fetchval(f"SELECT {column} FROM {table} WHERE project = $1 LIMIT 1", name)

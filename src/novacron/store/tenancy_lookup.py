@@ -5,7 +5,7 @@ from __future__ import annotations
 from novacron.store.database import Connection
 from novacron.store.feed import TABLES
 
-BY_NAME = ("network", "security-group")
+BY_NAME = ("network", "security-group", "flavor", "template")
 
 
 async def find(connection: Connection, kind: str, ref: str, *, by_name: bool) -> list[tuple[str, str | None]]:

@@ -94,6 +94,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """Keys with which pages of the project may have been kept, while the key is rotated."""
     hardware_renewals: int = 0
     """How many of the spec's ``hardware_renewals`` a start has followed."""
+    booted_once_at: int = -1
+    """The spec's ``starts`` when its guest last began from ``boot_once``, on any node; -1: it never has."""
 
 
 class Task(msgspec.Struct, frozen=True):

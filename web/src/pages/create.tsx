@@ -20,10 +20,14 @@ import { ApiError, answered, client, type CreateVm, type Me } from "../api";
 import { Refusal, said } from "../components/notices";
 import { useImages } from "./images";
 import { t } from "../i18n";
+import { useList } from "../list";
+import { useAll } from "../live";
 
 interface Fields {
   name: string;
   image: string;
+  flavor: string;
+  template: string;
   vcpus: string;
   memory: string;
   disk: string;
@@ -39,9 +43,11 @@ const NO_NETWORK = "none";
 export function requestOf(fields: Fields): CreateVm {
   return {
     name: fields.name,
-    image: fields.image,
-    vcpus: Number(fields.vcpus),
-    memory_mib: Number(fields.memory),
+    ...(fields.image !== "" && { image: fields.image }),
+    ...(fields.flavor !== "" && { flavor: fields.flavor }),
+    ...(fields.template !== "" && { template: fields.template }),
+    ...(fields.vcpus !== "" && { vcpus: Number(fields.vcpus) }),
+    ...(fields.memory !== "" && { memory_mib: Number(fields.memory) }),
     ...(fields.disk !== "" && { disk_mib: Number(fields.disk) }),
     ...(fields.network !== "" && { nics: fields.network === NO_NETWORK ? [] : [{ network: fields.network }] }),
     ...(fields.address !== "" && { address: fields.address }),
@@ -50,8 +56,13 @@ export function requestOf(fields: Fields): CreateVm {
 }
 
 export function commandOf(fields: Fields): string {
-  const { name, image, vcpus, memory, disk, address, network, project, ha } = fields;
-  const parts = ["novacron vm create", name || "NAME", "--image", image || "IMAGE", "--vcpus", vcpus, "--memory", memory];
+  const { name, image, flavor, template, vcpus, memory, disk, address, network, project, ha } = fields;
+  const parts = ["novacron vm create", name || "NAME"];
+  if (image !== "" || template === "") parts.push("--image", image || "IMAGE");
+  if (flavor !== "") parts.push("--flavor", flavor);
+  if (template !== "") parts.push("--template", template);
+  if (vcpus !== "") parts.push("--vcpus", vcpus);
+  if (memory !== "") parts.push("--memory", memory);
   if (disk !== "") parts.push("--disk", disk);
   if (network !== "") parts.push("--network", network);
   if (address !== "") parts.push("--address", address);
@@ -60,12 +71,16 @@ export function commandOf(fields: Fields): string {
   return parts.join(" ");
 }
 
-const NEW: Fields = { name: "", image: "", vcpus: "1", memory: "256", disk: "", address: "", network: "", project: "", ha: false };
+const NEW: Fields = { name: "", image: "", flavor: "", template: "", vcpus: "1", memory: "256", disk: "", address: "", network: "", project: "", ha: false };
 
 export function Create({ me }: { me: Me }): ReactElement {
   const [fields, setFields] = useState<Fields>(NEW);
   const [, go] = useLocation();
   const { images } = useImages();
+  useList("flavor", {}, (paging) => answered(client.GET("/api/v1/flavors", { params: { query: paging } })));
+  useList("template", {}, (paging) => answered(client.GET("/api/v1/templates", { params: { query: paging } })));
+  const flavors = useAll("flavor").map(({ name }) => name).sort();
+  const templates = useAll("template").map(({ name }) => name).sort();
   const query = fields.project === "" ? {} : { project: fields.project };
   const [key, setKey] = useState(() => crypto.randomUUID()); // the same form sent twice makes one VM
   const create = useMutation({
@@ -83,6 +98,12 @@ export function Create({ me }: { me: Me }): ReactElement {
     setFields({ ...fields, ...change });
     setKey(crypto.randomUUID());
   };
+  /** What a flavor or template may set begins empty: what is typed counts before them. */
+  const begin = (change: { flavor: string } | { template: string }): void => {
+    const { flavor, template } = { ...fields, ...change };
+    set({ ...change, ...(flavor === "" && template === "" ? { vcpus: NEW.vcpus, memory: NEW.memory } : { vcpus: "", memory: "" }) });
+  };
+  const incomplete = fields.name === "" || (fields.image === "" && fields.template === "");
   const submit = (event: FormEvent): void => {
     event.preventDefault();
     create.mutate();
@@ -113,6 +134,22 @@ export function Create({ me }: { me: Me }): ReactElement {
           ))}
         </FormSelect>
       </FormGroup>
+      <FormGroup label={t("Flavor")} fieldId="flavor">
+        <FormSelect id="flavor" value={fields.flavor} validated={wrong === "flavor" ? "error" : "default"} onChange={(_, flavor) => begin({ flavor })}>
+          <FormSelectOption value="" label={t("None")} />
+          {flavors.map((name) => (
+            <FormSelectOption key={name} value={name} label={name} />
+          ))}
+        </FormSelect>
+      </FormGroup>
+      <FormGroup label={t("Template")} fieldId="template">
+        <FormSelect id="template" value={fields.template} validated={wrong === "template" ? "error" : "default"} onChange={(_, template) => begin({ template })}>
+          <FormSelectOption value="" label={t("None")} />
+          {templates.map((name) => (
+            <FormSelectOption key={name} value={name} label={name} />
+          ))}
+        </FormSelect>
+      </FormGroup>
       {text("vcpus", t("Virtual CPUs"), "vcpus", "", "number")}
       {text("memory", t("Memory in MiB"), "memory_mib", "", "number")}
       {text("disk", t("Disk in MiB"), "disk_mib", t("Empty: as large as the image's."), "number")}
@@ -128,10 +165,10 @@ export function Create({ me }: { me: Me }): ReactElement {
       </FormGroup>
       <Checkbox id="ha" label={t("High availability: start it on another node when its node fails")} isChecked={fields.ha} onChange={(_, ha) => set({ ha })} />
       <ActionGroup>
-        <Button type="submit" isLoading={create.isPending} isDisabled={create.isPending || fields.name === "" || fields.image === ""}>
+        <Button type="submit" isLoading={create.isPending} isDisabled={create.isPending || incomplete}>
           {t("Create")}
         </Button>
-        <Button variant="secondary" isLoading={judge.isPending} isDisabled={judge.isPending || fields.name === "" || fields.image === ""} onClick={() => judge.mutate()}>
+        <Button variant="secondary" isLoading={judge.isPending} isDisabled={judge.isPending || incomplete} onClick={() => judge.mutate()}>
           {t("Where could it run?")}
         </Button>
       </ActionGroup>

@@ -8,6 +8,7 @@ import { Audit } from "./audit";
 import { Projects } from "./projects";
 import { Settings } from "./settings";
 import { Sites } from "./sites";
+import { Templates } from "./templates";
 
 export default function Rest({ page, me }: { page: string; me: Me }): ReactElement {
   switch (page) {
@@ -15,6 +16,8 @@ export default function Rest({ page, me }: { page: string; me: Me }): ReactEleme
       return <Sites me={me} />;
     case "projects":
       return <Projects me={me} />;
+    case "templates":
+      return <Templates me={me} />;
     case "users":
       return <Users me={me} />;
     case "tokens":

@@ -124,7 +124,7 @@ class MigrationTarget:
         await self._context.store(
             migration=task.migration, machine=assignment.machine, cpu=assignment.cpu, reboots=assignment.reboots,
             resets=assignment.resets, hardware_renewals=assignment.hardware_renewals,
-            halted_at_start=assignment.halted_at_start, crashes=0,
+            booted_once_at=assignment.booted_once_at, halted_at_start=assignment.halted_at_start, crashes=0,
         )  # fmt: skip
 
     async def _ready(self, task: wire.Task) -> None:

@@ -249,6 +249,7 @@ class VmContext:
             crashes=self.record.crashes,
             resets=self.record.resets,
             hardware_renewals=self._renewals_done(assignment),
+            booted_once_at=self.booted_once_at(assignment),
             guest=self.guest.known,
             hardware=self.machine.hardware,
             balloon_mib=self.balloon.left_mib,
@@ -265,6 +266,11 @@ class VmContext:
         """Return how many times processor and machine type were chosen anew, here or where the VM was before."""
         before = 0 if assignment is None else assignment.hardware_renewals
         return max(self.record.hardware_renewals, before)
+
+    def booted_once_at(self, assignment: wire.Assignment | None) -> int:
+        """Return at which start its guest last began from ``boot_once``, here or where the VM was before; -1: never."""
+        before = -1 if assignment is None else assignment.booted_once_at
+        return max(self.record.booted_once_at, before)
 
     def kept_hardware(self, assignment: wire.Assignment) -> tuple[CpuModel | None, str]:
         """Return processor and machine type that the VM keeps at its next start; None and empty: to be chosen."""

@@ -50,6 +50,8 @@ class Record(msgspec.Struct, frozen=True):
     resets: int = 0
     hardware_renewals: int = 0
     """How many of the spec's ``hardware_renewals`` its last start has followed."""
+    booted_once_at: int = -1
+    """``spec.starts`` when its guest last began from ``boot_once``; -1: it never has."""
     crashes: int = 0
     migration: str | None = None
     """The migration for which this node last sent or received."""

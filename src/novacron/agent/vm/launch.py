@@ -52,7 +52,7 @@ class StartRequest(msgspec.Struct, frozen=True):
     incoming: bool
     """QEMU waits for the memory of a guest that runs elsewhere."""
     paused: bool = False
-    """The guest does not boot: it is to have the memory of a snapshot."""
+    """The guest does not boot yet: it is to have the memory of a snapshot, or its start is noted first."""
     media: dict[str, LocalImage] = {}
     """The images that it uses beside its own, by name."""
 
@@ -123,6 +123,7 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         boot=BootPlan.of(spec),
         cds=inherited.cds,
         nic_model=spec.nic_model,
+        smbios={"manufacturer": spec.smbios_manufacturer, "serial": spec.smbios_serial, "asset": spec.smbios_asset_tag},
         windows=spec.os.is_windows,
     )
 

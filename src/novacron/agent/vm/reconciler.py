@@ -24,8 +24,9 @@ from novacron.agent.vm.start_queue import StartDelayed
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import LocalImage
 from novacron.model.snapshot import SnapshotPhase
-from novacron.model.vm import Power, Restart, VmState
+from novacron.model.vm import Power, Restart, VmSpec, VmState
 from novacron.model.waiting import WaitCode, code_of
+from novacron.qemu import boot
 from novacron.qemu.firmware import machine_of
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -221,6 +222,8 @@ class Reconciler:
                     context.report(VmState.STARTING, str(delayed), WaitCode.START_QUEUED)
                     return delayed.wait_s
             case Step.CONTINUE:
+                if run_state == snapshots.NOT_STARTED:
+                    await self._note_start(assignment)
                 await self._continue()
                 return 0
             case Step.PAUSE:
@@ -257,6 +260,15 @@ class Reconciler:
                 await context.store(halted_at_start=assignment.spec.starts, crashes=0)
                 return 0
         return None
+
+    def _spec_for_start(self, assignment: wire.Assignment) -> VmSpec:
+        return boot.for_start(assignment.spec, self._context.booted_once_at(assignment))
+
+    async def _note_start(self, assignment: wire.Assignment) -> None:
+        """Remember, before a guest begins from ``boot_once``, that it has: whatever ends it, it does so once."""
+        self._context.check_may_run()
+        if self._spec_for_start(assignment).boots_once_from is not None:
+            await self._context.store(booted_once_at=assignment.spec.starts)
 
     async def _continue(self) -> None:
         """Let the guest execute. Raises MayNotRun, MonitorFailed."""
@@ -362,14 +374,13 @@ class Reconciler:
             why = "its disk is not here, though it has run before; see: novacron vm recover"
             context.report(VmState.FAILED, why, WaitCode.DISK_LOST)
             return RETRY_S
-        if (
-            not context.failures
-        ):  # else it stays failed, with the reason, until it has started: no events for each attempt
+        if not context.failures:  # else it stays failed with the reason: no events for each attempt
             context.report(VmState.STARTING, *self._start_waits(assignment))
         context.exit_expected = False
         self._started_at = self._clock.monotonic()
         kept, machine = context.kept_hardware(assignment)
-        assignment = msgspec.structs.replace(assignment, cpu=assignment.cpu or kept or self._services.cpu)
+        cpu, spec = assignment.cpu or kept or self._services.cpu, self._spec_for_start(assignment)
+        assignment = msgspec.structs.replace(assignment, cpu=cpu, spec=spec)
         async with self._services.start_queue.slot(assignment.spec.start_order, assignment.spec.start_delay_s):
             context.check_may_run()
             machine_type = await self._machine.start(
@@ -380,7 +391,7 @@ class Reconciler:
                     assignment.spec.machine or machine_of(machine, assignment.spec.firmware),
                     lambda: opened(self._services.storage_pools, assignment.volumes),
                     incoming=False,
-                    paused=self._is_to_load(assignment),
+                    paused=self._is_to_load(assignment) or spec.boots_once_from is not None,
                     media=media,
                 )
             )

@@ -20,11 +20,13 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.read_model.indexes import Condition, Entry
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import NAMED
-from novacron.model.access import Right
+from novacron.model.access import Access, Right
 from novacron.model.errors import Conflict, Forbidden, NotFound
 from novacron.store import tenancy_lookup
 
 SCOPE, RIGHT = "scope", "right"
+SHARED = ("flavor", "template")
+"""Kinds of which those that belong to no project are for all of them."""
 REF = re.compile(r"[a-z0-9.:-]{1,80}\Z")
 LISTED_BY = {
     "import": "image imports", "export": "vm exports", "security-group": "security-group list",
@@ -141,20 +143,38 @@ def visible(request: ApiRequest, kind: str) -> Condition | None:
     if scope_of(request.route_handler) is RouteScope.FLEET:
         return None
     owner = "name" if kind == "project" else "project"
+    shared: Condition = ((owner, None),) if kind in SHARED else ()
     name, access = named_project(request), request.user.access
     if name is not None:
-        return ((owner, name),)
+        return ((owner, name), *shared)
     if access.sees_all:
         return None
-    return tuple((owner, project) for project in access.projects if access.sees(project))
+    return (*((owner, project) for project in access.projects if access.sees(project)), *shared)
+
+
+def is_shared(kind: str, project: str | None) -> bool:
+    """Say whether an object is for all projects, because it belongs to none."""
+    return project is None and kind in SHARED
+
+
+def may_mean(request: ApiRequest, kind: str, project: str | None) -> bool:
+    """Say whether the caller may mean an object of this project; None: of none."""
+    if is_shared(kind, project):
+        return True
+    return request.user.access.sees(project) and named_project(request) in (None, project)
+
+
+def sees_change(access: Access, kind: str, project: str | None) -> bool:
+    """Say whether a caller may see the changes of an object of this project; None: of none."""
+    return is_shared(kind, project) or access.sees(project)
 
 
 def _find(request: ApiRequest, kind: str, ref: str) -> Iterator[Entry]:
     """Yield the objects that the caller may see with that key, or else with that name."""
-    cache, named, access = services(request).cache, named_project(request), request.user.access
+    cache = services(request).cache
     entry = cache.get(kind, ref)
     for candidate in [entry] if entry is not None else cache.named(kind, ref):
-        if access.sees(candidate.body["project"]) and named in (None, candidate.body["project"]):
+        if may_mean(request, kind, candidate.body["project"]):
             yield candidate
 
 
@@ -197,10 +217,9 @@ async def resolve(request: ApiRequest, kind: str, ref: str, field: str | None = 
         )
     if not REF.match(ref):  # no name or id has this form
         raise no_such(kind, ref[:80], field)
-    named, access = named_project(request), request.user.access
     async with services(request).database.connection() as connection:
         rows = await tenancy_lookup.find(connection, kind, ref, by_name=kind in NAMED)
-    rows = [(key, project) for key, project in rows if access.sees(project) and named in (None, project)]
+    rows = [(key, project) for key, project in rows if may_mean(request, kind, project)]
     if len(rows) != 1:
         raise no_such(kind, ref, field)
     key, project = rows[0]

@@ -36,10 +36,10 @@ NAMES = {
 }  # fmt: skip
 """Operations that are not called after their handlers, whose names are the audit log's actions."""
 CONDITIONAL = frozenset({
-    "acceptNode", "addNic", "configureAddress", "configureForward", "configureGroup", "configureNetwork",
-    "configureNic", "configureProject", "configureSnapshot", "configureVolume", "moveVm", "moveVolume", "removeNic",
-    "cloneVm", "configureNode", "configureVm", "cordonNode", "deleteVm", "drainNode", "migrateVm", "pauseVm", "putLink",
-    "rebootVm", "resetVm", "resumeVm", "startVm", "stopVm", "uncordonNode",
+    "acceptNode", "addNic", "cloneVm", "configureAddress", "configureFlavor", "configureForward", "configureGroup",
+    "configureNetwork", "configureNic", "configureNode", "configureProject", "configureSnapshot", "configureTemplate",
+    "configureVm", "configureVolume", "cordonNode", "deleteVm", "drainNode", "migrateVm", "moveVm", "moveVolume",
+    "pauseVm", "putLink", "rebootVm", "removeNic", "resetVm", "resumeVm", "startVm", "stopVm", "uncordonNode",
 })  # fmt: skip
 """Operations that take the header If-Match."""
 TAGS = {"/api/v1/join": "nodes", "/api/v1/snapshots/{id}": "vms"}

@@ -40,6 +40,10 @@ PATTERNS = {
         "must have at most 64 letters, digits and the characters . _ + - after the first"
     ),
     r"^[ A-Za-z0-9!._-]{0,12}\Z": "must have at most 12 letters, digits, spaces and the characters ! . _ -",
+    r"^([A-Za-z0-9._+:/#()-]([A-Za-z0-9._+:/#() -]{0,62}[A-Za-z0-9._+:/#()-])?)?\Z": (
+        "must have at most 64 letters, digits, spaces and the characters . _ + : / # ( ) -, with no space at its"
+        " beginning or end"
+    ),
     r"^[^\x00]*\Z": "must not have zero bytes",
     r"^[A-Za-z_][A-Za-z0-9_]*=[^\x00]*\Z": "must be a variable and its value such as LANG=C",
     r"^([01][0-9]|2[0-3]):[0-5][0-9]\Z": "must be a time of day such as 08:30",

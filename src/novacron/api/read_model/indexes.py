@@ -32,6 +32,8 @@ INDEXED: dict[str, tuple[str, ...]] = {
     "drain": ("node",),
     "network": ("project",),
     "security-group": ("project",),
+    "flavor": ("project",),
+    "template": ("project",),
     "floating-address": ("project",),
     "forward": ("project", "vm", "vm_name"),
 }

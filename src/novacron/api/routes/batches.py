@@ -12,7 +12,7 @@ from litestar.params import JSONBody
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import problems, replies
-from novacron.api.routes.vms import ConfigureVm, CreateVm, configuring, new_vm
+from novacron.api.routes.vms import ConfigureVm, CreateVm, configuring, new_vm, with_templates
 from novacron.model import limits
 from novacron.model.errors import NovaError
 from novacron.model.vm import Vm, VmAction
@@ -107,7 +107,7 @@ async def create_vms(request: ApiRequest, data: JSONBody[CreateVms]) -> Response
     new, refused = list[new_vms.NewVm](), dict[int, NovaError]()
     for number, item in enumerate(data.items):
         try:
-            new.append(new_vm(request, item))
+            new.append(new_vm(request, await with_templates(request, item, number)))
         except NovaError as error:
             refused[number] = error
 

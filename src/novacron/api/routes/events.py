@@ -87,7 +87,7 @@ async def _encode(
             delivery = waiting.result()
             waiting = None
             lines = b""
-            if delivery.kind in kinds_followed and access().sees(delivery.project):
+            if delivery.kind in kinds_followed and authorization.sees_change(access(), delivery.kind, delivery.project):
                 data = delivery.json or msgspec.json.encode({"id": delivery.key, "deleted": True})
                 lines = b"event: %s\ndata: %s\n" % (delivery.kind.encode(), data)
             if delivery.last:

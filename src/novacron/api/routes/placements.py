@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.routes.vms import CreateVm, spec_of
+from novacron.api.routes.vms import CreateVm, spec_of, with_templates
 from novacron.model.access import Right
 from novacron.model.placement import Verdict, Wish
 from novacron.store import fleet, migrations, new_vms
@@ -28,6 +28,7 @@ class PlacementForecast(msgspec.Struct):
     opt=authorization.in_fleet(Right.READ),
 )
 async def foresee_placement(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[PlacementForecast]:
+    data = await with_templates(request, data)
     project, spec = authorization.project_for_new(request, Right.READ), spec_of(request, data)
     home = services(request).cache.get("project", project)
     if data.nics is UNSET and home is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from litestar import Response, Router, delete, get, patch, post
@@ -23,7 +23,7 @@ from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.cloud_init import Seed, SeedChanges, check_seed
 from novacron.model.devices import DiskBus, NicModel
-from novacron.model.errors import IllegalState, NovaError
+from novacron.model.errors import IllegalState, InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.link_sharing import Rate, Weight
 from novacron.model.mac import MacAddress
@@ -51,20 +51,25 @@ from novacron.model.vm import (
     check_address,
     check_name,
 )
+from novacron.model.vm_templates import Flavor, Template, merged
 from novacron.model.volume import NewDisk
-from novacron.store import clones, lost_nodes, migrations, new_vms, projects, vms
+from novacron.store import clones, lost_nodes, migrations, new_vms, projects, vm_templates, vms
 from novacron.store.database import Connection
 
+P = TypeVar("P", Flavor, Template)
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX, description="how long to wait, in seconds")]
 
 
 class CreateVm(VmFields, frozen=True, kw_only=True):
-    """A new VM. The platform chooses a node unless ``node`` names one.
+    """A new VM. The platform chooses a node unless ``node`` names one. Fields that are left out are those of
+    ``flavor``, then those of ``template``, then the usual ones.
 
     ``nics`` left out: the VM is in the default network of its project, if there is one. An empty list: in none.
     """
 
     name: Name
+    flavor: Name | None = None
+    template: Name | None = None
     node: Name | None = None
     cloud_init: Seed | None = None
     firmware_state: FirmwareState | None = None
@@ -189,9 +194,43 @@ async def show_vm(
     return await replies.one(request, "vm", ref, newer_than, timeout_s)
 
 
+async def with_templates(request: ApiRequest, data: CreateVm, number: int | None = None) -> CreateVm:
+    """Return a VM that is to be created, with what its flavor and template set. ``number``: of the batch's item.
+
+    Raises InvalidInput, NotFound.
+    """
+    layers = []
+    if data.template is not None:
+        layers.append((await _template(request, vm_templates.TEMPLATE, data.template)).spec.fields())
+    if data.flavor is not None:
+        layers.append((await _template(request, vm_templates.FLAVOR, data.flavor)).spec.fields())
+    if layers:
+        given: dict[str, Any] = msgspec.json.decode(await request.body())
+        if number is not None:
+            given = given["items"][number]
+        try:
+            data = msgspec.convert(merged(*layers, given), CreateVm)
+        except msgspec.ValidationError as error:  # each is valid alone
+            raise InvalidInput(f"with what it sets, {error}", field="flavor" if data.flavor else "template") from None
+    return data
+
+
+async def _template(request: ApiRequest, kind: vm_templates.TemplateKind[P], name: str) -> P:
+    """Return a flavor or template that the caller may use. Raises NotFound."""
+    entry = authorization.find(request, kind.name, name)
+    if entry is not None:
+        return msgspec.convert(entry.body, kind.type)
+    async with services(request).database.connection() as connection:  # this replica may not have received it yet
+        template = await vm_templates.get(connection, kind, name, field=kind.name)
+    if not authorization.may_mean(request, kind.name, template.project):
+        raise vm_templates.missing(kind.name, name, kind.name)
+    return template
+
+
 def new_vm(request: ApiRequest, data: CreateVm) -> new_vms.NewVm:
     """Return the VM that a caller wants to create. Raises InvalidInput, Forbidden."""
-    spec, size_mib = spec_of(request, data), images.disks_mib(request).get(data.image)
+    spec = spec_of(request, data)
+    size_mib = images.disks_mib(request).get(spec.image)
     seed = None if data.cloud_init is None else check_seed(data.cloud_init)
     described = {field: value for field in METADATA if (value := getattr(data, field))}
     return new_vms.NewVm(
@@ -213,7 +252,8 @@ def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
 
 @post("/", summary="Create a VM", status_code=201)
 async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[Vm]:
-    project, new, actor = authorization.project_for_new(request), new_vm(request, data), request.user.name
+    project, actor = authorization.project_for_new(request), request.user.name
+    new = new_vm(request, await with_templates(request, data))
 
     async def work(connection: Connection) -> Vm:
         return await new_vms.create(connection, await projects.making(connection, project), new, actor)

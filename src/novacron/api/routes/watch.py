@@ -89,7 +89,8 @@ async def _send(
 ) -> None:
     async for delivery in changes:
         message: dict[str, Any] = {}
-        if delivery.kind in kinds_followed and access_of(socket, socket.user).sees(delivery.project):
+        access = access_of(socket, socket.user)
+        if delivery.kind in kinds_followed and authorization.sees_change(access, delivery.kind, delivery.project):
             message = {"kind": delivery.kind}
             if delivery.json is None:
                 message["deleted"] = delivery.key

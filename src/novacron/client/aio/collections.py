@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from novacron.client.aio.calls import AsyncApiCalls
 
 if TYPE_CHECKING:
-    from novacron.client.aio import backup_handles, resources, vm_handles
+    from novacron.client.aio import backup_handles, resources, template_handles, vm_handles
 
 
 class AsyncCollections(AsyncApiCalls):
@@ -18,6 +18,18 @@ class AsyncCollections(AsyncApiCalls):
         from novacron.client.aio import vm_handles
 
         return vm_handles.AsyncVmCollection(self)
+
+    @property
+    def flavors(self) -> template_handles.AsyncFlavorCollection:
+        from novacron.client.aio import template_handles
+
+        return template_handles.AsyncFlavorCollection(self)
+
+    @property
+    def templates(self) -> template_handles.AsyncTemplateCollection:
+        from novacron.client.aio import template_handles
+
+        return template_handles.AsyncTemplateCollection(self)
 
     @property
     def migrations(self) -> vm_handles.AsyncMigrationCollection:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from novacron.client.sync.calls import ApiCalls
 
 if TYPE_CHECKING:
-    from novacron.client.sync import backup_handles, resources, vm_handles
+    from novacron.client.sync import backup_handles, resources, template_handles, vm_handles
 
 
 class Collections(ApiCalls):
@@ -19,6 +19,18 @@ class Collections(ApiCalls):
         from novacron.client.sync import vm_handles
 
         return vm_handles.VmCollection(self)
+
+    @property
+    def flavors(self) -> template_handles.FlavorCollection:
+        from novacron.client.sync import template_handles
+
+        return template_handles.FlavorCollection(self)
+
+    @property
+    def templates(self) -> template_handles.TemplateCollection:
+        from novacron.client.sync import template_handles
+
+        return template_handles.TemplateCollection(self)
 
     @property
     def migrations(self) -> vm_handles.MigrationCollection:
