@@ -222,8 +222,7 @@ class Reconciler:
                     context.report(VmState.STARTING, str(delayed), WaitCode.START_QUEUED)
                     return delayed.wait_s
             case Step.CONTINUE:
-                if run_state == snapshots.NOT_STARTED:
-                    await self._note_start(assignment)
+                await self._note_start(assignment, run_state)
                 await self._continue()
                 return 0
             case Step.PAUSE:
@@ -264,10 +263,11 @@ class Reconciler:
     def _spec_for_start(self, assignment: wire.Assignment) -> VmSpec:
         return boot.for_start(assignment.spec, self._context.booted_once_at(assignment))
 
-    async def _note_start(self, assignment: wire.Assignment) -> None:
+    async def _note_start(self, assignment: wire.Assignment, run_state: str) -> None:
         """Remember, before a guest begins from ``boot_once``, that it has: whatever ends it, it does so once."""
         self._context.check_may_run()
-        if self._spec_for_start(assignment).boots_once_from is not None:
+        begins = run_state == snapshots.NOT_STARTED
+        if begins and self._spec_for_start(assignment).boots_once_from is not None:
             await self._context.store(booted_once_at=assignment.spec.starts)
 
     async def _continue(self) -> None:
