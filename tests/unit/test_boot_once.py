@@ -6,7 +6,7 @@ import pytest
 
 from novacron.model.devices import BootDevice
 from novacron.model.vm import VmSpec
-from novacron.qemu.boot import for_start
+from novacron.qemu.boot import boots_once_from, for_start
 from novacron.store.media import booting_once
 
 
@@ -29,9 +29,9 @@ def test_a_guest_boots_once_from_what_was_chosen_for_its_start(
     starts: int, at: int, booted_once_at: int, once: bool
 ) -> None:
     spec = VmSpec(image="tiny", starts=starts, boot_once=BootDevice.CDROM, boot_once_at=at)
-    assert (for_start(spec, booted_once_at).boots_once_from is BootDevice.CDROM) is once
+    assert (boots_once_from(for_start(spec, booted_once_at)) is BootDevice.CDROM) is once
 
 
 def test_what_is_chosen_while_a_guest_runs_is_for_its_next_start() -> None:
     spec = booting_once(VmSpec(image="tiny", starts=3, boot_once=BootDevice.DISK), 4)
-    assert for_start(spec, 3).boots_once_from is None
+    assert boots_once_from(for_start(spec, 3)) is None

@@ -268,11 +268,6 @@ class VmSpec(VmFields, frozen=True):
     media_digests: dict[str, str] = {}
     """Which images the names of its ISOs and kernel mean: no node gives it others."""
 
-    @property
-    def boots_once_from(self) -> BootDevice | None:
-        """From what the start that is due boots; None: as the boot order says."""
-        return self.boot_once if self.boot_once_at == self.starts else None
-
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given the size of its image's disk; 0: it has none."""
         return max(of_image, (self.disk_mib or 0) << 20) if of_image and self.own_disk else 0

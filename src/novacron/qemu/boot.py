@@ -26,6 +26,11 @@ def volume_index(order: int, lun: int) -> int:
     return order * STEP + VOLUME + lun
 
 
+def boots_once_from(spec: VmSpec) -> BootDevice | None:
+    """Return from what the start that is due boots; None: as the boot order says."""
+    return spec.boot_once if spec.boot_once_at == spec.starts else None
+
+
 def for_start(spec: VmSpec, booted_once_at: int) -> VmSpec:
     """Return the spec with which a guest begins, after one began from ``boot_once`` at the start of this number."""
     return msgspec.structs.replace(spec, boot_once=None) if booted_once_at >= spec.boot_once_at else spec
@@ -44,7 +49,7 @@ class BootPlan(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, spec: VmSpec) -> BootPlan:
         orders = tuple(drive.boot_order for drive in spec.cdroms)
-        return cls(spec.disk_boot_order, orders, spec.network_boot_order, len(spec.nics) or 1, spec.boots_once_from)
+        return cls(spec.disk_boot_order, orders, spec.network_boot_order, len(spec.nics) or 1, boots_once_from(spec))
 
     def lasting(self) -> dict[str, int]:
         """Return the index of each device that has one, from the first reboot of the guest on."""

@@ -267,7 +267,7 @@ class Reconciler:
         """Remember, before a guest begins from ``boot_once``, that it has: whatever ends it, it does so once."""
         self._context.check_may_run()
         begins = run_state == snapshots.NOT_STARTED
-        if begins and self._spec_for_start(assignment).boots_once_from is not None:
+        if begins and boot.boots_once_from(self._spec_for_start(assignment)) is not None:
             await self._context.store(booted_once_at=assignment.spec.starts)
 
     async def _continue(self) -> None:
@@ -391,7 +391,7 @@ class Reconciler:
                     assignment.spec.machine or machine_of(machine, assignment.spec.firmware),
                     lambda: opened(self._services.storage_pools, assignment.volumes),
                     incoming=False,
-                    paused=self._is_to_load(assignment) or spec.boots_once_from is not None,
+                    paused=self._is_to_load(assignment) or boot.boots_once_from(spec) is not None,
                     media=media,
                 )
             )
