@@ -84,7 +84,13 @@ async def test_a_volume_that_cannot_be_decoded_is_not_taken_for_one_that_is_gone
     assert await _told(database, "a", ids) == {ids[0]: OrderKind.OWN, ids[2]: OrderKind.OWN}
     async with database.transaction(isolation="repeatable_read") as connection:
         told = await messages(connection, "a", set(ids), SECRETS, NO_BASIS)
-    assert {type(message) for message in told} == {wire.Networks, wire.Desired, wire.Imports, wire.Exports}
+    assert {type(message) for message in told} == {
+        wire.Networks,
+        wire.Desired,
+        wire.Imports,
+        wire.Exports,
+        wire.Backups,
+    }
 
 
 async def test_a_migration_that_cannot_be_decoded_leaves_its_vm_alone_at_both_ends(database: Database) -> None:

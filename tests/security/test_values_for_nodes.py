@@ -51,14 +51,14 @@ OURS = {
     "ConsoleOpen.vm", "ProbeExpected.probe", "ProbeWanted.probe", "ProbeWanted.vm", "CopyExpected.copy",
     "CopyWanted.copy", "ImageInfo.digest", "Assignment.image_digest", "VolumeWanted.image_digest",
     "Revoked.keys[]", "NetworkOnNode.names[][0]", "NetworkOnNode.names6[][0]", "VmInterface.mac",
-    "DataKey.id", "VolumeAttached.encryption_key", "VolumeWanted.encryption_key",
+    "BackupWanted.id", "BackupWanted.vm", "DataKey.id", "VolumeAttached.encryption_key", "VolumeWanted.encryption_key",
 }  # fmt: skip
 """Ids, digests and MAC addresses that the control plane makes or has checked; traces besides."""
 NAMES = {
     "Assignment.name", "CloneOf.source_name", "ImportSpec.name", "NetworkOnNode.name", "NetworkOnNode.names[][2]",
     "NetworkOnNode.names6[][2]",
     "Task.peer", "Peer.name", "ProbeExpected.peer", "ProbeWanted.peer", "CopyExpected.peer", "CopyWanted.peer",
-    "Rename.name", "VolumeAttached.pool", "VolumeWanted.pool", "VolumeWanted.image",
+    "Rename.name", "VolumeAttached.pool", "VolumeWanted.pool", "VolumeWanted.image", "BackupWanted.vm_name",
 }  # fmt: skip
 """Names of VMs, nodes, networks, images and pools: the API and ``check_described`` take no others."""
 SHOWN = {

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from novacron.model.backup_source import SnapshotId
 from novacron.model.encryption import KeyId
 from novacron.model.errors import IllegalState
 from novacron.model.project import DEFAULT
@@ -65,7 +66,7 @@ class BackupRepository(msgspec.Struct, frozen=True):
 class BackupResult(msgspec.Struct, frozen=True):
     """What a backup consists of, and what it took to make it."""
 
-    snapshot: str = ""
+    snapshot: SnapshotId = ""
     """Id of the snapshot in the repository."""
     mode: BackupMode = BackupMode.FULL
     mode_reason: str = ""

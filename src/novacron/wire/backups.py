@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from novacron.model.backup import BackupPhase, BackupResult
+from novacron.model.backup_source import RepositoryId, SnapshotId
 from novacron.model.encryption import DataKey
 from novacron.wire.base import Message
 
@@ -16,10 +17,10 @@ class BackupWanted(msgspec.Struct, frozen=True):
     vm: str
     vm_name: str
     phase: BackupPhase
-    repository: str
+    repository: RepositoryId
     begins: bool
     """The repository's directory may be made here: no backup is known to be in it."""
-    snapshot: str
+    snapshot: SnapshotId
     """Id of the snapshot in the repository; empty: it is not made yet, or not known."""
     description: bytes
     """What is kept of the VM beside its disk, as JSON."""
