@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+import asyncpg
 import pytest
 
 from lab.hosts import WAN_DEVICE, Host
@@ -160,11 +162,25 @@ def inner(mark: bytes) -> bytes:
     return frames.ethernet(frames.BROADCAST, GUESTS_AT, frames.IPV4, packet)
 
 
+def numbers_of(site: Platform) -> list[int]:
+    """Return the hosts' numbers, of which their addresses in tunnels are made: in the order in which they joined."""
+
+    async def read() -> list[int]:
+        connection = await asyncpg.connect(site.postgres.url)
+        try:
+            names = [host.name for host in site.lab.hosts]
+            return [await connection.fetchval("SELECT number FROM nodes WHERE name = $1", name) for name in names]
+        finally:
+            await connection.close()
+
+    return asyncio.run(read())
+
+
 def tunnel_frames(site: Platform, vm: Object, networks: Networks, mark: bytes) -> list[bytes]:
     """Return all ways in which a guest may try to have frames of another network taken for a host's."""
     own_mac, own = vm["spec"]["nics"][0]["mac"], INTRUDERS[vm["node"]]
     hosts = [host.address for host in site.lab.hosts]
-    numbers = range(1, len(hosts) + 1)
+    numbers = numbers_of(site)
     targets = [
         *hosts, "198.19.0.1", "198.19.0.2", *map(encrypted_address, numbers), *map(node_address, numbers),
         transit_address(networks.prey["number"]), overlay.NEXT_HOP, "10.40.0.1", "10.40.0.2", "10.40.0.255",
@@ -283,7 +299,8 @@ def test_nothing_that_guests_send_comes_out_in_another_network_or_at_a_host(
 ) -> None:
     """Over VXLAN alone, and encrypted; also what hosts, and strangers beside them, send without having the network."""
     (host_a, host_b), client = site.lab.hosts, site.client
-    a, b, key_a, key_b = host_a.address, host_b.address, encrypted_address(1), encrypted_address(2)
+    a, b = host_a.address, host_b.address
+    key_a, key_b = map(encrypted_address, numbers_of(site))
     refused, keyed = frames.marker(), tunnel_of(instance_of(site.directory / "host-b" / "agent"))
     with contextlib.ExitStack() as stack:
         beside = stack.enter_context(outsider(site.lab, host_a))
