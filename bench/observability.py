@@ -27,9 +27,10 @@ class Size(NamedTuple):
     vms: int = 2000
     nodes: int = 100
     scrapes: int = 50
+    connections: int = 100
 
 
-FULL, QUICK, SMOKE = Size(60), Size(12), Size(1, 400, 2, 2)
+FULL, QUICK, SMOKE = Size(60), Size(12), Size(1, 400, 2, 2, 4)
 FAILED_SHARE_MAX = 0.0
 """Of the requests: none, reads or writes, however many servers share the database."""
 LOADS, SHORT_S = ("lists", "mixed"), 1.0
@@ -55,7 +56,7 @@ def figures_of(stand: Stand, size: Size) -> list[Figure]:
                 for kind in kinds[number % 3 :] + kinds[: number % 3]:
                     path, script = (LIST, "") if load == "lists" else ("/", mixed)
                     headers = PACKED if load == "lists" else ()
-                    done = stand.load(path, 100, SHORT_S, headers=headers, script=script, url=urls[kind])
+                    done = stand.load(path, size.connections, SHORT_S, headers=headers, script=script, url=urls[kind])
                     rates[kind] = _rate_of(done)
                 if number:  # the first one warms
                     slower[f"counted {load}"].append(100 * (1 - rates["counted"] / rates["uncounted"]))
@@ -72,9 +73,12 @@ def figures_of(stand: Stand, size: Size) -> list[Figure]:
 
 
 def _rate_of(load: Load) -> float:
-    """Return the requests a second. Raises RuntimeError if reads failed: refusals would be measured as answers."""
+    """Return the requests a second. Raises RuntimeError if some failed, for refusals would be measured as answers, or
+    if there were none."""
     if load.failed_share > FAILED_SHARE_MAX:
         raise RuntimeError(f"requests failed: {load}")
+    if load.rate == 0:
+        raise RuntimeError(f"nothing was answered: {load}")
     return load.rate
 
 

@@ -36,6 +36,7 @@ from novacron.dwcp.page_codec import PageHash
 from novacron.dwcp.page_decoder import Decoder
 from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import PageRing
+from tests.waiting import until
 
 PAGES = 64
 SIZE = PAGES * PAGE
@@ -210,8 +211,20 @@ def test_files_arrive_with_their_holes_and_their_length(tmp_path: Path) -> None:
 
 def connected(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect(str(path))
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
     return connection
+
+
+def accepts(path: Path) -> bool:
+    try:
+        connected(path).close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    return True
 
 
 def listening(path: Path) -> socket.socket:
@@ -229,13 +242,10 @@ def qemu_export(directory: Path) -> Iterator[tuple[Path, Path]]:
         file.truncate(SIZE)
     server = subprocess.Popen(["qemu-nbd", "-f", "raw", "-x", "disk0", "-k", str(path), "--persistent", str(disk)])
     try:
-        for _ in range(1000):
-            if path.exists():
-                break
-            threading.Event().wait(0.01)
+        until(lambda: accepts(path), "QEMU's server answers")  # its socket has a name before it listens
         yield disk, path
     finally:
-        server.terminate()
+        server.kill()
         server.wait()
 
 
