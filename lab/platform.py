@@ -26,6 +26,7 @@ from novacron.agent.host.volumes import MARK
 from novacron.agent.vm.directory import TRANSFER_SOCKETS
 from novacron.client import ApiError, Client, Unreachable, load_config
 from novacron.local.postgres import Postgres
+from novacron.model.limits import CONSOLE_LOG_TAIL_BYTES_MAX
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -389,6 +390,10 @@ class Platform:
     def console_log(self, vm: Object, host: str | None = None) -> str:
         """Return what a VM printed on its serial console."""
         path = self.directory / str(host or vm["node"]) / "agent" / "vms" / vm["id"] / "console.log"
+        if vm["spec"]["encryption_key"]:
+            with contextlib.suppress(ApiError):  # its node is away
+                return self.client.console_log(vm["id"], CONSOLE_LOG_TAIL_BYTES_MAX).decode(errors="replace")
+            return ""
         return path.read_text(errors="replace") if path.exists() else ""
 
     def until_clean(self, timeout_s: float = 40.0) -> None:

@@ -15,12 +15,12 @@ import pytest
 
 from lab.platform import Platform, until
 from novacron.client import ApiError
+from novacron.disk import luks
+from tests.support.plain import files_with
 from tests.support.vms import NewVm, boot_vm, directory_of, read_from_disk, shell, wait_until_booted, write_to_disk
 
 Object = dict[str, Any]
 SIZE = "cat /sys/block/sda/size 2>/dev/null"
-NOT_ENCRYPTED = {"console.log"}
-"""What a guest shows is logged as it is (docs/how-to/encryption.md)."""
 
 
 @contextlib.contextmanager
@@ -31,14 +31,6 @@ def encrypting(site: Platform, project: str = "default") -> Iterator[str]:
         yield site.client.get("projects", project)["encryption_key"]
     finally:
         site.client.configure_project(project, encryption=False)
-
-
-def files_with(root: Path, marker: str) -> set[str]:
-    """Return the names of the files that hold a text in the clear."""
-    return {
-        path.name for path in root.rglob("*") if path.is_file() and not path.is_symlink()
-        and marker.encode() in path.read_bytes()
-    } - NOT_ENCRYPTED  # fmt: skip
 
 
 def switch_off(site: Platform, vm: Object) -> None:
@@ -66,6 +58,7 @@ def test_nothing_of_an_encrypted_vm_is_in_the_clear_and_its_disk_is_gone_with_th
     site.client.attach_volume(disk["id"], vm["id"])
     for each in (plain, vm):
         write_to_disk(site, each, 'MAR""KER-of-the-guest')  # typed so, it is not in what the console shows
+        shell(site, each, 'echo MAR""KER-on-the-console')
     until(lambda: shell(site, vm, SIZE) == "32768", "the guest sees the volume", 60)
     shell(site, vm, 'echo MAR""KER-of-the-volume | dd of=/dev/sda conv=fsync 2>/dev/null; echo done')
     with pytest.raises(ApiError, match="QEMU can't write memory into such a disk"):
@@ -76,10 +69,13 @@ def test_nothing_of_an_encrypted_vm_is_in_the_clear_and_its_disk_is_gone_with_th
     until(lambda: site.client.get("snapshots", snapshot["id"])["phase"] == "ready", "there is a snapshot")
 
     root = site.directory / vm["node"] / "agent"
-    assert files_with(directory_of(site, plain), "MARKER-of-the-guest") == {"disk.qcow2"}, "this test sees markers"
-    assert files_with(directory_of(site, plain), "seed of the plain one") == {"seed.iso"}
-    assert files_with(directory_of(site, vm), "MARKER-of-the-guest") == set()
-    assert files_with(root, "MARKER-of-the-volume") == files_with(root, "seed of the encrypted one") == set()
+    assert files_with(directory_of(site, plain), b"MARKER-of-the-guest") == {"disk.qcow2"}, "this test sees markers"
+    assert files_with(directory_of(site, plain), b"seed of the plain one") == {"seed.iso"}
+    assert files_with(directory_of(site, plain), b"MARKER-on-the-console") == {"console.log"}
+    until(lambda: (directory_of(site, vm) / "console.log.encrypted").exists(), "its console log is on the disk")
+    assert "MARKER-on-the-console" in site.console_log(vm)
+    assert files_with(directory_of(site, vm), b"MARKER-") == set()
+    assert files_with(root, b"MARKER-of-the-volume") == files_with(root, b"seed of the encrypted one") == set()
 
     switch_off(site, vm)
     site.client.act("vms", vm["id"], "start")
@@ -95,6 +91,8 @@ def test_nothing_of_an_encrypted_vm_is_in_the_clear_and_its_disk_is_gone_with_th
     assert record["object"] == key and record["outcome"] == "done"
     site.client.act("vms", vm["id"], "start")
     until_failed(site, vm["id"], f"its disk is encrypted with {key}")
+    with pytest.raises(ApiError, match="its console log is encrypted, and its key is not on its node"):
+        site.client.console_log(vm["id"])
     opened = subprocess.run(
         ["qemu-img", "convert", "-O", "raw", str(directory_of(site, vm) / "disk.qcow2"), "/dev/null"],
         capture_output=True, text=True, check=False,
@@ -126,7 +124,7 @@ def test_encrypted_disks_are_cloned_moved_grown_and_put_back_like_others(
             wait_until_booted(site, clone)
             clone = site.client.get("vms", clone["id"])
             assert clone["spec"]["encryption_key"] == key and read_from_disk(site, clone) == "MARKER-first"
-            assert files_with(directory_of(site, clone), "MARKER-first") == set()
+            assert files_with(directory_of(site, clone), b"MARKER-first") == set()
         site.client.attach_volume(disk["id"], vm["id"])
         until(lambda: shell(site, vm, SIZE) == "32768", "the guest sees the volume", 60)
         shell(site, vm, 'echo MAR""KER-of-the-volume | dd of=/dev/sda conv=fsync 2>/dev/null; echo done')
@@ -147,7 +145,7 @@ def test_encrypted_disks_are_cloned_moved_grown_and_put_back_like_others(
         vm = move(site, vm, "host-b", "--warm")
         assert shell(site, vm, "head -c 20 /dev/sda | head -n 1") == "MARKER-of-the-volume"
         for host in ("host-a", "host-b"):
-            assert files_with(site.directory / host / "agent", "MARKER-") == set()
+            assert files_with(site.directory / host / "agent", b"MARKER-") == set()
     finally:
         for clone in clones:
             site.cli("vm", "delete", clone["name"], "--wait", "--yes")
@@ -180,3 +178,34 @@ def test_what_a_tpm_of_an_encrypted_vm_remembers_needs_the_key(site: Platform, n
             os.kill(int((directory / "pid").read_text()), signal.SIGKILL)
         states[vm["name"]] = tried.returncode
     assert states[sealed["name"]] != 0 and list(states.values()).count(0) == 1
+
+
+VARIABLE = """#! /bin/sh
+mkdir -p /vars; mount -t efivarfs none /vars
+printf '\\007\\000\\000\\000MAR%sKER-of-the-firmware' "" > /vars/Marker-5f0ac0de-0000-4000-8000-6e6f7661766d
+echo "variable: $(tail -c +5 /vars/Marker-5f0ac0de-0000-4000-8000-6e6f7661766d)" > /dev/console
+"""
+
+
+@pytest.mark.slow
+def test_variables_of_an_encrypted_vms_firmware_are_encrypted_and_move_with_it(site: Platform, new_vm: NewVm) -> None:
+    guest = {"image": "agent", "firmware": "uefi", "memory_mib": 256, "node": "host-a"}
+    plain = new_vm(**guest, cloud_init={"user_data": VARIABLE})
+    with encrypting(site):
+        vm = new_vm(**guest, cloud_init={"user_data": VARIABLE})
+    written = "variable: MARKER-of-the-firmware"
+    for each in (plain, vm):
+        until(lambda each=each: written in site.console_log(site.client.get("vms", each["id"])), "it is written", 300)
+    plain, vm = (site.client.get("vms", each["id"]) for each in (plain, vm))
+    assert files_with(directory_of(site, plain), b"MARKER-of-the-firmware") == {"nvram.fd", "console.log"}
+    assert files_with(directory_of(site, vm), b"MARKER-") == set()
+    kept = (directory_of(site, vm) / "nvram.fd").read_bytes()
+    assert kept.startswith(luks.MAGIC)
+    vm = move(site, vm, "host-b")  # what it has in memory is written there anew
+    switch_off(site, vm)
+    vm = move(site, vm, "host-a")
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: written in site.console_log(vm), "it boots with its variables", 300)
+    for host in ("host-a", "host-b"):
+        vms = site.directory / host / "agent" / "vms" / str(vm["id"])
+        assert files_with(vms, b"MARKER-") == set()

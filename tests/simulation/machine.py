@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from novacron.agent.actions import Doing
+from novacron.agent.vm.console_log import ConsoleLog
 from novacron.agent.vm.directory import VmDirectory
 from novacron.agent.vm.hypervisor import MachineFailed, OnEvent, VirtualMachine
 from novacron.agent.vm.interfaces import Interfaces
@@ -104,6 +105,7 @@ class SimulatedMachine:
         self.monitor = None
         self.migration_status = ""
         self.guest = cast(Any, None)
+        self.console_log = ConsoleLog(self.directory, vm)
         self.interfaces = Interfaces(vm, self.home, agent.services.networks, None)
         self.copying = asyncio.Lock()
         self.stood_still_s = 0.0

@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from novacron import platform_key, private_file
-from novacron.agent.vm import keys
+from novacron.agent.vm import keys, nvram
+from novacron.agent.vm.directory import VmDirectory
 from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.tenant import tenant_of
 from novacron.disk import luks, overlay
@@ -23,11 +24,14 @@ from novacron.disk.overlay import OverlayFailed
 from novacron.dwcp.page_ring import PAGE, open_ring
 from novacron.model.encryption import DataKey, WrappedKey
 from novacron.model.errors import Conflict, InvalidInput, NovaError, Unavailable
+from novacron.model.node import AcceleratorKind
 from novacron.model.vm import VmSpec
 from novacron.platform_key import KeyCommand, KeyFile, PlatformKeys
-from novacron.qemu.command import QemuKey, QemuVolume, volume_node
+from novacron.qemu.command import QemuConfig, QemuKey, QemuVolume, volume_node
+from novacron.qemu.command import command as qemu_command
 from novacron.server import project_secrets
 from novacron.wire import messages as wire
+from tests.support.plain import files_with
 from tests.waiting import eventually
 
 KEY = DataKey("key-0123456789abcdef", bytes(range(32)))
@@ -210,6 +214,46 @@ def test_a_file_in_memory_is_read_as_often_as_needed_and_written_by_nobody() -> 
             os.write(descriptor, b"other")
     finally:
         os.close(descriptor)
+
+
+def test_variables_of_a_firmware_are_opened_with_the_key_of_the_vm() -> None:
+    config = QemuConfig(
+        "vm-1", Path(), 1, 64, "q35", AcceleratorKind.TCG, None, None, "", (), firmware=7, nvram_key=KEY.id
+    )
+    for each, driver in ((config, "luks"), (msgspec.structs.replace(config, nvram_key=""), "raw")):
+        nodes = [json.loads(part) for part in qemu_command(each, incoming=False) if '"vars0"' in part]
+        assert [node["driver"] for node in nodes] == [driver]
+        assert nodes[0].get("key-secret") == (KEY.id if driver == "luks" else None)
+
+
+async def test_variables_that_are_encrypted_are_left_alone_and_others_stay_as_they_are(tmp_path: Path) -> None:
+    home, path = VmDirectory(tmp_path, None), tmp_path / "nvram.fd"
+    path.write_bytes(luks.MAGIC + b"encrypted")
+    await nvram.have(home, b"begins", KEY)
+    assert path.read_bytes() == luks.MAGIC + b"encrypted"
+    path.unlink()
+    for begins in (b"begins", b"begins otherwise"):
+        await nvram.have(home, begins, None)
+        assert path.read_bytes() == b"begins"
+
+
+@pytest.mark.slow  # as below
+async def test_variables_of_an_earlier_agent_become_encrypted_with_what_is_in_them(tmp_path: Path) -> None:
+    home, path, content = VmDirectory(tmp_path, None), tmp_path / "nvram.fd", b"MARKER".ljust(540_672, b"\xff")
+    path.write_bytes(content)
+    await nvram.have(home, b"begins", KEY)
+    assert path.stat().st_size == luks.file_bytes(len(content), KEY.id)
+    assert files_with(tmp_path, b"MARKER") == set() and luks.is_encrypted(path)
+    with luks.for_tool(KEY) as given:
+        disk = f"driver=luks,key-secret={KEY.id},file.filename={path}"
+        subprocess.run(  # noqa: ASYNC221
+            ["qemu-img", "convert", *given.options, "--image-opts", disk, "-O", "raw", str(tmp_path / "plain")],
+            pass_fds=given.descriptors, check=True,
+        )  # fmt: skip
+    assert (tmp_path / "plain").read_bytes() == content
+    path.unlink()
+    await nvram.have(home, b"MARKER".ljust(4096), KEY)
+    assert files_with(tmp_path, b"MARKER") == {"plain"} and luks.is_encrypted(path)
 
 
 @pytest.mark.slow  # QEMU measures PBKDF2 for each header: 2.5 s of a processor

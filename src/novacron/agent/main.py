@@ -44,7 +44,6 @@ from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.transport import DwcpTransport
 from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.settings import AgentSettings
-from novacron.agent.vm import console_log
 from novacron.agent.vm.console import Consoles
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Journal, Record
@@ -258,17 +257,17 @@ class Agent:
             await asyncio.sleep(LOADS_S)
 
     async def _watch_console_logs(self) -> None:
-        """Keep what guests print within limits, however fast they do."""
+        """Keep what guests print within limits, however fast they do, and encrypt it where their disks are."""
         while True:
             await asyncio.sleep(CONSOLE_LOGS_CHECK_S)
-            directories = [worker.machine.directory for worker in self._workers.values()]
-            await asyncio.to_thread(_bound_console_logs, directories)
+            contexts = [worker.context for worker in self._workers.values()]
+            await asyncio.to_thread(_keep_console_logs, contexts)
 
 
-def _bound_console_logs(directories: list[Path]) -> None:
-    for directory in directories:
+def _keep_console_logs(contexts: list[VmContext]) -> None:
+    for context in contexts:
         with contextlib.suppress(OSError):  # looked at again
-            console_log.bound(directory)
+            context.keep_console_log()
 
 
 async def _load_netlink() -> None:

@@ -18,6 +18,7 @@ from novacron.model.encryption import DataKey
 
 HEADER_BYTES = 2_068_480
 """What LUKS puts before the data of a volume (AES-256 in XTS mode)."""
+MAGIC = b"LUKS\xba\xbe"
 HEADER_OPTIONS = {"iter-time": 10, "hash-alg": "sha512"}
 BENCHMARK_FAILED = "accurate CPU usage"
 """QEMU before 9.2.1 may fail to measure how fast a fast processor derives keys; measured again it succeeds."""
@@ -88,6 +89,18 @@ async def create_volume(path: Path, size_bytes: int, key: DataKey, time_s_max: f
     has = path.stat().st_size
     if has != size_bytes + HEADER_BYTES:
         raise ImgFailed(f"an encrypted volume of {size_bytes} bytes takes {has} bytes, not {size_bytes + HEADER_BYTES}")
+
+
+async def encrypt(source: Path, target: Path, key: DataKey, time_s_max: float) -> None:
+    """Make an encrypted file of what a raw one holds. Raises ImgFailed."""
+    arguments = ["-q", "-f", "raw", "-O", "luks", "-o", _new_header(key, ""), str(source), str(target)]
+    await run("convert", arguments, key, time_s_max)
+
+
+def is_encrypted(path: Path) -> bool:
+    """Say whether a file begins as LUKS does. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 async def fill_volume(path: Path, source: Path, key: DataKey, time_s_max: float) -> None:

@@ -25,7 +25,7 @@ DISK_OPTIONS = {"discard": "unmap", "detect-zeroes": "unmap"}
 SHARED_FDSET, VOLUME_FDSET = 100, 200
 SCSI, SATA = "scsi0", "sata0"
 """The controller of volumes: it lets go of a disk whatever the guest does, and needs no slot for each."""
-FDSET, SEED_FDSET, FIRMWARE_FDSET, CD_FDSET = 1, 2, 3, 10
+FDSET, SEED_FDSET, FIRMWARE_FDSET, CONSOLE_LOG_FDSET, PICTURE_FDSET, CD_FDSET = 1, 2, 3, 4, 5, 10
 SERIAL_LENGTH_MAX = 20
 """What ATA and virtio disks can hold; an id of a volume is that long."""
 SATA_CD_PORT = 4
@@ -99,6 +99,8 @@ class QemuConfig(msgspec.Struct, frozen=True):
     binary: str = "qemu-system-x86_64"
     monitor: int | None = None
     console: int | None = None
+    console_log: int | None = None
+    """A file to which what the guest prints is appended; None: ``console.log`` in ``directory``."""
     guest: int | None = None
     display: bool = False
     firmware: int | None = None
@@ -123,6 +125,8 @@ class QemuConfig(msgspec.Struct, frozen=True):
     keys: tuple[QemuKey, ...] = ()
     disk_key: str = ""
     """Id of the key that the VM's own layer, and those that it shares, are encrypted with; empty: they are not."""
+    nvram_key: str = ""
+    """Id of the key that the variables of UEFI are encrypted with; empty: they are not."""
     disk_bus: DiskBus = DiskBus.VIRTIO
     boot: BootPlan = BootPlan(limits.DISK_BOOT_ORDER)
     cds: tuple[QemuCd, ...] = ()
@@ -188,6 +192,16 @@ def _server(descriptor: int | None, path: Path) -> str:
     return f"{where},server=on,wait=off"
 
 
+def _console(config: QemuConfig) -> list[str]:
+    """Return the serial line, and where what the guest prints on it is logged."""
+    arguments, log = [], str(console_log_path(config.directory))
+    if config.console_log is not None:
+        arguments, log = ["-add-fd", f"set={CONSOLE_LOG_FDSET},fd={config.console_log}"], fdset_path(CONSOLE_LOG_FDSET)
+    where = _server(config.console, console_path(config.directory))
+    chardev = f"socket,id=serial0,{where},logfile={quoted(log)},logappend=on"
+    return [*arguments, "-chardev", chardev, "-serial", "chardev:serial0"]
+
+
 def _firmware_of(config: QemuConfig) -> str:
     if config.firmware is None:
         return ""
@@ -202,7 +216,7 @@ def _firmware(config: QemuConfig) -> list[str]:
         arguments += [
             *("-add-fd", f"set={FIRMWARE_FDSET},fd={config.firmware}"),
             *("-blockdev", json.dumps({"driver": "raw", "node-name": "code0", "read-only": True, "file": code})),
-            *("-blockdev", json.dumps({"driver": "raw", "node-name": "vars0", "file": variables})),
+            *("-blockdev", json.dumps({**_format(config.nvram_key), "node-name": "vars0", "file": variables})),
         ]
     if config.secure:
         arguments += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
@@ -306,8 +320,18 @@ def encrypted(key: str) -> dict[str, object]:
     return {"encrypt": {"format": "luks", "key-secret": key}} if key else {}
 
 
+def _format(key: str) -> dict[str, object]:
+    """Return how the node of a file is read that is encrypted with this key of QEMU's; empty: as it is."""
+    return {"driver": "luks", "key-secret": key} if key else {"driver": "raw"}
+
+
+def fdset_path(fdset: int) -> str:
+    """Return the name under which QEMU opens a file of one of its sets of descriptors."""
+    return f"/dev/fdset/{fdset}"
+
+
 def _read_only(fdset: int) -> dict[str, object]:
-    return {"driver": "file", "filename": f"/dev/fdset/{fdset}", "read-only": True}
+    return {"driver": "file", "filename": fdset_path(fdset), "read-only": True}
 
 
 def fdset_of(volume: QemuVolume | int) -> int:
@@ -317,10 +341,9 @@ def fdset_of(volume: QemuVolume | int) -> int:
 
 def volume_node(volume: QemuVolume) -> dict[str, object]:
     """Return a volume as a node of QEMU's block layer, named after it."""
-    file = {"driver": "file", "filename": f"/dev/fdset/{fdset_of(volume)}", "read-only": volume.read_only}
+    file = {"driver": "file", "filename": fdset_path(fdset_of(volume)), "read-only": volume.read_only}
     options: dict[str, object] = {} if volume.read_only else dict(DISK_OPTIONS)
-    format: dict[str, object] = {"driver": "luks", "key-secret": volume.key} if volume.key else {"driver": "raw"}
-    return {**format, "node-name": volume.id, "read-only": volume.read_only, "file": file, **options}
+    return {**_format(volume.key), "node-name": volume.id, "read-only": volume.read_only, "file": file, **options}
 
 
 def volume_device(volume: QemuVolume, *, has_ide: bool = True) -> dict[str, object]:
@@ -417,12 +440,7 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
         *("-m", _memory(config)),
         *("-chardev", f"socket,id=monitor0,{_server(config.monitor, monitor_path(directory))}"),
         *("-mon", "chardev=monitor0,mode=control"),
-        *(
-            "-chardev",
-            f"socket,id=serial0,{_server(config.console, console_path(directory))},"
-            f"logfile={quoted(console_log_path(directory))},logappend=on",
-        ),
-        *("-serial", "chardev:serial0"),
+        *_console(config),
         *(argument for number, nic in enumerate(config.nics) for argument in _nic(config, number, nic)),
         *_keys(config.keys),
         *_disk(config),

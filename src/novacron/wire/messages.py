@@ -64,7 +64,7 @@ from novacron.wire.vms import (
 )
 from novacron.wire.volumes import VolumeHandled, Volumes, VolumeStands, VolumeWanted
 
-PROTOCOL = 11
+PROTOCOL = 12
 
 FromAgent = (
     Hello

@@ -15,7 +15,8 @@ from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
-from novacron.agent.vm import console_log, guest_commands
+from novacron.agent.vm import guest_commands
+from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.guest_commands import GuestCommands
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.worker import Worker
@@ -48,12 +49,16 @@ class Subjects(msgspec.Struct, frozen=True):
     metrics: AgentMetrics
     commands: GuestCommands = msgspec.field(default_factory=GuestCommands)
 
-    def machine(self, vm: str) -> VirtualMachine:
+    def context(self, vm: str) -> VmContext:
         """Return a VM that is here. Raises InvalidInput."""
         worker = self.workers.get(vm)
         if worker is None:
             raise InvalidInput(f"VM {vm} is not here", field="vm")
-        return worker.machine
+        return worker.context
+
+    def machine(self, vm: str) -> VirtualMachine:
+        """Return the machine of a VM that is here. Raises InvalidInput."""
+        return self.context(vm).machine
 
 
 Handler = Callable[[Q, Subjects], Awaitable[object]]
@@ -129,7 +134,7 @@ async def _read_firmware_state(question: questions.ReadFirmwareState, about: Sub
 
 @answers(questions.ReadConsoleLog)
 async def _read_console_log(question: questions.ReadConsoleLog, about: Subjects) -> bytes:
-    return await asyncio.to_thread(console_log.read, about.machine(question.vm).directory, question.bytes_max)
+    return await asyncio.to_thread(about.context(question.vm).read_console_log, question.bytes_max)
 
 
 @answers(questions.TakeScreenshot)

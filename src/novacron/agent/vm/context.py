@@ -27,6 +27,7 @@ from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.guest_agent import GuestWatch
 from novacron.agent.vm.hypervisor import Hypervisor, MachineFailed, OnEvent, VirtualMachine
 from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.vm.tenant import Tenant, tenant_of
 from novacron.disk.images import LocalImage
@@ -219,6 +220,21 @@ class VmContext:
     def disk_key(self) -> DataKey | None:
         """Return the key of the VM's own disk, None if that is not encrypted. Raises KeyMissing."""
         return keys.disk_key(self.assigned())
+
+    def keep_console_log(self) -> None:
+        """Keep what the guest prints within limits, encrypted if its disk is. Called in a thread. Raises OSError."""
+        self.machine.console_log.keep(self._console_key())
+
+    def read_console_log(self, bytes_max: int) -> bytes:
+        """Return the end of what the guest printed. Called in a thread. Raises OSError."""
+        return self.machine.console_log.read(bytes_max, self._console_key())
+
+    def _console_key(self) -> DataKey | None:
+        assignment = self.assignment or (self.statement.assignment if self.statement is not None else None)
+        try:
+            return None if assignment is None else keys.disk_key(assignment)
+        except KeyMissing:
+            return None
 
     # reports
 

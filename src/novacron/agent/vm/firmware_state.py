@@ -36,17 +36,19 @@ def _packed(path: Path) -> bytes | None:
     return packed
 
 
-def unpack(home: VmDirectory, spec: VmSpec, state: FirmwareState) -> None:
-    """Let a VM that has not run yet begin with ``state``. Raises BadState, OSError."""
+def unpack(home: VmDirectory, spec: VmSpec, state: FirmwareState) -> bytes | None:
+    """Let a VM that has not run yet begin with ``state``: give it the state of its TPM, and return the variables of its
+    firmware, if there are any. Raises BadState, OSError."""
+    if state.tpm is not None and spec.tpm:
+        home.give_directory(firmware.TPM_STATE)
+        _begin(home, firmware.TPM_FILE, _unpacked(state.tpm, "tpm"))
     if state.nvram is not None and spec.firmware is not Firmware.BIOS:
         data = _unpacked(state.nvram, "nvram")
         files = firmware.files(spec.firmware)
         if files is not None and len(data) != files[1].stat().st_size:
             raise BadState(f"the variables of its firmware have {len(data)} bytes, not {files[1].stat().st_size}")
-        _begin(home, firmware.NVRAM, data)
-    if state.tpm is not None and spec.tpm:
-        home.give_directory(firmware.TPM_STATE)
-        _begin(home, firmware.TPM_FILE, _unpacked(state.tpm, "tpm"))
+        return data
+    return None
 
 
 def _unpacked(packed: bytes, field: str) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from novacron.agent.actions import Doing
+from novacron.agent.vm.console_log import ConsoleLog
 from novacron.agent.vm.directory import VmDirectory
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import StartRequest
@@ -41,6 +42,7 @@ class VirtualMachine(Protocol):
     """For what only QEMU can do (disks, snapshots, the memory's transport); None: never connected, or simulated."""
     migration_status: str
     """The latest ``MIGRATION`` event's."""
+    console_log: ConsoleLog
     guest: GuestAgent
     guest_listens: bool
     interfaces: Interfaces

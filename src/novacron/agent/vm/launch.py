@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import msgspec
 from novacron import private_file
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.settings import AgentSettings
-from novacron.agent.vm import firmware_state, keys, media
+from novacron.agent.vm import firmware_state, keys, media, nvram
+from novacron.agent.vm.console_log import ConsoleLog
 from novacron.agent.vm.directory import DISK_LAYER, VmDirectory
 from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.interfaces import Interfaces
@@ -22,6 +22,7 @@ from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.tpm import Tpm, TpmFailed
 from novacron.disk import cloud_init
 from novacron.disk.images import LocalImage
+from novacron.disk.qemu_img import ImgFailed
 from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import BLANK_IMAGE, Display, Firmware, GuestHardware, VmSpec
@@ -83,6 +84,8 @@ class Inherited(msgspec.Struct, frozen=True):
     shared: tuple[int, ...]
     keys: tuple[QemuKey, ...] = ()
     cds: tuple[QemuCd, ...] = ()
+    console_log: int | None = None
+    """None: QEMU opens ``console.log`` itself."""
 
 
 def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherited) -> QemuConfig:
@@ -112,6 +115,7 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         devices=inherited.devices,
         monitor=inherited.monitor,
         console=inherited.console,
+        console_log=inherited.console_log,
         guest=inherited.guest,
         seed=inherited.seed,
         firmware=inherited.firmware,
@@ -119,6 +123,7 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         shared=inherited.shared,
         keys=inherited.keys,
         disk_key="" if image.disk is None else spec.encryption_key,
+        nvram_key="" if spec.firmware is Firmware.BIOS else spec.encryption_key,
         disk_bus=spec.disk_bus,
         boot=BootPlan.of(spec),
         cds=inherited.cds,
@@ -203,11 +208,11 @@ class Launch:
         self._vm, self._home, self._settings = vm, home, settings
         self._interfaces, self._passthrough = interfaces, passthrough
         self.tpm = Tpm(home)
+        self.console_log = ConsoleLog(home.path, vm)
 
     async def prepare(self, request: StartRequest, uid: int | None, opener: Opener) -> list[str]:
         """Open what QEMU needs, and return its command. Raises LaunchFailed, NetworkFailed, DeviceFailed, OSError."""
         spec, directory = request.assignment.spec, self._home.path
-        self._home.give(command.console_log_path(directory).name)
         if request.image.disk is not None:
             self._home.give(DISK_LAYER)
         nics = await self._interfaces.make(spec, opener.hand)
@@ -229,6 +234,7 @@ class Launch:
             devices=await asyncio.to_thread(self._take_devices, request.assignment, uid),
             monitor=opener.listen(command.monitor_path(directory)),
             console=opener.listen(command.console_path(directory)),
+            console_log=await self._console_log(request.assignment, opener),
             guest=opener.listen(command.guest_path(directory)),
             kernel=opener.read_if_any(media.path(request.media, spec.kernel) if spec.kernel else image.kernel),
             initrd=opener.read_if_any(media.path(request.media, spec.initrd) if spec.kernel else image.initrd),
@@ -242,6 +248,14 @@ class Launch:
         config = qemu_config(self._vm, self._settings.qemu_binary, request, inherited)
         arguments = command.command(config, incoming=request.incoming, paused=request.paused)
         return confined_command(arguments, spec, uid, request.accelerator)
+
+    async def _console_log(self, assignment: wire.Assignment, opener: Opener) -> int | None:
+        """Return the file in memory for what the guest prints; None: it may lie on the disk as it is."""
+        descriptor = await asyncio.to_thread(self.console_log.begin, keys.disk_key(assignment))
+        if descriptor is not None:
+            return opener.hand(descriptor)
+        self._home.give(command.console_log_path(self._home.path).name)
+        return None
 
     async def _seed(self, request: StartRequest, nics: tuple[QemuNic, ...], opener: Opener) -> int | None:
         """Make the CD for the guest's first boot, if it has one, and return it, open; that of a VM whose disk is
@@ -265,27 +279,22 @@ class Launch:
 
     async def _firmware(self, request: StartRequest) -> Path | None:
         """Return the code of the VM's firmware, None for a BIOS, and see to its variables. Raises LaunchFailed."""
-        spec, state = request.assignment.spec, request.assignment.firmware_state
-        if state is not None:
-            try:
-                await asyncio.to_thread(firmware_state.unpack, self._home, spec, state)
-            except BadState as error:
-                raise LaunchFailed(str(error)) from error
-        return await asyncio.to_thread(self._have_nvram, spec.firmware)
-
-    def _have_nvram(self, kind: Firmware) -> Path | None:
-        if kind is Firmware.BIOS:
-            return None
-        files = firmware.files(kind)
-        if files is None:
-            raise LaunchFailed(f"this node has no firmware {kind}: apt-get install {firmware.PACKAGE}")
-        code, variables = files
-        path = self._home.path / firmware.NVRAM
-        if not path.exists():
-            scratch = path.with_suffix(".new")
-            shutil.copyfile(variables, scratch)
-            scratch.rename(path)
-        self._home.give(firmware.NVRAM)
+        assignment = request.assignment
+        files, begins = firmware.files(assignment.spec.firmware), None
+        try:
+            if assignment.firmware_state is not None:
+                begins = await asyncio.to_thread(
+                    firmware_state.unpack, self._home, assignment.spec, assignment.firmware_state
+                )
+            if assignment.spec.firmware is Firmware.BIOS:
+                return None
+            if files is None:
+                kind = assignment.spec.firmware
+                raise LaunchFailed(f"this node has no firmware {kind}: apt-get install {firmware.PACKAGE}")
+            code, variables = files
+            await nvram.have(self._home, begins or variables, keys.disk_key(assignment))
+        except (BadState, ImgFailed) as error:
+            raise LaunchFailed(str(error)) from error
         return code
 
     def _take_devices(self, assignment: wire.Assignment, uid: int | None) -> tuple[str, ...]:

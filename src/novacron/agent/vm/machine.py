@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 from novacron.agent.actions import Action, Doing
@@ -26,7 +25,7 @@ from novacron.disk.overlay import OverlayFailed
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import GuestHardware, VmSpec
 from novacron.net.tap import NetworkFailed
-from novacron.qemu import block, boot, command, confine, hotplug, process, running, usage
+from novacron.qemu import block, boot, command, confine, hotplug, process, running, screenshot, usage
 from novacron.qemu.boot import BootPlan
 from novacron.qemu.confine import Cgroup
 from novacron.qemu.guest import GuestAgent
@@ -37,7 +36,7 @@ from novacron.telemetry import logs
 
 log = logs.get(__name__)
 
-PICTURE, PICTURE_BYTES_MAX = "display.png", 3 << 20
+PICTURE_BYTES_MAX = 3 << 20
 
 
 class Machine:
@@ -77,6 +76,7 @@ class Machine:
         self.interfaces = Interfaces(id, self.home, networks, settings.bridge)
         self._passthrough = passthrough
         self._launch = Launch(id, self.home, settings, self.interfaces, passthrough)
+        self.console_log = self._launch.console_log
         self._disk_bytes = 0
         """What its disk is known to have, at least."""
 
@@ -102,6 +102,7 @@ class Machine:
             return False
         self.pid, self.kept = found.pid, process.is_kept(found.pid)
         self._launch.note_devices()
+        await asyncio.to_thread(self.console_log.adopt, found.pid)
         await self._attach()
         return True
 
@@ -314,12 +315,9 @@ class Machine:
     async def screenshot(self) -> bytes:
         """Return what the display shows, as a PNG file. Raises MonitorFailed, OSError."""
         async with self._picturing:
-            self.home.give(PICTURE)
-            await self.execute("screendump", {"filename": PICTURE, "format": "png"})
-            picture = await asyncio.to_thread(_read_and_remove, self.directory / PICTURE)
-        if not picture.startswith(b"\x89PNG") or len(picture) > PICTURE_BYTES_MAX:
-            raise OSError("QEMU made no picture of a reasonable size")
-        return picture
+            if self.monitor is None:
+                raise MonitorFailed("there is no QEMU to make a picture")
+            return await screenshot.take(self.monitor, PICTURE_BYTES_MAX)
 
     async def detach(self) -> None:
         """Let go of QEMU without touching it."""
@@ -330,6 +328,10 @@ class Machine:
         if self.monitor is not None:
             await self.monitor.close()
             self.monitor = None
+        try:
+            await asyncio.to_thread(self.console_log.keep, None)
+        except OSError as error:
+            log.info("a console log can't be kept", vm=self.id, error=str(error))
 
     async def kill(self) -> None:
         """End QEMU at once, and take its tap away."""
@@ -363,14 +365,8 @@ class Machine:
         """End QEMU and remove every trace of the VM from this host."""
         await self.kill()
         self.interfaces.drop_late_frames()
+        self.console_log.drop()
         await asyncio.to_thread(self.home.remove)
-
-
-def _read_and_remove(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(PICTURE_BYTES_MAX + 1)
-    path.unlink()
-    return content
 
 
 class QemuHypervisor:

@@ -13,7 +13,7 @@ from novacron.agent.actions import Action, doing
 from novacron.agent.host.stoppable import in_thread
 from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.contents import Stopped
-from novacron.agent.vm import firmware_state
+from novacron.agent.vm import firmware_state, nvram
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.disk import overlay, qemu_img
@@ -50,7 +50,9 @@ async def make(context: VmContext, source: BackupSource) -> None:
                 CONVERT_S_MAX,
             )
             await _cover(layer, image)
-            await asyncio.to_thread(firmware_state.unpack, home, context.spec(), state)
+            variables = await asyncio.to_thread(firmware_state.unpack, home, context.spec(), state)
+            if variables is not None:
+                await nvram.have(home, variables, context.disk_key())
             await sync(layer)
             layer.rename(home.path / DISK_LAYER)
             home.give(DISK_LAYER)
