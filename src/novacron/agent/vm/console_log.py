@@ -222,7 +222,6 @@ class ConsoleLog:
                 return read(self._directory, bytes_max)
             if key is None:
                 raise OSError("its console log is encrypted, and its key is not on its node now")
-            self._key = key
             text = self._taken
             if self._memory is not None:
                 size = os.fstat(self._memory).st_size
