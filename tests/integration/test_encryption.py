@@ -180,6 +180,10 @@ def test_what_a_tpm_of_an_encrypted_vm_remembers_needs_the_key(site: Platform, n
     assert states[sealed["name"]] != 0 and list(states.values()).count(0) == 1
 
 
+def until_printed(site: Platform, vm: Object, text: str) -> None:
+    until(lambda: text in site.console_log(site.client.get("vms", vm["id"])), f"it prints {text}", 300)
+
+
 VARIABLE = """#! /bin/sh
 mkdir -p /vars; mount -t efivarfs none /vars
 printf '\\007\\000\\000\\000MAR%sKER-of-the-firmware' "" > /vars/Marker-5f0ac0de-0000-4000-8000-6e6f7661766d
@@ -195,7 +199,7 @@ def test_variables_of_an_encrypted_vms_firmware_are_encrypted_and_move_with_it(s
         vm = new_vm(**guest, cloud_init={"user_data": VARIABLE})
     written = "variable: MARKER-of-the-firmware"
     for each in (plain, vm):
-        until(lambda each=each: written in site.console_log(site.client.get("vms", each["id"])), "it is written", 300)
+        until_printed(site, each, written)
     plain, vm = (site.client.get("vms", each["id"]) for each in (plain, vm))
     assert files_with(directory_of(site, plain), b"MARKER-of-the-firmware") == {"nvram.fd", "console.log"}
     assert files_with(directory_of(site, vm), b"MARKER-") == set()
@@ -205,7 +209,7 @@ def test_variables_of_an_encrypted_vms_firmware_are_encrypted_and_move_with_it(s
     switch_off(site, vm)
     vm = move(site, vm, "host-a")
     site.cli("vm", "start", vm["name"], "--wait")
-    until(lambda: written in site.console_log(vm), "it boots with its variables", 300)
+    until_printed(site, vm, written)
     for host in ("host-a", "host-b"):
         vms = site.directory / host / "agent" / "vms" / str(vm["id"])
         assert files_with(vms, b"MARKER-") == set()
