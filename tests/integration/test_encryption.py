@@ -184,7 +184,7 @@ def until_printed(site: Platform, vm: Object, text: str) -> None:
     until(lambda: text in site.console_log(site.client.get("vms", vm["id"])), f"it prints {text}", 300)
 
 
-VARIABLE = """#! /bin/sh
+VARIABLE = """#! hostile
 mkdir -p /vars; mount -t efivarfs none /vars
 printf '\\007\\000\\000\\000MAR%sKER-of-the-firmware' "" > /vars/Marker-5f0ac0de-0000-4000-8000-6e6f7661766d
 echo "variable: $(tail -c +5 /vars/Marker-5f0ac0de-0000-4000-8000-6e6f7661766d)" > /dev/console
