@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from novacron import settings_file
-from novacron.service_options import AgentOptions, ServerOptions
+from novacron.local.setup import services
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PREFIX = "/opt/novacron"
 GUIDE = ROOT / "docs/how-to/install.md"
-SETTINGS = "/etc/novacron"
-JOIN_TOKEN = f"{SETTINGS}/join-token"
+SETTINGS = str(services.SETTINGS_DIR)
+JOIN_TOKEN = str(services.JOIN_TOKEN)
 UNITS = "/usr/lib/systemd/system"
 
 
@@ -150,10 +150,8 @@ def files(package: Package) -> Iterator[File]:
 def settings(package: Package) -> str:
     """Return the settings file that a package brings."""
     if package is SERVER:
-        head = "Settings of novacron-server. After changes: systemctl restart novacron-server"
-        return settings_file.template(head, ServerOptions)
-    head = "Settings of novacron-agent. After changes: systemctl restart novacron-agent. VMs go on meanwhile."
-    return settings_file.template(head, AgentOptions, {"join": f"@{JOIN_TOKEN}"})
+        return settings_file.template(services.SERVER.title, services.SERVER.options)
+    return settings_file.template(services.AGENT.title, services.AGENT.options, {"join": f"@{JOIN_TOKEN}"})
 
 
 def scripts(package: Package) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from novacron.cli.options import expand
 from novacron.client.api import config_path
 from novacron.extras import Extra, installed, require
 from novacron.local import database_commands
+from novacron.local.setup import commands as setup_commands
 from novacron.service_options import AgentOptions, ServerOptions, StateDir, default_state_dir
 from novacron.terminal import say
 
@@ -191,6 +192,7 @@ def recover_admin(
 
 
 app.add_typer(database_commands.app, name="database")
+app.add_typer(setup_commands.app, name="setup")
 
 
 @app.command()

@@ -14,13 +14,15 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+import typer.core
 from typer.models import OptionInfo
 
 from novacron.terminal import say
 
+Made = TypeVar("Made")
 FILE_BYTES_MAX = 1 << 20
 LINE_CHARACTERS_MAX = 100
 ONCE = frozenset({"settings", "check-settings", "rejoin", "new-keys"})
@@ -102,8 +104,8 @@ def reader(options: type) -> Callable[[typer.Context, typer.CallbackParam, Path 
         kinds = {setting.name: setting for setting in settings(options)}
         problems = list(_wrong_variables(context, kinds))
         if file is not None:
-            found = _parse(file)
-            problems += [f"{file}: {problem}" for problem in _problems(context, file, found, kinds)]
+            found = parse(file)
+            problems += [f"{file}: {problem}" for problem in problems_in(context, file, found, kinds)]
             context.default_map = {kinds[name].field: value for name, value in found.items() if name in kinds}
         if problems:
             fail(*problems)
@@ -119,7 +121,8 @@ def fail(*problems: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def _parse(file: Path) -> dict[str, Any]:
+def parse(file: Path) -> dict[str, Any]:
+    """Return what a settings file says; end the command if it can't be read."""
     try:
         with file.open("rb") as opened:
             text = opened.read(FILE_BYTES_MAX + 1)
@@ -146,15 +149,20 @@ def _wrong_variables(context: typer.Context, kinds: Mapping[str, Setting]) -> It
 
 def _refusal(context: typer.Context, name: str, value: object) -> str | None:
     """Return why the option with this name does not take a value; None: it does."""
-    option = next(option for option in context.command.params if f"--{name}" in option.opts)
     try:
-        option.process_value(context, value)
+        _option(context, name).process_value(context, value)
     except typer.BadParameter as error:
         return str(error.message).removeprefix("Value error, ").replace("Input should be", "must be", 1)
     return None
 
 
-def _problems(
+def _option(context: typer.Context, name: str) -> typer.core.TyperOption:
+    found = next(option for option in context.command.params if f"--{name}" in option.opts)
+    assert isinstance(found, typer.core.TyperOption)
+    return found
+
+
+def problems_in(
     context: typer.Context, file: Path, found: Mapping[str, Any], kinds: Mapping[str, Setting]
 ) -> Iterator[str]:
     """Yield what is wrong with what a file says."""
@@ -164,7 +172,7 @@ def _problems(
         elif name in ONCE:
             yield f"{name} can't be in a file, because it would count at every start: use --{name} once"
         elif not kinds[name].takes(value):
-            yield f"{name} is {kinds[name].kind}, not {_toml(value)}"
+            yield f"{name} is {kinds[name].kind}, not {toml(value)}"
         elif value == "":
             yield f"{name} is empty: remove the line"
         elif isinstance(value, str) and PASSWORD.search(value) and file.stat().st_mode & READABLE_BY_ALL:
@@ -173,6 +181,13 @@ def _problems(
             problem = _refusal(context, name, value)
             if problem:
                 yield f"{name}: {problem}"
+
+
+def options_of(context: typer.Context, options: Callable[..., Made], found: Mapping[str, Any]) -> Made:
+    """Return the options that a service has whose settings file says this, which must have no problems."""
+    kinds = {setting.name: setting for setting in settings(options)}  # type: ignore[arg-type]  # a class is called
+    fields = {kinds[name].field: _option(context, name).process_value(context, value) for name, value in found.items()}
+    return options(**fields)
 
 
 def _suggestion(name: str, known: Mapping[str, Setting]) -> str:
@@ -199,15 +214,21 @@ def effective(context: typer.Context, options: object) -> Iterator[tuple[str, st
         if setting.name not in ONCE:
             source = context.get_parameter_source(setting.field)
             value = getattr(options, setting.field)
-            shown = "" if value is None else PASSWORD.sub("[hidden]", _toml(value))
+            shown = "" if value is None else without_password(toml(value))
             yield setting.name, shown, SOURCES.get(source.name if source else "", "default")
 
 
-def _toml(value: object) -> str:
+def without_password(text: str) -> str:
+    """Return a text in which the passwords of URLs are hidden."""
+    return PASSWORD.sub("[hidden]", text)
+
+
+def toml(value: object) -> str:
+    """Return a value as a settings file has it."""
     if isinstance(value, Enum):
         return f'"{value.value}"'
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(item) for item in value)}]"
+        return f"[{', '.join(toml(item) for item in value)}]"
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else json.dumps(str(value), ensure_ascii=False)
@@ -221,7 +242,7 @@ def template(title: str, options: type, values: Mapping[str, object] = NOTHING) 
             continue
         example = [] if setting.type is list else "" if setting.default is None else setting.default
         given = setting.name in values
-        value = _toml(values[setting.name] if given else example)
+        value = toml(values[setting.name] if given else example)
         lines += ["", *_wrapped(setting.help), f"{'' if given else '#'}{setting.name} = {value}"]
     return "\n".join(lines) + "\n"
 

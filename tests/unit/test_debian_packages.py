@@ -103,6 +103,14 @@ def test_the_command_runs_with_the_packages_that_its_subcommand_needs(tmp_path: 
         program.chmod(0o755)
     command = tmp_path / "novacron"
     command.write_text((HERE / "novacron").read_text().replace("/opt/novacron", str(tmp_path)))
-    for words, environment in (("server", "server"), ("database", "server"), ("agent", "agent"), ("runbook", "cli")):
-        done = subprocess.run(["sh", command, words], capture_output=True, text=True, timeout=60, check=True)
+    for words, environment in (
+        ("server", "server"),
+        ("database", "server"),
+        ("agent", "agent"),
+        ("runbook", "cli"),
+        ("setup server", "server"),
+        ("setup agent", "agent"),
+        ("setup", "server"),
+    ):
+        done = subprocess.run(["sh", command, *words.split()], capture_output=True, text=True, timeout=60, check=True)
         assert done.stdout == f"{environment}\n", words

@@ -25,7 +25,7 @@ from novacron.client import protocol
 from novacron.client.errors import Unreachable
 from novacron.client.protocol import HttpReply
 
-LOCAL = {"up", "doctor", "support-bundle", "agent", "server", "database", "build", "display"}
+LOCAL = {"up", "doctor", "support-bundle", "agent", "server", "database", "setup", "build", "display"}
 """Commands that start or serve something on this machine, or look at it."""
 HOSTILE = (
     "", "-", "--", "web", "0", "-1", "1e400", "99999999999999999999", "4G", "x=y", "=", ",", "[", "\udcff", "\u202e",

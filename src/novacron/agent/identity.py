@@ -146,11 +146,14 @@ class JoinOffer(NamedTuple):
     """``@FILE``, or ``-`` for standard input."""
     token: str | None = None
 
+    def text(self) -> str | None:
+        """Return the token; None if none was given. Raises InvalidInput."""
+        return (self.token or None) if self.source is None else _read_token(self.source)
+
     def ticket(self) -> JoinTicket | None:
         """Return what the token says; None if none was given. Raises InvalidInput."""
-        if self.source is not None:
-            return decode_ticket(_read_token(self.source))
-        return decode_ticket(self.token) if self.token else None
+        text = self.text()
+        return None if text is None else decode_ticket(text)
 
 
 def offered(source: str | None) -> JoinOffer:

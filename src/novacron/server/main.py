@@ -27,7 +27,7 @@ from novacron.server.database_watch import DatabaseWatch
 from novacron.server.http import LEAVE_S_MAX, Front
 from novacron.server.keys import AuthorityKeeper, KeyFollower
 from novacron.server.link import LinkServer
-from novacron.server.settings import ServerSettings
+from novacron.server.settings import LOOPBACK, ServerSettings
 from novacron.state_lock import FolderInUse, FolderLock
 from novacron.store import statistics, tokens
 from novacron.store.database import LOST, Database
@@ -43,7 +43,6 @@ log = logs.get(__name__)
 
 START_TRIES_MAX = 60
 READY_POLL_S = 0.1
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 async def _open_database(url: str, connections: int) -> Database:

@@ -17,6 +17,8 @@ from novacron.model.drain import TIME_LIMIT_S_DEFAULT
 from novacron.model.token import Lifetimes
 from novacron.store.database import POOL_DEFAULT
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 
 class AuditSettings(msgspec.Struct, frozen=True):
     """For how long the audit log is kept, and where it is sent."""

@@ -24,6 +24,10 @@ class Subject(msgspec.Struct, frozen=True):
     database: str | None = None
     """Its URL, if that is to be looked at."""
     qemu_binary: str = "qemu-system-x86_64"
+    parts: frozenset[Extra] | None = None
+    """The parts of NovaCron whose needs are looked at; None: those that are installed here."""
+    platform: bool = True
+    """Whether to look at the platform that this user's settings lead to."""
 
 
 async def examine(subject: Subject) -> list[Finding]:
@@ -34,7 +38,8 @@ async def examine(subject: Subject) -> list[Finding]:
 
 def _checks(subject: Subject) -> Iterator[tuple[str, Awaitable[list[Finding]]]]:
     """Yield what is to be looked at: of this machine, what the parts of NovaCron need that are installed here."""
-    if installed(Extra.AGENT):
+    parts = frozenset(filter(installed, Extra)) if subject.parts is None else subject.parts
+    if Extra.AGENT in parts:
         from novacron.local.doctor import agent_host
 
         yield "privileges", machine.privileges()
@@ -43,7 +48,7 @@ def _checks(subject: Subject) -> Iterator[tuple[str, Awaitable[list[Finding]]]]:
         yield "programs", machine.programs()
         yield "kernel", machine.kernel()
         yield "leftovers", agent_host.leftovers()
-    if installed(Extra.AGENT) or installed(Extra.SERVER):
+    if parts:
         yield "ports", machine.ports()
         yield "disk", machine.disk(subject.state_dir)
         yield "memory", machine.memory()
@@ -53,7 +58,8 @@ def _checks(subject: Subject) -> Iterator[tuple[str, Awaitable[list[Finding]]]]:
     yield "clock", machine.clock()
     if subject.database is not None:
         yield "database", _database(subject.database)
-    yield "platform", running.platform()
+    if subject.platform:
+        yield "platform", running.platform()
 
 
 async def _database(url: str) -> list[Finding]:

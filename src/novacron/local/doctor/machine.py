@@ -134,14 +134,21 @@ async def clock() -> list[Finding]:
 async def ports() -> list[Finding]:
     texts = []
     for port, what in PORTS.items():
-        with socket.socket() as probe_socket:
-            probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe_socket.bind(("0.0.0.0", port))
-                texts.append(f"{port} ({what}) is free")
-            except OSError:
-                texts.append(f"{port} ({what}) is used: by NovaCron, if it runs here")
+        used = "is used: by NovaCron, if it runs here" if port_objection("0.0.0.0", port) else "is free"
+        texts.append(f"{port} ({what}) {used}")
     return [ok("ports", "; ".join(texts))]
+
+
+def port_objection(host: str, port: int) -> str:
+    """Return why nothing can listen at a port of this machine; empty: something can."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe_socket:
+            probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe_socket.bind(address)
+    except (OSError, OverflowError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""
 
 
 async def disk(state_dir: Path) -> list[Finding]:
