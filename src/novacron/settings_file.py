@@ -183,9 +183,9 @@ def problems_in(
                 yield f"{name}: {problem}"
 
 
-def options_of(context: typer.Context, options: Callable[..., Made], found: Mapping[str, Any]) -> Made:
+def options_of(context: typer.Context, options: type[Made], found: Mapping[str, Any]) -> Made:
     """Return the options that a service has whose settings file says this, which must have no problems."""
-    kinds = {setting.name: setting for setting in settings(options)}  # type: ignore[arg-type]  # a class is called
+    kinds = {setting.name: setting for setting in settings(options)}
     fields = {kinds[name].field: _option(context, name).process_value(context, value) for name, value in found.items()}
     return options(**fields)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +21,7 @@ from lab import debian_hosts
 from lab.debian_hosts import DebianHost, Release
 from lab.platform import default_cache, open_directory
 from lab.switched import switched_lab
+from tests.support.boot_sector import sector
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -25,7 +30,24 @@ RELEASES = {Debian.DEBIAN_12: Release.DEBIAN_12, Debian.DEBIAN_13: Release.DEBIA
 NEEDED = sorted({name for package in PACKAGES for name in (*package.depends, *package.recommends)} - {CLI.name})
 CONTEXT = "NOVACRON_CONFIG=/var/lib/novacron/server/cli.json"
 SERVER_EXPOSURE_MAX, AGENT_EXPOSURE_MAX = 3.0, 7.5
+GUIDE = Path(__file__).parents[2] / "docs/how-to/three-hosts.md"
+TYPED = re.compile(
+    r"^root@(?P<host>[a-z-]+):~# (?P<command>.+?)(?: \| ssh root@(?P<other>[a-z-]+) (?P<there>.+))?$", re.M
+)
+COMMANDS_MAX = 12
 QEMUS = 'for p in /proc/[0-9]*; do grep -qs "^qemu-system" $p/cmdline && echo $p $(cut -d" " -f22 $p/stat); done; true'
+
+
+@contextlib.contextmanager
+def booted(debian: Debian, count: int) -> Iterator[list[DebianHost]]:
+    """Boot hosts that have what the packages need, and nothing of ours."""
+    root = debian_hosts.root(RELEASES[debian], (f"python{debian.python}", *NEEDED), default_cache())
+    with (
+        open_directory("nvdh-") as directory,
+        switched_lab(f"nvd{os.getpid()}", default_cache(), count) as lab,
+        debian_hosts.debian_hosts(lab.hosts, root, directory) as hosts,
+    ):
+        yield hosts
 
 
 class Installed(NamedTuple):
@@ -69,13 +91,20 @@ def debian(request: pytest.FixtureRequest) -> Debian:
 
 
 @pytest.fixture(scope="module")
-def builds(debian: Debian) -> Iterator[tuple[Path, Path]]:
-    """Return the packages of two builds, the second one later."""
+def first_build(debian: Debian) -> Iterator[Path]:
+    """Return the packages of a build."""
     with tempfile.TemporaryDirectory(prefix="nvpk-") as directory:
-        first, second = Path(directory) / "first", Path(directory) / "second"
+        first = Path(directory) / "first"
         build(first, [debian], 1)
-        build(second, [debian], 2)
-        yield first, second
+        yield first
+
+
+@pytest.fixture(scope="module")
+def builds(debian: Debian, first_build: Path) -> tuple[Path, Path]:
+    """Return the packages of two builds, the second one later."""
+    second = first_build.parent / "second"
+    build(second, [debian], 2)
+    return first_build, second
 
 
 @pytest.fixture
@@ -83,12 +112,7 @@ def installed(debian: Debian, builds: tuple[Path, Path], lacks: list[str], image
     """A host with the first build's packages, whose only node is itself."""
     if lacks:
         pytest.skip("; ".join(lacks))
-    root = debian_hosts.root(RELEASES[debian], (f"python{debian.python}", *NEEDED), default_cache())
-    with (
-        open_directory("nvdh-") as directory,
-        switched_lab(f"nvd{os.getpid()}", default_cache(), 1) as lab,
-        debian_hosts.debian_hosts(lab.hosts, root, directory) as (host,),
-    ):
+    with booted(debian, 1) as (host,):
         made = Installed(host, debian)
         made.install(builds[0])
         shutil.copytree(images / "tiny", host.path("/var/lib/novacron/images/tiny"))
@@ -168,3 +192,72 @@ def test_the_same_commit_gives_the_same_packages(debian: Debian, tmp_path: Path)
             os.umask(before)
     for one, other in zip(*made, strict=True):
         assert one.name == other.name and one.read_bytes() == other.read_bytes(), one.name
+
+
+def put_on_hosts(hosts: list[DebianHost], packages: Path, scratch: Path) -> None:
+    """Give hosts what the page on three hosts takes as given: names, packages, and an image of a disk."""
+    names = "".join(f"{host.host.address} {host.name}\n" for host in hosts)
+    disk, image = scratch / "disk", scratch / "debian-12-genericcloud-amd64.qcow2"
+    disk.write_bytes(sector("up").ljust(1 << 20, b"\0"))
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", disk, image], check=True, timeout=60)
+    hosts[0].copy(image, f"/root/{image.name}")
+    for host in hosts:
+        host.write("/etc/hosts", f"127.0.0.1 localhost\n{names}")
+        for deb in packages.glob("*.deb"):
+            host.copy(deb, f"/root/{deb.name}")
+
+
+def execute(page: Path, hosts: dict[str, DebianHost]) -> int:
+    """Run the commands of a page as they are typed there; return how many there are. What is piped to a host by SSH is
+    given to it directly."""
+    typed = list(TYPED.finditer(page.read_text()))
+    for line in typed:
+        began = time.monotonic()
+        said = hosts[line["host"]].run("sh", "-c", f"cd /root && {line['command']}").stdout
+        if line["other"] is not None:
+            said = hosts[line["other"]].run("sh", "-c", f"cd /root && {line['there']}", stdin=said).stdout
+        print(f"{time.monotonic() - began:6.1f} s  {line.group()}\n{said if len(said) < 2000 else ''}")
+    return len(typed)
+
+
+@pytest.mark.timeout(1200)
+def test_the_page_on_three_hosts_is_executed(
+    debian: Debian, first_build: Path, lacks: list[str], tmp_path: Path
+) -> None:
+    if lacks:
+        pytest.skip("; ".join(lacks))
+    with booted(debian, 3) as hosts:
+        put_on_hosts(hosts, first_build, tmp_path)
+        named, server, node = {host.name: host for host in hosts}, hosts[0], hosts[1]
+        began = time.monotonic()
+        commands = execute(GUIDE, named)
+        print(f"{commands} commands, {time.monotonic() - began:.0f} s on Debian {debian}")
+        assert 0 < commands <= COMMANDS_MAX
+        assert '"state": "running"' in server.run("novacron", "vm", "show", "web", "--output", "json").stdout
+        assert server.run("novacron", "node", "list", "--output", "json").stdout.count('"ready": true') == 2
+        assert not node.path(JOIN_TOKEN).exists()
+
+        before = [
+            host.path(f"/etc/novacron/{name}.toml").read_text() for host, name in ((server, "server"), (node, "agent"))
+        ]
+        again = server.run("novacron", "setup", "server", "--advertise", "host-a").stdout
+        assert "novacron-server is set up: nothing was changed" in again
+        assert "novacron-agent is set up: nothing was changed" in node.run("novacron", "setup", "agent").stdout
+        refused = server.run("novacron", "setup", "server", "--advertise", "other", "--port", "22222", check=False)
+        assert refused.returncode == 1 and 'advertise = "host-a", and you gave "other"' in refused.stderr
+        dry = server.run("novacron", "setup", "server", "--pool", "30", "--dry-run").stdout
+        assert "+pool = 30" in dry and "would do: systemctl restart" in dry
+        assert before[0] == server.path("/etc/novacron/server.toml").read_text()
+        assert before[1] == node.path("/etc/novacron/agent.toml").read_text()
+
+        server.write("/root/database.toml", 'database = "postgresql://me:secret@127.0.0.1:1/novacron"\n', 0o600)
+        refused = server.run("novacron", "setup", "server", "--settings", "/root/database.toml", check=False)
+        assert refused.returncode == 1 and "error: database: can't be reached" in refused.stderr
+        assert "secret" not in refused.stdout + refused.stderr
+        assert before[0] == server.path("/etc/novacron/server.toml").read_text()
+
+        killed = server.run("timeout", "--signal=KILL", "4", "novacron", "setup", "server", "--pool", "30", check=False)
+        print(f"killed: {killed.returncode} {killed.stdout}")
+        server.run("novacron", "setup", "server", "--pool", "30")
+        assert "\npool = 30\n" in server.path("/etc/novacron/server.toml").read_text()
+        assert "nothing was changed" in server.run("novacron", "setup", "server", "--pool", "30").stdout

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from deploy.debian.manifest import AGENT as AGENT_PACKAGE
 from deploy.debian.manifest import settings as packaged_settings
+from novacron.__main__ import app
 from novacron.local.setup import plan
 from novacron.local.setup.host import Accounts, LocalHost, SetupFailed, unit_facts
 from novacron.local.setup.plan import (
@@ -232,6 +234,21 @@ def test_a_file_that_is_no_settings_file_is_not_read(tmp_path: Path) -> None:
         huge.truncate(2 << 20)
     with pytest.raises(SetupFailed, match="larger than 1 MiB"):
         FakeHost(tmp_path, AGENT).left(AGENT_WANTED)
+
+
+def test_what_can_not_be_set_up_is_said_at_once_and_without_secrets() -> None:
+    words = ["--state-dir", "/srv", "--new-keys", "--database", "postgresql://me:secret@db/novacron", "--dry-run"]
+    done = CliRunner().invoke(app, ["setup", "server", *words])
+    assert done.exit_code == 1
+    for said in ("--state-dir is no setting of a host", "--new-keys is no setting", "--database has a password"):
+        assert f"error: {said}" in done.output
+    assert "secret" not in done.output and "nothing was changed" in done.output
+
+
+def test_a_join_token_on_the_command_line_is_refused() -> None:
+    done = CliRunner().invoke(app, ["setup", "agent", "--join", "nvj_secret", "--dry-run"])
+    assert done.exit_code == 1 and "--join: a join token on a command line can be read by every user" in done.output
+    assert "nvj_secret" not in done.output
 
 
 # Settings files

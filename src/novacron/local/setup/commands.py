@@ -62,14 +62,14 @@ def _set_up(kind: ServiceSetup, context: typer.Context, options: object, *, repl
             prepared = flow.prepare(kind, host, context, options, replace=replace)
             _warn(prepared.warnings)
             for step in prepared.steps:
-                say(f"would do: {step}")
+                _say_lines(f"would do: {step}")
             say("nothing was changed" if prepared.steps else f"{kind.service.name} is set up: nothing would be changed")
             return
         lock = flow.alone()
         try:
             prepared = flow.prepare(kind, host, context, options, replace=replace)
             _warn(prepared.warnings)
-            made, ended = flow.perform(kind, host, prepared, say)
+            made, ended = flow.perform(kind, host, prepared, _say_lines)
         finally:
             lock.release()
     except SetupRefused as refused:
@@ -78,7 +78,7 @@ def _set_up(kind: ServiceSetup, context: typer.Context, options: object, *, repl
         say("nothing was changed", err=True)
         sys.exit(1)
     except SetupFailed as failed:
-        say(f"error: {failed}", err=True)
+        _say_lines(f"error: {failed}", err=True)
         say("what was done stays; mend this, and run the same command again: it goes on from here", err=True)
         sys.exit(1)
     for change in ended.changes:
@@ -86,6 +86,11 @@ def _set_up(kind: ServiceSetup, context: typer.Context, options: object, *, repl
     if not made and not ended.changes:
         say(f"{kind.service.name} is set up: nothing was changed")
     say(ended.following)
+
+
+def _say_lines(text: str, *, err: bool = False) -> None:
+    for line in text.splitlines():
+        say(line, err=err)
 
 
 def _warn(warnings: tuple[str, ...]) -> None:

@@ -163,7 +163,7 @@ def unit_facts(shown: str, booted_at_s: float) -> UnitFacts:
         properties.get("LoadState", "not-found"),
         properties.get("UnitFileState", "") in ("enabled", "enabled-runtime"),
         properties.get("ActiveState", "") == "active",
-        booted_at_s + int(began_us) / 1e6 if began_us.isdecimal() else 0.0,
+        booted_at_s + int(began_us) / 1e6 if began_us.isdecimal() and began_us != "0" else 0.0,
     )
 
 
