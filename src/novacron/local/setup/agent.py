@@ -54,8 +54,7 @@ class AgentSetup(ServiceSetup):
         except (InvalidInput, OSError, ValueError) as error:
             if identity is not None:
                 return None  # it is not needed any more
-            hint = error.hint if isinstance(error, InvalidInput) else None
-            raise SetupRefused(f"--join: {error}{f'; {hint}' if hint else ''}") from None
+            raise SetupRefused(f"--join: {_in_words(error)}") from None
         if identity is None and text is None:
             raise SetupRefused(
                 "this host has not joined yet, and needs a token: make one with novacron node join-token --node NAME,"
@@ -91,6 +90,12 @@ class AgentSetup(ServiceSetup):
             f"this host has joined as node {node}; next, unless its token was made with --accept, where the CLI works:"
             f" novacron node accept {node}",
         )
+
+
+def _in_words(error: Exception) -> str:
+    if not isinstance(error, InvalidInput):
+        return str(error)
+    return f"{error.detail}; {error.hint}" if error.hint else error.detail
 
 
 def _check_installation(identity: identities.Identity, ticket: JoinTicket) -> None:
