@@ -67,5 +67,6 @@ def _place(lines: list[str], name: str) -> int:
 
 def difference(path: str, before: str, after: str) -> list[str]:
     """Return what changes in a file, as ``diff -u`` shows it, without passwords."""
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), path, path, "as it is", "set up", 0, "")
+    names = f"{path} (as it is)", f"{path} (set up)"
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, n=0, lineterm="")
     return [settings_file.without_password(line) for line in lines]
