@@ -139,7 +139,7 @@ def _meanings(
     if problems:
         raise SetupRefused(*problems)
     try:
-        options = settings_file.options_of(context, kind.service.options, {**now, **wanted})
+        options: object = settings_file.options_of(context, kind.service.options, {**now, **wanted})
         later = _Meaning(options, kind.settings(options))
     except typer.BadParameter as error:
         hint = str(error.param_hint or "").removeprefix("--")
