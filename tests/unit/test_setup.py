@@ -20,7 +20,7 @@ from novacron.__main__ import app
 from novacron.local.setup import plan
 from novacron.local.setup.host import Accounts, LocalHost, SetupFailed, unit_facts
 from novacron.local.setup.plan import (
-    CreateUser,
+    CreateServiceUser,
     EnableUnit,
     PathFacts,
     RestartUnit,
@@ -218,7 +218,7 @@ def test_a_variable_that_wins_over_a_setting_is_named() -> None:
 def test_the_steps_of_a_bare_host_are_in_an_order_that_works(tmp_path: Path) -> None:
     steps = FakeHost(tmp_path, SERVER).left(SERVER_WANTED)
     kinds = [type(step) for step in steps]
-    assert kinds[0] is CreateUser and kinds[-2:] == [EnableUnit, RestartUnit]
+    assert kinds[0] is CreateServiceUser and kinds[-2:] == [EnableUnit, RestartUnit]
     assert kinds.index(SetFile) > max(number for number, kind in enumerate(kinds) if kind is plan.SetFolder)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from novacron import private_file
 from novacron.local.setup.plan import (
-    CreateUser,
+    CreateServiceUser,
     DeleteFile,
     EnableUnit,
     HostFacts,
@@ -124,7 +124,7 @@ class LocalHost:
         """Make one step. Raises SetupFailed."""
         try:
             match step:
-                case CreateUser(file):
+                case CreateServiceUser(file):
                     self._succeed("systemd-sysusers", file)
                 case SetFolder((path, mode, owner, group)):
                     self.at(path).mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ class HostFacts(NamedTuple):
     """The name under which this host has joined an installation; None: it has not."""
 
 
-class CreateUser(NamedTuple):
+class CreateServiceUser(NamedTuple):
     """Create the user of a service."""
 
     file: str
@@ -111,7 +111,7 @@ class RestartUnit(NamedTuple):
         return f"systemctl restart {self.unit}: {self.why}"
 
 
-SetupStep = CreateUser | SetFolder | SetFile | DeleteFile | EnableUnit | RestartUnit
+SetupStep = CreateServiceUser | SetFolder | SetFile | DeleteFile | EnableUnit | RestartUnit
 
 
 class SetupRequest(NamedTuple):
@@ -184,7 +184,7 @@ def steps_left(request: SetupRequest, facts: HostFacts) -> list[SetupStep]:
         raise SetupRefused(_unusable(service, facts.unit.load_state))
     steps: list[SetupStep] = []
     if not facts.has_user:
-        steps.append(CreateUser(service.users))
+        steps.append(CreateServiceUser(service.users))
     folders = (*service.folders, *request.folders)
     steps += [SetFolder(folder) for folder in folders if not _is_folder(folder, facts)]
     steps += [file for file in (_settings(request, facts), *request.files) if not _is_file(file, facts)]
