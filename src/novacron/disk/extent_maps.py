@@ -74,7 +74,7 @@ def read_exactly(file: BinaryIO, offset: int, length: int, what: str) -> bytes:
     return file.read(length)
 
 
-def _numbers(data: bytes, kind: str, order: str) -> array[int]:
+def numbers(data: bytes, kind: str, order: str) -> array[int]:
     """Return a table of unsigned numbers; ``kind`` is array's: ``I`` or ``Q``; ``order`` that of their bytes."""
     numbers = array(kind)
     numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
@@ -93,11 +93,11 @@ def _qcow2(file: BinaryIO) -> int:
     entry_words = 2 if features & QCOW2_EXTENDED_L2 else 1
     cluster_bytes = 1 << cluster_bits
     offset_mask = (1 << (62 - (cluster_bits - 8))) - 1
-    l1 = _numbers(read_exactly(file, l1_offset, 8 * l1_entries, "its L1 table"), "Q", "big")
+    l1 = numbers(read_exactly(file, l1_offset, 8 * l1_entries, "its L1 table"), "Q", "big")
     last: int = l1_offset + 8 * l1_entries
     tables = {entry & QCOW2_OFFSET: number for number, entry in enumerate(l1) if entry & QCOW2_OFFSET}
     for offset, number in tables.items():
-        entries = _numbers(read_exactly(file, offset, cluster_bytes, "an L2 table"), "Q", "big")[::entry_words]
+        entries = numbers(read_exactly(file, offset, cluster_bytes, "an L2 table"), "Q", "big")[::entry_words]
         packed = max((entry & offset_mask for entry in entries if entry & QCOW2_COMPRESSED), default=0)
         last = max(last, offset + cluster_bytes, packed + 1 if packed else 0)  # a compressed one ends anywhere
         last = max(last, _qcow2_clusters_end(entries, number * len(entries), cluster_bytes, disk_bytes))
@@ -129,13 +129,13 @@ def _vmdk(file: BinaryIO) -> int:
     if not 0 < grain_sectors <= 1 << 16 or not 0 < entries_per_table <= 1 << 16:
         raise Unacceptable(f"its header is damaged: grains of {grain_sectors} sectors, tables of {entries_per_table}")
     tables = -(-capacity // (grain_sectors * entries_per_table))
-    directory = _numbers(
+    directory = numbers(
         read_exactly(file, directory_sector * SECTOR, 4 * tables, "its grain directory"), "I", "little"
     )
     last: int = directory_sector * SECTOR + 4 * tables
     table_bytes = 4 * entries_per_table
     for sector in set(directory) - {0, VMDK_ZERO_GRAIN}:
-        grains = _numbers(read_exactly(file, sector * SECTOR, table_bytes, "a grain table"), "I", "little")
+        grains = numbers(read_exactly(file, sector * SECTOR, table_bytes, "a grain table"), "I", "little")
         highest = max(grains)
         last = max(last, sector * SECTOR + table_bytes)
         if highest <= VMDK_ZERO_GRAIN:
@@ -152,7 +152,7 @@ def _vdi(file: BinaryIO) -> int:
     head = read_exactly(file, 0, SECTOR, "its header")
     map_offset, data_offset = struct.unpack_from("<II", head, 0x154)
     block_bytes, extra_bytes, blocks = struct.unpack_from("<III", head, 0x178)
-    entries = _numbers(read_exactly(file, map_offset, 4 * blocks, "its map"), "I", "little")
+    entries = numbers(read_exactly(file, map_offset, 4 * blocks, "its map"), "I", "little")
     highest = max((entry for entry in entries if entry < VDI_FREE), default=-1)
     return int(max(map_offset + 4 * blocks, data_offset + (highest + 1) * (block_bytes + extra_bytes)))
 
@@ -170,7 +170,7 @@ def _vhd(file: BinaryIO) -> int:
     entries, block_bytes = struct.unpack_from(">II", dynamic, 28)
     if not dynamic.startswith(b"cxsparse") or not SECTOR <= block_bytes <= 1 << 28:
         raise Unacceptable("its dynamic header is damaged")
-    table = _numbers(read_exactly(file, table_offset, 4 * entries, "its block allocation table"), "I", "big")
+    table = numbers(read_exactly(file, table_offset, 4 * entries, "its block allocation table"), "I", "big")
     highest = max((entry for entry in table if entry != VHD_FREE), default=None)
     bitmap_bytes = -(-block_bytes // (8 * SECTOR * SECTOR)) * SECTOR
     blocks_end = 0 if highest is None else highest * SECTOR + bitmap_bytes + block_bytes
@@ -191,7 +191,7 @@ def _vhdx(file: BinaryIO) -> int:
     if not 1 << 20 <= block_bytes <= 256 << 20 or sector_bytes not in (512, 4096):
         raise Unacceptable(f"its metadata is damaged: blocks of {block_bytes} bytes, sectors of {sector_bytes}")
     chunk = (sector_bytes << 23) // block_bytes  # after so many blocks comes the entry of a bitmap
-    entries = _numbers(read_exactly(file, bat_offset, bat_bytes, "its block allocation table"), "Q", "little")
+    entries = numbers(read_exactly(file, bat_offset, bat_bytes, "its block allocation table"), "Q", "little")
     del entries[chunk :: chunk + 1]
     last = max(((entry >> 20 << 20) + block_bytes for entry in entries if entry & 7 in VHDX_PRESENT), default=0)
     return max(last, bat_offset + bat_bytes, metadata_offset + metadata_bytes)

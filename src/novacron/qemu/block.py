@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
+from novacron.qemu import dirty_bitmaps
 from novacron.qemu.command import DISK, DISK_OPTIONS, encrypted, node_behind
 from novacron.qemu.monitor import Monitor, MonitorFailed
 
@@ -15,6 +16,24 @@ COPY_JOB, COPY = "copy0", "copy0-target"
 LOOK_S, COPY_S_MAX = 0.1, 6 * 3600.0
 Around = Callable[[], AbstractAsyncContextManager[object]]
 """Prepares a guest for a moment, and lets it go on afterwards."""
+
+
+class CopyPlan(NamedTuple):
+    """What of the guest's own layer is copied, and what is recorded from that moment on."""
+
+    since: str = ""
+    """The record of what is to be copied; empty: all that the layer holds."""
+    begins: str = ""
+    """The record that begins; empty: none does."""
+
+
+Planner = Callable[[Monitor, str], Awaitable[CopyPlan]]
+"""Decides on a copy of what a node of the block layer has."""
+
+
+async def all_of_it(_monitor: Monitor, _node: str) -> CopyPlan:
+    """Plan a copy of a layer as a whole, of which nothing is recorded."""
+    return CopyPlan()
 
 
 async def top(monitor: Monitor, device: str = DISK) -> str:
@@ -60,16 +79,24 @@ async def nodes(monitor: Monitor) -> set[str]:
     return {str(node["node-name"]) for node in await monitor.execute("query-named-block-nodes", {"flat": True})}
 
 
-async def copy(monitor: Monitor, file: str, key: str, around: Around = contextlib.nullcontext) -> None:
+async def copy(
+    monitor: Monitor, file: str, key: str, around: Around = contextlib.nullcontext, planner: Planner = all_of_it
+) -> None:
     """Copy the guest's own layer as it is now into ``file``, an empty one, encrypted with ``key`` unless that is empty;
-    the guest goes on. The moment of which the copy is lies within ``around``. Raises MonitorFailed."""
+    the guest goes on. The moment of which the copy is lies within ``around``; a record begins with it if ``planner``
+    says so. Raises MonitorFailed."""
     await clear_copy(monitor)
     target = {"driver": "qcow2", "node-name": COPY, "file": {"driver": "file", "filename": file}, "backing": None}
     await monitor.execute("blockdev-add", {**target, **DISK_OPTIONS, **encrypted(key)})
     try:
-        job = {"job-id": COPY_JOB, "device": await top(monitor), "target": COPY, "sync": "top", "auto-dismiss": False}
+        node = await top(monitor)
+        plan = await planner(monitor, node)
+        job = {"job-id": COPY_JOB, "device": node, "target": COPY, "auto-dismiss": False, **_extent_of(plan)}
+        actions = [{"type": "blockdev-backup", "data": job}]
+        if plan.begins:
+            actions.append(dirty_bitmaps.begin(node, plan.begins))
         async with around():
-            await monitor.execute("blockdev-backup", job)
+            await monitor.execute("transaction", {"actions": actions})
         async with asyncio.timeout(COPY_S_MAX):
             while (job_status := await _job(monitor)) is None or job_status["status"] != "concluded":
                 if job_status is None:
@@ -79,6 +106,11 @@ async def copy(monitor: Monitor, file: str, key: str, around: Around = contextli
             raise MonitorFailed(f"the disk can't be copied: {job_status['error']}")
     finally:
         await clear_copy(monitor)
+
+
+def _extent_of(plan: CopyPlan) -> dict[str, str]:
+    """Return what a backup job copies. It leaves the record as it is: a backup that fails later can be tried again."""
+    return {"sync": "bitmap", "bitmap": plan.since, "bitmap-mode": "never"} if plan.since else {"sync": "top"}
 
 
 async def clear_copy(monitor: Monitor) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import NamedTuple
 
-from novacron.qemu import block
+from novacron.qemu import block, dirty_bitmaps
 from novacron.qemu.monitor import Monitor, MonitorFailed
 
 JOB = "snapshot0"
@@ -45,6 +45,7 @@ async def create(monitor: Monitor, name: str, *, memory: bool) -> None:
 async def load(monitor: Monitor, name: str) -> None:
     """Have disk and memory be as they were then; the guest goes on from there. Raises MonitorFailed."""
     disk = await block.top(monitor)
+    await dirty_bitmaps.end_all(monitor)  # QEMU records nothing of what changes then, and refuses
     await _job(monitor, "snapshot-load", {"tag": name, "vmstate": disk, "devices": [disk]})
 
 

@@ -48,19 +48,19 @@ async def share(source: VirtualMachine, clone: VmDirectory, lock: asyncio.Lock, 
 
 async def copy(
     source: VirtualMachine, clone: VmDirectory, lock: asyncio.Lock, key: DataKey | None,
-    around: block.Around = contextlib.nullcontext,
+    around: block.Around = contextlib.nullcontext, planner: block.Planner = block.all_of_it,
 ) -> None:  # fmt: skip
     """Give ``clone`` what ``source`` has written so far, copied; a source that runs goes on meanwhile.
 
     ``lock`` keeps a source from being started; ``key`` is that of an encrypted disk, and of its copy; the moment that
-    is copied of one that runs lies within ``around``. Raises OverlayFailed, MonitorFailed, OSError.
+    is copied of one that runs lies within ``around``, and ``planner`` says what of it is copied. Raises OverlayFailed, MonitorFailed, OSError.
     """
     clone.make()
     path = source.directory / DISK_LAYER
     async with source.copying:
         if path.exists():
             if source.monitor is not None and source.pid is not None:
-                await _copy_running(source, clone, key, around)
+                await _copy_running(source, clone, key, around, planner)
             else:
                 async with lock:
                     if source.pid is not None:
@@ -91,14 +91,16 @@ async def _forget_snapshots(clone: VmDirectory, key: DataKey | None) -> None:
         await inside.delete(name)
 
 
-async def _copy_running(source: VirtualMachine, clone: VmDirectory, key: DataKey | None, around: block.Around) -> None:
+async def _copy_running(
+    source: VirtualMachine, clone: VmDirectory, key: DataKey | None, around: block.Around, planner: block.Planner
+) -> None:
     assert source.monitor is not None
     await block.clear_copy(source.monitor)
     scratch = source.directory / COPY
     try:
         await overlay.create_blank(scratch, await block.size_bytes(source.monitor), key)
         source.home.give(COPY)
-        await block.copy(source.monitor, COPY, _id_of(key), around)
+        await block.copy(source.monitor, COPY, _id_of(key), around, planner)
         scratch.replace(clone.path / UNFINISHED)
     finally:
         await asyncio.to_thread(scratch.unlink, missing_ok=True)  # of a large file it takes seconds
