@@ -6,19 +6,23 @@ import hashlib
 import os
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from novacron.backup import disks
+from novacron.backup import disks, locks
 from novacron.backup.disks import BLOCK_BYTES, DiskReader, Extent
-from novacron.backup.errors import Damaged, NotStored, RepositoryError, WrongKey
+from novacron.backup.errors import Damaged, Locked, NotStored, RepositoryError, WrongKey
 from novacron.backup.key_file import ScryptCost
+from novacron.backup.locks import RepositoryLock
 from novacron.backup.pack import ID_BYTES
 from novacron.backup.repository import Repository, new_password
 from novacron.backup.snapshot import File
 from novacron.backup.storage import DirectoryStorage, Kind, Storage
+from tests.waiting import until
 
 PASSWORD = new_password()
 SIZE = (6 << 20) + 12345
@@ -188,3 +192,72 @@ def test_a_write_that_fails_leaves_the_snapshots_of_before_whole(tmp_path: Path)
     assert _restic(storage.root, "dump", id, "/web/disk-0.raw") == disk.read_bytes()
     _, id = _backup(Repository.open(storage, PASSWORD), large)
     assert _restic(storage.root, "dump", id, "/web/disk-0.raw") == large.read_bytes()
+
+
+@pytest.fixture
+def writing_restic(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A restic that has its repository locked, because it waits for what it is to back up."""
+    _create(DirectoryStorage(tmp_path / "r"))
+    process = subprocess.Popen(
+        ["restic", "--no-cache", "-q", "-r", str(tmp_path / "r"), "backup", "--stdin"], stdin=subprocess.PIPE,
+        env={**os.environ, "RESTIC_PASSWORD": PASSWORD.decode()},
+    )  # fmt: skip
+    until(lambda: any((tmp_path / "r" / "locks").glob("*")), "restic has locked it", 60)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_restic_and_its_locks_are_respected_until_they_are_stale(
+    tmp_path: Path, writing_restic: subprocess.Popen[bytes]
+) -> None:
+    repository = Repository.open(DirectoryStorage(tmp_path / "r"), PASSWORD)
+    with RepositoryLock(repository, exclusive=False):
+        pass
+    with pytest.raises(Locked, match=f"process {writing_restic.pid} on"):
+        RepositoryLock(repository, exclusive=True)
+    writing_restic.kill()
+    writing_restic.wait()
+    assert len(list(locks.locks(repository))) == 1
+    with RepositoryLock(repository, exclusive=True):
+        assert len(list(locks.locks(repository))) == 1, "its lock was taken away"
+    assert list(locks.locks(repository)) == []
+
+
+def test_restic_deletes_nothing_while_a_backup_is_made(tmp_path: Path) -> None:
+    repository = _create(DirectoryStorage(tmp_path / "r"))
+    with RepositoryLock(repository, exclusive=False), pytest.raises(AssertionError, match="already locked by PID"):
+        _restic(tmp_path / "r", "prune")
+    _restic(tmp_path / "r", "prune")
+    with RepositoryLock(repository, exclusive=True), pytest.raises(AssertionError, match="already locked exclusively"):
+        _restic(tmp_path / "r", "backup", str(tmp_path / "r" / "config"))
+
+
+def test_a_lock_ends_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = _create(DirectoryStorage(tmp_path / "r"))
+    elsewhere = locks.LockFile(datetime.now(UTC), True, "elsewhere", "root", 1)
+    for minutes, is_held in ((29, True), (31, False), (-120, True)):
+        elsewhere.time = datetime.now(UTC) - timedelta(minutes=minutes)
+        name = repository.save_unpacked(Kind.LOCK, msgspec.json.encode(elsewhere))
+        if is_held:
+            with pytest.raises(Locked, match="on elsewhere has the repository for itself"):
+                RepositoryLock(repository, exclusive=False)
+            repository.storage.remove(Kind.LOCK, name)
+        else:
+            RepositoryLock(repository, exclusive=False).release()
+    assert list(locks.locks(repository)) == []
+
+
+def test_a_lock_is_renewed_while_it_is_held_and_counts_for_nothing_once_it_can_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "REFRESH_S", 0.01)
+    repository = _create(DirectoryStorage(tmp_path / "r"))
+    with RepositoryLock(repository, exclusive=True) as lock:
+        first = {name for name, _ in locks.locks(repository)}
+        until(lambda: not first & {name for name, _ in locks.locks(repository)}, "it was renewed", 60)
+        lock.check()
+        lock.abandon()
+        monkeypatch.setattr(locks, "LOST_AFTER_S", -1.0)
+        with pytest.raises(Locked, match="could not be renewed"):
+            lock.check()

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -103,11 +104,16 @@ def test_a_running_vm_is_backed_up_again_and_again_and_each_backup_is_restored(
     fill_disk(site, vm, "urandom", "seek=20 count=4")
     fill_disk(site, vm, "zero", "seek=1 count=1")  # where its image holds something
     first = back_up(site, vm, repository)
-    assert first["result"]["mode"] == "full" and "read" in first["result"]["mode_reason"]
+    assert (first["result"]["mode"], first["result"]["parent"]) == ("full", "") and "first" in reason_of(first)
+    site.agents[vm["node"]].kill()  # the record of what is written is QEMU's
+    site.agents[vm["node"]].start()
+    wait_until_node_answers(site, vm)
     write_to_disk(site, vm, "second")
     said = site.cli("backup", "create", vm["name"], "--repository", repository["name"]).stdout
     second = next(iter(site.client.list("backups", vm=vm["id"])))
-    assert "kept" in said and second["id"] in said
+    assert "kept" in said and second["id"] in said and "incremental, because QEMU recorded" in said
+    assert (second["result"]["mode"], second["result"]["parent"]) == ("incremental", first["result"]["snapshot"])
+    assert 0 < second["result"]["read_bytes"] < 1 << 20 and kept_events(site, vm, second) == 1
     assert second["result"]["written_bytes"] < 1 << 20 <= first["result"]["written_bytes"], "what changed is written"
     assert second["verified_at"] is None, "it was not read back yet"
     assert scratch_is_empty(site, vm["node"])
@@ -131,6 +137,17 @@ def test_a_running_vm_is_backed_up_again_and_again_and_each_backup_is_restored(
     site.cli("backup", "delete", first["id"])
     assert [backup["id"] for backup in site.client.list("backups", vm=vm["id"])] == [second["id"]]
     assert restic(site, repository, "snapshots", "--json").count(b'"short_id"') == 1
+
+
+def reason_of(backup: Object) -> str:
+    """Return why so much was read for a backup."""
+    return str(backup["result"]["mode_reason"])
+
+
+def kept_events(site: Platform, vm: Object, backup: Object) -> int:
+    """Count the events that say of a backup what was read for it, and why."""
+    words = f"{backup['id']}: read: {backup['result']['mode']}, because {reason_of(backup)}"
+    return sum(event["message"] == words for event in site.client.list("events", vm=vm["id"]))
 
 
 def disk_digest(site: Platform, vm: Object) -> str:
@@ -266,3 +283,38 @@ def test_a_backup_restores_the_state_of_firmware_and_tpm(
     assert [(directory_of(site, restored) / file).read_bytes() for file in files] == kept
     site.cli("vm", "start", name, "--wait")
     site.cli("vm", "delete", name, "--wait", "--yes")
+
+
+@pytest.mark.slow
+def test_whatever_happens_to_a_vm_between_backups_each_has_its_disk_as_it_was(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository
+) -> None:
+    vm, repository = boot_vm(site, new_vm), new_repository()
+
+    def again(mode: str, why: str) -> None:
+        """Write to the disk, back the VM up, and compare what restic reads with what the guest reads."""
+        fill_disk(site, vm, "urandom", f"seek={random.randrange(10, 30)} count=1")
+        backup = back_up(site, vm, repository)
+        assert backup["result"]["mode"] == mode and why in reason_of(backup), backup["result"]
+        dumped = restic(site, repository, "dump", backup["result"]["snapshot"], "/vm/disk.raw")
+        assert disk_sum(site, vm) == hashlib.md5(dumped, usedforsecurity=False).hexdigest()
+
+    again("full", "first")
+    again("incremental", "recorded")
+    site.cli("snapshot", "create", vm["name"], "before", "--memory")
+    again("incremental", "recorded")
+    site.cli("snapshot", "revert", vm["name"], "before")
+    again("full", "reverted")
+    again("incremental", "recorded")
+    site.cli("snapshot", "delete", vm["name"], "before")
+    site.cli("vm", "migrate", vm["name"], "--to", "host-b" if vm["node"] == "host-a" else "host-a")
+    vm = site.client.get("vms", vm["id"])
+    again("full", "ended with its QEMU")
+    again("incremental", "recorded")
+    site.cli("vm", "kill", vm["name"], "--wait")
+    site.cli("vm", "start", vm["name"], "--wait")
+    wait_until_booted(site, vm)
+    again("full", "ended with its QEMU")
+    newest = next(iter(site.client.list("backups", vm=vm["id"])))
+    site.cli("backup", "delete", newest["id"])
+    again("full", "not whole in the repository")

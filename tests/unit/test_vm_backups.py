@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from novacron.agent.host.stoppable import in_thread
 from novacron.agent.repositories import contents, directory
-from novacron.agent.repositories.contents import Stopped, WorkStopped
+from novacron.agent.repositories.contents import DiskCopy
+from novacron.agent.repositories.directory import OpenRepository, Purpose, never
+from novacron.agent.repositories.queues import RepositoryQueue, RepositoryQueues
+from novacron.agent.repositories.threads import Stalled, Stopped, WorkStopped, in_thread
 from novacron.agent.settings import AgentSettings
 from novacron.backup.disks import BLOCK_BYTES
 from novacron.backup.errors import Damaged, NotStored, RepositoryError, WrongKey
+from novacron.backup.index import RepositoryIndex
 from novacron.backup.repository import Repository
 from novacron.backup.storage import Kind
 from novacron.disk.errors import Unacceptable
@@ -24,13 +28,11 @@ from novacron.model.encryption import DataKey
 from novacron.model.errors import IllegalState
 from novacron.model.firmware_state import FirmwareState
 from novacron.platform_key import new_key
+from tests.waiting import eventually, pause
 
 REPOSITORY = "repo-0123456789abcdef"
+VM = "vm-1"
 BESIDE = (b'{"name": "web"}', FirmwareState(nvram=b"variables"))
-
-
-def never() -> bool:
-    return False
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,19 @@ def key() -> DataKey:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, key: DataKey) -> Repository:
-    return directory.open_repository(tmp_path / REPOSITORY, key, begin=True)[0]
+def opened(tmp_path: Path, key: DataKey) -> Iterator[OpenRepository]:
+    repository = directory.open_repository(tmp_path / REPOSITORY, key, begin=True)
+    yield repository
+    repository.close()
+
+
+@pytest.fixture
+def repository(opened: OpenRepository) -> Repository:
+    return opened.repository
+
+
+def look(repository: Repository, backup: str, points: frozenset[str] = frozenset()) -> contents.Known:
+    return contents.look(repository, backup, VM, points, never)
 
 
 def disk_of(tmp_path: Path, *, blocks: int = 40) -> Path:
@@ -55,29 +68,30 @@ def disk_of(tmp_path: Path, *, blocks: int = 40) -> Path:
 
 def test_a_disk_comes_back_as_it_was_with_what_was_stored_beside_it(repository: Repository, tmp_path: Path) -> None:
     disk, back = disk_of(tmp_path), tmp_path / "back"
-    kept = contents.store(repository, "backup-1", disk, BESIDE, never)
-    assert contents.restore(repository, kept.snapshot, back, never) == BESIDE[1]
+    kept = contents.store(repository, ("backup-1", VM), DiskCopy(disk), BESIDE, never)
+    assert contents.restore(repository, kept.snapshot, back) == BESIDE[1]
     assert back.read_bytes() == disk.read_bytes()
     assert kept.disk_bytes == disk.stat().st_size and kept.read_bytes < 6 * BLOCK_BYTES, "holes are not read"
-    assert contents.find(repository, "backup-1") == kept.snapshot
+    assert look(repository, "backup-1").made == kept.snapshot
     contents.verify(repository, kept.snapshot, never)
 
 
-def test_a_second_backup_writes_what_changed(tmp_path: Path, key: DataKey) -> None:
+def test_a_second_backup_writes_what_changed(tmp_path: Path, key: DataKey, opened: OpenRepository) -> None:
     disk = disk_of(tmp_path)
-    repository, before = directory.open_repository(tmp_path / REPOSITORY, key, begin=True)
-    contents.store(repository, "backup-1", disk, BESIDE, never)
+    repository, before, _ = opened
+    contents.store(repository, ("backup-1", VM), DiskCopy(disk), BESIDE, never)
     assert before.written_bytes > 3 * BLOCK_BYTES
     with disk.open("r+b") as file:
         file.seek(BLOCK_BYTES)
         file.write(os.urandom(4096))
-    again, after = directory.open_repository(tmp_path / REPOSITORY, key, begin=False)
-    contents.store(again, "backup-2", disk, BESIDE, never)
-    assert BLOCK_BYTES // 2 < after.written_bytes < 2 * BLOCK_BYTES
+    again = directory.open_repository(tmp_path / REPOSITORY, key, begin=False)
+    contents.store(again.repository, ("backup-2", VM), DiskCopy(disk), BESIDE, never)
+    assert BLOCK_BYTES // 2 < again.storage.written_bytes < 2 * BLOCK_BYTES
+    again.close()
 
 
 def test_damage_is_found_wherever_it_is(repository: Repository, tmp_path: Path) -> None:
-    kept = contents.store(repository, "backup-1", disk_of(tmp_path), BESIDE, never)
+    kept = contents.store(repository, ("backup-1", VM), DiskCopy(disk_of(tmp_path)), BESIDE, never)
     packs = sorted((tmp_path / REPOSITORY / "data").glob("*/*"), key=lambda pack: pack.stat().st_size)
     content = bytearray(packs[-1].read_bytes())
     content[len(content) // 2] ^= 1
@@ -92,32 +106,112 @@ def test_damage_is_found_wherever_it_is(repository: Repository, tmp_path: Path) 
 
 def test_a_backup_that_was_taken_out_is_not_found_and_others_stay(repository: Repository, tmp_path: Path) -> None:
     disk = disk_of(tmp_path)
-    first = contents.store(repository, "backup-1", disk, BESIDE, never)
-    second = contents.store(repository, "backup-2", disk, BESIDE, never)
+    first = contents.store(repository, ("backup-1", VM), DiskCopy(disk), BESIDE, never)
+    second = contents.store(repository, ("backup-2", VM), DiskCopy(disk), BESIDE, never)
     contents.forget(repository, "backup-1")
-    assert contents.find(repository, "backup-1") is None
+    assert not look(repository, "backup-1").made
     contents.verify(repository, second.snapshot, never)
     with pytest.raises(NotStored, match="not in the repository any more"):
         contents.verify(repository, first.snapshot, never)
 
 
-def test_work_that_nobody_wants_any_more_ends_and_leaves_no_backup(repository: Repository, tmp_path: Path) -> None:
+def test_work_that_nobody_wants_any_more_ends_and_leaves_no_backup(opened: OpenRepository, tmp_path: Path) -> None:
+    repository = opened.repository
     ended = threading.Event()
     ended.set()
     with pytest.raises(WorkStopped):
-        contents.store(repository, "backup-1", disk_of(tmp_path), BESIDE, ended.is_set)
+        contents.store(repository, ("backup-1", VM), DiskCopy(disk_of(tmp_path)), BESIDE, ended.is_set)
     assert list(repository.storage.names(Kind.SNAPSHOT)) == []
-    kept = contents.store(repository, "backup-1", disk_of(tmp_path), BESIDE, never)
+    kept = contents.store(repository, ("backup-1", VM), DiskCopy(disk_of(tmp_path)), BESIDE, never)
+    opened.watched(ended.is_set)
     for read in (
         lambda: contents.verify(repository, kept.snapshot, ended.is_set),
-        lambda: contents.restore(repository, kept.snapshot, tmp_path / "back", ended.is_set),
+        lambda: contents.restore(repository, kept.snapshot, tmp_path / "back"),
     ):
         with pytest.raises(WorkStopped):
             read()
 
 
+def test_the_latest_of_the_backups_that_are_asked_for_is_found_if_it_is_whole(
+    repository: Repository, tmp_path: Path
+) -> None:
+    disk = DiskCopy(disk_of(tmp_path))
+    first, second = (contents.store(repository, (f"backup-{n}", VM), disk, BESIDE, never).snapshot for n in (1, 2))
+    contents.store(repository, ("backup-3", "vm-2"), disk, BESIDE, never)
+    assert look(repository, "backup-4") == contents.Known(has_earlier=True)
+    assert not contents.look(repository, "backup-4", "vm-3", frozenset(), never).has_earlier
+    for points in ({first, second}, {"backup-1", "backup-2"}):
+        found = look(repository, "backup-4", frozenset(points)).earlier
+        assert found is not None and (found.snapshot, found.backup) == (second, "backup-2")
+    repository.index = RepositoryIndex()
+    assert look(repository, "backup-4", frozenset({second})).earlier is None
+
+
+async def test_a_repository_that_hangs_fails_its_own_work_and_nothing_else() -> None:
+    queues, hangs, began = RepositoryQueues(stall_s_max=0.2), threading.Event(), threading.Event()
+
+    def hang(_stopped: Stopped) -> None:
+        began.set()
+        hangs.wait(60)
+
+    async with queues.of("repo-a").turn():
+        with pytest.raises(Stalled, match="did not answer"):
+            await queues.of("repo-a").run(hang)
+        with pytest.raises(Stalled, match="does not answer yet"):
+            await queues.of("repo-a").run(lambda _stopped: 1)
+        async with queues.of("repo-b").turn():
+            assert await queues.of("repo-b").run(lambda _stopped: 2) == 2
+    queues.keep(())
+    assert not queues.of("repo-a").idle, "it is remembered for as long as it hangs"
+    hangs.set()
+    await eventually(lambda: queues.of("repo-a").idle, "it answers again")
+    assert await queues.of("repo-a").run(lambda _stopped: 3) == 3
+
+
+async def test_slow_work_that_goes_on_is_not_stalled() -> None:
+    def work(stopped: Stopped) -> str:
+        for _ in range(20):
+            stopped()
+            pause(0.05)
+        return "done"
+
+    assert await in_thread(work, [], stall_s_max=0.5) == "done"
+
+
+async def test_a_repository_that_is_opened_too_late_is_closed_again(tmp_path: Path, key: DataKey) -> None:
+    root, go_on, queue = tmp_path / REPOSITORY, threading.Event(), RepositoryQueue(stall_s_max=0.2)
+
+    def opening(_stopped: Stopped) -> OpenRepository:
+        go_on.wait(60)
+        return directory.open_repository(root, key, begin=True)
+
+    with pytest.raises(Stalled):
+        async with queue.opened(opening):
+            pass
+    go_on.set()
+    await eventually(lambda: queue.idle and (root / "locks").is_dir(), "its thread has ended")
+    assert list((root / "locks").iterdir()) == []
+
+
+async def test_whoever_deletes_waits_for_those_who_write_and_is_told_whom(
+    opened: OpenRepository, tmp_path: Path, key: DataKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "LOCK_S_MAX", 0.1)
+    monkeypatch.setattr(directory, "LOCK_PAUSES_S", (0.01, 0.02))
+    root = tmp_path / REPOSITORY
+    with pytest.raises(Unacceptable, match="in use since"):
+        directory.open_repository(root, key, begin=False, purpose=Purpose.DELETE)
+    directory.open_repository(root, key, begin=False).close()
+    opened.close()
+    alone = directory.open_repository(root, key, begin=False, purpose=Purpose.DELETE)
+    with pytest.raises(Unacceptable, match="for itself since"):
+        directory.open_repository(root, key, begin=False)
+    alone.close()
+    assert list((root / "locks").iterdir()) == []
+
+
 async def test_work_in_a_thread_is_over_when_its_task_is() -> None:
-    began, over = threading.Event(), threading.Event()
+    began, over, left = threading.Event(), threading.Event(), list[threading.Thread]()
 
     def work(stopped: Stopped) -> None:
         began.set()
@@ -125,12 +219,12 @@ async def test_work_in_a_thread_is_over_when_its_task_is() -> None:
             pass
         over.set()
 
-    task = asyncio.create_task(in_thread(work))
+    task = asyncio.create_task(in_thread(work, left))
     assert await asyncio.to_thread(began.wait, 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert over.is_set()
+    assert over.is_set() and left == []
 
 
 def test_a_repository_is_not_begun_where_one_should_be(tmp_path: Path, key: DataKey) -> None:
@@ -141,10 +235,13 @@ def test_a_repository_is_not_begun_where_one_should_be(tmp_path: Path, key: Data
 
 def test_nodes_that_begin_a_repository_at_once_share_it(tmp_path: Path, key: DataKey) -> None:
     root, ids = tmp_path / REPOSITORY, list[str]()
-    threads = [
-        threading.Thread(target=lambda: ids.append(directory.open_repository(root, key, begin=True)[0].id))
-        for _ in range(3)
-    ]
+
+    def begin() -> None:
+        begun = directory.open_repository(root, key, begin=True)
+        ids.append(begun.repository.id)
+        begun.close()
+
+    threads = [threading.Thread(target=begin) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

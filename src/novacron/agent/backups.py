@@ -1,8 +1,8 @@
-"""Backups of this node's VMs: made, read back and taken out of their repositories, one after the other.
+"""Backups of this node's VMs: made, read back and taken out of their repositories, one after the other in each.
 
-The disk is copied at one moment into a scratch directory of this node, as for an export, so a repository that is slow
-or gone never holds up the guest. A confined tool puts its layers together; what is in the repository already is not
-written again.
+The disk, or what QEMU recorded as written since the last backup, is copied at one moment into a scratch directory of
+this node, as for an export, so a repository that is slow or gone never holds up the guest. A confined tool puts its
+layers together; what is in the repository already is not written again.
 """
 
 from __future__ import annotations
@@ -13,22 +13,28 @@ import functools
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from novacron.agent.actions import Action, doing
-from novacron.agent.host.stoppable import in_thread
 from novacron.agent.images.named_work import NamedWork
 from novacron.agent.repositories import contents, directory
-from novacron.agent.repositories.contents import Stopped
+from novacron.agent.repositories.contents import DiskCopy, KeptDisk
+from novacron.agent.repositories.directory import OpenRepository, Purpose
+from novacron.agent.repositories.queues import RepositoryQueue, RepositoryQueues
+from novacron.agent.repositories.threads import Stalled, Stopped
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import clone_disk, firmware_state
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER, UIDS_MAX, NoAccount, VmDirectory
 from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.hypervisor import MachineFailed, VirtualMachine
+from novacron.agent.vm.increments import RECORDED_BYTES_MAX, Increment
+from novacron.backup.disks import BLOCK_BYTES
 from novacron.backup.errors import Damaged, NotStored, RepositoryError
 from novacron.disk import convert, overlay
 from novacron.disk.errors import Unacceptable
 from novacron.disk.overlay import OverlayFailed
+from novacron.disk.written_extents import Extent, written_extents
 from novacron.dwcp.backoff import Backoff
 from novacron.model.backup import BackupMode, BackupPhase, BackupResult
 from novacron.model.image import ImageFormat
@@ -45,10 +51,21 @@ SPARE_BYTES = 1 << 30
 """What a backup leaves free of the node's file system."""
 DELETE_S_MIN, DELETE_S_MAX = 5.0, 600.0
 """Between attempts to take a backup out of a repository."""
+EXTENTS_MAX = RECORDED_BYTES_MAX // BLOCK_BYTES
+"""Of an increment."""
 EXPECTED = (
-    Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, BadState, RepositoryError, OSError,
+    Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, BadState, RepositoryError, Stalled, OSError,
     TimeoutError,
 )  # fmt: skip
+
+
+class _Copied(NamedTuple):
+    """A VM as it was at one moment, in a scratch directory."""
+
+    disk: DiskCopy
+    home: Path
+    """Has the state of its firmware."""
+    quiesced: bool
 
 
 class VmBackups:
@@ -64,7 +81,9 @@ class VmBackups:
         self._find_vm = find_vm
         self._send = send
         self._work = NamedWork("backup", self._see_to, self._remove_others)
-        self._one_by_one = asyncio.Lock()
+        self._queues = RepositoryQueues()
+        self._copying = asyncio.Lock()
+        """Held while a disk is copied on the node, by one backup at a time."""
         self._made: dict[str, wire.BackupStands] = {}
         """Reports of backups that were made, until the server has heard them."""
 
@@ -72,6 +91,7 @@ class VmBackups:
         """Work on these and no others; what is asked of one anew ends what was asked before."""
         named = {_key(backup): backup for backup in desired}
         self._made = {key: report for key, report in self._made.items() if key in named}
+        self._queues.keep({backup.repository for backup in desired})
         self._work.tell(named, tasks)
 
     def _remove_others(self, is_kept: Callable[[str], bool]) -> None:
@@ -93,10 +113,11 @@ class VmBackups:
         """Do what is asked about a backup, and return what became of it."""
         ends = BackupPhase.FAILED if backup.phase is BackupPhase.MAKING else BackupPhase.KEPT
         try:
-            async with self._one_by_one:
+            queue = self._queues.of(backup.repository)
+            async with queue.turn():
                 if backup.phase is BackupPhase.VERIFYING:
-                    return await self._verify(backup)
-                result = await self._make(backup)
+                    return await self._verify(backup, queue)
+                result = await self._make(backup, queue)
                 return wire.BackupStands(backup.id, backup.phase, BackupPhase.KEPT, result)
         except EXPECTED as error:
             log.warning("work on a backup failed", backup=backup.id, phase=backup.phase, error=str(error))
@@ -115,43 +136,55 @@ class VmBackups:
 
     # making
 
-    async def _make(self, backup: wire.BackupWanted) -> BackupResult:
+    async def _make(self, backup: wire.BackupWanted, queue: RepositoryQueue) -> BackupResult:
         """Have a backup in its repository, whole or not at all. Raises those of EXPECTED."""
+        opening = functools.partial(self._open, backup, Purpose.WRITE)
         with doing(Action.BACKUP, trace=backup.trace, vm=backup.vm, backup=backup.id):
-            earlier = await in_thread(functools.partial(self._made_before, backup))
-            if earlier is not None:
-                return earlier
-            disk, home, quiesced = await self._disk_of(backup)
-            beside = backup.description, await asyncio.to_thread(firmware_state.pack, home)
-            kept, written_bytes = await in_thread(functools.partial(self._store, backup, disk, beside))
+            vm = self._find_vm(backup.vm)
+            increment = None if vm is None else Increment(vm.machine, backup.repository, backup.id)
+            with contextlib.suppress(MachineFailed):  # what made a backup before may still be reported
+                if vm is not None:
+                    await vm.wait_until_known()
+            points = frozenset[str]() if increment is None else await increment.points()
+            async with queue.opened(opening) as repository:
+                known = await queue.run(functools.partial(_look, repository, backup, points))
+                if known.made:  # by an earlier agent, which could not report it
+                    if increment is not None:
+                        await increment.keep(known.made)
+                    return await queue.run(functools.partial(_result_of, repository, known))
+                if vm is None or increment is None:
+                    raise Unacceptable("the VM is not here any more", WaitCode.VM_GONE)
+                increment.expect(known.earlier, is_first=not known.has_earlier and known.earlier is None)
+                try:
+                    kept, quiesced = await self._store(backup, vm, increment, (repository, queue))
+                except BaseException:
+                    await increment.give_up()
+                    raise
+                await increment.keep(kept.snapshot)
         return BackupResult(
-            kept.snapshot, BackupMode.FULL, contents.READ_ALL, quiesced, kept.disk_bytes, kept.read_bytes,
-            written_bytes,
+            kept.snapshot, BackupMode.FULL if increment.record is None else BackupMode.INCREMENTAL, increment.reason,
+            quiesced, kept.disk_bytes, kept.read_bytes, repository.storage.written_bytes,
+            "" if increment.record is None or increment.earlier is None else increment.earlier.snapshot,
         )  # fmt: skip
 
-    def _made_before(self, backup: wire.BackupWanted, _stopped: Stopped) -> BackupResult | None:
-        """Return a backup that an earlier agent made, which could not report it."""
-        repository, _ = self._open(backup, begin=backup.begins)
-        snapshot = contents.find(repository, backup.id)
-        if snapshot is None:
-            return None
-        why = "it was made before its agent was restarted: what it read and wrote was not counted"
-        size = contents.disk_bytes(repository, snapshot)
-        return BackupResult(snapshot, BackupMode.FULL, why, disk_bytes=size)
+    async def _store(
+        self, backup: wire.BackupWanted, vm: VmContext, increment: Increment,
+        into: tuple[OpenRepository, RepositoryQueue],
+    ) -> tuple[KeptDisk, bool]:  # fmt: skip
+        """Copy the VM's disk and store it; return what was stored, and whether the guest was quiesced."""
+        async with self._copying:
+            copied = await self._copy(backup, vm, increment)
+            beside = backup.description, await asyncio.to_thread(firmware_state.pack, copied.home)
+        repository, queue = into
 
-    def _store(
-        self, backup: wire.BackupWanted, disk: Path, beside: contents.Beside, stopped: Stopped
-    ) -> tuple[contents.KeptDisk, int]:
-        repository, storage = self._open(backup, begin=False)
-        kept = contents.store(repository, backup.id, disk, beside, stopped)
-        return kept, storage.written_bytes
+        def store(stopped: Stopped) -> KeptDisk:
+            tags = backup.id, backup.vm
+            return contents.store(repository.repository, tags, copied.disk, beside, repository.watched(stopped))
 
-    async def _disk_of(self, backup: wire.BackupWanted) -> tuple[Path, Path, bool]:
-        """Return the VM's disk as it was at one moment, as a raw file, the directory with the state of its firmware at
-        that moment, and whether the guest was quiesced."""
-        vm = self._find_vm(backup.vm)
-        if vm is None:
-            raise Unacceptable("the VM is not here any more", WaitCode.VM_GONE)
+        return await queue.run(store), copied.quiesced
+
+    async def _copy(self, backup: wire.BackupWanted, vm: VmContext, increment: Increment) -> _Copied:
+        """Copy what is to be read of a VM's disk, as it was at one moment."""
         await vm.wait_until_known()
         image = vm.image()
         if image.disk is None or vm.spec().encryption_key:
@@ -159,32 +192,33 @@ class VmBackups:
         home = VmDirectory(self._scratch_of(backup), None)
         await asyncio.to_thread(_remove, home.path)
         quiesce = _Quiesce(vm.machine, wanted=vm.guest.known is not None)
-        await clone_disk.copy(vm.machine, home, vm.lock, None, quiesce.around)
+        await clone_disk.copy(vm.machine, home, vm.lock, None, quiesce.around, increment.plan)
         layer, disk = home.path / DISK_LAYER, home.path / contents.DISK
-        if not layer.exists():  # it has never run
-            await overlay.create_blank(layer, vm.disk_bytes(image), None)
         user = convert.ToolUser(
             lambda command: command if self._uid is None else confined(command, Account(self._uid)), self._uid
         )
-        await convert.flatten([image.disk, *home.shared(), layer], disk, SPARE_BYTES, user, ImageFormat.RAW)
+        copied = DiskCopy(disk)
+        if increment.record is not None and increment.earlier is not None:
+            changed = await asyncio.to_thread(_written_extents, layer, increment.record.dirty_bytes)
+            copied = DiskCopy(disk, changed, increment.earlier)
+            await convert.convert(layer, ImageFormat.QCOW2, disk, increment.earlier.file.size, SPARE_BYTES, user)
+        else:
+            if not layer.exists():  # it has never run
+                await overlay.create_blank(layer, vm.disk_bytes(image), None)
+            await convert.flatten([image.disk, *home.shared(), layer], disk, SPARE_BYTES, user, ImageFormat.RAW)
         await asyncio.to_thread(layer.unlink)  # the disk takes its room
-        return disk, home.path, quiesce.done
+        return _Copied(copied, home.path, quiesce.done)
 
     # what was made
 
-    async def _verify(self, backup: wire.BackupWanted) -> wire.BackupStands:
-        def read(stopped: Stopped) -> str:
-            repository, _ = self._open(backup, begin=False)
-            try:
-                contents.verify(repository, backup.snapshot, stopped)
-            except (Damaged, NotStored) as error:
-                return str(error)
-            return ""
-
+    async def _verify(self, backup: wire.BackupWanted, queue: RepositoryQueue) -> wire.BackupStands:
+        opening = functools.partial(self._open, backup, Purpose.READ)
+        wrong = ""
         with doing(Action.VERIFY_BACKUP, trace=backup.trace, vm=backup.vm, backup=backup.id):
             try:
-                wrong = await in_thread(read)
-            except Damaged as error:  # its index, or its key
+                async with queue.opened(opening) as repository:
+                    await queue.run(functools.partial(_verify, repository, backup.snapshot))
+            except (Damaged, NotStored) as error:  # what was read, its index, or its key
                 wrong = str(error)
         phase = BackupPhase.DAMAGED if wrong else BackupPhase.KEPT
         code = WaitCode.FILE_LOST if wrong else ""
@@ -193,18 +227,22 @@ class VmBackups:
     async def _delete(self, backup: wire.BackupWanted) -> None:
         """Take a backup out of its repository; tried again until that works, or the server names it no more."""
 
-        def remove(_stopped: Stopped) -> None:
+        def remove(stopped: Stopped) -> None:
             if backup.begins and not directory.root_of(self._settings, backup.repository).exists():
                 return  # nothing was ever written
-            repository, _ = self._open(backup, begin=False)
-            contents.forget(repository, backup.id)
+            repository = self._open(backup, Purpose.DELETE, stopped)
+            try:
+                contents.forget(repository.repository, backup.id)
+            finally:
+                repository.close()
 
+        queue = self._queues.of(backup.repository)
         backoff = Backoff(DELETE_S_MIN, DELETE_S_MAX)
         while True:
             try:
-                async with self._one_by_one:
+                async with queue.turn():
                     with doing(Action.DELETE_BACKUP, trace=backup.trace, vm=backup.vm, backup=backup.id):
-                        await in_thread(remove)
+                        await queue.run(remove)
                 self._send(wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING))
                 return
             except EXPECTED as error:
@@ -214,14 +252,43 @@ class VmBackups:
                 )
             await asyncio.sleep(backoff.next_s())
 
-    def _open(self, backup: wire.BackupWanted, *, begin: bool) -> directory.Opened:
-        """Raises Unacceptable, RepositoryError, OSError."""
+    def _open(self, backup: wire.BackupWanted, purpose: Purpose, stopped: Stopped) -> OpenRepository:
+        """Raises Unacceptable, RepositoryError, OSError, WorkStopped."""
         root = directory.root_of(self._settings, backup.repository)
         if backup.key is None:
             raise Unacceptable(
                 "the server can't unwrap the key of its repository: see the server's log", WaitCode.STEP_FAILED
             )
-        return directory.open_repository(root, backup.key, begin=begin)
+        begin = backup.begins and backup.phase is BackupPhase.MAKING
+        return directory.open_repository(root, backup.key, begin=begin, purpose=purpose, stopped=stopped)
+
+
+def _look(
+    repository: OpenRepository, backup: wire.BackupWanted, points: frozenset[str], stopped: Stopped
+) -> contents.Known:
+    return contents.look(repository.repository, backup.id, backup.vm, points, repository.watched(stopped))
+
+
+def _result_of(repository: OpenRepository, known: contents.Known, stopped: Stopped) -> BackupResult:
+    repository.watched(stopped)
+    why = "it was made before its agent was restarted: what it read and wrote was not counted"
+    mode = BackupMode.INCREMENTAL if known.parent else BackupMode.FULL
+    size = contents.disk_bytes(repository.repository, known.made)
+    return BackupResult(known.made, mode, why, disk_bytes=size, parent=known.parent)
+
+
+def _verify(repository: OpenRepository, snapshot: str, stopped: Stopped) -> None:
+    contents.verify(repository.repository, snapshot, repository.watched(stopped))
+
+
+def _written_extents(layer: Path, dirty_bytes: int) -> tuple[Extent, ...]:
+    """Return what a copy has of what was written. Raises Unacceptable, OSError."""
+    with layer.open("rb") as file:
+        extents = written_extents(file, EXTENTS_MAX)
+    size = overlay.size_bytes(layer)
+    if sum(length for _, length in extents) < dirty_bytes - (-size % BLOCK_BYTES):
+        raise Unacceptable("the copy of the disk lacks some of what was written", WaitCode.STEP_FAILED)
+    return tuple(extents)
 
 
 def _key(backup: wire.BackupWanted) -> str:

@@ -99,6 +99,14 @@ class Repository:
     @classmethod
     def open(cls, storage: Storage, password: bytes) -> Repository:
         """Open a repository and read its index. Raises NotStored, WrongKey, Damaged, RepositoryError."""
+        repository = cls.unlock(storage, password)
+        repository.read_index()
+        return repository
+
+    @classmethod
+    def unlock(cls, storage: Storage, password: bytes) -> Repository:
+        """Open a repository that does not know yet what is in it. Raises NotStored, WrongKey, Damaged,
+        RepositoryError."""
         config = storage.read(Kind.CONFIG, CONFIG_NAME)
         for name in storage.names(Kind.KEY):
             try:
@@ -114,11 +122,11 @@ class Repository:
             raise Damaged(f"the configuration is damaged: {error}") from None
         if decoded.version != VERSION:
             raise RepositoryError(f"the repository has version {decoded.version}, not {VERSION}: see restic migrate")
-        repository = cls(storage, key, decoded.id)
-        repository._read_index()
-        return repository
+        return cls(storage, key, decoded.id)
 
-    def _read_index(self) -> None:
+    def read_index(self) -> None:
+        """Find out what is in it now. Who writes locks it before. Raises Damaged, RepositoryError."""
+        self.index = RepositoryIndex()
         for name in self.storage.names(Kind.INDEX):
             for pack, blobs in index.decode(self.load_unpacked(Kind.INDEX, name), name):
                 self.index.add_pack(pack, blobs)
@@ -222,11 +230,13 @@ class Repository:
     # snapshots
 
     def save_snapshot(
-        self, directory: str, files: Mapping[str, File], tags: list[str], folders: Iterable[str] = ()
+        self, directory: str, files: Mapping[str, File], tags: list[str], folders: Iterable[str] = (),
+        parent: str | None = None,
     ) -> str:  # fmt: skip
         """Store a snapshot of files, by their paths in one directory, and all that it needs before; return its id.
 
-        ``folders``: those that are to be there even if no file is in them. Raises ValueError for a bad path.
+        ``folders``: those that are to be there even if no file is in them; ``parent``: the snapshot that it was
+        compared with. Raises ValueError for a bad path.
         """
         now, root = datetime.now(UTC), _Folder({}, {})
         for path in folders:
@@ -240,7 +250,7 @@ class Repository:
         )
         self.flush()
         made = BackupSnapshot(
-            now.isoformat(), tree.hex(), [f"/{directory}"], socket.gethostname(), "novacron", None, tags or None,
+            now.isoformat(), tree.hex(), [f"/{directory}"], socket.gethostname(), "novacron", parent, tags or None,
             "novacron",
         )  # fmt: skip
         return self.save_unpacked(Kind.SNAPSHOT, msgspec.json.encode(made))

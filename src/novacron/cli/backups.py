@@ -41,9 +41,8 @@ COLUMNS: Columns = {
 }
 DETAILS: Columns = {
     **COLUMNS,
-    "READ": lambda b: _size(b, "read_bytes"),
-    "MODE": lambda b: b["result"]["mode"] if b["result"]["snapshot"] else None,
-    "WHY": lambda b: b["result"]["mode_reason"] or None,
+    "READ": lambda b: f"{_size(b, 'read_bytes')}, {_read(b)}" if b["result"]["snapshot"] else None,
+    "PARENT": lambda b: b["result"]["parent"] or None,
     "QUIESCED": lambda b: "yes" if b["result"]["quiesced"] else "no",
     "NOT INCLUDED": lambda b: ", ".join(volume["name"] for volume in b["excluded_volumes"]) or None,
     "NODE": lambda b: b["node"],
@@ -55,6 +54,12 @@ REPOSITORIES: Columns = {
     "PROJECT": lambda r: r["project"],
     "AGE": lambda r: output.age(r["created_at"]),
 }
+
+
+def _read(backup: Object) -> str:
+    """Say how much of the disk was read, and why."""
+    result = backup["result"]
+    return f"{result['mode']}, because {result['mode_reason']}" if result["mode_reason"] else str(result["mode"])
 
 
 def _size(backup: Object, field: str) -> str | None:
@@ -134,6 +139,7 @@ def create(
         last = _follow(client, backup, f"backing up {vm}", wait)
         if last is not None and wait.wait:
             say(f"written: {_size(last, 'written_bytes')}, of a disk of {_size(last, 'disk_bytes')}")
+            say(f"read: {_size(last, 'read_bytes')}, {_read(last)}")
 
 
 @app.command()

@@ -129,9 +129,7 @@ def _vmdk(file: BinaryIO) -> int:
     if not 0 < grain_sectors <= 1 << 16 or not 0 < entries_per_table <= 1 << 16:
         raise Unacceptable(f"its header is damaged: grains of {grain_sectors} sectors, tables of {entries_per_table}")
     tables = -(-capacity // (grain_sectors * entries_per_table))
-    directory = numbers(
-        read_exactly(file, directory_sector * SECTOR, 4 * tables, "its grain directory"), "I", "little"
-    )
+    directory = numbers(read_exactly(file, directory_sector * SECTOR, 4 * tables, "its grain directory"), "I", "little")
     last: int = directory_sector * SECTOR + 4 * tables
     table_bytes = 4 * entries_per_table
     for sector in set(directory) - {0, VMDK_ZERO_GRAIN}:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from novacron import private_file
 from novacron.backup import disks
 from novacron.backup.errors import NotStored, RepositoryError
+from novacron.backup.locks import RepositoryLock
 from novacron.backup.repository import Repository, new_password
 from novacron.backup.snapshot import BackupSnapshot, File
 from novacron.backup.storage import DirectoryStorage
@@ -57,8 +58,7 @@ def backup(place: BackupPlace, url: str, *, create: bool = False) -> DatabaseBac
 
     Raises BackupFailed.
     """
-    with _explained():
-        repository = _open(place, create=create)
+    with _explained(), _locked(_open(place, create=create)) as repository:
         command = [
             str(programs() / "pg_basebackup"), "--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast",
             "--no-password", f"--dbname={url}",
@@ -222,6 +222,14 @@ def _open(place: BackupPlace, *, create: bool = False) -> Repository:
         password = new_password()
         private_file.write(place.password_file, password + b"\n")
     return Repository.create(storage, password.strip())
+
+
+@contextmanager
+def _locked(repository: Repository) -> Iterator[Repository]:
+    """Keep out whoever deletes; what was deleted before is not relied on. Raises RepositoryError."""
+    with RepositoryLock(repository, exclusive=False):
+        repository.read_index()
+        yield repository
 
 
 @contextmanager

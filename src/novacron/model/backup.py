@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -14,6 +15,11 @@ from novacron.model.errors import IllegalState
 from novacron.model.project import DEFAULT
 from novacron.model.snapshot import ExcludedVolume
 from novacron.model.vm import VmSpec
+
+MODE_REASON_LENGTH_MAX = 500
+DISK_BYTES_MAX = 1 << 50
+"""What a node reports is refused beyond that."""
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=DISK_BYTES_MAX)]
 
 
 class BackupPhase(StrEnum):
@@ -49,6 +55,8 @@ class BackupMode(StrEnum):
 
     FULL = "full"
     """All blocks of the disk that hold data. The repository still stores only those that it lacks."""
+    INCREMENTAL = "incremental"
+    """The blocks that QEMU recorded as written since the VM's last backup in the repository."""
 
 
 class BackupRepository(msgspec.Struct, frozen=True):
@@ -69,16 +77,18 @@ class BackupResult(msgspec.Struct, frozen=True):
     snapshot: SnapshotId = ""
     """Id of the snapshot in the repository."""
     mode: BackupMode = BackupMode.FULL
-    mode_reason: str = ""
-    """Why so much had to be read."""
+    mode_reason: Annotated[str, msgspec.Meta(max_length=MODE_REASON_LENGTH_MAX)] = ""
+    """Why so much was read."""
     quiesced: bool = False
     """The guest agent had written out and stopped the guest's file systems."""
-    disk_bytes: int = 0
+    disk_bytes: Bytes = 0
     """Size of the disk as the guest sees it."""
-    read_bytes: int = 0
+    read_bytes: Bytes = 0
     """Read from the disk on its node."""
-    written_bytes: int = 0
+    written_bytes: Bytes = 0
     """Written to the repository."""
+    parent: SnapshotId = ""
+    """The snapshot whose disk was taken where nothing was written since; empty: all of the disk was read."""
 
 
 class Backup(msgspec.Struct, frozen=True):

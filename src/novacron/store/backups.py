@@ -243,7 +243,10 @@ async def report(connection: Connection, node: str, report: BackupReport) -> Non
         BackupPhase.DAMAGED: "BackupDamaged",
         BackupPhase.FAILED: "BackupFailed",
     }[phase]
-    await _record(connection, backup, reason, f"{id}: {error}" if error else id)
+    message = f"{id}: {error}" if error else id
+    if result is not None and phase is BackupPhase.KEPT:
+        message += f": read: {result.mode}, because {result.mode_reason}" if result.mode_reason else ""
+    await _record(connection, backup, reason, message)
 
 
 async def _record(connection: Connection, backup: Backup, reason: str, message: str, actor: str = "system") -> None:

@@ -8,19 +8,20 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Container
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
+from novacron.agent.repositories.threads import Stopped, WorkStopped
 from novacron.backup import disks
-from novacron.backup.disks import DiskReader
+from novacron.backup.disks import DiskReader, Extent
 from novacron.backup.errors import Damaged, NotStored, RepositoryError
-from novacron.backup.pack import BlobType
+from novacron.backup.pack import ID_BYTES, BlobType
 from novacron.backup.repository import Repository
 from novacron.backup.snapshot import File
-from novacron.backup.storage import Kind, Storage
+from novacron.backup.storage import Kind
 from novacron.model.errors import MALFORMED
 from novacron.model.firmware_state import FirmwareState
 
@@ -29,15 +30,26 @@ DIRECTORY, DISK, DESCRIPTION, FIRMWARE = "vm", "disk.raw", "vm.json", "firmware.
 TAG = "novacron-vm"
 SMALL_BYTES_MAX = 4 << 20
 """Of what is no disk."""
-READ_ALL = "all blocks of the disk that hold data were read: what has changed is not known yet"
 
-Stopped = Callable[[], bool]
 Beside: TypeAlias = tuple[bytes, FirmwareState]
 """A VM's description, as JSON, and what its firmware and its TPM remember."""
 
 
-class WorkStopped(Exception):
-    """Nobody wants the work any more."""
+class EarlierDisk(NamedTuple):
+    """A disk that is in the repository: the parent of an increment."""
+
+    snapshot: str
+    backup: str
+    file: File
+
+
+class DiskCopy(NamedTuple):
+    """A disk as it is to be stored, in a raw file. With an earlier one, only the ``changed`` extents of the file are
+    the disk's: elsewhere the disk is as that one."""
+
+    path: Path
+    changed: tuple[Extent, ...] = ()
+    earlier: EarlierDisk | None = None
 
 
 class KeptDisk(msgspec.Struct, frozen=True):
@@ -48,9 +60,52 @@ class KeptDisk(msgspec.Struct, frozen=True):
     read_bytes: int
 
 
-def find(repository: Repository, backup: str) -> str | None:
-    """Return the id of a backup's snapshot, None if the repository has none. Raises RepositoryError."""
-    return next((id for id, made in repository.snapshots() if backup in (made.tags or ())), None)
+class Known(NamedTuple):
+    """What a repository knows of a VM."""
+
+    made: str = ""
+    """The snapshot of the backup that is to be made; empty: it was not made yet."""
+    parent: str = ""
+    """That snapshot's own parent."""
+    has_earlier: bool = False
+    """It has other backups of the VM."""
+    earlier: EarlierDisk | None = None
+    """One of those that were asked for, whose disk is whole as far as the index says."""
+
+
+def look(repository: Repository, backup: str, vm: str, points: Container[str], stopped: Stopped) -> Known:
+    """Return what is known. ``points``: ids of snapshots and backups of which the latest is wanted.
+
+    Raises RepositoryError, WorkStopped.
+    """
+    known, at = Known(), ""
+    for id, made in repository.snapshots():
+        tags = made.tags or []
+        if backup in tags:
+            known = known._replace(made=id, parent=made.parent or "")
+        elif vm in tags:
+            known = known._replace(has_earlier=True)
+        wanted = backup not in tags and (id in points or any(tag in points for tag in tags))
+        if wanted and made.time > at and (disk := _whole_disk(repository, id, stopped)) is not None:
+            name = next((tag for tag in tags if tag not in (TAG, vm)), id)
+            known, at = known._replace(earlier=EarlierDisk(id, name, disk)), made.time
+    return known
+
+
+def _whole_disk(repository: Repository, snapshot: str, stopped: Stopped) -> File | None:
+    """Return a snapshot's disk, if the index knows all of it. Raises WorkStopped."""
+    try:
+        disk = _files(repository, snapshot)[DISK]
+    except RepositoryError:
+        return None
+    if len(disk.content) != -(-disk.size // disks.BLOCK_BYTES) * ID_BYTES:
+        return None
+    for at in range(0, len(disk.content), ID_BYTES):
+        if at % (ID_BYTES << 16) == 0 and stopped():
+            raise WorkStopped
+        if disk.content[at : at + ID_BYTES] not in repository.index:
+            return None
+    return disk
 
 
 def disk_bytes(repository: Repository, snapshot: str) -> int:
@@ -58,13 +113,14 @@ def disk_bytes(repository: Repository, snapshot: str) -> int:
     return _files(repository, snapshot)[DISK].size
 
 
-def store(repository: Repository, backup: str, disk: Path, beside: Beside, stopped: Stopped) -> KeptDisk:
-    """Store a raw disk, and ``beside`` it the VM's description and firmware state; return what was stored.
+def store(repository: Repository, tags: tuple[str, ...], disk: DiskCopy, beside: Beside, stopped: Stopped) -> KeptDisk:
+    """Store a disk, and ``beside`` it the VM's description and firmware state; return what was stored. ``tags`` are the
+    backup's id, and the VM's.
 
     Raises RepositoryError, OSError, WorkStopped.
     """
     description, state = beside
-    descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         size, read = os.fstat(descriptor).st_size, disks.reader_of(descriptor)
 
@@ -73,7 +129,11 @@ def store(repository: Repository, backup: str, disk: Path, beside: Beside, stopp
                 raise WorkStopped
             return read(offset, length)
 
-        written = disks.write_disk(repository, read_on, size, disks.data_extents(descriptor, size))
+        earlier = disk.earlier
+        if earlier is None:
+            written = disks.write_disk(repository, read_on, size, disks.data_extents(descriptor, size))
+        else:
+            written = disks.write_disk(repository, read_on, size, disk.changed, earlier.file)
     finally:
         os.close(descriptor)
     files = {DISK: written.file}
@@ -81,7 +141,9 @@ def store(repository: Repository, backup: str, disk: Path, beside: Beside, stopp
         files[name] = disks.write_stream(repository, io.BytesIO(content).read, len(content))
     if stopped():
         raise WorkStopped
-    return KeptDisk(repository.save_snapshot(DIRECTORY, files, [TAG, backup]), size, written.read_bytes)
+    parent = None if earlier is None else earlier.snapshot
+    made = repository.save_snapshot(DIRECTORY, files, [TAG, *tags], parent=parent)
+    return KeptDisk(made, size, written.read_bytes)
 
 
 def _files(repository: Repository, snapshot: str) -> dict[str, File]:
@@ -121,25 +183,11 @@ def forget(repository: Repository, backup: str) -> None:
             repository.storage.remove(Kind.SNAPSHOT, id)
 
 
-class _StoppedReads:
-    """A storage of which each read may be the last."""
-
-    def __init__(self, storage: Storage, stopped: Stopped) -> None:
-        self._storage, self._stopped = storage, stopped
-        self.write, self.names, self.remove = storage.write, storage.names, storage.remove
-
-    def read(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        if self._stopped():
-            raise WorkStopped
-        return self._storage.read(kind, name, offset, length)
-
-
-def restore(repository: Repository, snapshot: str, disk: Path, stopped: Stopped) -> FirmwareState:
+def restore(repository: Repository, snapshot: str, disk: Path) -> FirmwareState:
     """Write a backup's disk into a new file, zeros as holes; return the state of the firmware.
 
     Raises NotStored, Damaged, RepositoryError, OSError, WorkStopped.
     """
-    repository.storage = _StoppedReads(repository.storage, stopped)
     files = _files(repository, snapshot)
     state = _small(repository, files[FIRMWARE])
     descriptor = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

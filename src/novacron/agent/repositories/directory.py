@@ -1,17 +1,24 @@
-"""The directory of one repository on this node: opened, or begun, whole or not at all."""
+"""The directory of one repository on this node: begun whole or not at all, opened, and locked while it is open."""
 
 from __future__ import annotations
 
 import contextlib
+import enum
+import random
 import re
 import secrets
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple
 
+from novacron.agent.repositories.threads import Stopped, WorkStopped
 from novacron.agent.settings import AgentSettings
-from novacron.backup.errors import NotStored
+from novacron.backup.errors import Locked, NotStored, RepositoryError
 from novacron.backup.key_file import ScryptCost
+from novacron.backup.locks import RepositoryLock
 from novacron.backup.repository import Repository
 from novacron.backup.storage import DirectoryStorage, Kind
 from novacron.disk.errors import Unacceptable
@@ -23,16 +30,81 @@ COST = ScryptCost(1 << 12, 8, 1)
 REPOSITORY = re.compile(r"repo-[0-9a-f]{16}\Z")
 
 
-class CountingStorage(DirectoryStorage):
-    """Counts what is written."""
+LOCK_S_MAX = 600.0
+"""For how long somebody else's lock is waited for."""
+LOCK_PAUSES_S = 1.0, 3.0
+"""Between attempts to lock, at least and at most."""
 
-    def __init__(self, root: Path) -> None:
+
+class Purpose(enum.Enum):
+    """What a repository is opened for."""
+
+    READ = enum.auto()
+    """Beside others. Where no lock can be written, nothing can be deleted either, and there is none."""
+    WRITE = enum.auto()
+    """Beside others, but nobody who deletes."""
+    DELETE = enum.auto()
+    """Alone."""
+
+
+class WatchedStorage(DirectoryStorage):
+    """Counts what is written; each request may be the last, once ``stopped`` says so."""
+
+    def __init__(self, root: Path, stopped: Stopped) -> None:
         super().__init__(root)
+        self.stopped = stopped
         self.written_bytes = 0
 
+    def read(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        self._go_on()
+        return super().read(kind, name, offset, length)
+
     def write(self, kind: Kind, name: str, content: bytes) -> None:
+        self._go_on()
         super().write(kind, name, content)
         self.written_bytes += len(content)
+
+    def names(self, kind: Kind) -> Iterator[str]:
+        for name in super().names(kind):
+            self._go_on()
+            yield name
+
+    def _go_on(self) -> None:
+        if self.stopped():
+            raise WorkStopped
+
+
+class OpenRepository(NamedTuple):
+    """A repository of this node's, open and locked until it is closed."""
+
+    repository: Repository
+    storage: WatchedStorage
+    lock: RepositoryLock | None
+
+    def watched(self, stopped: Stopped) -> Stopped:
+        """Use it in work of which ``stopped`` says whether it is to end; return what says so, and fails once the lock
+        is lost."""
+
+        def end() -> bool:
+            if self.lock is not None:
+                self.lock.check()
+            return stopped()
+
+        self.storage.stopped = end
+        return end
+
+    def let_go(self) -> None:
+        """Let the lock get stale, if it is not removed."""
+        if self.lock is not None:
+            self.lock.abandon()
+
+    def close(self) -> None:
+        """Let others in. May hang as the storage does."""
+        if self.lock is not None:
+            self.lock.release()
+
+    def close_watched(self, _stopped: Stopped) -> None:
+        self.close()
 
 
 def root_of(settings: AgentSettings, repository: str) -> Path:
@@ -46,20 +118,56 @@ def root_of(settings: AgentSettings, repository: str) -> Path:
     return settings.backup_dir / repository
 
 
-Opened: TypeAlias = tuple[Repository, CountingStorage]
+def never() -> bool:
+    """Say that work is to go on."""
+    return False
 
 
-def open_repository(root: Path, key: DataKey, *, begin: bool) -> Opened:
-    """Open a repository; ``begin``: make it, where there is none. Raises Unacceptable, RepositoryError, OSError."""
+def open_repository(
+    root: Path, key: DataKey, *, begin: bool, purpose: Purpose = Purpose.WRITE, stopped: Stopped = never
+) -> OpenRepository:
+    """Open and lock a repository; ``begin``: make it, where there is none. To be closed.
+
+    Raises Unacceptable, RepositoryError, OSError, WorkStopped.
+    """
     if not (root / Kind.CONFIG.value).exists():
         if not begin:
             raise Unacceptable(f"the repository is not in {root}: is {root.parent} mounted?", WaitCode.FILE_LOST)
         _begin(root, key)
-    storage = CountingStorage(root)
+    storage = WatchedStorage(root, stopped)
     try:
-        return Repository.open(storage, key.passphrase()), storage
+        repository = Repository.unlock(storage, key.passphrase())
+        lock = _lock(repository, purpose, stopped)
+        try:
+            repository.read_index()
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
     except NotStored as error:
         raise Unacceptable(f"the repository in {root} is not whole: {error}", WaitCode.FILE_LOST) from error
+    return OpenRepository(repository, storage, lock)
+
+
+def _lock(repository: Repository, purpose: Purpose, stopped: Stopped) -> RepositoryLock | None:
+    """Wait until the repository is free, and lock it. Raises Unacceptable, RepositoryError, WorkStopped."""
+    assert isinstance(repository.storage, WatchedStorage)
+    own = Repository(DirectoryStorage(repository.storage.root), repository.key, repository.id)
+    deadline, pause = time.monotonic() + LOCK_S_MAX, threading.Event()
+    while not stopped():
+        try:
+            return RepositoryLock(own, exclusive=purpose is Purpose.DELETE)
+        except Locked as error:
+            if time.monotonic() > deadline:
+                raise Unacceptable(
+                    f"{error}; try again once that has ended, or see restic unlock", WaitCode.TIME_LIMIT
+                ) from error
+        except RepositoryError:
+            if purpose is Purpose.READ:
+                return None
+            raise
+        pause.wait(random.uniform(*LOCK_PAUSES_S))  # noqa: S311 - nobody gains by guessing it
+    raise WorkStopped
 
 
 def _begin(root: Path, key: DataKey) -> None:

@@ -53,7 +53,8 @@ async def copy(
     """Give ``clone`` what ``source`` has written so far, copied; a source that runs goes on meanwhile.
 
     ``lock`` keeps a source from being started; ``key`` is that of an encrypted disk, and of its copy; the moment that
-    is copied of one that runs lies within ``around``, and ``planner`` says what of it is copied. Raises OverlayFailed, MonitorFailed, OSError.
+    is copied of one that runs lies within ``around``, and ``planner`` says what of it is copied. Raises OverlayFailed,
+    MonitorFailed, OSError.
     """
     clone.make()
     path = source.directory / DISK_LAYER

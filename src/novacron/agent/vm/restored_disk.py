@@ -10,9 +10,9 @@ import functools
 from pathlib import Path
 
 from novacron.agent.actions import Action, doing
-from novacron.agent.host.stoppable import in_thread
 from novacron.agent.repositories import contents, directory
-from novacron.agent.repositories.contents import Stopped
+from novacron.agent.repositories.directory import Purpose
+from novacron.agent.repositories.threads import Stopped, in_thread
 from novacron.agent.vm import firmware_state, nvram
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER
@@ -43,7 +43,7 @@ async def make(context: VmContext, source: BackupSource) -> None:
             for left in (raw, layer):
                 await asyncio.to_thread(left.unlink, missing_ok=True)
             root = directory.root_of(context.services.settings, source.repository)
-            state = await in_thread(functools.partial(_fetch, root, key, source.snapshot, raw))
+            state = await in_thread(functools.partial(_fetch, root, key, source.snapshot, raw), [])
             await overlay.create_blank(layer, raw.stat().st_size, None)
             await qemu_img.run(
                 ["convert", "-q", "-n", "-W", "-t", "writeback", "-f", "raw", "-O", "qcow2", str(raw), str(layer)],
@@ -78,5 +78,8 @@ def _key(context: VmContext, source: BackupSource) -> DataKey:
 
 
 def _fetch(root: Path, key: DataKey, snapshot: str, raw: Path, stopped: Stopped) -> FirmwareState:
-    repository, _ = directory.open_repository(root, key, begin=False)
-    return contents.restore(repository, snapshot, raw, stopped)
+    repository = directory.open_repository(root, key, begin=False, purpose=Purpose.READ, stopped=stopped)
+    try:
+        return contents.restore(repository.repository, snapshot, raw)
+    finally:
+        repository.close()
