@@ -175,12 +175,20 @@ def _file_system(path: Path) -> None:
 
 
 def _large_disk(path: Path) -> None:
+    fill_with_real_files(path, DISK_MIB, DISK_DATA_MIB)
+
+
+def fill_with_real_files(path: Path, disk_mib: int, data_mib: int) -> None:
     """Write real files of this host, each from a block of its own, and leave the rest a hole."""
     everything = sorted(Path("/usr/lib").rglob("*"))
     with path.open("wb") as file:
-        for _, data in _take_each("", everything, DISK_DATA_MIB << 20):
+        for _, data in _take_each("", everything, data_mib << 20):
+            if file.tell() >= data_mib << 20:
+                break
             file.write(data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0"))
-        file.truncate(DISK_MIB << 20)
+        if file.tell() < data_mib << 20:
+            raise RuntimeError(f"this host has less than {data_mib} MiB of files in /usr/lib")
+        file.truncate(disk_mib << 20)
 
 
 def _real_files() -> dict[str, bytes]:

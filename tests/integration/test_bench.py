@@ -21,13 +21,18 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "api": ("--only", "reads", "mixed", "held"),
     "scale": (),
     "observability": (),
+    "backup": (),
 }
 """All programs, with what of each takes few guests: the rest of them is in the slow matrix."""
+ONLY_SLOW = {"backup"}
+"""What it does is tested in every run, in test_vm_backups.py."""
 TIMEOUT_S, LONG_TIMEOUT_S = 230.0, 900.0
-NEEDS_NAMESPACES = ("main", "machines", "dwcp", "fleet")
+NEEDS_NAMESPACES = ("main", "machines", "dwcp", "fleet", "backup")
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ONLY_SLOW else name for name in BENCHMARKS]
+)
 def test_a_benchmark_runs_and_writes_its_figures(name: str, tmp_path: Path, lacks: list[str]) -> None:
     run(name, BENCHMARKS[name], tmp_path, lacks)
 

@@ -112,7 +112,7 @@ class Disk(NamedTuple):
             user = convert.ToolUser(qemu_img.unchanged, None)
             await convert.convert(layer, ImageFormat.QCOW2, raw, len(self.content), 0, user)
             with layer.open("rb") as file:
-                changed = tuple(written_extents(file, BLOCKS))
+                changed = tuple(written_extents(file, len(self.content), BLOCKS))
             assert sum(length for _, length in changed) == increment.record.dirty_bytes
             copy = DiskCopy(raw, changed, increment.earlier)
         if fails:
@@ -248,14 +248,14 @@ async def test_every_backup_of_a_random_history_has_the_disk_as_it_was(disk: Dis
 def test_a_copy_that_is_no_plain_qcow2_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "copy"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "1M"], check=True)
-    for at, byte in ((0, 0), (7, 2), (15, 9), (23, 40), (39, 200), (79, 2)):
+    for at, byte in ((0, 0), (7, 2), (15, 9), (23, 15), (28, 1), (35, 1), (39, 200), (79, 2)):
         content = bytearray(path.read_bytes())
         content[at] = byte
         (tmp_path / "hostile").write_bytes(content)
         with (tmp_path / "hostile").open("rb") as file, pytest.raises(Unacceptable):
-            written_extents(file, 10)
+            written_extents(file, 1 << 20, 10)
     subprocess.run(["qemu-io", "-c", "write 0 64k", "-c", "write 128k 64k", str(path)], check=True, capture_output=True)
     with path.open("rb") as file:
-        assert written_extents(file, 2) == [(0, BLOCK), (2 * BLOCK, BLOCK)]
+        assert written_extents(file, 1 << 20, 2) == [(0, BLOCK), (2 * BLOCK, BLOCK)]
         with pytest.raises(Unacceptable, match="more than 1 extents"):
-            written_extents(file, 1)
+            written_extents(file, 1 << 20, 1)

@@ -137,7 +137,9 @@ def test_the_latest_of_the_backups_that_are_asked_for_is_found_if_it_is_whole(
 ) -> None:
     disk = DiskCopy(disk_of(tmp_path))
     first, second = (contents.store(repository, (f"backup-{n}", VM), disk, BESIDE, never).snapshot for n in (1, 2))
-    contents.store(repository, ("backup-3", "vm-2"), disk, BESIDE, never)
+    other = contents.store(repository, ("backup-3", "vm-2"), disk, BESIDE, never)
+    lie = frozenset({other.snapshot, "backup-3", "vm-2"})
+    assert look(repository, "backup-4", lie).earlier is None, "another VM's disk"
     assert look(repository, "backup-4") == contents.Known(has_earlier=True)
     assert not contents.look(repository, "backup-4", "vm-3", frozenset(), never).has_earlier
     for points in ({first, second}, {"backup-1", "backup-2"}):
@@ -197,6 +199,7 @@ async def test_whoever_deletes_waits_for_those_who_write_and_is_told_whom(
     opened: OpenRepository, tmp_path: Path, key: DataKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory, "LOCK_S_MAX", 0.1)
+    monkeypatch.setattr(directory, "LOCK_TO_DELETE_S_MAX", 0.1)
     monkeypatch.setattr(directory, "LOCK_PAUSES_S", (0.01, 0.02))
     root = tmp_path / REPOSITORY
     with pytest.raises(Unacceptable, match="in use since"):

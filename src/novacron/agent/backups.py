@@ -199,7 +199,9 @@ class VmBackups:
         )
         copied = DiskCopy(disk)
         if increment.record is not None and increment.earlier is not None:
-            changed = await asyncio.to_thread(_written_extents, layer, increment.record.dirty_bytes)
+            changed = await asyncio.to_thread(
+                _written_extents, layer, increment.earlier.file.size, increment.record.dirty_bytes
+            )
             copied = DiskCopy(disk, changed, increment.earlier)
             await convert.convert(layer, ImageFormat.QCOW2, disk, increment.earlier.file.size, SPARE_BYTES, user)
         else:
@@ -281,12 +283,11 @@ def _verify(repository: OpenRepository, snapshot: str, stopped: Stopped) -> None
     contents.verify(repository.repository, snapshot, repository.watched(stopped))
 
 
-def _written_extents(layer: Path, dirty_bytes: int) -> tuple[Extent, ...]:
+def _written_extents(layer: Path, disk_bytes: int, dirty_bytes: int) -> tuple[Extent, ...]:
     """Return what a copy has of what was written. Raises Unacceptable, OSError."""
     with layer.open("rb") as file:
-        extents = written_extents(file, EXTENTS_MAX)
-    size = overlay.size_bytes(layer)
-    if sum(length for _, length in extents) < dirty_bytes - (-size % BLOCK_BYTES):
+        extents = written_extents(file, disk_bytes, EXTENTS_MAX)
+    if sum(length for _, length in extents) < dirty_bytes - (-disk_bytes % BLOCK_BYTES):
         raise Unacceptable("the copy of the disk lacks some of what was written", WaitCode.STEP_FAILED)
     return tuple(extents)
 

@@ -74,7 +74,8 @@ class Known(NamedTuple):
 
 
 def look(repository: Repository, backup: str, vm: str, points: Container[str], stopped: Stopped) -> Known:
-    """Return what is known. ``points``: ids of snapshots and backups of which the latest is wanted.
+    """Return what is known. ``points``: ids of snapshots and backups of which the latest is wanted. They come from the
+    VM's QEMU, which may lie: backups of other VMs are not looked for.
 
     Raises RepositoryError, WorkStopped.
     """
@@ -85,7 +86,7 @@ def look(repository: Repository, backup: str, vm: str, points: Container[str], s
             known = known._replace(made=id, parent=made.parent or "")
         elif vm in tags:
             known = known._replace(has_earlier=True)
-        wanted = backup not in tags and (id in points or any(tag in points for tag in tags))
+        wanted = vm in tags and backup not in tags and (id in points or any(tag in points for tag in tags))
         if wanted and made.time > at and (disk := _whole_disk(repository, id, stopped)) is not None:
             name = next((tag for tag in tags if tag not in (TAG, vm)), id)
             known, at = known._replace(earlier=EarlierDisk(id, name, disk)), made.time

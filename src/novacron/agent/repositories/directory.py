@@ -30,8 +30,8 @@ COST = ScryptCost(1 << 12, 8, 1)
 REPOSITORY = re.compile(r"repo-[0-9a-f]{16}\Z")
 
 
-LOCK_S_MAX = 600.0
-"""For how long somebody else's lock is waited for."""
+LOCK_S_MAX, LOCK_TO_DELETE_S_MAX = 600.0, 30.0
+"""For how long somebody else's lock is waited for. A deletion is tried again later: backups behind it can go on."""
 LOCK_PAUSES_S = 1.0, 3.0
 """Between attempts to lock, at least and at most."""
 
@@ -153,7 +153,8 @@ def _lock(repository: Repository, purpose: Purpose, stopped: Stopped) -> Reposit
     """Wait until the repository is free, and lock it. Raises Unacceptable, RepositoryError, WorkStopped."""
     assert isinstance(repository.storage, WatchedStorage)
     own = Repository(DirectoryStorage(repository.storage.root), repository.key, repository.id)
-    deadline, pause = time.monotonic() + LOCK_S_MAX, threading.Event()
+    limit_s = LOCK_TO_DELETE_S_MAX if purpose is Purpose.DELETE else LOCK_S_MAX
+    deadline, pause = time.monotonic() + limit_s, threading.Event()
     while not stopped():
         try:
             return RepositoryLock(own, exclusive=purpose is Purpose.DELETE)

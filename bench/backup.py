@@ -1,0 +1,230 @@
+"""Backups of a VM that runs, against restic and the same disk as a raw file. ``script/bench backup``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from bench.report import Figure, median, parser, report
+from lab.guest import CounterClient, shell
+from lab.hosts import lab, missing
+from lab.images import fill_with_real_files, images_dir
+from lab.platform import Platform, clean_up_when_ended, default_cache, open_directory, platform, until
+from novacron.disk.images import MANIFEST, Manifest, describe
+
+NODE, ADDRESS, IMAGE = "host-a", "198.19.0.10", "backup"
+BLOCK = 64 << 10
+MEMORY_MIB, READY = 256, "tiny guest: ready"
+BACKUP_S_MAX = 3600.0
+WRITE_S_MAX = 900.0
+FIRST_FASTER, FIRST_BYTES = 2.0, 1.05
+READ, WRITTEN, AGAIN_FASTER = 1.2, 1.5, 10.0
+FREEZE_MS = 100.0
+WRITES = (
+    "awk 'BEGIN {{ srand({seed}); for (i = 0; i < {count}; i++) print int(rand() * {blocks}) }}' | while read at;"
+    " do dd if=/dev/urandom of=/dev/vda bs=64k count=1 seek=$at conv=notrunc 2>/dev/null; done; sync; echo done"
+)
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    rounds: int
+    disk_mib: int
+    used_mib: int
+    written_mib: int
+    settle_s: float = 5.0
+
+
+FULL, QUICK, SMOKE = Size(3, 4096, 1430, 100), Size(1, 2048, 700, 50, 2.0), Size(1, 64, 8, 1, 0.2)
+
+
+class Measured(NamedTuple):
+    """What one backup took."""
+
+    seconds: float
+    stored_bytes: int
+    """By how much its repository has grown."""
+
+
+class Round(NamedTuple):
+    """One first backup and one increment, by NovaCron and by restic."""
+
+    first: Measured
+    peer_first: Measured
+    again: Measured
+    peer_again: Measured
+    changed_bytes: int
+    read_bytes: int
+    gap_ms: float
+    """The longest that a client of the guest saw while either was made."""
+
+
+def build_image(directory: Path, size: Size) -> Path:
+    """Make the image of a guest with a disk that real files fill in part; return the directory of images."""
+    image = directory / "images" / IMAGE
+    shutil.copytree(images_dir() / "disk", image)
+    fill_with_real_files(image / "disk.raw", size.disk_mib, size.used_mib)
+    manifest = msgspec.json.decode((image / MANIFEST).read_bytes(), type=Manifest)
+    with_disk = msgspec.structs.replace(manifest, disk=describe(image / "disk.raw"))
+    (image / MANIFEST).write_bytes(msgspec.json.encode(with_disk))
+    return image.parent
+
+
+class Bench:
+    """A VM, its repositories, and restic beside it."""
+
+    def __init__(self, p: Platform, directory: Path, size: Size) -> None:
+        self._p, self._directory, self._size = p, directory, size
+        self._raw = directory / "disk.raw"
+
+    def boot(self) -> dict[str, Any]:
+        p = self._p
+        p.cli("vm", "create", "web", "--image", IMAGE, "--memory", str(MEMORY_MIB), "--node", NODE,
+              "--address", f"{ADDRESS}/24", "--wait")  # fmt: skip
+        vm: dict[str, Any] = p.client.get("vms", "web")
+        until(lambda: READY in p.console_log(vm), "the guest has booted", 120)
+        return vm
+
+    def round(self, vm: dict[str, Any], number: int) -> Round:
+        """Measure a first backup and an increment."""
+        size, peer = self._size, self._directory / f"restic-{number}"
+        repository: dict[str, Any] = self._p.client.create_backup_repository(f"bench-{number}")
+        password = self._p.client.backup_repository_password(repository["id"])
+        self._restic(peer, "init")
+        own, gaps = self._p.backup_dir / repository["id"], []
+        client = CounterClient(self._p.lab.hosts[0], ADDRESS)
+        until(lambda: client.last > 20, "the guest counts")
+        first, backup, gap = self._own(vm, repository, client)
+        gaps.append(gap)
+        self._fetch(own, password, backup)
+        peer_first = self._peer(peer)
+        before = self._raw.rename(self._directory / "before.raw")
+        count = size.written_mib * (1 << 20) // BLOCK
+        command = WRITES.format(seed=number, count=count, blocks=size.disk_mib * (1 << 20) // BLOCK)
+        if not shell(self._p.client, vm["id"], command, WRITE_S_MAX).endswith("done"):
+            raise RuntimeError("the guest did not write")
+        again, backup, gap = self._own(vm, repository, client)
+        gaps.append(gap)
+        client.close()
+        if backup["result"]["mode"] != "incremental":
+            raise RuntimeError(f"all of the disk was read: {backup['result']['mode_reason']}")
+        self._fetch(own, password, backup)
+        peer_again = self._peer(peer)
+        changed = _changed_bytes(before, self._raw)
+        for path in (before, self._raw):
+            path.unlink()
+        return Round(first, peer_first, again, peer_again, changed, backup["result"]["read_bytes"], max(gaps))
+
+    def _own(
+        self, vm: dict[str, Any], repository: dict[str, Any], client: CounterClient
+    ) -> tuple[Measured, dict[str, Any], float]:
+        """Make a backup, from the request to the end; return the longest gap that the client saw, too."""
+        time.sleep(self._size.settle_s)
+        p, root = self._p, self._p.backup_dir / repository["id"]
+        before, began = _bytes_in(root), time.monotonic()
+        asked = p.client.back_up_vm(vm["id"], repository["id"])
+        ended: Any = p.client.wait(
+            "backups", asked["id"], lambda now: now is None or now["phase"] != "making", BACKUP_S_MAX
+        )  # fmt: skip
+        seconds = time.monotonic() - began
+        if ended is None or ended["phase"] != "kept":
+            raise RuntimeError(f"no backup was made: {ended and ended['error']}")
+        if client.broken or client.missing_numbers():
+            raise RuntimeError(f"the guest's client lost lines: {client.broken}")
+        return Measured(seconds, _bytes_in(root) - before), ended, client.longest_gap_ms(began)
+
+    def _fetch(self, root: Path, password: str, backup: dict[str, Any]) -> None:
+        """Have the disk of a backup as a raw file with holes, from restic: so it is the disk that was backed up."""
+        whole = self._directory / "whole.raw"
+        with whole.open("wb") as file:
+            self._restic(root, "dump", backup["result"]["snapshot"], "/vm/disk.raw", password=password, to=file)
+        subprocess.run(["cp", "--sparse=always", str(whole), str(self._raw)], check=True)
+        whole.unlink()
+
+    def _peer(self, root: Path) -> Measured:
+        """Let restic back the raw file up."""
+        time.sleep(self._size.settle_s)
+        before, began = _bytes_in(root), time.monotonic()
+        self._restic(root, "backup", str(self._raw))
+        return Measured(time.monotonic() - began, _bytes_in(root) - before)
+
+    def _restic(self, root: Path, *arguments: str, password: str = "peer", to: Any = subprocess.DEVNULL) -> None:  # noqa: ANN401, S107 - what subprocess takes
+        subprocess.run(
+            ["restic", "-q", "--cache-dir", str(self._directory / "cache"), "--repo", str(root), *arguments],
+            check=True, stdout=to, env={**os.environ, "RESTIC_PASSWORD": password},
+        )  # fmt: skip
+
+
+def _bytes_in(root: Path) -> int:
+    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+
+
+def _changed_bytes(before: Path, after: Path) -> int:
+    """Return how much two disks differ, in whole blocks."""
+    changed = 0
+    with before.open("rb") as old, after.open("rb") as new:
+        while block := new.read(BLOCK):
+            changed += len(block) * (block != old.read(BLOCK))
+    return changed
+
+
+def figures_of(rounds: list[Round], size: Size) -> list[Figure]:
+    first = f"first backup, {size.disk_mib} MiB disk, {size.used_mib} MiB used"
+    again = f"increment after {size.written_mib} MiB of random 64 KiB writes"
+    gap = "longest gap for a client of the guest, backups without quiesce"
+
+    def ratio(name: str, samples: list[float], bound: float | None = None, *, at_least: bool = False) -> Figure:
+        return median(f"  ... {name}", samples, "x", bound, at_least=at_least)
+
+    return [
+        median(f"{first}: restic, raw file", [r.peer_first.seconds for r in rounds], "s"),
+        median(f"{first}: request to kept", [r.first.seconds for r in rounds], "s"),
+        ratio("restic's time over it", [r.peer_first.seconds / r.first.seconds for r in rounds], FIRST_FASTER,
+              at_least=True),
+        ratio("bytes over restic's", [r.first.stored_bytes / r.peer_first.stored_bytes for r in rounds], FIRST_BYTES),
+        median(f"{again}: restic, raw file", [r.peer_again.seconds for r in rounds], "s"),
+        median(f"{again}: request to kept", [r.again.seconds for r in rounds], "s"),
+        ratio("restic's time over it", [r.peer_again.seconds / r.again.seconds for r in rounds], AGAIN_FASTER,
+              at_least=True),
+        ratio("read from the disk over what changed", [r.read_bytes / r.changed_bytes for r in rounds], READ),
+        ratio("written over what changed", [r.again.stored_bytes / r.changed_bytes for r in rounds], WRITTEN),
+        ratio("written by restic over what changed", [r.peer_again.stored_bytes / r.changed_bytes for r in rounds]),
+        median(gap, [r.gap_ms for r in rounds], "ms", FREEZE_MS),
+    ]  # fmt: skip
+
+
+def main() -> int:
+    options = parser("backup", __doc__, "one round, with a smaller disk").parse_args()
+    lacks = missing() + ([] if shutil.which("restic") else ["restic is not installed"])
+    if lacks:
+        print("this benchmark needs network namespaces and restic: " + "; ".join(lacks), file=sys.stderr)
+        return 1
+    clean_up_when_ended()
+    size = SMOKE if options.smoke else QUICK if options.quick else FULL
+    with open_directory("nvb-") as directory:
+        images = build_image(directory, size)
+        with (
+            lab(f"nvb{os.getpid()}", default_cache()) as hosts,
+            platform(directory / "p", hosts, images) as p,
+        ):
+            bench = Bench(p, directory, size)
+            vm = bench.boot()
+            rounds = []
+            for number in range(size.rounds):
+                rounds.append(bench.round(vm, number))
+                print(f"round {number + 1}: done", flush=True)
+            p.cli("vm", "delete", "web", "--wait", "--yes")
+    report("backup", figures_of(rounds, size), options.json, smoke=options.smoke)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
