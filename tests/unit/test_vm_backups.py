@@ -181,7 +181,11 @@ async def test_slow_work_that_goes_on_is_not_stalled() -> None:
 
 
 async def test_a_repository_that_is_opened_too_late_is_closed_again(tmp_path: Path, key: DataKey) -> None:
-    root, go_on, queue = tmp_path / REPOSITORY, threading.Event(), RepositoryQueue(stall_s_max=0.2)
+    root, go_on, queue = (
+        tmp_path / REPOSITORY,
+        threading.Event(),
+        RepositoryQueue(asyncio.Semaphore(1), stall_s_max=0.2),
+    )
 
     def opening(_stopped: Stopped) -> OpenRepository:
         go_on.wait(60)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from novacron.qemu.command import DISK
-from novacron.qemu.monitor import Monitor
+from novacron.qemu.monitor import Monitor, MonitorFailed
 
 PREFIX = "novacron"
 GRANULARITY_BYTES = 64 << 10
@@ -39,12 +39,15 @@ def name_of(repository: str, since: str) -> str:
 
 async def records(monitor: Monitor) -> list[WriteRecord]:
     """Return all records, of each node of the block layer. Raises MonitorFailed."""
-    return [
-        _record(str(node["node-name"]), bitmap)
-        for node in await monitor.execute("query-named-block-nodes", {"flat": True})
-        for bitmap in node.get("dirty-bitmaps", ())
-        if str(bitmap.get("name", "")).startswith(f"{PREFIX}/{DISK}/") and str(bitmap["name"]).count("/") == 3
-    ]
+    try:
+        return [
+            _record(str(node["node-name"]), bitmap)
+            for node in await monitor.execute("query-named-block-nodes", {"flat": True})
+            for bitmap in node.get("dirty-bitmaps", ())
+            if str(bitmap.get("name", "")).startswith(f"{PREFIX}/{DISK}/") and str(bitmap["name"]).count("/") == 3
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # its guest may have taken it over
+        raise MonitorFailed(f"QEMU says of its disks what can't be: {type(error).__name__}") from error
 
 
 def _record(node: str, bitmap: dict[str, Any]) -> WriteRecord:

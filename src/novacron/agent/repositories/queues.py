@@ -14,20 +14,23 @@ from novacron.agent.repositories.threads import STALL_S_MAX, Stalled, Stopped, W
 T = TypeVar("T")
 WORK_S_MAX = 24 * 3600.0
 """Of one backup, from when its turn comes."""
+REPOSITORIES_AT_ONCE = 4
+"""With which a node works: the index of each is in memory."""
 
 
 class RepositoryQueue:
     """Work on one repository. While a thread hangs in its storage, all other work on it fails at once."""
 
-    def __init__(self, stall_s_max: float = STALL_S_MAX) -> None:
-        self._turns = asyncio.Lock()
+    def __init__(self, at_once: asyncio.Semaphore, stall_s_max: float = STALL_S_MAX) -> None:
+        """``at_once`` counts the repositories that are worked with."""
+        self._turns, self._at_once = asyncio.Lock(), at_once
         self._stall_s_max = stall_s_max
         self._left: list[threading.Thread] = []
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Have the repository for oneself on this node. Raises Stalled once that takes too long."""
-        async with self._turns:
+        async with self._turns, self._at_once:
             limit = asyncio.timeout(WORK_S_MAX)
             try:
                 async with limit:
@@ -78,11 +81,12 @@ class RepositoryQueues:
 
     def __init__(self, stall_s_max: float = STALL_S_MAX) -> None:
         self._stall_s_max = stall_s_max
+        self._at_once = asyncio.Semaphore(REPOSITORIES_AT_ONCE)
         self._queues: dict[str, RepositoryQueue] = {}
 
     def of(self, repository: str) -> RepositoryQueue:
         if repository not in self._queues:
-            self._queues[repository] = RepositoryQueue(self._stall_s_max)
+            self._queues[repository] = RepositoryQueue(self._at_once, self._stall_s_max)
         return self._queues[repository]
 
     def keep(self, repositories: Collection[str]) -> None:
