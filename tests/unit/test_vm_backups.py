@@ -7,11 +7,12 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from novacron.agent.repositories import contents, directory
+from novacron.agent.repositories import contents, directory, threads
 from novacron.agent.repositories.contents import DiskCopy
 from novacron.agent.repositories.directory import OpenRepository, Purpose, never
 from novacron.agent.repositories.queues import RepositoryQueue, RepositoryQueues
@@ -28,7 +29,7 @@ from novacron.model.encryption import DataKey
 from novacron.model.errors import IllegalState
 from novacron.model.firmware_state import FirmwareState
 from novacron.platform_key import new_key
-from tests.waiting import eventually, pause
+from tests.waiting import eventually
 
 REPOSITORY = "repo-0123456789abcdef"
 VM = "vm-1"
@@ -150,7 +151,8 @@ def test_the_latest_of_the_backups_that_are_asked_for_is_found_if_it_is_whole(
 
 
 async def test_a_repository_that_hangs_fails_its_own_work_and_nothing_else() -> None:
-    queues, hangs, began = RepositoryQueues(stall_s_max=0.2), threading.Event(), threading.Event()
+    queues, hangs, began = RepositoryQueues(), threading.Event(), threading.Event()
+    queues.of("repo-a").stall_s_max = 0.2
 
     def hang(_stopped: Stopped) -> None:
         began.set()
@@ -167,17 +169,29 @@ async def test_a_repository_that_hangs_fails_its_own_work_and_nothing_else() -> 
     assert not queues.of("repo-a").idle, "it is remembered for as long as it hangs"
     hangs.set()
     await eventually(lambda: queues.of("repo-a").idle, "it answers again")
+    queues.of("repo-a").stall_s_max = 60
     assert await queues.of("repo-a").run(lambda _stopped: 3) == 3
 
 
-async def test_slow_work_that_goes_on_is_not_stalled() -> None:
+async def test_slow_work_that_goes_on_is_not_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, looked = 0.0, threading.Event()
+
+    def monotonic() -> float:
+        looked.set()
+        return now_s
+
     def work(stopped: Stopped) -> str:
-        for _ in range(20):
+        nonlocal now_s
+        for _ in range(5):
             stopped()
-            pause(0.05)
+            now_s += 250
+            looked.clear()
+            assert looked.wait(60)
         return "done"
 
-    assert await in_thread(work, [], stall_s_max=0.5) == "done"
+    monkeypatch.setattr(threads, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(threads, "LOOK_S", 0.001)
+    assert await in_thread(work, [], stall_s_max=300) == "done"
 
 
 async def test_a_repository_that_is_opened_too_late_is_closed_again(tmp_path: Path, key: DataKey) -> None:
@@ -248,10 +262,10 @@ def test_nodes_that_begin_a_repository_at_once_share_it(tmp_path: Path, key: Dat
         ids.append(begun.repository.id)
         begun.close()
 
-    threads = [threading.Thread(target=begin) for _ in range(3)]
-    for thread in threads:
+    beginning = [threading.Thread(target=begin) for _ in range(3)]
+    for thread in beginning:
         thread.start()
-    for thread in threads:
+    for thread in beginning:
         thread.join()
     assert len(ids) == 3 and len(set(ids)) == 1
     assert [path.name for path in tmp_path.iterdir()] == [REPOSITORY], "nothing is left over"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait, Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.cli.retention import KeepCounts, kept
 from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
 from novacron.terminal import say
@@ -172,13 +174,49 @@ def restore(
 def delete(backup: BackupId, wait: QuietWait = QuietWait(timeout_s=3600)) -> None:
     """Take a backup out of its repository, or stop making it. restic prune frees the space."""
     with output.errors():
+        _delete(Client(), backup, wait)
+
+
+def _delete(client: Client, backup: str, wait: QuietWait) -> None:
+    client.delete("backups", backup)
+    if wait.wait:
+        progress.waiting(
+            client, "backups", backup, f"deleting backup {backup}", lambda now: now is None, wait.timeout_s
+        )
+    say(f"{backup}: {'deleted' if wait.wait else 'deleting'}")
+
+
+@app.command()
+@options.expand
+def expire(
+    vm: VmRef,
+    repository: Annotated[
+        str | None,
+        typer.Option(help="only backups in this repository", autocompletion=names_of("backup-repositories")),
+    ] = None,
+    counts: KeepCounts = KeepCounts(),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be deleted")] = False,
+    wait: QuietWait = QuietWait(timeout_s=3600),
+) -> None:
+    """Delete the backups of a VM that no rule keeps, in each repository by itself. Damaged and failed ones stay."""
+    if counts == KeepCounts():
+        raise typer.BadParameter("say what to keep, such as --keep-daily 7", param_hint="'--keep-last'")
+    with output.errors():
         client = Client()
-        client.delete("backups", backup)
-        if wait.wait:
-            progress.waiting(
-                client, "backups", backup, f"deleting backup {backup}", lambda now: now is None, wait.timeout_s
-            )
-        say(f"{backup}: {'deleted' if wait.wait else 'deleting'}")
+        filters = {} if repository is None else {"repository": repository}
+        made: dict[str, dict[str, Object]] = {}
+        for backup in client.list("backups", vm=vm, **filters):
+            if backup["phase"] in ("kept", "verifying"):
+                made.setdefault(backup["repository"], {})[backup["id"]] = backup
+        for backups in made.values():
+            keeping = kept({id: datetime.fromisoformat(b["created_at"]) for id, b in backups.items()}, counts)
+            for id, backup in backups.items():
+                if id in keeping:
+                    say(f"{id}: kept in {backup['repository_name']}, by: {', '.join(keeping[id])}")
+                elif dry_run:
+                    say(f"{id}: would be deleted from {backup['repository_name']}")
+                else:
+                    _delete(client, id, wait)
 
 
 def _follow(client: Client, backup: Object, what: str, wait: QuietWait) -> Object | None:

@@ -24,7 +24,7 @@ class RepositoryQueue:
     def __init__(self, at_once: asyncio.Semaphore, stall_s_max: float = STALL_S_MAX) -> None:
         """``at_once`` counts the repositories that are worked with."""
         self._turns, self._at_once = asyncio.Lock(), at_once
-        self._stall_s_max = stall_s_max
+        self.stall_s_max = stall_s_max
         self._left: list[threading.Thread] = []
 
     @contextlib.asynccontextmanager
@@ -52,7 +52,7 @@ class RepositoryQueue:
         """Do work in a thread. Raises Stalled, and what it raises."""
         if self._hanging():
             raise Stalled("its repository does not answer yet: is its storage in order?")
-        return await in_thread(work, self._left, self._stall_s_max)
+        return await in_thread(work, self._left, self.stall_s_max)
 
     @contextlib.asynccontextmanager
     async def opened(self, opening: Callable[[Stopped], OpenRepository]) -> AsyncIterator[OpenRepository]:

@@ -1,0 +1,47 @@
+"""Which backups are kept: the newest of each period, as restic's ``forget`` has it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from novacron.cli.retention import KeepCounts, kept
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+HOURLY = {f"h{hours}": NOON - timedelta(hours=hours) for hours in range(24 * 40)}
+
+
+def test_the_newest_of_each_period_is_kept() -> None:
+    keeping = kept(HOURLY, KeepCounts(keep_last=2, keep_hourly=3, keep_daily=2, keep_weekly=2, keep_monthly=2))
+    assert keeping == {
+        "h0": ["last", "hourly", "daily", "weekly", "monthly"],
+        "h1": ["last", "hourly"],
+        "h2": ["hourly"],
+        "h13": ["daily", "weekly"],  # Sunday: a week before, too
+        "h37": ["monthly"],  # February
+    }
+
+
+def test_periods_without_backups_do_not_count() -> None:
+    made = {"a": NOON, "b": NOON - timedelta(days=400), "c": NOON - timedelta(days=800)}
+    assert set(kept(made, KeepCounts(keep_daily=2))) == {"a", "b"}
+    assert set(kept(made, KeepCounts(keep_yearly=9))) == {"a", "b", "c"}
+    assert kept(made, KeepCounts()) == {} == kept({}, KeepCounts(keep_last=1))
+
+
+counts = st.builds(KeepCounts, *[st.integers(0, 5)] * 6)
+
+
+@given(st.sets(st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1)), max_size=30), counts)
+def test_the_newest_is_kept_by_every_rule_and_no_rule_keeps_more_than_it_says(
+    times: set[datetime], counts: KeepCounts
+) -> None:
+    made = {str(number): at.replace(tzinfo=UTC) for number, at in enumerate(times)}
+    keeping = kept(made, counts)
+    rules = [rule for rules in keeping.values() for rule in rules]
+    for rule in ("last", "hourly", "daily", "weekly", "monthly", "yearly"):
+        assert rules.count(rule) <= getattr(counts, f"keep_{rule}")
+    if made and counts != KeepCounts():
+        assert max(made, key=lambda id: (made[id], id)) in keeping
