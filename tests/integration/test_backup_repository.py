@@ -219,6 +219,7 @@ def test_restic_and_its_locks_are_respected_until_they_are_stale(
     writing_restic.kill()
     writing_restic.wait()
     assert len(list(locks.locks(repository))) == 1
+    (tmp_path / "r" / "locks" / f"{'0' * 64}-tmp-1").write_bytes(b"what restic was about to write")
     with RepositoryLock(repository, exclusive=True):
         assert len(list(locks.locks(repository))) == 1, "its lock was taken away"
     assert list(locks.locks(repository)) == []

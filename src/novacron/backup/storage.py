@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from novacron.backup.errors import NotStored, RepositoryError
+
+NAME = re.compile(r"[0-9a-f]{64}\Z")
+"""Of every file but the configuration: others are what somebody is about to write, or left."""
 
 
 class Kind(enum.StrEnum):
@@ -82,7 +86,7 @@ class DirectoryStorage:
         parts = sorted(directory.iterdir()) if kind is Kind.PACK and directory.is_dir() else [directory]
         for part in parts:
             if part.is_dir():
-                yield from sorted(path.name for path in part.iterdir() if not path.name.startswith("."))
+                yield from sorted(path.name for path in part.iterdir() if NAME.match(path.name))
 
     def remove(self, kind: Kind, name: str) -> None:
         try:
