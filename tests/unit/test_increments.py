@@ -22,6 +22,7 @@ from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.vm.increments import RECORDED_BYTES_MAX, Increment, choose
 from novacron.backup.repository import Repository
 from novacron.backup.snapshot import File
+from novacron.backup.storage import Kind
 from novacron.disk import convert, overlay, qemu_img
 from novacron.disk.errors import Unacceptable
 from novacron.disk.written_extents import written_extents
@@ -141,7 +142,7 @@ def open_repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reposi
 async def disk(tmp_path: Path, open_repository: Repository) -> AsyncIterator[Disk]:
     content = bytearray(random.Random(1).randbytes(BLOCKS * BLOCK))
     for id, _ in list(open_repository.snapshots()):
-        open_repository.storage.remove(contents.Kind.SNAPSHOT, id)
+        open_repository.storage.remove(Kind.SNAPSHOT, id)
     (tmp_path / "base.raw").write_bytes(content)
     await overlay.create_blank(tmp_path / "disk.qcow2", len(content), None)
     node = {

@@ -203,10 +203,10 @@ def expire(
         raise typer.BadParameter("say what to keep, such as --keep-daily 7", param_hint="'--keep-last'")
     with output.errors():
         client = Client()
-        filters = {} if repository is None else {"repository": repository}
         made: dict[str, dict[str, Object]] = {}
-        for backup in client.list("backups", vm=vm, **filters):
-            if backup["phase"] in ("kept", "verifying"):
+        for backup in client.list("backups", vm=vm):
+            is_meant = repository in (None, backup["repository"], backup["repository_name"])
+            if is_meant and backup["phase"] in ("kept", "verifying"):
                 made.setdefault(backup["repository"], {})[backup["id"]] = backup
         for backups in made.values():
             keeping = kept({id: datetime.fromisoformat(b["created_at"]) for id, b in backups.items()}, counts)
