@@ -148,7 +148,7 @@ def reason_of(backup: Object) -> str:
 def kept_events(site: Platform, vm: Object, backup: Object) -> int:
     """Count the events that say of a backup what was read for it, and why."""
     words = f"{backup['id']}: read: {backup['result']['mode']}, because {reason_of(backup)}"
-    return sum(event["message"] == words for event in site.client.list("events", vm=vm["id"]))
+    return sum(event["message"] == words for event in site.client.list("events", object=vm["id"]))
 
 
 def disk_digest(site: Platform, vm: Object) -> str:

@@ -26,6 +26,7 @@ from novacron.agent.images import imports
 from novacron.agent.images.download import open_beneath
 from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
+from novacron.agent.repositories.threads import Stalled
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import snapshots
 from novacron.agent.vm.devices import Devices
@@ -313,6 +314,7 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("backup", W.FILE_LOST): (backup(BackupPhase.VERIFYING), "mounted?"),
     ("backup", W.NO_SPACE): (backup(fails=system_error(errno.ENOSPC)), "No space left"),
     ("backup", W.NODE_CANT_STORE): (backup(fails=system_error(errno.EROFS)), "Read-only"),
+    ("backup", W.TIME_LIMIT): (backup(fails=Stalled("its repository did not answer for 300 s")), "did not answer"),
     ("backup", W.STEP_FAILED): (backup(fails=OverlayFailed("damaged")), "damaged"),
     ("snapshot", W.VM_OFF): (snapshot(runs=False), "does not run any more"),
     ("snapshot", W.FILE_LOST): (snapshot(SnapshotPhase.REVERTING), "not in the VM's disk"),
