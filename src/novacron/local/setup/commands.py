@@ -90,7 +90,7 @@ def _set_up(kind: ServiceSetup, context: typer.Context, options: object, *, repl
 
 def _say_lines(text: str, *, err: bool = False) -> None:
     for line in text.splitlines():
-        say(line, err=err)
+        say(line, err=err, flush=True)  # also where nobody sees it line by line: what is done takes a while
 
 
 def _warn(warnings: tuple[str, ...]) -> None:
