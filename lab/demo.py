@@ -291,6 +291,10 @@ def stop(directory: Path) -> bool:
     return True
 
 
+def _web_link(platform: Platform) -> str:
+    return str(platform.client.config.url + platform.client.create_login_link()["path"])
+
+
 def _keep(demo: Demo) -> None:
     root = Path(sys.argv[0]).resolve().parent.parent
     config = demo.platform.config
@@ -303,7 +307,8 @@ def _keep(demo: Demo) -> None:
         "  .venv/bin/novacron node drain host-b\n"
         "  .venv/bin/novacron events --follow\n"
         f"  {demo.platform.directory}/*.log                 (what the processes say)\n"
-        "and end it with:\n"
+        f"The web UI, logged in, once and within five minutes:\n  {_web_link(demo.platform)}\n"
+        "and end it all with:\n"
         "  script/demo --stop",
         markup=False,
     )

@@ -181,7 +181,7 @@ def test_a_guest_that_floods_its_console_stays_within_limits(site: Platform, new
     node = site.wait_state(vm["id"], "running")["node"]
     log = site.directory / node / "agent" / "vms" / vm["id"] / "console.log"
     with opened(site, site.client.act("vms", vm["id"], "open-console")) as console:
-        until(lambda: (log.parent / "console.log.1").exists(), "its log has begun anew", 60)
+        until(lambda: (log.parent / "console.log.1").exists(), "its log has begun anew", 180)
         assert log.stat().st_size < 64 << 20
         wait_until_booted(site, other)
         with contextlib.suppress(ConsoleEnded):  # who does not look is sent away

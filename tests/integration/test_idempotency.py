@@ -127,6 +127,21 @@ def test_a_create_that_conflicts_leaves_its_key_free(apis: list[Api]) -> None:
     assert apis[1]("POST", VMS, _body(), Idempotency_Key=key).status == 201
 
 
+async def test_a_repetition_is_known_after_the_end_of_the_generation_that_it_first_had(database: Database) -> None:
+    first = idempotency.KeyClaim("t", "k-generations", b"first")
+    async with database.transaction() as connection:
+        assert await idempotency.claim(connection, first) is None
+        await idempotency.settle(connection, first, idempotency.StoredAnswer(201, b"made", {}))
+    for digest, before in ((b"second", (b"first",)), (b"second", ()), (b"third", (b"second",)), (b"third", ())):
+        async with database.transaction() as connection:
+            again = idempotency.KeyClaim("t", "k-generations", digest, before)
+            answer = await idempotency.claim(connection, again)
+            assert answer is not None and answer.body == b"made"
+    with pytest.raises(IdempotencyMismatch):
+        async with database.transaction() as connection:
+            await idempotency.claim(connection, first)
+
+
 async def test_both_ways_to_create_agree_on_a_key(database: Database) -> None:
     """One statement (no quota) and a transaction (whatever else) may meet, where two servers know different things."""
     seed = random.randrange(2**32)

@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from lab.platform import Platform
+from novacron.client import Client, Config
 from tests.integration.conftest import Api
 
 NewVm = Callable[..., dict[str, Any]]
@@ -102,6 +103,19 @@ def type_password(page: Page, user: str = USER) -> None:
     page.get_by_role("button", name="Log in", exact=True).click()
 
 
+def log_in_with_link(page: Page, site: Platform, at: str) -> None:
+    """Log in as a user who has an API token."""
+    token = site.client.create_token("web", user=USER)
+    config = site.client.config
+    link = Client(Config(config.url, token["secret"], config.ca)).create_login_link()
+    page.goto(link["path"])
+    page.get_by_role("button", name="Log in with this link").click()
+    until_current(page)
+    assert "login=" not in page.url
+    page.goto(at)
+    until_current(page)
+
+
 def until_current(page: Page) -> None:
     expect(page.get_by_test_id("freshness")).to_contain_text("current, revision", timeout=SOON_MS)
 
@@ -113,7 +127,7 @@ def picture(page: Page, name: str) -> None:
 
 def test_a_vm_is_created_typed_into_and_deleted_in_a_browser(page: Page, site: Platform, new_vm: NewVm) -> None:
     other = new_vm(name="web-other")
-    log_in(page)
+    log_in_with_link(page, site, "/ui/vms")
     expect(page.get_by_role("link", name="web-other")).to_be_visible(timeout=SOON_MS)
     page.get_by_role("link", name="Overview").click()
     expect(page.get_by_role("heading", name="Capacity")).to_be_visible(timeout=SOON_MS)

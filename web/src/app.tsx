@@ -74,6 +74,7 @@ export function App(): ReactElement | null {
   }, [session.state]);
   if (session.state === "asking") return <p role="status">{t("Asking the server …")}</p>;
   if (session.state === "out") return <Login step={null} reason={session.reason} />;
+  if (session.state === "link") return <Login step={null} reason={null} link={session.secret} />;
   if (session.state === "second-factor") return <Login step={session.step} reason={null} />;
   if (me === null) return null;
   return (

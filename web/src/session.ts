@@ -6,6 +6,8 @@ import { m } from "./i18n";
 export type Session =
   | { state: "asking" }
   | { state: "out"; reason: string | null }
+  /** The page was opened with a link that logs its user in, once. */
+  | { state: "link"; secret: string }
   | { state: "second-factor"; step: SecondFactorStep }
   | { state: "in"; me: Me }
   /** The session has ended while a page was open: it stays, and is usable again after a login. */
@@ -29,8 +31,16 @@ export function useSession(): Session {
   );
 }
 
-/** Find out who is logged in in this browser. */
+const LINK = "#login=";
+
+/** Find out who is logged in in this browser, or with which link somebody wants to. */
 export async function restore(): Promise<void> {
+  if (location.hash.startsWith(LINK)) {
+    const secret = location.hash.slice(LINK.length);
+    history.replaceState(null, "", location.pathname + location.search); // neither the history nor a bookmark has it
+    become({ state: "link", secret });
+    return;
+  }
   try {
     await enter();
   } catch (error) {
@@ -54,6 +64,13 @@ function ask(step: SecondFactorStep): void {
 /** Log in. Throws ApiError. */
 export async function login(user: string, password: string): Promise<void> {
   const answer = await answered(client.POST("/api/v1/login", { body: { user, password } }));
+  if ("step" in answer) ask(answer);
+  else await enter();
+}
+
+/** Log in with a link. Throws ApiError. */
+export async function loginWithLink(secret: string): Promise<void> {
+  const answer = await answered(client.POST("/api/v1/login/link", { body: { secret } }));
   if ("step" in answer) ask(answer);
   else await enter();
 }

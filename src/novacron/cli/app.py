@@ -100,5 +100,6 @@ app.command("edit")(objects.edit)
 app.command("explain")(objects.explain)
 app.command("login")(login.login)
 app.command("logout")(login.logout)
+app.command("web")(login.web)
 for group in app.registered_groups:
     group.cls = root.Group

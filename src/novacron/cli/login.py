@@ -51,6 +51,18 @@ def login(
             raise output.fail(str(error), output.EXIT_USAGE) from None
 
 
+def web() -> None:
+    """Print a link that opens the web UI, logged in as you. It works once, within five minutes, and asks for your second
+    factor if you have one.
+
+    Whoever has the link is you: do not pass it on.
+    """
+    with output.errors():
+        client = Client()
+        link = client.create_login_link()
+        say(client.config.url + link["path"])
+
+
 def _login(url: str | None, user: str | None, name: str | None, ca: Path | None, days: int, with_token: bool) -> None:
     contexts = context_file.read(config_path())
     name = name or (context_name() if url is None else _name_for(url, contexts))

@@ -593,6 +593,12 @@ class LoginSecondFactorBody(TypedDict, total=False):
     recovery_code: str | None
 
 
+class LoginWithLinkBody(TypedDict, total=False):
+    """What follows ``#login=`` in a link's path."""
+
+    secret: Required[str]
+
+
 class MetadataChangesBody(TypedDict, total=False):
     """What to change; what is left out stays. ``tags`` replaces all of them."""
 

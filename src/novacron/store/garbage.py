@@ -18,6 +18,7 @@ RETENTION_S = {
     "invitations": ("expires_at", 0),
     "ended_logins": ("expires_at", 0),
     "login_steps": ("expires_at", 0),
+    "login_links": ("expires_at", 0),
     "revoked_keys": ("revoked_at", limits.REVOKED_KEY_RETENTION_S),
     "tickets": ("expires_at", limits.TICKET_S),
     "migrations": ("finished_at", limits.EVENTS_RETENTION_S),

@@ -91,6 +91,11 @@ async def claim(connection: Connection, claimed: KeyClaim) -> StoredAnswer | Non
         raise IdempotencyMismatch(
             f"the key {claimed.key!r} was used for another request", field="Idempotency-Key", hint="use a new key"
         )
+    if row["request"] != claimed.request:  # once more, and it is known after the end of the former generation, too
+        await connection.execute(
+            "UPDATE idempotency SET request = $3 WHERE token = $1 AND key = $2",
+            claimed.token, claimed.key, claimed.request,
+        )  # fmt: skip
     return StoredAnswer(row["status"], row["body"], row["headers"])
 
 

@@ -3,7 +3,7 @@ import { Button, Card, CardBody, CardTitle, Form, FormGroup, TextInput } from "@
 import { type FormEvent, type ReactElement, useEffect, useState } from "react";
 import type { SecondFactorStep } from "../api";
 import { Refusal } from "../components/notices";
-import { login, secondFactor, securityKey } from "../session";
+import { login, loginWithLink, secondFactor, securityKey } from "../session";
 import { t } from "../i18n";
 
 interface Props {
@@ -11,6 +11,8 @@ interface Props {
   /** Why somebody has to log in who did not ask for it. */
   reason: string | null;
   user?: string;
+  /** The secret of a link that logs its user in. */
+  link?: string;
 }
 
 /** Run one attempt at a time, and keep what it was refused with. */
@@ -27,17 +29,36 @@ function useAttempt(): { busy: boolean; error: unknown; run: (attempt: () => Pro
   return { busy, error, run };
 }
 
-export function Login({ step, reason, user }: Props): ReactElement {
+export function Login({ step, reason, user, link }: Props): ReactElement {
   return (
     <div className="nc-login">
       <Card>
         <CardTitle component="h1">{t("NovaCron")}</CardTitle>
         <CardBody>
           {reason !== null && <p role="status">{reason}</p>}
-          {step === null ? <Password {...(user === undefined ? {} : { user })} /> : <SecondFactor step={step} />}
+          {step !== null && <SecondFactor step={step} />}
+          {step === null && link !== undefined && <WithLink secret={link} />}
+          {step === null && <Password {...(user === undefined ? {} : { user })} />}
         </CardBody>
       </Card>
     </div>
+  );
+}
+
+/** Programs that look at links do not press buttons: they use none up. */
+function WithLink({ secret }: { secret: string }): ReactElement {
+  const { busy, error, run } = useAttempt();
+  const submit = (event: FormEvent): void => {
+    event.preventDefault();
+    run(() => loginWithLink(secret));
+  };
+  return (
+    <Form onSubmit={submit}>
+      {error !== null && <Refusal title={t("Not logged in")} error={error} />}
+      <Button type="submit" isBlock isLoading={busy} isDisabled={busy}>
+        {t("Log in with this link")}
+      </Button>
+    </Form>
   );
 }
 

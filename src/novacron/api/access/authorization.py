@@ -225,3 +225,10 @@ async def resolve(request: ApiRequest, kind: str, ref: str, field: str | None = 
     key, project = rows[0]
     check(request, project)
     return key
+
+
+def check_unrestricted(request: ApiRequest, what: str) -> None:
+    """Raise Forbidden for a token with scopes or a project of its own."""
+    own = services(request).cache.get("token", request.user.id)
+    if own is None or own.body["scopes"] is not None or own.body["project"] is not None:
+        raise Forbidden(f"a restricted token cannot {what}", hint="use a token without scopes and project")

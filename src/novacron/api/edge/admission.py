@@ -80,7 +80,7 @@ DURATIONS = histogram("novacron_api_request_duration_seconds")
 TRACEPARENT_BYTES = 64
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 SECRETS_KEPT = 10_000
-PUBLIC_WITH_BODY = ("/api/v1/login", "/api/v1/join")
+PUBLIC_WITH_BODY = ("/api/v1/login", "/api/v1/login/second-factor", "/api/v1/login/link", "/api/v1/join")
 EVENTS = "/api/v1/events"
 WAITS = re.compile(rb"(?:^|&)(?:newer_than|wait|min_revision)=")
 """Such requests wait for a change, which is no work."""

@@ -8,6 +8,7 @@ EXAMPLES: dict[str, object] = {
     "restoreBackup": {"name": "web-restored"},
     "beginSecondFactor": {"kind": "totp", "name": "phone", "password": "correct horse battery staple"},
     "confirmSecondFactor": {"code": "123456"},
+    "loginWithLink": {"secret": "nvl_7mHcY2dKQ1"},
     "loginSecondFactor": {"step": "from the login's answer", "code": "123456"},
     "removeSecondFactor": {"password": "correct horse battery staple"},
     "renewRecoveryCodes": {"password": "correct horse battery staple"},

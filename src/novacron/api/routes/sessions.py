@@ -4,7 +4,7 @@ read, and a value (``csrf``) that pages send with each change."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -21,12 +21,12 @@ from novacron.api.access.recorder import TRIED, address_of
 from novacron.api.access.second_factors import new_challenge
 from novacron.api.edge import replies
 from novacron.model import limits
-from novacron.model.errors import NotFound, Unauthenticated
+from novacron.model.errors import IllegalState, NotFound, Unauthenticated
 from novacron.model.oidc import roles_of, user_name
 from novacron.model.second_factor import WRONG_IN_A_ROW_MAX, FactorKind
 from novacron.model.token import csrf_of
 from novacron.model.user import User, UserKind
-from novacron.store import events, second_factors, tokens, users
+from novacron.store import events, login_links, second_factors, tokens, users
 from novacron.store.database import Connection
 from novacron.store.second_factors import PendingLogin, StoredFactor
 
@@ -74,6 +74,19 @@ class LoginSecondFactor(msgspec.Struct, forbid_unknown_fields=True):
     recovery_code: Annotated[str, Meta(max_length=60)] | None = None
 
 
+class LoginLink(msgspec.Struct):
+    """A link of the caller's: open ``path`` at the server's address in a browser, once, before it ends."""
+
+    path: str
+    expires_at: datetime
+
+
+class LoginWithLink(msgspec.Struct, forbid_unknown_fields=True):
+    """What follows ``#login=`` in a link's path."""
+
+    secret: Annotated[str, Meta(max_length=200)]
+
+
 STEP = ResponseSpec(SecondFactorStep, description="The password is right; a second factor is needed.")
 
 
@@ -89,7 +102,14 @@ async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn
     good = await context.passwords.verify(data.user, address_of(request), hash, data.password, device)
     if not good or account is None:
         raise Unauthenticated("the name or the password is wrong")
-    user = account[0]
+    return await _enter(request, account[0], device)
+
+
+async def _enter(
+    request: ApiRequest, user: User, device: str | None, *, ends_at: datetime | None = None
+) -> Response[LoggedIn]:
+    """Open a session of a user who has proved to be that with one factor, or ask for the second one."""
+    context = services(request)
     async with context.database.connection() as connection:
         factors = await second_factors.confirmed(connection, user.id)
         enrol = not factors and await second_factors.is_required(
@@ -98,7 +118,8 @@ async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn
     if factors:
         return Response(await _ask(request, user, factors), status_code=202,  # type: ignore[arg-type]
                         headers={"Cache-Control": "no-store"})  # declared as STEP  # fmt: skip
-    return await _known(request, await _session(request, user, enrol=enrol), user, device)
+    session = await _session(request, user, enrol=enrol, ends_at=ends_at)
+    return await _known(request, session, user, device)
 
 
 async def _ask(request: ApiRequest, user: User, factors: Sequence[StoredFactor]) -> SecondFactorStep:
@@ -107,6 +128,33 @@ async def _ask(request: ApiRequest, user: User, factors: Sequence[StoredFactor])
         step, until = await second_factors.begin_login(connection, user.id, challenge)
     kinds = sorted({factor.kind for factor in factors})
     return SecondFactorStep(step, kinds, context.second_factors.login(challenge, factors), until)
+
+
+@post("/login-links", summary="Make a link that logs the caller in to the web UI, once", status_code=201,
+      opt=authorization.SELF)  # fmt: skip
+async def create_login_link(request: ApiRequest) -> Response[LoginLink]:
+    authorization.check_unrestricted(request, "make a link that logs its user in")
+    async with replies.change(request) as connection:
+        user = await users.get(connection, request.user.user)
+        if user.kind is UserKind.SERVICE:
+            raise IllegalState(f"user {user.name} is a service: only people log in to the web UI")
+        secret, expires_at = await login_links.create(connection, request.user.id)
+    # Behind #, so that it is sent to no server, and stands in no log and no Referer.
+    body = LoginLink(f"/ui/#login={secret}", expires_at)
+    return Response(body, status_code=201, headers={"Cache-Control": "no-store"})
+
+
+@post("/login/link", summary="Log in with a link; the answer sets a cookie, or asks for a second factor",
+      status_code=201, opt=authorization.PUBLIC, exclude_from_auth=True, responses={202: STEP})  # fmt: skip
+async def login_with_link(request: ApiRequest, data: JSONBody[LoginWithLink]) -> Response[LoggedIn]:
+    """A link stands for the password only, and its session ends no later than the token that asked for the link."""
+    async with services(request).database.connection() as connection:
+        link = await login_links.use(connection, data.secret)
+        user = None if link is None else await users.get(connection, link[0])
+    if link is None or user is None:
+        raise Unauthenticated("the link was used or has ended", hint="make another one: novacron web")
+    request.scope["state"][TRIED] = user.name
+    return await _enter(request, user, None, ends_at=link[1])
 
 
 @post("/login/second-factor", summary="Complete a login with a second factor; the answer sets a cookie",
@@ -171,10 +219,13 @@ async def _known(
 
 
 async def _session(
-    request: ApiRequest, user: User, to: str | None = None, *, enrol: bool = False
+    request: ApiRequest, user: User, to: str | None = None, *, enrol: bool = False, ends_at: datetime | None = None
 ) -> Response[LoggedIn]:
-    """Open a session; ``enrol``: one without rights, until the user has a second factor."""
+    """Open a session; ``enrol``: one without rights, until the user has a second factor. It ends at ``ends_at`` at the
+    latest."""
     life_s = int(services(request).lifetimes.session_s)
+    if ends_at is not None:
+        life_s = min(life_s, max(1, int((ends_at - datetime.now(UTC)).total_seconds())))
     async with replies.change(request, user) as connection:
         new = tokens.NewToken("session", scopes=() if enrol else None, session=True, expires_in_s=life_s)
         token, secret = await tokens.create(connection, user, new, user.name)
@@ -231,4 +282,10 @@ async def oidc_callback(
     return await _session(request, user, to="/")
 
 
-router = Router("/", route_handlers=[login, login_second_factor, logout, oidc_login, oidc_callback], tags=["access"])
+router = Router(
+    "/",
+    route_handlers=[
+        login, login_second_factor, create_login_link, login_with_link, logout, oidc_login, oidc_callback
+    ],
+    tags=["access"],
+)  # fmt: skip

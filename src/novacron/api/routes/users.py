@@ -87,7 +87,7 @@ class ConfigureMe(msgspec.Struct, forbid_unknown_fields=True):
 
 @patch("/me", summary="Change the caller's own settings", status_code=200)
 async def configure_me(request: ApiRequest, data: JSONBody[ConfigureMe]) -> Response[User]:
-    _check_unrestricted(request, "change its user's settings")
+    authorization.check_unrestricted(request, "change its user's settings")
     project = data.default_project
     if project is not None and not (
         request.user.access.sees(project) and services(request).cache.get("project", project)
@@ -100,13 +100,6 @@ async def configure_me(request: ApiRequest, data: JSONBody[ConfigureMe]) -> Resp
         return await users.set_default_project(connection, request.user.user, project)
 
     return await replies.write(request, work)
-
-
-def _check_unrestricted(request: ApiRequest, what: str) -> None:
-    """Raise Forbidden for a token with scopes or a project of its own."""
-    own = services(request).cache.get("token", request.user.id)
-    if own is None or own.body["scopes"] is not None or own.body["project"] is not None:
-        raise Forbidden(f"a restricted token cannot {what}", hint="use a token without scopes and project")
 
 
 def _managed(request: ApiRequest, body: dict[str, Any]) -> bool:
@@ -172,7 +165,7 @@ async def configure_user(request: ApiRequest, ref: FromPath[str], data: JSONBody
 @put("/users/{ref:str}/password", summary="Set a password; the user's sessions end", status_code=200)
 async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[SetPassword]) -> Response[User]:
     user, context = _user(request, ref).body, services(request)
-    _check_unrestricted(request, "set passwords")
+    authorization.check_unrestricted(request, "set passwords")
     if not request.user.access.allows(Right.MANAGE, None):
         if user["id"] != request.user.user:
             raise Forbidden(f"{request.user.name} may not set others' passwords")

@@ -14,6 +14,11 @@ class AccessCalls(Connection):
         """Return who calls, and what they may do."""
         return self._object("GET", "/api/v1/me")
 
+    def create_login_link(self) -> Object:
+        """Make a link that logs the caller in to the web UI, once: ``path``, at the API's own address, until
+        ``expires_at``."""
+        return self._object("POST", "/api/v1/login-links")
+
     def configure_me(self, default_project: str | None) -> Object:
         """Change the caller's own settings: the project of new objects; None: the usual one."""
         return self._object("PATCH", "/api/v1/me", {"default_project": default_project})
