@@ -52,8 +52,8 @@ def login(
 
 
 def web() -> None:
-    """Print a link that opens the web UI, logged in as you. It works once, within five minutes, and asks for your second
-    factor if you have one.
+    """Print a link that opens the web UI, logged in as you. It works once, within five minutes, and asks for your
+    second factor if you have one.
 
     Whoever has the link is you: do not pass it on.
     """
