@@ -1,0 +1,179 @@
+"""The next hour's peak of a node's load, the onsets of its hot hours, and the next week's maximum of a VM.
+
+All arrays are ``[node, hour]``, or ``[node, hour, column]``, of any unit of load; hours without measurements are NaN.
+Few parameters serve all nodes: each value is divided by the node's own level, so that a large node teaches a small
+one. Everything is known when an hour ends, and foresees the hour after it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+SAMPLES_AN_HOUR = 12
+DAYS = 7
+ONSET_DAYS = 14
+WEEKS = 3
+QUARTERS = 4
+ROUNDS = 25
+SMALLEST_RESIDUAL = 0.01
+RIDGE = 1e-3
+LOGIT_ROUNDS, LOGIT_RIDGE, SMALLEST_WEIGHT = 15, 3.0, 1e-6
+ALARMS_MIN = 20
+"""A precision that fewer alarms show is chance."""
+
+
+class Hours(NamedTuple):
+    """What is known of each hour when it ends."""
+
+    peak: Floats
+    mean: Floats
+    end: Floats
+    """The last sample."""
+    quarter: Floats
+    """The mean of the last quarter of the hour."""
+    second: Floats
+    """The second largest sample: a peak that one sample makes is less likely to return."""
+
+
+def by_hour(samples: Floats) -> Hours:
+    """Summarise samples ``[node, sample]``; an hour with a gap is NaN."""
+    count = samples.shape[1] // SAMPLES_AN_HOUR
+    cut = samples[:, : count * SAMPLES_AN_HOUR].reshape(len(samples), count, SAMPLES_AN_HOUR)
+    quarter = cut[:, :, -SAMPLES_AN_HOUR // 4 :].mean(2)
+    return Hours(cut.max(2), cut.mean(2), cut[:, :, -1], quarter, np.sort(cut, 2)[:, :, -2])
+
+
+def earlier(values: Floats, hours: int) -> Floats:
+    """Return for each hour the value of so many hours before; of later hours, if ``hours`` is negative."""
+    shifted = np.full_like(values, np.nan)
+    if hours >= 0:
+        shifted[:, hours:] = values[:, : values.shape[1] - hours]
+    else:
+        shifted[:, :hours] = values[:, -hours:]
+    return shifted
+
+
+def same_hour(values: Floats, ahead: int, days: int = DAYS) -> Floats:
+    """Return ``[day, node, hour]``: the values of earlier days, ``ahead`` hours later in the day than now."""
+    return np.stack([earlier(values, 24 * day - ahead) for day in range(1, days + 1)])
+
+
+def over_days(summary: Callable[..., Floats], values: Floats) -> Floats:
+    """Summarise days, leaving out those without a measurement; NaN where there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return summary(values, axis=0)
+
+
+def known_or(values: Floats, otherwise: Floats) -> Floats:
+    return np.where(np.isnan(values), otherwise, values)
+
+
+def features(known: Hours) -> tuple[Floats, Floats]:
+    """Return what the next hour is foreseen from, ``[node, hour, column]``, and each hour's level, by which it is
+    divided. NaN where too little is known."""
+    next_hour, this_hour = same_hour(known.peak, 1), same_hour(known.peak, 0)
+    usual, usual_now = over_days(np.nanmedian, next_hour), over_days(np.nanmedian, this_hour)
+    last_day = np.stack([earlier(known.peak, hours) for hours in range(24)])
+    typical = np.median(last_day, 0)
+    columns = [
+        *known,
+        earlier(known.peak, 1), earlier(known.peak, 2), earlier(known.mean, 1),
+        usual, over_days(np.nanmax, next_hour), over_days(np.nanmin, next_hour),
+        over_days(np.nanmean, same_hour(known.mean, 1)),
+        usual_now, known_or(next_hour[0], usual), known_or(next_hour[-1], usual),
+        np.maximum(usual - usual_now, 0), typical, last_day[:6].max(0), last_day.max(0),
+    ]  # fmt: skip
+    level = (typical + usual) / 2 + 1
+    return np.stack([*columns, level], axis=-1) / level[..., None], level
+
+
+def onset_features(known: Hours, hot: Floats) -> Floats:
+    """Return what onsets are foreseen from: the load as a share of ``hot``, and how often the hours to come were hot
+    on earlier days. ``hot`` is ``[node, 1]``: the peak from which an hour is hot."""
+    rows, level = features(known)
+    shares = np.log((rows * level[..., None] + 1) / (hot[..., None] + 1))
+    measured = np.isfinite(known.peak)
+    is_hot = np.where(measured, known.peak >= hot, np.nan)
+    before = earlier(known.peak, 1)
+    began = np.where(measured & np.isfinite(before), (known.peak >= hot) & (before < hot), np.nan)
+    next_hour = same_hour(is_hot, 1)
+    often = over_days(np.nanmean, next_hour)
+    habits = [
+        often, over_days(np.nanmean, same_hour(is_hot, 0)), over_days(np.nanmean, same_hour(is_hot, 2)),
+        known_or(next_hour[0], often), known_or(next_hour[-1], often),
+        over_days(np.nanmean, same_hour(began, 1, ONSET_DAYS)),
+    ]  # fmt: skip
+    return np.concatenate([shares, np.stack(habits, axis=-1)], axis=-1)
+
+
+def fit_quantile(rows: Floats, targets: Floats, weights: Floats, share: float) -> Floats:
+    """Return the coefficients of a linear quantile regression (Koenker and Bassett 1978), by iteratively reweighted
+    least squares."""
+    coefficients = np.zeros(rows.shape[1])
+    factors = weights
+    for _ in range(ROUNDS):
+        weighted = (rows * factors[:, None]).T
+        ridge = RIDGE * factors.mean() * np.eye(rows.shape[1])
+        coefficients = np.linalg.solve(weighted @ rows + ridge, weighted @ targets)
+        residuals = targets - rows @ coefficients
+        sides = np.where(residuals > 0, share, 1 - share)
+        factors = weights * sides / np.maximum(np.abs(residuals), SMALLEST_RESIDUAL)
+    return coefficients
+
+
+class Logit(NamedTuple):
+    """A logistic regression on columns that are scaled to the same mean and width."""
+
+    mean: Floats
+    width: Floats
+    coefficients: Floats
+
+    def chance(self, rows: Floats) -> Floats:
+        scaled = (rows - self.mean) / self.width
+        score: Floats = scaled @ self.coefficients[:-1] + self.coefficients[-1]
+        return 1 / (1 + np.exp(-np.clip(score, -30, 30)))
+
+
+def fit_logit(rows: Floats, came: Flags) -> Logit:
+    """Fit by Newton's method, with a small ridge that keeps it bounded."""
+    mean, width = rows.mean(0), rows.std(0) + 1e-9
+    scaled = np.concatenate([(rows - mean) / width, np.ones((len(rows), 1))], axis=1)
+    coefficients = np.zeros(scaled.shape[1])
+    for _ in range(LOGIT_ROUNDS):
+        chance = 1 / (1 + np.exp(-np.clip(scaled @ coefficients, -30, 30)))
+        weights = np.maximum(chance * (1 - chance), SMALLEST_WEIGHT)
+        curvature = (scaled * weights[:, None]).T @ scaled + LOGIT_RIDGE * np.eye(scaled.shape[1])
+        slope = scaled.T @ (came - chance) - LOGIT_RIDGE * coefficients
+        coefficients = coefficients + np.linalg.solve(curvature, slope)
+    return Logit(mean, width, coefficients)
+
+
+def threshold(chances: Floats, came: Flags, precision: float) -> float:
+    """Return the lowest chance from which on alarms are right so often; more than 1 if none is."""
+    order = np.argsort(-chances, kind="stable")
+    share_right = np.cumsum(came[order]) / np.arange(1, len(order) + 1)
+    enough = np.flatnonzero(share_right >= precision)
+    enough = enough[enough >= ALARMS_MIN - 1]
+    return float(chances[order][enough[-1]]) if len(enough) else 1.1
+
+
+def quarter(maximum: Floats, capacity: Floats) -> NDArray[np.int64]:
+    """Return in which quarter of its capacity a maximum is: 0 to 3."""
+    share = QUARTERS * maximum / np.maximum(capacity, 1)
+    return np.clip(share, 0, QUARTERS - 1).astype(np.int64)
+
+
+def next_week(maxima: Floats) -> Floats:
+    """Foresee the next week's maximum from those of weeks ``[vm, week]``: the median of the last three. An outlier in
+    one week does not count, a change does after two."""
+    answer: Floats = np.median(maxima[:, -WEEKS:], axis=1)
+    return answer
