@@ -84,11 +84,11 @@ def peak_figures(mhz: Floats, nodes: int, draws: int) -> list[Figure]:
     lower, middle, upper = (forecasts(months, months, share) for share in (0.05, 0.5, 0.95))
     inside = ((months.target >= lower) & (months.target <= upper))[months.scored]
     others = [
-        error(forecasts(taught, asked, 0.5), asked.target, asked.scored)
-        for taught, asked in (halves, reversed(halves))
+        error(forecasts(taught, asked, 0.5), asked.target, asked.scored) for taught, asked in (halves, reversed(halves))
     ]
     return [
-        Figure("node's next-hour CPU peak: weighted absolute error", error(middle, months.target, months.scored), "%", 15),
+        Figure("node's next-hour CPU peak: weighted absolute error",
+               error(middle, months.target, months.scored), "%", 15),
         Figure("  ... as in the last hour", error(months.known.peak, months.target, months.scored), "%"),
         Figure("  ... 90 % interval covers", 100 * float(inside.mean()), "%", 86, at_least=True),
         Figure("  ... of VMs that were not trained on", statistics.mean(others), "%", None, tuple(others)),
@@ -105,10 +105,11 @@ def hindsight_figures(months: Set) -> list[Figure]:
     usable = np.isfinite(rows).all(-1)
     foreseen = months._replace(trained=months.trained & usable, scored=months.scored & usable)
     known = foreseen._replace(rows=rows)
+    compared = {"hours of which the days after are known": foreseen, "the same hours, in hindsight": known}
     return [
         Figure(f"  ... {name}", error(forecasts(found, found, 0.5), found.target, found.scored), "%")
-        for name, found in (("hours of which the days after are known", foreseen), ("the same hours, in hindsight", known))
-    ]  # fmt: skip
+        for name, found in compared.items()
+    ]
 
 
 def onset_figures(months: Set) -> list[Figure]:

@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "scale": (),
     "observability": (),
     "backup": (),
+    "prediction": (),
 }
 """All programs, with what of each takes few guests: the rest of them is in the slow matrix."""
 ONLY_SLOW = {"backup"}

@@ -26,7 +26,7 @@ CLIENT = (
 )  # fmt: skip
 SIDES = {
     Extra.AGENT: ("agent", "qemu", "dwcp", "net", "disk"),
-    Extra.SERVER: ("server", "api", "control", "store"),
+    Extra.SERVER: ("server", "api", "control", "store", "prediction"),
 }
 BOTH = ("telemetry", "wire", "supervise")
 
@@ -91,6 +91,14 @@ def test_the_client_imports_only_what_is_installed_with_it() -> None:
 @pytest.mark.parametrize("extra", Extra)
 def test_each_extra_has_all_that_its_part_imports(extra: Extra) -> None:
     assert undeclared((*SIDES[extra], *BOTH), declared(extra)) == {}
+
+
+def test_agents_and_the_client_import_no_numpy() -> None:
+    tops = {Extra.AGENT.value: (*SIDES[Extra.AGENT], *BOTH), "client": CLIENT}
+    assert {part: imported(*found).get("numpy") for part, found in tops.items()} == {"agent": None, "client": None}
+    code = WITHOUT.format(missing={"numpy"}, modules=["novacron.agent.main", "novacron.prediction.migrations"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("extra", Extra)

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-COVERAGE = 0.9
 EMPTY_PAGES_EXPONENT = 0.5
 """Without a history, the share of the rest that has to be sent is halfway, in logarithms, between all of it and the
 share so far: empty pages come in long runs, so what was seen says little of what is to come."""
+EMPTY_PAGES_EXPONENTS = (0.3, 3.0)
+"""The least and the most that the interval allows for: nearly all that is left may be one run of empty pages."""
 EXPONENT_PRIOR, EXPONENT_PRIOR_WEIGHT = 0.5, 0.2
 """What a working set's exponent is held to where passes of one length say nothing of it."""
 PASSES_MAX = 200
@@ -30,8 +31,10 @@ RATE_MIN = 1.0
 THROTTLE_INITIAL, THROTTLE_INCREMENT, THROTTLE_MAX = 0.2, 0.1, 0.99
 THROTTLE_TRIGGER_SHARE, THROTTLE_TRIGGER_PERIODS, THROTTLE_PERIOD_S = 0.5, 2, 1.0
 """QEMU's defaults: it throttles when a guest has written more than half of what was sent, in two periods."""
-SPREAD_DEFAULT = 0.35
-"""Half the width of the interval, in logarithms, where no history says how wide it has to be."""
+SPREAD = 0.5
+"""Half the width of the interval of the time that is left, in logarithms, once passes have ended."""
+SHARE_OF_WRITING = (0.5, 0.9)
+"""How much a guest of which nothing is known writes, of the most with which its migration ends: median and most."""
 
 
 class WorkingSet(msgspec.Struct, frozen=True):
@@ -41,7 +44,7 @@ class WorkingSet(msgspec.Struct, frozen=True):
     exponent: float
 
     def written(self, seconds: float) -> float:
-        return self.size * max(seconds, 0.0) ** self.exponent
+        return float(self.size * max(seconds, 0.0) ** self.exponent)
 
 
 class Pass(msgspec.Struct, frozen=True):
@@ -65,6 +68,8 @@ class Progress(msgspec.Struct, frozen=True):
     """Pages that were found empty."""
     passes: tuple[Pass, ...] = ()
     """Those that have ended."""
+    pass_began_s: float = 0.0
+    """When the pass that goes on began, as a value of ``elapsed_s``: what the guest writes counts from then."""
     auto_converge: bool = False
     downtime_limit_s: float = 0.3
     throttle: float = 0.0
@@ -85,20 +90,9 @@ class Past(msgspec.Struct, frozen=True):
 
     empty_pages_exponent: float | None
     working_set: WorkingSet | None
-    errors: tuple[float, ...] = ()
-    """Logarithms of what it took, over what was foreseen."""
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """Return a quantile, interpolated between the values."""
-    ascending = sorted(values)
-    place = share * (len(ascending) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ascending) - 1)
-    return ascending[low] + (place - low) * (ascending[high] - ascending[low])
-
-
-def working_set(passes: Sequence[Pass]) -> WorkingSet | None:
+def working_set(passes: Sequence[Pass], prior: float = EXPONENT_PRIOR) -> WorkingSet | None:
     """Return what passes say of the working set, or None before one has ended.
 
     A straight line through logarithms; a weak prior keeps the exponent where all passes were of one length.
@@ -111,7 +105,7 @@ def working_set(passes: Sequence[Pass]) -> WorkingSet | None:
     time_mean, size_mean = statistics.fmean(times), statistics.fmean(sizes)
     covariance = sum((t - time_mean) * (s - size_mean) for t, s in zip(times, sizes, strict=True))
     variance = sum((t - time_mean) ** 2 for t in times)
-    exponent = (covariance + EXPONENT_PRIOR_WEIGHT * EXPONENT_PRIOR) / (variance + EXPONENT_PRIOR_WEIGHT)
+    exponent = (covariance + EXPONENT_PRIOR_WEIGHT * prior) / (variance + EXPONENT_PRIOR_WEIGHT)
     exponent = min(1.0, max(0.0, exponent))
     return WorkingSet(math.exp(size_mean - exponent * time_mean), exponent)
 
@@ -120,7 +114,19 @@ def rest_of_first_pass(at: Progress, exponent: float = EMPTY_PAGES_EXPONENT) -> 
     """Return how many bytes of the rest will have to be sent: empty pages cost nothing."""
     seen = at.sent + at.empty
     share = max(at.sent, 1.0) / seen if seen > 0 else 1.0
-    return at.remaining * min(1.0, share) ** exponent
+    return float(at.remaining * min(1.0, share) ** exponent)
+
+
+def learned_exponent(first_pass: Sequence[Progress], pass_s: float) -> float | None:
+    """Return which exponent would have foreseen a first pass that took ``pass_s``, at the middle one of its moments
+    (None if none says anything)."""
+    fitting = []
+    for at in first_pass:
+        seen = at.sent + at.empty
+        needed = (pass_s - at.elapsed_s) * at.rate
+        if 0 < needed < at.remaining and 0 < at.sent < seen:
+            fitting.append(math.log(needed / at.remaining) / math.log(at.sent / seen))
+    return statistics.median(fitting) if fitting else None
 
 
 class _Throttling:
@@ -154,8 +160,9 @@ def simulate(at: Progress, first: float, guest: WorkingSet | None) -> tuple[floa
     for number in range(PASSES_MAX):
         if number > 0 and size <= limit:
             return total + size / rate, True
-        seconds = size / rate
-        total += seconds
+        began = total if number > 0 else min(at.pass_began_s, total)
+        total += size / rate
+        seconds = total - began
         if guest is None:
             return total, True
         written = guest.written(seconds) * (1 - throttling.throttle)
@@ -170,21 +177,32 @@ def simulate(at: Progress, first: float, guest: WorkingSet | None) -> tuple[floa
 
 def foresee(at: Progress, history: Sequence[Past] = ()) -> Forecast:
     """Foresee a migration from what it has done so far and from migrations that have ended."""
-    errors = [error for past in history for error in past.errors]
-    tail = (1 - COVERAGE) / 2
-    low = min(quantile(errors, tail), -0.05) if errors else -SPREAD_DEFAULT
-    high = max(quantile(errors, 1 - tail), 0.05) if errors else SPREAD_DEFAULT
-    total, converges = _total(at, history)
-    left = total - at.elapsed_s
-    return Forecast(total, at.elapsed_s + left * math.exp(low), at.elapsed_s + left * math.exp(high), converges)
-
-
-def _total(at: Progress, history: Sequence[Past]) -> tuple[float, bool | None]:
-    if at.passes:
-        total, converges = simulate(at, at.remaining, working_set(at.passes))
-        return total, converges if len(at.passes) > 1 else None
-    exponents = [past.empty_pages_exponent for past in history if past.empty_pages_exponent is not None]
-    first = rest_of_first_pass(at, statistics.median(exponents) if exponents else EMPTY_PAGES_EXPONENT)
     guests = [past.working_set for past in history if past.working_set is not None]
-    ended = [total for total, converges in (simulate(at, first, guest) for guest in guests) if converges]
-    return (statistics.median(ended) if ended else simulate(at, first, None)[0]), None
+    prior = statistics.median(guest.exponent for guest in guests) if guests else EXPONENT_PRIOR
+    if at.passes:
+        total_s, converges = simulate(at, at.remaining, working_set(at.passes, prior))
+        left_s = total_s - at.elapsed_s
+        lower_s, upper_s = (at.elapsed_s + left_s * math.exp(side * SPREAD) for side in (-1, 1))
+        return Forecast(total_s, lower_s, upper_s, converges if len(at.passes) > 1 else None)
+    learned = [past.empty_pages_exponent for past in history if past.empty_pages_exponent is not None]
+    middle = statistics.median(learned) if learned else EMPTY_PAGES_EXPONENT
+    most, least = min([EMPTY_PAGES_EXPONENTS[0], *learned]), max([EMPTY_PAGES_EXPONENTS[1], *learned])
+    lower_s = simulate(at, rest_of_first_pass(at, least), None)[0]
+    upper_s = max(_totals(at, rest_of_first_pass(at, most), guests, SHARE_OF_WRITING[1]))
+    total_s = statistics.median(_totals(at, rest_of_first_pass(at, middle), guests, SHARE_OF_WRITING[0]))
+    return Forecast(total_s, lower_s, max(upper_s, total_s), None)
+
+
+def _totals(at: Progress, first: float, guests: Sequence[WorkingSet], share: float) -> list[float]:
+    """Return how long it would take with each guest that history knows. A time is foreseen for a move that ends: if
+    it would not with that guest, this one writes less, at most what the link carries within the permitted downtime;
+    take ``share`` of that."""
+    most = max(at.rate, RATE_MIN) * at.downtime_limit_s
+    totals = []
+    for guest in guests or [WorkingSet(math.inf, EXPONENT_PRIOR)]:
+        total_s, converges = simulate(at, first, guest) if guest.size < math.inf else (math.inf, False)
+        if not converges:
+            ends = WorkingSet(share * most / at.downtime_limit_s**guest.exponent, guest.exponent)
+            total_s, _ = simulate(at, first, ends)
+        totals.append(total_s)
+    return totals
