@@ -16,7 +16,7 @@ import zstandard
 
 from bench.report import Figure
 from novacron.prediction import migrations
-from novacron.prediction.migrations import Pass, Past, Progress
+from novacron.prediction.migrations import Pass, PassProgress, Past
 
 PAGE = 4096
 JUDGED_AT = 0.25
@@ -32,7 +32,7 @@ Row = dict[str, float]
 class Run(NamedTuple):
     """A migration at each moment. ``total_s`` and ``converges`` are None if its operator ended it otherwise."""
 
-    moments: tuple[Progress, ...]
+    moments: tuple[PassProgress, ...]
     total_s: float | None
     converges: bool | None
 
@@ -58,9 +58,9 @@ def run(scenario: str, rows: Sequence[Row]) -> Run:
     return Run(moments(active, auto_converge=scenario.startswith(THROTTLES)), total_s, converges)
 
 
-def moments(rows: Sequence[Row], *, auto_converge: bool) -> tuple[Progress, ...]:
+def moments(rows: Sequence[Row], *, auto_converge: bool) -> tuple[PassProgress, ...]:
     """Return what is known at each row. A pass has ended where the bitmap of written pages was read again."""
-    found: list[Progress] = []
+    found: list[PassProgress] = []
     passes: list[Pass] = []
     began_s = 0.0
     before: Row | None = None
@@ -73,7 +73,7 @@ def moments(rows: Sequence[Row], *, auto_converge: bool) -> tuple[Progress, ...]
             began_s = now_s
         before = row
         found.append(
-            Progress(
+            PassProgress(
                 now_s, row["remaining"], row["mbps"] * BYTES_A_MBIT, row["normal_bytes"],
                 row["duplicate_pages"] * PAGE, tuple(passes), began_s, auto_converge,
                 (rows[0]["expected_downtime_ms"] or 300) / 1e3, throttle,
@@ -94,7 +94,7 @@ def past(run: Run) -> Past:
     return Past(exponent, guest)
 
 
-def at_share(run: Run, share: float) -> Progress:
+def at_share(run: Run, share: float) -> PassProgress:
     """Return the last moment before this share of the run's time."""
     assert run.total_s is not None
     return [at for at in run.moments if at.elapsed_s <= share * run.total_s][-1]

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from novacron.prediction import migrations
-from novacron.prediction.migrations import Pass, Past, Progress, WorkingSet
+from novacron.prediction.migrations import Pass, PassProgress, Past, WorkingSet
 
 MB = 1e6
-AT = Progress(elapsed_s=2, remaining=1000 * MB, rate=100 * MB, sent=200 * MB, empty=0)
+AT = PassProgress(elapsed_s=2, remaining=1000 * MB, rate=100 * MB, sent=200 * MB, empty=0)
 
 
 def test_a_guest_that_writes_nothing_takes_what_remains() -> None:
@@ -33,7 +33,7 @@ def test_a_forecast_in_the_middle_of_a_pass_is_that_of_its_beginning() -> None:
     """What the guest has written since the pass began is counted, however little of the pass is left."""
     guest = WorkingSet(60 * MB, 0.1)
     for left in (0.99, 0.5, 0.01):
-        at = Progress(100 + 10 * (1 - left), 1000 * MB * left, 100 * MB, 0, 0, pass_began_s=100)
+        at = PassProgress(100 + 10 * (1 - left), 1000 * MB * left, 100 * MB, 1000 * MB, 0, pass_began_s=100)
         assert not migrations.simulate(at, at.remaining, guest)[1]
 
 
@@ -101,7 +101,7 @@ def test_every_forecast_is_a_number_within_its_interval(
     elapsed_s: float, remaining: float, rate: float, sent: float, empty: float, auto_converge: bool,
     passes: list[tuple[float, float, float]],
 ) -> None:  # fmt: skip
-    at = Progress(elapsed_s, remaining, rate, sent, empty, tuple(Pass(*item) for item in passes), 0, auto_converge)
+    at = PassProgress(elapsed_s, remaining, rate, sent, empty, tuple(Pass(*item) for item in passes), 0, auto_converge)
     for history in ([], [Past(0.7, WorkingSet(100 * MB, 0.6)), Past(None, None)]):
         found = migrations.foresee(at, history)
         assert math.isfinite(found.upper_s)

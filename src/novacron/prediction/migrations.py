@@ -28,6 +28,8 @@ PASSES_MAX = 200
 STALLED_PASSES_MAX = 12
 """So many passes that are not shorter than the shortest before them: the migration does not converge."""
 RATE_MIN = 1.0
+PASS_S_MIN = 1e-3
+"""A shorter pass says nothing of a working set."""
 THROTTLE_INITIAL, THROTTLE_INCREMENT, THROTTLE_MAX = 0.2, 0.1, 0.99
 THROTTLE_TRIGGER_SHARE, THROTTLE_TRIGGER_PERIODS, THROTTLE_PERIOD_S = 0.5, 2, 1.0
 """QEMU's defaults: it throttles when a guest has written more than half of what was sent, in two periods."""
@@ -56,7 +58,7 @@ class Pass(msgspec.Struct, frozen=True):
     throttle: float = 0.0
 
 
-class Progress(msgspec.Struct, frozen=True):
+class PassProgress(msgspec.Struct, frozen=True):
     """A migration as its hypervisor reports it, at one moment. Sizes in bytes, rates in bytes a second."""
 
     elapsed_s: float
@@ -75,7 +77,7 @@ class Progress(msgspec.Struct, frozen=True):
     throttle: float = 0.0
 
 
-class Forecast(msgspec.Struct, frozen=True):
+class TimeForecast(msgspec.Struct, frozen=True):
     """The total time: a median, and bounds that should hold nine times of ten. ``converges`` is None where nothing
     is known yet of what the guest writes."""
 
@@ -97,7 +99,7 @@ def working_set(passes: Sequence[Pass], prior: float = EXPONENT_PRIOR) -> Workin
 
     A straight line through logarithms; a weak prior keeps the exponent where all passes were of one length.
     """
-    known = [item for item in passes if item.seconds > 0 and item.written > 0]
+    known = [item for item in passes if item.seconds >= PASS_S_MIN and item.written > 0]
     if not known:
         return None
     times = [math.log(item.seconds) for item in known]
@@ -110,14 +112,14 @@ def working_set(passes: Sequence[Pass], prior: float = EXPONENT_PRIOR) -> Workin
     return WorkingSet(math.exp(size_mean - exponent * time_mean), exponent)
 
 
-def rest_of_first_pass(at: Progress, exponent: float = EMPTY_PAGES_EXPONENT) -> float:
+def rest_of_first_pass(at: PassProgress, exponent: float = EMPTY_PAGES_EXPONENT) -> float:
     """Return how many bytes of the rest will have to be sent: empty pages cost nothing."""
     seen = at.sent + at.empty
     share = max(at.sent, 1.0) / seen if seen > 0 else 1.0
     return float(at.remaining * min(1.0, share) ** exponent)
 
 
-def learned_exponent(first_pass: Sequence[Progress], pass_s: float) -> float | None:
+def learned_exponent(first_pass: Sequence[PassProgress], pass_s: float) -> float | None:
     """Return which exponent would have foreseen a first pass that took ``pass_s``, at the middle one of its moments
     (None if none says anything)."""
     fitting = []
@@ -149,12 +151,13 @@ class _Throttling:
             self.throttle = min(THROTTLE_MAX, max(THROTTLE_INITIAL, self.throttle + THROTTLE_INCREMENT))
 
 
-def simulate(at: Progress, first: float, guest: WorkingSet | None) -> tuple[float, bool]:
+def simulate(at: PassProgress, first: float, guest: WorkingSet | None) -> tuple[float, bool]:
     """Return the total time of a migration, and whether it converges. ``first`` is what the pass that goes on has to
     send. A guest of which nothing is known writes nothing."""
     rate = max(at.rate, RATE_MIN)
     size, total = first, at.elapsed_s
     limit = rate * at.downtime_limit_s
+    memory = at.remaining + at.sent + at.empty
     throttling = _Throttling(at.throttle)
     shortest, stalled = math.inf, 0
     for number in range(PASSES_MAX):
@@ -165,7 +168,7 @@ def simulate(at: Progress, first: float, guest: WorkingSet | None) -> tuple[floa
         seconds = total - began
         if guest is None:
             return total, True
-        written = guest.written(seconds) * (1 - throttling.throttle)
+        written = min(guest.written(seconds), memory) * (1 - throttling.throttle)
         if at.auto_converge:
             throttling.after(seconds, written, size)
         stalled = 0 if written < shortest else stalled + 1
@@ -175,7 +178,7 @@ def simulate(at: Progress, first: float, guest: WorkingSet | None) -> tuple[floa
     return total, False
 
 
-def foresee(at: Progress, history: Sequence[Past] = ()) -> Forecast:
+def foresee(at: PassProgress, history: Sequence[Past] = ()) -> TimeForecast:
     """Foresee a migration from what it has done so far and from migrations that have ended."""
     guests = [past.working_set for past in history if past.working_set is not None]
     prior = statistics.median(guest.exponent for guest in guests) if guests else EXPONENT_PRIOR
@@ -183,17 +186,17 @@ def foresee(at: Progress, history: Sequence[Past] = ()) -> Forecast:
         total_s, converges = simulate(at, at.remaining, working_set(at.passes, prior))
         left_s = total_s - at.elapsed_s
         lower_s, upper_s = (at.elapsed_s + left_s * math.exp(side * SPREAD) for side in (-1, 1))
-        return Forecast(total_s, lower_s, upper_s, converges if len(at.passes) > 1 else None)
+        return TimeForecast(total_s, lower_s, upper_s, converges if len(at.passes) > 1 else None)
     learned = [past.empty_pages_exponent for past in history if past.empty_pages_exponent is not None]
     middle = statistics.median(learned) if learned else EMPTY_PAGES_EXPONENT
     most, least = min([EMPTY_PAGES_EXPONENTS[0], *learned]), max([EMPTY_PAGES_EXPONENTS[1], *learned])
     lower_s = simulate(at, rest_of_first_pass(at, least), None)[0]
     upper_s = max(_totals(at, rest_of_first_pass(at, most), guests, SHARE_OF_WRITING[1]))
     total_s = statistics.median(_totals(at, rest_of_first_pass(at, middle), guests, SHARE_OF_WRITING[0]))
-    return Forecast(total_s, lower_s, max(upper_s, total_s), None)
+    return TimeForecast(total_s, lower_s, max(upper_s, total_s), None)
 
 
-def _totals(at: Progress, first: float, guests: Sequence[WorkingSet], share: float) -> list[float]:
+def _totals(at: PassProgress, first: float, guests: Sequence[WorkingSet], share: float) -> list[float]:
     """Return how long it would take with each guest that history knows. A time is foreseen for a move that ends: if
     it would not with that guest, this one writes less, at most what the link carries within the permitted downtime;
     take ``share`` of that."""
