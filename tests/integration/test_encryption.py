@@ -16,6 +16,7 @@ import pytest
 from lab.platform import Platform, until
 from novacron.client import ApiError
 from novacron.disk import luks
+from tests.support import boot_sector, iso
 from tests.support.plain import files_with
 from tests.support.vms import NewVm, boot_vm, directory_of, read_from_disk, shell, wait_until_booted, write_to_disk
 
@@ -213,3 +214,58 @@ def test_variables_of_an_encrypted_vms_firmware_are_encrypted_and_move_with_it(s
     for host in ("host-a", "host-b"):
         vms = site.directory / host / "agent" / "vms" / str(vm["id"])
         assert files_with(vms, b"MARKER-") == set()
+
+
+def import_private(site: Platform, name: str, content: bytes, format: str, directory: Path) -> None:
+    """Import an image that is the default project's own, to host-a."""
+    file = directory / name
+    file.write_bytes(content)
+    begun = site.client.import_image(name, file, format=format, node="host-a", shared=False)
+    ended = site.client.wait("imports", begun["id"], lambda now: now is None or now["finished_at"] is not None, 120)
+    assert ended is not None and ended["phase"] == "done", ended
+
+
+@pytest.mark.slow
+def test_private_images_of_an_encrypting_project_are_encrypted_on_every_node(
+    site: Platform, new_vm: NewVm, new_name: Callable[[], str], tmp_path: Path
+) -> None:
+    disk, cd, kernel, initrd = (f"{new_name()}-{kind}" for kind in ("disk", "cd", "kernel", "initrd"))
+    marker = b"MARKER-of-the-image".ljust(4096, b"\0")
+    tiny = site.directory / "host-a" / "images" / "tiny"
+    (vmlinuz,), (ram_disk,) = tiny.glob("vmlinuz*"), tiny.glob("initrd*")
+    with encrypting(site) as key:
+        import_private(site, disk, boot_sector.sector("booted disk").ljust(1 << 20, b"\0") + marker, "raw", tmp_path)
+        import_private(site, cd, iso.bootable("booted cd").ljust(1 << 20, b"\0") + marker, "iso", tmp_path)
+        import_private(site, kernel, vmlinuz.read_bytes(), "boot-file", tmp_path)
+        import_private(site, initrd, ram_disk.read_bytes() + marker, "boot-file", tmp_path)
+        assert site.client.get("images", disk)["encryption_key"] == key
+        assert site.client.get("images", "tiny")["encryption_key"] == ""
+        vm = new_vm(image=disk, cdroms=[{"iso": None}], node="host-b")
+        until(lambda: "booted disk" in site.console_log(site.client.get("vms", vm["id"])), "it boots the disk", 120)
+        volume = site.client.create_volume(f"{disk}-volume", size_mib=16, node="host-a", image=disk)
+        until(lambda: site.client.get("volumes", volume["id"])["phase"] == "ready", "the volume is made", 120)
+    plain = new_vm(image="blank", disk_mib=16, kernel=kernel, initrd=initrd, kernel_arguments="console=ttyS0 said=by-me")
+    assert site.client.get("vms", plain["id"])["spec"]["encryption_key"] == "", "its own disk is not encrypted"
+    until(lambda: "said=by-me" in site.console_log(site.client.get("vms", plain["id"])), "it boots its kernel", 120)
+    site.cli("vm", "insert", vm["name"], cd)
+    site.cli("vm", "set", vm["name"], "--boot-once", "cdrom")
+    switch_off(site, vm)
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: "booted cd" in site.console_log(site.client.get("vms", vm["id"])), "it boots the CD", 120)
+    vm = move(site, vm, "host-a")
+    for host in ("host-a", "host-b"):
+        assert files_with(site.directory / host, b"MARKER-of-the-image") == set()
+    refused = site.cli("image", "move-to-project", disk, check=False)
+    assert "encrypted with its project's key" in refused.stderr, refused
+    for each in (vm, plain):
+        switch_off(site, each)
+    erased = site.client.erase_project_key("default")
+    assert set(erased["images"]) >= {disk, cd, kernel, initrd} and set(erased["vms"]) >= {vm["name"], plain["name"]}
+    for each, image in ((vm, "its disk"), (plain, f"image {kernel}")):
+        site.client.act("vms", each["id"], "start")
+        until_failed(site, each["id"], f"{image} is encrypted with {key}")
+        switch_off(site, each)
+        site.cli("vm", "delete", each["name"], "--wait", "--yes")
+    site.client.delete("volumes", volume["id"])
+    for image in (disk, cd, kernel, initrd):
+        site.client.delete_image(image)

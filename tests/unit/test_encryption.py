@@ -20,14 +20,15 @@ from novacron.agent.vm.directory import VmDirectory
 from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.tenant import tenant_of
 from novacron.disk import luks, overlay
+from novacron.disk.images import LocalImage
 from novacron.disk.overlay import OverlayFailed
 from novacron.dwcp.page_ring import PAGE, open_ring
 from novacron.model.encryption import DataKey, WrappedKey
 from novacron.model.errors import Conflict, InvalidInput, NovaError, Unavailable
-from novacron.model.node import AcceleratorKind
+from novacron.model.node import AcceleratorKind, ImageInfo
 from novacron.model.vm import VmSpec
 from novacron.platform_key import KeyCommand, KeyFile, PlatformKeys
-from novacron.qemu.command import QemuConfig, QemuKey, QemuVolume, volume_node
+from novacron.qemu.command import QemuCd, QemuConfig, QemuKey, QemuVolume, volume_node
 from novacron.qemu.command import command as qemu_command
 from novacron.server import project_secrets
 from novacron.wire import messages as wire
@@ -224,6 +225,31 @@ def test_variables_of_a_firmware_are_opened_with_the_key_of_the_vm() -> None:
         nodes = [json.loads(part) for part in qemu_command(each, incoming=False) if '"vars0"' in part]
         assert [node["driver"] for node in nodes] == [driver]
         assert nodes[0].get("key-secret") == (KEY.id if driver == "luks" else None)
+
+
+def local_image(key: str) -> LocalImage:
+    info = ImageInfo("secret", "0" * 64, 4096, "iso", disk_bytes=4096)
+    return LocalImage(info, Path("/images/secret"), None, None, "", Path("/images/secret/disk.luks"), key)
+
+
+def test_an_image_is_opened_with_its_own_key_also_by_a_vm_whose_disk_is_not_encrypted() -> None:
+    config = QemuConfig(
+        "vm-1", Path(), 1, 64, "pc", AcceleratorKind.TCG, None, None, "", (), disk=Path("disk.qcow2"), below=7,
+        below_key=KEY.id, cds=(QemuCd(0, "cd0-x", 8, KEY.id),),
+    )  # fmt: skip
+    nodes = [json.loads(part) for part in qemu_command(config, incoming=False) if part.startswith("{")]
+    disk, cd = (next(node for node in nodes if node.get("node-name") == name) for name in ("disk0", "cd0-x"))
+    assert "encrypt" not in disk
+    for each in (disk["backing"], cd):
+        assert (each["driver"], each["key-secret"], each["read-only"]) == ("luks", KEY.id, True)
+
+
+def test_an_image_whose_key_is_not_there_is_not_used() -> None:
+    plain, image = assigned(VmSpec(image="secret")), local_image(KEY.id)
+    with pytest.raises(KeyMissing, match=f"image secret is encrypted with {KEY.id}"):
+        keys.image_key(plain, image)
+    assert keys.image_key(assigned(VmSpec(image="secret"), given=(KEY,)), image) == KEY
+    assert keys.image_key(plain, local_image("")) is None
 
 
 async def test_variables_that_are_encrypted_are_left_alone_and_others_stay_as_they_are(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.disk import luks
 from novacron.disk.images import MANIFEST, ImageFile, Manifest, describe, scan
 from novacron.disk.tiny import initramfs
 
@@ -49,6 +50,18 @@ def test_a_link_is_no_image_file(tmp_path: Path) -> None:
     (directory / "vmlinuz").symlink_to("/etc/passwd")
     images, wrong = scan(tmp_path)
     assert not images and len(wrong) == 1
+
+
+def test_the_disk_of_an_encrypted_image_is_as_large_as_what_is_in_it(tmp_path: Path) -> None:
+    directory = tmp_path / "secret"
+    directory.mkdir()
+    (directory / "disk.luks").write_bytes(bytes(luks.HEADER_BYTES + 8192))
+    manifest = Manifest("disk", disk=describe(directory / "disk.luks"), encryption_key="key-0123456789abcdef")
+    (directory / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    image = scan(tmp_path)[0]["secret"]
+    assert (image.info.disk_bytes, image.encryption_key) == (8192, "key-0123456789abcdef")
+    (directory / MANIFEST).write_bytes(msgspec.json.encode(manifest).replace(b"key-0123456789abcdef", b"../secret"))
+    assert scan(tmp_path)[0] == {}, "that is no id of a key"
 
 
 def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -187,8 +187,8 @@ class VmBackups:
         """Copy what is to be read of a VM's disk, as it was at one moment."""
         await vm.wait_until_known()
         image = vm.image()
-        if image.disk is None or vm.spec().encryption_key:
-            raise Unacceptable("the VM has no disk that can be backed up")
+        if image.disk is None or vm.spec().encryption_key or image.encryption_key:
+            raise Unacceptable("the VM has no disk that can be backed up, or its image is encrypted")
         home = VmDirectory(self._scratch_of(backup), None)
         await asyncio.to_thread(_remove, home.path)
         quiesce = _Quiesce(vm.machine, wanted=vm.guest.known is not None)

@@ -72,6 +72,7 @@ ERASED_KEY: Columns = {
     "ERASED AT": lambda e: e["erased_at"],
     "VMS LOST": lambda e: e["vms"],
     "VOLUMES LOST": lambda e: e["volumes"],
+    "IMAGES LOST": lambda e: e["images"],
     "NEXT KEY": lambda e: e["successor"],
 }
 PLATFORM_KEY: Columns = {
@@ -210,7 +211,7 @@ def erase_key(
 ) -> None:
     """Destroy a project's key: what it encrypts can never be read again, wherever it is copied."""
     if confirm is None:
-        confirm = typer.prompt(f"all encrypted disks of project {project} are lost for ever; its name", err=True)
+        confirm = typer.prompt(f"all that project {project} has encrypted is lost for ever; its name", err=True)
     if confirm != project:
         raise output.fail(f"{confirm!r} is not the project's name: nothing was done", output.EXIT_USAGE)
     with output.errors():

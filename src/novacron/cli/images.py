@@ -23,6 +23,7 @@ COLUMNS: Columns = {
     "SIZE": lambda i: output.size(i["size_bytes"]),
     "DIGEST": lambda i: i["digest"][:12],
     "NODES": lambda i: i["nodes"],
+    "ENCRYPTION": lambda i: i["encryption_key"] or "off",
     "DESCRIPTION": lambda i: i["description"],
     "TAGS": lambda i: i["tags"],
 }

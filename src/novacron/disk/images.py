@@ -12,7 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.disk import luks
 from novacron.disk.files import make_durable
+from novacron.model.encryption import KeyId
 from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.names import NAME_PATTERN
 from novacron.model.node import ImageInfo
@@ -47,6 +49,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk: ImageFile | None = None
     origin: str = ""
     """The import by which it came."""
+    encryption_key: KeyId = ""
+    """With which ``disk`` is encrypted (LUKS); what is described is the encrypted file. Empty: it is not."""
 
     @property
     def files(self) -> tuple[ImageFile, ...]:
@@ -62,6 +66,8 @@ class LocalImage(msgspec.Struct, frozen=True):
     initrd: Path | None
     cmdline: str
     disk: Path | None = None
+    encryption_key: str = ""
+    """Id of the key with which the disk is encrypted; empty: it is not."""
 
     def is_(self, digest: str | None) -> bool:
         """Say whether it is the image that is meant; None: any under its name."""
@@ -117,15 +123,16 @@ def _load(directory: Path) -> LocalImage:
     }.get(manifest.kind)
     if required is None or None in required:
         raise InvalidInput(f"{directory / MANIFEST} lacks what an image of its kind has", field=manifest.kind)
-    if manifest.disk is not None and (manifest.disk.size_bytes % DISK_ALIGNMENT or manifest.disk.size_bytes < 1):
+    header_bytes = luks.HEADER_BYTES if manifest.encryption_key else 0
+    disk_bytes = 0 if manifest.disk is None else manifest.disk.size_bytes - header_bytes
+    if manifest.disk is not None and (disk_bytes % DISK_ALIGNMENT or disk_bytes < 1):
         raise InvalidInput(f"{manifest.disk.path} is no multiple of {DISK_ALIGNMENT} bytes", field="disk")
     paths = {file.path: _path_of(file, directory) for file in manifest.files}
     size = sum(file.size_bytes for file in manifest.files)
     digest = hashlib.sha256(raw).hexdigest()
-    disk_bytes = 0 if manifest.disk is None else manifest.disk.size_bytes
     info = ImageInfo(directory.name, digest, size, manifest.kind, manifest.description, disk_bytes)
     places = [None if file is None else paths[file.path] for file in (manifest.kernel, manifest.initrd, manifest.disk)]
-    return LocalImage(info, directory, places[0], places[1], manifest.cmdline, places[2])
+    return LocalImage(info, directory, places[0], places[1], manifest.cmdline, places[2], manifest.encryption_key)
 
 
 def _path_of(file: ImageFile, directory: Path) -> Path:

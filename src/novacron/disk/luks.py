@@ -97,15 +97,32 @@ async def encrypt(source: Path, target: Path, key: DataKey, time_s_max: float) -
     await run("convert", arguments, key, time_s_max)
 
 
+async def decrypt(source: Path, target: Path, key: DataKey, time_s_max: float) -> None:
+    """Write what an encrypted file holds to ``target``. Raises ImgFailed."""
+    await run("convert", ["-q", "--image-opts", _opened(source, key), "-O", "raw", str(target)], key, time_s_max)
+
+
+def _opened(path: Path, key: DataKey) -> str:
+    """Return how ``qemu-img`` opens an encrypted file (--image-opts)."""
+    return f"driver=luks,key-secret={key.id},file.driver=file,file.filename={str(path).replace(',', ',,')}"
+
+
 def is_encrypted(path: Path) -> bool:
     """Say whether a file begins as LUKS does. Raises OSError."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
-async def fill_volume(path: Path, source: Path, key: DataKey, time_s_max: float) -> None:
-    """Write a raw disk to the beginning of an encrypted volume that is empty. Raises ImgFailed."""
-    target = f"driver=luks,key-secret={key.id},file.driver=file,file.filename={path.name}"
+async def fill_volume(
+    path: Path, source: Path, key: DataKey, time_s_max: float, *, source_is_encrypted: bool = False
+) -> None:
+    """Write a disk, raw or encrypted with the same key, to the beginning of an encrypted volume that is empty.
+
+    Raises ImgFailed.
+    """
+    target = _opened(Path(path.name), key)
     disk = f"driver=raw,file.driver=file,file.filename={str(source).replace(',', ',,')}"
+    if source_is_encrypted:
+        disk = _opened(source, key)
     arguments = ["-q", "-n", "-W", "--image-opts", "--target-image-opts", disk, target]
     await run("convert", arguments, key, time_s_max, directory=path.parent)

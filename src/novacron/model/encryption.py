@@ -49,8 +49,9 @@ class ErasedKey(msgspec.Struct, frozen=True):
     project: str
     erased_at: datetime
     vms: tuple[str, ...]
-    """Names of the VMs whose disks were encrypted with it."""
+    """Names of the VMs whose disks, or whose images, were encrypted with it."""
     volumes: tuple[str, ...]
+    images: tuple[str, ...]
     successor: str | None
     """The key of what the project creates from now on; None: it does not encrypt."""
     revision: int

@@ -41,6 +41,8 @@ class Image(Metadata, frozen=True):
     nodes: tuple[str, ...]
     project: str | None = None
     """The project that owns the image; None: all projects may use it."""
+    encryption_key: str = ""
+    """Id of the project's key with which nodes hold it encrypted; empty: it is not."""
 
 
 class ImageCopy(msgspec.Struct, frozen=True):

@@ -75,6 +75,8 @@ class QemuCd(msgspec.Struct, frozen=True):
     """Name of the medium as a node of QEMU's block layer; None: the drive is empty."""
     descriptor: int | None = None
     """The file of the medium, open."""
+    key: str = ""
+    """Id of the key that it is encrypted with; empty: it is not."""
 
 
 class QemuConfig(msgspec.Struct, frozen=True):
@@ -112,6 +114,8 @@ class QemuConfig(msgspec.Struct, frozen=True):
     """A CD for the guest's first boot."""
     below: int | None = None
     """The raw disk under ``disk``, regardless of the file's own header."""
+    below_key: str = ""
+    """Id of the key that it is encrypted with; empty: it is not."""
     shared: tuple[int, ...] = ()
     """The layers between the two, which other VMs may have too, from the lowest up."""
     volumes: tuple[QemuVolume, ...] = ()
@@ -259,7 +263,7 @@ def _disk(config: QemuConfig) -> list[str]:
     layer["file"] = {"driver": "file", "filename": str(config.disk)}
     if config.below is not None:
         arguments += ["-add-fd", f"set={FDSET},fd={config.below}"]
-        backing: dict[str, object] = {"driver": "raw", "read-only": True, "file": _read_only(FDSET)}
+        backing: dict[str, object] = {**_format(config.below_key), "read-only": True, "file": _read_only(FDSET)}
         for number, descriptor in enumerate(config.shared, SHARED_FDSET):
             arguments += ["-add-fd", f"set={number},fd={descriptor}"]
             file = _read_only(number)
@@ -299,7 +303,8 @@ def cd_fdset(number: int) -> int:
 
 def cd_node(cd: QemuCd) -> dict[str, object]:
     """Return what is in a drive as a node of QEMU's block layer."""
-    return {"driver": "raw", "node-name": cd.node, "read-only": True, "file": _read_only(cd_fdset(cd.number))}
+    file = _read_only(cd_fdset(cd.number))
+    return {**_format(cd.key), "node-name": cd.node, "read-only": True, "file": file}
 
 
 def _cds(config: QemuConfig) -> list[str]:

@@ -79,10 +79,7 @@ async def messages(
         return wire.Networks(networks, await network_members.hosts(connection) if is_gateway else ())
 
     async def imports_message() -> wire.Message:
-        working = await imports.working(connection, node)
-        return wire.Imports(
-            tuple(wire.ImportWanted(item.id, item.spec, item.trace, item.disk_mib << 20) for item in working)
-        )
+        return wire.Imports(await _wanted_imports(connection, node, secrets))
 
     async def exports_message() -> wire.Message:
         on_node = await exports.on_node(connection, node)
@@ -129,10 +126,25 @@ def _description(backup: Backup) -> bytes:
     return msgspec.json.encode({**about, "spec": backup.spec, "excluded_volumes": excluded})
 
 
+async def _wanted_imports(connection: Connection, node: str, secrets: Secrets) -> tuple[wire.ImportWanted, ...]:
+    """Return the images that are to come to a node, with the keys of those that are encrypted there."""
+    working = await imports.working(connection, node)
+    ids = await imports.keys(connection, {item.spec.name for item in working if item.project is not None})
+    keys = await secrets.data_keys(connection, ids.values())
+    return tuple(
+        wire.ImportWanted(
+            item.id, item.spec, item.trace, item.disk_mib << 20, ids.get(item.spec.name, ""),
+            keys.get(ids.get(item.spec.name, "")),
+        )
+        for item in working
+    )  # fmt: skip
+
+
 async def _wanted_volumes(connection: Connection, node: str, secrets: Secrets) -> tuple[wire.VolumeWanted, ...]:
     """Return the volumes of a node, with the keys of those that are to be made."""
     there = await volumes.on_node(connection, node)
-    keys = await secrets.data_keys(connection, {v.encryption_key for v in there if v.phase is VolumePhase.CREATING})
+    making = [volume for volume in there if volume.phase is VolumePhase.CREATING]
+    keys = await secrets.data_keys(connection, {volume.encryption_key for volume in making})
     digests = await imports.digests(connection, {volume.image for volume in there if volume.image is not None})
     return tuple(
         wire.VolumeWanted(
@@ -226,6 +238,7 @@ def _by_vm(rows: Iterable[HasVm]) -> dict[str, list[HasVm]]:
 def _all_key_ids(own: Sequence[OwnedVm], having: Iterable[Volume]) -> set[str]:
     return (
         {vm.spec.encryption_key for vm in own}
+        | {key for vm in own for key in vm.image_keys}
         | {_repository_key(vm) for vm in own}
         | {volume.encryption_key for volume in having}
     )
@@ -236,11 +249,16 @@ def _repository_key(vm: OwnedVm) -> str:
     return "" if vm.clone_of is None or vm.clone_of.backup is None else vm.clone_of.backup.key
 
 
+def _keys_beside(vm: OwnedVm) -> tuple[str, ...]:
+    """Return the ids of the keys of what a VM's disk is made of."""
+    return (*vm.image_keys, _repository_key(vm))
+
+
 def _belongings(
     spec: VmSpec, working: Sequence[Snapshot], has: Sequence[Volume], keys: Mapping[str, DataKey],
-    repository_key: str = "",
+    beside: Iterable[str] = (),
 ) -> Belongings:  # fmt: skip
-    ids = sorted((_key_ids(spec, has) | {repository_key}) & keys.keys()) if keys else ()
+    ids = sorted((_key_ids(spec, has) | set(beside)) & keys.keys()) if keys else ()
     return Belongings(working, has, tuple(keys[id] for id in ids))
 
 
@@ -274,7 +292,7 @@ class VmReadings:
             return None
         if vm is not None and vm.node == node:
             belongings = _belongings(
-                vm.spec, self._working.get(id, ()), self._having.get(id, ()), self._keys, _repository_key(vm)
+                vm.spec, self._working.get(id, ()), self._having.get(id, ()), self._keys, _keys_beside(vm)
             )
             return _owned(vm, None, belongings, secrets.page_keys(vm.project_id, None), of)
         if id not in self._epochs:
@@ -306,7 +324,7 @@ async def statements(
             m = active.get(vm.id)
             task = await _source_task(connection, m)
             page_keys = secrets.page_keys(vm.project_id, None if m is None else m.created_at)
-            belongings = _belongings(vm.spec, working.get(vm.id, ()), having.get(vm.id, ()), keys, _repository_key(vm))
+            belongings = _belongings(vm.spec, working.get(vm.id, ()), having.get(vm.id, ()), keys, _keys_beside(vm))
             stated[vm.id] = _owned(vm, task, belongings, page_keys, of)
     for m in active.values():
         if m.target == node and m.phase in MOVING and m.vm not in unreadable:
@@ -344,13 +362,14 @@ async def _incoming(
     vm = await vms.get(connection, m.vm)
     was, project = vm.status, (await projects.get(connection, vm.project)).id
     page_key, *other_page_keys = secrets.page_keys(project, m.created_at)
-    keys = await secrets.data_keys(connection, _key_ids(vm.spec, attached))
+    image_keys = (await imports.keys(connection, {vm.spec.image, *vm.spec.media})).values()
+    keys = await secrets.data_keys(connection, _key_ids(vm.spec, attached) | set(image_keys))
     assignment = wire.Assignment(
         vm.id, vm.name, vm.spec, False, was.machine, was.reboots, was.halted_at_start, project,
         page_key,
         await vms.seed_of(connection, vm.id), was.resets,
         volumes=tuple(_attached(volume) for volume in attached), hardware=was.hardware, cpu=was.cpu, trace=m.trace,
-        keys=_belongings(vm.spec, (), attached, keys).keys, image_digest=vm.image_digest,
+        keys=_belongings(vm.spec, (), attached, keys, image_keys).keys, image_digest=vm.image_digest,
         other_page_keys=tuple(other_page_keys), hardware_renewals=was.hardware_renewals,
         booted_once_at=was.booted_once_at,
     )  # fmt: skip

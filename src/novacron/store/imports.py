@@ -73,7 +73,10 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
         raise Conflict(why, field="name", hint="see: novacron image imports") from None
     await disown(connection, spec.name)  # of an image that was lost with its node
     if project is not None:
-        await connection.execute("INSERT INTO image_owners (name, project) VALUES ($1, $2)", spec.name, project)
+        await connection.execute(
+            "INSERT INTO image_owners (name, project, encryption_key) VALUES ($1, $2, $3)",
+            spec.name, project, (await projects.get(connection, project)).key_of_new,
+        )  # fmt: skip
         assert before is not None
         await projects.check_quota(connection, project, before)
     import_ = _import(row)
@@ -118,6 +121,14 @@ async def owners(connection: Connection, names: Collection[str]) -> dict[str, st
     """Return whose these images are, those that are a project's own."""
     rows = await connection.fetch("SELECT name, project FROM image_owners WHERE name = ANY($1)", sorted(names))
     return {row["name"]: row["project"] for row in rows}
+
+
+async def keys(connection: Connection, names: Collection[str]) -> dict[str, str]:
+    """Return the ids of the keys with which these images are encrypted, those that are."""
+    rows = await connection.fetch(
+        "SELECT name, encryption_key FROM image_owners WHERE name = ANY($1) AND encryption_key <> ''", sorted(names)
+    )
+    return {row["name"]: row["encryption_key"] for row in rows}
 
 
 async def check_usable(connection: Connection, image: str, project: str) -> None:

@@ -39,6 +39,8 @@ class OwnedVm(msgspec.Struct, frozen=True):
     cpu: CpuModel | None
     image_digest: str | None
     trace: str
+    image_keys: tuple[str, ...] = ()
+    """Ids of the keys with which its images are encrypted."""
     withheld: str = ""
     """Why its node must not begin it yet."""
 
@@ -57,7 +59,9 @@ async def all(
         " coalesce(status -> 'resets', '0') AS resets,"
         " coalesce(status -> 'hardware_renewals', '0') AS hardware_renewals,"
         " coalesce(status -> 'booted_once_at', '-1') AS booted_once_at, seed, clone_of,"
-        " status -> 'cpu' AS cpu, image_digest, trace,"
+        " status -> 'cpu' AS cpu, image_digest, trace, ARRAY(SELECT o.encryption_key FROM image_owners o"
+        " WHERE o.encryption_key <> '' AND o.name = ANY(ARRAY[spec ->> 'image', spec ->> 'kernel', spec ->> 'initrd']"
+        " || ARRAY(SELECT drive ->> 'iso' FROM jsonb_array_elements(spec -> 'cdroms') drive))) AS image_keys,"
         " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
         " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = vms.id"
         " LEFT JOIN vm_firmware_states ON vm_firmware_states.vm = vms.id"

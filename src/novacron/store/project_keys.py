@@ -9,13 +9,15 @@ import msgspec
 from novacron.model.encryption import ErasedKey, WrappedKey
 from novacron.model.errors import Conflict, IllegalState, NotFound
 from novacron.model.vm import VmState
-from novacron.store import events
+from novacron.store import events, vms
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
 OFF = (VmState.STOPPED, VmState.FAILED, VmState.PENDING)
 """States in which no QEMU has a VM's key."""
 NAMES_MAX = 10
+USES_IMAGE = vms.USES_IMAGE.replace("$1", "o.name").replace("spec ", "vms.spec ")
+"""Of a VM: it uses the image ``o``."""
 
 
 async def add(connection: Connection, project_id: str, key: WrappedKey | None) -> str | None:
@@ -80,14 +82,17 @@ async def erase(connection: Connection, project: str, successor: WrappedKey | No
     key, encrypts = row["encryption_key"], row["encryption"]
     if key is None:
         raise Conflict(f"project {project} has no key: nothing of it was ever encrypted")
-    vms = await connection.fetch(
+    using = await connection.fetch(
         "SELECT id, name, spec ->> 'power' AS power, status ->> 'state' AS state FROM vms"
         " WHERE spec ->> 'encryption_key' = $1"
-        " OR id IN (SELECT vm FROM volumes WHERE encryption_key = $1) ORDER BY name FOR UPDATE",
+        " OR id IN (SELECT vm FROM volumes WHERE encryption_key = $1)"
+        f" OR EXISTS (SELECT FROM image_owners o WHERE o.encryption_key = $1 AND {USES_IMAGE})"
+        " ORDER BY vms.name FOR UPDATE OF vms",
         key,
     )
-    _check_off(project, [vm["name"] for vm in vms if vm["power"] != "stopped" or vm["state"] not in OFF])
+    _check_off(project, [vm["name"] for vm in using if vm["power"] != "stopped" or vm["state"] not in OFF])
     volumes = await connection.fetch("SELECT name FROM volumes WHERE encryption_key = $1 ORDER BY name", key)
+    images = await connection.fetch("SELECT name FROM image_owners WHERE encryption_key = $1 ORDER BY name", key)
     new = await add(connection, row["id"], successor) if encrypts else None
     await connection.execute("UPDATE projects SET encryption_key = $2 WHERE name = $1", project, new)
     erased_at = await connection.fetchval(
@@ -96,13 +101,17 @@ async def erase(connection: Connection, project: str, successor: WrappedKey | No
         key,
     )
     await connection.execute(  # their nodes are told without it
-        "UPDATE vms SET trace = $2 WHERE id = ANY($1)", [vm["id"] for vm in vms], traces.carry()
+        "UPDATE vms SET trace = $2 WHERE id = ANY($1)", [vm["id"] for vm in using], traces.carry()
     )
     erased = ErasedKey(
-        key, project, erased_at, tuple(vm["name"] for vm in vms), tuple(volume["name"] for volume in volumes), new,
+        key, project, erased_at, tuple(vm["name"] for vm in using), tuple(volume["name"] for volume in volumes),
+        tuple(image["name"] for image in images), new,
         int(await connection.fetchval("SELECT pg_current_xact_id()::text")),
     )  # fmt: skip
-    said = f"{key}: the disks of {len(erased.vms)} VMs and {len(erased.volumes)} volumes can't be read any more"
+    said = (
+        f"{key}: the disks of {len(erased.vms)} VMs, {len(erased.volumes)} volumes and {len(erased.images)} images"
+        " can't be read any more"
+    )
     await events.record(
         connection, events.NewEvent("project", project, project, "KeyErased", said, actor, project=project)
     )

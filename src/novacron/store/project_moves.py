@@ -133,6 +133,11 @@ async def move_image(connection: Connection, name: str, project: str | None, siz
         raise Conflict(f"image {name} is part of every node, and everybody's")
     if await connection.fetchval("SELECT true FROM imports WHERE spec ->> 'name' = $1 AND finished_at IS NULL", name):
         raise Conflict(f"image {name} is being imported", hint="wait until that is done")
+    if (await imports.keys(connection, {name})).get(name):
+        raise Conflict(
+            f"image {name} is encrypted with its project's key",
+            hint="import it anew for the other project, or for all",
+        )
     if project is None:
         await connection.execute("DELETE FROM image_owners WHERE name = $1", name)
     else:

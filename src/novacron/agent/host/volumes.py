@@ -197,14 +197,21 @@ class NodeVolumes:
         phase = VolumePhase.FAILED if volume.phase is VolumePhase.CREATING else volume.phase
         return wire.VolumeStands(volume.id, phase, error=why, code=code)
 
-    def _disk_of(self, image: str | None, digest: str | None) -> Path | None:
-        """Return the disk of an image. Raises ImageAway."""
+    def _image_of(self, image: str | None, digest: str | None) -> LocalImage | None:
+        """Return an image that has a disk. Raises ImageAway."""
         if image is None:
             return None
         held = self._images.get(image)
         if held is None or held.disk is None or not held.is_(digest):
             raise ImageAway(f"this node does not hold image {image}, or the image has no disk")
-        return held.disk
+        return held
+
+    def _plain_disk_of(self, volume: wire.VolumeWanted) -> Path | None:
+        """Return the disk as a copy of which a volume that is not encrypted begins. Raises ImageAway, OSError."""
+        image = self._image_of(volume.image, volume.image_digest)
+        if image is not None and image.encryption_key:
+            raise OSError(f"image {volume.image} is encrypted: a volume that is not can't be made of it")
+        return None if image is None else image.disk
 
     async def _have_encrypted(self, volume: wire.VolumeWanted) -> None:
         """Make the file of an encrypted volume that is to be made. Raises ImgFailed, OSError."""
@@ -215,11 +222,15 @@ class NodeVolumes:
             return
         if volume.key is None:
             raise OSError(f"the server can't unwrap its key {volume.encryption_key}; see the server's log")
-        scratch, begins_as = path.with_suffix(".new"), self._disk_of(volume.image, volume.image_digest)
+        scratch, image = path.with_suffix(".new"), self._image_of(volume.image, volume.image_digest)
+        if image is not None and image.encryption_key not in ("", volume.encryption_key):
+            raise OSError(f"image {volume.image} is encrypted with another key than the volume: {image.encryption_key}")
         scratch.unlink(missing_ok=True)
         await luks.create_volume(scratch, volume.size_mib << 20, volume.key, CREATE_S_MAX)
-        if begins_as is not None:
-            await luks.fill_volume(scratch, begins_as, volume.key, CREATE_S_MAX)
+        if image is not None and image.disk is not None:
+            await luks.fill_volume(
+                scratch, image.disk, volume.key, CREATE_S_MAX, source_is_encrypted=bool(image.encryption_key)
+            )
         await files.sync(scratch)
         scratch.rename(path)
         await asyncio.to_thread(make_durable, path.parent)
@@ -235,7 +246,7 @@ class NodeVolumes:
         if not path.exists():
             if volume.phase is not VolumePhase.CREATING:
                 return wire.VolumeStands(volume.id, volume.phase, error=f"{path} is gone", code=WaitCode.FILE_LOST)
-            _create(path, volume.size_mib << 20, self._disk_of(volume.image, volume.image_digest))
+            _create(path, volume.size_mib << 20, self._plain_disk_of(volume))
             log.info("a volume is made", volume=volume.id, path=str(path))
         status = path.stat()
         size_bytes = luks.file_bytes(volume.size_mib << 20, volume.encryption_key)

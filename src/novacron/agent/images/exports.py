@@ -135,8 +135,8 @@ class VmExports:
         scratch = VmDirectory(self._directory / f"{export.id}{PART}", None)
         image = vm.image()
         assert image.disk is not None
-        if vm.spec().encryption_key:
-            raise Unacceptable("its disk is encrypted, and an export would not be")
+        if vm.spec().encryption_key or image.encryption_key:
+            raise Unacceptable("its disk, or its image, is encrypted, and an export would not be")
         await clone_disk.copy(vm.machine, scratch, vm.lock, None)
         layer = scratch.path / DISK_LAYER
         if not layer.exists():  # it has never run

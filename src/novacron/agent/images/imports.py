@@ -21,11 +21,12 @@ from typing import TypeAlias
 import msgspec
 
 from novacron.agent.actions import Action, doing
+from novacron.agent.images import encrypted
 from novacron.agent.images.download import Fetch, open_beneath
 from novacron.agent.images.named_work import NamedWork
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import UIDS_MAX
-from novacron.disk import convert, extent_maps, formats, unpack
+from novacron.disk import convert, extent_maps, formats, luks, unpack
 from novacron.disk.blocks import data_ranges
 from novacron.disk.errors import Unacceptable
 from novacron.disk.files import make_durable
@@ -41,7 +42,7 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 SCRATCH = ".importing-"
-SOURCE, UNPACKED, DISK = "source", "unpacked", "disk.raw"
+SOURCE, UNPACKED, DISK, ENCRYPTED = "source", "unpacked", "disk.raw", "disk.luks"
 KINDS = {ImageFormat.ISO: ISO, ImageFormat.BOOT_FILE: BOOT_FILE}
 """Of images that are no VM's disk."""
 SPARE_BYTES = 1 << 30
@@ -242,9 +243,12 @@ class ImageImports:
                 raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the given one", WaitCode.DIGEST_WRONG)
         scratch.chmod(0o711)
         described = await self._convert(import_, source, scratch / DISK, read)
+        if import_.encryption_key:
+            _check_room(scratch, luks.file_bytes(described.size_bytes, import_.encryption_key))  # it has no holes
+            described = await encrypted.make(import_, scratch / DISK, scratch / ENCRYPTED)
         kind = "disk" if import_.spec.format is None else KINDS.get(import_.spec.format, "disk")
-        manifest = Manifest(kind, description=import_.spec.description, disk=described, origin=import_.id)
-        if kind == BOOT_FILE:
+        manifest = Manifest(kind, description=import_.spec.description, disk=described, origin=import_.id, encryption_key=import_.encryption_key)
+        if kind == BOOT_FILE and not import_.encryption_key:
             (scratch / DISK).chmod(0o644)  # QEMU opens it again, as another user; only we can enter its directory
         new = scratch / f"{MANIFEST}.new"
         new.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
@@ -424,7 +428,7 @@ def _examine(source: Path, said: ImageFormat | None) -> tuple[ImageFormat, int |
 
 def _put_in_place(scratch: Path, target: Path) -> None:
     """Let an image be seen, durably. Raises OSError."""
-    for name in (SOURCE, UNPACKED):
+    for name in (SOURCE, UNPACKED, *((DISK,) if (scratch / ENCRYPTED).exists() else ())):
         (scratch / name).unlink(missing_ok=True)
     scratch.chmod(0o700)
     scratch.rename(target)

@@ -136,7 +136,7 @@ class KnownPages:
 
     async def of_disk(self, image: LocalImage, tenant: Tenant) -> list[Base]:
         """Return the pages of an image's disk, if it has one."""
-        return [] if image.disk is None else [await self._of_file(image, image.disk, tenant)]
+        return [] if image.disk is None or image.encryption_key else [await self._of_file(image, image.disk, tenant)]
 
     async def _of_file(self, image: LocalImage, path: Path, tenant: Tenant) -> Base:
         async with self._lock:
@@ -324,7 +324,8 @@ def _is_of(survey: _Survey | None, local_vm: LocalVm | None) -> bool:
 
 
 def _files(image: LocalImage) -> list[Path]:
-    return [path for path in (image.initrd, image.disk) if path is not None]
+    disk = None if image.encryption_key else image.disk  # what lies there is no page of any guest
+    return [path for path in (image.initrd, disk) if path is not None]
 
 
 async def _in_background(work: Callable[[], T]) -> T:

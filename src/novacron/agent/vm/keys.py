@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from novacron.disk.images import LocalImage
 from novacron.disk.overlay import OverlayFailed
 from novacron.model.encryption import DataKey
 from novacron.wire import messages as wire
@@ -19,6 +20,11 @@ def disk_key(assignment: wire.Assignment) -> DataKey | None:
 def volume_key(assignment: wire.Assignment, volume: wire.VolumeAttached) -> DataKey | None:
     """Return the key of one of a VM's volumes, None if that is not encrypted. Raises KeyMissing."""
     return _key(assignment, volume.encryption_key, f"volume {volume.id}")
+
+
+def image_key(assignment: wire.Assignment, image: LocalImage) -> DataKey | None:
+    """Return the key of an image that a VM uses, None if that is not encrypted. Raises KeyMissing."""
+    return _key(assignment, image.encryption_key, f"image {image.info.name}")
 
 
 def check_all(assignment: wire.Assignment) -> None:

@@ -122,6 +122,7 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         below=inherited.below,
         shared=inherited.shared,
         keys=inherited.keys,
+        below_key="" if image.disk is None else image.encryption_key,
         disk_key="" if image.disk is None else spec.encryption_key,
         nvram_key="" if spec.firmware is Firmware.BIOS else spec.encryption_key,
         disk_bus=spec.disk_bus,
@@ -188,10 +189,13 @@ class Opener:
         return None if path is None else self.read(path)
 
 
-def _hand_keys(assignment: wire.Assignment, opener: Opener) -> tuple[QemuKey, ...]:
+def _hand_keys(request: StartRequest, opener: Opener) -> tuple[QemuKey, ...]:
     """Let QEMU inherit the keys of a VM's encrypted disks, each in a file in memory. Raises LaunchFailed, OSError."""
+    assignment = request.assignment
     try:
         keys.check_all(assignment)
+        for image in (request.image, *request.media.values()):
+            keys.image_key(assignment, image)
     except KeyMissing as error:
         raise LaunchFailed(str(error)) from error
     return tuple(
@@ -216,7 +220,7 @@ class Launch:
         if request.image.disk is not None:
             self._home.give(DISK_LAYER)
         nics = await self._interfaces.make(spec, opener.hand)
-        handed = _hand_keys(request.assignment, opener)
+        handed = _hand_keys(request, opener)
         seed = await self._seed(request, nics, opener)
         volumes = await asyncio.to_thread(request.volumes)
         for volume in volumes:
@@ -236,8 +240,8 @@ class Launch:
             console=opener.listen(command.console_path(directory)),
             console_log=await self._console_log(request.assignment, opener),
             guest=opener.listen(command.guest_path(directory)),
-            kernel=opener.read_if_any(media.path(request.media, spec.kernel) if spec.kernel else image.kernel),
-            initrd=opener.read_if_any(media.path(request.media, spec.initrd) if spec.kernel else image.initrd),
+            kernel=await self._boot_file(request, spec.kernel, image.kernel, opener),
+            initrd=await self._boot_file(request, spec.initrd, image.initrd, opener),
             seed=seed,
             firmware=opener.read_if_any(code),
             below=opener.read_if_any(image.disk),
@@ -248,6 +252,17 @@ class Launch:
         config = qemu_config(self._vm, self._settings.qemu_binary, request, inherited)
         arguments = command.command(config, incoming=request.incoming, paused=request.paused)
         return confined_command(arguments, spec, uid, request.accelerator)
+
+    async def _boot_file(
+        self, request: StartRequest, named: str | None, own: Path | None, opener: Opener
+    ) -> int | None:
+        """Return a kernel or an initial RAM disk, open: the one that the spec names, or that of the VM's image."""
+        if not request.assignment.spec.kernel:
+            return opener.read_if_any(own)
+        try:
+            return await media.boot_file(request.media, named, request.assignment, opener)
+        except (KeyMissing, ImgFailed) as error:
+            raise LaunchFailed(str(error)) from error
 
     async def _console_log(self, assignment: wire.Assignment, opener: Opener) -> int | None:
         """Return the file in memory for what the guest prints; None: it may lie on the disk as it is."""

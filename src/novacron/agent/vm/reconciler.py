@@ -169,7 +169,7 @@ class Reconciler:
     async def _settle_running(self, assignment: wire.Assignment) -> None:
         """Let a VM that runs have the volumes, processors, memory and disk that it should have."""
         await self._devices.settle(assignment)
-        self._drives_wait = await self._drives.settle(assignment.spec)
+        self._drives_wait = await self._drives.settle(assignment)
         if not assignment.snapshots:
             await self._ways_back.settle()
         self._grow_error = await self._grow(assignment)

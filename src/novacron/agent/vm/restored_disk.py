@@ -35,6 +35,10 @@ async def make(context: VmContext, source: BackupSource) -> None:
     Raises MachineFailed, Unacceptable, RepositoryError, OverlayFailed, ImgFailed, BadState, NoAccount, OSError.
     """
     home, image = context.machine.home, context.image().disk
+    if context.image().encryption_key:
+        raise Unacceptable(
+            f"its image {context.spec().image} is encrypted, and a disk can't be restored over it", WaitCode.STEP_FAILED
+        )
     home.make()
     key = _key(context, source)
     raw, layer = home.path / RAW, home.path / LAYER

@@ -34,6 +34,7 @@ def merge(nodes: dict[str, Entry], owners: dict[str, Entry], described: dict[str
         for image in inventory["images"] if inventory else ():
             owner = owners.get(image["name"])
             fields = {**image, "nodes": [], "project": None if owner is None else owner.body["project"]}
+            fields["encryption_key"] = "" if owner is None else owner.body["encryption_key"]
             fields |= _written(described, image["name"])
             merged = by_digest.setdefault((image["name"], image["digest"]), fields)
             merged["nodes"].append(name)
