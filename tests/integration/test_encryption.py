@@ -241,17 +241,19 @@ def test_private_images_of_an_encrypting_project_are_encrypted_on_every_node(
         assert site.client.get("images", disk)["encryption_key"] == key
         assert site.client.get("images", "tiny")["encryption_key"] == ""
         vm = new_vm(image=disk, cdroms=[{"iso": None}], node="host-b")
-        until(lambda: "booted disk" in site.console_log(site.client.get("vms", vm["id"])), "it boots the disk", 120)
+        until_printed(site, vm, "booted disk")
         volume = site.client.create_volume(f"{disk}-volume", size_mib=16, node="host-a", image=disk)
         until(lambda: site.client.get("volumes", volume["id"])["phase"] == "ready", "the volume is made", 120)
-    plain = new_vm(image="blank", disk_mib=16, kernel=kernel, initrd=initrd, kernel_arguments="console=ttyS0 said=by-me")
+    plain = new_vm(
+        image="blank", disk_mib=16, kernel=kernel, initrd=initrd, kernel_arguments="console=ttyS0 said=by-me"
+    )
     assert site.client.get("vms", plain["id"])["spec"]["encryption_key"] == "", "its own disk is not encrypted"
-    until(lambda: "said=by-me" in site.console_log(site.client.get("vms", plain["id"])), "it boots its kernel", 120)
+    until_printed(site, plain, "said=by-me")
     site.cli("vm", "insert", vm["name"], cd)
     site.cli("vm", "set", vm["name"], "--boot-once", "cdrom")
     switch_off(site, vm)
     site.cli("vm", "start", vm["name"], "--wait")
-    until(lambda: "booted cd" in site.console_log(site.client.get("vms", vm["id"])), "it boots the CD", 120)
+    until_printed(site, vm, "booted cd")
     vm = move(site, vm, "host-a")
     for host in ("host-a", "host-b"):
         assert files_with(site.directory / host, b"MARKER-of-the-image") == set()

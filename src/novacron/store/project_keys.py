@@ -9,15 +9,13 @@ import msgspec
 from novacron.model.encryption import ErasedKey, WrappedKey
 from novacron.model.errors import Conflict, IllegalState, NotFound
 from novacron.model.vm import VmState
-from novacron.store import events, vms
+from novacron.store import events, image_use
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
 OFF = (VmState.STOPPED, VmState.FAILED, VmState.PENDING)
 """States in which no QEMU has a VM's key."""
 NAMES_MAX = 10
-USES_IMAGE = vms.USES_IMAGE.replace("$1", "o.name").replace("spec ", "vms.spec ")
-"""Of a VM: it uses the image ``o``."""
 
 
 async def add(connection: Connection, project_id: str, key: WrappedKey | None) -> str | None:
@@ -86,7 +84,7 @@ async def erase(connection: Connection, project: str, successor: WrappedKey | No
         "SELECT id, name, spec ->> 'power' AS power, status ->> 'state' AS state FROM vms"
         " WHERE spec ->> 'encryption_key' = $1"
         " OR id IN (SELECT vm FROM volumes WHERE encryption_key = $1)"
-        f" OR EXISTS (SELECT FROM image_owners o WHERE o.encryption_key = $1 AND {USES_IMAGE})"
+        f" OR EXISTS (SELECT FROM image_owners o WHERE o.encryption_key = $1 AND {image_use.uses('o.name')})"
         " ORDER BY vms.name FOR UPDATE OF vms",
         key,
     )

@@ -31,7 +31,18 @@ from novacron.model.vm import (
     VmState,
     mac_addresses,
 )
-from novacron.store import deferred_writes, events, hardware, macs, media, networks, projects, sizes, unreconciled
+from novacron.store import (
+    deferred_writes,
+    events,
+    hardware,
+    image_use,
+    macs,
+    media,
+    networks,
+    projects,
+    sizes,
+    unreconciled,
+)
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
 from novacron.telemetry import traces
@@ -395,11 +406,7 @@ async def leave(connection: Connection, vm: Vm) -> None:
     await connection.execute("DELETE FROM vms WHERE id = $1", vm.id)
 
 
-USES_IMAGE = (
-    "(spec ->> 'image' = $1 OR $1 IN (spec ->> 'kernel', spec ->> 'initrd')"
-    " OR spec -> 'cdroms' @> jsonb_build_array(jsonb_build_object('iso', $1::text)))"
-)
-"""Of a VM: it is made of an image ($1), boots it, or has it in a drive."""
+USES_IMAGE = image_use.uses("$1")
 
 
 async def made_of(connection: Connection, image: str, node: str | None) -> list[str]:

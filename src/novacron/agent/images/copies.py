@@ -88,7 +88,11 @@ async def take(listener: Listener, expected: wire.CopyExpected, settings: AgentS
 def _put_in_place(scratch: Path, target: Path, digest: str) -> None:
     """Let an image that has arrived be seen, durably, if it is the right one. Raises ImageUnusable, OSError."""
     image = verify(scratch, digest)
-    for path in (image.kernel, image.initrd, image.disk if image.info.kind == BOOT_FILE and not image.encryption_key else None):
+    for path in (
+        image.kernel,
+        image.initrd,
+        image.disk if image.info.kind == BOOT_FILE and not image.encryption_key else None,
+    ):
         if path is not None:
             path.chmod(0o644)  # QEMU opens it again, as another user
     scratch.rename(target)  # only we can enter it

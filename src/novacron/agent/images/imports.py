@@ -247,7 +247,13 @@ class ImageImports:
             _check_room(scratch, luks.file_bytes(described.size_bytes, import_.encryption_key))  # it has no holes
             described = await encrypted.make(import_, scratch / DISK, scratch / ENCRYPTED)
         kind = "disk" if import_.spec.format is None else KINDS.get(import_.spec.format, "disk")
-        manifest = Manifest(kind, description=import_.spec.description, disk=described, origin=import_.id, encryption_key=import_.encryption_key)
+        manifest = Manifest(
+            kind,
+            description=import_.spec.description,
+            disk=described,
+            origin=import_.id,
+            encryption_key=import_.encryption_key,
+        )
         if kind == BOOT_FILE and not import_.encryption_key:
             (scratch / DISK).chmod(0o644)  # QEMU opens it again, as another user; only we can enter its directory
         new = scratch / f"{MANIFEST}.new"
