@@ -48,6 +48,8 @@ def test_nothing_of_an_encrypted_vm_is_in_the_clear_and_its_disk_is_gone_with_th
 ) -> None:
     plain = new_vm(image="disk", cloud_init={"user_data": "#! seed of the plain one\n"}, node="host-a")
     with encrypting(site) as key:
+        said = site.cli("project", "set", "default", "--encryption", "on").stderr
+        assert "warning: not encrypted: VMs " in said and plain["name"] in said
         seed = {"user_data": "#! seed of the encrypted one\n"}
         vm = new_vm(image="disk", cloud_init=seed, node="host-a")
         disk = site.client.create_volume(f"{vm['name']}-data", size_mib=16, node="host-a")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from novacron.cli import metadata, options, output, updates
+from novacron.cli import metadata, options, output, unencrypted, updates
 from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.output import Columns, Output, OutputFormat
@@ -193,6 +193,8 @@ def set_project(
             client, "projects", project, lambda now: {**changes, "quota": _quota(quota, now["quota"])}
         )  # fmt: skip
         output.fields(changed_project, PROJECTS, output_)
+        if changes.get("encryption"):
+            unencrypted.warn(client, project)
 
 
 @projects.command("delete")
