@@ -7,7 +7,6 @@ import gc
 import os
 import subprocess
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
@@ -17,7 +16,8 @@ from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.machine import QemuHypervisor
-from novacron.model.node import AcceleratorKind
+from novacron.disk.images import LocalImage
+from novacron.model.node import AcceleratorKind, ImageInfo
 from novacron.model.vm import VmSpec
 from novacron.qemu import process
 from novacron.qemu.process import LOG, log_tail
@@ -42,7 +42,8 @@ async def test_a_qemu_that_does_not_start_says_why_and_leaves_nothing_running(tm
     hypervisor = QemuHypervisor(settings, NodeNetworks(settings), Passthrough())
     ended: list[str] = []
     machine = hypervisor.machine("vm-a", lambda name, _data: ended.append(name))
-    image = cast(Any, type("DisklessImage", (), {"disk": None, "kernel": kernel, "initrd": None, "cmdline": "quiet"}))
+    info = ImageInfo("tiny", "0" * 64, 6, "kernel")
+    image = LocalImage(info, tmp_path, kernel, None, "quiet")
     assignment = wire.Assignment("vm-a", "a", VmSpec(image="tiny"), False, "", 0, None, "default", bytes(32))
     with pytest.raises(MachineFailed, match="no such machine"):
         await machine.start(StartRequest(assignment, image, AcceleratorKind.TCG, "", list, incoming=False))
