@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from novacron.model.encryption import DataKey
+from novacron.model.encryption import DataKey, KeyId
 from novacron.model.export import ExportPhase
 from novacron.model.image import ImportPhase as ImportPhase
 from novacron.model.image import ImportSpec
@@ -82,7 +82,7 @@ class ImportWanted(msgspec.Struct, frozen=True):
     trace: str = ""
     disk_bytes: int = 0
     """How large a disk the image may have: nothing is made of a larger one before this is raised."""
-    encryption_key: str = ""
+    encryption_key: KeyId = ""
     """The key with which it is encrypted; empty: it is not."""
     key: DataKey | None = None
     """That key; None: the server does not have it."""
