@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -293,6 +293,7 @@ def test_a_file_that_can_not_be_edited_is_not_guessed_at() -> None:
         edited("[table]\nx = 1\n", {"port": 2})
 
 
+@example({}, {"advertise": "a\x85\u2028\u2029b"})
 @given(
     st.dictionaries(st.sampled_from(["port", "pool", "advertise", "trusted-proxy"]), st.integers(0, 9)),
     st.dictionaries(

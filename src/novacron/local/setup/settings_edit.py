@@ -26,7 +26,7 @@ def edited(text: str, values: Mapping[str, object]) -> str:
     A setting that is there is replaced; one that is not is added below the comment that explains it, or at the end.
     Raises CannotEdit, ValueError for a file or a value that is no TOML.
     """
-    lines = text.splitlines()
+    lines = _lines(text)
     for name, value in values.items():
         statement = f"{name} = {settings_file.toml(value)}"
         found = next(_statements(lines, name), None)
@@ -39,6 +39,11 @@ def edited(text: str, values: Mapping[str, object]) -> str:
     if _read(changed) != wanted:
         raise CannotEdit(f"it is written in a way that can't be edited: set {', '.join(values)} by hand")
     return changed
+
+
+def _lines(text: str) -> list[str]:
+    """Split at what ends a line in TOML; ``splitlines`` also splits at characters that may stand in a string."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _read(text: str) -> dict[str, Any] | None:
@@ -68,5 +73,5 @@ def _place(lines: list[str], name: str) -> int:
 def difference(path: str, before: str, after: str) -> list[str]:
     """Return what changes in a file, as ``diff -u`` shows it, without passwords."""
     names = f"{path} (as it is)", f"{path} (set up)"
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, n=0, lineterm="")
+    lines = difflib.unified_diff(_lines(before), _lines(after), *names, n=0, lineterm="")
     return [settings_file.without_password(line) for line in lines]
