@@ -100,10 +100,16 @@ class Operator:
         client = self._platform.client
         items = list(client.list("unreconciled-vms"))
         had = {item["vm"] for item in items if item["claim"] == "owner"}
+        running_at = {each.vm: each.host for each in census.processes(self._platform.directory)}
+        unsure = {item["vm"] for item in items if item["contradiction"] == "damaged"} - had
         for vm, name in {item["vm"]: item["vm_name"] for item in items}.items():
             with contextlib.suppress(ApiError):  # it is asked again until all is at rest
                 if vm in had and vm not in self._gone:
                     client.adopt_vm(vm)
+                elif vm in unsure and vm in running_at and vm not in self._gone:
+                    client.adopt_vm(vm, node=running_at[vm], confirm=name)
+                elif vm in unsure:
+                    client.forget_vm(vm, name)
                 elif vm in self._gone:
                     client.adopt_vm(vm, confirm=name)
                 else:

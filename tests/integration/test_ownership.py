@@ -18,6 +18,7 @@ import pytest
 from novacron.model.lease import LEASE_S, MARGIN_S, STEADY_S
 from novacron.model.limits import NODE_LOST_AFTER_S
 from novacron.model.migration import Side
+from novacron.model.unreconciled import EPOCHS_UNSEEN
 from novacron.store import leases, vms
 from novacron.wire import messages as wire
 from tests.simulation import defects
@@ -226,6 +227,53 @@ def test_a_node_that_comes_first_after_an_older_database_was_put_back_begins_not
     place: Place, tmp_path: Path, files: ServerFiles
 ) -> None:
     run_put_back(place, tmp_path, files)
+
+
+async def put_back_with_a_damaged_record(history: BadDay) -> None:
+    """A VM fails over after a backup was made, that is put back; its node's record of it is damaged meanwhile."""
+    world = history.world
+    await world.begin(ha=True)
+    await history.go_on(30, fails=False)
+    await world.back_up()
+    await world.hosts["a"].end_agent()
+    world.hosts["a"].lose_power()
+    await history.go_on(LEASE_S + MARGIN_S + STEADY_S + 5, fails=False)
+    (there,) = [name for name, host in world.hosts.items() if host.qemus]
+    await world.hosts[there].end_agent()
+    (world.hosts[there].directory / "journal" / f"{world.vm}.json").write_bytes(b"{}")
+    await history.be_put_back(ServerFiles.PUT_BACK)
+    for name in ("a", there):
+        await world.hosts[name].begin_agent()
+    await history.go_on(10, fails=False)
+    assert all(name in history.links.sessions for name in history.names)
+    assert [name for name, host in world.hosts.items() if host.qemus] == [there]
+    async with world.database.connection() as connection:
+        vm = await vms.get(connection, world.vm)
+    assert f"node {there} may have it" in str(vm.unreconciled) and vm.epoch == 1
+    assert await history.rest() > EPOCHS_UNSEEN
+
+
+def run_damaged(place: Place, directory: Path) -> None:
+    async def run() -> None:
+        history = BadDay(place[1], directory / "hosts", 1)
+        try:
+            await put_back_with_a_damaged_record(history)
+        finally:
+            await history.world.end()
+
+    place[0].run(run())
+
+
+def test_a_node_whose_record_is_damaged_was_not_heard_by_an_older_database(place: Place, tmp_path: Path) -> None:
+    run_damaged(place, tmp_path)
+
+
+def test_the_simulation_finds_a_damaged_record_that_counts_as_heard(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defects.damaged_records_count_as_heard(monkeypatch)
+    with pytest.raises(Broken, match="the guest goes on at a, runs on"):
+        run_damaged(place, tmp_path)
 
 
 @pytest.mark.parametrize("files", SERVER_FILES)

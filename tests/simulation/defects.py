@@ -20,7 +20,7 @@ from novacron.model.migration import Migration, MigrationPhase
 from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord
 from novacron.qemu import lease_guard
 from novacron.qemu.running import RunningQemu
-from novacron.store import database_marks, leases, migrations, owned, vms
+from novacron.store import database_marks, leases, migrations, owned, reconciling, vms
 from novacron.store.database import Connection
 from tests.simulation import machine
 from tests.simulation.bad_days import BadDay
@@ -163,6 +163,11 @@ def servers_trust_every_database(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(database_marks, "doubt", no_doubt)
     patch.setattr(database_marks, "compare", compare)
     patch.setattr(database_marks, "count", count_anyway)
+
+
+def damaged_records_count_as_heard(patch: pytest.MonkeyPatch) -> None:
+    """A node that can't read what it has written down of a VM is taken to have said that it has nothing of it."""
+    patch.setattr(reconciling, "_may_be_later", lambda row, unheard_since: False)
 
 
 def withheld_vms_are_begun(patch: pytest.MonkeyPatch) -> None:

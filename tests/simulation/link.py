@@ -64,11 +64,11 @@ class Links:
         """As ``LinkServer._welcome`` does. ``seen``: what the node has seen of the database."""
         socket = SimulatedSocket(lambda message: self._deliver(session, message))
         session = NodeSession(name, cast(ServerConnection, cast(Any, socket)))
-        records = [reconciling.NodeRecord(vm.vm, vm.record) for vm in held if vm.record is not None]
+        records = [reconciling.NodeRecord(vm.vm, vm.record) for vm in held]
         await self._database.transact(lambda connection: database_marks.compare(connection, name, seen))
         await self._database.transact(lambda connection: reconciling.take(connection, name, records, whole=True))
         async with self._database.transaction() as connection:
-            session.generation = await leases.begin(connection, name)
+            session.generation = await leases.begin(connection, name, [vm.vm for vm in held if vm.record is None])
         self.sessions[name] = session
         async with self._database.connection() as connection:
             every = await leases.neighbours(connection)

@@ -72,6 +72,12 @@ def test_a_directory_in_place_of_a_record_is_set_aside(tmp_path: Path) -> None:
     assert Journal(tmp_path).load()["vm-a"].damaged
 
 
+def test_a_damaged_record_of_a_vm_that_was_deleted_keeps_nothing_of_it(tmp_path: Path) -> None:
+    (tmp_path / "vm-a.json").write_bytes(b"{}")
+    record, verdict = obey_order(Journal(tmp_path).load_one("vm-a"), Order(OrderKind.GONE, 3), deleted=True)
+    assert (verdict, record.held, record.damaged) == (OrderVerdict.DESTROY, OwnershipRecord(3, Claim.NONE), False)
+
+
 def test_a_flipped_bit_does_not_undo_a_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RELEASED at epoch 8 with one bit flipped was RELEASED at 0, which lets the node run the VM at 8."""
     Journal(tmp_path).store("vm-a", Record(OwnershipRecord(8, Claim.RELEASED), machine="pc-i440fx-7.2"))

@@ -75,6 +75,10 @@ def has_voted(statement: wire.Statement) -> bool:
     return statement.task is not None and statement.task.side is Side.SOURCE and statement.task.voted
 
 
+def _obey_statement(record: Record, statement: wire.Statement) -> tuple[Record, OrderVerdict]:
+    return obey_order(record, statement.order, voted=has_voted(statement), deleted=statement.deleted)
+
+
 class Worker:
     """Owns everything that this node has of one VM."""
 
@@ -266,7 +270,7 @@ class Worker:
     async def _obey(self, statement: wire.Statement) -> OrderVerdict:
         """Note, durably, the epoch of what the server says; return what may be done now."""
         context, before = self.context, self.context.record
-        after, verdict = obey_order(before, statement.order, voted=has_voted(statement))
+        after, verdict = _obey_statement(before, statement)
         if after == before:
             if verdict is OrderVerdict.RUN:
                 await self._remember_description(statement)
@@ -274,7 +278,7 @@ class Worker:
 
         def obey(record: Record) -> Record:
             nonlocal verdict
-            after, verdict = obey_order(record, statement.order, voted=has_voted(statement))
+            after, verdict = _obey_statement(record, statement)
             return msgspec.structs.replace(after, description=_description(statement))
 
         await context.update(obey)

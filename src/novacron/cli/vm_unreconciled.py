@@ -13,13 +13,15 @@ from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Object
 from novacron.cli.vms import VmRef, finish
 from novacron.client import ApiError, Client
+from novacron.client.unreconciled import way_out
 from novacron.terminal import say
 
+ADVISED_MAX = 10
 COLUMNS: Columns = {
     "NAME": lambda item: item["vm_name"],
     "NODE": lambda item: item["node"],
     "CONTRADICTION": lambda item: item["contradiction"],
-    "EPOCH": lambda item: item["epoch"],
+    "EPOCH": lambda item: item["epoch"] if item["contradiction"] != "damaged" else None,
     "PROJECT": lambda item: item["project"],
     "AGE": lambda item: output.age(item["created_at"]),
     "REASON": lambda item: item["reason"],
@@ -29,8 +31,12 @@ COLUMNS: Columns = {
 
 @options.expand
 def unreconciled(listing: Listing = Listing()) -> None:
-    """List VMs of which a node knows more than the database: an older database was put back."""
+    """List VMs of which a node knows more than the database, and what to do: an older database was put back."""
     listing.show("unreconciled-vms", COLUMNS)
+    if listing.output.for_people and not listing.watch:
+        with output.errors():
+            for item in Client().list("unreconciled-vms", ADVISED_MAX):
+                say(f"{item['vm_name']}: {way_out(item)}", err=True)
 
 
 ADOPT_OPTIONS = (

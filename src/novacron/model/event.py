@@ -24,9 +24,10 @@ class Event(msgspec.Struct, frozen=True):
     project: str | None = None
     """The project of the object; None: the object belongs to the fleet."""
     count: int = 1
-    """How often it has happened: the system's events of one object that repeat quickly are counted as one."""
+    """How many events this stands for: those that the system makes of one object beyond five a minute are counted in
+    one of them, if possible one of the same reason."""
     last_at: datetime | None = None
-    """When it happened last, if it may repeat; ``message`` is of then."""
+    """When the last of them happened, if there may be more; ``reason`` and ``message`` are of then."""
 
 
 class Image(Metadata, frozen=True):

@@ -34,6 +34,13 @@ class Contradiction(StrEnum):
     """The node gave the VM away, or removed it; the database has it there."""
     ENDING = "ending"
     """The database is right: the node is to end what it has of the VM, which begins nowhere before it has."""
+    DAMAGED = "damaged"
+    """The node can't read what it has written down of the VM: the database may be older than that."""
+
+
+EPOCHS_UNSEEN = 2**32
+"""By how many epochs a node whose record of a VM is damaged may have gone beyond an older database: more than a VM
+begins in a hundred years of one a second."""
 
 
 class Recorded(NamedTuple):
@@ -115,7 +122,7 @@ class UnreconciledVm(msgspec.Struct, frozen=True):
     node: str
     contradiction: Contradiction
     epoch: int
-    """The node's. The next epoch is above it."""
+    """The node's; of one whose record is damaged, one that it can't have reached. The next epoch is above it."""
     claim: Claim
     reason: str
     description: dict[str, Any] | None

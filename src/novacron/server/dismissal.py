@@ -57,7 +57,9 @@ async def dismiss(
 
 async def _tell_of_unknown(database: Database, node: str, held: Collection[wire.HeldVm], log_now: Rarely) -> None:
     """Record that a host has VMs of which the database knows less: it may have joined after a backup was made."""
-    owns = {vm.vm: vm.record.epoch for vm in held if vm.record is not None and vm.record.claim is Claim.OWNER}
+    sound = {vm.vm: vm.record for vm in held if vm.record is not None}
+    owns = {vm: record.epoch for vm, record in sound.items() if record.claim is Claim.OWNER}
+    owns |= {vm.vm: 0 for vm in held if vm.record is None}
     async with database.connection() as connection:
         later = await unreconciled.later(connection, owns)
     if later:

@@ -298,12 +298,12 @@ class LinkServer:
     async def _welcome(self, session: NodeSession, hello: wire.Hello) -> None:
         """Let a node be connected; an earlier connection of its ends."""
         node = session.node
-        records = [reconciling.NodeRecord(held.vm, held.record) for held in hello.held if held.record is not None]
+        records = [reconciling.NodeRecord(held.vm, held.record) for held in hello.held]
         async with self._greeting:  # before anything is said to the node, or given to it
             await self._database.transact(lambda connection: database_marks.compare(connection, node, hello.database))
             await self._database.transact(lambda connection: reconciling.take(connection, node, records, whole=True))
         async with self._greeting, self._database.transaction() as connection:
-            session.generation = await leases.begin(connection, node)
+            session.generation = await leases.begin(connection, node, [vm.vm for vm in hello.held if vm.record is None])
             stored = await nodes.get(connection, node)
             session.clock = ClockSkew(stored.status.clock_skew_s)
             session.accepted, session.inventory = (stored.spec.accepted, stored.spec.capacity), hello.inventory

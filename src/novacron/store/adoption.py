@@ -12,7 +12,7 @@ import msgspec
 
 from novacron.model.errors import Conflict, InvalidInput, NotFound
 from novacron.model.ownership import Claim
-from novacron.model.unreconciled import UnreconciledVm, VmDescription, check_described
+from novacron.model.unreconciled import Contradiction, UnreconciledVm, VmDescription, check_described
 from novacron.model.vm import Vm, VmState, VmStatus
 from novacron.model.volume import PoolKind, VolumePhase
 from novacron.store import events, lost_nodes, macs, networks, nodes, projects, reconciling, sizes, vms
@@ -44,11 +44,24 @@ async def find(connection: Connection, ref: str) -> list[UnreconciledVm]:
     )
     found = [reconciling.of_row(row) for row in rows]
     if not found:
+        await _check_ending(connection, ref)
         raise NotFound(f"no node knows more of a VM {ref!r} than the database", hint="see: novacron vm unreconciled")
     if len({record.vm for record in found}) > 1:
         ids = ", ".join(sorted({record.vm for record in found}))
         raise Conflict(f"several unreconciled VMs are called {ref}: {ids}", hint="name one by its id")
     return found
+
+
+async def _check_ending(connection: Connection, ref: str) -> None:
+    """Raise Conflict if it was said already who is right about a VM."""
+    row = await connection.fetchrow(
+        "SELECT * FROM unreconciled_vms WHERE $1 IN (id, vm, vm_name) AND contradiction = 'ending' LIMIT 1", ref
+    )
+    if row is not None:
+        ending = reconciling.of_row(row)
+        raise Conflict(
+            f"VM {ending.vm_name} is being reconciled: {ending.reason}", hint="see: novacron vm unreconciled"
+        )
 
 
 async def adopt(connection: Connection, ref: str, how: Adoption, actor: str) -> Vm:
@@ -71,15 +84,52 @@ async def adopt(connection: Connection, ref: str, how: Adoption, actor: str) -> 
     row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1 FOR UPDATE", record.vm)
     if record.claim is Claim.NONE:
         return await _drop(connection, vms.of_row(row), record, actor)
+    if record.contradiction is Contradiction.DAMAGED:
+        vm = await _move(connection, row, record, epoch)
+        message = f"as node {record.node} has it"
+    else:
+        vm = await _as_described(connection, row, record, how, epoch)
+        message = f"as node {record.node} knows it"
+    await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "Adopted", message, actor, vm.project))
+    await reconciling.let_end(connection, vm, [other for other in every if other.node != vm.node and _may_run(other)])
+    return await vms.get(connection, vm.id)
+
+
+def _may_run(record: UnreconciledVm) -> bool:
+    """Say whether a VM may run on a node until that is told otherwise."""
+    return record.claim is Claim.OWNER or record.contradiction is Contradiction.DAMAGED
+
+
+async def _as_described(
+    connection: Connection, row: asyncpg.Record | None, record: UnreconciledVm, how: Adoption, epoch: int
+) -> Vm:
+    """Let the database have a VM as its node describes it."""
     described = _description(record)
     if row is None:
         vm = await _create(connection, record, described, how, epoch)
     else:
         vm = await _correct(connection, vms.of_row(row), record, described, how, epoch)
     await _attach_volumes(connection, vm, described)
-    message = f"as node {record.node} knows it"
-    await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "Adopted", message, actor, vm.project))
     return vm
+
+
+async def _move(connection: Connection, row: asyncpg.Record | None, record: UnreconciledVm, epoch: int) -> Vm:
+    """Let a VM be on the node that can't say what it is, as the database knows it. Raises Conflict."""
+    if row is None:
+        raise Conflict(
+            f"neither the database nor node {record.node} knows what VM {record.vm_name} is",
+            hint=f"put the node's file for it back, in the folder journal, or: novacron vm forget {record.vm_name}",
+        )
+    machine = vms.of_row(row).status.machine
+    row = await connection.fetchrow(
+        "UPDATE vms SET node = $2, status = $3, epoch = $4, lost_on = NULL, unreconciled = NULL, deleting = false,"
+        " trace = $5 WHERE id = $1 RETURNING *",
+        record.vm, record.node, _status(record, machine), epoch, traces.carry(),
+    )  # fmt: skip
+    await connection.execute(
+        "UPDATE volumes SET node = $2 WHERE vm = $1 AND kind = $3", record.vm, record.node, PoolKind.LOCAL
+    )
+    return vms.of_row(row)
 
 
 async def forget(connection: Connection, ref: str, confirm: str | None, actor: str) -> Vm | None:
@@ -130,7 +180,7 @@ async def forget(connection: Connection, ref: str, confirm: str | None, actor: s
 async def _settle(connection: Connection, every: list[UnreconciledVm]) -> int:
     """Let a VM be reconciled; return the epoch that it begins, above all that are known."""
     id = every[0].vm
-    await connection.execute("DELETE FROM unreconciled_vms WHERE vm = $1", id)
+    await connection.execute("DELETE FROM unreconciled_vms WHERE vm = $1 AND contradiction <> 'ending'", id)
     epoch: int = await connection.fetchval(
         "SELECT 1 + greatest($2, (SELECT epoch FROM vms WHERE id = $1),"
         " (SELECT epoch FROM vm_tombstones WHERE vm = $1))",

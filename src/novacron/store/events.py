@@ -9,8 +9,8 @@ from novacron.store import deferred_writes
 from novacron.store.database import Connection
 
 SYSTEM, REBALANCING, DRAIN_OF = "system", "rebalancing", "drain of "
-"""Who does something without being asked each time. Their events of one object that repeat are counted as one (trigger
-``series`` of ``events``): one broken thing makes few, however often it is tried."""
+"""Who does something without being asked each time. Of one object they make at most five events a minute, and those
+count the others (trigger ``series`` of ``events``): one broken thing makes few, however and however often it breaks."""
 MESSAGE_LENGTH_MAX = 2000
 
 

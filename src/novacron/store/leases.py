@@ -13,13 +13,19 @@ SIGN_S = 8.0
 """How long it counts that a node was seen by another one."""
 
 
-async def begin(connection: Connection, node: str) -> int:
+async def begin(connection: Connection, node: str, damaged: Sequence[str] = ()) -> int:
     """A node has connected: return the generation that its heartbeats belong to. Only those renew its lease: a node
-    that connects again and again, and says nothing, has none."""
+    that connects again and again, and says nothing, has none. ``damaged``: the VMs of which it can't read what it has
+    written down."""
     await connection.execute(
         "INSERT INTO node_leases (node, renewed_at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING", node
     )
-    generation: int = await connection.fetchval("SELECT generation FROM node_leases WHERE node = $1", node)
+    generation: int = await connection.fetchval(
+        "UPDATE node_leases SET record_damaged = EXISTS (SELECT FROM unnest($2::text[]) AS d (vm)"
+        " WHERE NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.vm = d.vm AND u.node = $1))"
+        " WHERE node = $1 RETURNING generation",
+        node, list(damaged),
+    )  # fmt: skip
     return generation
 
 

@@ -11,7 +11,7 @@ from novacron.model.cloud_init import StoredSeed
 from novacron.model.cpu import CpuModel
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.vm import CloneOf, VmSpec, VmState, VmStatus
-from novacron.store import events, unreconciled, vms
+from novacron.store import events, reconciling, unreconciled, vms
 from novacron.store.database import Connection
 from novacron.store.rows import Decoded, decode, decode_each
 
@@ -116,6 +116,8 @@ async def observe(connection: Connection, reports: Sequence[Report]) -> None:
     changed: dict[str, VmStatus] = {}
     for node, id, epoch, status in reports:
         vm = vms_by_id.get(id)
+        if status.record_lost and vm is not None and vm.unreconciled is not None:
+            await reconciling.record_lost(connection, node, id, epoch)
         if vm is None or vm.node != node or vm.epoch != epoch or vm.unreconciled is not None:
             continue
         was = changed.get(id, vm.status)

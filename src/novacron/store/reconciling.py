@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -11,7 +12,7 @@ import msgspec
 
 from novacron.model.names import Name
 from novacron.model.ownership import Claim, OwnershipRecord
-from novacron.model.unreconciled import Contradiction, Recorded, UnreconciledVm, contradiction
+from novacron.model.unreconciled import EPOCHS_UNSEEN, Contradiction, Recorded, UnreconciledVm, contradiction
 from novacron.model.vm import Vm, VmState
 from novacron.store import events, unreconciled, vms
 from novacron.store.database import Connection
@@ -21,9 +22,9 @@ from novacron.telemetry import logs
 log = logs.get(__name__)
 
 RECORDED = """
-    SELECT id, node, epoch, migration IS NOT NULL AS migrating, deleting, false AS deleted, name, project
+    SELECT id, node, epoch, migration IS NOT NULL AS migrating, deleting, false AS deleted, name, project, created_at
     FROM vms WHERE id = ANY($1)
-    UNION ALL SELECT vm, NULL, epoch, false, false, true, NULL, NULL
+    UNION ALL SELECT vm, NULL, epoch, false, false, true, NULL, NULL, NULL
     FROM vm_tombstones t WHERE vm = ANY($1) AND NOT EXISTS (SELECT FROM vms v WHERE v.id = t.vm)
 """
 STORE = """
@@ -67,10 +68,10 @@ class _Reserved(msgspec.Struct):
 
 
 class NodeRecord(NamedTuple):
-    """What a node remembers of a VM, and what it was told last that the VM is."""
+    """What a node remembers of a VM, and what it was told last that the VM is. ``held`` None: it can't read that."""
 
     vm: str
-    held: OwnershipRecord
+    held: OwnershipRecord | None
     description: dict[str, Any] | None = None
 
 
@@ -86,25 +87,63 @@ async def take(connection: Connection, node: str, records: Sequence[NodeRecord],
     rows = {row["id"]: row for row in await connection.fetch(RECORDED, ids)}
     before = await connection.fetch("SELECT vm, claim, contradiction FROM unreconciled_vms WHERE node = $1", node)
     ending = {row["vm"] for row in before if row["contradiction"] == Contradiction.ENDING}
-    touched = {record.vm for record in records if await _compare(connection, node, record, rows.get(record.vm))}
+    damaged = {record.vm for record in records if record.held is None}
+    touched = damaged & {row["vm"] for row in before}  # nothing was said to the node of these since
+    unheard_since = await unreconciled.unheard_since(connection, node) if damaged - touched else None
+    for record in records:
+        if record.held is not None:
+            said = await _compare(connection, node, record, record.held, rows.get(record.vm))
+        else:
+            said = record.vm not in touched and _may_be_later(rows.get(record.vm), unheard_since)
+            if said:
+                await _store(connection, node, record, _unread(rows.get(record.vm)), rows.get(record.vm))
+        if said:
+            touched.add(record.vm)
     # What a node had once and does not mention, it has no more; that it has given a VM away remains true.
-    said = set(ids) | ({row["vm"] for row in before if row["claim"] != Claim.NONE} if whole else set())
-    has = {record.vm for record in records if record.held.claim is not Claim.NONE}
-    agreed = ({row["vm"] for row in before} & said) - touched - (ending & has)
+    spoken_of = set(ids) | ({row["vm"] for row in before if row["claim"] != Claim.NONE} if whole else set())
+    has = {record.vm for record in records if record.held is not None and record.held.claim is not Claim.NONE}
+    agreed = ({row["vm"] for row in before} & spoken_of) - touched - (ending & has)
     await connection.execute("DELETE FROM unreconciled_vms WHERE node = $1 AND vm = ANY($2)", node, list(agreed))
     if touched or agreed:
         await mark(connection, touched | agreed, [node])
 
 
-async def _compare(connection: Connection, node: str, record: NodeRecord, row: asyncpg.Record | None) -> bool:
+class _Said(NamedTuple):
+    """What a node says that contradicts the database."""
+
+    how: Contradiction
+    held: OwnershipRecord
+    words: str
+
+
+def _may_be_later(row: asyncpg.Record | None, unheard_since: datetime | None) -> bool:
+    """Say whether a record that its node can't read may be of an epoch that the database does not know.
+
+    ``unheard_since``: when the database was found to be older, if the node was not heard since.
+    """
+    if row is None:
+        return True
+    return unheard_since is not None and not row["deleted"] and row["created_at"] < unheard_since
+
+
+def _unread(row: asyncpg.Record | None) -> _Said:
+    """Return what stands for a record that can't be read: a promise, at an epoch above any that it may be of."""
+    held = OwnershipRecord((0 if row is None else row["epoch"]) + EPOCHS_UNSEEN, Claim.RELEASED)
+    return _Said(Contradiction.DAMAGED, held, "may have it: what it has written down of it is damaged")
+
+
+async def _compare(
+    connection: Connection, node: str, record: NodeRecord, held: OwnershipRecord, row: asyncpg.Record | None
+) -> bool:
     """Store what contradicts the database, and say whether anything does."""
     recorded = None if row is None else Recorded(*(row[field] for field in Recorded._fields))
-    if recorded is not None and _both_removed(node, record.held, recorded):
-        await _remove(connection, record)
+    if recorded is not None and _both_removed(node, held, recorded):
+        await _remove(connection, record.vm, held.epoch)
         return True
-    how = contradiction(node, record.held, recorded)
+    how = contradiction(node, held, recorded)
     if how is not None:
-        await _store(connection, node, record, how, row)
+        said = _Said(how, held, f"{WORDS[held.claim]}, at epoch {held.epoch}")
+        await _store(connection, node, record, said, row)
     return how is not None
 
 
@@ -113,24 +152,24 @@ def _both_removed(node: str, held: OwnershipRecord, recorded: Recorded) -> bool:
     return recorded.deleting and recorded.node == node and held.claim is Claim.NONE and held.epoch >= recorded.epoch
 
 
-async def _remove(connection: Connection, record: NodeRecord) -> None:
-    vm = await vms.get(connection, record.vm, lock=True)
-    await vms.remove(connection, msgspec.structs.replace(vm, epoch=max(vm.epoch, record.held.epoch)))
+async def _remove(connection: Connection, id: str, epoch: int) -> None:
+    vm = await vms.get(connection, id, lock=True)
+    await vms.remove(connection, msgspec.structs.replace(vm, epoch=max(vm.epoch, epoch)))
     await connection.execute("DELETE FROM unreconciled_vms WHERE vm = $1", vm.id)
 
 
 async def _store(
-    connection: Connection, node: str, record: NodeRecord, how: Contradiction, row: asyncpg.Record | None
+    connection: Connection, node: str, record: NodeRecord, said: _Said, row: asyncpg.Record | None
 ) -> None:
-    held, described = record.held, _sound(node, record)
+    held, described = said.held, _sound(node, record)
     description = described or {}
     name = str(description.get("name") or (row and row["name"]) or record.vm)
     project = (row and row["project"]) or await connection.fetchval(
         "SELECT name FROM projects WHERE id = $1", str(description.get("project", ""))
     )
-    reason = f"node {node} {WORDS[held.claim]}, at epoch {held.epoch}; " + _known(row)
+    reason = f"node {node} {said.words}; {_known(row)}"
     done = await connection.execute(
-        STORE, f"{record.vm}.{secrets.token_hex(4)}", record.vm, name, node, how, held.epoch, held.claim, reason,
+        STORE, f"{record.vm}.{secrets.token_hex(4)}", record.vm, name, node, said.how, held.epoch, held.claim, reason,
         described, project,
     )  # fmt: skip
     if done == "INSERT 0 1":
@@ -175,7 +214,7 @@ async def let_end(connection: Connection, vm: Vm, every: Iterable[UnreconciledVm
     """The database is right about a VM: it begins nowhere before others have ended what they have of it."""
     for record in every:
         reason = (
-            f"node {record.node} ends what it has of it; if that host is gone for good: novacron node remove"
+            f"node {record.node} {unreconciled.ENDS}; if that host is gone for good: novacron node remove"
             f" {record.node} --force"
         )
         await connection.execute(
@@ -183,6 +222,18 @@ async def let_end(connection: Connection, vm: Vm, every: Iterable[UnreconciledVm
             record.claim, reason, record.description, vm.project,
         )  # fmt: skip
     await mark(connection, [vm.id], [record.node for record in every])
+
+
+async def record_lost(connection: Connection, node: str, id: str, epoch: int) -> None:
+    """A node that is to end what it has of a VM does nothing at this epoch, which is the first that it has heard since
+    its record was damaged: it obeys the next."""
+    done = await connection.execute(
+        "UPDATE vms SET unreconciled = NULL, epoch = epoch + 1 WHERE id = $2 AND epoch = $3 AND EXISTS"
+        " (SELECT FROM unreconciled_vms u WHERE u.vm = id AND u.node = $1 AND u.contradiction = 'ending')",
+        node, id, epoch,
+    )  # fmt: skip
+    if done == "UPDATE 1":
+        await mark(connection, [id], [node])
 
 
 async def ended(connection: Connection, node: str, id: str) -> None:

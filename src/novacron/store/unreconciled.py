@@ -21,6 +21,8 @@ UNHEARD = "an older database was put back, and node %s, which may have the VM, w
 HEAR = (
     "let its agent connect; if that host is gone for good: novacron node remove NODE --force; see: novacron node list"
 )
+ENDS = "ends what it has of it"
+"""In the reason of a VM of which the database is right: adopting or forgetting it once more ends nothing."""
 NOT_HEARD = "l.renewed_at < r.found_at AND NOT (l.cut_off AND coalesce(l.fenced_at >= r.found_at, false))"
 """Of a lease ``l``: its node may know more than the database, which was put back."""
 
@@ -33,15 +35,31 @@ def way_out(name: str) -> str:
 def check(vm: Vm, action: str) -> None:
     """Raise Conflict when a node knows more of the VM than the database."""
     if vm.unreconciled is not None:
-        raise Conflict(f"cannot {action} VM {vm.name}: {vm.unreconciled}", hint=way_out(vm.name))
+        hint = "see: novacron vm unreconciled" if ENDS in vm.unreconciled else way_out(vm.name)
+        raise Conflict(f"cannot {action} VM {vm.name}: {vm.unreconciled}", hint=hint)
 
 
 async def restored(connection: Connection) -> None:
-    """Note that the database is older than what a node knows."""
+    """Note that the database is older than what a node knows. Nodes that could not read all that they have written
+    down, and were believed, have to connect again."""
     await connection.execute(
         "INSERT INTO database_restored (found_at) VALUES (clock_timestamp())"
         " ON CONFLICT (single) DO UPDATE SET found_at = excluded.found_at"
     )
+    await connection.execute(
+        "UPDATE node_leases SET generation = generation + 1, record_damaged = false WHERE record_damaged"
+    )
+
+
+async def unheard_since(connection: Connection, node: str) -> datetime | None:
+    """Return when the database was found to be older, if a node may have been given VMs before, and was not heard
+    since."""
+    found_at: datetime | None = await connection.fetchval(
+        "SELECT r.found_at FROM database_restored r WHERE NOT EXISTS"
+        f" (SELECT FROM node_leases l WHERE l.node = $1 AND NOT ({NOT_HEARD}))",
+        node,
+    )
+    return found_at
 
 
 async def not_heard(connection: Connection, but: str | None = None) -> list[str]:

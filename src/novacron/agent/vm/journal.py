@@ -65,14 +65,17 @@ class Record(msgspec.Struct, frozen=True):
     the server has shown since."""
 
 
-def obey_order(record: Record, order: Order, *, voted: bool = False) -> tuple[Record, OrderVerdict]:
+def obey_order(
+    record: Record, order: Order, *, voted: bool = False, deleted: bool = False
+) -> tuple[Record, OrderVerdict]:
     """Return what the node remembers after an order, and what it may do once that is durable.
 
     After damage the first epoch that the server shows may be the one at which something was promised: it binds as if
     it had been. Any later one is obeyed as usual. ``voted``: the server has this node's vote not to run the VM at the
-    order's epoch. It binds, though a journal put back from an older copy knows nothing of it.
+    order's epoch. It binds, though a journal put back from an older copy knows nothing of it. ``deleted``: the VM runs
+    nowhere any more, whatever was promised.
     """
-    if record.damaged and record.held.claim is Claim.NONE:
+    if record.damaged and record.held.claim is Claim.NONE and not deleted:
         return msgspec.structs.replace(record, held=OwnershipRecord(order.epoch, Claim.RELEASED)), OrderVerdict.HOLD
     held, verdict = obey(record.held, order)
     if voted and verdict is OrderVerdict.RUN:

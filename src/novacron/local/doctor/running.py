@@ -11,6 +11,7 @@ from datetime import datetime
 from novacron import __version__, pki
 from novacron.client.api import Client, Object, load_config
 from novacron.client.errors import ApiError, Unreachable
+from novacron.client.unreconciled import way_out
 from novacron.local.doctor.finding import Finding, bad, ok, warning
 from novacron.model import mac
 from novacron.model.condition import EVENTS_OF_THEIR_OWN, KEEPS_VMS_AWAY, ConditionReason, ConditionStatus
@@ -129,12 +130,7 @@ def _vms(vms: list[Object]) -> Iterator[Finding]:
 def _unreconciled(items: list[Object]) -> Iterator[Finding]:
     """VMs of which nodes know more than the database."""
     for item in items[:SHOWN_MAX]:
-        name = item["vm_name"]
-        yield bad(
-            f"VM {name}",
-            item["reason"],
-            f"if the node is right: novacron vm adopt {name}; if the database is: novacron vm forget {name}",
-        )
+        yield bad(f"VM {item['vm_name']}", item["reason"], way_out(item))
     if len(items) > SHOWN_MAX:
         yield bad("VMs", f"nodes know more than the database of {len(items)} VMs", "novacron vm unreconciled")
 
