@@ -459,6 +459,7 @@ async def test_a_node_that_cannot_read_its_record_was_not_heard_about_that_vm(fl
     await connect(fleet, "a")
     assert "was not heard since" in (await withheld(fleet, "a"))["web"]
     await connect(fleet, "b", "web", NEW)
+    await connect(fleet, "a")
     async with fleet.connection() as connection:
         assert not await unreconciled.not_heard(connection)
     vm = await stored(fleet, "web")
