@@ -239,10 +239,16 @@ async def put_back_with_a_damaged_record(history: BadDay) -> None:
     world.hosts["a"].lose_power()
     await history.go_on(LEASE_S + MARGIN_S + STEADY_S + 5, fails=False)
     (there,) = [name for name, host in world.hosts.items() if host.qemus]
-    await world.hosts[there].end_agent()
-    (world.hosts[there].directory / "journal" / f"{world.vm}.json").write_bytes(b"{}")
+    for name in history.names:  # the others have never heard of it
+        host = world.hosts[name]
+        await host.end_agent()
+        record = host.directory / "journal" / f"{world.vm}.json"
+        if name == there:
+            record.write_bytes(b"{}")
+        elif name != "a":
+            record.unlink(missing_ok=True)
     await history.be_put_back(ServerFiles.PUT_BACK)
-    for name in ("a", there):
+    for name in history.names:
         await world.hosts[name].begin_agent()
     await history.go_on(10, fails=False)
     assert all(name in history.links.sessions for name in history.names)

@@ -255,9 +255,9 @@ async def test_a_forgotten_vm_is_ended_where_the_database_does_not_have_it(fleet
     assert "node b ends what it has of it" in str((await stored(fleet, "web")).unreconciled)
     assert await orders(fleet, "a", "web") == {}, "it has not yet"
     for again in (adopt(fleet, "web"), forget(fleet, "web", "web"), act(fleet, "web", VmAction.STOP)):
-        with pytest.raises(Conflict, match="node b ends what it has") as refused:
+        with pytest.raises(Conflict, match="node b ends what it has") as unneeded:
             await again
-        assert "novacron vm unreconciled" in str(refused.value.hint)
+        assert "novacron vm unreconciled" in str(unneeded.value.hint)
     await fleet.transact(lambda connection: reconciling.ended(connection, "b", "web"))
     assert await orders(fleet, "a", "web") == {"web": (OrderKind.OWN, 7)}
     await said(fleet, "b", NEW, 3)

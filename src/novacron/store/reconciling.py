@@ -229,7 +229,7 @@ async def record_lost(connection: Connection, node: str, id: str, epoch: int) ->
     its record was damaged: it obeys the next."""
     done = await connection.execute(
         "UPDATE vms SET unreconciled = NULL, epoch = epoch + 1 WHERE id = $2 AND epoch = $3 AND EXISTS"
-        " (SELECT FROM unreconciled_vms u WHERE u.vm = id AND u.node = $1 AND u.contradiction = 'ending')",
+        " (SELECT FROM unreconciled_vms WHERE vm = $2 AND node = $1 AND contradiction = 'ending')",
         node, id, epoch,
     )  # fmt: skip
     if done == "UPDATE 1":
