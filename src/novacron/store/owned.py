@@ -106,6 +106,13 @@ def _event_of(was: VmStatus, status: VmStatus) -> str | None:
     return status.reason_code if status.reason_code and status.reason_code != was.reason_code else None
 
 
+async def _let_go_on(connection: Connection, reports: Sequence[Report], held_back: set[str]) -> None:
+    """Nodes that have lost their record of a VM that they are to end hear the next epoch, which they obey."""
+    for node, id, epoch, status in reports:
+        if status.record_lost and id in held_back:
+            await reconciling.record_lost(connection, node, id, epoch)
+
+
 async def observe(connection: Connection, reports: Sequence[Report]) -> None:
     """Store what the owners of VMs report, in this order; anyone else's report is ignored, and so
     is one of a VM whose row can't be decoded. Finishes deletions."""
@@ -114,10 +121,9 @@ async def observe(connection: Connection, reports: Sequence[Report]) -> None:
     )
     vms_by_id = {vm.id: vm for vm in decode_each("vms", rows, vms.of_row)}
     changed: dict[str, VmStatus] = {}
+    await _let_go_on(connection, reports, {id for id, vm in vms_by_id.items() if vm.unreconciled is not None})
     for node, id, epoch, status in reports:
         vm = vms_by_id.get(id)
-        if status.record_lost and vm is not None and vm.unreconciled is not None:
-            await reconciling.record_lost(connection, node, id, epoch)
         if vm is None or vm.node != node or vm.epoch != epoch or vm.unreconciled is not None:
             continue
         was = changed.get(id, vm.status)

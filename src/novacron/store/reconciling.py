@@ -83,29 +83,38 @@ def of_row(row: asyncpg.Record | None) -> UnreconciledVm:
 async def take(connection: Connection, node: str, records: Sequence[NodeRecord], *, whole: bool) -> None:
     """Compare what a node remembers of VMs with the database, and store what contradicts it. ``whole``: the node has
     nothing of any other VM."""
-    ids = [record.vm for record in records]
-    rows = {row["id"]: row for row in await connection.fetch(RECORDED, ids)}
     before = await connection.fetch("SELECT vm, claim, contradiction FROM unreconciled_vms WHERE node = $1", node)
     ending = {row["vm"] for row in before if row["contradiction"] == Contradiction.ENDING}
-    damaged = {record.vm for record in records if record.held is None}
-    touched = damaged & {row["vm"] for row in before}  # nothing was said to the node of these since
-    unheard_since = await unreconciled.unheard_since(connection, node) if damaged - touched else None
-    for record in records:
-        if record.held is not None:
-            said = await _compare(connection, node, record, record.held, rows.get(record.vm))
-        else:
-            said = record.vm not in touched and _may_be_later(rows.get(record.vm), unheard_since)
-            if said:
-                await _store(connection, node, record, _unread(rows.get(record.vm)), rows.get(record.vm))
-        if said:
-            touched.add(record.vm)
+    touched = await _contradicted(connection, node, records, {row["vm"] for row in before})
     # What a node had once and does not mention, it has no more; that it has given a VM away remains true.
-    spoken_of = set(ids) | ({row["vm"] for row in before if row["claim"] != Claim.NONE} if whole else set())
+    spoken_of = {record.vm for record in records} | (
+        {row["vm"] for row in before if row["claim"] != Claim.NONE} if whole else set()
+    )
     has = {record.vm for record in records if record.held is not None and record.held.claim is not Claim.NONE}
     agreed = ({row["vm"] for row in before} & spoken_of) - touched - (ending & has)
     await connection.execute("DELETE FROM unreconciled_vms WHERE node = $1 AND vm = ANY($2)", node, list(agreed))
     if touched or agreed:
         await mark(connection, touched | agreed, [node])
+
+
+async def _contradicted(
+    connection: Connection, node: str, records: Sequence[NodeRecord], before: set[str]
+) -> set[str]:  # fmt: skip
+    """Return the VMs of which a node knows more than the database, or may, and store how. ``before``: those of which it
+    did already."""
+    rows = {row["id"]: row for row in await connection.fetch(RECORDED, [record.vm for record in records])}
+    damaged = [record for record in records if record.held is None]
+    found = {record.vm for record in damaged} & before  # nothing was said to the node of these since
+    unheard_since = await unreconciled.unheard_since(connection, node) if damaged else None
+    for record in damaged:
+        row = rows.get(record.vm)
+        if record.vm not in before and _may_be_later(row, unheard_since):
+            await _store(connection, node, record, _unread(row), row)
+            found.add(record.vm)
+    for record in records:
+        if record.held is not None and await _compare(connection, node, record, record.held, rows.get(record.vm)):
+            found.add(record.vm)
+    return found
 
 
 class _Said(NamedTuple):
