@@ -17,6 +17,7 @@ from novacron.qemu import running
 HELP_AFTER_S = 15.0
 """An agent that is not connected for so long is looked after once more."""
 NODES_S_MAX, POLL_S = 150.0, 0.3
+TAIL_LINES = 40
 
 
 class Operator:
@@ -39,8 +40,9 @@ class Operator:
         deadline = time.monotonic() + NODES_S_MAX
         while missing := [name for name in self._platform.agents if not self._is_connected(name)]:
             if time.monotonic() > deadline:
-                tails = "\n".join(self._platform.agents[name].tail() for name in missing)
-                raise AssertionError(f"UNSETTLED: {missing} do not come back; {self.said}\n{tails}")
+                raise AssertionError(
+                    f"UNSETTLED: {missing} do not come back; {self.said}\n{self._platform.tails(TAIL_LINES)}"
+                )
             for name in missing:
                 self._help(name)
             time.sleep(POLL_S)
