@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0046"
-down_revision = "0045"
+revision = "0048"
+down_revision = "0047"
 
 EVENTS_PER_MINUTE_MAX = 5
 """As before; by now it counts whatever their reasons."""
