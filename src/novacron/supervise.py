@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -15,6 +16,7 @@ from novacron.telemetry.values import counter
 log = logs.get(__name__)
 
 RESTARTS = counter("novacron_work_restarts_total")
+CANCEL_AGAIN_S, CANCELS_MAX = 5.0, 12
 
 
 class BackoffPolicy(msgspec.Struct, frozen=True):
@@ -78,9 +80,32 @@ async def until_one_ends(*works: Coroutine[None, None, None]) -> None:
         for task in ended:
             task.result()
     finally:
-        for task in tasks:
+        await end_all(tasks)
+
+
+def is_cancelled() -> bool:
+    """Say whether the present task has been asked to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def end_all(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait for their ends. One that goes on, because something on its way out has taken the
+    cancellation for a failure, is cancelled again, a few times."""
+    left = {task for task in tasks if not task.done()}
+    for _ in range(CANCELS_MAX):
+        if not left:
+            break
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+        if left:
+            log.warning("work that was cancelled goes on", work=sorted(map(_name_of, left)))
+    await asyncio.gather(*(task for task in tasks if task.done()), return_exceptions=True)
+
+
+def _name_of(task: asyncio.Task[Any]) -> str:
+    return str(getattr(task.get_coro(), "__qualname__", task.get_name()))
 
 
 class FewTasks:
@@ -110,10 +135,7 @@ class FewTasks:
 
     async def end(self) -> None:
         """Cancel all tasks and wait for their ends."""
-        running = list(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await end_all(list(self._running))
 
 
 class Rarely:

@@ -115,7 +115,7 @@ def test_every_route_declares_its_scope() -> None:
     assert all(path.startswith("/schema/ui") for _, path in silent), "such a route is served to nobody"
     public = {path for _, path, handler in ALL if scope_of(handler) is RouteScope.PUBLIC}
     assert public == {"/healthz", "/readyz", "/api/v1/join", "/api/v1/login", "/api/v1/login/second-factor",
-                      "/api/v1/oidc/login",
+                      "/api/v1/login/link", "/api/v1/oidc/login",
                       "/api/v1/oidc/callback"}  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from novacron import supervise as supervise_module
 from novacron.supervise import RESTARTS, BackoffPolicy, FewTasks, Rarely, supervise, until_one_ends
 
 AT_ONCE = BackoffPolicy(first_s=0.001, most_s=0.002, steady_s=60.0)
@@ -38,6 +39,30 @@ async def test_an_error_that_is_meant_to_end_the_work_ends_it() -> None:
 
     with pytest.raises(LookupError):
         await supervise("ends", ends, AT_ONCE, passes=(LookupError,))
+
+
+async def test_work_that_takes_its_cancellation_for_a_failure_is_cancelled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervise_module, "CANCEL_AGAIN_S", 0.01)
+    cancelled = 0
+
+    async def stubborn() -> None:
+        nonlocal cancelled
+        while cancelled < 3:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled += 1
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise LookupError("the first to end")
+
+    async with asyncio.timeout(10):
+        with pytest.raises(LookupError):
+            await until_one_ends(stubborn(), fails())
+    assert cancelled == 3
 
 
 def test_pauses_double_up_to_a_limit_and_reset_after_steady_work() -> None:

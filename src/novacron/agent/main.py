@@ -72,6 +72,7 @@ log = logs.get(__name__)
 CONSOLE_LOGS_CHECK_S = 2.0
 LOADS_S = 30.0
 LOOK_AROUND_S = 10.0
+REMNANT_PAUSES_S = 0.0, 10.0, 60.0
 ASIDE_MAX = 32
 STARTS_AT_ONCE = 4
 """QEMUs of a node that start at once; more only wait for each other."""
@@ -169,7 +170,10 @@ class Agent:
                 await few.end()
 
     async def _remove_remnants(self) -> None:
-        await asyncio.to_thread(Leftovers(self._settings).remove_remnants)
+        """Remove what earlier agents left, and what they had begun and ends a little later, such as a QEMU's start."""
+        for pause_s in REMNANT_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            await asyncio.to_thread(Leftovers(self._settings).remove_remnants)
 
     def _add_worker(self, vm: str) -> Worker:
         return self._add(vm, self._host.journal.load_one(vm))

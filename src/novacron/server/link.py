@@ -43,7 +43,7 @@ from novacron.store import conditions, database_marks, identities, leases, nodes
 from novacron.store.certificates import REJOIN
 from novacron.store.database import Database
 from novacron.store.feed import Change
-from novacron.supervise import FewTasks, Rarely, supervise, until_one_ends
+from novacron.supervise import FewTasks, Rarely, end_all, supervise, until_one_ends
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter, gauge
 from novacron.wire import codec
@@ -124,9 +124,7 @@ class LinkServer:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_all(tasks)
             for tasks_of in (self._images, self._copies, self._closing):
                 await tasks_of.end()
             server.close()

@@ -18,7 +18,7 @@ from novacron.server.keys import KeyFollower
 from novacron.server.relay import Relay
 from novacron.server.settings import ServerSettings
 from novacron.store.database import Database
-from novacron.supervise import supervise
+from novacron.supervise import end_all, supervise
 from novacron.telemetry import logs, traces
 
 log = logs.get(__name__)
@@ -91,9 +91,7 @@ async def work(settings: ServerSettings) -> None:
         if not running.done():
             await front.leave()
             await asyncio.wait({running}, timeout=END_S_MAX)
-        for task in (running, following, *waits):
-            task.cancel()
-        await asyncio.gather(running, following, *waits, return_exceptions=True)
+        await end_all((running, following, *waits))
     finally:
         await relay.close()
         await database.close()

@@ -17,6 +17,7 @@ import msgspec
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.store import deferred_writes
 from novacron.store.connection import Connection as Connection
+from novacron.supervise import is_cancelled
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter, histogram
 
@@ -204,6 +205,8 @@ class Database:
                 if turn is not None:
                     turn.release()
         except LOST as error:
+            if is_cancelled():  # what is lost came on its way out, such as a rollback that failed
+                raise asyncio.CancelledError from error
             counter("novacron_database_unavailable_total").add()
             raise Unavailable(
                 f"the database can't be reached: {error or type(error).__name__}",

@@ -25,6 +25,7 @@ from novacron.model.console import ConsoleKind, PortTicket, Ticket
 from novacron.model.errors import Forbidden, IllegalState, NovaError, Unauthenticated
 from novacron.model.vm import Display
 from novacron.store import tickets
+from novacron.supervise import end_all
 from novacron.wire.questions import ReadConsoleLog, TakeScreenshot
 
 INPUT_BYTES_MAX = 64 * 1024
@@ -189,7 +190,5 @@ async def _carry(socket: WebSocket[Caller, str, Any], channel: ConsoleStream, *,
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
         await channel.close()

@@ -21,6 +21,7 @@ from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Delivery
 from novacron.api.routes.events import access_of, kinds_of
 from novacron.model.errors import NovaError, Unavailable
+from novacron.supervise import end_all
 
 CLOSE_ENDED, CLOSE_REFUSED, CLOSE_INTERRUPTED = 4401, 4409, 4503
 PARAMETERS = frozenset({"kinds", "after"})
@@ -63,9 +64,7 @@ async def _follow(socket: WebSocket[Caller, str, Any], kinds_followed: frozenset
         if tasks[-1] not in done:
             done.pop().result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
 
 
 class _Sent:
