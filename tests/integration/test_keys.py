@@ -148,7 +148,7 @@ async def test_a_repeated_request_is_recognized_whichever_generation_recognizes_
             assert answer is not None and answer.body == b"1"
     with pytest.raises(IdempotencyMismatch):
         async with database.transaction() as connection:
-            await idempotency.claim(connection, idempotency.KeyClaim("t", "k", b"old", (b"older",)))
+            await idempotency.claim(connection, idempotency.KeyClaim("t", "k", b"newer", (b"older",)))
 
 
 async def connect(database: Database, name: str, trusts: Callable[[], tuple[str, ...]], authority: str) -> None:
