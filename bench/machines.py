@@ -216,7 +216,7 @@ def encryption_figures(p: Platform, size: Size) -> list[Figure]:
             p.client.configure_project("default", encryption=on)
             started = time.monotonic()
             vm = p.client.create_vm(name=f"disk-{number}-{on:d}", image="disk", memory_mib=256, node=NODE)
-            booted([p.directory / NODE / "agent" / "vms" / vm["id"] / "console.log"], 1)
+            until(lambda vm=vm: READY in p.console_log(vm, NODE), "the guest has booted", 120)  # type: ignore[misc]
             seconds["create"].append(time.monotonic() - started)
             shell(p.client, vm["id"], f"dd if=/dev/urandom of=/run/data bs=1M count={WRITE_MIB} 2>/dev/null; echo x")
             started = time.monotonic()
