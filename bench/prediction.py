@@ -33,7 +33,7 @@ WEEK = 7 * 24 * load.SAMPLES_AN_HOUR
 class Set(NamedTuple):
     """Hours of nodes, and what came after each. ``trained`` and ``scored`` are earlier and later weeks."""
 
-    known: Hours
+    hours: Hours
     rows: Floats
     level: Floats
     target: Floats
@@ -57,25 +57,25 @@ def node_samples(mhz: Floats, nodes: int, draws: int) -> Floats:
 
 
 def observed(mhz: Floats, nodes: int, draws: int) -> Set:
-    known = load.by_hour(node_samples(mhz, nodes, draws))
-    rows, level = load.features(known)
-    target = load.earlier(known.peak, -1)
+    hours = load.by_hour(node_samples(mhz, nodes, draws))
+    rows, level = load.features(hours)
+    target = load.earlier(hours.peak, -1)
     usable = np.isfinite(rows).all(-1) & np.isfinite(target)
     trained = usable & (np.arange(target.shape[1])[None, :] < TRAINED_SHARE * target.shape[1])
-    return Set(known, rows, level, target, trained, usable & ~trained)
+    return Set(hours, rows, level, target, trained, usable & ~trained)
 
 
 def forecasts(taught: Set, asked: Set, share: float) -> Floats:
     """Fit to the earlier weeks of ``taught``, and foresee ``asked``."""
     weights = (taught.level / np.nanmean(taught.level))[taught.trained]
     targets = (taught.target / taught.level)[taught.trained]
-    found = load.fit_quantile(taught.rows[taught.trained], targets, weights, share)
-    answer: Floats = (asked.rows @ found) * asked.level
-    return answer
+    coefficients = load.fit_quantile(taught.rows[taught.trained], targets, weights, share)
+    peaks: Floats = (asked.rows @ coefficients) * asked.level
+    return peaks
 
 
-def error(answer: Floats, target: Floats, where: Flags) -> float:
-    return float(100 * np.abs(answer - target)[where].sum() / target[where].sum())
+def error(forecast: Floats, target: Floats, where: Flags) -> float:
+    return float(100 * np.abs(forecast - target)[where].sum() / target[where].sum())
 
 
 def peak_figures(mhz: Floats, nodes: int, draws: int) -> list[Figure]:
@@ -89,7 +89,7 @@ def peak_figures(mhz: Floats, nodes: int, draws: int) -> list[Figure]:
     return [
         Figure("node's next-hour CPU peak: weighted absolute error",
                error(middle, months.target, months.scored), "%", 15),
-        Figure("  ... as in the last hour", error(months.known.peak, months.target, months.scored), "%"),
+        Figure("  ... as in the last hour", error(months.hours.peak, months.target, months.scored), "%"),
         Figure("  ... 90 % interval covers", 100 * float(inside.mean()), "%", 86, at_least=True),
         Figure("  ... of VMs that were not trained on", statistics.mean(others), "%", None, tuple(others)),
         *hindsight_figures(months),
@@ -104,20 +104,20 @@ def hindsight_figures(months: Set) -> list[Figure]:
     rows = np.concatenate([months.rows, np.stack([*future, after], -1) / months.level[..., None]], -1)
     usable = np.isfinite(rows).all(-1)
     foreseen = months._replace(trained=months.trained & usable, scored=months.scored & usable)
-    known = foreseen._replace(rows=rows)
-    compared = {"hours of which the days after are known": foreseen, "the same hours, in hindsight": known}
+    in_hindsight = foreseen._replace(rows=rows)
+    compared = {"hours of which the days after are known": foreseen, "the same hours, in hindsight": in_hindsight}
     return [
-        Figure(f"  ... {name}", error(forecasts(found, found, 0.5), found.target, found.scored), "%")
-        for name, found in compared.items()
+        Figure(f"  ... {name}", error(forecasts(variant, variant, 0.5), variant.target, variant.scored), "%")
+        for name, variant in compared.items()
     ]
 
 
 def onset_figures(months: Set) -> list[Figure]:
     """Alarms before hours that are hot after one that was not; the threshold is chosen in the trained weeks."""
-    peak, target = months.known.peak, months.target
+    peak, target = months.hours.peak, months.target
     with np.errstate(all="ignore"):
         hot = np.nanquantile(np.where(months.trained, peak, np.nan), HOT, axis=1, keepdims=True)
-    rows = load.onset_features(months.known, hot)
+    rows = load.onset_features(months.hours, hot)
     cold = np.isfinite(rows).all(-1) & (peak < hot)
     trained, scored, came = cold & months.trained, cold & months.scored, target >= hot
     model = load.fit_logit(rows[trained], came[trained])

@@ -16,7 +16,7 @@ from novacron.telemetry.values import counter
 log = logs.get(__name__)
 
 RESTARTS = counter("novacron_work_restarts_total")
-CANCEL_AGAIN_S, CANCELS_MAX = 5.0, 12
+CANCEL_AGAIN_S, CANCELS_MAX = 10.0, 6
 
 
 class BackoffPolicy(msgspec.Struct, frozen=True):

@@ -40,7 +40,7 @@ function quotaOf(values: Values): Quota {
 }
 
 const HOST_NETWORK = { name: "host_network", label: m("VMs may be put on the hosts' network"), kind: "check" } as const;
-const ENCRYPTION = { name: "encryption", label: m("Encrypt disks of new VMs and volumes"), kind: "check" } as const;
+const ENCRYPTION = { name: "encryption", label: m("Encrypt new VMs, volumes and images"), kind: "check" } as const;
 
 function createProject(me: Me): Operation {
   return {
