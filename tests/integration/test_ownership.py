@@ -87,9 +87,10 @@ def test_a_seed_gives_the_same_history_each_time(place: Place) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(8 * 3600)
-def test_no_vm_runs_twice_on_ten_thousand_bad_days(place: Place) -> None:
-    run_histories_from(place, "bad-days", seed(), 10_000)
+@pytest.mark.timeout(3600)
+def test_no_vm_runs_twice_on_a_thousand_bad_days(place: Place) -> None:
+    """From a new seed each time. Ten thousand take hours: ``python -m tests.simulation bad-days``."""
+    run_histories_from(place, "bad-days", seed(), 1_000)
 
 
 async def exchange(world: World, *names: str) -> list[tuple[str, wire.Message]]:
