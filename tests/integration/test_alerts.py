@@ -134,6 +134,13 @@ CASES = {
     "HostUnderPressure": one('novacron_host_pressure_seconds_total{resource="io", node="n"}', "0+6x300", "0+2x300"),
     "HostNetworkDrops": one('novacron_host_network_drops_total{interface="e", node="n"}', "0+2000x300", "0+20x300"),
     "VMsUnplaced": one("novacron_vms_unplaced", "2x300", "0x300"),
+    "VMBackupLate": one('novacron_vms_backup{state="late"}', "1x300", "0x300"),
+    "VMBackupUnverified": one("novacron_vms_backup_unverified", "1x9000", "0x9000", "24h10m"),
+    "VMWithoutBackupPolicy": Case(
+        {'novacron_vms_backup{state="unprotected"}': "1x600", "novacron_backup_policies": "1x600"},
+        {'novacron_vms_backup{state="unprotected"}': "1x600", "novacron_backup_policies": "0x600"},
+        "70m",
+    ),
     "VMsUnreconciled": one("novacron_vms_unreconciled", "1x300", "0x300"),
     "DatabaseOlderThanNodes": one("novacron_nodes_unheard", "1x300", "0x300"),
     "VMsCrash": one("novacron_vm_crashes", "0+1x300", "70x300"),

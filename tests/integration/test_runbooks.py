@@ -150,6 +150,20 @@ def test_the_database_is_backed_up_by_its_runbook(
 
 
 @pytest.mark.slow
+def test_vms_are_backed_up_by_their_runbook(site: Platform, tmp_path: Path) -> None:
+    repository = site.client.create_backup_repository("runbook")["id"]
+    policy = site.client.create_backup_policy("runbook", repository, tags=["no-vm-has-this"])
+    try:
+        runbook = library.read("troubleshooting/vm-backups", PAGES)
+        result, said = run_page(site, runbook, {"policy": "runbook"}, tmp_path / "log", programs.execute_here)
+        assert result.outcome is StepOutcome.DONE, said
+        assert site.client.get("backup-policies", policy["id"])["run_at"] is not None
+    finally:
+        site.client.delete("backup-policies", policy["id"])
+        site.client.delete("backup-repositories", repository)
+
+
+@pytest.mark.slow
 def test_a_runbook_with_a_broken_step_or_a_fault_that_stays_does_not_end_well(site: Platform, tmp_path: Path) -> None:
     path = PAGES / "incidents/node-down.md"
     text = path.read_text().replace("wait=3m", "wait=3s")

@@ -265,6 +265,35 @@ def test_a_guest_that_is_quiesced_writes_out_what_it_has_and_goes_on(
     site.cli("vm", "delete", name, "--wait", "--yes")
 
 
+def test_a_policy_backs_its_vm_up_reads_it_back_and_says_so(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]
+) -> None:
+    vm, repository, name = boot_vm(site, new_vm), new_repository(), new_name()
+    said = site.cli(
+        "backup", "policy", "create", name, "--repository", repository["name"], "--vm", vm["name"], "--keep-last", "1"
+    )
+    assert "promises" in said.stdout
+    try:
+        for _ in range(2):  # the second one takes the place of the first
+            site.cli("backup", "policy", "run", name)
+            until(lambda: _verified(site, vm, name), "a backup of the policy was read back", 120)
+        until(lambda: len(list(site.client.list("backups", policy=name))) == 1, "the first one is gone", 60)
+        (backup,) = site.client.list("backups", policy=name)
+        now = site.client.get("vms", vm["id"])["backups"]
+        assert now["policies"] == [name] and now["newest_at"] == backup["created_at"]
+        assert "late" not in site.cli("vm", "list", "--name", vm["name"]).stdout
+    finally:
+        site.cli("backup", "policy", "delete", name)
+
+
+def _verified(site: Platform, vm: Object, policy: str) -> bool:
+    """Say whether all backups of a policy that was run were read back, and the VM says so."""
+    asked = site.client.get("backup-policies", policy)["run_at"]
+    made = [backup for backup in site.client.list("backups", policy=policy) if backup["created_at"] >= asked]
+    shown = site.client.get("vms", vm["id"])["backups"]
+    return bool(made) and shown["verified_at"] == made[0]["created_at"]
+
+
 @pytest.mark.slow
 def test_a_backup_restores_the_state_of_firmware_and_tpm(
     site: Platform, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]

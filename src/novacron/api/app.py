@@ -18,6 +18,7 @@ from novacron.api.edge import bodies, lists, openapi, problems
 from novacron.api.routes import (
     audit,
     audit_chain,
+    backup_policies,
     backups,
     batches,
     consoles,
@@ -88,6 +89,7 @@ API = (
     exports.router,
     backups.repositories,
     backups.router,
+    backup_policies.router,
     events.router,
     watch.router,
     tokens.router,

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import options, output, progress
+from novacron.cli import backup_policies, options, output, progress
+from novacron.cli.backup_policies import KEEP_OPTIONS
 from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait, Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
-from novacron.cli.retention import KeepCounts, kept
 from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
 from novacron.terminal import say
@@ -20,6 +20,7 @@ from novacron.terminal import say
 app = typer.Typer(no_args_is_help=True, help="Back up VMs, and restore them.")
 repositories = typer.Typer(no_args_is_help=True, help="Manage the repositories in which backups are kept.")
 app.add_typer(repositories, name="repository")
+app.add_typer(backup_policies.app, name="policy")
 
 RepositoryRef = Annotated[
     str,
@@ -47,6 +48,7 @@ DETAILS: Columns = {
     "PARENT": lambda b: b["result"]["parent"] or None,
     "QUIESCED": lambda b: "yes" if b["result"]["quiesced"] else "no",
     "NOT INCLUDED": lambda b: ", ".join(volume["name"] for volume in b["excluded_volumes"]) or None,
+    "POLICY": lambda b: b["policy"] or None,
     "NODE": lambda b: b["node"],
     "SNAPSHOT": lambda b: b["result"]["snapshot"] or None,
 }
@@ -106,10 +108,11 @@ def delete_repository(repository: RepositoryRef) -> None:
 def list_(
     vm: Annotated[str | None, typer.Option(help="only backups of this VM")] = None,
     repository: Annotated[str | None, typer.Option(help="only backups in this repository")] = None,
+    policy: Annotated[str | None, typer.Option(help="only backups that this policy asked for")] = None,
     listing: Listing = Listing(),
 ) -> None:
     """List backups, newest first."""
-    listing.show("backups", COLUMNS, vm=vm, repository=repository)
+    listing.show("backups", COLUMNS, vm=vm, repository=repository, policy=policy)
 
 
 @app.command()
@@ -190,16 +193,19 @@ def _delete(client: Client, backup: str, wait: QuietWait) -> None:
 @options.expand
 def expire(
     vm: VmRef,
+    counts: Annotated[Object, KEEP_OPTIONS],
     repository: Annotated[
         str | None,
         typer.Option(help="only backups in this repository", autocompletion=names_of("backup-repositories")),
     ] = None,
-    counts: KeepCounts = KeepCounts(),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be deleted")] = False,
     wait: QuietWait = QuietWait(timeout_s=3600),
 ) -> None:
     """Delete the backups of a VM that no rule keeps, in each repository by itself. Damaged and failed ones stay."""
-    if counts == KeepCounts():
+    from novacron.retention import Keep, kept  # loaded by this command only
+
+    keep = Keep(**counts.get("keep", {}))
+    if not keep.has_rules:
         raise typer.BadParameter("say what to keep, such as --keep-daily 7", param_hint="'--keep-last'")
     with output.errors():
         client = Client()
@@ -209,7 +215,7 @@ def expire(
             if is_meant and backup["phase"] in ("kept", "verifying"):
                 made.setdefault(backup["repository"], {})[backup["id"]] = backup
         for backups in made.values():
-            keeping = kept({id: datetime.fromisoformat(b["created_at"]) for id, b in backups.items()}, counts)
+            keeping = kept({id: datetime.fromisoformat(b["created_at"]) for id, b in backups.items()}, keep)
             for id, backup in backups.items():
                 if id in keeping:
                     say(f"{id}: kept in {backup['repository_name']}, by: {', '.join(keeping[id])}")

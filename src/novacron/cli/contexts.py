@@ -48,6 +48,8 @@ def _errors() -> Iterator[None]:
         yield
     except (SettingsError, OSError) as error:
         raise output.fail(str(error), output.EXIT_USAGE) from None
+    except UnicodeError:
+        raise output.fail("what was typed, or is in a file, is no text in UTF-8", output.EXIT_USAGE) from None
 
 
 def _shown(name: str, context: Context, current: str) -> Object:

@@ -63,6 +63,8 @@ KINDS = (
     ObjectKind("export", "exports", "vm_copies:EXPORTS", "Export"),
     ObjectKind("backup-repository", "backup-repositories", "backups:REPOSITORIES", "BackupRepository",
          "CreateBackupRepository"),
+    ObjectKind("backup-policy", "backup-policies", "backup_policies:COLUMNS,DETAILS", "BackupPolicy",
+         "CreateBackupPolicy", "BackupPolicyChanges"),
     ObjectKind("backup", "backups", "backups:COLUMNS,DETAILS", "Backup"),
     ObjectKind("event", "events", "events:COLUMNS", "Event", other_names=("ev",)),
     ObjectKind("pool", "pools", "volumes:POOLS", "PoolOnNode"),

@@ -47,7 +47,7 @@ WHOLE: dict[str, frozenset[str]] = {"flavor": frozenset({"spec"}), "template": f
 """Fields that a change replaces as a whole, so that what a manifest leaves out of them counts."""
 IN_PROJECT = frozenset({
     "image", "security-group", "network", "volume", "vm", "floating-address", "forward", "snapshot",
-    "flavor", "template",
+    "flavor", "template", "backup-repository", "backup-policy",
 })  # fmt: skip
 
 
@@ -202,6 +202,8 @@ def present(kind: ObjectKind, item: Object) -> Object:
         return {**spec, **{key: item[key] for key in BESIDE_SPEC if key in item}}
     if kind.name in ("volume", "floating-address", "forward", "snapshot"):
         return {**item, "vm": item.get("vm_name")}
+    if kind.name == "backup-policy":
+        return {**spec, "name": item["name"], "repository": item["repository_name"]}
     if kind.name == "grant":
         return {**item, "user": item.get("user_name")}
     return item

@@ -194,6 +194,10 @@ def age(stamp: str) -> str:
     return f"{max(seconds, 0)}s"
 
 
+def is_past(stamp: str) -> bool:
+    return datetime.fromisoformat(stamp) <= datetime.now(UTC)
+
+
 def when(stamp: str | None) -> str | None:
     """Return a time of the API as people read it: in the time zone that the command uses."""
     if not stamp:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from novacron.cli import metadata, options, output, progress, updates, vm_memory
+from novacron.cli import metadata, options, output, progress, updates, vm_backup, vm_memory
 from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait, Wait
@@ -76,6 +76,7 @@ COLUMNS: Columns = {
     "MEMORY": lambda vm: f"{vm['spec']['memory_mib']} MiB",
     "IMAGE": lambda vm: vm["spec"]["image"],
     "ADDRESS": address,
+    "BACKUP": vm_backup.newest,
     "AGE": lambda vm: output.age(vm["created_at"]),
 }
 
@@ -94,6 +95,8 @@ DETAILS: Columns = {
     "ADDRESSES": lambda vm: (vm["status"]["guest"] or {}).get("addresses"),
     "NETWORKS": interfaces,
     "MAC": mac_addresses,
+    "BACKUP POLICIES": lambda vm: vm_backup.of(vm)["policies"],
+    "BACKUP VERIFIED": lambda vm: output.when(vm_backup.of(vm)["verified_at"]),
     "DISK": lambda vm: f"{vm['spec']['disk_mib']} MiB" if vm["spec"]["disk_mib"] else None,
     "ENCRYPTION": lambda vm: vm["spec"]["encryption_key"] or "off",
     "FIRMWARE": lambda vm: vm["spec"]["firmware"] + (", TPM" if vm["spec"]["tpm"] else ""),

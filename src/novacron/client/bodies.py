@@ -61,6 +61,22 @@ class BackUpVmBody(TypedDict, total=False):
     repository: Required[str]
 
 
+class BackupPolicyChangesBody(TypedDict, total=False):
+    """What to change of a policy; what is left out stays. ``keep``, ``vms`` and ``tags`` are replaced as a whole."""
+
+    repository: str
+    schedule: str
+    time_zone: str
+    jitter_s: int
+    start_within_s: int | None
+    max_age_s: int | None
+    keep: KeepBody
+    verify_days: int | None
+    enabled: bool
+    vms: Sequence[str]
+    tags: Sequence[str]
+
+
 class BeginSecondFactorBody(TypedDict, total=False):
     """A new second factor: an authenticator app (``totp``) or a security key (``webauthn``). ``password``: the user's
     present one.
@@ -275,6 +291,23 @@ class CopyImageBody(TypedDict, total=False):
 
     target: Required[str]
     source: str | None
+
+
+class CreateBackupPolicyBody(TypedDict, total=False):
+    """A new policy of the project. Repository and VMs are given by name or id."""
+
+    repository: Required[str]
+    schedule: str
+    time_zone: str
+    jitter_s: int
+    start_within_s: int | None
+    max_age_s: int | None
+    keep: KeepBody
+    verify_days: int | None
+    enabled: bool
+    vms: Sequence[str]
+    tags: Sequence[str]
+    name: Required[str]
 
 
 class CreateBackupRepositoryBody(TypedDict, total=False):
@@ -560,6 +593,17 @@ class JoinBody(TypedDict, total=False):
     name: Required[str]
     secret: Required[str]
     csr: Required[str]
+
+
+class KeepBody(TypedDict, total=False):
+    """How many to keep by each rule. A backup is kept if any rule keeps it."""
+
+    last: int
+    hourly: int
+    daily: int
+    weekly: int
+    monthly: int
+    yearly: int
 
 
 class LinkSpecBody(TypedDict, total=False):

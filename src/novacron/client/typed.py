@@ -10,6 +10,7 @@ import msgspec.inspect as kinds
 
 from novacron.client.errors import UnexpectedAnswer
 from novacron.model.backup import Backup, BackupRepository
+from novacron.model.backup_policy import BackupPolicy
 from novacron.model.drain import Drain, DrainPolicy
 from novacron.model.event import Event, Image, ImageCopy
 from novacron.model.export import Export
@@ -30,6 +31,7 @@ from novacron.model.volume import Volume
 
 __all__ = [
     "Backup",
+    "BackupPolicy",
     "BackupRepository",
     "Drain",
     "DrainPolicy",
@@ -74,7 +76,7 @@ KINDS: dict[type, str] = {
     Vm: "vms", Node: "nodes", Migration: "migrations", Snapshot: "snapshots", Volume: "volumes", Network: "networks",
     SecurityGroup: "security-groups", FloatingAddress: "floating-addresses", Forward: "forwards", Link: "links",
     Drain: "drains", Image: "images", Import: "imports", Export: "exports", Backup: "backups",
-    BackupRepository: "backup-repositories", Event: "events", Project: "projects",
+    BackupRepository: "backup-repositories", BackupPolicy: "backup-policies", Event: "events", Project: "projects",
     User: "users", Grant: "grants", Token: "tokens", UnreconciledVm: "unreconciled-vms",
     Flavor: "flavors", Template: "templates",
 }  # fmt: skip
@@ -95,6 +97,7 @@ STREAM_KINDS: dict[type, str] = {
     Snapshot: "snapshot", Volume: "volume", Export: "export", Drain: "drain", Network: "network",
     SecurityGroup: "security-group", FloatingAddress: "floating-address", Forward: "forward", Project: "project",
     UnreconciledVm: "unreconciled-vm", Backup: "backup", BackupRepository: "backup-repository",
+    BackupPolicy: "backup-policy",
     Flavor: "flavor", Template: "template",
 }  # fmt: skip
 """How the stream of changes calls them."""

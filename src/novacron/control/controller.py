@@ -16,6 +16,7 @@ import msgspec
 
 from novacron.control import certificates, conditions, garbage, gateways, health, migration
 from novacron.control.audit_chain import AuditChain
+from novacron.control.backups import BackupPolicies
 from novacron.control.drain import Drains, Foresee
 from novacron.control.failover import Failover
 from novacron.control.objects import Objects
@@ -75,6 +76,7 @@ class Controllers:
             Controller("placement", PlacementController(index).step, 10, frozenset({"vm", "node"}), pause_s=0.05),
             Controller("failover", Failover(fence, index=index).step, 1, frozenset({"node"})),
             Controller("drain", Drains(foresee, index).step, 5, frozenset({"node", "vm", "migration", "drain"})),
+            Controller("backups", BackupPolicies().step, 15, frozenset({"backup", "backup-policy"}), pause_s=1),
             Controller("sessions", Sessions(lifetimes or Lifetimes()).step, 30, frozenset()),
             Controller("audit-chain", audit_chain.step, 1, frozenset()),
             Controller("rebalance", Rebalance(foresee, index).step, 60, frozenset()),

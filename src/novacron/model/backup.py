@@ -118,6 +118,10 @@ class Backup(msgspec.Struct, frozen=True):
     """The trace to which all work on this backup belongs (W3C Trace Context: traceparent)."""
     reason_code: str = ""
     """``error``, for programs: one of ``WaitCode``."""
+    policy: str = ""
+    """Id of the policy that asked for it; empty: somebody did."""
+    verify_asked_at: datetime | None = None
+    """When it was last to be read back."""
 
 
 def check_transition(backup: Backup, phase: BackupPhase) -> None:

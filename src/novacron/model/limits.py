@@ -101,6 +101,9 @@ EXPORTS_PER_NODE_MAX = 8
 BACKUPS_PER_NODE_MAX = 64
 """Backups that wait for one node, or that it makes."""
 BACKUP_REPOSITORIES_PER_PROJECT_MAX = 64
+BACKUP_POLICIES_PER_PROJECT_MAX = 64
+VMS_PER_BACKUP_POLICY_MAX = 1000
+"""VMs that a policy names; all of a project, or those with a tag, are not counted."""
 IMPORT_STALL_S_MAX = 24 * 3600
 """An import that does not go on for so long is aborted: it holds a place that others may need."""
 UPLOAD_S_MAX = 7 * 24 * 3600

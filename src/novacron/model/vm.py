@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from novacron.model import ipv6, limits
+from novacron.model.backup_policy import BackupSummary
 from novacron.model.backup_source import BackupSource
 from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
@@ -376,6 +377,7 @@ class Vm(Metadata, frozen=True):
     versions."""
     unreconciled: str | None = None
     """What a node knows of it that the database does not: nothing is done with it until it is adopted or forgotten."""
+    backups: BackupSummary = BackupSummary()
 
 
 class VmAction(StrEnum):

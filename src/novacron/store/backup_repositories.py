@@ -58,6 +58,12 @@ async def delete(connection: Connection, id: str, actor: str) -> BackupRepositor
             f"backup repository {repository.name} has {kept} backups",
             hint=f"delete them first, see: novacron backup list --repository {repository.name}",
         )
+    policy = await connection.fetchval("SELECT name FROM backup_policies WHERE repository = $1 LIMIT 1", id)
+    if policy is not None:
+        raise Conflict(
+            f"backup policy {policy} backs VMs up into backup repository {repository.name}",
+            hint=f"novacron backup policy delete {policy}",
+        )
     await connection.execute("DELETE FROM backup_repositories WHERE id = $1", id)
     await connection.execute("DELETE FROM project_keys WHERE id = $1", repository.key)
     await _record(connection, repository, "Deleted", "its directory stays where it is", actor)

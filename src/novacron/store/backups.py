@@ -23,18 +23,26 @@ from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound
 from novacron.model.node import holds
 from novacron.model.snapshot import ExcludedVolume
 from novacron.model.vm import CloneOf, Vm, VmAction, with_mac_addresses
-from novacron.store import backup_repositories, clones, events, new_vms, nodes, projects, vms, volumes
+from novacron.store import backup_repositories, clones, events, new_vms, nodes, projects, vm_backups, vms, volumes
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import decode_whole, object_of
 from novacron.telemetry import traces
 
 
+class NodeBusy(Unavailable):
+    """As many backups wait for a node as may."""
+
+
+class NodeAway(Unavailable):
+    """The node on which the VM's disk is is not connected."""
+
+
 def _backup(row: asyncpg.Record | None) -> Backup:
     return object_of(Backup, row)
 
 
-async def create(connection: Connection, ref: str, repository: str, actor: str) -> Backup:
+async def create(connection: Connection, ref: str, repository: str, actor: str, *, policy: str = "") -> Backup:
     """Ask for a backup of a VM as it is now. Raises NotFound, IllegalState, Conflict, InvalidInput, Unavailable."""
     vm = await vms.get(connection, ref, lock=True)
     vms.check_action(vm, VmAction.BACKUP, None)
@@ -49,7 +57,7 @@ async def create(connection: Connection, ref: str, repository: str, actor: str) 
     if any(backup.vm == vm.id for backup in working):
         raise Conflict(f"a backup of VM {vm.name} is being made", hint="wait until that is done: novacron backup list")
     if len(working) >= limits.BACKUPS_PER_NODE_MAX:
-        raise Unavailable(f"{len(working)} backups wait for node {node} already", hint="try again later")
+        raise NodeBusy(f"{len(working)} backups wait for node {node} already", hint="try again later")
     attached = [
         ExcludedVolume(volume.id, volume.name, volume.lun)
         for volume in await volumes.of_vm(connection, vm.id)
@@ -57,10 +65,10 @@ async def create(connection: Connection, ref: str, repository: str, actor: str) 
     ]
     row = await connection.fetchrow(
         "INSERT INTO backups (id, vm, vm_name, repository, repository_name, node, spec, phase, excluded_volumes,"
-        " trace, project, result) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *",
+        " trace, project, result, policy) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING *",
         f"backup-{secrets.token_hex(8)}", vm.id, vm.name, into.id, into.name, node,
         msgspec.to_builtins(with_mac_addresses(vm.id, vm.spec)), BackupPhase.MAKING, msgspec.to_builtins(attached),
-        traces.carry(), vm.project, msgspec.to_builtins(BackupResult()),
+        traces.carry(), vm.project, msgspec.to_builtins(BackupResult()), policy,
     )  # fmt: skip
     backup = _backup(row)
     await _record(connection, backup, "BackupAsked", f"{backup.id} into {into.name}", actor)
@@ -80,7 +88,7 @@ async def _node_of(connection: Connection, vm: Vm) -> str:
         )
     node = await nodes.get(connection, vm.node)
     if not node.status.ready or node.status.inventory is None:
-        raise Unavailable(f"node {vm.node} is not ready", hint="bring it back first")
+        raise NodeAway(f"node {vm.node} is not ready", hint="bring it back first")
     image = next((image for image in node.status.inventory.images if image.name == vm.spec.image), None)
     if image is None or not image.disk_bytes or not vm.spec.own_disk:
         raise IllegalState(f"VM {vm.name} has no disk of its own to back up")
@@ -122,8 +130,9 @@ async def delete(connection: Connection, id: str, actor: str) -> Backup:
 async def _enter(connection: Connection, backup: Backup, phase: BackupPhase) -> Backup:
     check_transition(backup, phase)
     row = await connection.fetchrow(
-        "UPDATE backups SET phase = $2, error = '', reason_code = '', trace = $3 WHERE id = $1 RETURNING *",
-        backup.id, phase, traces.carry(),
+        "UPDATE backups SET phase = $2, error = '', reason_code = '', trace = $3,"
+        " verify_asked_at = CASE WHEN $4 THEN now() ELSE verify_asked_at END WHERE id = $1 RETURNING *",
+        backup.id, phase, traces.carry(), phase is BackupPhase.VERIFYING,
     )  # fmt: skip
     return _backup(row)
 
@@ -227,6 +236,7 @@ async def report(connection: Connection, node: str, report: BackupReport) -> Non
             )  # fmt: skip
             return
         await connection.execute("DELETE FROM backups WHERE id = $1", id)
+        await vm_backups.refresh(connection, [backup.vm])
         await _record(connection, backup, "BackupDeleted", id)
         return
     check_transition(backup, phase)
@@ -238,6 +248,7 @@ async def report(connection: Connection, node: str, report: BackupReport) -> Non
         id, phase, msgspec.to_builtins(result or backup.result), error[:ERROR_LENGTH_MAX], hindrance(error, code),
         verified,
     )  # fmt: skip
+    await vm_backups.refresh(connection, [backup.vm])
     reason = {
         BackupPhase.KEPT: "BackupVerified" if verified else "BackupKept" if not error else "BackupNotVerified",
         BackupPhase.DAMAGED: "BackupDamaged",

@@ -68,6 +68,7 @@ TABLES = {
     "volume": ("volumes", "id"),
     "export": ("exports", "id"),
     "backup-repository": ("backup_repositories", "id"),
+    "backup-policy": ("backup_policies", "id"),
     "backup": ("backups", "id"),
     "migration": ("migrations", "id"),
     "drain": ("drains", "id"),

@@ -226,6 +226,15 @@ FLEET = (
     _seen("novacron_imports", "Imports, by phase.", "phase"),
     _seen("novacron_exports", "Exports, by phase.", "phase"),
     _seen("novacron_backups", "Backups of VMs, by phase.", "phase"),
+    _seen("novacron_backup_policies", "Enabled backup policies."),
+    _seen("novacron_backup_policy_problems", "VMs that a backup policy can't back up now.", "project", "policy"),
+    _seen(
+        "novacron_vms_backup",
+        "VMs, by their backups: no policy covers them (unprotected), the first one is to come (waiting), the newest"
+        " one is as young as promised (current), or it is not (late).",
+        "state",
+    ),
+    _seen("novacron_vms_backup_unverified", "VMs that a policy backs up, and of which no backup was ever read back."),
     _seen("novacron_drains_active", "Drains that have not ended."),
     _seen("novacron_networks", "Networks."),
     _seen("novacron_network_hindered", "1 for a network that does not work as asked, with why.", "network", "reason"),

@@ -31,6 +31,7 @@ REF = re.compile(r"[a-z0-9.:-]{1,80}\Z")
 LISTED_BY = {
     "import": "image imports", "export": "vm exports", "security-group": "security-group list",
     "floating-address": "floating-address list", "backup-repository": "backup repository list",
+    "backup-policy": "backup policy list",
 }  # fmt: skip
 
 

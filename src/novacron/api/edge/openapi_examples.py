@@ -4,6 +4,11 @@ from __future__ import annotations
 
 EXAMPLES: dict[str, object] = {
     "backUpVm": {"repository": "nightly"},
+    "configureBackupPolicy": {"schedule": "hourly", "keep": {"hourly": 24, "daily": 14}},
+    "createBackupPolicy": {
+        "name": "nightly", "repository": "nightly", "schedule": "30 2 * * *", "time_zone": "Europe/Paris",
+        "keep": {"daily": 14, "weekly": 8}, "tags": ["production"],
+    },
     "createBackupRepository": {"name": "nightly"},
     "restoreBackup": {"name": "web-restored"},
     "beginSecondFactor": {"kind": "totp", "name": "phone", "password": "correct horse battery staple"},

@@ -36,7 +36,8 @@ NAMES = {
 }  # fmt: skip
 """Operations that are not called after their handlers, whose names are the audit log's actions."""
 CONDITIONAL = frozenset({
-    "acceptNode", "addNic", "cloneVm", "configureAddress", "configureFlavor", "configureForward", "configureGroup",
+    "acceptNode", "addNic", "cloneVm", "configureAddress", "configureBackupPolicy", "configureFlavor",
+    "configureForward", "configureGroup",
     "configureNetwork", "configureNic", "configureNode", "configureProject", "configureSnapshot", "configureTemplate",
     "configureVm", "configureVolume", "cordonNode", "deleteVm", "drainNode", "migrateVm", "moveVm", "moveVolume",
     "pauseVm", "putLink", "rebootVm", "removeNic", "resetVm", "resumeVm", "startVm", "stopVm", "uncordonNode",

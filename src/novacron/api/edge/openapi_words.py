@@ -31,6 +31,7 @@ PARAMETERS = {
     "route": "Only calls of this route.",
     "errors": "Only calls that failed.",
     "force": "Its node, or host, is gone for good.",
+    "policy": "Only those that this backup policy, by id or name, asked for.",
     "repository": "Only those in this backup repository, by id or name.",
     "code": "From the identity provider.",
     "after": "Only what comes after this one.",

@@ -29,10 +29,10 @@ log = logs.get(__name__)
 PUBLIC = (
     "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
     "security-group", "floating-address", "forward", "project", "unreconciled-vm",
-    "backup-repository", "backup", "flavor", "template",
+    "backup-repository", "backup-policy", "backup", "flavor", "template",
 )  # fmt: skip
 PRIVATE = (*CALLERS, "image-owner", "image-metadata")
-NAMED = ("vm", "volume", "backup-repository")
+NAMED = ("vm", "volume", "backup-repository", "backup-policy")
 """Kinds whose names are unique in their project only."""
 SUBSCRIBER_QUEUE_MAX = 10_000
 RECENT_MAX = 256

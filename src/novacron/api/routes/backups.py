@@ -126,10 +126,13 @@ async def list_backups(
     paging: NamedDependency[Paging],
     vm: FromQuery[str | None] = None,
     repository: FromQuery[str | None] = None,
+    policy: FromQuery[str | None] = None,
 ) -> Response[Page[Backup]]:
     within: tuple[Condition, ...] = ()
+    if policy is not None:
+        within = ((("policy", await authorization.resolve(request, "backup-policy", policy, "policy")),),)
     if repository is not None:
-        within = ((("repository", repository), ("repository_name", repository)),)
+        within = (*within, (("repository", repository), ("repository_name", repository)))
     return lists.answer(request, paging, Query("backup", (*lists.of_vm(vm), *within), newest_first=True))
 
 

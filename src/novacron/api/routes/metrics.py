@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from itertools import starmap
 from typing import Any
 
@@ -117,6 +118,8 @@ def seen(cache: Cache) -> Iterator[Value]:
         ("backups", "backup"),
     ):
         yield from by(f"novacron_{name}", kind, lambda body: str(body["phase"]))
+    yield from _policies(bodies("backup-policy"))
+    yield from _backups_of(bodies("vm"))
     yield "novacron_volume_bytes", (), sum(body["size_mib"] << 20 for body in bodies("volume"))
     yield "novacron_drains_active", (), sum(body["finished_at"] is None for body in bodies("drain"))
     yield from by(
@@ -160,6 +163,29 @@ def _quotas(projects: Iterable[Body], owners: Iterable[Body]) -> Iterator[Value]
     for owner in owners:
         sizes[owner["project"]] += owner.get("size_mib", 0) << 20
     yield from (("novacron_project_image_bytes", (project,), size) for project, size in sizes.items())
+
+
+def _policies(policies: Iterator[Body]) -> Iterator[Value]:
+    enabled = [policy for policy in policies if policy["spec"]["enabled"]]
+    yield "novacron_backup_policies", (), len(enabled)
+    for policy in enabled:
+        yield "novacron_backup_policy_problems", (policy["project"], policy["name"]), policy["problem_count"]
+
+
+def _backups_of(vms: Iterator[Body]) -> Iterator[Value]:
+    states = Counter[str](dict.fromkeys(("unprotected", "waiting", "current", "late"), 0))
+    unverified, now = 0, datetime.now(UTC)
+    for vm in vms:
+        has = vm.get("backups") or {}
+        late_at, newest_at = has.get("late_at"), has.get("newest_at")
+        if late_at is None:
+            states["unprotected"] += 1
+            continue
+        unverified += newest_at is not None and has["verified_at"] is None
+        is_late = datetime.fromisoformat(late_at) <= now
+        states["late" if is_late else "waiting" if newest_at is None else "current"] += 1
+    yield from (("novacron_vms_backup", (state,), count) for state, count in states.items())
+    yield "novacron_vms_backup_unverified", (), unverified
 
 
 def _hindered_networks(networks: Iterable[Body]) -> Iterator[Value]:

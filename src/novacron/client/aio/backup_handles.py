@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Self
 
 from novacron.client.aio.handles import WAIT_S, AsyncFindable, AsyncFollowed, AsyncListed, AsyncRemovable, AsyncWatched
 from novacron.client.aio.vm_handles import AsyncVmHandle
-from novacron.client.typed import Backup, BackupRepository, Vm
+from novacron.client.typed import Backup, BackupPolicy, BackupRepository, Vm
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from novacron.client.bodies import CreateBackupRepositoryBody, RestoreBackupBody
+    from novacron.client.bodies import (
+        BackupPolicyChangesBody,
+        CreateBackupPolicyBody,
+        CreateBackupRepositoryBody,
+        RestoreBackupBody,
+    )
 
 
 class AsyncBackupRepositoryHandle(AsyncWatched[BackupRepository], AsyncRemovable[BackupRepository]):
@@ -46,6 +51,41 @@ class AsyncBackupRepositoryCollection(
         return await self._create(fields, idempotency_key)
 
 
+class AsyncBackupPolicyHandle(AsyncWatched[BackupPolicy], AsyncRemovable[BackupPolicy]):
+    """Which VMs are backed up when."""
+
+    @property
+    def id(self) -> str:
+        return self.object.id
+
+    @property
+    def name(self) -> str:
+        return self.object.name
+
+    async def configure(self, *, if_unchanged: bool = False, **changes: Unpack[BackupPolicyChangesBody]) -> Self:
+        """Change what it does."""
+        return await self._change(changes, if_unchanged)
+
+    async def run(self) -> Self:
+        """Have all of its VMs backed up now."""
+        return self._take(await self._act("run"))
+
+
+class AsyncBackupPolicyCollection(
+    AsyncListed[BackupPolicy, AsyncBackupPolicyHandle],
+    AsyncFindable[BackupPolicy, AsyncBackupPolicyHandle],
+    AsyncFollowed[BackupPolicy, AsyncBackupPolicyHandle],
+):
+    """All policies that the caller may see."""
+
+    _type, _handle = BackupPolicy, AsyncBackupPolicyHandle
+
+    async def create(
+        self, *, idempotency_key: str | None = None, **fields: Unpack[CreateBackupPolicyBody]
+    ) -> AsyncBackupPolicyHandle:
+        return await self._create(fields, idempotency_key)
+
+
 class AsyncBackupHandle(AsyncWatched[Backup], AsyncRemovable[Backup]):
     """A backup of a VM."""
 
@@ -72,7 +112,7 @@ class AsyncBackupCollection(AsyncFindable[Backup, AsyncBackupHandle], AsyncFollo
     _type, _handle = Backup, AsyncBackupHandle
 
     def list(
-        self, *, vm: str | None = None, repository: str | None = None, limit: int | None = None,
-        sort: str | None = None,
+        self, *, vm: str | None = None, repository: str | None = None, policy: str | None = None,
+        limit: int | None = None, sort: str | None = None,
     ) -> AsyncIterator[AsyncBackupHandle]:  # fmt: skip
-        return self._list(limit, vm=vm, repository=repository, sort=sort)
+        return self._list(limit, vm=vm, repository=repository, policy=policy, sort=sort)

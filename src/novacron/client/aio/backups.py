@@ -18,6 +18,19 @@ class AsyncBackupCalls(AsyncConnection):
         answered = await self._object("GET", f"/api/v1/backup-repositories/{quoted(ref)}/password")
         return str(answered["password"])
 
+    async def create_backup_policy(self, name: str, repository: str, **fields: object) -> Object:
+        """Create a policy; fields as in ``POST /api/v1/backup-policies``, those that are None left out."""
+        body = {"name": name, "repository": repository, **without_none(fields)}
+        return await self._object("POST", "/api/v1/backup-policies", body)
+
+    async def configure_backup_policy(self, ref: str, **changes: object) -> Object:
+        """Change a policy; fields as in ``PATCH /api/v1/backup-policies/{ref}``."""
+        return await self._object("PATCH", f"/api/v1/backup-policies/{quoted(ref)}", changes)
+
+    async def run_backup_policy(self, ref: str) -> Object:
+        """Have all VMs of a policy backed up now."""
+        return await self.act("backup-policies", ref, "run")
+
     async def back_up_vm(self, ref: str, repository: str) -> Object:
         """Begin to back a VM up as it is now."""
         return await self.act("vms", ref, "backup", {"repository": repository})

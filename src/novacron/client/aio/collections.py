@@ -56,6 +56,12 @@ class AsyncCollections(AsyncApiCalls):
         return backup_handles.AsyncBackupRepositoryCollection(self)
 
     @property
+    def backup_policies(self) -> backup_handles.AsyncBackupPolicyCollection:
+        from novacron.client.aio import backup_handles
+
+        return backup_handles.AsyncBackupPolicyCollection(self)
+
+    @property
     def volumes(self) -> resources.AsyncVolumeCollection:
         from novacron.client.aio import resources
 

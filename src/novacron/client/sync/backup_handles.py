@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Self
 
 from novacron.client.sync.handles import WAIT_S, Findable, Followed, Listed, Removable, Watched
 from novacron.client.sync.vm_handles import VmHandle
-from novacron.client.typed import Backup, BackupRepository, Vm
+from novacron.client.typed import Backup, BackupPolicy, BackupRepository, Vm
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from novacron.client.bodies import CreateBackupRepositoryBody, RestoreBackupBody
+    from novacron.client.bodies import (
+        BackupPolicyChangesBody,
+        CreateBackupPolicyBody,
+        CreateBackupRepositoryBody,
+        RestoreBackupBody,
+    )
 
 
 class BackupRepositoryHandle(Watched[BackupRepository], Removable[BackupRepository]):
@@ -47,6 +52,41 @@ class BackupRepositoryCollection(
         return self._create(fields, idempotency_key)
 
 
+class BackupPolicyHandle(Watched[BackupPolicy], Removable[BackupPolicy]):
+    """Which VMs are backed up when."""
+
+    @property
+    def id(self) -> str:
+        return self.object.id
+
+    @property
+    def name(self) -> str:
+        return self.object.name
+
+    def configure(self, *, if_unchanged: bool = False, **changes: Unpack[BackupPolicyChangesBody]) -> Self:
+        """Change what it does."""
+        return self._change(changes, if_unchanged)
+
+    def run(self) -> Self:
+        """Have all of its VMs backed up now."""
+        return self._take(self._act("run"))
+
+
+class BackupPolicyCollection(
+    Listed[BackupPolicy, BackupPolicyHandle],
+    Findable[BackupPolicy, BackupPolicyHandle],
+    Followed[BackupPolicy, BackupPolicyHandle],
+):
+    """All policies that the caller may see."""
+
+    _type, _handle = BackupPolicy, BackupPolicyHandle
+
+    def create(
+        self, *, idempotency_key: str | None = None, **fields: Unpack[CreateBackupPolicyBody]
+    ) -> BackupPolicyHandle:
+        return self._create(fields, idempotency_key)
+
+
 class BackupHandle(Watched[Backup], Removable[Backup]):
     """A backup of a VM."""
 
@@ -73,7 +113,7 @@ class BackupCollection(Findable[Backup, BackupHandle], Followed[Backup, BackupHa
     _type, _handle = Backup, BackupHandle
 
     def list(
-        self, *, vm: str | None = None, repository: str | None = None, limit: int | None = None,
-        sort: str | None = None,
+        self, *, vm: str | None = None, repository: str | None = None, policy: str | None = None,
+        limit: int | None = None, sort: str | None = None,
     ) -> Iterator[BackupHandle]:  # fmt: skip
-        return self._list(limit, vm=vm, repository=repository, sort=sort)
+        return self._list(limit, vm=vm, repository=repository, policy=policy, sort=sort)

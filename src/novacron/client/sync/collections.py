@@ -57,6 +57,12 @@ class Collections(ApiCalls):
         return backup_handles.BackupRepositoryCollection(self)
 
     @property
+    def backup_policies(self) -> backup_handles.BackupPolicyCollection:
+        from novacron.client.sync import backup_handles
+
+        return backup_handles.BackupPolicyCollection(self)
+
+    @property
     def volumes(self) -> resources.VolumeCollection:
         from novacron.client.sync import resources
 

@@ -1,0 +1,201 @@
+"""``novacron backup policy``: what VMs are backed up when, and which of these backups are kept."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from novacron.cli import options, output, updates
+from novacron.cli.lists import Listing
+from novacron.cli.metadata import check_given, parse_tags
+from novacron.cli.names import names_of
+from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.client import Client
+from novacron.terminal import say
+
+app = typer.Typer(no_args_is_help=True, help="Manage backup policies: which VMs are backed up when.")
+
+PolicyRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="policy", help="name or id of the policy", autocompletion=names_of("backup-policies"),
+        show_default=False,
+    ),
+]  # fmt: skip
+DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?(s|m|h|d|w|)")
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
+
+
+def parse_duration(text: str) -> int:
+    """Return the seconds of ``90``, ``30m``, ``26h`` or ``7d``. Raises typer.BadParameter."""
+    match = DURATION.fullmatch(text.strip().lower())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no duration: write it like 30m, 26h or 7d")
+    return int(float(match[1]) * SECONDS[match[2]])
+
+
+def _or_none(text: str) -> int | None:
+    return None if text.strip().lower() == "none" else parse_duration(text)
+
+
+def _days(text: str) -> int | None:
+    if text.strip().lower() == "none":
+        return None
+    if not text.strip().isdecimal():
+        raise typer.BadParameter(f"{text!r} is no number of days")
+    return int(text)
+
+
+def duration(seconds: float | None) -> str | None:
+    """Return a duration as people read it."""
+    if seconds is None:
+        return None
+    for unit in ("w", "d", "h", "m"):
+        if seconds and seconds % SECONDS[unit] == 0:
+            return f"{seconds / SECONDS[unit]:g}{unit}"
+    return f"{seconds:g}s"
+
+
+def keep(policy: Object) -> str:
+    counts = policy["spec"]["keep"]
+    return " ".join(f"{rule}={counts[rule]}" for rule in RULES if counts[rule]) or "all"
+
+
+def covers(policy: Object) -> str:
+    spec = policy["spec"]
+    named = [f"{len(spec['vms'])} named"] if spec["vms"] else []
+    return ", ".join([*named, *(f"tag {tag}" for tag in spec["tags"])]) or "all VMs"
+
+
+KEEP_OPTIONS = (
+    options.option("keep.last", int, "--keep-last", min=0, help="keep so many of the newest"),
+    options.option("keep.hourly", int, "--keep-hourly", min=0, help="keep the newest of each of so many hours"),
+    options.option("keep.daily", int, "--keep-daily", min=0, help="keep the newest of each of so many days, in UTC"),
+    options.option("keep.weekly", int, "--keep-weekly", min=0, help="keep the newest of each of so many weeks"),
+    options.option("keep.monthly", int, "--keep-monthly", min=0, help="keep the newest of each of so many months"),
+    options.option("keep.yearly", int, "--keep-yearly", min=0, help="keep the newest of each of so many years"),
+)
+POLICY_OPTIONS = (
+    options.option(
+        "schedule", str, help="hourly, daily, weekly, monthly, or five fields as in crontab, such as '30 2 * * 1-5'"
+    ),
+    options.option("time_zone", str, help="time zone of the schedule, such as Europe/Paris; by default UTC"),
+    options.option(
+        "jitter_s", str, "--jitter", convert=parse_duration, metavar="TIME",
+        help="spread the VMs over so long after each time of the schedule; by default 30m",
+    ),
+    options.option(
+        "start_within_s", str, "--start-within", convert=_or_none, metavar="TIME",
+        help="a backup that could not begin for so long waits for the next time; none: it begins whenever it can",
+    ),
+    options.option(
+        "max_age_s", str, "--max-age", convert=_or_none, metavar="TIME",
+        help="promise that no VM's newest backup is older; none: what the schedule makes possible",
+    ),
+    *KEEP_OPTIONS,
+    options.option(
+        "verify_days", str, "--verify-days", convert=_days, metavar="DAYS",
+        help="read each backup back, and again after so many days; none: never; by default 30",
+    ),
+    options.option(
+        "vms", list[str], "--vm", convert=options.without_empty, autocompletion=names_of("vms"),
+        help="a VM to back up; can be repeated; without VMs and tags: all of the project",
+    ),
+    options.option("tags", str, "--tag", convert=parse_tags, help="back up VMs with one of these tags, with commas"),
+)  # fmt: skip
+ENABLED = options.option("enabled", bool, "--enabled/--disabled", help="whether it does anything")
+
+COLUMNS: Columns = {
+    "NAME": lambda p: p["name"],
+    "SCHEDULE": lambda p: p["spec"]["schedule"] if p["spec"]["enabled"] else "disabled",
+    "VMS": covers,
+    "REPOSITORY": lambda p: p["repository_name"],
+    "KEEP": keep,
+    "PROMISE": lambda p: duration(p["promise_s"]),
+    "PROBLEMS": lambda p: p["problem_count"] or None,
+    "AGE": lambda p: output.age(p["created_at"]),
+}
+DETAILS: Columns = {
+    **COLUMNS,
+    "TIME ZONE": lambda p: p["spec"]["time_zone"],
+    "JITTER": lambda p: duration(p["spec"]["jitter_s"]),
+    "START WITHIN": lambda p: duration(p["spec"]["start_within_s"]) or "whenever it can",
+    "VERIFIED": lambda p: f"every {days} days" if (days := p["spec"]["verify_days"]) else "never",
+    "ASKED TO RUN": lambda p: output.when(p["run_at"]),
+    "NOT BACKED UP": lambda p: [f"{problem['vm_name']}: {problem['error']}" for problem in p["problems"]],
+    "ID": lambda p: p["id"],
+    "PROJECT": lambda p: p["project"],
+}
+
+
+@app.command("list")
+@options.expand
+def list_(listing: Listing = Listing()) -> None:
+    """List policies."""
+    listing.show("backup-policies", COLUMNS)
+
+
+@app.command()
+def show(policy: PolicyRef, output_: Output = OutputFormat.TABLE) -> None:
+    """Show a policy, and which of its VMs can't be backed up."""
+    with output.errors():
+        output.fields(Client().get("backup-policies", policy), DETAILS, output_)
+
+
+@app.command()
+@options.expand
+def create(
+    name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
+    repository: Annotated[
+        str,
+        typer.Option(
+            help="repository, by name or id", autocompletion=names_of("backup-repositories"), show_default=False
+        ),
+    ],
+    fields: Annotated[Object, POLICY_OPTIONS],
+) -> None:
+    """Create a policy that backs VMs up by itself, daily if no schedule is given."""
+    with output.errors():
+        created = Client().create_backup_policy(name, repository, **fields)
+        say(f"{name}: created; it promises that no VM's newest backup is older than {duration(created['promise_s'])}")
+
+
+@app.command("set")
+@options.expand
+def set_(
+    policy: PolicyRef,
+    changes: Annotated[Object, (*POLICY_OPTIONS, ENABLED)],
+    repository: Annotated[
+        str | None, typer.Option(help="another repository", autocompletion=names_of("backup-repositories"))
+    ] = None,
+) -> None:
+    """Change a policy. Times of its schedule that have passed do not count after that."""
+    changes = changes if repository is None else {**changes, "repository": repository}
+    with output.errors():
+        check_given(changes)
+
+        def of(now: Object) -> Object:
+            rules = changes.get("keep")
+            return changes if rules is None else {**changes, "keep": {**now["spec"]["keep"], **rules}}
+
+        updates.update(Client(), "backup-policies", policy, of)
+        say(f"{policy}: changed")
+
+
+@app.command()
+def run(policy: PolicyRef) -> None:
+    """Back all VMs of a policy up now."""
+    with output.errors():
+        Client().run_backup_policy(policy)
+        say(f"{policy}: its VMs are being backed up; see: novacron backup list --policy {policy}")
+
+
+@app.command()
+def delete(policy: PolicyRef) -> None:
+    """Delete a policy. The backups that it made stay."""
+    with output.errors():
+        Client().delete("backup-policies", policy)
+        say(f"{policy}: deleted; its backups stay")
