@@ -26,7 +26,8 @@ SOON_MS = 40_000
 PICTURES = os.environ.get("NOVACRON_PICTURES")
 """A folder for the pictures of the pages; without it, none are taken."""
 PAGES = ("", "vms", "vms/create", "migrations", "nodes", "images", "templates", "networks", "security-groups",
-         "volumes", "events", "sites", "projects", "users", "tokens", "audit", "settings", "account")  # fmt: skip
+         "volumes", "backups", "events", "sites", "projects", "users", "tokens", "audit", "settings",
+         "account")  # fmt: skip
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 TOO_WIDE = """[...document.querySelectorAll("*")].filter(element => {
     const { overflowX } = getComputedStyle(element);
@@ -186,6 +187,43 @@ def _look_at_the_list(page: Page, site: Platform, other: dict[str, Any]) -> None
     site.client.delete("vms", other["id"])
     expect(page.get_by_text("The list changed, so the selection of 1 VM was cleared.")).to_be_visible(timeout=SOON_MS)
     expect(page.get_by_text("0 VMs selected")).to_be_visible()
+
+
+@pytest.mark.slow
+def test_a_policy_is_made_and_run_and_its_backup_restored_in_a_browser(
+    page: Page, site: Platform, new_vm: NewVm
+) -> None:
+    vm = new_vm(name="web-kept", image="disk")
+    site.wait_state(vm["id"], "running")
+    log_in_with_link(page, site, "/ui/backups")
+
+    def fill_in(button: str, **fields: str) -> None:
+        page.get_by_role("button", name=button).first.click()
+        dialog = page.get_by_role("dialog")
+        for label, value in fields.items():
+            dialog.get_by_label(re.compile("^" + label.replace("_", " "))).fill(value)
+        dialog.get_by_role("button", name=button.partition(":")[0], exact=True).click()
+        expect(dialog).to_be_hidden(timeout=SOON_MS)
+
+    try:
+        fill_in("Create a repository", Name="web-nightly")
+        fill_in("Create a policy", Name="web-policy", Repository="web-nightly", Back_up_these_VMs="web-kept")
+        expect(page.get_by_text("1 named")).to_be_visible(timeout=SOON_MS)
+        fill_in("Run now: web-policy")
+        row = page.get_by_role("table", name="Backups").get_by_role("row").filter(has_text="web-kept")
+        expect(row.get_by_text("kept", exact=True)).to_be_visible(timeout=3 * SOON_MS)
+        expect(row.get_by_text("verified", exact=True)).to_be_visible(timeout=3 * SOON_MS)
+        picture(page, "backups")
+        fill_in("Restore: web-kept", Name_of_the_new_VM="web-restored")
+        site.wait_state("web-restored", "running", 90)
+        page.goto(f"/ui/vms/{vm['id']}")
+        expect(page.get_by_text("by web-policy")).to_be_visible(timeout=SOON_MS)
+    finally:
+        site.cli("vm", "delete", "web-restored", "--wait", "--yes", check=False)
+        site.cli("backup", "policy", "delete", "web-policy", check=False)
+        for backup in site.client.list("backups", repository="web-nightly"):
+            site.cli("backup", "delete", backup["id"], check=False)
+        site.cli("backup", "repository", "delete", "web-nightly", check=False)
 
 
 @pytest.mark.slow

@@ -51,6 +51,7 @@ const PAGES = [
   ["/templates", m("Flavors and templates")],
   ["/networks", m("Networks")],
   ["/volumes", m("Volumes")],
+  ["/backups", m("Backups")],
   ["/security-groups", m("Security groups")],
   ["/events", m("Events")],
   ["/sites", m("Sites and links")],

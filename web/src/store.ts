@@ -3,7 +3,7 @@
  *
  * Whatever comes later with an older revision is ignored, so answers and changes may arrive in any order.
  */
-import type { Drain, Event, Export, Flavor, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Project, SecurityGroup, Snapshot, Template, UnreconciledVm, Vm, Volume } from "./api";
+import type { Backup, BackupPolicy, BackupRepository, Drain, Event, Export, Flavor, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Project, SecurityGroup, Snapshot, Template, UnreconciledVm, Vm, Volume } from "./api";
 
 export interface Kinds {
   vm: Vm;
@@ -24,6 +24,9 @@ export interface Kinds {
   "unreconciled-vm": UnreconciledVm;
   flavor: Flavor;
   template: Template;
+  backup: Backup;
+  "backup-policy": BackupPolicy;
+  "backup-repository": BackupRepository;
 }
 export type Kind = keyof Kinds;
 
@@ -53,6 +56,9 @@ const KEYS: Record<Kind, keyof Keyed> = {
   "unreconciled-vm": "id",
   flavor: "name",
   template: "name",
+  backup: "id",
+  "backup-policy": "id",
+  "backup-repository": "id",
 };
 export const KINDS = Object.keys(KEYS) as readonly Kind[];
 

@@ -5,6 +5,7 @@ import type { Me } from "../api";
 import { Tokens, Users } from "./access";
 import { Account } from "./account";
 import { Audit } from "./audit";
+import { Backups } from "./backups";
 import { Projects } from "./projects";
 import { Settings } from "./settings";
 import { Sites } from "./sites";
@@ -12,6 +13,8 @@ import { Templates } from "./templates";
 
 export default function Rest({ page, me }: { page: string; me: Me }): ReactElement {
   switch (page) {
+    case "backups":
+      return <Backups me={me} />;
     case "sites":
       return <Sites me={me} />;
     case "projects":

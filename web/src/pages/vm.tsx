@@ -131,6 +131,9 @@ function Summary({ vm }: { vm: Vm }): ReactElement {
       <Item term={m("Guest reports")}>{addresses.length === 0 ? t("nothing") : addresses.join(", ")}</Item>
       <Item term={m("High availability")}>{spec.ha ? t("on") : t("off")}</Item>
       <Item term={m("Protected")}>{spec.protected ? t("yes") : t("no")}</Item>
+      <Item term={m("Newest backup")}>
+        <NewestBackup vm={vm} />
+      </Item>
       <Item term={m("Reboots")}>{status.reboots}</Item>
       <Item term={m("Created")}>
         <When at={vm.created_at} />
@@ -138,6 +141,18 @@ function Summary({ vm }: { vm: Vm }): ReactElement {
       <Item term={m("Revision")}>{vm.revision}</Item>
       <Item term={m("Id")}>{vm.id}</Item>
     </DescriptionList>
+  );
+}
+
+function NewestBackup({ vm }: { vm: Vm }): ReactElement {
+  const { newest_at, late_at, policies } = vm.backups;
+  const late = late_at !== null && new Date(late_at).getTime() <= Date.now();
+  return (
+    <>
+      <Link href={`/backups?vm=${vm.id}`}>{newest_at === null ? t("none") : <When at={newest_at} />}</Link>
+      {late && ` ${t("(older than promised)")}`}
+      {policies.length > 0 && ` ${t("by {policies}", { policies: policies.join(", ") })}`}
+    </>
   );
 }
 

@@ -81,6 +81,14 @@ function copies(vm: Vm, refusal: string | null): Operation[] {
     },
     { label: m("Export"), subject: vm.name, refusal, warning: m("Its node makes one file of the VM as it is now; it stays there until it is deleted."), command: () => `novacron vm export ${vm.name}`, run: () => answered(client.POST("/api/v1/vms/{ref}/actions/export", at(vm))) },
     {
+      label: m("Back up"),
+      subject: vm.name,
+      refusal,
+      fields: [{ name: "repository", label: m("Repository"), help: m("Its name or id. Volumes are not included.") }],
+      command: (v) => `novacron backup create ${vm.name} --repository ${v["repository"]}`,
+      run: (v) => answered(client.POST("/api/v1/vms/{ref}/actions/backup", { ...at(vm), body: { repository: v["repository"] ?? "" } })),
+    },
+    {
       label: m("Move to project"),
       subject: vm.name,
       refusal: refusal ?? (vm.spec.power === "stopped" ? null : m("Stop it first.")),
