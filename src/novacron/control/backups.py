@@ -31,15 +31,23 @@ log = logs.get(__name__)
 Ask = Callable[[Connection, str, str], Awaitable[object]]
 """Asks for something about a backup: connection, id, actor."""
 ACTOR = "backup policy "
-ASKED_PER_PASS_MAX = 200
+PASS_S_MAX = 2.0
+"""How long a pass goes on with a policy's VMs, or with what is said of all VMs, before others have their turn."""
 EXPIRED_PER_PASS_MAX = 200
 VMS_PER_PASS_MAX = 500
 """VMs of whose backups of a policy one pass looks for those that no rule keeps."""
 FAILURES_KEPT = TRIES_MAX
 PATIENCE_S = 300.0
 """How long a VM that is due may be unable to be backed up, because it is starting for example, before that is said."""
-EVERYTHING_S = 60.0
-"""How often it is looked whether what is said of all VMs' backups is true."""
+
+
+class _Sweep:
+    """One look at all VMs that a policy covers, which may take several passes."""
+
+    def __init__(self) -> None:
+        self.last = ""
+        """The last VM that was looked at."""
+        self.problems = list[PolicyProblem]()
 
 
 class BackupPolicies:
@@ -47,9 +55,11 @@ class BackupPolicies:
 
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
         self._patience_s = patience_s
+        self._sweeps: dict[str, _Sweep] = {}
         self._next_vm: dict[str, str] = {}
         """Of each policy: the VM behind which to go on with what no rule keeps."""
-        self._refreshed_at = -EVERYTHING_S
+        self._refreshed = ""
+        """The VM behind which to go on with what is said of its backups."""
 
     async def step(self, database: Database, objects: Objects) -> None:
         async def follow(id: str) -> None:
@@ -62,48 +72,62 @@ class BackupPolicies:
         async with database.connection() as connection:
             policies = await backup_policies.enabled(connection)
         self._next_vm = {id: vm for id, vm in self._next_vm.items() if id in policies}
+        self._sweeps = {id: sweep for id, sweep in self._sweeps.items() if id in policies}
         await objects.each(policies, follow)
-        if time.monotonic() - self._refreshed_at >= EVERYTHING_S:
-            await objects.each(["all VMs"], lambda _: self._refresh(database))
+        await objects.each(["all VMs"], lambda _: self._refresh(database))
 
     async def _refresh(self, database: Database) -> None:
-        async with database.transaction() as connection:
-            is_done = await vm_backups.refresh(connection)
-        if is_done:
-            self._refreshed_at = time.monotonic()
+        """Look whether what is said of VMs' backups is true, as far as there is time."""
+        began = time.monotonic()
+        while True:
+            async with database.transaction() as connection:
+                self._refreshed = await vm_backups.refresh_after(connection, self._refreshed)
+            if not self._refreshed or time.monotonic() - began > PASS_S_MAX:
+                return
 
     async def _ask(self, database: Database, policy: BackupPolicy) -> None:
-        """Ask for the backups that are due; note which can't be made now, and why."""
-        calendar = Calendar(policy.spec)
-        jitter = timedelta(seconds=policy.spec.jitter_s)
+        """Ask for the backups that are due, as far as there is time; note which can't be made now, and why."""
+        began, jitter = time.monotonic(), timedelta(seconds=policy.spec.jitter_s)
         async with database.connection() as connection:
             now: datetime = await connection.fetchval("SELECT now()")
-            times = calendar.until(now, now - jitter)
-            moments = [min(now, time + jitter) for time in times[:1]]
-            moments += [] if policy.run_at is None else [policy.run_at]
-            waiting = await backup_policies.not_backed_up_since(connection, policy, moments, TRIES_MAX)
-        problems, asked = list[PolicyProblem](), 0
-        busy = set[str | None]()
-        for vm in waiting:
-            since = _due_since(policy, vm, times, now)
-            if since is None or vm.node in busy:
+        times = Calendar(policy.spec).until(now, now - jitter)
+        moments = [min(now, time + jitter) for time in times[:1]]
+        moments += [] if policy.run_at is None else [policy.run_at]
+        sweep = self._sweeps.setdefault(policy.id, _Sweep())
+        while moments:
+            async with database.connection() as connection:
+                covered = await backup_policies.covered_after(connection, policy, sweep.last, max(moments), TRIES_MAX)
+            due = [(vm, since) for vm in covered.waiting if (since := _due_since(policy, vm, times, now)) is not None]
+            sweep.problems += await self._ask_for(database, policy, due, now)
+            sweep.last = covered.last
+            if not sweep.last:
+                del self._sweeps[policy.id]
+                async with database.transaction() as connection:
+                    await backup_policies.set_problems(connection, policy, sweep.problems)
+                return
+            if time.monotonic() - began > PASS_S_MAX:
+                return
+
+    async def _ask_for(
+        self, database: Database, policy: BackupPolicy, due: Sequence[tuple[CoveredVm, datetime]], now: datetime
+    ) -> list[PolicyProblem]:
+        """Ask for a backup of each of these VMs; return which can't be made, and why."""
+        problems, busy = list[PolicyProblem](), set[str | None]()
+        for vm, since in due:
+            if vm.node in busy:
                 continue
-            if asked >= ASKED_PER_PASS_MAX:
-                break
             try:
                 async with database.transaction() as connection:
                     await backups.create(
                         connection, vm.id, policy.spec.repository, ACTOR + policy.name, policy=policy.id
                     )
-                asked += 1
             except backups.NodeBusy:
                 busy.add(vm.node)
             except Exception as error:  # of this VM, unless the database is away
                 why = _error_of(error, policy=policy.name, vm=vm.id)
                 if (now - since).total_seconds() >= self._patience_s:
                     problems.append(PolicyProblem(vm.id, vm.name, why))
-        async with database.transaction() as connection:
-            await backup_policies.set_problems(connection, policy, problems)
+        return problems
 
     async def _verify(self, database: Database, policy: BackupPolicy) -> None:
         async with database.connection() as connection:

@@ -31,6 +31,8 @@ COVERS = (
     "CASE WHEN jsonb_typeof(p.spec -> 'tags') = 'array' THEN p.spec -> 'tags' ELSE '[]' END)))"
 )
 """Policy ``p`` covers VM ``v``."""
+VMS_MAX = 1000
+"""VMs that one statement looks at."""
 RESETS = frozenset({"schedule", "time_zone", "enabled", "vms", "tags"})
 """What a change of makes earlier times of the schedule count no more."""
 
@@ -168,25 +170,37 @@ class CoveredVm(NamedTuple):
     """When its backups that failed were asked for, newest first."""
 
 
-async def not_backed_up_since(
-    connection: Connection, policy: BackupPolicy, moments: Sequence[datetime], failed_max: int
-) -> Sequence[CoveredVm]:
-    """Return the VMs that a policy covers and for which it asked for no backup since one of ``moments``, those first
-    that wait longest. A backup that failed does not count."""
-    if not moments:
-        return []
+class CoveredVms(NamedTuple):
+    """Some of the VMs that a policy covers, in the order of their ids."""
+
+    waiting: Sequence[CoveredVm]
+    """Those of them for which it asked for no backup since a moment."""
+    last: str
+    """The last one that was looked at; empty: there are no more."""
+
+
+async def covered_after(
+    connection: Connection, policy: BackupPolicy, id: str, moment: datetime, failed_max: int
+) -> CoveredVms:
+    """Return the next VMs behind this one that wait for a backup since ``moment``. A backup that failed does not
+    count."""
     rows = await connection.fetch(
-        "SELECT v.id, v.name, v.node, v.created_at, asked.at AS asked_at, ARRAY("
-        "  SELECT created_at FROM backups b WHERE b.policy = p.id AND b.vm = v.id AND b.phase = 'failed'"
-        "  ORDER BY created_at DESC LIMIT $3) AS failed_at"
-        " FROM backup_policies p JOIN vms v ON " + COVERS +
-        " CROSS JOIN LATERAL (SELECT max(created_at) AS at FROM backups b"
-        "  WHERE b.policy = p.id AND b.vm = v.id AND b.phase <> 'failed') asked"
-        " WHERE p.id = $1 AND NOT v.deleting AND v.lost_on IS NULL AND (asked.at IS NULL OR asked.at < $2)"
-        " ORDER BY asked.at NULLS FIRST, v.id",
-        policy.id, max(moments), failed_max,
+        "WITH covered AS MATERIALIZED (SELECT v.id, v.name, v.node, v.created_at FROM backup_policies p"
+        f"  JOIN vms v ON {COVERS} WHERE p.id = $1 AND v.id > $2 AND NOT v.deleting AND v.lost_on IS NULL"
+        "  ORDER BY v.id LIMIT $5),"
+        " asked AS (SELECT vm, max(created_at) AS at FROM backups WHERE policy = $1 AND phase <> 'failed'"
+        "  AND vm IN (SELECT id FROM covered) GROUP BY vm)"
+        " SELECT c.id, c.name, c.node, c.created_at, asked.at AS asked_at, asked.at IS NULL OR asked.at < $3 AS waits,"
+        " ARRAY(SELECT created_at FROM backups b WHERE b.policy = $1 AND b.vm = c.id AND b.phase = 'failed'"
+        "  ORDER BY created_at DESC LIMIT $4) AS failed_at"
+        " FROM covered c LEFT JOIN asked ON asked.vm = c.id ORDER BY c.id",
+        policy.id, id, moment, failed_max, VMS_MAX,
     )  # fmt: skip
-    return [CoveredVm(*row.values()) for row in rows]
+    waiting = [
+        CoveredVm(row["id"], row["name"], row["node"], row["created_at"], row["asked_at"], row["failed_at"])
+        for row in rows if row["waits"]
+    ]  # fmt: skip
+    return CoveredVms(waiting, rows[-1]["id"] if len(rows) == VMS_MAX else "")
 
 
 async def set_problems(connection: Connection, policy: BackupPolicy, problems: Sequence[PolicyProblem]) -> None:
@@ -212,13 +226,14 @@ async def to_verify(connection: Connection, policy: BackupPolicy) -> Sequence[st
     if policy.spec.verify_days is None:
         return []
     rows = await connection.fetch(
-        "SELECT DISTINCT ON (b.node) b.id FROM backups b JOIN nodes n ON n.name = b.node"
-        " WHERE b.policy = $1 AND b.phase = 'kept'"
-        " AND (b.verified_at IS NULL OR b.verified_at < now() - make_interval(days => $2))"
-        " AND NOT (b.error <> '' AND b.verify_asked_at > now() - interval '1 hour')"
-        " AND b.node NOT IN (SELECT node FROM backups WHERE phase IN ('making', 'verifying', 'deleting'))"
-        " AND n.status -> 'ready' = 'true'"
-        " ORDER BY b.node, b.verified_at NULLS FIRST, b.created_at DESC, b.id",
+        "SELECT due.id FROM nodes n CROSS JOIN LATERAL (SELECT b.id FROM backups b"
+        "  WHERE b.policy = $1 AND b.node = n.name AND b.phase = 'kept'"
+        "  AND (b.verified_at IS NULL OR b.verified_at < now() - make_interval(days => $2))"
+        "  AND NOT (b.error <> '' AND b.verify_asked_at > now() - interval '1 hour')"
+        "  ORDER BY b.verified_at NULLS FIRST, b.created_at DESC LIMIT 1) due"
+        " WHERE n.status -> 'ready' = 'true'"
+        " AND NOT EXISTS (SELECT FROM backups w WHERE w.node = n.name"
+        "  AND w.phase IN ('making', 'verifying', 'deleting'))",
         policy.id, policy.spec.verify_days,
     )  # fmt: skip
     return [row["id"] for row in rows]

@@ -7,38 +7,45 @@ from collections.abc import Sequence
 from novacron.store.backup_policies import COVERS
 from novacron.store.database import Connection
 
-CHANGES_MAX = 2000
-"""VMs that one statement changes: each change goes to everybody who follows VMs."""
+VMS_MAX = 1000
+"""VMs that one statement looks at."""
 
 # ``late_at`` is the first moment at which a policy does not keep its promise: the VM's newest backup in the policy's
 # repository, whoever asked for it, is too old then. Without one, the promise counts from when the policy covers it.
 REFRESH = f"""
-WITH covering AS (
-    SELECT v.id AS vm, p.name,
-        coalesce((SELECT max(b.created_at) FROM backups b WHERE b.vm = v.id AND b.repository = p.repository
-                  AND b.phase IN ('kept', 'verifying')), greatest(v.created_at, p.effective_from))
-        + make_interval(secs => p.promise_s) AS late_at
-    FROM vms v JOIN backup_policies p ON {COVERS} WHERE $1::text[] IS NULL OR v.id = ANY($1)
+WITH newest AS MATERIALIZED (
+    SELECT vm, repository, max(created_at) AS at, max(created_at) FILTER (WHERE verified_at IS NOT NULL) AS verified_at
+    FROM backups WHERE phase IN ('kept', 'verifying') AND vm = ANY($1) GROUP BY vm, repository
+), of_vm AS (
+    SELECT vm, max(at) AS newest_at, max(verified_at) AS verified_at FROM newest GROUP BY vm
+), covering AS (
+    SELECT v.id AS vm, jsonb_agg(p.name ORDER BY p.name) AS policies,
+        min(coalesce(n.at, greatest(v.created_at, p.effective_from)) + make_interval(secs => p.promise_s)) AS late_at
+    FROM vms v JOIN backup_policies p ON {COVERS}
+    LEFT JOIN newest n ON n.vm = v.id AND n.repository = p.repository WHERE v.id = ANY($1) GROUP BY v.id
 ), present AS (
-    SELECT v.id, jsonb_build_object(
-        'policies', coalesce((SELECT jsonb_agg(c.name ORDER BY c.name) FROM covering c WHERE c.vm = v.id), '[]'),
-        'newest_at', b.newest_at, 'verified_at', b.verified_at,
-        'late_at', (SELECT min(c.late_at) FROM covering c WHERE c.vm = v.id)
+    SELECT v.id, v.backups AS before, jsonb_build_object(
+        'policies', coalesce(c.policies, '[]'), 'newest_at', o.newest_at, 'verified_at', o.verified_at,
+        'late_at', c.late_at
     ) AS backups
-    FROM vms v CROSS JOIN LATERAL (
-        SELECT max(created_at) AS newest_at, max(created_at) FILTER (WHERE verified_at IS NOT NULL) AS verified_at
-        FROM backups WHERE vm = v.id AND phase IN ('kept', 'verifying')
-    ) b WHERE $1::text[] IS NULL OR v.id = ANY($1)
-), changed AS (
-    SELECT p.id, p.backups FROM present p JOIN vms v USING (id)
-    WHERE v.backups <> p.backups ORDER BY v.id LIMIT {CHANGES_MAX} FOR UPDATE OF v SKIP LOCKED
+    FROM vms v LEFT JOIN of_vm o ON o.vm = v.id LEFT JOIN covering c ON c.vm = v.id WHERE v.id = ANY($1)
+), free AS (
+    SELECT v.id FROM vms v WHERE v.id IN (SELECT id FROM present WHERE before <> backups) ORDER BY v.id
+    FOR UPDATE SKIP LOCKED
 )
-UPDATE vms v SET backups = c.backups FROM changed c WHERE v.id = c.id
+UPDATE vms v SET backups = p.backups FROM present p JOIN free USING (id) WHERE v.id = p.id
 """
 
 
-async def refresh(connection: Connection, vms: Sequence[str] | None = None) -> bool:
-    """Bring up to date what is said of the backups of these VMs; None: of all. Return whether that is done: VMs that
-    somebody else is changing, and those beyond ``CHANGES_MAX``, wait for the next time."""
-    changed = await connection.execute(REFRESH, None if vms is None else list(vms))
-    return int(changed.rpartition(" ")[2]) < CHANGES_MAX
+async def refresh(connection: Connection, vms: Sequence[str]) -> None:
+    """Bring up to date what is said of the backups of these VMs; one that somebody else changes waits for the next
+    time."""
+    await connection.execute(REFRESH, list(vms))
+
+
+async def refresh_after(connection: Connection, id: str) -> str:
+    """Do the same for the next VMs behind this one, in the order of their ids; return the last one, empty: that was
+    all."""
+    rows = await connection.fetch("SELECT id FROM vms WHERE id > $1 ORDER BY id LIMIT $2", id, VMS_MAX)
+    await refresh(connection, [row["id"] for row in rows])
+    return rows[-1]["id"] if len(rows) == VMS_MAX else ""

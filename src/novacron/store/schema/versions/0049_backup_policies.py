@@ -30,5 +30,10 @@ def upgrade() -> None:
     )
     op.execute("ALTER TABLE backups ADD COLUMN policy text NOT NULL DEFAULT '', ADD COLUMN verify_asked_at timestamptz")
     op.execute("CREATE INDEX backups_policy ON backups (policy, vm, created_at) WHERE policy <> ''")
+    op.execute("CREATE INDEX backups_failed ON backups (policy, vm, created_at) WHERE phase = 'failed'")
+    op.execute(
+        "CREATE INDEX backups_to_verify ON backups (policy, node, verified_at NULLS FIRST, created_at DESC)"
+        " WHERE phase = 'kept'"
+    )
     op.execute("CREATE INDEX backups_vm ON backups (vm, repository, created_at)")
     op.execute(f"ALTER TABLE vms ADD COLUMN backups jsonb NOT NULL DEFAULT '{NOTHING}'")
