@@ -157,6 +157,24 @@ def test_damage_is_found_and_named(tmp_path: Path, kind: Kind, damage: Callable[
     assert paths[0].name in str(found.value) or "configuration" in str(found.value)
 
 
+def test_restic_reads_what_was_damaged_and_stored_again(tmp_path: Path) -> None:
+    disk, storage = _disk(tmp_path / "disk", 4), DirectoryStorage(tmp_path / "r")
+    written, first = _backup(_create(storage), disk)
+    repository = Repository.open(storage, PASSWORD)
+    place = repository.index.find(next(iter(written.file.ids())))
+    assert place is not None
+    path = storage.root / "data" / place.pack.hex()[:2] / place.pack.hex()
+    path.chmod(0o600)
+    with path.open("r+b") as pack:
+        pack.seek(place.blob.offset + place.blob.length // 2)
+        pack.write(os.urandom(8))
+    repository.replace_packs({place.pack})
+    _, second = _backup(repository, disk)
+    for id in (first, second):
+        assert _restic(storage.root, "dump", id, "/web/disk-0.raw") == disk.read_bytes()
+    _restic(storage.root, "check", "--read-data")
+
+
 def test_another_password_opens_nothing_and_a_repository_is_made_once(tmp_path: Path) -> None:
     storage = DirectoryStorage(tmp_path / "r")
     with pytest.raises(NotStored):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from novacron.agent.repositories.queues import RepositoryQueue, RepositoryQueues
 from novacron.agent.repositories.threads import Stalled, Stopped, WorkStopped, in_thread
 from novacron.agent.settings import AgentSettings
 from novacron.backup.disks import BLOCK_BYTES
-from novacron.backup.errors import Damaged, NotStored, RepositoryError, WrongKey
+from novacron.backup.errors import Damaged, DamagedBlobs, NotStored, RepositoryError, WrongKey
 from novacron.backup.index import RepositoryIndex
 from novacron.backup.repository import Repository
 from novacron.backup.storage import Kind
@@ -103,6 +104,36 @@ def test_damage_is_found_wherever_it_is(repository: Repository, tmp_path: Path) 
     packs[-1].unlink()
     with pytest.raises(RepositoryError):
         contents.verify(repository, kept.snapshot, never)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "gone"])
+def test_damaged_blocks_are_stored_again_and_the_earlier_backup_is_whole_then(
+    repository: Repository, tmp_path: Path, key: DataKey, damage: str
+) -> None:
+    disk = disk_of(tmp_path)
+    first = contents.store(repository, ("backup-1", VM), DiskCopy(disk), BESIDE, never)
+    pack = max((tmp_path / REPOSITORY / "data").glob("*/*"), key=lambda pack: pack.stat().st_size)
+    pack.chmod(0o600)
+    content = bytearray(pack.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "gone":
+        pack.unlink()
+    else:
+        pack.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    with pytest.raises(DamagedBlobs) as found:
+        contents.verify(repository, first.snapshot, never)
+    assert found.value.packs == {bytes.fromhex(pack.name)}
+    assert look(repository, "backup-2", frozenset({first.snapshot})).earlier is not None, "it is counted on so far"
+    for _ in range(2):  # whoever was ended does it again
+        repository.replace_packs(found.value.packs)
+    assert not pack.exists()
+    assert look(repository, "backup-2", frozenset({first.snapshot})).earlier is None
+    with pytest.raises(DamagedBlobs, match="is not in the repository"):
+        contents.verify(repository, first.snapshot, never)
+    second = contents.store(repository, ("backup-2", VM), DiskCopy(disk), BESIDE, never)
+    with contextlib.closing(directory.open_repository(tmp_path / REPOSITORY, key, begin=False)) as again:
+        for kept in (first, second):
+            contents.verify(again.repository, kept.snapshot, never)
 
 
 def test_a_backup_that_was_taken_out_is_not_found_and_others_stay(repository: Repository, tmp_path: Path) -> None:

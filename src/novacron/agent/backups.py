@@ -30,7 +30,7 @@ from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.hypervisor import MachineFailed, VirtualMachine
 from novacron.agent.vm.increments import RECORDED_BYTES_MAX, Increment
 from novacron.backup.disks import BLOCK_BYTES
-from novacron.backup.errors import Damaged, NotStored, RepositoryError
+from novacron.backup.errors import Damaged, DamagedBlobs, NotStored, RepositoryError
 from novacron.disk import convert, overlay
 from novacron.disk.errors import Unacceptable
 from novacron.disk.overlay import OverlayFailed
@@ -215,16 +215,35 @@ class VmBackups:
 
     async def _verify(self, backup: wire.BackupWanted, queue: RepositoryQueue) -> wire.BackupStands:
         opening = functools.partial(self._open, backup, Purpose.READ)
-        wrong = ""
+        wrong, packs = "", frozenset[bytes]()
         with doing(Action.VERIFY_BACKUP, trace=backup.trace, vm=backup.vm, backup=backup.id):
             try:
                 async with queue.opened(opening) as repository:
                     await queue.run(functools.partial(_verify, repository, backup.snapshot))
             except (Damaged, NotStored) as error:  # what was read, its index, or its key
-                wrong = str(error)
+                wrong, packs = str(error), error.packs if isinstance(error, DamagedBlobs) else packs
+            if packs:
+                wrong += await self._give_up(backup, queue, packs)
         phase = BackupPhase.DAMAGED if wrong else BackupPhase.KEPT
         code = WaitCode.FILE_LOST if wrong else ""
         return wire.BackupStands(backup.id, backup.phase, phase, error=wrong, code=code)
+
+    async def _give_up(self, backup: wire.BackupWanted, queue: RepositoryQueue, packs: frozenset[bytes]) -> str:
+        """Have no later backup count on blocks that can't be read back; return what to say of that."""
+
+        def replace(stopped: Stopped) -> None:
+            repository = self._open(backup, Purpose.DELETE, stopped)
+            try:
+                repository.repository.replace_packs(packs)
+            finally:
+                repository.close()
+
+        try:
+            await queue.run(replace)
+        except EXPECTED as error:
+            log.warning("damaged blocks are still counted on", backup=backup.id, error=str(error))
+            return f"; later backups may count on them: verify it again ({error})"
+        return "; the next backup that has such a block stores it again"
 
     async def _delete(self, backup: wire.BackupWanted) -> None:
         """Take a backup out of its repository; tried again until that works, or the server names it no more."""

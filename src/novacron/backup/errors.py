@@ -15,6 +15,15 @@ class Damaged(RepositoryError):
     """A file of the repository is not what was written: changed, cut short, or by something else."""
 
 
+class DamagedBlobs(Damaged):
+    """Blobs that can't be read back."""
+
+    def __init__(self, text: str, packs: frozenset[bytes]) -> None:
+        """``packs``: ids of the packs in which they stand."""
+        super().__init__(text)
+        self.packs = packs
+
+
 class NotStored(RepositoryError):
     """A file or blob of the repository is not there."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -321,6 +322,38 @@ class Repository:
         end = bytes(content[-min(len(content), header_bytes(bytes(content[-4:]))) :])
         for blob in blobs_of(self.key, end, name):
             content_of(self.key, blob, content[blob.offset : blob.offset + blob.length])
+
+    def replace_packs(self, packs: Collection[bytes]) -> None:
+        """Give up packs in which something is damaged: what is whole in them is stored again, the rest is known no
+        more.
+
+        So nothing that is stored later counts on a damaged blob: whoever has such a block stores it again, and what
+        lacked it is whole then. Whoever calls this has the repository for itself. It may be ended at any moment, and
+        repeated. Raises RepositoryError.
+        """
+        files = {name: list(index.decode(self.load_unpacked(Kind.INDEX, name), name))
+                 for name in list(self.storage.names(Kind.INDEX))}  # fmt: skip
+        self.index = RepositoryIndex()
+        for pack, blobs in (entry for file in files.values() for entry in file if entry[0] not in packs):
+            self.index.add_pack(pack, blobs)
+        for pack, blobs in (entry for file in files.values() for entry in file if entry[0] in packs):
+            for blob in blobs:
+                with contextlib.suppress(Damaged, NotStored):
+                    sealed = self.storage.read(Kind.PACK, pack.hex(), blob.offset, blob.length)
+                    content = content_of(self.key, blob, sealed)
+                    if hashlib.sha256(content).digest() == blob.id:
+                        self.add(blob.type, content)
+        self.flush()
+        for name, file in files.items():
+            after = [(pack, blobs) for pack, blobs in file if pack not in packs]
+            if len(after) == len(file):
+                continue
+            if after:
+                self.save_unpacked(Kind.INDEX, index.encode(after))
+            self.storage.remove(Kind.INDEX, name)
+        for pack in packs:
+            self.storage.remove(Kind.PACK, pack.hex())
+        self.read_index()
 
 
 def new_password() -> bytes:

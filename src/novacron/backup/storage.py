@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from novacron.backup.errors import NotStored, RepositoryError
+from novacron.backup.errors import Damaged, NotStored, RepositoryError
 
 NAME = re.compile(r"[0-9a-f]{64}\Z")
 """Of every file but the configuration: others are what somebody is about to write, or left."""
@@ -32,7 +32,8 @@ class Storage(Protocol):
     """Keeps whole files by kind and name. Its methods block; any thread may call them. They raise RepositoryError."""
 
     def read(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return a file's content, or ``length`` bytes from ``offset`` on; negative: from its end. Raises NotStored."""
+        """Return a file's content, or ``length`` bytes from ``offset`` on; negative: from its end. Raises NotStored,
+        Damaged."""
 
     def write(self, kind: Kind, name: str, content: bytes) -> None:
         """Store a file, whole and durably, or not at all. A file that is there stays as it is."""
@@ -60,7 +61,7 @@ class DirectoryStorage:
         except OSError as error:
             raise RepositoryError(f"{kind}/{name} can't be read from {self.root}: {error.strerror}") from error
         if length is not None and len(content) != length:
-            raise RepositoryError(f"{kind}/{name} in {self.root} is shorter than it was")
+            raise Damaged(f"{kind}/{name} in {self.root} is shorter than it was")
         return content
 
     def write(self, kind: Kind, name: str, content: bytes) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from novacron.agent.repositories.threads import Stopped, WorkStopped
 from novacron.backup import disks
 from novacron.backup.disks import DiskReader, Extent
-from novacron.backup.errors import Damaged, NotStored, RepositoryError
+from novacron.backup.errors import Damaged, DamagedBlobs, NotStored, RepositoryError
 from novacron.backup.pack import ID_BYTES, BlobType
 from novacron.backup.repository import Repository
 from novacron.backup.snapshot import File
@@ -160,8 +160,11 @@ def _files(repository: Repository, snapshot: str) -> dict[str, File]:
 
 
 def verify(repository: Repository, snapshot: str, stopped: Stopped) -> None:
-    """Read all of a backup back. Raises Damaged, NotStored, RepositoryError, WorkStopped."""
-    seen = set[bytes]()
+    """Read all of a backup back. Raises DamagedBlobs for blocks that can't be; Damaged, NotStored, RepositoryError,
+    WorkStopped."""
+    seen, packs = set[bytes](), set[bytes]()
+    first: RepositoryError | None = None
+    bad = 0
     for name, file in _files(repository, snapshot).items():
         if len(file.ids()) != -(-file.size // disks.BLOCK_BYTES):
             raise Damaged(f"{name} does not have as many blocks as its size asks for")
@@ -171,10 +174,23 @@ def verify(repository: Repository, snapshot: str, stopped: Stopped) -> None:
                 continue
             if stopped():
                 raise WorkStopped
-            content = repository.load(BlobType.DATA, id)
-            if hashlib.sha256(content).digest() != id or len(content) != length:
-                raise Damaged(f"block {number} of {name} has another content than its name says")
             seen.add(id)
+            try:
+                _verify_block(repository, id, length, f"block {number} of {name}")
+            except (Damaged, NotStored) as error:
+                first, bad = first or error, bad + 1
+                place = repository.index.find(id)
+                if place is not None:
+                    packs.add(place.pack)
+    if first is not None:
+        more = f"; {bad - 1} other blocks can't be read back, either" if bad > 1 else ""
+        raise DamagedBlobs(f"{first}{more}", frozenset(packs))
+
+
+def _verify_block(repository: Repository, id: bytes, length: int, what: str) -> None:
+    content = repository.load(BlobType.DATA, id)
+    if hashlib.sha256(content).digest() != id or len(content) != length:
+        raise Damaged(f"{what} has another content than its name says")
 
 
 def forget(repository: Repository, backup: str) -> None:
