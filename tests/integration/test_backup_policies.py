@@ -84,7 +84,7 @@ async def add_kept(database: Database, policy: BackupPolicy, vm: str, *ages: tim
     ids = []
     async with database.transaction() as connection:
         for age in ages:
-            backup = await backups.create(connection, vm, policy.spec.repository, "test", policy=policy.id)
+            backup = await backups.create(connection, vm, policy.spec.repository, "test", policy=policy)
             await connection.execute(
                 "UPDATE backups SET phase = 'kept', created_at = now() - $2::interval, verified_at = now()"
                 " WHERE id = $1",

@@ -20,7 +20,7 @@ from novacron.model.backup_schedule import (
 )
 from novacron.model.errors import NovaError, Unavailable
 from novacron.retention import kept
-from novacron.store import backup_policies, backups, vm_backups
+from novacron.store import backup_policies, backups, events, vm_backups
 from novacron.store.backup_calendar import Calendar
 from novacron.store.backup_policies import CoveredVm
 from novacron.store.database import Connection, Database, Overtaken
@@ -30,7 +30,6 @@ log = logs.get(__name__)
 
 Ask = Callable[[Connection, str, str], Awaitable[object]]
 """Asks for something about a backup: connection, id, actor."""
-ACTOR = "backup policy "
 PASS_S_MAX = 2.0
 """How long a pass goes on with a policy's VMs, or with what is said of all VMs, before others have their turn."""
 EXPIRED_PER_PASS_MAX = 200
@@ -118,9 +117,7 @@ class BackupPolicies:
                 continue
             try:
                 async with database.transaction() as connection:
-                    await backups.create(
-                        connection, vm.id, policy.spec.repository, ACTOR + policy.name, policy=policy.id
-                    )
+                    await backups.create(connection, vm.id, policy.spec.repository, events.SYSTEM, policy=policy)
             except backups.NodeBusy:
                 busy.add(vm.node)
             except Exception as error:  # of this VM, unless the database is away
@@ -154,7 +151,7 @@ class BackupPolicies:
         for id in ids:
             try:
                 async with database.transaction() as connection:
-                    await ask(connection, id, ACTOR + policy.name)
+                    await ask(connection, id, events.SYSTEM)
             except Exception as error:  # of this backup, unless the database is away
                 _error_of(error, policy=policy.name, backup=id)
 

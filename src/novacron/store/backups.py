@@ -18,6 +18,7 @@ from novacron.model.backup import (
     BackupResult,
     check_transition,
 )
+from novacron.model.backup_policy import BackupPolicy
 from novacron.model.backup_source import BackupSource
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
 from novacron.model.node import holds
@@ -42,8 +43,11 @@ def _backup(row: asyncpg.Record | None) -> Backup:
     return object_of(Backup, row)
 
 
-async def create(connection: Connection, ref: str, repository: str, actor: str, *, policy: str = "") -> Backup:
-    """Ask for a backup of a VM as it is now. Raises NotFound, IllegalState, Conflict, InvalidInput, Unavailable."""
+async def create(
+    connection: Connection, ref: str, repository: str, actor: str, *, policy: BackupPolicy | None = None
+) -> Backup:
+    """Ask for a backup of a VM as it is now, for a policy if one wants it. Raises NotFound, IllegalState, Conflict,
+    InvalidInput, Unavailable."""
     vm = await vms.get(connection, ref, lock=True)
     vms.check_action(vm, VmAction.BACKUP, None)
     into = await backup_repositories.get(connection, repository, lock=True)
@@ -68,10 +72,12 @@ async def create(connection: Connection, ref: str, repository: str, actor: str, 
         " trace, project, result, policy) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING *",
         f"backup-{secrets.token_hex(8)}", vm.id, vm.name, into.id, into.name, node,
         msgspec.to_builtins(with_mac_addresses(vm.id, vm.spec)), BackupPhase.MAKING, msgspec.to_builtins(attached),
-        traces.carry(), vm.project, msgspec.to_builtins(BackupResult()), policy,
+        traces.carry(), vm.project, msgspec.to_builtins(BackupResult()),
+        "" if policy is None else policy.id,
     )  # fmt: skip
     backup = _backup(row)
-    await _record(connection, backup, "BackupAsked", f"{backup.id} into {into.name}", actor)
+    why = "" if policy is None else f", for backup policy {policy.name}"
+    await _record(connection, backup, "BackupAsked", f"{backup.id} into {into.name}{why}", actor)
     return backup
 
 
