@@ -178,7 +178,7 @@ def test_a_migrated_guest_keeps_its_connections_and_forwards(victim: Platform, l
             victim.cli("vm", "migrate", vm["name"], "--to", target, "--wait")
             assert until_settled(victim, vm)["node"] == target
             until_grows(lambda: client.last, "the connection through the floating address goes on")
-            until_grows(lambda: int(shell(victim, b, "tail -n 1 /tmp/count")), "that between guests does, too")
+            until_grows(lambda: int(shell(victim, b, "tail -n 1 /tmp/count") or 0), "that between guests does, too")
         assert client.broken is None and client.missing_numbers() == 0
         whole = "sed '$d' /tmp/count >/tmp/whole; [ $(wc -l </tmp/whole) = $(tail -n 1 /tmp/whole) ]"
         assert reaches(victim, b, f"{{ {whole}; }}"), "no number is missing"
@@ -412,7 +412,7 @@ def test_guests_have_ipv6_addresses_across_nodes_and_keep_them_and_connections_w
         until(lambda: not reaches(victim, b, f"ping -6 -c 1 -W 2 {own}"), "nothing comes in")
         for target in ("host-b", "host-a"):
             victim.cli("vm", "migrate", "six-a", "--to", target, "--wait")
-            until_grows(lambda: int(shell(victim, b, "tail -n 1 /tmp/count6")), "the connection goes on")
+            until_grows(lambda: int(shell(victim, b, "tail -n 1 /tmp/count6") or 0), "the connection goes on")
         victim.cli("security-group", "set", "closed6", "--rule", f"in:icmp::{network['spec']['subnet6']}")
         until(lambda: reaches(victim, b, f"ping -6 -c 1 -W 2 {own}"), "a rule lets it in")
     finally:

@@ -12,10 +12,16 @@ from tests.e2e.conftest import (
 )
 
 
+def _mark() -> tuple[str, str]:
+    """Return a word that only the next answer begins with, and how it is typed: the echo of that is another word."""
+    mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
+    return mark, f"{mark[:4]}''{mark[4:]}"
+
+
 def checksum(victim: Platform, vm: Object) -> str:
     """Return the checksum of a guest's memory contents, computed inside the guest."""
-    mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
-    line = typed(victim, vm, f"echo {mark}-$(md5sum < /run/random | cut -c1-32)", f"{mark}-")
+    mark, as_typed = _mark()
+    line = typed(victim, vm, f"echo {as_typed}-$(md5sum < /run/random | cut -c1-32)", f"{mark}-")
     digest = line.partition("-")[2].strip()
     assert len(digest) == 32
     return digest
@@ -23,8 +29,8 @@ def checksum(victim: Platform, vm: Object) -> str:
 
 def run_in_guest(victim: Platform, vm: Object, command: str) -> str:
     """Run a command in the guest; return the last word of what it prints."""
-    mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
-    return typed(victim, vm, f"echo {mark}-$({command})", f"{mark}-", 90).partition("-")[2].split()[0]
+    mark, as_typed = _mark()
+    return typed(victim, vm, f"echo {as_typed}-$({command})", f"{mark}-", 90).partition("-")[2].split()[0]
 
 
 def disk_sum(victim: Platform, vm: Object) -> str:
