@@ -396,7 +396,7 @@ class Platform:
             return ""
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def until_clean(self, timeout_s: float = 40.0) -> None:
+    def until_clean(self, timeout_s: float = 90.0) -> None:
         """Wait until nothing is left that no VM accounts for."""
         try:
             until(lambda: not self.leftovers(), "nothing is left over", timeout_s)

@@ -333,27 +333,31 @@ class Repository:
         """
         files = {name: list(index.decode(self.load_unpacked(Kind.INDEX, name), name))
                  for name in list(self.storage.names(Kind.INDEX))}  # fmt: skip
+        entries = [entry for file in files.values() for entry in file]
         self.index = RepositoryIndex()
-        for pack, blobs in (entry for file in files.values() for entry in file if entry[0] not in packs):
-            self.index.add_pack(pack, blobs)
-        for pack, blobs in (entry for file in files.values() for entry in file if entry[0] in packs):
-            for blob in blobs:
-                with contextlib.suppress(Damaged, NotStored):
-                    sealed = self.storage.read(Kind.PACK, pack.hex(), blob.offset, blob.length)
-                    content = content_of(self.key, blob, sealed)
-                    if hashlib.sha256(content).digest() == blob.id:
-                        self.add(blob.type, content)
+        for pack, blobs in entries:
+            if pack not in packs:
+                self.index.add_pack(pack, blobs)
+        for pack, blob in [(pack, blob) for pack, blobs in entries if pack in packs for blob in blobs]:
+            self._store_again(pack, blob)
         self.flush()
         for name, file in files.items():
-            after = [(pack, blobs) for pack, blobs in file if pack not in packs]
-            if len(after) == len(file):
-                continue
-            if after:
+            after = [entry for entry in file if entry[0] not in packs]
+            if after and after != file:
                 self.save_unpacked(Kind.INDEX, index.encode(after))
-            self.storage.remove(Kind.INDEX, name)
+            if after != file:
+                self.storage.remove(Kind.INDEX, name)
         for pack in packs:
             self.storage.remove(Kind.PACK, pack.hex())
         self.read_index()
+
+    def _store_again(self, pack: bytes, blob: Blob) -> None:
+        """Store a blob of a pack in another one, if it is whole."""
+        with contextlib.suppress(Damaged, NotStored):
+            sealed = self.storage.read(Kind.PACK, pack.hex(), blob.offset, blob.length)
+            content = content_of(self.key, blob, sealed)
+            if hashlib.sha256(content).digest() == blob.id:
+                self.add(blob.type, content)
 
 
 def new_password() -> bytes:

@@ -25,7 +25,7 @@ Jitter = Annotated[int, Meta(ge=0, le=DAY_S)]
 StartWithin = Annotated[int, Meta(ge=60, le=31 * DAY_S)]
 Age = Annotated[int, Meta(ge=300, le=AGE_S_MAX)]
 Days = Annotated[int, Meta(ge=1, le=400)]
-VmRefs = Annotated[tuple[Annotated[str, Meta(max_length=80)], ...], Meta(max_length=limits.VMS_PER_BACKUP_POLICY_MAX)]
+VmRefs = Annotated[tuple[str, ...], Meta(max_length=limits.VMS_PER_BACKUP_POLICY_MAX)]
 
 
 class BackupPolicySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

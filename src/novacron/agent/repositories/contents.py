@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Container
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -162,29 +162,34 @@ def _files(repository: Repository, snapshot: str) -> dict[str, File]:
 def verify(repository: Repository, snapshot: str, stopped: Stopped) -> None:
     """Read all of a backup back. Raises DamagedBlobs for blocks that can't be; Damaged, NotStored, RepositoryError,
     WorkStopped."""
-    seen, packs = set[bytes](), set[bytes]()
-    first: RepositoryError | None = None
-    bad = 0
-    for name, file in _files(repository, snapshot).items():
-        if len(file.ids()) != -(-file.size // disks.BLOCK_BYTES):
+    packs, bad = set[bytes](), list[str]()
+    for what, id, length in _blocks(_files(repository, snapshot)):
+        if stopped():
+            raise WorkStopped
+        try:
+            _verify_block(repository, id, length, what)
+        except (Damaged, NotStored) as error:
+            bad.append(str(error))
+            place = repository.index.find(id)
+            packs |= set() if place is None else {place.pack}
+    if bad:
+        more = f"; {len(bad) - 1} other blocks can't be read back, either" if len(bad) > 1 else ""
+        raise DamagedBlobs(bad[0] + more, frozenset(packs))
+
+
+def _blocks(files: Mapping[str, File]) -> Iterator[tuple[str, bytes, int]]:
+    """Yield what to call each block of files, its id, and its length; whole blocks that are alike once. Raises
+    Damaged."""
+    seen = set[bytes]()
+    for name, file in files.items():
+        ids = file.ids()
+        if len(ids) != -(-file.size // disks.BLOCK_BYTES):
             raise Damaged(f"{name} does not have as many blocks as its size asks for")
-        for number, id in enumerate(file.ids()):
+        for number, id in enumerate(ids):
             length = min(disks.BLOCK_BYTES, file.size - number * disks.BLOCK_BYTES)
-            if id in seen and length == disks.BLOCK_BYTES:
-                continue
-            if stopped():
-                raise WorkStopped
-            seen.add(id)
-            try:
-                _verify_block(repository, id, length, f"block {number} of {name}")
-            except (Damaged, NotStored) as error:
-                first, bad = first or error, bad + 1
-                place = repository.index.find(id)
-                if place is not None:
-                    packs.add(place.pack)
-    if first is not None:
-        more = f"; {bad - 1} other blocks can't be read back, either" if bad > 1 else ""
-        raise DamagedBlobs(f"{first}{more}", frozenset(packs))
+            if id not in seen or length != disks.BLOCK_BYTES:
+                seen.add(id)
+                yield f"block {number} of {name}", id, length
 
 
 def _verify_block(repository: Repository, id: bytes, length: int, what: str) -> None:
