@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from novacron.cli.backup_policies import duration, parse_duration
 from novacron.model.backup_policy import BackupPolicySpec
 from novacron.model.backup_schedule import (
     RETRY_S_MIN,
@@ -165,3 +166,11 @@ def test_a_policy_that_is_looked_at_often_makes_one_backup_for_each_time(
     counted = [at for at in moments if began < at <= ended]
     looks = {-(-int((at - began).total_seconds()) // step_s) for at in counted}
     assert len(asked) == len(looks), "one for all times between two looks"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0s"), (45, "45s"), (1800, "30m"), (91_800, "25.5h"), (90_000, "25h"), (604_800, "1w"), (91_801, "91801s")],
+)
+def test_durations_are_printed_as_they_are_typed(seconds: int, words: str) -> None:
+    assert duration(seconds) == words and parse_duration(words) == seconds

@@ -126,7 +126,7 @@ def test_damaged_blocks_are_stored_again_and_the_earlier_backup_is_whole_then(
     assert look(repository, "backup-2", frozenset({first.snapshot})).earlier is not None, "it is counted on so far"
     for _ in range(2):  # whoever was ended does it again
         repository.replace_packs(found.value.packs)
-    assert not pack.exists()
+    assert pack.exists() is (damage != "gone"), "it may be one of reading only"
     assert look(repository, "backup-2", frozenset({first.snapshot})).earlier is None
     with pytest.raises(DamagedBlobs, match="is not in the repository"):
         contents.verify(repository, first.snapshot, never)

@@ -234,6 +234,7 @@ class VmBackups:
         def replace(stopped: Stopped) -> None:
             repository = self._open(backup, Purpose.DELETE, stopped)
             try:
+                repository.watched(stopped)
                 repository.repository.replace_packs(packs)
             finally:
                 repository.close()

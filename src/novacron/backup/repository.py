@@ -328,8 +328,9 @@ class Repository:
         more.
 
         So nothing that is stored later counts on a damaged blob: whoever has such a block stores it again, and what
-        lacked it is whole then. Whoever calls this has the repository for itself. It may be ended at any moment, and
-        repeated. Raises RepositoryError.
+        lacked it is whole then. The files of the packs stay, as the damage may be one of reading only: restic's prune
+        removes them, its repair finds what is in them. Whoever calls this has the repository for itself. It may be
+        ended at any moment, and repeated. Raises RepositoryError.
         """
         files = {name: list(index.decode(self.load_unpacked(Kind.INDEX, name), name))
                  for name in list(self.storage.names(Kind.INDEX))}  # fmt: skip
@@ -347,8 +348,6 @@ class Repository:
                 self.save_unpacked(Kind.INDEX, index.encode(after))
             if after != file:
                 self.storage.remove(Kind.INDEX, name)
-        for pack in packs:
-            self.storage.remove(Kind.PACK, pack.hex())
         self.read_index()
 
     def _store_again(self, pack: bytes, blob: Blob) -> None:

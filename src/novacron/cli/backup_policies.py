@@ -54,8 +54,9 @@ def duration(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     for unit in ("w", "d", "h", "m"):
-        if seconds and seconds % SECONDS[unit] == 0:
-            return f"{seconds / SECONDS[unit]:g}{unit}"
+        value = seconds / SECONDS[unit]
+        if value >= 1 and value == round(value, 1):
+            return f"{value:g}{unit}"
     return f"{seconds:g}s"
 
 

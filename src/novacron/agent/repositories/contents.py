@@ -162,19 +162,19 @@ def _files(repository: Repository, snapshot: str) -> dict[str, File]:
 def verify(repository: Repository, snapshot: str, stopped: Stopped) -> None:
     """Read all of a backup back. Raises DamagedBlobs for blocks that can't be; Damaged, NotStored, RepositoryError,
     WorkStopped."""
-    packs, bad = set[bytes](), list[str]()
+    packs, first, bad = set[bytes](), "", 0
     for what, id, length in _blocks(_files(repository, snapshot)):
         if stopped():
             raise WorkStopped
         try:
             _verify_block(repository, id, length, what)
         except (Damaged, NotStored) as error:
-            bad.append(str(error))
+            first, bad = first or str(error), bad + 1
             place = repository.index.find(id)
             packs |= set() if place is None else {place.pack}
     if bad:
-        more = f"; {len(bad) - 1} other blocks can't be read back, either" if len(bad) > 1 else ""
-        raise DamagedBlobs(bad[0] + more, frozenset(packs))
+        more = f"; {bad - 1} other blocks can't be read back, either" if bad > 1 else ""
+        raise DamagedBlobs(first + more, frozenset(packs))
 
 
 def _blocks(files: Mapping[str, File]) -> Iterator[tuple[str, bytes, int]]:
