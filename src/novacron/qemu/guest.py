@@ -136,9 +136,14 @@ class GuestAgent:
             raise GuestSilent("the guest agent talks nonsense") from None
         return sum(unit.online for unit in units) * block_bytes >> 20
 
-    async def use_all(self) -> None:
-        """Let the guest use all of its processors and memory. Raises GuestSilent."""
+    async def use_all(self) -> int:
+        """Let the guest use all of its processors and memory; return how many processors its kernel knows and uses.
+
+        Its kernel may not have seen yet what was plugged in: ask again while it uses less than it was given. Raises
+        GuestSilent.
+        """
         await asyncio.sleep(SETTLE_S)  # until its kernel has seen them
+        vcpus = 0
         for kind, key in (("vcpus", "logical-id"), ("memory-blocks", "phys-index")):
             raw = await self._ask(f"guest-get-{kind}")
             try:
@@ -146,9 +151,12 @@ class GuestAgent:
                 offline = [{key: int(unit[key]), "online": True} for unit in units if not unit["online"]]
             except (*MALFORMED, KeyError, TypeError):
                 raise GuestSilent("the guest agent talks nonsense") from None
+            if kind == "vcpus":
+                vcpus = len(units) - len(offline)
             if offline:
                 name = "mem-blks" if kind == "memory-blocks" else kind
                 await self._ask(f"guest-set-{kind}", {name: offline})
+        return vcpus
 
     async def start(self, command: NewCommand) -> int:
         """Start a program and return its process id. Raises GuestSilent."""

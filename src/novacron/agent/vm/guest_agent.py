@@ -32,12 +32,13 @@ class GuestWatch:
         """How often yet the guest may be asked to set its clock; 0: it is right."""
         self._hardware_unused = False
         """The guest may not use all that it was given while it ran."""
+        self._hardware_retry_s = RETRY_S_MIN
 
     def look(self, run_state: str) -> None:
         """Ask from now on, or no more, as the VM is."""
         listens = run_state == "running" and self._machine.guest_listens
         if listens and (self._asking is None or self._asking.done()):
-            self._hardware_unused = True  # it has booted again, maybe: what was added waits to be taken into use
+            self.was_given_hardware()  # it has booted again, maybe: what was added waits to be taken into use
             self._asking = asyncio.create_task(self._ask(), name=f"guest-{self._machine.id}")
         elif not listens:
             self.stop()
@@ -56,7 +57,7 @@ class GuestWatch:
 
     def was_given_hardware(self) -> None:
         """The guest has more processors or memory: let it use them."""
-        self._hardware_unused = True
+        self._hardware_unused, self._hardware_retry_s = True, RETRY_S_MIN
         self._news.set()
 
     def _know(self, guest: Guest | None) -> None:
@@ -74,6 +75,9 @@ class GuestWatch:
                 known = Guest(await guest.name(), await guest.addresses(), await self._use_hardware())
                 self._know(known)
                 pause_s = AGAIN_S if known.addresses else 5 * RETRY_S_MIN
+                if self._hardware_unused:  # its kernel may not have seen yet what was plugged in
+                    pause_s = min(pause_s, self._hardware_retry_s)
+                    self._hardware_retry_s = min(2 * self._hardware_retry_s, RETRY_S_MAX)
             except GuestSilent as error:
                 log.info("a guest agent is silent", vm=self._machine.id, error=str(error))
                 self._know(None)
@@ -97,15 +101,17 @@ class GuestWatch:
         memory it uses; None: nothing was added, or it does not say."""
         hardware = self._machine.hardware
         if hardware is None or not (hardware.dimms_mib or hardware.vcpus_added):
+            self._hardware_unused = False
             return None
+        vcpus = hardware.vcpus_in_all
         try:
             if self._hardware_unused:
-                await self._machine.guest.use_all()
+                vcpus = await self._machine.guest.use_all()
             in_use_mib = await self._machine.guest.memory_mib()
+            self._hardware_unused = vcpus < hardware.vcpus_in_all or in_use_mib < hardware.memory_in_all_mib
         except GuestSilent as error:
             log.info("a guest does not use, or tell, what was hot-plugged", vm=self._machine.id, error=str(error))
             return None
-        self._hardware_unused = in_use_mib < hardware.memory_in_all_mib
         return min(in_use_mib, hardware.memory_in_all_mib) if hardware.dimms_mib else None
 
 
