@@ -23,7 +23,9 @@ from novacron import pki
 from novacron.client import Client, NotFoundError
 from novacron.dwcp.listener import Listener
 from tests.support.dwcp import Ends
+from tests.support.vm_backups import new_repository
 
+__all__ = ["new_repository"]
 _numbers = itertools.count(1)
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -168,7 +169,7 @@ def steps_of(traced: Platform) -> list[dict[str, str]]:
 
 def of_controllers(traced: Platform, collector: Collector) -> list[Seen]:
     audit = AuditChain(None, "", 0)  # type: ignore[arg-type]
-    names = [item.name for item in Controllers(None, None, None, audit)._all]  # type: ignore[arg-type]
+    names = [item.name for item in Controllers(None, None, Mock(), audit)._all]  # type: ignore[arg-type]
 
     evidence: list[Seen] = []
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import random
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from lab.platform import Platform, until
-from novacron.client import ApiError
 from tests.integration.conftest import Api
 from tests.support.e2e_guest import disk_sum
+from tests.support.vm_backups import NewRepository, back_up, ended
 from tests.support.vms import (
     NewVm,
     Object,
@@ -28,44 +27,6 @@ from tests.support.vms import (
     wait_until_node_answers,
     write_to_disk,
 )
-
-NewRepository = Callable[[], Object]
-
-
-@pytest.fixture
-def new_repository(site: Platform, new_name: Callable[[], str]) -> Iterator[NewRepository]:
-    """Create repositories; they and their backups are deleted afterwards."""
-    ids: list[str] = []
-
-    def create() -> Object:
-        created = site.client.create_backup_repository(new_name())
-        ids.append(created["id"])
-        return created
-
-    yield create
-    for id in ids:
-        for path in (site.backup_dir / id).rglob("*"):
-            path.chmod(0o700 if path.is_dir() else 0o600)
-        for backup in list(site.client.list("backups", repository=id)):
-            with contextlib.suppress(ApiError):
-                site.client.delete("backups", backup["id"])
-        until(lambda id=id: not list(site.client.list("backups", repository=id)), "its backups are gone", 60)  # type: ignore[misc]
-        site.client.delete("backup-repositories", id)
-
-
-def ended(site: Platform, backup: Object) -> Object:
-    done = site.client.wait(
-        "backups", backup["id"], lambda now: now is None or now["phase"] in ("kept", "damaged", "failed"), 120
-    )
-    assert done is not None
-    return done
-
-
-def back_up(site: Platform, vm: Object, repository: Object) -> Object:
-    """Back a VM up, and return the backup once it is kept."""
-    done = ended(site, site.client.back_up_vm(vm["id"], repository["id"]))
-    assert (done["phase"], done["error"]) == ("kept", "")
-    return done
 
 
 def restic(site: Platform, repository: Object, *arguments: str) -> bytes:

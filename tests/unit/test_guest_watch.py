@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import SimpleNamespace
 from typing import cast
 
@@ -13,6 +12,7 @@ from novacron.agent.vm.guest_agent import GuestWatch
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.model.vm import GuestHardware
 from novacron.qemu.guest import GuestSilent
+from tests.waiting import eventually, pause_async
 
 
 class SlowGuest:
@@ -62,10 +62,8 @@ async def test_a_guest_is_asked_again_soon_until_it_uses_all_that_it_was_given(
     watch = GuestWatch(machine, lambda: None)
     watch.look("running")
     try:
-        async with asyncio.timeout(20):
-            while guest.answers:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)
+        await eventually(lambda: not guest.answers, "it was asked until it uses all")
+        await pause_async(0.1)
         assert guest.asked == len(answers), "and not again once it does"
         assert watch.known is not None and watch.known.memory_mib == 384
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Annotated
 
 import typer
@@ -49,6 +50,14 @@ def _days(text: str) -> int | None:
     return int(text)
 
 
+def parse_command(text: str) -> list[str]:
+    """Return a command and its arguments, split as a shell does. Raises typer.BadParameter."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no command: {error}") from None
+
+
 def duration(seconds: float | None) -> str | None:
     """Return a duration as people read it."""
     if seconds is None:
@@ -65,6 +74,13 @@ def keep(policy: Object) -> str:
     return " ".join(f"{rule}={counts[rule]}" for rule in RULES if counts[rule]) or "all"
 
 
+def probe(policy: Object) -> str:
+    asked = policy["spec"]["probe"]
+    shown = [f"command {shlex.join(asked['command'])}"] if asked["command"] else []
+    shown += [f"line {asked['line']!r}"] if asked["line"] else []
+    return f"{' and '.join(shown) or 'the guest agent'} within {duration(asked['timeout_s'])}"
+
+
 def covers(policy: Object) -> str:
     spec = policy["spec"]
     named = [f"{len(spec['vms'])} named"] if spec["vms"] else []
@@ -79,6 +95,21 @@ KEEP_OPTIONS = (
     options.option("keep.monthly", int, "--keep-monthly", min=0, help="keep the newest of each of so many months"),
     options.option("keep.yearly", int, "--keep-yearly", min=0, help="keep the newest of each of so many years"),
 )
+PROBE_OPTIONS = (
+    options.option(
+        "probe.command", str, "--probe-command", convert=parse_command, metavar="COMMAND",
+        help="the VM has started once its guest agent runs this, without a shell, and it ends with exit code 0",
+    ),
+    options.option(
+        "probe.line", str, "--probe-line", metavar="TEXT",
+        help="the VM has started once this text is on its serial console; without command and text: once its guest "
+        "agent answers",
+    ),
+    options.option(
+        "probe.timeout_s", str, "--probe-timeout", convert=parse_duration, metavar="TIME",
+        help="how long the VM may take to start; by default 10m",
+    ),
+)  # fmt: skip
 POLICY_OPTIONS = (
     options.option(
         "schedule", str, help="hourly, daily, weekly, monthly, or five fields as in crontab, such as '30 2 * * 1-5'"
@@ -101,6 +132,11 @@ POLICY_OPTIONS = (
         "verify_days", str, "--verify-days", convert=_days, metavar="DAYS",
         help="read each backup back, and again after so many days; none: never; by default 30",
     ),
+    options.option(
+        "prove_days", str, "--prove-days", convert=_days, metavar="DAYS",
+        help="start a VM of each backup to prove it, and again after so many days; none: never, as by default",
+    ),
+    *PROBE_OPTIONS,
     options.option(
         "vms", list[str], "--vm", convert=options.without_empty, autocompletion=names_of("vms"),
         help="a VM to back up; can be repeated; without VMs and tags: all of the project",
@@ -125,6 +161,7 @@ DETAILS: Columns = {
     "JITTER": lambda p: duration(p["spec"]["jitter_s"]),
     "START WITHIN": lambda p: duration(p["spec"]["start_within_s"]) or "whenever it can",
     "VERIFIED": lambda p: f"every {days} days" if (days := p["spec"]["verify_days"]) else "never",
+    "PROVED": lambda p: f"every {days} days, by {probe(p)}" if (days := p["spec"]["prove_days"]) else "never",
     "ASKED TO RUN": lambda p: output.when(p["run_at"]),
     "NOT BACKED UP": lambda p: [f"{problem['vm_name']}: {problem['error']}" for problem in p["problems"]],
     "ID": lambda p: p["id"],
@@ -179,8 +216,10 @@ def set_(
         check_given(changes)
 
         def of(now: Object) -> Object:
-            rules = changes.get("keep")
-            return changes if rules is None else {**changes, "keep": {**now["spec"]["keep"], **rules}}
+            parts: Object = {
+                field: {**now["spec"][field], **changes[field]} for field in ("keep", "probe") if field in changes
+            }
+            return {**changes, **parts}
 
         updates.update(Client(), "backup-policies", policy, of)
         say(f"{policy}: changed")

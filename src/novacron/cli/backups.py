@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from novacron.cli import backup_policies, options, output, progress
-from novacron.cli.backup_policies import KEEP_OPTIONS
+from novacron.cli.backup_policies import KEEP_OPTIONS, PROBE_OPTIONS
 from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait, Wait
@@ -37,6 +38,7 @@ COLUMNS: Columns = {
     "REPOSITORY": lambda b: b["repository_name"],
     "PHASE": lambda b: b["phase"],
     "VERIFIED": lambda b: output.age(b["verified_at"]) if b["verified_at"] else None,
+    "PROVED": lambda b: _proved(b),
     "DISK": lambda b: _size(b, "disk_bytes"),
     "WRITTEN": lambda b: _size(b, "written_bytes"),
     "AGE": lambda b: output.age(b["created_at"]),
@@ -45,6 +47,7 @@ COLUMNS: Columns = {
 DETAILS: Columns = {
     **COLUMNS,
     "READ": lambda b: f"{_size(b, 'read_bytes')}, {_read(b)}" if b["result"]["snapshot"] else None,
+    "PROOF": lambda b: _proof(b["proof"]) if b["proof"] else None,
     "PARENT": lambda b: b["result"]["parent"] or None,
     "QUIESCED": lambda b: "yes" if b["result"]["quiesced"] else "no",
     "NOT INCLUDED": lambda b: ", ".join(volume["name"] for volume in b["excluded_volumes"]) or None,
@@ -58,6 +61,21 @@ REPOSITORIES: Columns = {
     "PROJECT": lambda r: r["project"],
     "AGE": lambda r: output.age(r["created_at"]),
 }
+
+
+def _proved(backup: Object) -> str | None:
+    """Say in a list whether a VM made of a backup starts, as far as that was tried."""
+    proof = backup["proof"]
+    if proof is None:
+        return None
+    return output.age(proof["since"]) if proof["phase"] == "proved" else str(proof["phase"])
+
+
+def _proof(proof: Object) -> str:
+    """Say how a proof ended, or how far it is."""
+    if proof["phase"] == "proved":
+        return f"proved: {proof['answer']}, after {proof['start_s']:.0f} s"
+    return f"{proof['phase']}: {proof['error']}" if proof["error"] else str(proof["phase"])
 
 
 def _read(backup: Object) -> str:
@@ -154,6 +172,37 @@ def verify(backup: BackupId, wait: QuietWait = QuietWait(timeout_s=3600)) -> Non
     with output.errors():
         client = Client()
         _follow(client, client.verify_backup(backup), f"verifying {backup}", wait)
+
+
+@app.command()
+@options.expand
+def prove(
+    backup: BackupId, probe: Annotated[Object, PROBE_OPTIONS], wait: QuietWait = QuietWait(timeout_s=7200)
+) -> None:
+    """Make a VM of a backup, connected to nothing, that has to start; it is deleted then."""
+    with output.errors():
+        client = Client()
+        asked = client.prove_backup(backup, **probe.get("probe", {}))
+        if not wait.wait:
+            say(f"{backup}: {asked['proof']['phase']}")
+            return
+        last = progress.waiting(
+            client, "backups", backup, f"proving {backup}",
+            lambda now: now is None or now["proof"]["phase"] in ("proved", "failed"), wait.timeout_s,
+        )  # fmt: skip
+        if last is None or last["proof"]["phase"] == "failed":
+            why = "it was deleted" if last is None else last["proof"]["error"]
+            raise output.fail(f"backup {backup} is not proved: {why}", output.EXIT_FAILED)
+        say(f"{backup}: {_proof(last['proof'])}")
+
+
+@app.command()
+def picture(
+    backup: BackupId, file: Annotated[Path, typer.Argument(help="PNG file to write", show_default=False)]
+) -> None:
+    """Save what the VM showed that was made of a backup to prove it."""
+    with output.errors():
+        file.write_bytes(Client().backup_picture(backup))
 
 
 @app.command()

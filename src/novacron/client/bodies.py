@@ -62,7 +62,9 @@ class BackUpVmBody(TypedDict, total=False):
 
 
 class BackupPolicyChangesBody(TypedDict, total=False):
-    """What to change of a policy; what is left out stays. ``keep``, ``vms`` and ``tags`` are replaced as a whole."""
+    """What to change of a policy; what is left out stays. ``keep``, ``probe``, ``vms`` and ``tags`` are replaced as a
+    whole.
+    """
 
     repository: str
     schedule: str
@@ -72,6 +74,8 @@ class BackupPolicyChangesBody(TypedDict, total=False):
     max_age_s: int | None
     keep: KeepBody
     verify_days: int | None
+    prove_days: int | None
+    probe: ProofProbeBody
     enabled: bool
     vms: Sequence[str]
     tags: Sequence[str]
@@ -304,6 +308,8 @@ class CreateBackupPolicyBody(TypedDict, total=False):
     max_age_s: int | None
     keep: KeepBody
     verify_days: int | None
+    prove_days: int | None
+    probe: ProofProbeBody
     enabled: bool
     vms: Sequence[str]
     tags: Sequence[str]
@@ -745,6 +751,14 @@ class ProbeLinkBody(TypedDict, total=False):
     source: Required[str]
     target: Required[str]
     seconds: float
+
+
+class ProofProbeBody(TypedDict, total=False):
+    """What shows that the VM has started. All that is given must be so; without anything, its guest agent answers."""
+
+    command: Sequence[str]
+    line: str
+    timeout_s: int
 
 
 class QuotaBody(TypedDict, total=False):

@@ -1,4 +1,4 @@
-"""Backs VMs up as policies say: asks for what is due, has it read back, and deletes what no rule keeps.
+"""Backs VMs up as policies say: asks for what is due, has it read back and proved, and deletes what no rule keeps.
 
 Nothing is remembered between passes but where the next one goes on: whether a VM is due follows from its backups.
 """
@@ -20,7 +20,7 @@ from novacron.model.backup_schedule import (
 )
 from novacron.model.errors import NovaError, Unavailable
 from novacron.retention import kept
-from novacron.store import backup_policies, backups, events, vm_backups
+from novacron.store import backup_policies, backup_proofs, backups, events, vm_backups
 from novacron.store.backup_calendar import Calendar
 from novacron.store.backup_policies import CoveredVm
 from novacron.store.database import Connection, Database, Overtaken
@@ -66,6 +66,7 @@ class BackupPolicies:
                 policy = await backup_policies.get(connection, id)
             await self._ask(database, policy)
             await self._verify(database, policy)
+            await self._prove(database, policy)
             await self._expire(database, policy)
 
         async with database.connection() as connection:
@@ -130,6 +131,15 @@ class BackupPolicies:
         async with database.connection() as connection:
             due = await backup_policies.to_verify(connection, policy)
         await self._each(database, policy, due, backups.verify)
+
+    async def _prove(self, database: Database, policy: BackupPolicy) -> None:
+        async with database.connection() as connection:
+            due = await backup_proofs.due(connection, policy)
+
+        async def ask(connection: Connection, id: str, actor: str) -> None:
+            await backup_proofs.ask(connection, id, policy.spec.probe, actor)
+
+        await self._each(database, policy, due, ask)
 
     async def _expire(self, database: Database, policy: BackupPolicy) -> None:
         """Delete backups that no rule keeps, and all but the last failures."""

@@ -10,20 +10,23 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 import asyncpg
 import msgspec
 
 from novacron.control import certificates, conditions, garbage, gateways, health, migration
 from novacron.control.audit_chain import AuditChain
+from novacron.control.backup_proofs import BackupProofs, Nodes
 from novacron.control.backups import BackupPolicies
-from novacron.control.drain import Drains, Foresee
+from novacron.control.drain import Drains
 from novacron.control.failover import Failover
 from novacron.control.objects import Objects
 from novacron.control.placement import PlacementController
 from novacron.control.rebalance import Rebalance
 from novacron.control.sessions import Sessions
 from novacron.model.errors import NovaError
+from novacron.model.probe import MoveForeseen
 from novacron.model.token import Lifetimes
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
@@ -49,6 +52,8 @@ class Controller(msgspec.Struct, frozen=True):
     wakes_on: frozenset[str]
     pause_s: float = 0.02
     """Least time between two steps: changes that arrive meanwhile are handled together."""
+    is_led: bool = True
+    """One process makes its steps. Otherwise each does, for the nodes that are connected to it."""
 
 
 ALL = (
@@ -61,25 +66,33 @@ ALL = (
 )
 
 
+class NodeLink(Nodes, Protocol):
+    """The nodes, as controllers need them."""
+
+    async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen:
+        """Return what a move would be like. Raises NovaError."""
+
+
 class Controllers:
     """All controllers of this process."""
 
     def __init__(
-        self, database: Database, index: FleetIndex, foresee: Foresee, audit_chain: AuditChain,
+        self, database: Database, index: FleetIndex, nodes: NodeLink, audit_chain: AuditChain,
         fence: Path | None = None, lifetimes: Lifetimes | None = None,
     ) -> None:  # fmt: skip
-        """``index`` has the fleet in memory; ``foresee`` measures what a move would be like; ``fence`` is a program
-        that cuts a node off."""
+        """``index`` has the fleet in memory; ``nodes`` asks nodes, also what a move would be like; ``fence`` is a
+        program that cuts a node off."""
         self._database = database
         self._all = (
             *ALL,
             Controller("placement", PlacementController(index).step, 10, frozenset({"vm", "node"}), pause_s=0.05),
             Controller("failover", Failover(fence, index=index).step, 1, frozenset({"node"})),
-            Controller("drain", Drains(foresee, index).step, 5, frozenset({"node", "vm", "migration", "drain"})),
+            Controller("drain", Drains(nodes.foresee, index).step, 5, frozenset({"node", "vm", "migration", "drain"})),
             Controller("backups", BackupPolicies().step, 15, frozenset({"backup", "backup-policy"}), pause_s=1),
+            Controller("backup-proofs", BackupProofs(nodes).step, 3, frozenset({"backup"}), pause_s=1, is_led=False),
             Controller("sessions", Sessions(lifetimes or Lifetimes()).step, 30, frozenset()),
             Controller("audit-chain", audit_chain.step, 1, frozenset()),
-            Controller("rebalance", Rebalance(foresee, index).step, 60, frozenset()),
+            Controller("rebalance", Rebalance(nodes.foresee, index).step, 60, frozenset()),
         )
         self._wake = {controller.name: asyncio.Event() for controller in self._all}
         self._objects = {controller.name: Objects(controller.name) for controller in self._all}
@@ -102,7 +115,7 @@ class Controllers:
         leading.set(0, controller.name)
         while True:
             try:
-                async with leadership(self._database.url, controller.name) as lock:
+                async with self._turn(controller) as lock:
                     log.info("leading", controller=controller.name)
                     leading.set(1, controller.name)
                     try:
@@ -120,13 +133,23 @@ class Controllers:
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, BACKOFF_S_MAX)
 
-    async def _passes(self, controller: Controller, lock: asyncpg.Connection) -> AsyncIterator[None]:
+    @contextlib.asynccontextmanager
+    async def _turn(self, controller: Controller) -> AsyncIterator[asyncpg.Connection | None]:
+        """Wait until this process leads a controller, if one has to."""
+        if not controller.is_led:
+            yield None
+            return
+        async with leadership(self._database.url, controller.name) as lock:
+            yield lock
+
+    async def _passes(self, controller: Controller, lock: asyncpg.Connection | None) -> AsyncIterator[None]:
         """Make one pass after another while this process leads; yield after each."""
         wake, objects = self._wake[controller.name], self._objects[controller.name]
         took, steps = histogram("novacron_controller_step_duration_seconds"), counter("novacron_controller_steps_total")
         while True:
             wake.clear()
-            await lock.execute("SELECT 1")
+            if lock is not None:
+                await lock.execute("SELECT 1")
             began = time.perf_counter()
             try:
                 with traces.span(f"controller {controller.name}", parent=""):

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from novacron.model.backup_proof import BackupProof
 from novacron.model.backup_source import SnapshotId
 from novacron.model.encryption import KeyId
 from novacron.model.errors import IllegalState
@@ -122,6 +123,8 @@ class Backup(msgspec.Struct, frozen=True):
     """Id of the policy that asked for it; empty: somebody did."""
     verify_asked_at: datetime | None = None
     """When it was last to be read back."""
+    proof: BackupProof | None = None
+    """Whether a VM made of it starts, as far as that was tried."""
 
 
 def check_transition(backup: Backup, phase: BackupPhase) -> None:

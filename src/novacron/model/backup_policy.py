@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from novacron.model import limits
+from novacron.model.backup_proof import ProofProbe
 from novacron.model.metadata import Tags
 from novacron.model.project import DEFAULT
 from novacron.retention import Keep
@@ -48,6 +49,11 @@ class BackupPolicySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Which of the policy's backups of each VM are kept; without a rule: all."""
     verify_days: Days | None = 30
     """Each backup is read back once it was made, and again after so many days. None: never."""
+    prove_days: Days | None = None
+    """Each backup is proved once it was made, and again after so many days: a VM made of it has to start. None:
+    never."""
+    probe: ProofProbe = ProofProbe()
+    """What shows that the VM has started."""
     enabled: bool = True
     vms: VmRefs = ()
     """Ids of VMs."""
@@ -55,7 +61,8 @@ class BackupPolicySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class BackupPolicyChanges(msgspec.Struct, forbid_unknown_fields=True):
-    """What to change of a policy; what is left out stays. ``keep``, ``vms`` and ``tags`` are replaced as a whole."""
+    """What to change of a policy; what is left out stays. ``keep``, ``probe``, ``vms`` and ``tags`` are replaced as a
+    whole."""
 
     repository: str | UnsetType = UNSET
     schedule: Schedule | UnsetType = UNSET
@@ -65,6 +72,8 @@ class BackupPolicyChanges(msgspec.Struct, forbid_unknown_fields=True):
     max_age_s: Age | UnsetType | None = UNSET
     keep: Keep | UnsetType = UNSET
     verify_days: Days | UnsetType | None = UNSET
+    prove_days: Days | UnsetType | None = UNSET
+    probe: ProofProbe | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
     vms: VmRefs | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
@@ -114,3 +123,7 @@ class BackupSummary(msgspec.Struct, frozen=True):
     """The same of the newest one that was read back."""
     late_at: datetime | None = None
     """From when on a policy does not keep its promise. None: no policy covers the VM."""
+    proved_at: datetime | None = None
+    """As ``newest_at``, of the newest one of which a VM was made that started."""
+    proof_failed: bool = False
+    """The newest proof of one of its backups failed."""

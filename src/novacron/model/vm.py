@@ -266,6 +266,8 @@ class VmSpec(VmFields, frozen=True):
     boot_once_at: int = 0
     """The value of ``starts`` to which ``boot_once`` applies."""
 
+    connected: bool = True
+    """False: without ``nics``, its one interface reaches nothing and nobody."""
     media_digests: dict[str, str] = {}
     """Which images the names of its ISOs and kernel mean: no node gives it others."""
 
@@ -378,6 +380,8 @@ class Vm(Metadata, frozen=True):
     unreconciled: str | None = None
     """What a node knows of it that the database does not: nothing is done with it until it is adopted or forgotten."""
     backups: BackupSummary = BackupSummary()
+    proof_of: str = ""
+    """Id of the backup of which it was made only to see whether it starts; it is deleted then."""
 
 
 class VmAction(StrEnum):

@@ -159,7 +159,7 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         settings.log_level.unlink(missing_ok=True)
         _measure_certificates({"authority": ca, "server": certificate})
         front = Front(settings, database, authority, keys, link, (certificate, key))
-        controllers = Controllers(database, front.fleet, link.foresee, audit_chain, settings.fence, settings.lifetimes)
+        controllers = Controllers(database, front.fleet, link, audit_chain, settings.fence, settings.lifetimes)
         front.changed += [controllers.changed, link.changed, _count_migrations()]
         front.resync.append(link.resync)
         front.certified += [lambda: pki.use_files(context, ca, certificate, key), link.certified]

@@ -25,7 +25,7 @@ from novacron.store.rows import object_of
 
 IS_ENABLED = "p.spec -> 'enabled' = 'true'"
 COVERS = (
-    f"p.project = v.project AND {IS_ENABLED}"
+    f"p.project = v.project AND v.proof_of = '' AND {IS_ENABLED}"
     " AND ((p.spec -> 'vms' = '[]' AND p.spec -> 'tags' = '[]') OR p.spec -> 'vms' ? v.id"
     " OR v.tags ?| ARRAY(SELECT jsonb_array_elements_text("
     "CASE WHEN jsonb_typeof(p.spec -> 'tags') = 'array' THEN p.spec -> 'tags' ELSE '[]' END)))"

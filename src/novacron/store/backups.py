@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -39,7 +39,8 @@ class NodeAway(Unavailable):
     """The node on which the VM's disk is is not connected."""
 
 
-def _backup(row: asyncpg.Record | None) -> Backup:
+def of_row(row: asyncpg.Record | None) -> Backup:
+    """Return a row of ``backups``. Raises msgspec.ValidationError."""
     return object_of(Backup, row)
 
 
@@ -75,7 +76,7 @@ async def create(
         traces.carry(), vm.project, msgspec.to_builtins(BackupResult()),
         "" if policy is None else policy.id,
     )  # fmt: skip
-    backup = _backup(row)
+    backup = of_row(row)
     why = "" if policy is None else f", for backup policy {policy.name}"
     await _record(connection, backup, "BackupAsked", f"{backup.id} into {into.name}{why}", actor)
     return backup
@@ -107,7 +108,7 @@ async def get(connection: Connection, id: str, *, lock: bool = False) -> Backup:
     row = await connection.fetchrow(query, id)
     if row is None:
         raise NotFound(f"there is no backup {id!r}", hint="see: novacron backup list")
-    return _backup(row)
+    return of_row(row)
 
 
 async def verify(connection: Connection, id: str, actor: str) -> Backup:
@@ -140,7 +141,7 @@ async def _enter(connection: Connection, backup: Backup, phase: BackupPhase) -> 
         " verify_asked_at = CASE WHEN $4 THEN now() ELSE verify_asked_at END WHERE id = $1 RETURNING *",
         backup.id, phase, traces.carry(), phase is BackupPhase.VERIFYING,
     )  # fmt: skip
-    return _backup(row)
+    return of_row(row)
 
 
 class NewRestore(NamedTuple):
@@ -149,6 +150,7 @@ class NewRestore(NamedTuple):
     name: str
     changes: dict[str, Any]
     node: str | None = None
+    metadata: Mapping[str, Any] = {}
 
 
 async def restore(connection: Connection, id: str, asked: NewRestore, actor: str) -> Vm:
@@ -179,7 +181,8 @@ async def restore(connection: Connection, id: str, asked: NewRestore, actor: str
         )  # fmt: skip
     source = BackupSource(into.id, into.key, backup.result.snapshot)
     of = CloneOf(backup.id, f"{backup.id} of {backup.vm_name}", linked=False, backup=source)
-    new = new_vms.NewVm(asked.name, spec, -(-backup.result.disk_bytes >> 20), node, clone_of=of)
+    disk_mib = -(-backup.result.disk_bytes >> 20)
+    new = new_vms.NewVm(asked.name, spec, disk_mib, node, clone_of=of, metadata=asked.metadata)
     vm = await new_vms.create(connection, await projects.making(connection, backup.project), new, actor)
     await _record(connection, backup, "RestoreAsked", f"{id} into VM {asked.name}", actor)
     return vm
@@ -198,7 +201,7 @@ async def _of_node(connection: Connection, node: str) -> Sequence[Backup]:
     rows = await connection.fetch(
         "SELECT * FROM backups WHERE node = $1 AND phase = ANY($2) ORDER BY created_at, id", node, list(WORKING)
     )
-    return decode_whole("backups", rows, _backup)
+    return decode_whole("backups", rows, of_row)
 
 
 async def on_node(connection: Connection, node: str) -> list[BackupOnNode]:
@@ -231,7 +234,7 @@ async def report(connection: Connection, node: str, report: BackupReport) -> Non
     row = await connection.fetchrow("SELECT * FROM backups WHERE id = $1 AND node = $2 FOR UPDATE", id, node)
     if row is None:
         return
-    backup = _backup(row)
+    backup = of_row(row)
     if backup.phase is not done:
         return
     if done is BackupPhase.DELETING:

@@ -258,7 +258,7 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
     if spec.image not in making.usable:
         await imports.check_usable(connection, spec.image, project)
         making.usable.add(spec.image)
-    if not spec.nics and not making.project.host_network:
+    if not spec.nics and spec.connected and not making.project.host_network:
         raise InvalidInput(
             f"VMs of project {project} need a network", field="nics",
             hint="name one, or create one for all: novacron network create NAME --default",

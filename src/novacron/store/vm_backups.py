@@ -14,10 +14,15 @@ VMS_MAX = 1000
 # repository, whoever asked for it, is too old then. Without one, the promise counts from when the policy covers it.
 REFRESH = f"""
 WITH newest AS MATERIALIZED (
-    SELECT vm, repository, max(created_at) AS at, max(created_at) FILTER (WHERE verified_at IS NOT NULL) AS verified_at
+    SELECT vm, repository, max(created_at) AS at, max(created_at) FILTER (WHERE verified_at IS NOT NULL) AS verified_at,
+        max(created_at) FILTER (WHERE proof ->> 'phase' = 'proved') AS proved_at,
+        max((proof ->> 'since')::timestamptz) FILTER (WHERE proof ->> 'phase' = 'proved') AS proof_at,
+        max((proof ->> 'since')::timestamptz) FILTER (WHERE proof ->> 'phase' = 'failed') AS failed_at
     FROM backups WHERE phase IN ('kept', 'verifying') AND vm = ANY($1) GROUP BY vm, repository
 ), of_vm AS (
-    SELECT vm, max(at) AS newest_at, max(verified_at) AS verified_at FROM newest GROUP BY vm
+    SELECT vm, max(at) AS newest_at, max(verified_at) AS verified_at, max(proved_at) AS proved_at,
+        coalesce(max(failed_at) > coalesce(max(proof_at), '-infinity'), false) AS proof_failed
+    FROM newest GROUP BY vm
 ), covering AS (
     SELECT v.id AS vm, jsonb_agg(p.name ORDER BY p.name) AS policies,
         min(coalesce(n.at, greatest(v.created_at, p.effective_from)) + make_interval(secs => p.promise_s)) AS late_at
@@ -26,7 +31,7 @@ WITH newest AS MATERIALIZED (
 ), present AS (
     SELECT v.id, v.backups AS before, jsonb_build_object(
         'policies', coalesce(c.policies, '[]'), 'newest_at', o.newest_at, 'verified_at', o.verified_at,
-        'late_at', c.late_at
+        'late_at', c.late_at, 'proved_at', o.proved_at, 'proof_failed', coalesce(o.proof_failed, false)
     ) AS backups
     FROM vms v LEFT JOIN of_vm o ON o.vm = v.id LEFT JOIN covering c ON c.vm = v.id WHERE v.id = ANY($1)
 ), free AS (

@@ -235,6 +235,7 @@ FLEET = (
         "state",
     ),
     _seen("novacron_vms_backup_unverified", "VMs that a policy backs up, and of which no backup was ever read back."),
+    _seen("novacron_vms_backup_proof_failed", "VMs whose newest proof failed: no VM made of the backup started."),
     _seen("novacron_drains_active", "Drains that have not ended."),
     _seen("novacron_networks", "Networks."),
     _seen("novacron_network_hindered", "1 for a network that does not work as asked, with why.", "network", "reason"),

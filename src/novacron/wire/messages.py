@@ -64,7 +64,7 @@ from novacron.wire.vms import (
 )
 from novacron.wire.volumes import VolumeHandled, Volumes, VolumeStands, VolumeWanted
 
-PROTOCOL = 12
+PROTOCOL = 13
 
 FromAgent = (
     Hello

@@ -6,6 +6,7 @@ import { answered, type Backup, type BackupPhase, type BackupPolicy, type Backup
 import { When } from "../components/labels";
 import { LiveList } from "../components/live_list";
 import { checked, type Field, given, lines, number, type Operation, OperationBar, type Values } from "../components/operation";
+import { Picture } from "../components/picture";
 import { Secret } from "../components/secret";
 import type { Column } from "../components/table";
 import { bytes, duration, time } from "../format";
@@ -21,6 +22,7 @@ const COLOURS: Record<BackupPhase, NonNullable<LabelProps["color"]>> = {
   making: "blue",
   verifying: "blue",
 };
+const PROOF_COLOURS: Record<string, NonNullable<LabelProps["color"]>> = { failed: "red", proved: "green" };
 const RULES = ["last", "hourly", "daily", "weekly", "monthly", "yearly"] as const;
 const KEEP_LABELS: Record<(typeof RULES)[number], string> = {
   last: m("Keep so many of the newest"),
@@ -89,6 +91,7 @@ function policyFields(policy?: BackupPolicy): Field[] {
     { name: "tags", label: m("Back up VMs with one of these tags"), optional: true, value: (spec?.tags ?? []).join(", "), help: m("With commas between them.") },
     { name: "vms", label: m("Back up these VMs"), optional: true, value: (spec?.vms ?? []).join(", "), help: m("Names or ids, with commas between them. Without VMs and tags: all VMs of the project.") },
     ...RULES.map((rule): Field => ({ name: rule, label: KEEP_LABELS[rule], kind: "number", optional: true, value: String(spec?.keep[rule] || "") })),
+    { name: "prove_days", label: m("Prove each backup again after so many days"), kind: "number", optional: true, value: String(spec?.prove_days ?? ""), help: m("Empty: never. A VM made of each backup has to start.") },
     { name: "verify_days", label: m("Read each backup back again after so many days"), kind: "number", optional: true, value: String(spec === undefined ? 30 : (spec.verify_days ?? "")), help: m("Empty: never.") },
   ];
 }
@@ -97,7 +100,7 @@ function keepOf(v: Values): Schemas["Keep"] {
   return Object.fromEntries(RULES.map((rule) => [rule, number(v[rule]) ?? 0])) as unknown as Schemas["Keep"];
 }
 
-function policyOf(v: Values): { repository: string; schedule: string; time_zone: string; tags: string[]; vms: string[]; keep: Schemas["Keep"]; verify_days: number | null } {
+function policyOf(v: Values): { repository: string; schedule: string; time_zone: string; tags: string[]; vms: string[]; keep: Schemas["Keep"]; verify_days: number | null; prove_days: number | null } {
   return {
     repository: v["repository"] ?? "",
     schedule: v["schedule"] ?? "",
@@ -106,13 +109,14 @@ function policyOf(v: Values): { repository: string; schedule: string; time_zone:
     vms: lines(v["vms"]),
     keep: keepOf(v),
     verify_days: number(v["verify_days"]) ?? null,
+    prove_days: number(v["prove_days"]) ?? null,
   };
 }
 
 function policyOptions(v: Values): string {
   const keep = RULES.filter((rule) => given(v[rule]) !== undefined).map((rule) => ` --keep-${rule} ${v[rule]}`);
   const vms = lines(v["vms"]).map((vm) => ` --vm ${vm}`);
-  return [` --repository ${v["repository"]} --schedule '${v["schedule"]}' --time-zone ${v["time_zone"]}`, given(v["tags"]) ? ` --tag ${lines(v["tags"]).join(",")}` : "", ...vms, ...keep, ` --verify-days ${given(v["verify_days"]) ?? "none"}`].join("");
+  return [` --repository ${v["repository"]} --schedule '${v["schedule"]}' --time-zone ${v["time_zone"]}`, given(v["tags"]) ? ` --tag ${lines(v["tags"]).join(",")}` : "", ...vms, ...keep, ` --verify-days ${given(v["verify_days"]) ?? "none"}`, ` --prove-days ${given(v["prove_days"]) ?? "none"}`].join("");
 }
 
 function coveredBy({ spec }: BackupPolicy): string {
@@ -178,6 +182,26 @@ function ofBackup(me: Me, backup: Backup): Operation[] {
       run: () => answered(client.POST("/api/v1/backups/{id}/actions/verify", at)),
     },
     {
+      label: m("Prove"),
+      subject,
+      refusal: refusal ?? whole ?? (isBeingProved(backup) ? m("It is being proved.") : null),
+      warning: m("A VM made of it, connected to nothing, has to start. It is deleted then."),
+      fields: [
+        { name: "line", label: m("Text on its serial console that shows that it has started"), optional: true, help: m("Empty: its guest agent answers.") },
+        { name: "timeout_s", label: m("Seconds that it may take"), kind: "number", value: "600" },
+      ],
+      command: (v) => `novacron backup prove ${backup.id}${given(v["line"]) ? ` --probe-line '${v["line"]}'` : ""} --probe-timeout ${v["timeout_s"]}s`,
+      run: (v) => answered(client.POST("/api/v1/backups/{id}/actions/prove", { ...at, body: { line: v["line"] ?? "", timeout_s: number(v["timeout_s"]) ?? 600 } })),
+    },
+    {
+      label: m("Show its screen"),
+      subject,
+      refusal: refusalFor(me, "console", backup.project) ?? (backup.proof?.picture === true ? null : m("There is a picture once it was proved, if its VM has a display.")),
+      command: () => `novacron backup picture ${backup.id} screen.png`,
+      run: () => answered(client.GET("/api/v1/backups/{id}/picture", { ...at, parseAs: "blob" })),
+      show: (blob: Blob) => <Picture blob={blob} alt={t("Display of {name}", { name: backup.vm_name })} />,
+    },
+    {
       label: m("Delete"),
       subject,
       refusal: refusal ?? (backup.phase === "deleting" ? m("It is being deleted.") : null),
@@ -199,11 +223,11 @@ function Made({ me }: { me: Me }): ReactElement {
   const columns: readonly Column<Backup>[] = [
     { title: m("VM"), width: "minmax(7rem, 1fr)", cell: (backup) => <Link href={`/vms/${backup.vm}`}>{backup.vm_name}</Link>, text: (backup) => backup.vm_name },
     { title: m("Made"), width: "12rem", cell: (backup) => <When at={backup.created_at} />, text: (backup) => backup.created_at },
-    { title: m("Phase"), width: "9rem", cell: (backup) => <Phase backup={backup} />, text: (backup) => backup.phase },
+    { title: m("Phase"), width: "11rem", cell: (backup) => <Phase backup={backup} />, text: (backup) => backup.phase },
     { title: m("Written"), width: "6rem", cell: ({ result }) => <span title={readOf(result)}>{result.snapshot === "" ? "-" : bytes(result.written_bytes)}</span>, text: ({ result }) => String(result.written_bytes) },
     { title: m("Repository"), width: "minmax(6rem, 1fr)", cell: (backup) => <span title={t("made by node {node}", { node: backup.node })}>{backup.repository_name}</span>, text: (backup) => backup.repository_name },
     { title: m("Error"), width: "minmax(6rem, 2fr)", cell: (backup) => <span title={backup.error}>{backup.error}</span>, text: (backup) => backup.error },
-    { title: "", width: "15rem", cell: (backup) => <OperationBar operations={ofBackup(me, backup)} /> },
+    { title: "", width: "24rem", cell: (backup) => <OperationBar operations={ofBackup(me, backup)} /> },
   ];
   return (
     <LiveList kind="backup" title={m("Backups")} list={list} columns={columns} empty={m("There is no backup.")} level="h2">
@@ -214,13 +238,26 @@ function Made({ me }: { me: Me }): ReactElement {
   );
 }
 
-function Phase({ backup: { phase, verified_at } }: { backup: Backup }): ReactElement {
+function isBeingProved({ proof }: Backup): boolean {
+  return proof !== null && proof !== undefined && proof.phase !== "proved" && proof.phase !== "failed";
+}
+
+function proofOf(proof: NonNullable<Backup["proof"]>): string {
+  return [time(proof.since), proof.answer, proof.error].filter((words) => words !== "").join(": ");
+}
+
+function Phase({ backup: { phase, verified_at, proof } }: { backup: Backup }): ReactElement {
   return (
     <span className="nc-operations">
       <Label color={COLOURS[phase] ?? "grey"}>{phase}</Label>
       {verified_at !== null && phase === "kept" && (
         <Label variant="outline" color="green" title={time(verified_at)}>
           {t("verified")}
+        </Label>
+      )}
+      {proof !== null && proof !== undefined && phase === "kept" && (
+        <Label variant="outline" color={PROOF_COLOURS[proof.phase] ?? "blue"} title={proofOf(proof)}>
+          {proof.phase === "proved" ? t("proved") : proof.phase === "failed" ? t("not proved") : t("being proved")}
         </Label>
       )}
     </span>

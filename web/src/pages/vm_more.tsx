@@ -1,11 +1,12 @@
 /** What else can be done with a VM: change it, its interfaces, clone, export, and look into its guest. */
 import { Button, TextInput, Title } from "@patternfly/react-core";
 import { useMutation } from "@tanstack/react-query";
-import { type ReactElement, useEffect, useState } from "react";
+import { type ReactElement, useState } from "react";
 import { answered, client, type Me, type Schemas, type Vm } from "../api";
 import { metadataFields, metadataOf } from "../components/metadata";
 import { Refusal } from "../components/notices";
 import { checked, given, lines, number, type Operation, OperationBar, OperationButton } from "../components/operation";
+import { Picture } from "../components/picture";
 import { Rows } from "../components/plain";
 import { m, t } from "../i18n";
 import { refusalFor } from "../session";
@@ -245,19 +246,16 @@ export function GuestView({ vm, me }: { vm: Vm; me: Me }): ReactElement {
 }
 
 function Screenshot({ vm, disabled }: { vm: Vm; disabled: boolean }): ReactElement {
-  const [picture, setPicture] = useState<string | null>(null);
   const take = useMutation({
     mutationFn: () => answered(client.GET("/api/v1/vms/{ref}/screenshot", { ...at(vm), parseAs: "blob" })),
-    onSuccess: (blob) => setPicture(URL.createObjectURL(blob as unknown as Blob)),
   });
-  useEffect(() => () => (picture === null ? undefined : URL.revokeObjectURL(picture)), [picture]);
   return (
     <>
       <Button variant="secondary" isDisabled={disabled} isLoading={take.isPending} onClick={() => take.mutate()}>
         {t("Take a screenshot")}
       </Button>
       {take.error !== null && <Refusal title={t("There is no screenshot")} error={take.error} />}
-      {picture !== null && <img className="nc-screenshot" src={picture} alt={t("Display of {name}", { name: vm.name })} />}
+      {take.data !== undefined && <Picture blob={take.data as unknown as Blob} alt={t("Display of {name}", { name: vm.name })} />}
     </>
   );
 }

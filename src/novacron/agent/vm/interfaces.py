@@ -67,7 +67,7 @@ class Interfaces:
         """Return where its interfaces belong. Raises NetworkFailed."""
         addresses = mac_addresses(self._vm, spec)
         if not spec.nics:
-            return self._on_bridge(*addresses)
+            return self._on_bridge(*addresses) if spec.connected else ()
         wire, nics = self._networks.wire, zip(spec.nics, addresses, strict=True)
         return tuple([await wire(self._vm, number, nic.network, mac) for number, (nic, mac) in enumerate(nics)])
 

@@ -17,11 +17,12 @@ from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.backup import Backup, BackupRepository
+from novacron.model.backup_proof import ProofProbe
 from novacron.model.errors import NotFound
 from novacron.model.names import Name
 from novacron.model.node import NodeName
 from novacron.model.vm import Power, Vm, check_name
-from novacron.store import backup_repositories, backups, project_keys
+from novacron.store import backup_proofs, backup_repositories, backups, project_keys
 from novacron.store.database import Connection
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
@@ -163,6 +164,30 @@ async def verify_backup(request: ApiRequest, id: FromPath[str]) -> Response[Back
     return await replies.write(request, work, status=202)
 
 
+@post("/{id:str}/actions/prove", summary="Prove a backup: a VM made of it has to start", status_code=202)
+async def prove_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[ProofProbe]) -> Response[Backup]:
+    id = await authorization.resolve(request, "backup", id)
+
+    async def work(connection: Connection) -> Backup:
+        return await backup_proofs.ask(connection, id, data, request.user.name)
+
+    return await replies.write(request, work, status=202)
+
+
+@get(
+    "/{id:str}/picture",
+    summary="Show the screen of the VM that was made of a backup to prove it, as PNG",
+    media_type="image/png",
+    opt=authorization.in_project(Right.CONSOLE),
+)
+async def show_backup_picture(request: ApiRequest, id: FromPath[str]) -> Response[bytes]:
+    id = await authorization.resolve(request, "backup", id)
+    async with services(request).database.connection() as connection:
+        png = await backup_proofs.picture(connection, id)
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    return Response(png, media_type="image/png", headers=headers)
+
+
 @post("/{id:str}/actions/restore", summary="Make a new VM of a backup", status_code=201)
 async def restore_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[RestoreBackup]) -> Response[Vm]:
     check_name(data.name)
@@ -186,7 +211,9 @@ repositories = Router(
 )  # fmt: skip
 router = Router(
     "/backups",
-    route_handlers=[list_backups, show_backup, delete_backup, verify_backup, restore_backup],
+    route_handlers=[
+        list_backups, show_backup, delete_backup, verify_backup, prove_backup, show_backup_picture, restore_backup,
+    ],
     tags=["backups"],
     opt=authorization.in_project(),
-)
+)  # fmt: skip

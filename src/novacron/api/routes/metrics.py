@@ -174,9 +174,12 @@ def _policies(policies: Iterator[Body]) -> Iterator[Value]:
 
 def _backups_of(vms: Iterator[Body]) -> Iterator[Value]:
     states = Counter[str](dict.fromkeys(("unprotected", "waiting", "current", "late"), 0))
-    unverified, now = 0, datetime.now(UTC)
+    unverified, unproved, now = 0, 0, datetime.now(UTC)
     for vm in vms:
+        if vm.get("proof_of"):
+            continue
         has = vm.get("backups") or {}
+        unproved += bool(has.get("proof_failed"))
         late_at, newest_at = has.get("late_at"), has.get("newest_at")
         if late_at is None:
             states["unprotected"] += 1
@@ -186,6 +189,7 @@ def _backups_of(vms: Iterator[Body]) -> Iterator[Value]:
         states["late" if is_late else "waiting" if newest_at is None else "current"] += 1
     yield from (("novacron_vms_backup", (state,), count) for state, count in states.items())
     yield "novacron_vms_backup_unverified", (), unverified
+    yield "novacron_vms_backup_proof_failed", (), unproved
 
 
 def _hindered_networks(networks: Iterable[Body]) -> Iterator[Value]:

@@ -39,6 +39,15 @@ class AsyncBackupCalls(AsyncConnection):
         """Begin to read all of a backup back."""
         return await self.act("backups", id, "verify")
 
+    async def prove_backup(self, id: str, **probe: object) -> Object:
+        """Begin to prove a backup: a VM made of it has to start. Fields as in
+        ``POST /api/v1/backups/{id}/actions/prove``, those that are None left out."""
+        return await self.act("backups", id, "prove", without_none(probe))
+
+    async def backup_picture(self, id: str) -> bytes:
+        """Return what the VM showed that was made of a backup to prove it, as PNG."""
+        return await self.fetch(f"/api/v1/backups/{quoted(id)}/picture")
+
     async def restore_backup(self, id: str, name: str, **fields: object) -> Object:
         """Begin to make a new VM of a backup; fields as in ``POST /api/v1/backups/{id}/actions/restore``, those that
         are None left out."""

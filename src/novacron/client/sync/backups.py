@@ -40,6 +40,15 @@ class BackupCalls(Connection):
         """Begin to read all of a backup back."""
         return self.act("backups", id, "verify")
 
+    def prove_backup(self, id: str, **probe: object) -> Object:
+        """Begin to prove a backup: a VM made of it has to start. Fields as in
+        ``POST /api/v1/backups/{id}/actions/prove``, those that are None left out."""
+        return self.act("backups", id, "prove", without_none(probe))
+
+    def backup_picture(self, id: str) -> bytes:
+        """Return what the VM showed that was made of a backup to prove it, as PNG."""
+        return self.fetch(f"/api/v1/backups/{quoted(id)}/picture")
+
     def restore_backup(self, id: str, name: str, **fields: object) -> Object:
         """Begin to make a new VM of a backup; fields as in ``POST /api/v1/backups/{id}/actions/restore``, those that
         are None left out."""
