@@ -63,6 +63,7 @@ def test_a_site_is_emptied_whatever_is_killed_and_gets_its_vms_back(victim: Plat
         delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_a_guest_that_writes_too_fast_is_left_and_reported_and_never_stopped(victim: Platform) -> None:
     victim.client.configure_node("host-a", migration_rate_bytes_per_s=2_000_000)
     vm = boot(victim, "busy", 36, memory_mib=256)

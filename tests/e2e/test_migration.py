@@ -146,6 +146,7 @@ def test_vms_keep_running_while_their_host_is_cut_off_and_while_the_server_is_do
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_guests_get_the_common_processor_or_move_only_to_nodes_that_have_theirs(victim: Platform) -> None:
     agent = victim.agents["host-b"]
     agent.stop()

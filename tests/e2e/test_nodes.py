@@ -20,6 +20,7 @@ def is_ready(victim: Platform, name: str) -> bool:
     return any(node["name"] == name and node["status"]["ready"] for node in victim.client.list("nodes"))
 
 
+@pytest.mark.slow
 def test_a_node_is_renamed_while_its_vms_keep_running(victim: Platform) -> None:
     vm = boot(victim, "guest", 31, node="host-b", memory_mib=128)
     volume = victim.client.create_volume("of-b", size_mib=8, node="host-b")

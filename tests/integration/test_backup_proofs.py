@@ -40,6 +40,7 @@ def test_a_vm_made_of_a_backup_starts_and_reaches_nothing(
     assert shown, "whoever looks at the VM sees it"
 
 
+@pytest.mark.slow
 def test_a_backup_that_does_not_show_what_it_should_is_not_proved(
     site: Platform, api: Api, new_vm: NewVm, new_repository: NewRepository
 ) -> None:
@@ -77,7 +78,7 @@ def test_a_policy_proves_its_backups_by_a_command_in_the_guest_also_after_kills(
         until(lambda: vms_for_proofs(site), "a backup is being proved", 120)
         site.server.kill()
         site.server.start()
-        until(lambda: site.client.list("nodes"), "it serves again", 60)
+        site.wait_ready()
         [backup] = site.client.list("backups", vm=vm["id"])
         done = proof_ended(site, backup)
         assert done["proof"]["phase"] == "proved", done["proof"]

@@ -105,6 +105,7 @@ def test_a_linked_clone_moves_with_all_of_its_shared_layers(site: Platform, new_
     assert read_from_disk(site, vm) == "two"
 
 
+@pytest.mark.slow
 def test_concurrent_clones_do_not_disturb_each_other(site: Platform, new_vm: NewVm, clone: Clone) -> None:
     vm = boot_vm(site, new_vm)
     write_to_disk(site, vm, "one")

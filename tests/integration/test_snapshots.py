@@ -175,6 +175,7 @@ def test_damaged_memory_changes_neither_a_guest_that_runs_nor_one_that_is_off(si
     assert snapshots_in_file(site, vm) == [id]
 
 
+@pytest.mark.slow
 def test_a_revert_to_what_is_not_in_the_disk_does_not_end_the_guest(site: Platform, new_vm: NewVm) -> None:
     vm = boot_vm(site, new_vm)
     for name in ("kept", "gone"):
@@ -232,6 +233,7 @@ def test_snapshots_that_lack_the_guest_agent_or_disk_they_need_are_refused(
     assert answer.status == 409 and "has no disk" in answer.problem["detail"]
 
 
+@pytest.mark.slow
 def test_a_quiesced_snapshot_contains_unflushed_guest_writes(site: Platform, new_vm: NewVm) -> None:
     vm = wait_for_guest_agent(site, new_vm(image="filesystem", cloud_init={}))
     assert shell(site, vm, "echo kept > /data/file && echo done") == "done"

@@ -309,6 +309,7 @@ def test_volume_operations_survive_a_kill(site: Platform, new_vm: NewVm, volume:
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
 
 
+@pytest.mark.slow
 def test_a_full_pool_pauses_the_vm_that_writes_to_it_and_no_other(
     site: Platform, api: Api, new_vm: NewVm, volume: Create
 ) -> None:
