@@ -21,12 +21,14 @@ from lab.copied_postgres import CopiedPostgres
 from lab.hosts import Lab, lab, missing
 from lab.images import images_dir
 from lab.platform import Platform, PlatformOptions, default_cache, open_directory, platform
+from novacron.backup.locks import survive_hangups
 from novacron.local.postgres import Postgres
 from novacron.store.database import Database, migrate
 from tests import schedule
 from tests.schedule import WholeFiles
 
 pytest.register_assert_rewrite("tests.support")
+survive_hangups()  # tests hold locks of repositories
 _numbers = itertools.count(1)
 
 SLOW_FILES = 20

@@ -14,13 +14,15 @@ def _integration(*names: str) -> tuple[str, ...]:
 
 SHARED = {
     "guests on the shared platform": _integration(
-        "snapshots", "clones", "vm_backups", "archive", "firmware", "console", "guest", "lifecycle", "confinement",
-        "devices",
+        "snapshots", "clones", "firmware", "console", "guest", "lifecycle", "confinement", "devices",
+    ),
+    "backups on the shared platform": _integration(
+        "vm_backups", "backup_proofs", "repository_prunes", "archive", "encryption", "imports"
     ),
     "the API of the shared platform": (
         *_integration(
-            "volumes", "sharing", "hotplug", "encryption", "access", "api", "api_http", "api_objects", "contract",
-            "doctor", "foreign_clients", "imports", "manifests", "networks", "placement", "runbooks", "sdk_page",
+            "volumes", "sharing", "hotplug", "access", "api", "api_http", "api_objects", "contract",
+            "doctor", "foreign_clients", "manifests", "networks", "placement", "runbooks", "sdk_page",
             "server", "web_ui", "wheel",
         ),
         "tests/security/test_overlay.py",
@@ -28,12 +30,13 @@ SHARED = {
     "the watched platform": _integration("dashboards", "observed"),
     "attacks on one server": ("tests/security/",),
 }  # fmt: skip
-"""Files that run in one process, one after the other: they share a platform, which takes 10 s to start. Two processes
+"""Files that run in one process, one after the other: they share a platform, which takes 10 s to start. Three processes
 start ``site``: one would run its tests longer than all others run theirs. The first name that fits a file counts."""
 
 LONGEST_FIRST = (
     "guests on the shared platform",
     "the API of the shared platform",
+    "backups on the shared platform",
     "tests/e2e/test_kills.py",
     "tests/integration/test_outages.py",
     "tests/e2e/test_networks.py",

@@ -115,7 +115,7 @@ AGENT = Package(
         "iproute2",
         "util-linux",
     ),
-    recommends=("ovmf", "swtpm", "wireguard-tools"),
+    recommends=("ovmf", "restic", "swtpm", "wireguard-tools"),
     suggests=("mmdebstrap", "busybox-static", "wireguard-go"),
     unit="novacron-agent.service",
     settings="agent.toml",

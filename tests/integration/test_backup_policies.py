@@ -18,6 +18,7 @@ from novacron.model.vm import Vm
 from novacron.retention import Keep
 from novacron.store import backup_policies, backup_repositories, backups, vms
 from novacron.store.backup_policies import NewPolicy
+from novacron.store.backup_repositories import NewRepository
 from novacron.store.database import Database
 from tests.support.stored_fleet import add_node, add_vm
 
@@ -34,7 +35,7 @@ async def fleet(database: Database) -> Database:
         await connection.execute(
             "UPDATE nodes SET status = jsonb_set(status, '{inventory,images,0,disk_bytes}', '1048576')"
         )
-        await backup_repositories.create(connection, "default", "nightly", KEY, "test")
+        await backup_repositories.create(connection, NewRepository("default", "nightly", KEY, 7), "test")
     return database
 
 

@@ -17,6 +17,7 @@ from novacron.model.errors import Conflict, IllegalState, Unavailable
 from novacron.model.guest_command import GuestCommand
 from novacron.model.vm import Guest, Vm, VmAction, VmState
 from novacron.store import backup_policies, backup_proofs, backup_repositories, backups, vms
+from novacron.store.backup_repositories import NewRepository
 from novacron.store.database import Database
 from novacron.wire.questions import ReadConsoleLog, ReadGuestCommand, StartGuestCommand, TakeScreenshot
 from tests.integration.test_backup_policies import KEY, add_policy
@@ -64,7 +65,7 @@ async def kept(database: Database) -> str:
         await connection.execute(
             "UPDATE nodes SET status = jsonb_set(status, '{inventory,images,0,disk_bytes}', '1048576')"
         )
-        repository = await backup_repositories.create(connection, "default", "nightly", KEY, "test")
+        repository = await backup_repositories.create(connection, NewRepository("default", "nightly", KEY, 7), "test")
         backup = await backups.create(connection, "web", repository.id, "test")
         await connection.execute(
             "UPDATE backups SET phase = 'kept', result = result || $2 WHERE id = $1",

@@ -16,6 +16,7 @@ from novacron.model.cloud_init import Seed, check_seed
 from novacron.model.cpu import CpuModel
 from novacron.model.errors import InvalidInput
 from novacron.model.image import check_path, check_url
+from novacron.model.ipv4 import check_interface
 from novacron.model.network import (
     NetworkSpec,
     NicSpec,
@@ -30,7 +31,7 @@ from novacron.model.network import check_address as check_ipv4
 from novacron.model.node import ImageInfo
 from novacron.model.reachability import check_endpoint
 from novacron.model.unreconciled import DescribedVolume, VmDescription, check_described
-from novacron.model.vm import VmSpec, VmStatus, check_address, check_name
+from novacron.model.vm import VmSpec, VmStatus, check_name
 from novacron.wire import messages as wire
 
 HOSTILE = "\0\n\r\t ,;\"'{}$`\\*?&|<>"
@@ -103,7 +104,7 @@ ADDRESSES = (
 KEY = "ssh-ed25519 " + "A" * 68
 CHECKED = {
     "VmSpec.address": Checked(
-        check_address, {"10.77.0.10/24": "10.77.0.10/24", "10.77.0.10/255.255.255.0": "10.77.0.10/24",
+        check_interface, {"10.77.0.10/24": "10.77.0.10/24", "10.77.0.10/255.255.255.0": "10.77.0.10/24",
                         "10.77.0.10/0.0.0.255": "10.77.0.10/24"}, ("10.77.0.10", "10.77.0.10/24\n", *ADDRESSES[:5]),
     ),
     "NicSpec.address": Checked(

@@ -30,7 +30,7 @@ GENERATED = {"client/bodies.py"}
 """Files that script/generate makes of others, however long these are."""
 FOREIGN_SIGNATURES = {"telemetry/traces.py should_sample"}
 """Functions whose parameters somebody else prescribes."""
-SITES = ("guests on the shared platform", "the API of the shared platform")
+SITES = ("guests on the shared platform", "backups on the shared platform", "the API of the shared platform")
 LOADED_WHEN_NEEDED = {"opentelemetry.exporter", "pycdlib", "redis", "webauthn", "zxcvbn"}
 """Packages that few processes need, and that take long to import."""
 SHARED_CLASS_NAMES = {

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from novacron.api.routes.vms import CreateVm
 from novacron.model import limits, mac
 from novacron.model.errors import InvalidInput
-from novacron.model.vm import VmChanges, VmFields, VmSpec, check_address, check_name, tap_name, vm_id
+from novacron.model.ipv4 import check_interface
+from novacron.model.vm import VmChanges, VmFields, VmSpec, check_name, tap_name, vm_id
 
 
 @pytest.mark.parametrize("name", ["a", "web", "web-1", "0", "a" * 63])
@@ -38,7 +39,7 @@ def test_a_name_must_not_look_like_an_id() -> None:
 @pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.300/24", "fe80::1/64", "10.0.0.1/33", "x", "10.0.0.1/24; rm"])
 def test_bad_addresses_are_refused_by_field(address: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        check_address(address)
+        check_interface(address)
     assert caught.value.field == "address"
 
 

@@ -81,7 +81,7 @@ class VmBackups:
         self._find_vm = find_vm
         self._send = send
         self._work = NamedWork("backup", self._see_to, self._remove_others)
-        self._queues = RepositoryQueues()
+        self.queues = RepositoryQueues()
         self._copying = asyncio.Lock()
         """Held while a disk is copied on the node, by one backup at a time."""
         self._made: dict[str, wire.BackupStands] = {}
@@ -91,7 +91,7 @@ class VmBackups:
         """Work on these and no others; what is asked of one anew ends what was asked before."""
         named = {_key(backup): backup for backup in desired}
         self._made = {key: report for key, report in self._made.items() if key in named}
-        self._queues.keep({backup.repository for backup in desired})
+        self.queues.keep({backup.repository for backup in desired})
         self._work.tell(named, tasks)
 
     def _remove_others(self, is_kept: Callable[[str], bool]) -> None:
@@ -113,7 +113,7 @@ class VmBackups:
         """Do what is asked about a backup, and return what became of it."""
         ends = BackupPhase.FAILED if backup.phase is BackupPhase.MAKING else BackupPhase.KEPT
         try:
-            queue = self._queues.of(backup.repository)
+            queue = self.queues.of(backup.repository)
             async with queue.turn():
                 if backup.phase is BackupPhase.VERIFYING:
                     return await self._verify(backup, queue)
@@ -258,7 +258,7 @@ class VmBackups:
             finally:
                 repository.close()
 
-        queue = self._queues.of(backup.repository)
+        queue = self.queues.of(backup.repository)
         backoff = Backoff(DELETE_S_MIN, DELETE_S_MAX)
         while True:
             try:

@@ -43,6 +43,7 @@ from novacron.agent.migration.known_pages import KnownPages, LocalVm
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.transport import DwcpTransport
 from novacron.agent.observe.metrics import AgentMetrics
+from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.console import Consoles
 from novacron.agent.vm.context import VmContext
@@ -52,6 +53,7 @@ from novacron.agent.vm.machine import QemuHypervisor
 from novacron.agent.vm.port_forward import PortForwards
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
+from novacron.backup.locks import survive_hangups
 from novacron.dwcp.admittance import Admittance
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.listener import Listener
@@ -112,10 +114,13 @@ class Agent:
         self._images = ImageWatcher(settings, host, inventory, self._images_in_use)
         self._volumes = NodeVolumes(host.storage_pools, host.images, self._link.send)
         self._transfers = Transfers(settings, host, self._workers, self._images.rescan)
+        backups = VmBackups(settings, self._find_vm, self._link.send)
+        self._prunes = RepositoryPrunes(settings, backups.queues)
         subjects = Subjects(
             ImageImports(settings, self._link.send, self._images.rescan),
             VmExports(settings, self._find_vm, self._link.send),
-            VmBackups(settings, self._find_vm, self._link.send),
+            backups,
+            self._prunes,
             host,
             self._workers,
             self._images.rescan,
@@ -166,7 +171,7 @@ class Agent:
                 service_manager.tell(service_manager.READY)
         finally:
             service_manager.tell(service_manager.STOPPING)
-            for few in (self._aside, self._transfers, self._dispatcher, self._console_requests):
+            for few in (self._aside, self._transfers, self._dispatcher, self._console_requests, self._prunes):
                 await few.end()
 
     async def _remove_remnants(self) -> None:
@@ -283,6 +288,7 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None
+    survive_hangups()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main.cancel)
     settings.vms_dir.mkdir(parents=True, exist_ok=True)

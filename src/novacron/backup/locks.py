@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import signal
 import socket
 import threading
 import time
@@ -81,11 +82,18 @@ def locks(repository: Repository) -> Iterator[tuple[str, LockFile]]:
             raise Damaged(f"lock {name} is damaged: {error}; see restic unlock --remove-all") from None
 
 
+def survive_hangups() -> None:
+    """Let SIGHUP do nothing to this process. ``restic unlock`` sends it to the process that a lock names, to see
+    whether it is there; without this it is so no longer. To be called by the main thread before a lock is taken."""
+    signal.signal(signal.SIGHUP, lambda *_: None)  # not ignored: children would inherit that
+
+
 class RepositoryLock:
     """A lock that is held until ``release``. A thread of its own replaces its file."""
 
     def __init__(self, repository: Repository, *, exclusive: bool) -> None:
         """Take it at once. Raises Locked, RepositoryError."""
+        assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL, "see survive_hangups"
         self._repository, self._exclusive = repository, exclusive
         self._released = threading.Event()
         self._written_at = time.monotonic()

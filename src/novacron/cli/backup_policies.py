@@ -42,7 +42,8 @@ def _or_none(text: str) -> int | None:
     return None if text.strip().lower() == "none" else parse_duration(text)
 
 
-def _days(text: str) -> int | None:
+def parse_days(text: str) -> int | None:
+    """Return a number of days; None for ``none``. Raises typer.BadParameter."""
     if text.strip().lower() == "none":
         return None
     if not text.strip().isdecimal():
@@ -129,11 +130,11 @@ POLICY_OPTIONS = (
     ),
     *KEEP_OPTIONS,
     options.option(
-        "verify_days", str, "--verify-days", convert=_days, metavar="DAYS",
+        "verify_days", str, "--verify-days", convert=parse_days, metavar="DAYS",
         help="read each backup back, and again after so many days; none: never; by default 30",
     ),
     options.option(
-        "prove_days", str, "--prove-days", convert=_days, metavar="DAYS",
+        "prove_days", str, "--prove-days", convert=parse_days, metavar="DAYS",
         help="start a VM of each backup to prove it, and again after so many days; none: never, as by default",
     ),
     *PROBE_OPTIONS,

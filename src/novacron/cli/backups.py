@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from novacron.cli import backup_policies, options, output, progress
-from novacron.cli.backup_policies import KEEP_OPTIONS, PROBE_OPTIONS
+from novacron.cli.backup_policies import KEEP_OPTIONS, PROBE_OPTIONS, parse_days
 from novacron.cli.lists import Listing
+from novacron.cli.metadata import check_given
 from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait, Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
@@ -30,6 +31,10 @@ RepositoryRef = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+PRUNE_DAYS = options.option(
+    "prune_days", str, "--prune-days", convert=parse_days, metavar="DAYS",
+    help="free the room of deleted backups every so many days, on each node; none: never; by default 7",
+)  # fmt: skip
 BackupId = Annotated[str, typer.Argument(metavar="backup", help="id of the backup", show_default=False)]
 
 COLUMNS: Columns = {
@@ -59,8 +64,20 @@ REPOSITORIES: Columns = {
     "NAME": lambda r: r["name"],
     "ID": lambda r: r["id"],
     "PROJECT": lambda r: r["project"],
+    "PRUNED": lambda r: f"every {r['prune_days']} days" if r["prune_days"] else "never",
     "AGE": lambda r: output.age(r["created_at"]),
 }
+REPOSITORY_DETAILS: Columns = {
+    **REPOSITORIES,
+    "ASKED TO PRUNE": lambda r: output.when(r["prune_asked_at"]),
+    "LAST PRUNED": lambda r: [_pruned(prune) for prune in r["prunes"]],
+}
+
+
+def _pruned(prune: Object) -> str:
+    """Say how it last went to free room on a node."""
+    how = prune["error"] or (f"{prune['freed']} freed" if prune["freed"] else "nothing to free")
+    return f"{prune['node']}, {output.age(prune['at'])} ago: {how}"
 
 
 def _proved(backup: Object) -> str | None:
@@ -95,15 +112,42 @@ def list_repositories(listing: Listing = Listing()) -> None:
     listing.show("backup-repositories", REPOSITORIES)
 
 
+@repositories.command("show")
+def show_repository(repository: RepositoryRef, output_: Output = OutputFormat.TABLE) -> None:
+    """Show a repository, and when the room of deleted backups was freed on each node."""
+    with output.errors():
+        output.fields(Client().get("backup-repositories", repository), REPOSITORY_DETAILS, output_)
+
+
 @repositories.command("create")
+@options.expand
 def create_repository(
     name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
+    fields: Annotated[Object, (PRUNE_DAYS,)],
 ) -> None:
     """Create a repository for backups of the project's VMs. Then keep its password somewhere else."""
     with output.errors():
-        created = Client().create_backup_repository(name)
+        created = Client().create_backup_repository(name, **fields)
         say(f"{name}: created, as {created['id']}")
         say(f"keep its password where it outlives this platform: novacron backup repository password {name}", err=True)
+
+
+@repositories.command("set")
+@options.expand
+def set_repository(repository: RepositoryRef, changes: Annotated[Object, (PRUNE_DAYS,)]) -> None:
+    """Change how often the room of deleted backups is freed."""
+    with output.errors():
+        check_given(changes)
+        Client().configure_backup_repository(repository, **changes)
+        say(f"{repository}: changed")
+
+
+@repositories.command("prune")
+def prune_repository(repository: RepositoryRef) -> None:
+    """Free the room of deleted backups now, on each node that has backups in the repository."""
+    with output.errors():
+        Client().prune_backup_repository(repository)
+        say(f"{repository}: is being pruned; see: novacron backup repository show {repository}")
 
 
 @repositories.command("password")

@@ -81,6 +81,12 @@ class BackupPolicyChangesBody(TypedDict, total=False):
     tags: Sequence[str]
 
 
+class BackupRepositoryChangesBody(TypedDict, total=False):
+    """What to change of a repository."""
+
+    prune_days: Required[int | None]
+
+
 class BeginSecondFactorBody(TypedDict, total=False):
     """A new second factor: an authenticator app (``totp``) or a security key (``webauthn``). ``password``: the user's
     present one.
@@ -320,6 +326,7 @@ class CreateBackupRepositoryBody(TypedDict, total=False):
     """A new repository of the project's backups. Its key is made here."""
 
     name: Required[str]
+    prune_days: int | None
 
 
 class CreateFlavorBody(TypedDict, total=False):

@@ -43,8 +43,10 @@ def _place(repository: Path, password_file: Path | None, state_dir: Path | None)
 def _backups() -> Iterator[None]:
     """Say in words why there is no backup, and end."""
     require(Extra.SERVER)
+    from novacron.backup.locks import survive_hangups
     from novacron.local.database_backup import BackupFailed
 
+    survive_hangups()
     try:
         yield
     except BackupFailed as error:

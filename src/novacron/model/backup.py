@@ -18,6 +18,11 @@ from novacron.model.snapshot import ExcludedVolume
 from novacron.model.vm import VmSpec
 
 MODE_REASON_LENGTH_MAX = 500
+PRUNE_WORDS_MAX = 300
+PRUNE_DAYS = 7
+PRUNES_MAX = 1000
+"""Nodes of which a repository remembers how it was pruned there."""
+PruneDays = Annotated[int, msgspec.Meta(ge=1, le=400)]
 DISK_BYTES_MAX = 1 << 50
 """What a node reports is refused beyond that."""
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=DISK_BYTES_MAX)]
@@ -60,6 +65,17 @@ class BackupMode(StrEnum):
     """The blocks that QEMU recorded as written since the VM's last backup in the repository."""
 
 
+class RepositoryPrune(msgspec.Struct, frozen=True):
+    """How it last went to free the room of what was deleted from a repository, on one node."""
+
+    node: str
+    at: datetime
+    """When it ended."""
+    freed: str = ""
+    """How much room, as restic says."""
+    error: str = ""
+
+
 class BackupRepository(msgspec.Struct, frozen=True):
     """Where backups of a project are kept, as stored and as the API shows it."""
 
@@ -70,6 +86,12 @@ class BackupRepository(msgspec.Struct, frozen=True):
     revision: int
     created_at: datetime
     project: str = DEFAULT
+    prune_days: int | None = PRUNE_DAYS
+    """The room of what was deleted is freed every so many days, on each node that has backups in it. None: never."""
+    prune_asked_at: datetime | None = None
+    """When somebody last asked for that at once."""
+    prunes: tuple[RepositoryPrune, ...] = ()
+    """How it last went, on each node."""
 
 
 class BackupResult(msgspec.Struct, frozen=True):

@@ -17,8 +17,9 @@ import msgspec
 from novacron.model import ipv6, network
 from novacron.model.devices import DiskBus
 from novacron.model.errors import InvalidInput
+from novacron.model.ipv4 import check_interface
 from novacron.model.ownership import Claim, OwnershipRecord
-from novacron.model.vm import MachineType, VmSpec, check_address, check_name
+from novacron.model.vm import MachineType, VmSpec, check_name
 
 SAFE_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}\Z")
 
@@ -103,7 +104,7 @@ def check_described(vm: str, described: VmDescription) -> None:
             raise InvalidInput(f"{id[:80]!r} is no id", field="vm")
     for volume in described.volumes:
         check_name(volume.pool, "pool")
-    if described.spec.address is not None and check_address(described.spec.address) != described.spec.address:
+    if described.spec.address is not None and check_interface(described.spec.address) != described.spec.address:
         raise InvalidInput(f"{described.spec.address[:80]!r} is not in canonical form", field="address")
     for nic in described.spec.nics:
         if nic.address is not None:

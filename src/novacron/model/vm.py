@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import ipaddress
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -486,18 +485,3 @@ def check_name(name: str, field: str = "name") -> str:
     if ID_PATTERN.match(name):
         raise InvalidInput(f"{name!r} has the form of an id", field=field, hint="choose another name")
     return name
-
-
-def check_address(address: str) -> str:
-    """Return the address in canonical form, or raise InvalidInput."""
-    try:
-        parsed = ipaddress.IPv4Interface(address)
-    except ValueError:
-        raise InvalidInput(
-            f"{address!r} is not an IPv4 address with a prefix length",
-            field="address",
-            hint="write it like 10.77.0.10/24",
-        ) from None
-    if "/" not in address:
-        raise InvalidInput(f"{address!r} lacks its prefix length", field="address", hint=f"write {address}/24")
-    return str(parsed)

@@ -38,6 +38,7 @@ from novacron.server.project_secrets import ProjectSecrets
 from novacron.server.questions import Questions
 from novacron.server.reader import Reader, Takers
 from novacron.server.reports import Reports
+from novacron.server.repository_prunes import RepositoryUpkeep
 from novacron.server.session import ConsoleChannel, NodeSession
 from novacron.store import conditions, database_marks, identities, leases, nodes, reconciling
 from novacron.store.certificates import REJOIN
@@ -87,6 +88,7 @@ class LinkServer:
         self._greeting = asyncio.Semaphore(GREETED_MAX)
         secrets = ProjectSecrets(keys, platform_keys, lambda: self._desired_state.wake_all())
         self._desired_state = DesiredStateSender(database, self._sessions, secrets)
+        self._repositories = RepositoryUpkeep(database, self._questions, secrets, lambda: self._sessions)
         self._heartbeats = Heartbeats(database, clock)
         self._log_now = Rarely()
         self._observations = Observations(database)
@@ -119,6 +121,7 @@ class LinkServer:
             "desired state": self._desired_state.run,
             "heartbeats": self._heartbeats.run,
             "observations": self._observations.run,
+            "repositories": self._repositories.run,
         }
         tasks = [asyncio.create_task(supervise(name, work), name=name) for name, work in works.items()]
         try:

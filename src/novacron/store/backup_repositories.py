@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import asyncpg
+import msgspec
 
 from novacron.model import limits
-from novacron.model.backup import BackupRepository
-from novacron.model.encryption import WrappedKey
-from novacron.model.errors import Conflict, NotFound
+from novacron.model.backup import PRUNE_WORDS_MAX, PRUNES_MAX, BackupRepository, RepositoryPrune
+from novacron.model.encryption import KeyId, WrappedKey
+from novacron.model.errors import Conflict, NotFound, PreconditionFailed
 from novacron.store import events, project_keys, projects
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
@@ -19,8 +22,18 @@ def _repository(row: asyncpg.Record | None) -> BackupRepository:
     return object_of(BackupRepository, row)
 
 
-async def create(connection: Connection, project: str, name: str, key: WrappedKey, actor: str) -> BackupRepository:
+class NewRepository(NamedTuple):
+    """A repository that is to be created, with its key."""
+
+    project: str
+    name: str
+    key: WrappedKey
+    prune_days: int | None
+
+
+async def create(connection: Connection, new: NewRepository, actor: str) -> BackupRepository:
     """Store a new repository of a project. Its directory is made by the first backup. Raises NotFound, Conflict."""
+    project, name, key, prune_days = new
     await projects.lock_usage(connection, project)
     count = await connection.fetchval("SELECT count(*) FROM backup_repositories WHERE project = $1", project)
     if count >= limits.BACKUP_REPOSITORIES_PER_PROJECT_MAX:
@@ -30,8 +43,9 @@ async def create(connection: Connection, project: str, name: str, key: WrappedKe
     await project_keys.add(connection, (await projects.get(connection, project)).id, key)
     try:
         row = await connection.fetchrow(
-            "INSERT INTO backup_repositories (id, name, key, project) VALUES ($1, $2, $3, $4) RETURNING *",
-            f"repo-{secrets.token_hex(8)}", name, key.id, project,
+            "INSERT INTO backup_repositories (id, name, key, project, prune_days) VALUES ($1, $2, $3, $4, $5)"
+            " RETURNING *",
+            f"repo-{secrets.token_hex(8)}", name, key.id, project, prune_days,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a backup repository named {name!r} exists", field="name", hint="choose another name") from None
@@ -47,6 +61,77 @@ async def get(connection: Connection, id: str, *, lock: bool = False) -> BackupR
     if row is None:
         raise NotFound(f"there is no backup repository {id!r}", hint="see: novacron backup repository list")
     return _repository(row)
+
+
+async def configure(
+    connection: Connection, id: str, prune_days: int | None, if_match: int | None, actor: str
+) -> BackupRepository:
+    """Change how often a repository is pruned. Raises NotFound, PreconditionFailed."""
+    before = await get(connection, id, lock=True)
+    if if_match is not None and if_match != before.revision:
+        raise PreconditionFailed(
+            f"backup repository {before.name} is at revision {before.revision}, not {if_match}", field="If-Match",
+            hint="read it again, look at what changed, and repeat",
+        )  # fmt: skip
+    row = await connection.fetchrow(
+        "UPDATE backup_repositories SET prune_days = $2 WHERE id = $1 RETURNING *", id, prune_days
+    )
+    often = "never" if prune_days is None else f"every {prune_days} days"
+    await _record(connection, before, "Configured", f"what was deleted is pruned {often}", actor)
+    return _repository(row)
+
+
+async def ask_to_prune(connection: Connection, id: str, actor: str) -> BackupRepository:
+    """Have the room of what was deleted from a repository freed now, on each of its nodes. Raises NotFound."""
+    repository = await get(connection, id, lock=True)
+    row = await connection.fetchrow(
+        "UPDATE backup_repositories SET prune_asked_at = now() WHERE id = $1 RETURNING *", id
+    )
+    await _record(connection, repository, "PruneAsked", "on each node that has backups in it", actor)
+    return _repository(row)
+
+
+class DuePrune(NamedTuple):
+    """A repository that is to be pruned on a node."""
+
+    repository: str
+    key: KeyId
+    node: str
+
+
+async def due(connection: Connection, nodes: Sequence[str]) -> Sequence[DuePrune]:
+    """Return what is to be pruned on these nodes: no backup is being worked on there in that repository. What failed
+    is tried again the next day."""
+    rows = await connection.fetch(
+        "SELECT r.id, r.key, n.node FROM backup_repositories r"
+        " CROSS JOIN LATERAL (SELECT b.node FROM backups b WHERE b.repository = r.id AND b.node = ANY($1)"
+        "   UNION SELECT p ->> 'node' FROM jsonb_array_elements(r.prunes) p WHERE p ->> 'node' = ANY($1)) n"
+        " LEFT JOIN LATERAL (SELECT (p ->> 'at')::timestamptz AS at, p ->> 'error' AS error"
+        "   FROM jsonb_array_elements(r.prunes) p WHERE p ->> 'node' = n.node) last ON true"
+        " WHERE (coalesce(r.prune_asked_at > coalesce(last.at, '-infinity'), false)"
+        "   OR r.prune_days IS NOT NULL AND coalesce(last.at, r.created_at) < now() - make_interval("
+        "     days => CASE WHEN coalesce(last.error, '') = '' THEN r.prune_days ELSE 1 END))"
+        " AND NOT EXISTS (SELECT FROM backups w WHERE w.repository = r.id AND w.node = n.node"
+        "   AND w.phase IN ('making', 'verifying', 'deleting')) ORDER BY r.id, n.node",
+        list(nodes),
+    )  # fmt: skip
+    return [DuePrune(*row.values()) for row in rows]
+
+
+async def pruned(connection: Connection, done: DuePrune, freed: str, error: str) -> None:
+    """Store how it went to prune a repository on a node, if the repository is still there."""
+    row = await connection.fetchrow("SELECT * FROM backup_repositories WHERE id = $1 FOR UPDATE", done.repository)
+    if row is None:
+        return
+    repository, now = _repository(row), await connection.fetchval("SELECT now()")
+    outcome = RepositoryPrune(done.node, now, freed, error[:PRUNE_WORDS_MAX])
+    others = [prune for prune in repository.prunes if prune.node != done.node]
+    await connection.execute(
+        "UPDATE backup_repositories SET prunes = $2 WHERE id = $1",
+        repository.id, msgspec.to_builtins([*others[-PRUNES_MAX + 1 :], outcome]),
+    )  # fmt: skip
+    words = f"on node {done.node}: {error or (f'{freed} freed' if freed else 'nothing to free')}"
+    await _record(connection, repository, "PruneFailed" if error else "Pruned", words, events.SYSTEM)
 
 
 async def delete(connection: Connection, id: str, actor: str) -> BackupRepository:

@@ -227,6 +227,10 @@ FLEET = (
     _seen("novacron_exports", "Exports, by phase.", "phase"),
     _seen("novacron_backups", "Backups of VMs, by phase.", "phase"),
     _seen("novacron_backup_policies", "Enabled backup policies."),
+    _seen(
+        "novacron_backup_repository_prunes_failed",
+        "Repositories of backups whose room could not be freed, counted once for each node.",
+    ),
     _seen("novacron_backup_policy_problems", "VMs that a backup policy can't back up now.", "project", "policy"),
     _seen(
         "novacron_vms_backup",

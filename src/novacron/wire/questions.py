@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import ClassVar, Generic, TypeVar, get_args
+from typing import Annotated, ClassVar, Generic, TypeVar, get_args
 
 import msgspec
 
+from novacron.model.backup import PRUNE_WORDS_MAX
+from novacron.model.backup_source import RepositoryId
+from novacron.model.encryption import DataKey
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.guest_command import FilePiece, GuestCommand, NewCommand
 
@@ -105,6 +108,24 @@ class ReadFirmwareState(Question[FirmwareState], frozen=True, tag=True):
     """The state of the firmware and TPM of an exported VM."""
 
     id: str
+
+
+class PruneState(msgspec.Struct, frozen=True):
+    """How far the pruning of a repository is."""
+
+    running: bool = False
+    error: Annotated[str, msgspec.Meta(max_length=PRUNE_WORDS_MAX)] = ""
+    freed: Annotated[str, msgspec.Meta(max_length=PRUNE_WORDS_MAX)] = ""
+    """How much room restic says that it frees."""
+
+
+class PruneRepository(Question[PruneState], frozen=True, tag=True):
+    """Free the room of what was deleted from a repository of this node's. The answer is how far that is; asked again
+    with the same ``request``, it is not begun anew."""
+
+    repository: RepositoryId
+    key: DataKey
+    request: str
 
 
 class ReadMetrics(Question[bytes], frozen=True, tag=True):

@@ -281,6 +281,22 @@ function ofRepository(me: Me, repository: BackupRepository): Operation[] {
       show: ({ password }: { password: string }) => <Secret>{password}</Secret>,
     },
     {
+      label: m("Free room"),
+      subject: repository.name,
+      refusal: refusalFor(me, "write", repository.project),
+      warning: m("What deleted backups left is pruned on each node that has backups in it."),
+      command: () => `novacron backup repository prune ${repository.name}`,
+      run: () => answered(client.POST("/api/v1/backup-repositories/{ref}/actions/prune", at)),
+    },
+    {
+      label: m("Change"),
+      subject: repository.name,
+      refusal: refusalFor(me, "write", repository.project),
+      fields: [{ name: "prune_days", label: m("Free the room of deleted backups every so many days"), kind: "number", optional: true, value: String(repository.prune_days ?? ""), help: m("Empty: never.") }],
+      command: (v) => `novacron backup repository set ${repository.name} --prune-days ${given(v["prune_days"]) ?? "none"}`,
+      run: (v) => answered(client.PATCH("/api/v1/backup-repositories/{ref}", { ...at, body: { prune_days: number(v["prune_days"]) ?? null } })),
+    },
+    {
       label: m("Forget"),
       subject: repository.name,
       refusal: refusalFor(me, "write", repository.project),
@@ -292,14 +308,19 @@ function ofRepository(me: Me, repository: BackupRepository): Operation[] {
   ];
 }
 
+function prunesOf({ prunes = [] }: BackupRepository): string {
+  return prunes.map(({ node, at, freed, error }) => `${node}: ${error || `${freed || t("nothing")}, ${time(at)}`}`).join("; ") || "-";
+}
+
 function Repositories({ me }: { me: Me }): ReactElement {
   const list = useList("backup-repository", {}, (query) => answered(client.GET("/api/v1/backup-repositories", { params: { query } })));
   const columns: readonly Column<BackupRepository>[] = [
     { title: m("Name"), width: "minmax(8rem, 2fr)", cell: (repository) => repository.name },
     { title: m("Id"), width: "minmax(12rem, 2fr)", cell: (repository) => repository.id },
     { title: m("Project"), width: "minmax(7rem, 1fr)", cell: (repository) => repository.project },
+    { title: m("Room freed"), width: "minmax(8rem, 2fr)", cell: prunesOf, text: prunesOf },
     { title: m("Created"), width: "13rem", cell: (repository) => <When at={repository.created_at} />, text: (repository) => repository.created_at },
-    { title: "", width: "16rem", cell: (repository) => <OperationBar operations={ofRepository(me, repository)} /> },
+    { title: "", width: "24rem", cell: (repository) => <OperationBar operations={ofRepository(me, repository)} /> },
   ];
   const create: Operation = {
     label: m("Create a repository"),

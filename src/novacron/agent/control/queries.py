@@ -15,6 +15,7 @@ from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
+from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.vm import guest_commands
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.guest_commands import GuestCommands
@@ -43,6 +44,7 @@ class Subjects(msgspec.Struct, frozen=True):
     imports: ImageImports
     exports: VmExports
     backups: VmBackups
+    prunes: RepositoryPrunes
     host: NodeServices
     workers: Mapping[str, Worker]
     rescan_images: Callable[[], Awaitable[None]]
@@ -130,6 +132,11 @@ async def _read_export(question: questions.ReadExport, about: Subjects) -> bytes
 @answers(questions.ReadFirmwareState)
 async def _read_firmware_state(question: questions.ReadFirmwareState, about: Subjects) -> FirmwareState:
     return await asyncio.to_thread(about.exports.read_firmware_state, question.id)
+
+
+@answers(questions.PruneRepository)
+async def _prune_repository(question: questions.PruneRepository, about: Subjects) -> questions.PruneState:
+    return about.prunes.answer(question)
 
 
 @answers(questions.ReadConsoleLog)

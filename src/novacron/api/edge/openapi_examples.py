@@ -10,6 +10,8 @@ EXAMPLES: dict[str, object] = {
         "keep": {"daily": 14, "weekly": 8}, "tags": ["production"],
     },
     "createBackupRepository": {"name": "nightly"},
+    "configureBackupRepository": {"prune_days": 14},
+    "proveBackup": {"command": ["systemctl", "is-active", "nginx"], "timeout_s": 900},
     "restoreBackup": {"name": "web-restored"},
     "beginSecondFactor": {"kind": "totp", "name": "phone", "password": "correct horse battery staple"},
     "confirmSecondFactor": {"code": "123456"},

@@ -36,7 +36,8 @@ NAMES = {
 }  # fmt: skip
 """Operations that are not called after their handlers, whose names are the audit log's actions."""
 CONDITIONAL = frozenset({
-    "acceptNode", "addNic", "cloneVm", "configureAddress", "configureBackupPolicy", "configureFlavor",
+    "acceptNode", "addNic", "cloneVm", "configureAddress", "configureBackupPolicy",
+    "configureBackupRepository", "configureFlavor",
     "configureForward", "configureGroup",
     "configureNetwork", "configureNic", "configureNode", "configureProject", "configureSnapshot", "configureTemplate",
     "configureVm", "configureVolume", "cordonNode", "deleteVm", "drainNode", "migrateVm", "moveVm", "moveVolume",

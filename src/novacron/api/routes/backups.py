@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from litestar import Response, Router, delete, get, post
+from litestar import Response, Router, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
@@ -16,7 +16,7 @@ from novacron.api.read_model.indexes import Condition
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
-from novacron.model.backup import Backup, BackupRepository
+from novacron.model.backup import PRUNE_DAYS, Backup, BackupRepository, PruneDays
 from novacron.model.backup_proof import ProofProbe
 from novacron.model.errors import NotFound
 from novacron.model.names import Name
@@ -32,6 +32,14 @@ class CreateBackupRepository(msgspec.Struct, forbid_unknown_fields=True):
     """A new repository of the project's backups. Its key is made here."""
 
     name: Name
+    prune_days: PruneDays | None = PRUNE_DAYS
+    """The room of deleted backups is freed every so many days, on each node that has backups in it; null: never."""
+
+
+class BackupRepositoryChanges(msgspec.Struct, forbid_unknown_fields=True):
+    """What to change of a repository."""
+
+    prune_days: PruneDays | None
 
 
 class RepositoryPassword(msgspec.Struct):
@@ -77,11 +85,34 @@ async def create_backup_repository(
     key = await services(request).platform_keys.new()
 
     async def work(connection: Connection) -> BackupRepository:
-        return await backup_repositories.create(connection, project, data.name, key, request.user.name)
+        new = backup_repositories.NewRepository(project, data.name, key, data.prune_days)
+        return await backup_repositories.create(connection, new, request.user.name)
 
     return await replies.write(
         request, work, status=201, location=lambda repository: f"/api/v1/backup-repositories/{repository.id}"
     )
+
+
+@patch("/{ref:str}", summary="Change how often a repository of backups is pruned", status_code=200)
+async def configure_backup_repository(
+    request: ApiRequest, ref: FromPath[str], data: JSONBody[BackupRepositoryChanges]
+) -> Response[BackupRepository]:
+    id, if_match = await authorization.resolve(request, "backup-repository", ref), replies.if_match(request)
+
+    async def work(connection: Connection) -> BackupRepository:
+        return await backup_repositories.configure(connection, id, data.prune_days, if_match, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@post("/{ref:str}/actions/prune", summary="Free the room of deleted backups now, on each node", status_code=202)
+async def prune_backup_repository(request: ApiRequest, ref: FromPath[str]) -> Response[BackupRepository]:
+    id = await authorization.resolve(request, "backup-repository", ref)
+
+    async def work(connection: Connection) -> BackupRepository:
+        return await backup_repositories.ask_to_prune(connection, id, request.user.name)
+
+    return await replies.write(request, work, status=202)
 
 
 @delete("/{ref:str}", summary="Forget a repository without backups; its directory stays on nodes", status_code=200)
@@ -203,8 +234,8 @@ async def restore_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[
 repositories = Router(
     "/backup-repositories",
     route_handlers=[
-        list_backup_repositories, show_backup_repository, create_backup_repository, delete_backup_repository,
-        show_repository_password,
+        list_backup_repositories, show_backup_repository, create_backup_repository, configure_backup_repository,
+        prune_backup_repository, delete_backup_repository, show_repository_password,
     ],
     tags=["backups"],
     opt=authorization.in_project(),

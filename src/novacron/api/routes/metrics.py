@@ -120,6 +120,8 @@ def seen(cache: Cache) -> Iterator[Value]:
         yield from by(f"novacron_{name}", kind, lambda body: str(body["phase"]))
     yield from _policies(bodies("backup-policy"))
     yield from _backups_of(bodies("vm"))
+    prunes = [prune for repository in bodies("backup-repository") for prune in repository["prunes"]]
+    yield "novacron_backup_repository_prunes_failed", (), sum(prune["error"] != "" for prune in prunes)
     yield "novacron_volume_bytes", (), sum(body["size_mib"] << 20 for body in bodies("volume"))
     yield "novacron_drains_active", (), sum(body["finished_at"] is None for body in bodies("drain"))
     yield from by(

@@ -25,6 +25,7 @@ from novacron.model.cloud_init import Seed, SeedChanges, check_seed
 from novacron.model.devices import DiskBus, NicModel
 from novacron.model.errors import IllegalState, InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.ipv4 import check_interface
 from novacron.model.link_sharing import Rate, Weight
 from novacron.model.mac import MacAddress
 from novacron.model.metadata import FIELDS as METADATA
@@ -48,7 +49,6 @@ from novacron.model.vm import (
     VmFields,
     VmSpec,
     VmState,
-    check_address,
     check_name,
 )
 from novacron.model.vm_templates import Flavor, Template, merged
@@ -244,7 +244,7 @@ def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
     check_name(data.name)
     if data.devices:
         authorization.check(request, None, Right.OPERATE)
-    address = None if data.address is None else check_address(data.address)
+    address = None if data.address is None else check_interface(data.address)
     for image in (data.image, *(disk.image for disk in data.disks if disk.image is not None)):
         images.check_held(request, image)
     return VmSpec(**{**data.fields(), "address": address})
@@ -380,7 +380,7 @@ async def reset_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
 async def clone_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[CloneVm]) -> Response[Vm]:
     id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
     check_name(data.name)
-    address = None if data.address is None else check_address(data.address)
+    address = None if data.address is None else check_interface(data.address)
     changes = {"address": address, "power": data.power}
 
     async def work(connection: Connection) -> Vm:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from novacron.client.bodies import (
         BackupPolicyChangesBody,
+        BackupRepositoryChangesBody,
         CreateBackupPolicyBody,
         CreateBackupRepositoryBody,
+        ProofProbeBody,
         RestoreBackupBody,
     )
 
@@ -30,6 +32,14 @@ class AsyncBackupRepositoryHandle(AsyncWatched[BackupRepository], AsyncRemovable
     @property
     def name(self) -> str:
         return self.object.name
+
+    async def configure(self, *, if_unchanged: bool = False, **changes: Unpack[BackupRepositoryChangesBody]) -> Self:
+        """Change how often the room of deleted backups is freed."""
+        return await self._change(changes, if_unchanged)
+
+    async def prune(self) -> Self:
+        """Have that done now, on each of its nodes; ``object.prunes`` says how it went."""
+        return self._take(await self._act("prune"))
 
     async def password(self) -> str:
         """Return what opens it, also with restic. It is secret."""
@@ -100,6 +110,20 @@ class AsyncBackupHandle(AsyncWatched[Backup], AsyncRemovable[Backup]):
     async def verify(self) -> Self:
         """Begin to read all of it back; ``wait_until_done`` waits for the verdict."""
         return self._take(await self._act("verify"))
+
+    async def prove(self, **probe: Unpack[ProofProbeBody]) -> Self:
+        """Begin to prove it: a VM made of it has to start; ``wait_until_proved`` waits for the verdict."""
+        return self._take(await self._act("prove", dict(probe)))
+
+    async def wait_until_proved(self, timeout_s: float = WAIT_S) -> Self:
+        """Wait until its proof has ended: ``object.proof`` says how. Raises TimeoutError."""
+        return await self.wait_until(
+            lambda now: now.proof is not None and now.proof.phase in ("proved", "failed"), timeout_s
+        )
+
+    async def picture(self) -> bytes:
+        """Return what the VM showed that was made of it to prove it, as PNG."""
+        return await self._connection.backup_picture(self.id)
 
     async def restore(self, **fields: Unpack[RestoreBackupBody]) -> AsyncVmHandle:
         """Begin to make a new VM of it."""

@@ -9,9 +9,17 @@ from novacron.client.protocol import Object, quoted, without_none
 class AsyncBackupCalls(AsyncConnection):
     """Backups: make, verify and restore them."""
 
-    async def create_backup_repository(self, name: str) -> Object:
-        """Create a repository for backups of the project's VMs."""
-        return await self._object("POST", "/api/v1/backup-repositories", {"name": name})
+    async def create_backup_repository(self, name: str, **fields: object) -> Object:
+        """Create a repository for backups of the project's VMs; fields as in ``POST /api/v1/backup-repositories``."""
+        return await self._object("POST", "/api/v1/backup-repositories", {"name": name, **fields})
+
+    async def configure_backup_repository(self, ref: str, **changes: object) -> Object:
+        """Change a repository; fields as in ``PATCH /api/v1/backup-repositories/{ref}``."""
+        return await self._object("PATCH", f"/api/v1/backup-repositories/{quoted(ref)}", changes)
+
+    async def prune_backup_repository(self, ref: str) -> Object:
+        """Have the room of deleted backups freed now, on each node that has backups in a repository."""
+        return await self.act("backup-repositories", ref, "prune")
 
     async def backup_repository_password(self, ref: str) -> str:
         """Return the password that opens a repository, also with restic. It is secret."""

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from novacron.client.bodies import (
         BackupPolicyChangesBody,
+        BackupRepositoryChangesBody,
         CreateBackupPolicyBody,
         CreateBackupRepositoryBody,
+        ProofProbeBody,
         RestoreBackupBody,
     )
 
@@ -31,6 +33,14 @@ class BackupRepositoryHandle(Watched[BackupRepository], Removable[BackupReposito
     @property
     def name(self) -> str:
         return self.object.name
+
+    def configure(self, *, if_unchanged: bool = False, **changes: Unpack[BackupRepositoryChangesBody]) -> Self:
+        """Change how often the room of deleted backups is freed."""
+        return self._change(changes, if_unchanged)
+
+    def prune(self) -> Self:
+        """Have that done now, on each of its nodes; ``object.prunes`` says how it went."""
+        return self._take(self._act("prune"))
 
     def password(self) -> str:
         """Return what opens it, also with restic. It is secret."""
@@ -101,6 +111,18 @@ class BackupHandle(Watched[Backup], Removable[Backup]):
     def verify(self) -> Self:
         """Begin to read all of it back; ``wait_until_done`` waits for the verdict."""
         return self._take(self._act("verify"))
+
+    def prove(self, **probe: Unpack[ProofProbeBody]) -> Self:
+        """Begin to prove it: a VM made of it has to start; ``wait_until_proved`` waits for the verdict."""
+        return self._take(self._act("prove", dict(probe)))
+
+    def wait_until_proved(self, timeout_s: float = WAIT_S) -> Self:
+        """Wait until its proof has ended: ``object.proof`` says how. Raises TimeoutError."""
+        return self.wait_until(lambda now: now.proof is not None and now.proof.phase in ("proved", "failed"), timeout_s)
+
+    def picture(self) -> bytes:
+        """Return what the VM showed that was made of it to prove it, as PNG."""
+        return self._connection.backup_picture(self.id)
 
     def restore(self, **fields: Unpack[RestoreBackupBody]) -> VmHandle:
         """Begin to make a new VM of it."""

@@ -10,9 +10,17 @@ from novacron.client.sync.connection import Connection
 class BackupCalls(Connection):
     """Backups: make, verify and restore them."""
 
-    def create_backup_repository(self, name: str) -> Object:
-        """Create a repository for backups of the project's VMs."""
-        return self._object("POST", "/api/v1/backup-repositories", {"name": name})
+    def create_backup_repository(self, name: str, **fields: object) -> Object:
+        """Create a repository for backups of the project's VMs; fields as in ``POST /api/v1/backup-repositories``."""
+        return self._object("POST", "/api/v1/backup-repositories", {"name": name, **fields})
+
+    def configure_backup_repository(self, ref: str, **changes: object) -> Object:
+        """Change a repository; fields as in ``PATCH /api/v1/backup-repositories/{ref}``."""
+        return self._object("PATCH", f"/api/v1/backup-repositories/{quoted(ref)}", changes)
+
+    def prune_backup_repository(self, ref: str) -> Object:
+        """Have the room of deleted backups freed now, on each node that has backups in a repository."""
+        return self.act("backup-repositories", ref, "prune")
 
     def backup_repository_password(self, ref: str) -> str:
         """Return the password that opens a repository, also with restic. It is secret."""

@@ -30,6 +30,7 @@ PROGRAMS = {
 }
 OPTIONAL = {
     "swtpm": ("VMs with a TPM", "swtpm"),
+    "restic": ("room that is freed in repositories of backups", "restic"),
     "wg": ("networks between sites that are encrypted", "wireguard-tools"),
 }
 TIME_ERROR, STA_UNSYNC = 5, 0x40

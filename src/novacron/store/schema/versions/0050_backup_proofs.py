@@ -1,4 +1,4 @@
-"""Proofs of backups: the VMs that are made of them, and pictures of their screens."""
+"""Proofs of backups, with VMs that are made for them and pictures of their screens; when repositories are pruned."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def upgrade() -> None:
         " png bytea NOT NULL)"
     )
     op.execute("ALTER TABLE vms ADD COLUMN proof_of text NOT NULL DEFAULT ''")
+    op.execute(
+        "ALTER TABLE backup_repositories ADD COLUMN prune_days integer DEFAULT 7,"
+        " ADD COLUMN prune_asked_at timestamptz, ADD COLUMN prunes jsonb NOT NULL DEFAULT '[]'"
+    )
     op.execute("CREATE INDEX vms_proof_of ON vms (proof_of) WHERE proof_of <> ''")
     op.execute('UPDATE vms SET backups = backups || \'{"proved_at": null, "proof_failed": false}\'')
     op.execute(
