@@ -233,7 +233,7 @@ def test_the_room_of_deleted_backups_is_freed_and_restic_ends_no_agent(
     os.kill(agent.pid, signal.SIGHUP)  # restic unlock sends it to the process of a lock
     site.cli("backup", "repository", "set", repository["name"], "--prune-days", "1")
     site.cli("backup", "repository", "prune", repository["name"])
-    until(lambda: site.client.get("backup-repositories", repository["id"])["prunes"], "it was pruned", 90)
+    until(lambda: site.client.get("backup-repositories", repository["id"])["prunes"][0]["at"], "it was pruned", 90)
     [pruned] = site.client.get("backup-repositories", repository["id"])["prunes"]
     assert (pruned["node"], pruned["error"]) == (vm["node"], "") and pruned["freed"]
     assert stored_bytes(root) < before // 10 and agent.poll() is None

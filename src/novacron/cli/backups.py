@@ -76,6 +76,8 @@ REPOSITORY_DETAILS: Columns = {
 
 def _pruned(prune: Object) -> str:
     """Say how it last went to free room on a node."""
+    if prune["at"] is None:
+        return f"{prune['node']}: not yet"
     how = prune["error"] or (f"{prune['freed']} freed" if prune["freed"] else "nothing to free")
     return f"{prune['node']}, {output.age(prune['at'])} ago: {how}"
 

@@ -66,11 +66,11 @@ class BackupMode(StrEnum):
 
 
 class RepositoryPrune(msgspec.Struct, frozen=True):
-    """How it last went to free the room of what was deleted from a repository, on one node."""
+    """How it last went to free the room of what was deleted from a repository, on a node that has written to it."""
 
     node: str
-    at: datetime
-    """When it ended."""
+    at: datetime | None = None
+    """When it ended. None: it was not done yet."""
     freed: str = ""
     """How much room, as restic says."""
     error: str = ""

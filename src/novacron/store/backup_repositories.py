@@ -134,6 +134,15 @@ async def pruned(connection: Connection, done: DuePrune, freed: str, error: str)
     await _record(connection, repository, "PruneFailed" if error else "Pruned", words, events.SYSTEM)
 
 
+async def written_by(connection: Connection, id: str, node: str) -> None:
+    """Remember that a node has written to a repository."""
+    await connection.execute(
+        "UPDATE backup_repositories SET prunes = prunes || $2 WHERE id = $1"
+        " AND NOT EXISTS (SELECT FROM jsonb_array_elements(prunes) p WHERE p ->> 'node' = $3)",
+        id, msgspec.to_builtins([RepositoryPrune(node)]), node,
+    )  # fmt: skip
+
+
 async def delete(connection: Connection, id: str, actor: str) -> BackupRepository:
     """Forget a repository without backups, and its key. Its directory stays on nodes. Raises NotFound, Conflict."""
     repository = await get(connection, id, lock=True)

@@ -249,6 +249,8 @@ async def report(connection: Connection, node: str, report: BackupReport) -> Non
         await _record(connection, backup, "BackupDeleted", id)
         return
     check_transition(backup, phase)
+    if done is BackupPhase.MAKING:
+        await backup_repositories.written_by(connection, backup.repository, node)
     verified = done is BackupPhase.VERIFYING and phase is BackupPhase.KEPT and not error
     await connection.execute(
         "UPDATE backups SET phase = $2, result = $3, error = $4, reason_code = $5,"

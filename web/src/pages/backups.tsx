@@ -309,7 +309,7 @@ function ofRepository(me: Me, repository: BackupRepository): Operation[] {
 }
 
 function prunesOf({ prunes = [] }: BackupRepository): string {
-  return prunes.map(({ node, at, freed, error }) => `${node}: ${error || `${freed || t("nothing")}, ${time(at)}`}`).join("; ") || "-";
+  return prunes.map(({ node, at, freed, error }) => `${node}: ${error || (at ? `${freed || t("nothing")}, ${time(at)}` : t("not yet"))}`).join("; ") || "-";
 }
 
 function Repositories({ me }: { me: Me }): ReactElement {
