@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -25,6 +25,8 @@ CHANGES = {
     "network_boot_order": None,
 }  # fmt: skip
 """How the VM differs from the one that was backed up: it reaches nothing, and takes nothing but room from its node."""
+FORGOTTEN_AFTER = timedelta(days=2)
+"""A proof that is longer in one phase was on a node that is gone: it can be asked for anew."""
 IS_UNDER_WAY = "proof ->> 'phase' IN ('waiting', 'restoring', 'starting')"
 
 
@@ -36,9 +38,9 @@ async def ask(connection: Connection, id: str, probe: ProofProbe, actor: str) ->
             f"backup {id} is {backup.phase}, and no VM can be made of it",
             hint="choose another one: novacron backup list",
         )
-    if is_under_way(backup):
-        raise Conflict(f"backup {id} is being proved", hint=f"see: novacron backup show {id}")
     now = await _now(connection)
+    if is_under_way(backup) and backup.proof is not None and now - backup.proof.since < FORGOTTEN_AFTER:
+        raise Conflict(f"backup {id} is being proved", hint=f"see: novacron backup show {id}")
     await connection.execute("DELETE FROM backup_pictures WHERE backup = $1", id)
     asked = await _store(connection, backup, BackupProof(ProofPhase.WAITING, probe, now, now))
     await _record(connection, backup, "BackupProofAsked", id, actor)
