@@ -27,6 +27,7 @@ from tests.support.vms import (
     wait_until_node_answers,
     write_to_disk,
 )
+from tests.waiting import pause
 
 
 def restic(site: Platform, repository: Object, *arguments: str) -> bytes:
@@ -51,6 +52,9 @@ def damage(site: Platform, repository: Object) -> None:
     content[len(content) // 2] ^= 1
     pack.chmod(0o600)
     pack.write_bytes(content)
+
+
+READY = "tiny guest: ready"
 
 
 def fill_disk(site: Platform, vm: Object, device: str, where: str) -> None:
@@ -314,3 +318,70 @@ def test_whatever_happens_to_a_vm_between_backups_each_has_its_disk_as_it_was(
     newest = next(iter(site.client.list("backups", vm=vm["id"])))
     site.cli("backup", "delete", newest["id"])
     again("full", "not whole in the repository")
+
+
+def test_a_backup_takes_the_place_of_its_vms_disk_or_leaves_it_as_it_was(
+    site: Platform, api: Api, new_vm: NewVm, new_repository: NewRepository
+) -> None:
+    vm, repository = boot_vm(site, new_vm), new_repository()
+    write_to_disk(site, vm, "first")
+    fill_disk(site, vm, "urandom", "seek=20 count=4")
+    backup = back_up(site, vm, repository)
+    before = hashlib.sha256(restic(site, repository, "dump", backup["result"]["snapshot"], "/vm/disk.raw")).hexdigest()
+    write_to_disk(site, vm, "second")
+    fill_disk(site, vm, "urandom", "seek=22 count=6")
+    path = f"/api/v1/backups/{backup['id']}/actions/replace"
+    assert api("POST", path).status == 409, "it runs"
+    site.cli("vm", "stop", vm["name"], "--force", "--wait")
+    said = site.cli("backup", "restore", backup["id"], "--in-place", check=False)
+    assert said.returncode == 2 and "All that VM" in said.stderr, "nobody said --yes"
+    site.cli("backup", "restore", backup["id"], "--in-place", "--yes")
+    now = site.client.get("vms", vm["id"])
+    assert (now["clone_of"], now["spec"]["mac"], now["node"]) == (None, vm["spec"]["mac"], vm["node"])
+    assert disk_digest(site, now) == before, "byte for byte as it was"
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: site.console_log(vm).count(READY) == 2, "it has booted again", 60)
+    assert read_from_disk(site, vm) == "first"
+    write_to_disk(site, vm, "third")
+    again = back_up(site, vm, repository)
+    assert again["result"]["mode"] == "full", "what QEMU had recorded was of another disk"
+    site.cli("vm", "stop", vm["name"], "--force", "--wait")
+    as_it_is = disk_digest(site, vm)
+    damage(site, repository)
+    failed = site.cli("backup", "restore", backup["id"], "--in-place", "--yes", check=False)
+    assert failed.returncode == 1 and "its disk is as it was" in failed.stderr
+    assert disk_digest(site, vm) == as_it_is
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: site.console_log(vm).count(READY) == 3, "it has booted again", 60)
+    assert read_from_disk(site, vm) == "third"
+    site.cli("snapshot", "create", vm["name"], "s1")
+    site.cli("vm", "stop", vm["name"], "--force", "--wait")
+    assert "has snapshots" in api("POST", path).problem["detail"]
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_replaced_is_whole_also_after_kills_of_the_agent(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository
+) -> None:
+    vm, repository = boot_vm(site, new_vm), new_repository()
+    fill_disk(site, vm, "urandom", "seek=20 count=40")
+    backup = back_up(site, vm, repository)
+    before = hashlib.sha256(restic(site, repository, "dump", backup["result"]["snapshot"], "/vm/disk.raw")).hexdigest()
+    for delay_s in (0.05, 0.4, 0.8, 1.2, 1.6):
+        site.cli("vm", "start", vm["name"], "--wait")
+        wait_until_booted(site, vm)
+        fill_disk(site, vm, "urandom", "seek=10 count=20")
+        site.cli("vm", "stop", vm["name"], "--force", "--wait")
+        site.client.replace_with_backup(backup["id"])
+        pause(delay_s)
+        site.agents[vm["node"]].kill()
+        site.agents[vm["node"]].start()
+        until(lambda: site.client.get("vms", vm["id"])["clone_of"] is None, "it has its disk", 90)
+        assert disk_digest(site, vm) == before, delay_s
+        left = {path.name for path in directory_of(site, vm).iterdir()} & {
+            "replacing",
+            "restored.qcow2",
+            "restored.raw",
+        }
+        assert not left
+    assert "RestoreFailed" not in {event["reason"] for event in site.client.list("events", object=vm["id"])}

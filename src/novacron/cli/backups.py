@@ -35,6 +35,8 @@ PRUNE_DAYS = options.option(
     "prune_days", str, "--prune-days", convert=parse_days, metavar="DAYS",
     help="free the room of deleted backups every so many days, on each node; none: never; by default 7",
 )  # fmt: skip
+ENDS = ("Restored", "RestoreFailed")
+"""Events that say how it ended to replace a VM's disk."""
 BackupId = Annotated[str, typer.Argument(metavar="backup", help="id of the backup", show_default=False)]
 
 COLUMNS: Columns = {
@@ -255,16 +257,46 @@ def picture(
 @options.expand
 def restore(
     backup: BackupId,
-    name: Annotated[str, typer.Argument(help="name of the new VM", show_default=False)],
+    name: Annotated[
+        str | None, typer.Argument(help="name of the new VM; not with --in-place", show_default=False)
+    ] = None,
     node: Annotated[str | None, typer.Option(help="node to run on; by default the one that made the backup")] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="start the new VM at once")] = True,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="replace the disk of the VM that was backed up, which must be off")
+    ] = False,
+    yes: options.Yes = False,
     wait: Wait = Wait(wait=True, timeout_s=7200),
 ) -> None:
-    """Make a new VM of a backup. It gets new addresses; the VM that was backed up stays as it is."""
+    """Make a new VM of a backup, with new addresses, or put it in the place of its VM's disk."""
+    if in_place == (name is not None):
+        raise typer.BadParameter("give the name of the new VM, or --in-place", param_hint="'NAME'")
+    if in_place and node is not None:
+        raise typer.BadParameter("a VM stays on its node when its disk is replaced", param_hint="'--node'")
     with output.errors():
         client = Client()
+        if in_place:
+            _replace(client, backup, yes=yes, wait=wait)
+            return
         power = "running" if start else "stopped"
-        finish(client, client.restore_backup(backup, name, node=node, power=power), (power,), wait)
+        finish(client, client.restore_backup(backup, str(name), node=node, power=power), (power,), wait)
+
+
+def _replace(client: Client, backup: str, *, yes: bool, wait: Wait) -> None:
+    made = client.get("backups", backup)
+    what = f"All that VM {made['vm_name']} has written to its disk since {output.when(made['created_at'])} is lost"
+    options.ask(yes, True, what, "Put the backup in its place?")
+    vm = client.replace_with_backup(backup)
+    if wait.wait:
+        progress.waiting(
+            client, "vms", vm["id"], f"restoring {vm['name']}", lambda now: now is None or now["clone_of"] is None,
+            wait.timeout_s,
+        )  # fmt: skip
+        events = client.list("events", limit=20, object=vm["id"])
+        said = next((event for event in events if event["reason"] in ENDS), None)
+        if said is not None and said["reason"] == "RestoreFailed":
+            raise output.fail(f"VM {vm['name']} is not restored {said['message']}", output.EXIT_FAILED)
+    say(f"{vm['name']}: {f'its disk is that of {backup}' if wait.wait else 'its disk is being restored'}")
 
 
 @app.command()

@@ -351,6 +351,8 @@ class CloneOf(msgspec.Struct, frozen=True):
     """The clone shares the source's disk layers; otherwise it has a full copy."""
     backup: BackupSource | None = None
     """The disk comes out of a repository: ``source`` is the backup's id. None: from a VM."""
+    replaces: str = ""
+    """The VM has a disk, which the backup's is to replace: the id of that request. Empty: it has none yet."""
 
 
 class Vm(Metadata, frozen=True):

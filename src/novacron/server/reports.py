@@ -81,8 +81,8 @@ class Reports:
                 await volumes.handled(connection, node, volumes.VolumeReport(vm, epoch, id, released, error, code))
             case wire.NetworksStand(problems=problems):
                 await network_problems.found(connection, node, problems)
-            case wire.Cloned(vm=vm, epoch=epoch):
-                await clones.made(connection, node, vm, epoch)
+            case wire.Cloned(vm=vm, epoch=epoch, error=error, code=code):
+                await clones.made(connection, node, clones.CloneReport(vm, epoch, error, code))
             case wire.ImportStands() as stands:
                 import_ = imports.ImportReport(
                     stands.id, stands.phase, stands.held_bytes, stands.error, stands.code, stands.disk_bytes

@@ -23,8 +23,19 @@ from novacron.model.backup_source import BackupSource
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
 from novacron.model.node import holds
 from novacron.model.snapshot import ExcludedVolume
-from novacron.model.vm import CloneOf, Vm, VmAction, with_mac_addresses
-from novacron.store import backup_repositories, clones, events, new_vms, nodes, projects, vm_backups, vms, volumes
+from novacron.model.vm import CloneOf, Vm, VmAction, is_off, with_mac_addresses
+from novacron.store import (
+    backup_repositories,
+    clones,
+    events,
+    new_vms,
+    nodes,
+    projects,
+    snapshots,
+    vm_backups,
+    vms,
+    volumes,
+)
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import decode_whole, object_of
@@ -158,12 +169,7 @@ async def restore(connection: Connection, id: str, asked: NewRestore, actor: str
 
     Raises NotFound, Conflict, IllegalState, NoCapacity, InvalidInput, QuotaExceeded.
     """
-    backup = await get(connection, id, lock=True)
-    if backup.phase not in (BackupPhase.KEPT, BackupPhase.VERIFYING):
-        raise IllegalState(
-            f"backup {id} is {backup.phase}" + (f": {backup.error}" if backup.error else ""),
-            hint="choose another one: novacron backup list",
-        )
+    backup = await _restorable(connection, id)
     project = await projects.get(connection, backup.project)
     if project.key_of_new:
         raise IllegalState(
@@ -186,6 +192,56 @@ async def restore(connection: Connection, id: str, asked: NewRestore, actor: str
     vm = await new_vms.create(connection, await projects.making(connection, backup.project), new, actor)
     await _record(connection, backup, "RestoreAsked", f"{id} into VM {asked.name}", actor)
     return vm
+
+
+async def _restorable(connection: Connection, id: str) -> Backup:
+    """Return a backup of which a disk can be made, locked. Raises NotFound, IllegalState."""
+    backup = await get(connection, id, lock=True)
+    if backup.phase not in (BackupPhase.KEPT, BackupPhase.VERIFYING):
+        raise IllegalState(
+            f"backup {id} is {backup.phase}" + (f": {backup.error}" if backup.error else ""),
+            hint="choose another one: novacron backup list",
+        )
+    return backup
+
+
+async def replace(connection: Connection, id: str, actor: str) -> Vm:
+    """Have what a backup has put in the place of the disk of the VM that was backed up, which is off.
+
+    Raises NotFound, Conflict, IllegalState.
+    """
+    backup = await _restorable(connection, id)
+    try:
+        vm = await vms.get(connection, backup.vm, lock=True)
+    except NotFound:
+        raise NotFound(
+            f"VM {backup.vm_name}, of which backup {id} was made, is gone",
+            hint=f"make a new one: novacron backup restore {id} NAME",
+        ) from None
+    vms.check_action(vm, VmAction.CLONE, None)
+    await vms.check_not_cloning(connection, vm, VmAction.SNAPSHOT)
+    if not is_off(vm):
+        raise IllegalState(
+            f"VM {vm.name} is {vm.status.state}: what replaces its disk takes effect while it is off",
+            hint=f"novacron vm stop {vm.name}",
+        )
+    if vm.spec.encryption_key:
+        raise IllegalState(f"the disk of VM {vm.name} is encrypted, and no backup can replace it yet")
+    if await snapshots.of_vm(connection, vm.id):
+        raise IllegalState(
+            f"VM {vm.name} has snapshots, which would be lost with its disk",
+            hint=f"delete them (novacron snapshot list {vm.name}), or make a new VM: novacron backup restore {id} NAME",
+        )
+    into = await backup_repositories.get(connection, backup.repository)
+    source = BackupSource(into.id, into.key, backup.result.snapshot)
+    of = CloneOf(backup.id, f"{backup.id} of {backup.vm_name}", linked=False, backup=source,
+                 replaces=secrets.token_hex(8))  # fmt: skip
+    row = await connection.fetchrow(
+        "UPDATE vms SET clone_of = $2, trace = $3 WHERE id = $1 RETURNING *",
+        vm.id, msgspec.to_builtins(of), traces.carry(),
+    )  # fmt: skip
+    await _record(connection, backup, "RestoreAsked", f"{id} in the place of its disk", actor)
+    return vms.of_row(row)
 
 
 class BackupOnNode(NamedTuple):

@@ -12,6 +12,7 @@ from novacron.model.metadata import FIELDS as METADATA
 from novacron.model.vm import CloneOf, Power, Vm, VmAction, VmSpec
 from novacron.store import events, macs, new_vms, projects, snapshots, vms
 from novacron.store.database import Connection
+from novacron.store.hindered import ERROR_LENGTH_MAX
 
 
 class NewClone(NamedTuple):
@@ -74,14 +75,28 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
     return clone
 
 
-async def made(connection: Connection, node: str, id: str, epoch: int) -> None:
-    """Store that a clone has its disk, as its owner reports. Anyone else's report is ignored."""
+class CloneReport(NamedTuple):
+    """A VM has the disk that it was to get; with ``error`` it keeps the one that it had."""
+
+    vm: str
+    epoch: int
+    error: str = ""
+    code: str = ""
+
+
+async def made(connection: Connection, node: str, report: CloneReport) -> None:
+    """Store that a VM has its disk, as its owner reports. Anyone else's report is ignored."""
     row = await connection.fetchrow(
         "UPDATE vms SET clone_of = NULL FROM (SELECT clone_of AS before FROM vms WHERE id = $1 FOR UPDATE) AS old"
-        " WHERE id = $1 AND node = $2 AND epoch = $3 AND clone_of IS NOT NULL RETURNING name, before",
-        id, node, epoch,
+        " WHERE id = $1 AND node = $2 AND epoch = $3 AND clone_of IS NOT NULL"
+        " AND ($4 = '' OR clone_of ->> 'replaces' <> '') RETURNING name, project, before",
+        report.vm, node, report.epoch, report.error,
     )  # fmt: skip
-    if row is not None:
-        await events.record(
-            connection, events.NewEvent("vm", id, row["name"], "Cloned", f"from {row['before']['source_name']}")
-        )
+    if row is None:
+        return
+    source, reason = row["before"]["source_name"], "Restored" if row["before"].get("replaces") else "Cloned"
+    message = f"from {source}"
+    if report.error:
+        reason, message = "RestoreFailed", f"{message}: {report.error[:ERROR_LENGTH_MAX]}; its disk is as it was"
+    new = events.NewEvent("vm", report.vm, row["name"], reason, message, project=row["project"])
+    await events.record(connection, new)

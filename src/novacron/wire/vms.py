@@ -146,10 +146,14 @@ class Observed(Message, frozen=True):
 
 
 class Cloned(Message, frozen=True):
-    """A VM that was to become a clone has its disk."""
+    """A VM that was to become a clone, or to get the disk of a backup, has its disk."""
 
     vm: str
     epoch: int
+    error: str = ""
+    """Why the disk that it had stays. Only of what was to replace one."""
+    code: str = ""
+    """The same for programs: one of ``WaitCode``."""
 
 
 class Contradicted(Message, frozen=True):

@@ -175,6 +175,15 @@ function ofBackup(me: Me, backup: Backup): Operation[] {
       run: (v) => answered(client.POST("/api/v1/backups/{id}/actions/restore", { ...at, body: { name: v["name"] ?? "", node: given(v["node"]) } })),
     },
     {
+      label: m("Restore in place"),
+      subject,
+      refusal: refusal ?? whole,
+      warning: m("All that the VM has written to its disk since then is lost. It must be off."),
+      confirm: backup.vm_name,
+      command: () => `novacron backup restore ${backup.id} --in-place`,
+      run: () => answered(client.POST("/api/v1/backups/{id}/actions/replace", at)),
+    },
+    {
       label: m("Verify"),
       subject,
       refusal: refusal ?? (backup.phase === "kept" || backup.phase === "damaged" ? null : m("Only a backup that is kept can be.")),

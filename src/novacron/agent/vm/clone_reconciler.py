@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 from novacron.agent.actions import Action, doing
 from novacron.agent.vm import clone_disk, restored_disk
@@ -29,6 +30,14 @@ RESTORE_S_MIN, RESTORE_S_MAX = 5.0, 600.0
 """Between attempts to make a disk of a backup."""
 
 
+class _GivenUp(NamedTuple):
+    """A request to replace a disk with which nothing could be done: the VM has what it had."""
+
+    request: str
+    error: str
+    code: str
+
+
 class CloneReconciler:
     """Makes the disk of a VM that is to become a clone, or that comes out of a backup."""
 
@@ -37,11 +46,14 @@ class CloneReconciler:
         self._making: asyncio.Task[None] | None = None
         self._retries = Retries(context.vm, "clone", context.services.clock)
         self._restore_backoff = Backoff(RESTORE_S_MIN, RESTORE_S_MAX)
+        self._given_up: _GivenUp | None = None
 
     def step(self, of: CloneOf) -> None:
         """See that the VM gets its disk, and that the server hears of it."""
-        if clone_disk.made(self._context.machine.directory):
-            self._report_done()
+        if self._given_up is not None and self._given_up.request == of.replaces:
+            self._report(self._given_up.error, self._given_up.code)
+        elif self._has_disk(of):
+            self._report()
         elif self._making is None:
             self._making = asyncio.create_task(self._make(of), name=f"clone-{self._context.vm}")
 
@@ -52,9 +64,14 @@ class CloneReconciler:
             making.cancel()
             await asyncio.gather(making, return_exceptions=True)
 
-    def _report_done(self) -> None:
+    def _has_disk(self, of: CloneOf) -> bool:
+        if of.replaces:
+            return restored_disk.is_replaced(self._context.machine.home, of.replaces)
+        return clone_disk.made(self._context.machine.directory)
+
+    def _report(self, error: str = "", code: str = "") -> None:
         context = self._context
-        context.services.send(wire.Cloned(context.vm, context.record.held.epoch))
+        context.services.send(wire.Cloned(context.vm, context.record.held.epoch, error, code))
 
     async def _clone(self, of: CloneOf) -> None:
         context = self._context
@@ -66,15 +83,30 @@ class CloneReconciler:
             make = clone_disk.share if of.linked else clone_disk.copy
             await make(source.machine, context.machine.home, source.lock, context.disk_key())
 
+    async def _make_once(self, of: CloneOf) -> None:
+        context = self._context
+        if of.backup is None:
+            await self._clone(of)
+        elif not of.replaces:
+            await restored_disk.make(context, of.backup)
+        else:
+            try:
+                await restored_disk.replace(context, of.backup, of.replaces)
+            except (RepositoryError, Unacceptable, ImgFailed, BadState, OverlayFailed, OSError, TimeoutError) as error:
+                if restored_disk.is_half_done(context.machine.home):
+                    raise
+                self._given_up = _GivenUp(of.replaces, str(error) or type(error).__name__, code_of(error))
+                raise
+
     async def _make(self, of: CloneOf) -> None:
         context = self._context
         origin = f"that of {of.source_name}" if of.backup is None else of.source_name
         context.report(VmState.PENDING, f"its disk is being made from {origin}", WaitCode.DISK_BEING_MADE)
         try:
-            await (self._clone(of) if of.backup is None else restored_disk.make(context, of.backup))
+            await self._make_once(of)
             log.info("cloned", vm=context.vm, source=of.source, linked=of.linked)
             self._retries.reset()
-            self._report_done()
+            self._report()
         except (RepositoryError, Unacceptable, ImgFailed, BadState) as error:  # reading all of it again takes long
             why = f"its disk can't be made from {origin}: {error}"
             context.report(VmState.FAILED, why, code_of(error))

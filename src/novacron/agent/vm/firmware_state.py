@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 from novacron.agent.vm.directory import VmDirectory
 from novacron.disk.files import is_plain, open_plain
@@ -36,19 +37,38 @@ def _packed(path: Path) -> bytes | None:
     return packed
 
 
+class Remembered(NamedTuple):
+    """What a VM's firmware and TPM remember; None: it has none, or they begin anew."""
+
+    nvram: bytes | None
+    tpm: bytes | None
+
+
+def unpacked(spec: VmSpec, state: FirmwareState) -> Remembered:
+    """Return what of ``state`` a VM of this spec can have. Raises BadState, OSError."""
+    tpm = None if state.tpm is None or not spec.tpm else _unpacked(state.tpm, "tpm")
+    if state.nvram is None or spec.firmware is Firmware.BIOS:
+        return Remembered(None, tpm)
+    data = _unpacked(state.nvram, "nvram")
+    files = firmware.files(spec.firmware)
+    if files is not None and len(data) != files[1].stat().st_size:
+        raise BadState(f"the variables of its firmware have {len(data)} bytes, not {files[1].stat().st_size}")
+    return Remembered(data, tpm)
+
+
 def unpack(home: VmDirectory, spec: VmSpec, state: FirmwareState) -> bytes | None:
     """Let a VM that has not run yet begin with ``state``: give it the state of its TPM, and return the variables of its
     firmware, if there are any. Raises BadState, OSError."""
-    if state.tpm is not None and spec.tpm:
+    remembered = unpacked(spec, state)
+    give_tpm(home, remembered.tpm)
+    return remembered.nvram
+
+
+def give_tpm(home: VmDirectory, data: bytes | None) -> None:
+    """Let a VM's TPM begin with this, if it has no state yet. Raises OSError."""
+    if data is not None:
         home.give_directory(firmware.TPM_STATE)
-        _begin(home, firmware.TPM_FILE, _unpacked(state.tpm, "tpm"))
-    if state.nvram is not None and spec.firmware is not Firmware.BIOS:
-        data = _unpacked(state.nvram, "nvram")
-        files = firmware.files(spec.firmware)
-        if files is not None and len(data) != files[1].stat().st_size:
-            raise BadState(f"the variables of its firmware have {len(data)} bytes, not {files[1].stat().st_size}")
-        return data
-    return None
+        _begin(home, firmware.TPM_FILE, data)
 
 
 def _unpacked(packed: bytes, field: str) -> bytes:

@@ -1,4 +1,6 @@
-"""How a VM's disk comes out of a backup. It may be interrupted at any step, and is then done again from the beginning.
+"""How a VM's disk comes out of a backup: of a VM that has none yet, or in the place of what it has.
+
+It may be interrupted at any step, and is then done again from the beginning.
 
 All of the disk lies in the VM's own layer: what is below it, the disk of its image, does not show through.
 """
@@ -6,16 +8,20 @@ All of the disk lies in the VM's own layer: what is below it, the disk of its im
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
+from novacron import private_file
 from novacron.agent.actions import Action, doing
 from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.directory import Purpose
 from novacron.agent.repositories.threads import Stopped, in_thread
 from novacron.agent.vm import firmware_state, nvram
 from novacron.agent.vm.context import VmContext
-from novacron.agent.vm.directory import DISK_LAYER
+from novacron.agent.vm.directory import DISK_LAYER, VmDirectory
+from novacron.agent.vm.firmware_state import Remembered
 from novacron.disk import overlay, qemu_img
 from novacron.disk.errors import Unacceptable
 from novacron.disk.files import make_durable, sync
@@ -23,46 +29,116 @@ from novacron.model.backup_source import BackupSource
 from novacron.model.encryption import DataKey
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.waiting import WaitCode
+from novacron.qemu.firmware import NVRAM, TPM_FILE
 
 RAW, LAYER = "restored.raw", "restored.qcow2"
 """In the VM's directory, until its disk is whole."""
+HALF_DONE, REPLACED = "replacing", "replaced"
+"""Which request is being done, and which was done last, to put a backup in the place of the VM's disk."""
 CONVERT_S_MAX = 6 * 3600.0
 
 
+class _Ready(NamedTuple):
+    """What a VM is to have, beside what it has."""
+
+    layer: Path
+    firmware: Remembered
+
+
 async def make(context: VmContext, source: BackupSource) -> None:
-    """Have the VM's disk and the state of its firmware, whole or not at all.
+    """Have the disk of a VM that has none yet, and the state of its firmware, whole or not at all.
 
     Raises MachineFailed, Unacceptable, RepositoryError, OverlayFailed, ImgFailed, BadState, NoAccount, OSError.
     """
+    home = context.machine.home
+    home.make()
+    with doing(Action.RESTORE, trace=context.trace, vm=context.vm, repository=source.repository):
+        ready = await _prepare(context, source)
+        await _give_firmware(context, ready.firmware)
+        await _give_layer(home, ready.layer)
+
+
+async def replace(context: VmContext, source: BackupSource, request: str) -> None:
+    """Put what a backup has in the place of the disk of a VM that is off, and of the state of its firmware.
+
+    Until ``is_half_done`` says otherwise, nothing of it has changed. Raises what ``make`` does.
+    """
+    home = context.machine.home
+    if context.machine.pid is not None:
+        raise Unacceptable("its QEMU still runs", WaitCode.GUEST_HOLDS_IT)
+    if home.shared() or home.next_layers():
+        raise Unacceptable(
+            "its disk has layers that linked clones share: restore the backup to a new VM", WaitCode.STEP_FAILED
+        )
+    with doing(Action.RESTORE, trace=context.trace, vm=context.vm, repository=source.repository):
+        ready = await _prepare(context, source)
+        await sync(ready.layer)
+        await asyncio.to_thread(_note, home, HALF_DONE, request)
+        for name, content in ((NVRAM, ready.firmware.nvram), (TPM_FILE, ready.firmware.tpm)):
+            if content is not None:
+                await asyncio.to_thread((home.path / name).unlink, missing_ok=True)
+        await _give_firmware(context, ready.firmware)
+        await _give_layer(home, ready.layer)
+        await asyncio.to_thread(_note, home, REPLACED, request)
+        await asyncio.to_thread((home.path / HALF_DONE).unlink, missing_ok=True)
+        await asyncio.to_thread(make_durable, home.path)
+
+
+def is_half_done(home: VmDirectory) -> bool:
+    """Say whether a VM has some of a backup, and some of what it had: then it must get all of the backup."""
+    return (home.path / HALF_DONE).exists()
+
+
+def is_replaced(home: VmDirectory, request: str) -> bool:
+    """Say whether a VM's disk is what a request asked for."""
+    with contextlib.suppress(FileNotFoundError):
+        return (home.path / REPLACED).read_text() == request and not is_half_done(home)
+    return False
+
+
+async def _prepare(context: VmContext, source: BackupSource) -> _Ready:
+    """Have all that a VM is to get, and change nothing of what it has."""
     home, image = context.machine.home, context.image().disk
     if context.image().encryption_key:
         raise Unacceptable(
             f"its image {context.spec().image} is encrypted, and a disk can't be restored over it", WaitCode.STEP_FAILED
         )
-    home.make()
     key = _key(context, source)
     raw, layer = home.path / RAW, home.path / LAYER
-    with doing(Action.RESTORE, trace=context.trace, vm=context.vm, repository=source.repository):
-        try:
-            for left in (raw, layer):
-                await asyncio.to_thread(left.unlink, missing_ok=True)
-            root = directory.root_of(context.services.settings, source.repository)
-            state = await in_thread(functools.partial(_fetch, root, key, source.snapshot, raw), [])
-            await overlay.create_blank(layer, raw.stat().st_size, None)
-            await qemu_img.run(
-                ["convert", "-q", "-n", "-W", "-t", "writeback", "-f", "raw", "-O", "qcow2", str(raw), str(layer)],
-                CONVERT_S_MAX,
-            )
-            await _cover(layer, image)
-            variables = await asyncio.to_thread(firmware_state.unpack, home, context.spec(), state)
-            if variables is not None:
-                await nvram.have(home, variables, context.disk_key())
-            await sync(layer)
-            layer.rename(home.path / DISK_LAYER)
-            home.give(DISK_LAYER)
-            await asyncio.to_thread(make_durable, home.path)
-        finally:
-            await asyncio.to_thread(raw.unlink, missing_ok=True)
+    try:
+        for left in (raw, layer):
+            await asyncio.to_thread(left.unlink, missing_ok=True)
+        root = directory.root_of(context.services.settings, source.repository)
+        state = await in_thread(functools.partial(_fetch, root, key, source.snapshot, raw), [])
+        remembered = await asyncio.to_thread(firmware_state.unpacked, context.spec(), state)
+        await overlay.create_blank(layer, raw.stat().st_size, None)
+        await qemu_img.run(
+            ["convert", "-q", "-n", "-W", "-t", "writeback", "-f", "raw", "-O", "qcow2", str(raw), str(layer)],
+            CONVERT_S_MAX,
+        )
+        await _cover(layer, image)
+    finally:
+        await asyncio.to_thread(raw.unlink, missing_ok=True)
+    return _Ready(layer, remembered)
+
+
+async def _give_firmware(context: VmContext, remembered: Remembered) -> None:
+    home = context.machine.home
+    await asyncio.to_thread(firmware_state.give_tpm, home, remembered.tpm)
+    if remembered.nvram is not None:
+        await nvram.have(home, remembered.nvram, context.disk_key())
+
+
+async def _give_layer(home: VmDirectory, layer: Path) -> None:
+    await sync(layer)
+    layer.rename(home.path / DISK_LAYER)
+    home.give(DISK_LAYER)
+    await asyncio.to_thread(make_durable, home.path)
+
+
+def _note(home: VmDirectory, name: str, request: str) -> None:
+    private_file.write(home.path / name, request.encode())
+    make_durable(home.path)
 
 
 async def _cover(layer: Path, image: Path | None) -> None:

@@ -231,6 +231,20 @@ async def restore_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[
     return await replies.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
 
 
+@post(
+    "/{id:str}/actions/replace",
+    summary="Put a backup in the place of the disk of its VM, which is off",
+    status_code=202,
+)
+async def replace_with_backup(request: ApiRequest, id: FromPath[str]) -> Response[Vm]:
+    id = await authorization.resolve(request, "backup", id)
+
+    async def work(connection: Connection) -> Vm:
+        return await backups.replace(connection, id, request.user.name)
+
+    return await replies.write(request, work, status=202, location=lambda vm: f"/api/v1/vms/{vm.id}")
+
+
 repositories = Router(
     "/backup-repositories",
     route_handlers=[
@@ -244,6 +258,7 @@ router = Router(
     "/backups",
     route_handlers=[
         list_backups, show_backup, delete_backup, verify_backup, prove_backup, show_backup_picture, restore_backup,
+        replace_with_backup,
     ],
     tags=["backups"],
     opt=authorization.in_project(),

@@ -125,6 +125,10 @@ class AsyncBackupHandle(AsyncWatched[Backup], AsyncRemovable[Backup]):
         """Return what the VM showed that was made of it to prove it, as PNG."""
         return await self._connection.backup_picture(self.id)
 
+    async def replace(self) -> AsyncVmHandle:
+        """Begin to put it in the place of the disk of its VM, which is off."""
+        return AsyncVmHandle(self._connection, Vm, await self._act("replace"))
+
     async def restore(self, **fields: Unpack[RestoreBackupBody]) -> AsyncVmHandle:
         """Begin to make a new VM of it."""
         return AsyncVmHandle(self._connection, Vm, await self._act("restore", dict(fields)))

@@ -39,6 +39,10 @@ class AsyncBackupCalls(AsyncConnection):
         """Have all VMs of a policy backed up now."""
         return await self.act("backup-policies", ref, "run")
 
+    async def replace_with_backup(self, id: str) -> Object:
+        """Begin to put a backup in the place of the disk of its VM, which is off; return the VM."""
+        return await self.act("backups", id, "replace")
+
     async def back_up_vm(self, ref: str, repository: str) -> Object:
         """Begin to back a VM up as it is now."""
         return await self.act("vms", ref, "backup", {"repository": repository})

@@ -124,6 +124,10 @@ class BackupHandle(Watched[Backup], Removable[Backup]):
         """Return what the VM showed that was made of it to prove it, as PNG."""
         return self._connection.backup_picture(self.id)
 
+    def replace(self) -> VmHandle:
+        """Begin to put it in the place of the disk of its VM, which is off."""
+        return VmHandle(self._connection, Vm, self._act("replace"))
+
     def restore(self, **fields: Unpack[RestoreBackupBody]) -> VmHandle:
         """Begin to make a new VM of it."""
         return VmHandle(self._connection, Vm, self._act("restore", dict(fields)))

@@ -40,6 +40,10 @@ class BackupCalls(Connection):
         """Have all VMs of a policy backed up now."""
         return self.act("backup-policies", ref, "run")
 
+    def replace_with_backup(self, id: str) -> Object:
+        """Begin to put a backup in the place of the disk of its VM, which is off; return the VM."""
+        return self.act("backups", id, "replace")
+
     def back_up_vm(self, ref: str, repository: str) -> Object:
         """Begin to back a VM up as it is now."""
         return self.act("vms", ref, "backup", {"repository": repository})
