@@ -19,6 +19,7 @@ from novacron.control.audit_chain import AuditChain
 from novacron.control.backups import BackupPolicies
 from novacron.control.drain import Drains, Foresee
 from novacron.control.failover import Failover
+from novacron.control.forecasts import Forecasts
 from novacron.control.objects import Objects
 from novacron.control.placement import PlacementController
 from novacron.control.rebalance import Rebalance
@@ -79,6 +80,7 @@ class Controllers:
             Controller("backups", BackupPolicies().step, 15, frozenset({"backup", "backup-policy"}), pause_s=1),
             Controller("sessions", Sessions(lifetimes or Lifetimes()).step, 30, frozenset()),
             Controller("audit-chain", audit_chain.step, 1, frozenset()),
+            Controller("forecasts", Forecasts().step, 30, frozenset()),
             Controller("rebalance", Rebalance(foresee, index).step, 60, frozenset()),
         )
         self._wake = {controller.name: asyncio.Event() for controller in self._all}
