@@ -9,7 +9,7 @@ import pytest
 from novacron.control.forecasts import AFTER_S, Forecasts
 from novacron.control.objects import Objects
 from novacron.model.capacity_forecast import CapacityResource
-from novacron.model.load_forecast import ForecastKind, ForecastModel, ScoreSums, Verdict
+from novacron.model.load_forecast import ForecastKind, ForecastModel, ModelVerdict, ScoreSums
 from novacron.model.load_hours import HOUR_S, SAMPLES_OF_HOUR_MIN
 from novacron.server.load_history import LoadHistory
 from novacron.server.reports import Reports
@@ -44,10 +44,11 @@ async def fill_nodes(database: Database, until: datetime = NOW, peak: str = "1 +
     )
     async with database.transaction() as connection:
         await connection.execute(
-            "INSERT INTO node_load_days (node, day, peak, mean, last, quarter, second, memory_mib)"
+            "INSERT INTO node_load_days (node, day, peak, mean, last, quarter, second, memory_mib)"  # noqa: S608
             f" SELECT name, day::date, {arrays}, array_agg(1024 ORDER BY h)"
             " FROM nodes, generate_series(0, $2::int) AS d, generate_series(0, 23) AS h,"
-            " LATERAL (SELECT $1::timestamp::date::timestamp - make_interval(days => d) AS day) days GROUP BY name, day",
+            " LATERAL (SELECT $1::timestamp::date::timestamp - make_interval(days => d) AS day) days"
+            " GROUP BY name, day",
             until.replace(tzinfo=None), DAYS,
         )  # fmt: skip
 
@@ -93,6 +94,7 @@ async def test_an_hour_of_reports_becomes_a_row_of_a_node_and_of_its_vm(fleet: D
         vm = await connection.fetchrow("SELECT * FROM vm_load_days WHERE vm = 'vm-a'")
         other = await connection.fetchrow("SELECT * FROM node_load_days WHERE node = 'b'")
     hour = 11
+    assert node is not None and vm is not None
     assert node["day"] == NOW.date() and node["peak"][hour] == 2.0 and node["second"][hour] == 0.5
     assert 0.5 < node["mean"][hour] < 0.52 and node["memory_mib"][hour] == 1024
     assert [value is None for value in node["peak"]] == [place != hour for place in range(24)]
@@ -171,7 +173,7 @@ async def store_scores(database: Database, at: datetime, sums: ScoreSums) -> Non
         values = [getattr(sums, field) for field in forecasts.FIELDS]
         places = ", ".join(f"${number + 3}" for number in range(len(values)))
         await connection.execute(
-            f"INSERT INTO forecast_scores (kind, at, {fields}) VALUES ($1, $2, {places})",
+            f"INSERT INTO forecast_scores (kind, at, {fields}) VALUES ($1, $2, {places})",  # noqa: S608
             ForecastKind.NODE_HOUR, at, *values,
         )  # fmt: skip
 
@@ -215,7 +217,7 @@ async def test_nothing_is_foreseen_before_the_hours_load_can_be_there(fleet: Dat
 
 async def test_a_verdict_keeps_since_when_a_model_is_set_aside(fleet: Database) -> None:
     seen = []
-    for verdict in (Verdict(True, "worse"), Verdict(True, "worse yet"), Verdict(False, "better")):
+    for verdict in (ModelVerdict(True, "worse"), ModelVerdict(True, "worse yet"), ModelVerdict(False, "better")):
         async with fleet.transaction() as connection:
             await forecasts.judged(connection, ForecastKind.NODE_HOUR, verdict)
             seen.append((await forecasts.aside(connection))[ForecastKind.NODE_HOUR])

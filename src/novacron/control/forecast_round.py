@@ -108,11 +108,11 @@ async def _foresee_nodes(connection: asyncpg.Connection, hour: datetime) -> tupl
     set_aside = (await forecasts.aside(connection))[ForecastKind.NODE_HOUR] is not None
     counts = np.isfinite(known.peak).sum(1)
     newest_memory = rounds.newest(memory[:, -rounds.NEWEST_HOURS_MAX :])
-    made = chosen(names, outlook, counts, set_aside)
     made = [
         item._replace(memory_mib=_known(newest_memory[number], int))
-        for item, number in ((item, number) for number, item in enumerate(made) if item is not None)
-    ]  # fmt: skip
+        for number, item in enumerate(chosen(names, outlook, counts, set_aside))
+        if item is not None
+    ]
     await forecasts.store_nodes(connection, hour, made)
     return len(made), fit_s
 

@@ -130,7 +130,8 @@ def words(forecast: CapacityForecast) -> str:
         if forecast.used >= forecast.size:
             return f"{subject} is full: {amount}"
     if forecast.growth is None:
-        return f"{subject}: {amount}; {forecast.known_days} days are known, {KNOWN_DAYS_MIN} are needed to say how it grows"
+        known = f"{forecast.known_days} days are known, {KNOWN_DAYS_MIN} are needed"
+        return f"{subject}: {amount}; {known} to say how it grows"
     rate = f"{amount_of(forecast, abs(forecast.growth.a_day))} a day"
     if forecast.size is None:
         verb = "grows" if forecast.growth.a_day >= 0 else "shrinks"

@@ -105,23 +105,23 @@ class ScoreSums(msgspec.Struct, frozen=True):
     lead_s: float = 0.0
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class ModelVerdict(msgspec.Struct, frozen=True):
     """Whether the learned model is set aside, and why."""
 
     aside: bool
     reason: str
 
 
-def judge(was_aside: bool, sums: ScoreSums) -> Verdict:
+def judge(was_aside: bool, sums: ScoreSums) -> ModelVerdict:
     """Compare the learned model with the naive answer, over the same forecasts of the last week. It goes on being
     made and scored while it is set aside, so that it comes back once it is better again."""
     if sums.learned_count < SCORED_MIN:
         few = f"{sums.learned_count} of its forecasts came in the last week, {SCORED_MIN} are needed to judge it"
-        return Verdict(was_aside, few)
+        return ModelVerdict(was_aside, few)
     bound = sums.learned_last_error * (BETTER if was_aside else 1.0)
     aside = sums.learned_error > bound
     learned, last = percent(sums.learned_error, sums.learned_came), percent(sums.learned_last_error, sums.learned_came)
-    return Verdict(aside, f"its error was {learned} in the last week, that of the naive answer {last}")
+    return ModelVerdict(aside, f"its error was {learned} in the last week, that of the naive answer {last}")
 
 
 def percent(part: float, whole: float) -> str:

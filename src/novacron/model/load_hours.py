@@ -107,7 +107,7 @@ class LoadHours:
 
 
 def summarised(node: str, hour_s: int, samples: Sequence[tuple[float, float]]) -> NodeHour | None:
-    """Return what samples (time, processors) say of an hour; None if they are too few, or none is of its last quarter."""
+    """Return what samples (time, processors) say of an hour; None if they are few, or none is of its last quarter."""
     last = [value for at_s, value in samples if at_s >= hour_s + HOUR_S - QUARTER_S]
     if len(samples) < SAMPLES_OF_HOUR_MIN or not last:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from novacron.model.errors import NovaError
 from novacron.model.load_hours import HOUR_S, FinishedHours, LoadHours
@@ -65,8 +66,8 @@ class LoadHistory:
     async def _write(self, database: Database, finished: FinishedHours) -> None:
         """Write it; written again it changes nothing. Raises Unavailable."""
         for nodes in load_history.batches(finished.nodes):
-            await database.transact(lambda connection, nodes=nodes: load_history.store_nodes(connection, nodes))
+            await database.transact(partial(load_history.store_nodes, hours=nodes))
             await asyncio.sleep(PAUSE_S)
         for vms in load_history.batches(finished.vms):
-            await database.transact(lambda connection, vms=vms: load_history.store_vms(connection, vms))
+            await database.transact(partial(load_history.store_vms, hours=vms))
             await asyncio.sleep(PAUSE_S)

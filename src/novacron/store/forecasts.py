@@ -13,9 +13,9 @@ from novacron.model.load_forecast import (
     ForecastAccuracy,
     ForecastKind,
     ForecastModel,
+    ModelVerdict,
     NodeForecast,
     ScoreSums,
-    Verdict,
     VmForecast,
     accuracy,
     why,
@@ -172,7 +172,7 @@ async def aside(connection: Connection) -> dict[ForecastKind, datetime | None]:
     return {kind: known.get(kind) for kind in ForecastKind}
 
 
-async def judged(connection: Connection, kind: ForecastKind, verdict: Verdict) -> None:
+async def judged(connection: Connection, kind: ForecastKind, verdict: ModelVerdict) -> None:
     """Store whether a model is set aside; since when stays."""
     await connection.execute(
         "INSERT INTO forecast_models AS m (kind, aside_since, reason)"

@@ -63,9 +63,7 @@ async def record(connection: Connection, mode: RebalanceMode, decision: Decision
         await events.record(connection, events.NewEvent("vm", move.vm, move.vm_name, reason, message))
 
 
-async def measured(
-    connection: Connection, node: str, used: Sequence[tuple[str, float]]
-) -> list[tuple[str, float]]:
+async def measured(connection: Connection, node: str, used: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """Store how many processors VMs of a node have used since they were measured last. Return that of the VMs which
     are the node's: of others it has nothing to say."""
     rows = await connection.fetch(

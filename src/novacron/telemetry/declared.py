@@ -300,14 +300,14 @@ PROCESS = (
 FORECASTS = (
     _counter("novacron_load_reports_dropped_total", "Reports of load that did not count: a node reports too often, or"
              " there are too many VMs."),
-    _histogram("novacron_load_history_store_duration_seconds", "Storing what was used in an hour.", buckets=DURATIONS_S),
+    _histogram("novacron_load_history_store_duration_seconds", "Storing an hour of load.", buckets=DURATIONS_S),
     _counter("novacron_forecast_rounds_total", "Rounds of forecasts, by how they ended: done, failed or timeout.",
              "outcome"),
-    _gauge("novacron_forecast_round_duration_seconds", "How long the last round took, fits included; of the process that"
-           " leads.", together=Together.MAX),
+    _gauge("novacron_forecast_round_duration_seconds", "How long the last round took, fits included.",
+           together=Together.MAX),
     _gauge("novacron_forecast_last_round_timestamp_seconds", "When the last round was made.", together=Together.MAX),
-    _gauge("novacron_forecast_error_ratio", "Weighted absolute error of the forecasts of the last week that came: the sum"
-           " of all errors as a share of what came. answer: served, learned, or last (as in the last hour or week).",
+    _gauge("novacron_forecast_error_ratio", "Weighted absolute error of the last week's forecasts: all errors together"
+           " as a share of what came. answer: served, learned, or last (as in the last hour or week).",
            "kind", "answer", together=Together.MAX),
     _gauge("novacron_forecast_coverage_ratio", "Share of what came in the last week that was inside its 90 % interval.",
            "kind", together=Together.MAX),
@@ -315,7 +315,7 @@ FORECASTS = (
            " average over the last week.", "kind", together=Together.MAX),
     _gauge("novacron_forecast_scored", "Forecasts of the last week that were compared with what came.", "kind",
            together=Together.MAX),
-    _gauge("novacron_forecast_model_aside", "1 while a learned model is set aside, as it is worse than the naive answer.",
+    _gauge("novacron_forecast_model_aside", "1 while a learned model is set aside: it is worse than the naive answer.",
            "kind", together=Together.MAX),
 )  # fmt: skip
 AGENT = (
