@@ -164,4 +164,40 @@ def nodes() -> Dashboard:
                 about="Response time, 95th percentile.",
             )
         )
+        .with_row(row("Forecasts, compared with what came"))
+        .with_panel(
+            graph(
+                "Error",
+                "percentunit",
+                {"{{kind}} {{answer}}": "max by (kind, answer) (novacron_forecast_error_ratio)"},
+                about="Weighted absolute error over a week; last: as in the last hour or week.",
+            )
+        )
+        .with_panel(
+            graph(
+                "Inside the 90 % interval",
+                "percentunit",
+                {"{{kind}}": "max by (kind) (novacron_forecast_coverage_ratio)"},
+                most=1,
+            )
+        )
+        .with_panel(graph("Lead", "s", {"{{kind}}": "max by (kind) (novacron_forecast_lead_seconds)"}))
+        .with_panel(
+            graph(
+                "Models set aside",
+                "none",
+                {"{{kind}}": "max by (kind) (novacron_forecast_model_aside)"},
+                about="1: the learned model is worse than the naive answer.",
+                width=12,
+            )
+        )
+        .with_panel(
+            graph(
+                "Rounds of forecasts",
+                "none",
+                {"{{outcome}}": "sum by (outcome) (increase(novacron_forecast_rounds_total[1d])) or vector(0)"},
+                about="In a day.",
+                width=12,
+            )
+        )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -99,14 +100,12 @@ def _environment() -> dict[str, str]:
 
 
 def _measure(accuracy: ForecastAccuracy) -> None:
+    """Set the gauges of a kind; what is not known yet is not a number."""
     kind = accuracy.kind.value
     gauge("novacron_forecast_scored").set(accuracy.scored, kind)
     gauge("novacron_forecast_model_aside").set(accuracy.aside_since is not None, kind)
     answers = {"served": accuracy.error, "last": accuracy.last_error, "learned": accuracy.learned_error}
     for answer, error in answers.items():
-        if error is not None:
-            gauge("novacron_forecast_error_ratio").set(error, kind, answer)
-    if accuracy.coverage is not None:
-        gauge("novacron_forecast_coverage_ratio").set(accuracy.coverage, kind)
-    if accuracy.lead_s is not None:
-        gauge("novacron_forecast_lead_seconds").set(accuracy.lead_s, kind)
+        gauge("novacron_forecast_error_ratio").set(math.nan if error is None else error, kind, answer)
+    gauge("novacron_forecast_coverage_ratio").set(math.nan if accuracy.coverage is None else accuracy.coverage, kind)
+    gauge("novacron_forecast_lead_seconds").set(math.nan if accuracy.lead_s is None else accuracy.lead_s, kind)

@@ -17,8 +17,7 @@ PERCENT_MAX = 32_767
 """The most that is stored of a VM's load: 327 processors."""
 SAMPLES_OF_HOUR_MIN = 60
 """An hour of a node with fewer is not known: its peak may have been in a gap."""
-SAMPLES_OF_HOUR_MAX = 240
-APART_S_MIN = 10.0
+APART_S_MIN = 15.0
 """A report that comes sooner after the one before does not count, however fast a node reports."""
 QUARTER_S = 900
 VMS_MAX = 500_000
@@ -74,7 +73,7 @@ class LoadHours:
         """Count how many processors each VM of a node has used. ``now_s``: seconds since 1970."""
         hour = self._hours.setdefault(int(now_s) // HOUR_S * HOUR_S, _OpenHour())
         samples = hour.nodes.setdefault(node, [])
-        if len(samples) >= SAMPLES_OF_HOUR_MAX or (samples and abs(now_s - samples[-1][0]) < APART_S_MIN):
+        if samples and now_s - samples[-1][0] < APART_S_MIN:
             self.dropped += 1
             return
         known = [(vm, min(max(cpus, 0.0), PERCENT_MAX / 100)) for vm, cpus in used if math.isfinite(cpus)]

@@ -77,7 +77,9 @@ class PeakModel(NamedTuple):
 
 def fit_peaks(known: Hours, seed: int = 1) -> PeakModel | None:
     """Fit the model to some nodes; None if too little is known."""
-    nodes = len(known.peak)
+    nodes, hours = known.peak.shape
+    if hours < LOOK_BACK_HOURS:
+        return None
     if nodes > TRAINED_NODES_MAX:
         drawn = np.random.default_rng(seed).choice(nodes, TRAINED_NODES_MAX, replace=False)
         known = Hours(*(values[drawn] for values in known))
@@ -107,7 +109,7 @@ def foresee_peaks(known: Hours, model: PeakModel | None) -> Outlook:
     last = newest(known.peak[:, -NEWEST_HOURS_MAX:])
     before = load.earlier(recent.peak, 1)
     last_lower, last_upper = Ratios.of(before, recent.peak).around(last)
-    if model is None or recent.peak.shape[1] < 25:
+    if model is None or recent.peak.shape[1] < LOOK_BACK_HOURS:
         nothing = np.full_like(last, np.nan)
         return Outlook(last, nothing, last_lower, last_upper, last_lower, last_upper)
     rows, level = load.features(recent)
