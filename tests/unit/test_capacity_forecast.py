@@ -44,8 +44,7 @@ def test_a_site_is_full_when_what_is_free_is_used_up_and_more_nodes_last_longer(
 @pytest.mark.parametrize(
     ("known", "growth", "part"),
     [
-        (site(days=KNOWN_DAYS_MIN - 1), GrowthRate(100, 80, 120), "13 days are known, 14 are needed"),
-        (site(), None, "30 days are known"),
+        (site(days=KNOWN_DAYS_MIN - 1), GrowthRate(100, 80, 120), "13 of 14 days are known"),
         (site(used=8192), GrowthRate(100, 80, 120), "is full: 8.0 GiB of 8.0 GiB"),
         (site(), GrowthRate(0, -1, 1), "does not grow: 4.0 GiB of 8.0 GiB used"),
         (site(), GrowthRate(-5, -9, 100), "with the most growth that fits what is known: full on 11 April 2026"),

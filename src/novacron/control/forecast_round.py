@@ -224,13 +224,16 @@ async def run(order: RoundOrder) -> RoundSummary:
 
 def main() -> None:
     os.nice(NICE)
+    answer = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is said, such as of slow queries, is no answer
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=RoundOrder)
     try:
         summary = asyncio.run(run(order))
     except Exception as error:  # whoever began this reads the last line
         traceback.print_exc()
         sys.exit(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
-    sys.stdout.buffer.write(msgspec.json.encode(summary))
+    with os.fdopen(answer, "wb") as file:
+        file.write(msgspec.json.encode(summary))
 
 
 if __name__ == "__main__":

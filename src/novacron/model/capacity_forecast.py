@@ -130,8 +130,8 @@ def words(forecast: CapacityForecast) -> str:
         if forecast.used >= forecast.size:
             return f"{subject} is full: {amount}"
     if forecast.growth is None:
-        known = f"{forecast.known_days} days are known, {KNOWN_DAYS_MIN} are needed"
-        return f"{subject}: {amount}; {known} to say how it grows"
+        known = f"{forecast.known_days} of {KNOWN_DAYS_MIN} days are known that it takes to say how it grows"
+        return f"{subject}: {amount}; {known}"
     rate = f"{amount_of(forecast, abs(forecast.growth.a_day))} a day"
     if forecast.size is None:
         verb = "grows" if forecast.growth.a_day >= 0 else "shrinks"
@@ -195,9 +195,13 @@ def amount_of(forecast: CapacityForecast, amount: float) -> str:
         case CapacityResource.QUOTA if forecast.name.endswith("_mib"):
             return binary(amount * 2**20)
         case CapacityResource.SITE_VCPUS:
-            return f"{amount:,.0f} vCPUs" if amount >= 10 else f"{amount:.1f} vCPUs"
+            return f"{plain(amount)} vCPUs"
         case _:
-            return f"{amount:,.0f}" if amount >= 10 else f"{amount:.1f}"
+            return plain(amount)
+
+
+def plain(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 10 or amount == int(amount) else f"{amount:.1f}"
 
 
 def binary(size_bytes: float) -> str:

@@ -135,6 +135,8 @@ async def store_vms(connection: Connection, day: date, made: Sequence[NewForecas
         batch = made[first : first + VM_BATCH]
         columns = _columns(batch, "object", "model", "peak", "lower", "upper", "last", "learned", "known")
         await connection.execute(STORE_VMS, day, *columns)
+        if first == 0:  # else reads go by plans that were made for an empty table
+            await connection.execute("ANALYZE vm_forecasts")
 
 
 async def vms_are_foreseen(connection: Connection, day: date) -> bool:
