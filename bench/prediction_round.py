@@ -104,7 +104,7 @@ async def _round(database: Database) -> tuple[float, list[float], list[float]]:
         late.append(time.perf_counter() - before - TICK_S)
         before = time.perf_counter()
         async with database.connection() as connection:
-            await forecasts.of_vms(connection, [f"vm-{n}" for n in range(1, PAGE + 1)])
+            await forecasts.of_vms(connection, [f"vm-{n}" for n in range(1, PAGE + 1)], NOW)
         pages.append(time.perf_counter() - before)
     if objects.failure("round") is not None:
         raise RuntimeError(objects.failure("round"))
@@ -126,7 +126,8 @@ async def _measure(url: str, size: FleetSize) -> list[Figure]:
             made = await connection.fetchrow("SELECT nodes, vms, took_s FROM forecast_rounds")
     finally:
         await database.close()
-    assert made is not None and (made["nodes"], made["vms"]) == size, made
+    if made is None or (made["nodes"], made["vms"]) != tuple(size):
+        raise RuntimeError(f"not all were foreseen: {made}")
     return [
         Figure(f"a round for {size.nodes} nodes and {size.vms} VMs", round_s, "s", 60),
         Figure("  ... p99 pause of the server's event loop meanwhile", 1e3 * _p99(late), "ms", 50),

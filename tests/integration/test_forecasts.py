@@ -108,8 +108,8 @@ async def test_a_round_foresees_the_busy_hour_and_says_what_it_was_made_from(fle
     await fill_vms(fleet, NOW.date())
     await make_round(fleet, busy)
     async with fleet.connection() as connection:
-        nodes = await forecasts.of_nodes(connection, "abcd")
-        vms = await forecasts.of_vms(connection, ["vm-a", "vm-none"])
+        nodes = await forecasts.of_nodes(connection, "abcd", busy)
+        vms = await forecasts.of_vms(connection, ["vm-a", "vm-none"], busy)
     assert len(nodes) == NODES and nodes["a"].hour == busy
     for node in nodes.values():
         assert node.model is ForecastModel.LEARNED, node.why
@@ -127,8 +127,8 @@ async def test_thin_data_is_foreseen_as_in_the_last_hour_and_said_so(fleet: Data
     await fill_vms(fleet, NOW.date(), weeks=1)
     await make_round(fleet)
     async with fleet.connection() as connection:
-        node = (await forecasts.of_nodes(connection, ["a"]))["a"]
-        vm = (await forecasts.of_vms(connection, ["vm-a"]))["vm-a"]
+        node = (await forecasts.of_nodes(connection, ["a"], NOW))["a"]
+        vm = (await forecasts.of_vms(connection, ["vm-a"], NOW))["vm-a"]
     assert node.model is ForecastModel.LAST and node.cpu_peak == pytest.approx(1.0, rel=0.11)
     assert "only 12 hours are known" in node.why and node.known_hours == 12
     assert vm.model is ForecastModel.LAST and vm.cpu_max == 2.5 and "only 7 days" in vm.why
@@ -156,15 +156,15 @@ async def test_a_model_that_gets_worse_is_set_aside_and_comes_back(fleet: Databa
     await store_scores(fleet, NOW - timedelta(hours=2), bad)
     await make_round(fleet)
     async with fleet.connection() as connection:
-        node = (await forecasts.of_nodes(connection, ["a"]))["a"]
-        set_aside = await forecasts.aside(connection)
+        node = (await forecasts.of_nodes(connection, ["a"], NOW))["a"]
+        states = await forecasts.models(connection)
     assert node.model is ForecastModel.LAST and "set aside" in node.why
-    assert set_aside[ForecastKind.NODE_HOUR] is not None and set_aside[ForecastKind.VM_WEEK] is None
+    assert states[ForecastKind.NODE_HOUR].aside_since and states[ForecastKind.VM_WEEK].aside_since is None
     good = ScoreSums(2000, 1000.0, 20.0, 100.0, 2000, 1000.0, 20.0, 100.0)
     await store_scores(fleet, NOW - timedelta(hours=3), good)
     await make_round(fleet, NOW + timedelta(hours=1))
     async with fleet.connection() as connection:
-        assert (await forecasts.aside(connection))[ForecastKind.NODE_HOUR] is None
+        assert (await forecasts.models(connection))[ForecastKind.NODE_HOUR].aside_since is None
 
 
 async def store_scores(database: Database, at: datetime, sums: ScoreSums) -> None:
@@ -220,5 +220,5 @@ async def test_a_verdict_keeps_since_when_a_model_is_set_aside(fleet: Database) 
     for verdict in (ModelVerdict(True, "worse"), ModelVerdict(True, "worse yet"), ModelVerdict(False, "better")):
         async with fleet.transaction() as connection:
             await forecasts.judged(connection, ForecastKind.NODE_HOUR, verdict)
-            seen.append((await forecasts.aside(connection))[ForecastKind.NODE_HOUR])
+            seen.append((await forecasts.models(connection))[ForecastKind.NODE_HOUR].aside_since)
     assert seen[0] is not None and seen[0] == seen[1] and seen[2] is None

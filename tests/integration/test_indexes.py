@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -163,8 +164,8 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await audit_chain.read(connection, await audit_sinks.sent(connection, "syslog"), 50)
         await audit.calls(connection, "u7", None, False, None, 50)
         await audit.calls(connection, None, None, True, None, 50)
-        await forecasts.of_vms(connection, ["vm-3", "vm-4"])
-        await forecasts.of_nodes(connection, ["n3", "n4"])
+        await forecasts.of_vms(connection, ["vm-3", "vm-4"], datetime(2026, 3, 1, tzinfo=UTC))
+        await forecasts.of_nodes(connection, ["n3", "n4"], datetime(2026, 3, 1, tzinfo=UTC))
         await load_history.store_vms(connection, [load_hours.VmHour("vm-3", 1_772_323_200, 5, 5)])
         await fleet.place_waiting(connection, [vm.id for vm in await fleet.waiting(connection, 10)])
         assert token.user == user.id and AuditOutcome.DONE

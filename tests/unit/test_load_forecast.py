@@ -123,11 +123,11 @@ def test_few_scores_change_nothing(was_aside: bool) -> None:
 
 def test_accuracy_is_said_in_words() -> None:
     now = datetime(2026, 3, 2, tzinfo=UTC)
-    said = accuracy(ForecastKind.NODE_HOUR, now, SUMS, None)
+    said = accuracy(ForecastKind.NODE_HOUR, now, SUMS, None, "")
     assert (said.error, said.last_error, said.coverage, said.lead_s) == (0.1, 0.2, 0.9, 3600.0)
     assert said.words.startswith("1000 forecasts were off by 10.0 %, the naive answer by 20.0 %; 90.0 % of what came")
-    assert "set aside" in accuracy(ForecastKind.NODE_HOUR, now, SUMS, now).words
-    assert accuracy(ForecastKind.NODE_HOUR, now, ScoreSums(), None).error is None
+    assert accuracy(ForecastKind.NODE_HOUR, now, SUMS, now, "worse").words.endswith("set aside: worse")
+    assert accuracy(ForecastKind.NODE_HOUR, now, ScoreSums(), None, "").error is None
 
 
 def test_a_forecast_says_what_it_was_made_from() -> None:

@@ -43,7 +43,7 @@ NODES: Columns = {
     "90 %": lambda n: _between(n, "cpu_peak"),
     "OF": lambda n: n["cpus"],
     "MEMORY": _memory,
-    "MADE FROM": lambda n: _of(n, "why") or "no load is known",
+    "MADE FROM": lambda n: _of(n, "why") or "nothing is known of its load lately",
 }
 VMS: Columns = {
     "VM": lambda v: v["name"],
@@ -52,7 +52,7 @@ VMS: Columns = {
     "CPU MAXIMUM": lambda v: _cpus(v, "cpu_max"),
     "90 %": lambda v: _between(v, "cpu_max"),
     "OF": lambda v: v["vcpus"],
-    "MADE FROM": lambda v: _of(v, "why") or "no load is known",
+    "MADE FROM": lambda v: _of(v, "why") or "nothing is known of its load lately",
 }
 
 
@@ -108,6 +108,7 @@ def accuracy(
 
 def capacity(
     resource: Annotated[CapacityResource | None, typer.Option(help="only this kind", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many at most, those that are full first")] = 40,
     name: Annotated[
         str | None, typer.Option(help="only this site, pool (NODE/POOL), quota (PROJECT/FIELD) or node",
                                  show_default=False)
@@ -119,10 +120,13 @@ def capacity(
         given = {"resource": resource, "name": name}
         found = list(Client().list("capacity", None, **{field: value for field, value in given.items() if value}))
         found.sort(key=lambda item: (item["full_on"] is None, item["full_on"] or ""))
+        shown = found[:limit]
         if not output_.for_people:
-            output.show(found, output_)
+            output.show(shown, output_)
             return
-        for item in found:
+        for item in shown:
             say(item["words"])
+        if len(found) > limit:
+            say(f"... and {len(found) - limit} more, which --limit shows")
         if not found:
             say("nothing is known yet: the server looks once an hour")

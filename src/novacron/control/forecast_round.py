@@ -74,10 +74,14 @@ async def make(connection: asyncpg.Connection, hour: datetime) -> RoundSummary:
 
 
 async def _judge(connection: asyncpg.Connection, hour: datetime) -> None:
-    set_aside = await forecasts.aside(connection)
+    states = await forecasts.models(connection)
     for kind in ForecastKind:
         sums = await forecasts.sums(connection, kind, hour - timedelta(days=forecasts.SCORED_DAYS))
-        await forecasts.judged(connection, kind, judge(set_aside[kind] is not None, sums))
+        await forecasts.judged(connection, kind, judge(states[kind].aside_since is not None, sums))
+
+
+async def _is_aside(connection: asyncpg.Connection, kind: ForecastKind) -> bool:
+    return (await forecasts.models(connection))[kind].aside_since is not None
 
 
 def hours_of(rows: list[Any], names: list[str], hour: datetime) -> tuple[Hours, Floats]:
@@ -105,7 +109,7 @@ async def _foresee_nodes(connection: asyncpg.Connection, hour: datetime) -> tupl
     began = time.perf_counter()
     outlook = rounds.foresee_peaks(known, rounds.fit_peaks(known))
     fit_s = time.perf_counter() - began
-    set_aside = (await forecasts.aside(connection))[ForecastKind.NODE_HOUR] is not None
+    set_aside = await _is_aside(connection, ForecastKind.NODE_HOUR)
     counts = np.isfinite(known.peak).sum(1)
     newest_memory = rounds.newest(memory[:, -rounds.NEWEST_HOURS_MAX :])
     made = [
@@ -136,7 +140,7 @@ async def _foresee_vms(connection: asyncpg.Connection, today: date) -> int:
             maxima[at, column] = peak
     outlook = rounds.foresee_weeks(maxima)
     last = np.where(np.isfinite(outlook.last), outlook.last, rounds.newest(partly))
-    set_aside = (await forecasts.aside(connection))[ForecastKind.VM_WEEK] is not None
+    set_aside = await _is_aside(connection, ForecastKind.VM_WEEK)
     made = [item for item in chosen(names, outlook._replace(last=last), days, set_aside) if item is not None]
     await forecasts.store_vms(connection, today, made)
     return len(made)
@@ -217,6 +221,7 @@ async def _prune(connection: asyncpg.Connection, today: date) -> None:
 async def run(order: RoundOrder) -> RoundSummary:
     connection = await connect(order.database_url, STATEMENT_S_MAX)
     try:
+        await connection.execute("SET work_mem = '64MB'; SET max_parallel_workers_per_gather = 0")
         return await make(connection, order.hour)
     finally:
         await connection.close()

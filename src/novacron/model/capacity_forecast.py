@@ -56,7 +56,7 @@ class CapacityForecast(msgspec.Struct, frozen=True):
 
     resource: CapacityResource
     name: str
-    """Of the site, pool (NODE/POOL), quota (PROJECT/FIELD) or node."""
+    """Of the site, pool (NODE/POOL, or POOL if nodes share it), quota (PROJECT/FIELD) or node."""
     words: str
     used: float
     size: float | None

@@ -132,8 +132,10 @@ def share(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
 
 
-def accuracy(kind: ForecastKind, since: datetime, sums: ScoreSums, aside_since: datetime | None) -> ForecastAccuracy:
-    """Return what sums say, also in words."""
+def accuracy(
+    kind: ForecastKind, since: datetime, sums: ScoreSums, aside_since: datetime | None, reason: str
+) -> ForecastAccuracy:
+    """Return what sums say, also in words. ``reason``: what the learned model was judged by."""
     if not sums.count:
         words = "no forecast was compared with what came yet"
     else:
@@ -143,7 +145,7 @@ def accuracy(kind: ForecastKind, since: datetime, sums: ScoreSums, aside_since: 
             " 90 % interval"
         )
     if aside_since is not None:
-        words += "; the learned model is set aside, as it is worse than the naive answer"
+        words += f"; the learned model is set aside: {reason}"
     return ForecastAccuracy(
         kind, since, sums.count, share(sums.error, sums.came), share(sums.last_error, sums.came),
         share(sums.learned_error, sums.learned_came), share(sums.inside, sums.intervals),

@@ -18,7 +18,7 @@ LOWER, UPPER = 0.05, 0.95
 COVERS = UPPER - LOWER
 TRAINED_NODES_MAX = 400
 """Nodes, drawn at random, to which the model is fitted: few coefficients need no more."""
-TRAINED_HOURS_MIN = 500
+TRAINED_HOURS_MIN, TRAINED_HOURS_MAX = 500, 100_000
 KNOWN_HOURS_MIN = 72
 """A node with fewer known hours is foreseen as in the last hour."""
 LATER_SHARE = 0.2
@@ -77,17 +77,19 @@ class PeakModel(NamedTuple):
 
 def fit_peaks(known: Hours, seed: int = 1) -> PeakModel | None:
     """Fit the model to some nodes; None if too little is known."""
+    random = np.random.default_rng(seed)
     nodes, hours = known.peak.shape
     if hours < LOOK_BACK_HOURS:
         return None
     if nodes > TRAINED_NODES_MAX:
-        drawn = np.random.default_rng(seed).choice(nodes, TRAINED_NODES_MAX, replace=False)
+        drawn = random.choice(nodes, TRAINED_NODES_MAX, replace=False)
         known = Hours(*(values[drawn] for values in known))
     rows, level = load.features(known)
     target = load.earlier(known.peak, -1)
     usable = np.isfinite(rows).all(-1) & np.isfinite(target)
     if usable.sum() < TRAINED_HOURS_MIN:
         return None
+    usable &= random.random(usable.shape) < TRAINED_HOURS_MAX / usable.sum()
     times = np.broadcast_to(np.arange(target.shape[1]), target.shape)
     split = np.quantile(times[usable], 1 - LATER_SHARE)
     earlier, later = usable & (times <= split), usable & (times > split)

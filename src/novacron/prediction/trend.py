@@ -17,8 +17,6 @@ from novacron.prediction.load import Floats
 
 NORMAL_90 = 1.6449
 """The normal distribution's quantile for a two-sided 90 %."""
-DAYS_MAX = 90
-"""Older days say little of now."""
 
 
 class Trend(NamedTuple):

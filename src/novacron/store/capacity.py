@@ -42,15 +42,16 @@ def _of_sites(resource: CapacityResource, used: str, size: str) -> str:
     )
 
 
-POOLS = """
-    SELECT DISTINCT ON (coalesce(nullif(p ->> 'id', ''), n.name || '/' || (p ->> 'name'))) 'pool',
-        n.name || '/' || (p ->> 'name'), (p ->> 'bytes_total')::float - (p ->> 'bytes_free')::float,
+POOL = "CASE WHEN p ->> 'kind' = 'shared' THEN p ->> 'name' ELSE n.name || '/' || (p ->> 'name') END"
+"""The name of a pool: a shared one is the same on all of its nodes."""
+POOLS = f"""
+    SELECT DISTINCT ON (2) 'pool', {POOL}, (p ->> 'bytes_total')::float - (p ->> 'bytes_free')::float,
         (p ->> 'bytes_total')::float, NULL::float
     FROM nodes n, jsonb_array_elements(
-        CASE WHEN jsonb_typeof(n.status #> '{inventory,pools}') = 'array'
-        THEN n.status #> '{inventory,pools}' ELSE '[]' END) AS p
+        CASE WHEN jsonb_typeof(n.status -> 'inventory' -> 'pools') = 'array'
+        THEN n.status -> 'inventory' -> 'pools' ELSE '[]' END) AS p
     WHERE n.spec -> 'accepted' IS DISTINCT FROM 'false'
-    ORDER BY coalesce(nullif(p ->> 'id', ''), n.name || '/' || (p ->> 'name')), n.name
+    ORDER BY 2, n.name
 """
 QUOTAS = " UNION ALL ".join(
     f"(SELECT 'quota', p.name || '/{field}', u.{field}::float, (p.quota ->> '{field}')::float, NULL::float"
@@ -66,6 +67,7 @@ NOW = (
     ") AS c (resource, name, used, size, usual_node)"
 )
 DAYS_MAX = 90
+"""Older days say little of now."""
 
 
 async def record(connection: Connection, today: date) -> list[asyncpg.Record]:

@@ -29,6 +29,8 @@ WEEK_DAYS_MIN = 5
 KNOWN_HOURS_MIN = 72
 KNOWN_DAYS_MIN = 15
 VM_BATCH = 5000
+FRESH, FRESH_DAYS = timedelta(hours=3), timedelta(days=2)
+"""A forecast for a time before that says nothing of now."""
 
 LOOK_BACK = timedelta(days=2)
 """What came is looked up for so long; a server may store an hour late."""
@@ -167,11 +169,18 @@ async def sums(connection: Connection, kind: ForecastKind, since: datetime) -> S
     return ScoreSums(**dict(row or {}))
 
 
-async def aside(connection: Connection) -> dict[ForecastKind, datetime | None]:
-    """Return since when the model of each kind is set aside; None: it is not."""
-    rows = await connection.fetch("SELECT kind, aside_since FROM forecast_models")
-    known = {row["kind"]: row["aside_since"] for row in rows}
-    return {kind: known.get(kind) for kind in ForecastKind}
+class ModelState(NamedTuple):
+    """Since when a model is set aside (None: it is not), and what it was judged by."""
+
+    aside_since: datetime | None = None
+    reason: str = ""
+
+
+async def models(connection: Connection) -> dict[ForecastKind, ModelState]:
+    """Return how the model of each kind stands."""
+    rows = await connection.fetch("SELECT kind, aside_since, reason FROM forecast_models")
+    known = {row["kind"]: ModelState(row["aside_since"], row["reason"]) for row in rows}
+    return {kind: known.get(kind, ModelState()) for kind in ForecastKind}
 
 
 async def judged(connection: Connection, kind: ForecastKind, verdict: ModelVerdict) -> None:
@@ -186,16 +195,17 @@ async def judged(connection: Connection, kind: ForecastKind, verdict: ModelVerdi
 
 async def accuracies(connection: Connection, now: datetime, days: int = SCORED_DAYS) -> list[ForecastAccuracy]:
     """Return how good the forecasts of each kind were over the last days."""
-    since, set_aside = now - timedelta(days=days), await aside(connection)
-    return [accuracy(kind, since, await sums(connection, kind, since), set_aside[kind]) for kind in ForecastKind]
+    since, states = now - timedelta(days=days), await models(connection)
+    return [accuracy(kind, since, await sums(connection, kind, since), *states[kind]) for kind in ForecastKind]
 
 
-async def of_nodes(connection: Connection, names: Iterable[str]) -> dict[str, NodeForecast]:
-    """Return the newest forecast of each of these nodes that has one."""
+async def of_nodes(connection: Connection, names: Iterable[str], now: datetime) -> dict[str, NodeForecast]:
+    """Return the newest forecast of each of these nodes that has one which is not too old."""
     rows = await connection.fetch(
         "SELECT f.* FROM unnest($1::text[]) AS n (name), LATERAL"
-        " (SELECT * FROM node_forecasts WHERE node = n.name ORDER BY hour DESC LIMIT 1) f",
+        " (SELECT * FROM node_forecasts WHERE node = n.name AND hour > $2 ORDER BY hour DESC LIMIT 1) f",
         list(names),
+        now - FRESH,
     )
     kind = ForecastKind.NODE_HOUR
     return {
@@ -208,12 +218,13 @@ async def of_nodes(connection: Connection, names: Iterable[str]) -> dict[str, No
     }  # fmt: skip
 
 
-async def of_vms(connection: Connection, ids: Iterable[str]) -> dict[str, VmForecast]:
-    """Return the newest forecast of each of these VMs that has one."""
+async def of_vms(connection: Connection, ids: Iterable[str], now: datetime) -> dict[str, VmForecast]:
+    """Return the newest forecast of each of these VMs that has one which is not too old."""
     rows = await connection.fetch(
         "SELECT f.* FROM unnest($1::text[]) AS v (id), LATERAL"
-        " (SELECT * FROM vm_forecasts WHERE vm = v.id ORDER BY day DESC LIMIT 1) f",
+        " (SELECT * FROM vm_forecasts WHERE vm = v.id AND day > $2 ORDER BY day DESC LIMIT 1) f",
         list(ids),
+        (now - FRESH_DAYS).date(),
     )
     kind = ForecastKind.VM_WEEK
     return {

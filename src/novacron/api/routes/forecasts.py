@@ -33,7 +33,7 @@ class ForecastOfNode(msgspec.Struct):
     cpus: int | None
     """Logical CPUs that it has; null: it has not reported yet."""
     forecast: NodeForecast | None
-    """null: nothing is known of its load, for example because no VM has run on it for an hour."""
+    """null: nothing is known of its load lately, for example because no VM has run on it for an hour."""
 
 
 class ForecastOfVm(msgspec.Struct):
@@ -45,7 +45,7 @@ class ForecastOfVm(msgspec.Struct):
     node: str | None
     vcpus: int
     forecast: VmForecast | None
-    """null: nothing is known of its load, for example because it has not run for a day."""
+    """null: nothing is known of its load lately, for example because it has not run for a day."""
 
 
 class NodeForecasts(msgspec.Struct):
@@ -90,7 +90,7 @@ async def list_node_forecasts(
     selection = lists.selected(request, page, Query("node", lists.where({"spec.site": site})))
     bodies = [entry.body for entry in selection.entries]
     async with context.database.connection() as connection:
-        made = await forecasts.of_nodes(connection, [body["name"] for body in bodies])
+        made = await forecasts.of_nodes(connection, [body["name"] for body in bodies], datetime.now(UTC))
     items = [
         ForecastOfNode(
             body["name"], body["spec"]["site"], (body["status"]["inventory"] or {}).get("cpus"), made.get(body["name"])
@@ -112,7 +112,7 @@ async def list_vm_forecasts(
     selection = lists.selected(request, page, Query("vm", lists.where({"node": node})))
     bodies = [entry.body for entry in selection.entries]
     async with context.database.connection() as connection:
-        made = await forecasts.of_vms(connection, [body["id"] for body in bodies])
+        made = await forecasts.of_vms(connection, [body["id"] for body in bodies], datetime.now(UTC))
     items = [
         ForecastOfVm(
             body["id"], body["name"], body["project"], body["node"], body["spec"]["vcpus"], made.get(body["id"])
