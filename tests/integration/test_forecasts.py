@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -10,14 +12,17 @@ from novacron.control.forecasts import AFTER_S, Forecasts
 from novacron.control.objects import Objects
 from novacron.model.capacity_forecast import CapacityResource
 from novacron.model.load_forecast import ForecastKind, ForecastModel, ModelVerdict, ScoreSums
-from novacron.model.load_hours import HOUR_S, SAMPLES_OF_HOUR_MIN
+from novacron.model.load_hours import HOUR_S, KEPT, SAMPLES_OF_HOUR_MIN
+from novacron.server import load_history
 from novacron.server.load_history import LoadHistory
 from novacron.server.reports import Reports
 from novacron.store import capacity, forecasts
 from novacron.store.database import Database
+from novacron.supervise import end_all
 from novacron.wire import messages as wire
 from tests.support.clock import Clock
 from tests.support.stored_fleet import add_node, add_vm
+from tests.waiting import eventually
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 DAYS = 28
@@ -222,3 +227,45 @@ async def test_a_verdict_keeps_since_when_a_model_is_set_aside(fleet: Database) 
             await forecasts.judged(connection, ForecastKind.NODE_HOUR, verdict)
             seen.append((await forecasts.models(connection))[ForecastKind.NODE_HOUR].aside_since)
     assert seen[0] is not None and seen[0] == seen[1] and seen[2] is None
+
+
+async def test_each_hour_is_stored_soon_after_it_has_ended(fleet: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_history, "STORED_AFTER_S", 0.0)
+    began, ahead_s = time.monotonic(), NOW.timestamp() - HOUR_S
+    passed: dict[str, float] = {"s": 0.0}
+    history = LoadHistory(lambda: ahead_s + passed["s"] + time.monotonic() - began)
+    for _ in range(2 * SAMPLES_OF_HOUR_MIN):
+        history.take("a", [("vm-a", 0.5), ("vm-gone", 0.5)])
+        passed["s"] += 29.9
+    passed["s"] = HOUR_S - 0.5
+    running = asyncio.create_task(history.run(fleet))
+
+    async def is_stored() -> bool:
+        async with fleet.connection() as connection:
+            return bool(await connection.fetchval("SELECT peaks_percent[12] = 50 FROM vm_load_days WHERE vm = 'vm-a'"))
+
+    await eventually(is_stored, "the hour is stored")
+    await end_all([running])
+    async with fleet.connection() as connection:
+        assert await connection.fetchval("SELECT array_agg(vm) FROM vm_load_days") == ["vm-a"], "the other one is gone"
+
+
+async def test_what_is_too_old_is_deleted(fleet: Database) -> None:
+    await fill_vms(fleet, NOW.date() - timedelta(days=KEPT.vm_days - 2), weeks=1)
+    await make_round(fleet)
+    async with fleet.connection() as connection:
+        oldest = await connection.fetchval("SELECT min(day) FROM vm_load_days")
+    assert oldest == NOW.date() - timedelta(days=KEPT.vm_days)
+
+
+async def test_a_pool_that_nodes_share_counts_once(fleet: Database) -> None:
+    pool = {"name": "nfs", "kind": "shared", "bytes_total": 1000, "bytes_free": 400}
+    async with fleet.transaction() as connection:
+        await connection.execute(
+            "UPDATE nodes SET status = jsonb_set(status, '{inventory,pools}', $1::jsonb) WHERE name IN ('a', 'b')",
+            [pool],
+        )
+        rows = await capacity.record(connection, NOW.date())
+    pools = [(row["name"], row["used"], row["size"]) for row in rows if row["resource"] == "pool"]
+    assert [item for item in pools if "nfs" in item[0]] == [("nfs", 600.0, 1000.0)]
+    assert {name for name, _, _ in pools} == {"nfs", "c/local", "d/local"}
