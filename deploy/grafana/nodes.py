@@ -9,6 +9,11 @@ from deploy.grafana.panels import board, graph, list_of, quantile, rate, row, va
 NODES = 'node=~"$node"'
 
 
+def _of_leader(gauge: str, by: str) -> str:
+    """Return the expression of what the server that makes forecasts says: one that did before may have old values."""
+    return f'max by ({by}) ({gauge} and on (instance) novacron_controller_leading{{controller="forecasts"}} == 1)'
+
+
 def nodes() -> Dashboard:
     return (
         board(
@@ -169,7 +174,7 @@ def nodes() -> Dashboard:
             graph(
                 "Error",
                 "percentunit",
-                {"{{kind}} {{answer}}": "max by (kind, answer) (novacron_forecast_error_ratio)"},
+                {"{{kind}} {{answer}}": _of_leader("novacron_forecast_error_ratio", "kind, answer")},
                 about="Weighted absolute error over a week; last: as in the last hour or week.",
             )
         )
@@ -177,16 +182,16 @@ def nodes() -> Dashboard:
             graph(
                 "Inside the 90 % interval",
                 "percentunit",
-                {"{{kind}}": "max by (kind) (novacron_forecast_coverage_ratio)"},
+                {"{{kind}}": _of_leader("novacron_forecast_coverage_ratio", "kind")},
                 most=1,
             )
         )
-        .with_panel(graph("Lead", "s", {"{{kind}}": "max by (kind) (novacron_forecast_lead_seconds)"}))
+        .with_panel(graph("Lead", "s", {"{{kind}}": _of_leader("novacron_forecast_lead_seconds", "kind")}))
         .with_panel(
             graph(
                 "Models set aside",
                 "none",
-                {"{{kind}}": "max by (kind) (novacron_forecast_model_aside)"},
+                {"{{kind}}": _of_leader("novacron_forecast_model_aside", "kind")},
                 about="1: the learned model is worse than the naive answer.",
                 width=12,
             )
