@@ -59,7 +59,7 @@ class RoundOrder(msgspec.Struct, frozen=True):
 
 
 async def make(connection: asyncpg.Connection, hour: datetime) -> RoundSummary:
-    """Score what came, and foresee the hour, and once a day the week and the capacity."""
+    """Score what came, foresee the hour and the capacity, and once a day the week of VMs."""
     began = time.perf_counter()
     await forecasts.score_nodes(connection, hour)
     await forecasts.score_vms(connection, hour.date())
@@ -142,7 +142,8 @@ async def _foresee_vms(connection: asyncpg.Connection, today: date) -> int:
     last = np.where(np.isfinite(outlook.last), outlook.last, rounds.newest(partly))
     set_aside = await _is_aside(connection, ForecastKind.VM_WEEK)
     made = [item for item in chosen(names, outlook._replace(last=last), days, set_aside) if item is not None]
-    await forecasts.store_vms(connection, today, made)
+    async with connection.transaction():  # all of a day's or none: they are looked for once a day
+        await forecasts.store_vms(connection, today, made)
     return len(made)
 
 
