@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.prediction_migrations import migration_figures
+from bench.prediction_round import round_figures
 from bench.report import Figure, parser, report
 from novacron.prediction import load
 from novacron.prediction.load import Flags, Floats, Hours
@@ -169,7 +170,8 @@ def main() -> None:
     mhz = np.where(raw == MISSING, np.nan, raw * MHZ_A_UNIT)
     size = (NODES_SMOKE, DRAWS_SMOKE) if options.smoke else (NODES, DRAWS)
     figures = [
-        *peak_figures(mhz, *size), *quarter_figures(mhz, capacity), *migration_figures(options.migrations)
+        *peak_figures(mhz, *size), *quarter_figures(mhz, capacity), *migration_figures(options.migrations),
+        *round_figures(smoke=options.smoke),
     ]  # fmt: skip
     report("prediction", figures, options.json, smoke=options.smoke)
 

@@ -21,7 +21,20 @@ from lab import bodies, reasons_page, runbooks_index, settings_page
 from novacron.api.access.context import Services
 from novacron.api.app import create_app
 from novacron.api.edge import openapi
-from novacron.model import audit, constraints, cpu, devices, drain, image, key, migration, network, rebalance, vm
+from novacron.model import (
+    audit,
+    capacity_forecast,
+    constraints,
+    cpu,
+    devices,
+    drain,
+    image,
+    key,
+    migration,
+    network,
+    rebalance,
+    vm,
+)
 from novacron.model.presets import PRESET_FIELDS
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +55,7 @@ CHOICES: tuple[type[StrEnum], ...] = (
     devices.NicModel,
     devices.Os,
     audit.AuditOutcome,
+    capacity_forecast.CapacityResource,
     cpu.CpuKind,
     vm.Display,
     drain.DrainPolicy,

@@ -9,6 +9,11 @@ from deploy.grafana.panels import board, graph, list_of, quantile, rate, row, va
 NODES = 'node=~"$node"'
 
 
+def _of_leader(gauge: str, by: str) -> str:
+    """Return the expression of what the server that makes forecasts says: one that did before may have old values."""
+    return f'max by ({by}) ({gauge} and on (instance) novacron_controller_leading{{controller="forecasts"}} == 1)'
+
+
 def nodes() -> Dashboard:
     return (
         board(
@@ -162,6 +167,42 @@ def nodes() -> Dashboard:
                 "s",
                 {"{{question}}": quantile(0.95, "novacron_link_question_duration_seconds", "question")},
                 about="Response time, 95th percentile.",
+            )
+        )
+        .with_row(row("Forecasts, compared with what came"))
+        .with_panel(
+            graph(
+                "Error",
+                "percentunit",
+                {"{{kind}} {{answer}}": _of_leader("novacron_forecast_error_ratio", "kind, answer")},
+                about="Weighted absolute error over a week; last: as in the last hour or week.",
+            )
+        )
+        .with_panel(
+            graph(
+                "Inside the 90 % interval",
+                "percentunit",
+                {"{{kind}}": _of_leader("novacron_forecast_coverage_ratio", "kind")},
+                most=1,
+            )
+        )
+        .with_panel(graph("Lead", "s", {"{{kind}}": _of_leader("novacron_forecast_lead_seconds", "kind")}))
+        .with_panel(
+            graph(
+                "Models set aside",
+                "none",
+                {"{{kind}}": _of_leader("novacron_forecast_model_aside", "kind")},
+                about="1: the learned model is worse than the naive answer.",
+                width=12,
+            )
+        )
+        .with_panel(
+            graph(
+                "Rounds of forecasts",
+                "none",
+                {"{{outcome}}": "sum by (outcome) (increase(novacron_forecast_rounds_total[1d])) or vector(0)"},
+                about="In a day.",
+                width=12,
             )
         )
     )

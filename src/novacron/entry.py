@@ -18,6 +18,7 @@ GROUPS = {
     "context": ("contexts", "app"),
     "flavor": ("vm_templates", "flavors"),
     "floating-address": ("networks", "floating"),
+    "forecast": ("forecasts", "app"),
     "forward": ("networks", "forwards"),
     "grant": ("access", "grants"),
     "image": ("images", "app"),
@@ -44,6 +45,7 @@ GROUPS = {
 """Groups of commands: in which module of ``novacron.cli``, and under which name there."""
 SINGLE = {
     "apply": ("apply", "apply"),
+    "capacity": ("forecasts", "capacity"),
     "edit": ("objects", "edit"),
     "events": ("events", "events"),
     "explain": ("objects", "explain"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import msgspec
 import pytest
 
+from novacron.model import load_hours
 from novacron.model.access import Right
 from novacron.model.audit import AuditOutcome
 from novacron.model.project import Quota
@@ -21,7 +23,9 @@ from novacron.store import (
     events,
     feed,
     fleet,
+    forecasts,
     leases,
+    load_history,
     migrations,
     new_vms,
     owned,
@@ -37,7 +41,8 @@ from novacron.store.leases import Beat
 from tests.support.project_secrets import PlainSecrets
 
 VMS, NODES = 100_000, 2_000
-LARGE = {"vms", "macs", "volumes", "snapshots", "migrations", "events", "changes", "audit", "audit_links", "api_log"}
+LARGE = {"vms", "macs", "volumes", "snapshots", "migrations", "events", "changes", "audit", "audit_links", "api_log",
+         "vm_load_days", "vm_forecasts", "node_forecasts"}  # fmt: skip
 """Of the tables that have many rows here."""
 
 
@@ -105,6 +110,11 @@ async def large(postgres: Any, template: str) -> Any:
          "'s-' || n, 'vm-' || n, 'x', 'x', false, false, 1, 64, 'ready', 1, 'default'"),
         ("volumes", "id, name, pool, kind, node, size_mib, phase, revision, project, vm, lun",
          "'v-' || n, 'v-' || n, 'local', 'local', 'n' || (n % 2000 + 1), 1, 'ready', 1, 'default', 'vm-' || n, 0"),
+        ("vm_load_days", "vm, day, peak_percent, hours, peaks_percent, means_percent",
+         "'vm-' || n, '2026-03-01', 1, 1, array_fill(1::smallint, ARRAY[24]), array_fill(1::smallint, ARRAY[24])"),
+        ("vm_forecasts", "vm, day, model, peak, last, known_days", "'vm-' || n, '2026-03-01', 'last', 1, 1, 1"),
+        ("node_forecasts", "node, hour, model, peak, last, known_hours",
+         "'n' || (n % 2000 + 1), '2026-03-01'::timestamptz + n / 2000 * interval '1 h', 'last', 1, 1, 1"),
     ):  # fmt: skip
         overriding = " OVERRIDING SYSTEM VALUE" if table == "changes" else ""
         await connection.execute(
@@ -154,6 +164,9 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await audit_chain.read(connection, await audit_sinks.sent(connection, "syslog"), 50)
         await audit.calls(connection, "u7", None, False, None, 50)
         await audit.calls(connection, None, None, True, None, 50)
+        await forecasts.of_vms(connection, ["vm-3", "vm-4"], datetime(2026, 3, 1, tzinfo=UTC))
+        await forecasts.of_nodes(connection, ["n3", "n4"], datetime(2026, 3, 1, tzinfo=UTC))
+        await load_history.store_vms(connection, [load_hours.VmHour("vm-3", 1_772_323_200, 5, 5)])
         await fleet.place_waiting(connection, [vm.id for vm in await fleet.waiting(connection, 10)])
         assert token.user == user.id and AuditOutcome.DONE
         read: dict[str, list[str]] = {}

@@ -108,7 +108,9 @@ def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: 
         "novacron_agent_skipped_messages_total", "novacron_link_skipped_messages_total",
         "novacron_database_bad_rows_total", "novacron_work_restarts_total", "novacron_placement_index_misses_total",
         "novacron_feed_skipped_changes_total", "novacron_agent_refused_vxlan_packets_total",
-        "novacron_audit_sent_records_total",
+        "novacron_audit_sent_records_total", "novacron_load_reports_dropped_total",
+        "novacron_load_history_store_duration_seconds", "novacron_forecast_rounds_total",
+        "novacron_forecast_round_duration_seconds", "novacron_forecast_last_round_timestamp_seconds",
     }  # fmt: skip
     assert silent <= happen
 

@@ -34,7 +34,8 @@ SITES = ("guests on the shared platform", "backups on the shared platform", "the
 LOADED_WHEN_NEEDED = {"opentelemetry.exporter", "pycdlib", "redis", "webauthn", "zxcvbn"}
 """Packages that few processes need, and that take long to import."""
 SHARED_CLASS_NAMES = {
-    "AntiAffinityScope", "AuditOutcome", "BootDevice", "CpuKind", "DiskBus", "Display", "DrainPolicy", "Encryption",
+    "AntiAffinityScope", "AuditOutcome", "BootDevice", "CapacityResource", "CpuKind", "DiskBus", "Display",
+    "DrainPolicy", "Encryption",
     "Firmware", "ImageFormat", "Ipv6Addresses", "KeyName", "MigrationPolicy", "NicModel", "Os", "Power",
     "RebalanceMode", "Restart",
 }  # fmt: skip

@@ -10,6 +10,7 @@ from novacron.cli import (
     contexts,
     diagnosis,
     events,
+    forecasts,
     guests,
     images,
     invitations,
@@ -76,6 +77,8 @@ app.add_typer(networks.forwards, name="forward")
 app.add_typer(nodes.app, name="node")
 app.add_typer(sites.app, name="site")
 app.add_typer(rebalance.app, name="rebalance")
+app.add_typer(forecasts.app, name="forecast")
+app.command("capacity")(forecasts.capacity)
 app.add_typer(migrations.app, name="migration")
 app.add_typer(runbooks.app, name="runbook")
 app.add_typer(links.app, name="link")

@@ -73,6 +73,17 @@ class AuditOutcome(StrEnum):
     FAILED = "failed"
 
 
+class CapacityResource(StrEnum):
+    """What can be full, or end."""
+
+    SITE_MEMORY = "site-memory"
+    SITE_VCPUS = "site-vcpus"
+    POOL = "pool"
+    QUOTA = "quota"
+    DATABASE = "database"
+    CERTIFICATE = "certificate"
+
+
 class CpuKind(StrEnum):
     """The processor model that a guest gets at its first start, and keeps."""
 

@@ -21,6 +21,7 @@ from novacron.control.backup_proofs import BackupProofs, Nodes
 from novacron.control.backups import BackupPolicies
 from novacron.control.drain import Drains
 from novacron.control.failover import Failover
+from novacron.control.forecasts import Forecasts
 from novacron.control.objects import Objects
 from novacron.control.placement import PlacementController
 from novacron.control.rebalance import Rebalance
@@ -93,6 +94,7 @@ class Controllers:
             Controller("sessions", Sessions(lifetimes or Lifetimes()).step, 30, frozenset()),
             Controller("audit-chain", audit_chain.step, 1, frozenset()),
             Controller("rebalance", Rebalance(nodes.foresee, index).step, 60, frozenset()),
+            Controller("forecasts", Forecasts().step, 30, frozenset()),
         )
         self._wake = {controller.name: asyncio.Event() for controller in self._all}
         self._objects = {controller.name: Objects(controller.name) for controller in self._all}

@@ -31,6 +31,7 @@ from novacron.server.copies import Copies
 from novacron.server.desired_state import DesiredStateSender
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.images import ImageUpkeep
+from novacron.server.load_history import LoadHistory
 from novacron.server.observations import Observations
 from novacron.server.peers import PeerAnnouncer
 from novacron.server.probes import Probes
@@ -92,9 +93,10 @@ class LinkServer:
         self._heartbeats = Heartbeats(database, clock)
         self._log_now = Rarely()
         self._observations = Observations(database)
+        self._load_history = LoadHistory()
         self._takers = Takers(
             database, authority, clock, self._questions, self._images, self._desired_state, self._heartbeats,
-            self._observations, Reports(database, clock), Rarely(), mark,
+            self._observations, Reports(database, clock, self._load_history.take), Rarely(), mark,
         )  # fmt: skip
         gauge("novacron_link_nodes").read = lambda: {(): len(self._sessions)}
         gauge("novacron_link_consoles").read = lambda: {
@@ -122,6 +124,7 @@ class LinkServer:
             "heartbeats": self._heartbeats.run,
             "observations": self._observations.run,
             "repositories": self._repositories.run,
+            "load history": lambda: self._load_history.run(self._database),
         }
         tasks = [asyncio.create_task(supervise(name, work), name=name) for name, work in works.items()]
         try:

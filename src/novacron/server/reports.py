@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from novacron.model.reachability import check_endpoint, check_reachable
 from novacron.store import (
@@ -27,12 +27,23 @@ STOPPED_MAX = 1000
 """Migrations whose guest stands still, of which this process remembers since when."""
 
 
+TakeLoad = Callable[[str, Sequence[tuple[str, float]]], None]
+
+
+def _ignore_load(node: str, used: Sequence[tuple[str, float]]) -> None:
+    """For who stores nothing of it."""
+
+
 class Reports:
     """Stores reports of nodes, each in a transaction of its own."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, database: Database, clock: Callable[[], float] = time.monotonic, take_load: TakeLoad = _ignore_load
+    ) -> None:
+        """``take_load`` gets what VMs of a node have used of its processors."""
         self._database = database
         self._clock = clock
+        self._take_load = take_load
         self._stopped_at: dict[str, float] = {}
 
     def guest_stopped(self, migration: str) -> None:
@@ -43,6 +54,10 @@ class Reports:
 
     async def store(self, node: str, message: wire.Message) -> None:
         """Store one report. Raises NovaError, and ValueError for a message that is none."""
+        if isinstance(message, wire.Measured):
+            used = await self._database.transact(lambda c: rebalancing.measured(c, node, message.cpus))
+            self._take_load(node, used)
+            return
         await self._database.transact(lambda connection: self._apply(connection, node, message))
         if isinstance(message, wire.Resumed):
             self._stopped_at.pop(message.migration, None)
@@ -56,8 +71,6 @@ class Reports:
                 await reconciling.take(connection, node, [said], whole=False)
             case wire.Removed(vm=vm):
                 await reconciling.ended(connection, node, vm)
-            case wire.Measured(cpus=cpus):
-                await rebalancing.measured(connection, node, cpus)
             case wire.InventoryChanged(inventory=inventory):
                 check_reachable(inventory)
                 await nodes.connected(connection, node, inventory)

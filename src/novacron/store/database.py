@@ -23,7 +23,7 @@ from novacron.telemetry.values import counter, histogram
 
 log = logs.get(__name__)
 
-SCHEMA_VERSION = "0050"
+SCHEMA_VERSION = "0051"
 SERVER_VERSION_MIN = 150000
 POOL_DEFAULT = 25
 POOL_IDLE_S, POOL_QUERIES_MAX = 300.0, 50_000
@@ -314,10 +314,10 @@ class Database:
             await connection.execute("SELECT 1")
 
 
-async def connect(url: str) -> asyncpg.Connection:
-    """Open a connection outside the pool, for listeners and long-held locks."""
+async def connect(url: str, command_timeout_s: float = STATEMENT_TIMEOUT_S) -> asyncpg.Connection:
+    """Open a connection outside the pool, for listeners, long-held locks and work in a process of its own."""
     connection = await asyncpg.connect(
-        url, timeout=ACQUIRE_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, connection_class=PooledConnection
+        url, timeout=ACQUIRE_TIMEOUT_S, command_timeout=command_timeout_s, connection_class=PooledConnection
     )
     await _prepare(connection)
     return connection

@@ -63,8 +63,9 @@ async def record(connection: Connection, mode: RebalanceMode, decision: Decision
         await events.record(connection, events.NewEvent("vm", move.vm, move.vm_name, reason, message))
 
 
-async def measured(connection: Connection, node: str, used: Sequence[tuple[str, float]]) -> None:
-    """Store how many processors VMs of a node have used since they were measured last."""
+async def measured(connection: Connection, node: str, used: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Store how many processors VMs of a node have used since they were measured last. Return that of the VMs which
+    are the node's: of others it has nothing to say."""
     rows = await connection.fetch(
         "SELECT v.id, l.cpus, extract(epoch FROM clock_timestamp() - l.measured_at)::float AS passed_s"
         " FROM vms v LEFT JOIN vm_loads l ON l.vm = v.id WHERE v.node = $1 AND v.id = ANY($2)",
@@ -78,6 +79,7 @@ async def measured(connection: Connection, node: str, used: Sequence[tuple[str, 
         " ON CONFLICT (vm) DO UPDATE SET cpus = $2, measured_at = clock_timestamp()",
         now,
     )
+    return [(vm, cpus) for vm, cpus in used if vm in before]
 
 
 async def uses(connection: Connection) -> dict[str, NodeUse]:

@@ -302,6 +302,27 @@ PROCESS = (
              " had too many.", "metric"),
 )  # fmt: skip
 
+FORECASTS = (
+    _counter("novacron_load_reports_dropped_total", "Reports of load that did not count: a node reports too often, or"
+             " there are too many VMs."),
+    _histogram("novacron_load_history_store_duration_seconds", "Storing an hour of load.", buckets=DURATIONS_S),
+    _counter("novacron_forecast_rounds_total", "Rounds of forecasts, by how they ended: done, failed or timeout.",
+             "outcome"),
+    _gauge("novacron_forecast_round_duration_seconds", "How long the last round took, fits included.",
+           together=Together.MAX),
+    _gauge("novacron_forecast_last_round_timestamp_seconds", "When the last round was made.", together=Together.MAX),
+    _gauge("novacron_forecast_error_ratio", "Weighted absolute error of the last week's forecasts: all errors together"
+           " as a share of what came. answer: served, learned, or last (as in the last hour or week).",
+           "kind", "answer", together=Together.MAX),
+    _gauge("novacron_forecast_coverage_ratio", "Share of what came in the last week that was inside its 90 % interval.",
+           "kind", together=Together.MAX),
+    _gauge("novacron_forecast_lead_seconds", "How long before the end of what it foresees a forecast was there, on"
+           " average over the last week.", "kind", together=Together.MAX),
+    _gauge("novacron_forecast_scored", "Forecasts of the last week that were compared with what came.", "kind",
+           together=Together.MAX),
+    _gauge("novacron_forecast_model_aside", "1 while a learned model is set aside: it is worse than the naive answer.",
+           "kind", together=Together.MAX),
+)  # fmt: skip
 AGENT = (
     _gauge("novacron_agent_link_connected", "1 while the agent is connected to a server."),
     _counter("novacron_agent_link_connections_total", "Connections to a server, by how the attempt ended.", "outcome"),
@@ -384,7 +405,7 @@ VM = (
     _gauge("novacron_vm_guest_agent", "1 while a guest agent has its port open.", *OF_A_VM),
 )  # fmt: skip
 
-SERVERS = (*API, *FEED, *DATABASE, *CONTROLLERS, *AUDIT, *LINK, *MIGRATIONS, *FLEET, *PROCESS)
+SERVERS = (*API, *FEED, *DATABASE, *CONTROLLERS, *AUDIT, *LINK, *MIGRATIONS, *FLEET, *FORECASTS, *PROCESS)
 AGENTS = (*AGENT, *HOST, *VM)
 FAMILIES = (*SERVERS, *AGENTS)
 BY_NAME = {family.name: family for family in FAMILIES}

@@ -14,6 +14,7 @@ GROUPS: dict[str, tuple[Family, ...]] = {
     "The link to nodes": declared.LINK,
     "Migrations and DWCP": declared.MIGRATIONS,
     "The fleet": declared.FLEET,
+    "Forecasts": declared.FORECASTS,
     "Processes: of servers and of agents": declared.PROCESS,
     "Agents": declared.AGENT,
     "Nodes, as machines": declared.HOST,

@@ -14,7 +14,7 @@ from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.read_model import paging, response_cache
 from novacron.api.read_model.indexes import Condition
-from novacron.api.read_model.paging import FIELDS, Paging, Query
+from novacron.api.read_model.paging import FIELDS, Paging, Query, Selection
 from novacron.model import limits, metadata
 from novacron.model.errors import InvalidInput
 from novacron.model.metadata import wanted_tags
@@ -52,7 +52,18 @@ def of_vm(vm: str | None) -> tuple[Condition, ...]:
 def answer(request: ApiRequest, page: Paging, query: Query) -> Response[Any]:
     """Answer with a page of the objects of a list that the caller may see; with ``keep``, that alone says which these
     are. Raises InvalidInput, NotFound."""
-    cache = services(request).cache
+    selection = selected(request, page, query)
+    body = paging.encode(selection, page.fields, services(request).cache.revision)
+    if query.keep is None:
+        request.scope.setdefault("state", {})[response_cache.DEPENDENCY] = selection.dependency
+    return Response(body, media_type=MediaType.JSON, headers={"Cache-Control": "no-cache"})
+
+
+def selected(request: ApiRequest, page: Paging, query: Query) -> Selection:
+    """Return a page of the objects of a list that the caller may see; with ``keep``, that alone says which these are.
+
+    Raises InvalidInput, NotFound.
+    """
     if page.tags and query.kind not in metadata.KINDS:
         raise InvalidInput(f"a {query.kind} has no tags", field="tag", hint="leave it out")
     for tag in page.tags:
@@ -60,11 +71,7 @@ def answer(request: ApiRequest, page: Paging, query: Query) -> Response[Any]:
     if query.keep is None:
         visible = authorization.visible(request, query.kind)
         query = query if visible is None else _and(query, visible)
-    selection = paging.select(cache, query, page)
-    body = paging.encode(selection, page.fields, cache.revision)
-    if query.keep is None:
-        request.scope.setdefault("state", {})[response_cache.DEPENDENCY] = selection.dependency
-    return Response(body, media_type=MediaType.JSON, headers={"Cache-Control": "no-cache"})
+    return paging.select(services(request).cache, query, page)
 
 
 def _and(query: Query, condition: Condition) -> Query:

@@ -30,6 +30,7 @@ TAGS = {
     "networks": "Networks, security groups, floating addresses and forwards.",
     "nodes": "Hosts and sites: join, drain, rename, remove.",
     "migrations": "Migrations of VMs between hosts.",
+    "forecasts": "What is foreseen of load and capacity, and how good that was.",
     "links": "What migrations may use of the links between sites.",
     "events": "What happened, and streams of every change.",
     "access": "Users, tokens, roles, projects, the audit log.",

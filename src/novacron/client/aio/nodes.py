@@ -59,6 +59,13 @@ class AsyncNodeCalls(AsyncConnection):
         """Set how the fleet is rebalanced: ``mode``, ``imbalance_min``, ``rounds``, ``cool_down_s`` and others."""
         return await self._object("PUT", "/api/v1/rebalancing", settings)
 
+    async def forecast_accuracy(self, days: int = 7) -> list[Object]:
+        """Return how the forecasts of the last days compare with what came. The forecasts themselves are lists:
+        ``forecasts/nodes``, ``forecasts/vms`` and ``capacity``."""
+        answered = await self._object("GET", f"/api/v1/forecasts/accuracy?{protocol.query({'days': str(days)})}")
+        items: list[Object] = answered["items"]
+        return items
+
     async def metrics(self, node: str | None = None) -> str:
         """Return the metrics of the server, or of a node's agent, in Prometheus' text format.
 

@@ -58,6 +58,13 @@ class NodeCalls(Connection):
         """Set how the fleet is rebalanced: ``mode``, ``imbalance_min``, ``rounds``, ``cool_down_s`` and others."""
         return self._object("PUT", "/api/v1/rebalancing", settings)
 
+    def forecast_accuracy(self, days: int = 7) -> list[Object]:
+        """Return how the forecasts of the last days compare with what came. The forecasts themselves are lists:
+        ``forecasts/nodes``, ``forecasts/vms`` and ``capacity``."""
+        answered = self._object("GET", f"/api/v1/forecasts/accuracy?{protocol.query({'days': str(days)})}")
+        items: list[Object] = answered["items"]
+        return items
+
     def metrics(self, node: str | None = None) -> str:
         """Return the metrics of the server, or of a node's agent, in Prometheus' text format.
 

@@ -1,0 +1,246 @@
+"""A round of forecasts, in a process of its own: it needs numpy and a processor for seconds, and so would hold up
+whatever else its process does.
+
+``python -m novacron.control.forecast_round`` reads a ``RoundOrder`` from its standard input and writes a
+``RoundSummary`` to its standard output, both as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+import traceback
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import msgspec
+import numpy as np
+
+from novacron.model.capacity_forecast import (
+    CapacityForecast,
+    CapacityResource,
+    GrowthRate,
+    ResourceHistory,
+    certificate,
+    foresee,
+)
+from novacron.model.load_forecast import ForecastKind, ForecastModel, judge
+from novacron.model.load_hours import KEPT
+from novacron.prediction import rounds
+from novacron.prediction.load import Floats, Hours
+from novacron.prediction.trend import trend
+from novacron.store import capacity, forecasts, load_history
+from novacron.store.database import connect
+from novacron.store.forecasts import NewForecast, RoundSummary
+
+NICE = 10
+"""Others on the machine go first."""
+STATEMENT_S_MAX = 45.0
+HISTORY_DAYS = 28
+WEEKS = 5
+PERCENT = 100.0
+FIELDS = ("peak", "mean", "last", "quarter", "second")
+PRUNES_MAX = 20
+"""Steps of pruning in a round; what is left is pruned in the next one."""
+
+
+class RoundOrder(msgspec.Struct, frozen=True):
+    """What a round needs. ``hour_s`` is when the hour began that is foreseen, in seconds since 1970."""
+
+    database_url: str
+    hour_s: int
+
+    @property
+    def hour(self) -> datetime:
+        return datetime.fromtimestamp(self.hour_s, UTC)
+
+
+async def make(connection: asyncpg.Connection, hour: datetime) -> RoundSummary:
+    """Score what came, foresee the hour and the capacity, and once a day the week of VMs."""
+    began = time.perf_counter()
+    await forecasts.score_nodes(connection, hour)
+    await forecasts.score_vms(connection, hour.date())
+    await _judge(connection, hour)
+    nodes, fit_s = await _foresee_nodes(connection, hour)
+    vms = await _foresee_vms(connection, hour.date())
+    await _foresee_capacity(connection, hour.date())
+    await _prune(connection, hour.date())
+    summary = RoundSummary(round(time.perf_counter() - began, 3), nodes, vms, round(fit_s, 3))
+    await forecasts.round_made(connection, hour, summary)
+    return summary
+
+
+async def _judge(connection: asyncpg.Connection, hour: datetime) -> None:
+    states = await forecasts.models(connection)
+    for kind in ForecastKind:
+        sums = await forecasts.sums(connection, kind, hour - timedelta(days=forecasts.SCORED_DAYS))
+        await forecasts.judged(connection, kind, judge(states[kind].aside_since is not None, sums))
+
+
+async def _is_aside(connection: asyncpg.Connection, kind: ForecastKind) -> bool:
+    return (await forecasts.models(connection))[kind].aside_since is not None
+
+
+def hours_of(rows: list[Any], names: list[str], hour: datetime) -> tuple[Hours, Floats]:
+    """Return what is known of the hours before ``hour``, in percent of a processor, and of the memory."""
+    first_day = hour.date() - timedelta(days=HISTORY_DAYS)
+    values = np.full((len(FIELDS) + 1, len(names), (HISTORY_DAYS + 1) * 24), np.nan)
+    place = {name: number for number, name in enumerate(names)}
+    for row in rows:
+        at = (row["day"] - first_day).days * 24
+        if 0 <= at < values.shape[2]:
+            table = np.array([row[field] for field in (*FIELDS, "memory_mib")], dtype=np.float64)  # None is NaN
+            values[:, place[row["node"]], at : at + 24] = table
+    values = values[:, :, : HISTORY_DAYS * 24 + hour.hour]
+    peak, mean, end, quarter, second = values[:-1] * PERCENT
+    return Hours(peak, mean, end, quarter, second), values[-1]
+
+
+async def _foresee_nodes(connection: asyncpg.Connection, hour: datetime) -> tuple[int, float]:
+    """Foresee the hour; return of how many nodes, and how long the fit took."""
+    rows = await forecasts.node_hours(connection, hour.date() - timedelta(days=HISTORY_DAYS))
+    names = sorted({row["node"] for row in rows})
+    if not names:
+        return 0, 0.0
+    known, memory = hours_of(rows, names, hour)
+    began = time.perf_counter()
+    outlook = rounds.foresee_peaks(known, rounds.fit_peaks(known))
+    fit_s = time.perf_counter() - began
+    set_aside = await _is_aside(connection, ForecastKind.NODE_HOUR)
+    counts = np.isfinite(known.peak).sum(1)
+    newest_memory = rounds.newest(memory[:, -rounds.NEWEST_HOURS_MAX :])
+    made = [
+        item._replace(memory_mib=_known(newest_memory[number], int))
+        for number, item in enumerate(chosen(names, outlook, counts, set_aside))
+        if item is not None
+    ]
+    await forecasts.store_nodes(connection, hour, made)
+    return len(made), fit_s
+
+
+async def _foresee_vms(connection: asyncpg.Connection, today: date) -> int:
+    """Foresee the seven days from today, once a day; return of how many VMs."""
+    if await forecasts.vms_are_foreseen(connection, today):
+        return 0
+    rows = await forecasts.vm_weeks(connection, today, WEEKS)
+    names = sorted({row["vm"] for row in rows})
+    if not names:
+        return 0
+    place = {name: number for number, name in enumerate(names)}
+    maxima, days = np.full((len(names), WEEKS), np.nan), np.zeros(len(names), dtype=np.int64)
+    partly = np.full((len(names), WEEKS), np.nan)
+    for vm, week, peak, count in rows:
+        at, column = place[vm], WEEKS - 1 - week
+        days[at] += count
+        partly[at, column] = peak
+        if count >= forecasts.WEEK_DAYS_MIN:
+            maxima[at, column] = peak
+    outlook = rounds.foresee_weeks(maxima)
+    last = np.where(np.isfinite(outlook.last), outlook.last, rounds.newest(partly))
+    set_aside = await _is_aside(connection, ForecastKind.VM_WEEK)
+    made = [item for item in chosen(names, outlook._replace(last=last), days, set_aside) if item is not None]
+    async with connection.transaction():  # all of a day's or none: they are looked for once a day
+        await forecasts.store_vms(connection, today, made)
+    return len(made)
+
+
+def chosen(names: list[str], outlook: rounds.Outlook, known: Any, set_aside: bool) -> list[NewForecast | None]:  # noqa: ANN401
+    """Return what is served of each node or VM, in processors: what was learned, unless there is nothing or it is set
+    aside; None where nothing is known."""
+    made: list[NewForecast | None] = []
+    for number, name in enumerate(names):
+        last, learned, lower, upper, last_lower, last_upper = (_known(values[number], _cpus) for values in outlook)
+        if last is None:
+            made.append(None)
+        elif learned is not None and not set_aside:
+            made.append(
+                NewForecast(name, ForecastModel.LEARNED, learned, lower, upper, last, learned, None, int(known[number]))
+            )
+        else:
+            made.append(
+                NewForecast(
+                    name, ForecastModel.LAST, last, last_lower, last_upper, last, learned, None, int(known[number])
+                )
+            )
+    return made
+
+
+def _cpus(percent: float) -> float:
+    return float(percent) / PERCENT
+
+
+def _known(value: Any, make: Any) -> Any:  # noqa: ANN401
+    return make(value) if np.isfinite(value) else None
+
+
+async def _foresee_capacity(connection: asyncpg.Connection, today: date) -> None:
+    rows = await capacity.record(connection, today)
+    known = await capacity.history(connection, today)
+    made: list[CapacityForecast] = []
+    for row in rows:
+        days, used = known[row["resource"], row["name"]]
+        seen = ResourceHistory(
+            CapacityResource(row["resource"]), row["name"], row["used"], row["size"], len(days), row["usual_node"]
+        )
+        made.append(foresee(seen, growth(days, used), today))
+    first = await capacity.first_certificate(connection)
+    if first is not None:
+        made.append(certificate(first[0], datetime.fromtimestamp(first[1], UTC).date(), today))
+    async with connection.transaction():
+        await capacity.replace(connection, made)
+
+
+def growth(days: list[date], used: list[float]) -> GrowthRate | None:
+    """Return how much more is used each day."""
+    found = trend(np.array([at.toordinal() for at in days], dtype=np.float64), np.array(used))
+    return None if found is None else GrowthRate(*found)
+
+
+PRUNED = (
+    ("node_load_days", "day", KEPT.node_days),
+    ("vm_load_days", "day", KEPT.vm_days),
+    ("node_forecasts", "hour", KEPT.node_forecast_days),
+    ("vm_forecasts", "day", KEPT.vm_forecast_days),
+    ("forecast_rounds", "hour", KEPT.node_forecast_days),
+    ("capacity_days", "day", KEPT.capacity_days),
+)
+
+
+async def _prune(connection: asyncpg.Connection, today: date) -> None:
+    """Delete what is too old, a limited number of rows."""
+    steps = 0
+    for table, column, days in PRUNED:
+        while steps < PRUNES_MAX:
+            steps += 1
+            if await load_history.prune(connection, table, column, days, today) < load_history.PRUNED_AT_ONCE_MAX:
+                break
+
+
+async def run(order: RoundOrder) -> RoundSummary:
+    connection = await connect(order.database_url, STATEMENT_S_MAX)
+    try:
+        await connection.execute("SET work_mem = '64MB'; SET max_parallel_workers_per_gather = 0")
+        return await make(connection, order.hour)
+    finally:
+        await connection.close()
+
+
+def main() -> None:
+    os.nice(NICE)
+    answer = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is said, such as of slow queries, is no answer
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=RoundOrder)
+    try:
+        summary = asyncio.run(run(order))
+    except Exception as error:  # whoever began this reads the last line
+        traceback.print_exc()
+        sys.exit(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    with os.fdopen(answer, "wb") as file:
+        file.write(msgspec.json.encode(summary))
+
+
+if __name__ == "__main__":
+    main()
