@@ -135,9 +135,9 @@ CASES = {
     "HostNetworkDrops": one('novacron_host_network_drops_total{interface="e", node="n"}', "0+2000x300", "0+20x300"),
     "VMsUnplaced": one("novacron_vms_unplaced", "2x300", "0x300"),
     "VMBackupLate": one('novacron_vms_backup{state="late"}', "1x300", "0x300"),
-    "BackupRepositoryNotPruned": one("novacron_backup_repository_prunes_failed", "1x9000", "0x9000", "72h10m"),
-    "VMBackupProofFailed": one("novacron_vms_backup_proof_failed", "1x300", "0x300"),
     "VMBackupUnverified": one("novacron_vms_backup_unverified", "1x9000", "0x9000", "24h10m"),
+    "VMBackupProofFailed": one("novacron_vms_backup_proof_failed", "1x300", "0x300"),
+    "BackupRepositoryNotPruned": one("novacron_backup_repository_prunes_failed", "1x9000", "0x9000", "72h10m"),
     "VMWithoutBackupPolicy": Case(
         {'novacron_vms_backup{state="unprotected"}': "1x600", "novacron_backup_policies": "1x600"},
         {'novacron_vms_backup{state="unprotected"}': "1x600", "novacron_backup_policies": "0x600"},

@@ -35,6 +35,13 @@ PRUNE_DAYS = options.option(
     "prune_days", str, "--prune-days", convert=parse_days, metavar="DAYS",
     help="free the room of deleted backups every so many days, on each node; none: never; by default 7",
 )  # fmt: skip
+RESTORE_OPTIONS = (
+    options.option("node", str, help="node to run on; by default the one that made the backup"),
+    options.option(
+        "power", bool, "--start/--no-start", default=True, help="start the new VM at once",
+        convert=lambda starts: "running" if starts else "stopped",
+    ),
+)  # fmt: skip
 ENDS = ("Restored", "RestoreFailed")
 """Events that say how it ended to replace a VM's disk."""
 BackupId = Annotated[str, typer.Argument(metavar="backup", help="id of the backup", show_default=False)]
@@ -257,11 +264,10 @@ def picture(
 @options.expand
 def restore(
     backup: BackupId,
+    fields: Annotated[Object, RESTORE_OPTIONS],
     name: Annotated[
         str | None, typer.Argument(help="name of the new VM; not with --in-place", show_default=False)
     ] = None,
-    node: Annotated[str | None, typer.Option(help="node to run on; by default the one that made the backup")] = None,
-    start: Annotated[bool, typer.Option("--start/--no-start", help="start the new VM at once")] = True,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="replace the disk of the VM that was backed up, which must be off")
     ] = False,
@@ -271,15 +277,14 @@ def restore(
     """Make a new VM of a backup, with new addresses, or put it in the place of its VM's disk."""
     if in_place == (name is not None):
         raise typer.BadParameter("give the name of the new VM, or --in-place", param_hint="'NAME'")
-    if in_place and node is not None:
+    if in_place and "node" in fields:
         raise typer.BadParameter("a VM stays on its node when its disk is replaced", param_hint="'--node'")
     with output.errors():
         client = Client()
         if in_place:
             _replace(client, backup, yes=yes, wait=wait)
             return
-        power = "running" if start else "stopped"
-        finish(client, client.restore_backup(backup, str(name), node=node, power=power), (power,), wait)
+        finish(client, client.restore_backup(backup, str(name), **fields), (fields["power"],), wait)
 
 
 def _replace(client: Client, backup: str, *, yes: bool, wait: Wait) -> None:
