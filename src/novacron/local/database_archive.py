@@ -168,12 +168,11 @@ def base_backup(repository: Repository, made: BackupSnapshot) -> BaseBackup:
         (cluster,) = struct.unpack_from("<Q", control)
         started, last = START.search(label), manifest.ranges[-1]
         assert started is not None
-        size = next(file.size for path, file in files.items()
-                    if path.startswith("pg_wal/") and database_wal.SEGMENT.match(path.removeprefix("pg_wal/")))  # fmt: skip
+        segments = [path for path in files if database_wal.SEGMENT.match(path.removeprefix("pg_wal/"))]
         return BaseBackup(
-            str(cluster), started[1], last.timeline, database_wal.lsn(last.end), size, version
+            str(cluster), started[1], last.timeline, database_wal.lsn(last.end), files[segments[0]].size, version
         )  # fmt: skip
-    except (KeyError, IndexError, StopIteration, AssertionError, ValueError, struct.error, msgspec.MsgspecError):
+    except (KeyError, IndexError, AssertionError, ValueError, struct.error, msgspec.MsgspecError):
         raise Damaged("the backup does not hold what PostgreSQL's base backups have") from None
 
 

@@ -30,6 +30,7 @@ from novacron.local import database_archive, database_backup, database_wal
 from novacron.local.database_archive import WalArchive
 from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.database_connection import DatabaseConnection
+from novacron.local.doctor.database import ARCHIVER_SLOT
 from novacron.local.postgres import PostgresFailed, programs
 from novacron.supervise import BackoffPolicy
 from novacron.telemetry import logs
@@ -38,8 +39,8 @@ from novacron.telemetry.values import counter, gauge
 
 log = logs.get(__name__)
 
-SLOT = "novacron_archive"
-"""The replication slot, and the application's name."""
+SLOT = ARCHIVER_SLOT
+"""Also the application's name."""
 STORE_S = 20.0
 """How often what was received is stored."""
 RECEIVED_S_MAX = 10.0
@@ -114,7 +115,10 @@ class Archiver:
         while True:
             began = time.monotonic()
             try:
-                await self._receive_once(fails)
+                if not await self._may_receive(fails):
+                    await asyncio.sleep(STANDBY_S)
+                    continue
+                await self._receive_once()
                 lasted_s = time.monotonic() - began
                 fails = 0 if lasted_s > RUN_S_MIN else fails + 1
             except CANT as error:
@@ -123,21 +127,24 @@ class Archiver:
             pause_s = BACKOFF.after(pause_s, lasted_s)
             await asyncio.sleep(pause_s)
 
-    async def _receive_once(self, fails: int) -> None:
-        """Run pg_receivewal until it ends."""
+    async def _may_receive(self, fails: int) -> bool:
+        """Prepare the database; return False while another server archives it, or too much waits here."""
         async with self._database() as connection:
             await self._check(connection)
             await self._know_cluster(connection)
-            while _spooled_bytes(self._spool) > SPOOL_BYTES_MAX:
-                await asyncio.sleep(STANDBY_S)
-            while await connection.fetchval("SELECT active FROM pg_replication_slots WHERE slot_name = $1", SLOT):
-                await asyncio.sleep(STANDBY_S)
+            active = await connection.fetchval("SELECT active FROM pg_replication_slots WHERE slot_name = $1", SLOT)
+            if active or _spooled_bytes(self._spool) > SPOOL_BYTES_MAX:
+                return False
             if fails >= FAILS_MAX:
                 await self._begin_anew(connection)
             await connection.execute(
                 "SELECT pg_create_physical_replication_slot($1, true)"
                 " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)", SLOT,
             )  # fmt: skip
+        return True
+
+    async def _receive_once(self) -> None:
+        """Run pg_receivewal until it ends."""
         process = await self._start_receiver()
         self._receiving = True
         self._begun.set()
@@ -169,7 +176,7 @@ class Archiver:
 
     async def _watch_spool(self, process: asyncio.subprocess.Process) -> None:
         """Stop receiving when too much waits for the repository."""
-        while _spooled_bytes(self._spool) <= SPOOL_BYTES_MAX:
+        while _spooled_bytes(self._spool) <= SPOOL_BYTES_MAX:  # noqa: ASYNC110 (a folder tells nobody)
             await asyncio.sleep(STANDBY_S)
         log.warning("too much WAL waits for the repository: the database keeps the rest", bytes_max=SPOOL_BYTES_MAX)
         process.terminate()
@@ -406,8 +413,8 @@ async def run(settings: ArchiverSettings, stop: asyncio.Event) -> None:
     Path(settings.metrics).mkdir(mode=0o700, parents=True, exist_ok=True)
     archiver, processes = Archiver(settings), Processes(Path(settings.metrics))
     loops = [archiver.receive(), archiver.store(), archiver.make_bases(), processes.run()]
-    tasks = [asyncio.create_task(loop) for loop in loops]
-    stopped = asyncio.create_task(stop.wait())
+    tasks: list[asyncio.Task[None]] = [asyncio.create_task(loop) for loop in loops]
+    stopped = asyncio.create_task(_when_set(stop))
     try:
         await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -419,6 +426,10 @@ async def run(settings: ArchiverSettings, stop: asyncio.Event) -> None:
         for task in (*tasks, stopped):
             task.cancel()
         await asyncio.wait([*tasks, stopped], timeout=QUERY_S)
+
+
+async def _when_set(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def _main(settings: ArchiverSettings, owner: int) -> None:

@@ -135,14 +135,13 @@ def database_restore(
     repository: Repository,
     backup: Annotated[
         str | None,
-        typer.Argument(
-            help="id, or how it begins, of a backup to restore as it is; default: see --to", metavar="[BACKUP]"
-        ),
+        typer.Argument(help="id, or how it begins, of a backup to restore as it is", metavar="[BACKUP]"),
     ] = None,
     to: Annotated[
         str,
         typer.Option(
-            help="time to which to restore, such as '2026-11-29 03:10:00' (UTC unless it says more), or latest"
+            help="time to which to restore, such as '2026-11-29 03:10:00' (UTC if it names no zone), or latest:"
+            " all that was archived"
         ),
     ] = LATEST,
     timeline: Annotated[
@@ -171,9 +170,8 @@ def database_restore(
             if not sys.stdin.isatty():
                 say(f"error: this loses what changed in the database since {since}: confirm with --yes", err=True)
                 sys.exit(2)
-            typer.confirm(
-                f"Everything that changed in the database since {since} is lost from it. Restore?", abort=True
-            )
+            lost = f"Everything that changed in the database since {since} is lost from it"
+            typer.confirm(f"{lost}. Restore?", abort=True)
         done = recoveries.restore(place, state_dir or default_state_dir(), recovery)
         made = recovery.source.backup
         brought = "" if recovery.as_it_is else f", brought to {since},"
