@@ -9,7 +9,7 @@ from novacron.backup import index, snapshot
 from novacron.backup.errors import Damaged, NotStored
 from novacron.backup.index import RepositoryIndex
 from novacron.backup.pack import TARGET_BYTES, Blob, BlobType, content_of
-from novacron.backup.repository import Repository
+from novacron.backup.repository import CONFIG_NAME, Repository
 from novacron.backup.storage import Kind
 
 UNUSED_SHARE_MAX = 0.25
@@ -44,6 +44,7 @@ def prune(repository: Repository) -> Pruned:
     packs = _packs(repository, index_files)
     repository.read_index()
     used = _used(repository)
+    repository.storage.read(Kind.CONFIG, CONFIG_NAME)  # no snapshots, or a disk that was unmounted meanwhile?
     plan = _plan(packs, used, repository.index)
     present = list(repository.storage.names(Kind.PACK))
     removable = [name for name in present if bytes.fromhex(name) not in plan.keep]
@@ -88,13 +89,12 @@ def _used(repository: Repository) -> set[bytes]:
         if id in used:
             continue
         used.add(id)
-        for node in snapshot.decode_tree(repository.load(BlobType.TREE, id), id.hex()).nodes:
-            try:
-                used.update(map(bytes.fromhex, node.content or ()))
-                if node.subtree is not None:
-                    waiting.append(bytes.fromhex(node.subtree))
-            except ValueError as error:
-                raise Damaged(f"directory {id.hex()} is damaged: {error}") from None
+        nodes = snapshot.decode_tree(repository.load(BlobType.TREE, id), id.hex()).nodes
+        try:
+            used.update(bytes.fromhex(part) for node in nodes for part in node.content or ())
+            waiting += [bytes.fromhex(node.subtree) for node in nodes if node.subtree is not None]
+        except ValueError as error:
+            raise Damaged(f"directory {id.hex()} is damaged: {error}") from None
     missing = next((id for id in used if id not in repository.index), None)
     if missing is not None:
         raise NotStored(f"blob {missing.hex()}, which a backup needs, is not in the repository: see restic check")

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import msgspec
 
 from novacron.backup import disks, index
-from novacron.backup.errors import Damaged
+from novacron.backup.errors import Damaged, RepositoryError
 from novacron.backup.locks import RepositoryLock
-from novacron.backup.repository import Repository
+from novacron.backup.repository import CONFIG_NAME, Repository
 from novacron.backup.snapshot import BackupSnapshot, File, decode_snapshot
 from novacron.backup.storage import Kind
 from novacron.local import database_wal
@@ -67,6 +67,7 @@ class WalArchive:
         self.cluster = cluster
         self._repository = repository
         self._known_index = set[str]()
+        self._configuration = repository.storage.read(Kind.CONFIG, CONFIG_NAME)
         self.files = dict[str, WalFile]()
         """By their names; of a segment that is there in full, no part."""
         self._replaced = list[str]()
@@ -93,13 +94,22 @@ class WalArchive:
 
     def store(self, paths: list[Path], until: datetime) -> None:
         """Store files; ``until``: all that was committed before is in them. Raises RepositoryError, OSError."""
+        self._check_present()
         with RepositoryLock(self._repository, exclusive=False):
             self._refresh()
-            for path in paths:
-                self._take(WalFile(path.name, self._store(path, until), until))
+            stored = [WalFile(path.name, self._store(path, until), until) for path in paths]
+            self._check_present()
+            for file in stored:
+                self._take(file)
             while self._replaced:
                 self._repository.storage.remove(Kind.SNAPSHOT, self._replaced[-1])
                 self._replaced.pop()
+
+    def _check_present(self) -> None:
+        """Raise RepositoryError if the repository is not there any more: on a disk that was unmounted, what is written
+        would land below."""
+        if self._repository.storage.read(Kind.CONFIG, CONFIG_NAME) != self._configuration:
+            raise RepositoryError("another repository is in the place of this one")
 
     def is_same(self, path: Path) -> bool:
         """Say whether the repository has just this content under the file's name. Raises RepositoryError, OSError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from novacron.cli import output
+from novacron.cli.options import expand
 from novacron.extras import Extra, require
 from novacron.service_options import StateDir, default_state_dir
 from novacron.terminal import say
 
 if TYPE_CHECKING:
     from novacron.local.database_backup import BackupPlace, DatabaseBackup
-    from novacron.local.database_recovery import Restorable
+    from novacron.local.database_recovery import Recovery, Restorable
 
 LATEST = "latest"
 
@@ -130,23 +132,41 @@ def database_verify(
         say(f"backup {made.id[:8]} of {_when(made)} is whole: {made.files} files{until}")
 
 
-@app.command("restore")
-def database_restore(
-    repository: Repository,
+@dataclasses.dataclass(frozen=True)
+class RestoreTarget:
+    """What a restore is to put back."""
+
     backup: Annotated[
         str | None,
         typer.Argument(help="id, or how it begins, of a backup to restore as it is", metavar="[BACKUP]"),
-    ] = None,
+    ] = None
     to: Annotated[
         str,
         typer.Option(
             help="time to which to restore, such as '2026-11-29 03:10:00' (UTC if it names no zone), or latest:"
             " all that was archived"
         ),
-    ] = LATEST,
+    ] = LATEST
     timeline: Annotated[
         int | None, typer.Option(min=1, help="timeline of PostgreSQL to restore along; default: the newest")
-    ] = None,
+    ] = None
+
+    def recovery(self, place: BackupPlace) -> Recovery:
+        """Return what to restore from a repository. Raises BadParameter, BackupFailed."""
+        from novacron.local import database_recovery as recoveries
+
+        if self.backup is None:
+            return recoveries.choose(place, _time(self.to), self.timeline)
+        if self.to != LATEST or self.timeline is not None:
+            raise typer.BadParameter("a BACKUP is restored as it is: leave this out, or the BACKUP", param_hint="--to")
+        return recoveries.choose_backup(place, self.backup)
+
+
+@app.command("restore")
+@expand
+def database_restore(
+    repository: Repository,
+    target: RestoreTarget,
     password_file: PasswordFile = None,
     state_dir: StateDir = None,
     yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False,
@@ -160,11 +180,7 @@ def database_restore(
         from novacron.local import database_recovery as recoveries
 
         place = _place(repository, password_file, state_dir)
-        if backup is not None and (to != LATEST or timeline is not None):
-            raise typer.BadParameter("it goes without a BACKUP", param_hint="--to" if to != LATEST else "--timeline")
-        recovery = (
-            recoveries.choose(place, _time(to), timeline) if backup is None else recoveries.choose_backup(place, backup)
-        )
+        recovery = target.recovery(place)
         since = recoveries.shown(recovery.moment)
         if not yes:
             if not sys.stdin.isatty():

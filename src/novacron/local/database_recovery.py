@@ -84,7 +84,7 @@ class Recovery(NamedTuple):
         return self.source.until if self.target is None else self.target
 
 
-class Recovered(NamedTuple):
+class RecoveredDatabase(NamedTuple):
     """What was restored."""
 
     last_transaction: datetime | None
@@ -171,7 +171,7 @@ def shown(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def restore(place: BackupPlace, state_dir: Path, recovery: Recovery) -> Recovered:
+def restore(place: BackupPlace, state_dir: Path, recovery: Recovery) -> RecoveredDatabase:
     """Recover a database and put it in the place of the embedded one of a server that is stopped. Raises
     BackupFailed."""
     with explained():
@@ -183,7 +183,7 @@ def restore(place: BackupPlace, state_dir: Path, recovery: Recovery) -> Recovere
                 repository = open_repository(place)
                 fetch(repository, recovery.source.backup, fresh)
                 last = _recover(repository, recovery, fresh, postgres)
-                return Recovered(last, postgres.replace(fresh))
+                return RecoveredDatabase(last, postgres.replace(fresh))
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
 
