@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from lab.platform import open_directory
+from lab.platform import free_ports, open_directory
 from novacron.local import database_archive, database_backup, database_recovery
 from novacron.local.archiver_process import archiving
 from novacron.local.database_archiver import SLOT, ArchiverSettings
@@ -253,6 +253,61 @@ def test_a_slot_that_was_lost_begins_anew_with_a_base_backup(installation: Insta
     assert len(database_recovery.ranges(installation.restorable())) == 2, "what is in between can't be restored"
     installation.restore(None)
     assert installation.rows() == [1, 2]
+
+
+def test_a_spool_that_was_lost_is_noticed(installation: Installation) -> None:
+    with installation.running():
+        installation.wait_for_base()
+        installation.wait_archived(installation.write(1))
+        away = installation.state / "away"
+        installation.place.repository.rename(away)
+        for _ in range(3):
+            installation.sql("SELECT pg_switch_wal()")
+            installation.write(2)
+        until(lambda: _slot_segment(installation) >= 5, "it is received", 60.0)
+    away.rename(installation.place.repository)
+    shutil.rmtree(installation.spool)
+    with installation.running():
+        until(lambda: len(installation.restorable()) == 2, "another base backup is made", 90.0)
+        installation.wait_archived(installation.write(3))
+    installation.restore(None)
+    assert installation.rows() == [1, 2, 2, 2, 3]
+
+
+def _slot_segment(installation: Installation) -> int:
+    """Return in which segment what was not received begins."""
+    rows = installation.sql("SELECT (restart_lsn - '0/0') / (16 << 20) AS n FROM pg_replication_slots")
+    return int(rows[0]["n"])
+
+
+def test_a_restored_server_knows_that_nodes_know_more(installation: Installation) -> None:
+    """The server itself archives, and its mark outside the database survives the restore."""
+    port, link_port = free_ports(2)
+    command = [
+        sys.executable, "-m", "novacron", "server", "--state-dir", str(installation.state), "--port", str(port),
+        "--link-port", str(link_port), "--backup-repository", str(installation.place.repository),
+    ]  # fmt: skip
+    environment = {**os.environ, "NOVACRON_CONFIG": str(installation.state / "config.json")}
+    log = installation.state / "server.log"
+
+    @contextlib.contextmanager
+    def served() -> Iterator[None]:
+        with log.open("ab") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
+            try:
+                yield
+            finally:
+                process.terminate()
+                process.wait(60)
+
+    with served():
+        installation.wait_for_base()
+        at = installation.write(1)
+        installation.wait_archived(installation.write(2))
+    assert "may be older than what nodes know" not in log.read_text()
+    assert installation.command("restore", "--to", at.isoformat(), "--yes").returncode == 0
+    with served():
+        until(lambda: "may be older than what nodes know" in log.read_text(), "the server suspects its database")
+    assert installation.rows() == [1]
 
 
 def test_damaged_wal_and_times_outside_are_refused_before_anything_moves(installation: Installation) -> None:

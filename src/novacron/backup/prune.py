@@ -16,7 +16,7 @@ UNUSED_SHARE_MAX = 0.25
 """Of a pack: with more, what is used of it is stored again."""
 SMALL_BYTES = TARGET_BYTES // 4
 """Packs below are put together."""
-REPACKED_BYTES_MAX = 1 << 30
+REPACKED_BYTES_MAX = 256 << 20
 """Stored again at one time; the rest is left to the next."""
 
 Packs = dict[bytes, list[Blob]]

@@ -26,7 +26,7 @@ from novacron.backup.errors import Locked, RepositoryError
 from novacron.backup.locks import RepositoryLock
 from novacron.backup.prune import prune
 from novacron.backup.repository import Repository
-from novacron.local import database_archive, database_backup, database_wal
+from novacron.local import database_archive, database_backup, database_recovery, database_wal
 from novacron.local.database_archive import WalArchive
 from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.database_connection import DatabaseConnection
@@ -92,7 +92,7 @@ class Archiver:
     """Archives one database; its loops end when they are cancelled."""
 
     def __init__(self, settings: ArchiverSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._spool = Path(settings.spool)
         """Below it, a folder for each cluster."""
         self._cluster = ""
@@ -101,6 +101,8 @@ class Archiver:
         """When the files in the spool that are stored were written last (ns), by their names."""
         self._base_at: datetime | None = None
         self._base_wanted = asyncio.Event()
+        self._gaps_known = False
+        self.makes_base = False
         self._receiving = False
         self._begun = asyncio.Event()
         """Receiving has begun: WAL is stored at once."""
@@ -166,7 +168,7 @@ class Archiver:
             await process.wait()
 
     async def _start_receiver(self) -> asyncio.subprocess.Process:
-        server = DatabaseConnection.of(self._settings.url)
+        server = DatabaseConnection.of(self.settings.url)
         return await asyncio.create_subprocess_exec(
             "setpriv", "--pdeathsig", "TERM", "--", str(programs() / "pg_receivewal"), "--directory", str(self._spool),
             "--slot", SLOT, "--synchronous", "--no-loop", "--no-password", "--dbname", server.url,
@@ -211,7 +213,7 @@ class Archiver:
 
     @contextlib.asynccontextmanager
     async def _database(self) -> AsyncIterator[asyncpg.Connection]:
-        connection = await asyncpg.connect(self._settings.url, timeout=CONNECT_S, command_timeout=QUERY_S)
+        connection = await asyncpg.connect(self.settings.url, timeout=CONNECT_S, command_timeout=QUERY_S)
         try:
             yield connection
         finally:
@@ -239,6 +241,11 @@ class Archiver:
             await asyncio.to_thread(self._store_spool, until if caught_up else None)
         if not caught_up:
             raise BackupFailed(f"WAL is received more than {RECEIVED_S_MAX:.0f} s late")
+        if not self._gaps_known:
+            if await asyncio.to_thread(self._has_gap, until):
+                log.warning("WAL is missing in the repository: a base backup will be made")
+                self._base_wanted.set()
+            self._gaps_known = True
         gauge(ARCHIVED_AT).set(until.timestamp())
         gauge(BASE_AT).set(0.0 if self._base_at is None else self._base_at.timestamp())
 
@@ -265,11 +272,11 @@ class Archiver:
             if cluster != self._cluster:
                 self._cluster, self._archive = cluster, None
                 self._stored.clear()
-                self._spool = Path(self._settings.spool) / cluster
+                self._spool = Path(self.settings.spool) / cluster
                 self._spool.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _open(self, cluster: str) -> WalArchive:
-        place = self._settings.place
+        place, self._gaps_known = self.settings.place, False
         with database_backup.explained():
             repository = database_backup.open_repository(place, create=not place.password_file.exists())
             self._base_at = max(
@@ -294,6 +301,13 @@ class Archiver:
         whole = [name for name in sorted(written) if not database_wal.is_partial(name)]
         for name in whole[:-1]:  # from the last one on, pg_receivewal goes on
             (self._spool / name).unlink()
+
+    def _has_gap(self, until: datetime) -> bool:
+        """Say whether what was stored last can't be reached from a base backup, as after the loss of a spool."""
+        return all(
+            source.base is None or source.base.cluster != self._cluster or source.until < until
+            for source in database_recovery.restorable(self.settings.place)
+        )
 
     def _is_stored(self, archive: WalArchive, name: str, written_at: int) -> bool:
         """Say whether the repository has a file as it is. Raises BackupFailed where it has another one of this name."""
@@ -322,18 +336,21 @@ class Archiver:
     def _base_due(self) -> bool:
         if not self._receiving or self._archive is None:
             return False
-        due_at = None if self._base_at is None else self._base_at + timedelta(seconds=self._settings.base_every_s)
+        due_at = None if self._base_at is None else self._base_at + timedelta(seconds=self.settings.base_every_s)
         return self._base_wanted.is_set() or due_at is None or datetime.now(UTC) >= due_at
 
     async def _make_base(self) -> None:
         self._base_wanted.clear()
+        self.makes_base = True
         try:
             made = await asyncio.to_thread(
-                database_backup.backup, self._settings.place, self._settings.url, scheduled=True
+                database_backup.backup, self.settings.place, self.settings.url, scheduled=True
             )  # fmt: skip
         except BaseException:
             self._base_wanted.set()
             raise
+        finally:
+            self.makes_base = False
         self._base_at = made.at
         gauge(BASE_AT).set(made.at.timestamp())
         log.info("a base backup was made", id=made.id[:8], bytes=made.size_bytes)
@@ -344,12 +361,12 @@ class Archiver:
         """Remove what is older than is to be kept, and what no snapshot uses."""
         archive = self._archive
         assert archive is not None
-        repository = database_backup.open_repository(self._settings.place)
+        repository = database_backup.open_repository(self.settings.place)
         for attempt in range(1, PRUNE_TRIES + 1):
             try:
                 with RepositoryLock(repository, exclusive=True):
                     repository.read_index()
-                    thin_out(repository, archive, datetime.now(UTC), timedelta(days=self._settings.keep_days))
+                    thin_out(repository, archive, datetime.now(UTC), timedelta(days=self.settings.keep_days))
                     pruned = prune(repository)
                 break
             except Locked:
@@ -408,10 +425,11 @@ async def _tail(stream: asyncio.StreamReader) -> str:
     return kept.decode(errors="replace").strip()
 
 
-async def run(settings: ArchiverSettings, stop: asyncio.Event) -> None:
+async def run(archiver: Archiver, stop: asyncio.Event) -> None:
     """Archive until ``stop``; then once more what is received."""
-    Path(settings.metrics).mkdir(mode=0o700, parents=True, exist_ok=True)
-    archiver, processes = Archiver(settings), Processes(Path(settings.metrics))
+    metrics = Path(archiver.settings.metrics)
+    metrics.mkdir(mode=0o700, parents=True, exist_ok=True)
+    processes = Processes(metrics)
     loops = [archiver.receive(), archiver.store(), archiver.make_bases(), processes.run()]
     tasks: list[asyncio.Task[None]] = [asyncio.create_task(loop) for loop in loops]
     stopped = asyncio.create_task(_when_set(stop))
@@ -433,13 +451,15 @@ async def _when_set(event: asyncio.Event) -> None:
 
 
 async def _main(settings: ArchiverSettings, owner: int) -> None:
-    """Archive until told to end, or until the server has ended, which holds the other end of ``owner``."""
+    """Archive until the server has ended, or closes the other end of ``owner``."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_reader(owner, stop.set)
-    await run(settings, stop)
+        signal.signal(number, lambda *_: None)  # a service manager ends all processes at once, and the server writes on
+    asyncio.get_running_loop().add_reader(owner, stop.set)
+    archiver = Archiver(settings)
+    await run(archiver, stop)
+    if archiver.makes_base:  # nothing of it counts, and its thread would be waited for
+        os._exit(0)
 
 
 def main() -> None:
