@@ -89,16 +89,23 @@ def _used(repository: Repository) -> set[bytes]:
         if id in used:
             continue
         used.add(id)
-        nodes = snapshot.decode_tree(repository.load(BlobType.TREE, id), id.hex()).nodes
+        tree = snapshot.decode_tree(repository.load(BlobType.TREE, id), id.hex())
         try:
-            used.update(bytes.fromhex(part) for node in nodes for part in node.content or ())
-            waiting += [bytes.fromhex(node.subtree) for node in nodes if node.subtree is not None]
+            blobs, subtrees = _named(tree)
         except ValueError as error:
             raise Damaged(f"directory {id.hex()} is damaged: {error}") from None
+        used.update(blobs)
+        waiting += subtrees
     missing = next((id for id in used if id not in repository.index), None)
     if missing is not None:
         raise NotStored(f"blob {missing.hex()}, which a backup needs, is not in the repository: see restic check")
     return used
+
+
+def _named(tree: snapshot.Tree) -> tuple[list[bytes], list[bytes]]:
+    """Return the ids of the data and of the directories that a directory names. Raises ValueError."""
+    blobs = [bytes.fromhex(part) for node in tree.nodes for part in node.content or ()]
+    return blobs, [bytes.fromhex(node.subtree) for node in tree.nodes if node.subtree is not None]
 
 
 def _plan(packs: Packs, used: set[bytes], places: RepositoryIndex) -> _Plan:

@@ -242,7 +242,7 @@ class Archiver:
         if not caught_up:
             raise BackupFailed(f"WAL is received more than {RECEIVED_S_MAX:.0f} s late")
         if not self._gaps_known:
-            if await asyncio.to_thread(self._has_gap, until):
+            if await asyncio.to_thread(self._has_gap):
                 log.warning("WAL is missing in the repository: a base backup will be made")
                 self._base_wanted.set()
             self._gaps_known = True
@@ -302,12 +302,13 @@ class Archiver:
         for name in whole[:-1]:  # from the last one on, pg_receivewal goes on
             (self._spool / name).unlink()
 
-    def _has_gap(self, until: datetime) -> bool:
+    def _has_gap(self) -> bool:
         """Say whether what was stored last can't be reached from a base backup, as after the loss of a spool."""
-        return all(
-            source.base is None or source.base.cluster != self._cluster or source.until < until
-            for source in database_recovery.restorable(self.settings.place)
-        )
+        assert self._archive is not None
+        newest = max((file.until for file in self._archive.files.values()), default=BEFORE_ALL)
+        bases = [source for source in database_recovery.restorable(self.settings.place)
+                 if source.base is not None and source.base.cluster == self._cluster]  # fmt: skip
+        return bool(bases) and all(source.until < newest for source in bases)
 
     def _is_stored(self, archive: WalArchive, name: str, written_at: int) -> bool:
         """Say whether the repository has a file as it is. Raises BackupFailed where it has another one of this name."""
