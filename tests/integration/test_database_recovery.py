@@ -18,7 +18,8 @@ import asyncpg
 import pytest
 
 from lab.platform import free_ports, open_directory
-from novacron.local import database_archive, database_backup, database_recovery
+from novacron.backup.disks import DiskReader
+from novacron.local import database_archive, database_backup, database_prune, database_recovery
 from novacron.local.archiver_process import archiving
 from novacron.local.database_archiver import SLOT, ArchiverSettings
 from novacron.local.database_backup import BackupFailed, BackupPlace
@@ -308,6 +309,27 @@ def test_a_restored_server_knows_that_nodes_know_more(installation: Installation
     with served():
         until(lambda: "may be older than what nodes know" in log.read_text(), "the server suspects its database")
     assert installation.rows() == [1]
+
+
+async def test_what_is_stored_every_few_seconds_is_put_together(tmp_path: Path) -> None:
+    place = BackupPlace(tmp_path / "repository", tmp_path / "backup.password")
+    archive = database_archive.WalArchive(database_backup.open_repository(place, create=True), "1")
+    content = bytearray(1 << 20)
+    path = tmp_path / f"{1:024X}.partial"
+    for n in range(20):
+        content[n * 1000 : n * 1000 + 500] = os.urandom(500)
+        path.write_bytes(content)
+        archive.store([path], datetime.now(UTC))
+    before = sum(file.is_file() for file in place.repository.rglob("*"))
+    await database_prune.prune(place)
+    assert sum(file.is_file() for file in place.repository.rglob("*")) < before / 3
+    path.write_bytes(content[::-1])
+    archive.store([path], datetime.now(UTC))
+    await database_prune.prune(place)
+    (file,) = database_archive.WalArchive(database_backup.open_repository(place), "1").files.values()
+    repository = database_backup.open_repository(place)
+    stored = database_archive.content(repository, file)
+    assert DiskReader(repository, stored).read(0, stored.size) == content[::-1], "what went is stored anew"
 
 
 def test_damaged_wal_and_times_outside_are_refused_before_anything_moves(installation: Installation) -> None:

@@ -3,7 +3,7 @@ backups. The server's process starts it, and starts it again; it ends with the s
 
 ``pg_receivewal`` writes the WAL into a spool, a folder on this machine, and so holds a replication slot: the database
 keeps what was not received, up to its ``max_slot_wal_keep_size``, and never waits. See
-docs/adr/0060-archiving-the-database.md.
+docs/adr/0062-archiving-the-database.md.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from novacron.backup.errors import Locked, RepositoryError
+from novacron.backup.errors import RepositoryError
 from novacron.backup.locks import RepositoryLock
-from novacron.backup.prune import prune
 from novacron.backup.repository import Repository
-from novacron.local import database_archive, database_backup, database_recovery, database_wal
+from novacron.local import database_archive, database_backup, database_prune, database_recovery, database_wal
 from novacron.local.database_archive import WalArchive
 from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.database_connection import DatabaseConnection
@@ -59,7 +58,6 @@ LAST_STORE_S = 20.0
 """For what is received when the server stops."""
 BACKOFF = BackoffPolicy(first_s=1.0, most_s=30.0)
 BASE_BACKOFF = BackoffPolicy(first_s=30.0, most_s=3600.0, steady_s=7200.0)
-PRUNE_TRIES, PRUNE_RETRY_S = 10, 1.0
 FAILURES = "novacron_database_wal_failures_total"
 BEFORE_ALL = datetime.fromtimestamp(0, UTC)
 ARCHIVED_AT = "novacron_database_wal_archived_timestamp_seconds"
@@ -103,6 +101,7 @@ class Archiver:
         self._base_wanted = asyncio.Event()
         self._gaps_known = False
         self.makes_base = False
+        self._prune_wanted = False
         self._receiving = False
         self._begun = asyncio.Event()
         """Receiving has begun: WAL is stored at once."""
@@ -324,14 +323,15 @@ class Archiver:
     # base backups
 
     async def make_bases(self) -> None:
-        """Make base backups when they are due."""
+        """Make base backups when they are due, and free room after each."""
         pause_s = 0.0
         while True:
             await asyncio.sleep(max(BASE_LOOK_S, pause_s))
-            if not self._base_due():
-                pause_s = 0.0
-                continue
-            ok = await self._try("no base backup was made", self._make_base)
+            ok = True
+            if self._base_due():
+                ok = await self._try("no base backup was made", self._make_base)
+            elif self._prune_wanted:
+                ok = await self._try("the repository is not pruned", self._prune)
             pause_s = 0.0 if ok else BASE_BACKOFF.after(pause_s, 0.0)
 
     def _base_due(self) -> bool:
@@ -355,27 +355,23 @@ class Archiver:
         self._base_at = made.at
         gauge(BASE_AT).set(made.at.timestamp())
         log.info("a base backup was made", id=made.id[:8], bytes=made.size_bytes)
+        self._prune_wanted = True
         async with self._alone:
             await asyncio.to_thread(self._thin_out)
 
     def _thin_out(self) -> None:
-        """Remove what is older than is to be kept, and what no snapshot uses."""
+        """Remove what is older than is to be kept."""
         archive = self._archive
-        assert archive is not None
-        repository = database_backup.open_repository(self.settings.place)
-        for attempt in range(1, PRUNE_TRIES + 1):
-            try:
-                with RepositoryLock(repository, exclusive=True):
-                    repository.read_index()
-                    thin_out(repository, archive, datetime.now(UTC), timedelta(days=self.settings.keep_days))
-                    pruned = prune(repository)
-                break
-            except Locked:
-                if attempt == PRUNE_TRIES:
-                    raise
-                time.sleep(PRUNE_RETRY_S)
-        if pruned.removed:
-            log.info("unused packs were removed", removed=pruned.removed, stored_again=pruned.repacked)
+        if archive is not None:
+            repository = database_backup.open_repository(self.settings.place)
+            with RepositoryLock(repository, exclusive=False):
+                thin_out(repository, archive, datetime.now(UTC), timedelta(days=self.settings.keep_days))
+
+    async def _prune(self) -> None:
+        """Free the room of what was removed, also of unfinished segments."""
+        async with self._alone:
+            await database_prune.prune(self.settings.place)
+        self._prune_wanted = False
 
     # failures
 
@@ -454,8 +450,10 @@ async def _when_set(event: asyncio.Event) -> None:
 async def _main(settings: ArchiverSettings, owner: int) -> None:
     """Archive until the server has ended, or closes the other end of ``owner``."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # a service manager ends all processes at once, and the server writes on
+    # A service manager ends all processes at once, and the server writes on; restic unlock sends SIGHUP to whoever has
+    # a lock, to see whether it is there.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
     asyncio.get_running_loop().add_reader(owner, stop.set)
     archiver = Archiver(settings)
     await run(archiver, stop)
