@@ -332,6 +332,30 @@ async def test_what_is_stored_every_few_seconds_is_put_together(tmp_path: Path) 
     assert DiskReader(repository, stored).read(0, stored.size) == content[::-1], "what went is stored anew"
 
 
+def test_wal_of_another_history_with_the_same_names_is_refused(installation: Installation) -> None:
+    installation.postgres.start()
+    installation.postgres.stop()
+    copy = installation.state / "copy"
+    with installation.running():
+        installation.wait_for_base()
+        installation.sql("SELECT pg_switch_wal()")
+        installation.wait_archived(installation.write(1))
+    shutil.copytree(installation.postgres.data, copy, symlinks=True)
+    installation.postgres.own(copy)
+    with installation.running():
+        for n in range(3):
+            installation.sql("SELECT pg_switch_wal()")
+            at = installation.write(n)
+        installation.wait_archived(at)
+    shutil.rmtree(installation.postgres.data)
+    shutil.rmtree(installation.spool)
+    copy.rename(installation.postgres.data)
+    with installation.running():
+        at = installation.write(7)
+        pause(25.0)
+    assert all(source.until < at for source in installation.restorable())
+
+
 def test_damaged_wal_and_times_outside_are_refused_before_anything_moves(installation: Installation) -> None:
     with installation.running():
         base_at = installation.wait_for_base()

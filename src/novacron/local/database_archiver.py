@@ -3,7 +3,7 @@ backups. The server's process starts it, and starts it again; it ends with the s
 
 ``pg_receivewal`` writes the WAL into a spool, a folder on this machine, and so holds a replication slot: the database
 keeps what was not received, up to its ``max_slot_wal_keep_size``, and never waits. See
-docs/adr/0062-archiving-the-database.md.
+docs/adr/0060-archiving-the-database.md.
 """
 
 from __future__ import annotations
@@ -193,9 +193,9 @@ class Archiver:
             )
 
     async def _begin_anew(self, connection: asyncpg.Connection) -> None:
-        """Go on from where the slot is, and without a slot from now on: what was in the spool is stored first.
+        """Store and empty the spool, so that receiving goes on where the slot is; if it is empty, drop the slot, too.
 
-        The spool is then of another database or timeline, or the database has removed what comes next.
+        Either the spool is of another timeline, or the database has removed what comes next. Raises one of ``CANT``.
         """
         async with self._alone:
             await asyncio.to_thread(self._store_spool, None)
@@ -293,6 +293,7 @@ class Archiver:
         until = until or max((file.until for file in archive.files.values()), default=BEFORE_ALL)
         written = {path.name: path.stat().st_mtime_ns for path in self._spool.iterdir()
                    if database_wal.is_wal(path.name)}  # fmt: skip
+        self._check_names(archive, sorted(written))
         new = [name for name, at in sorted(written.items()) if not self._is_stored(archive, name, at)]
         if new:
             archive.store([self._spool / name for name in new], until)
@@ -310,15 +311,25 @@ class Archiver:
         return bool(bases) and all(source.until < newest for source in bases)
 
     def _is_stored(self, archive: WalArchive, name: str, written_at: int) -> bool:
-        """Say whether the repository has a file as it is. Raises BackupFailed where it has another one of this name."""
-        if self._stored.get(name) == written_at or database_wal.is_partial(name):
+        """Say whether the repository has a file as it is in the spool."""
+        if database_wal.is_partial(name):
             return self._stored.get(name) == written_at
-        if name in archive.files and not archive.is_same(self._spool / name):
+        return name in archive.files
+
+    def _check_names(self, archive: WalArchive, names: list[str]) -> None:
+        """Raise BackupFailed where the repository has another file of a name, as after a copy of the database was put
+        back that went on along the same timeline."""
+        partial = [name.removesuffix(database_wal.PARTIAL) for name in names if database_wal.is_partial(name)]
+        other = [name for name in partial[-1:] if name in archive.files]
+        other += [
+            name for name in names
+            if name in archive.files and name not in self._stored and not archive.is_same(self._spool / name)
+        ]  # fmt: skip
+        if other:
             raise BackupFailed(
-                f"the repository has another WAL file {name}: the database was put back without a new timeline;"
+                f"the repository has another WAL file {other[0]}: if the database was put back without a new timeline,"
                 " name another --backup-repository"
             )
-        return name in archive.files
 
     # base backups
 
