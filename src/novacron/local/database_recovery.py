@@ -107,7 +107,9 @@ def _restorable(repository: Repository, timeline: int | None) -> list[Restorable
             base = database_archive.base_of(repository, made.id)
             if base.cluster not in archives:
                 archives[base.cluster] = database_archive.WalArchive(repository, base.cluster)
-            found.append(_covered(repository, archives[base.cluster], made, base, timeline))
+            source = _covered(repository, archives[base.cluster], made, base, timeline)
+            if timeline is None or source.timeline == timeline:
+                found.append(source)
         except RepositoryError:  # what is wrong with it is said when it is verified or restored
             found.append(Restorable(made, None, 1, Coverage((), None)))
     return found
@@ -132,7 +134,8 @@ def choose(place: BackupPlace, target: datetime | None, timeline: int | None = N
     with explained():
         every = _restorable(open_repository(place), timeline)
     if not every:
-        raise BackupFailed("the repository holds no backup of a database: see novacron database list")
+        along = "" if timeline is None else f" on timeline {timeline}"
+        raise BackupFailed(f"the repository holds no backup of a database{along}: see novacron database list")
     if target is None:
         return Recovery(max(every, key=lambda source: (source.until, source.backup.at)), None)
     if target > datetime.now(UTC):
@@ -261,7 +264,7 @@ def _fetch_wal(repository: Repository, file: WalFile, directory: Path) -> Path:
     except RepositoryError as error:
         raise BackupFailed(
             f"the WAL file {file.name} (snapshot {file.snapshot[:8]}) is damaged: {error};"
-            f" a time before {shown(file.until)} may still be restored"
+            " an earlier time may still be restored: name it with --to"
         ) from error
     finally:
         os.close(descriptor)
@@ -292,7 +295,6 @@ class _RecoveringServer:
 
     def __init__(self, data: Path, postgres: Postgres, timeline: int) -> None:
         self._data, self._postgres = data, postgres
-        (data / "postgresql.auto.conf").write_text("")  # ALTER SYSTEM of the database that was backed up
         (data / "recovery.signal").touch(mode=0o600)
         self._settings = {
             "config_file": data / "novacron-recovery.conf", "hba_file": data / "novacron-recovery.hba",
@@ -329,7 +331,10 @@ class _RecoveringServer:
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[None]:
-        """Have files of settings with which nobody can connect."""
+        """Have files of settings with which nobody can connect, and no others: not those of ALTER SYSTEM."""
+        altered, aside = self._data / "postgresql.auto.conf", self._data / "novacron-recovery.auto"
+        if altered.exists():
+            altered.rename(aside)
         files = {self._settings["config_file"]: "", self._settings["hba_file"]: "local all all reject\n"}
         for path, content in files.items():
             Path(str(path)).write_text(content)
@@ -339,6 +344,8 @@ class _RecoveringServer:
         finally:
             for path in files:
                 Path(str(path)).unlink()
+            if aside.exists():
+                aside.rename(altered)
 
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> bool:
         """Wait until recovery is over; return False if PostgreSQL has ended before."""
