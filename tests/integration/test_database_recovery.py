@@ -91,6 +91,11 @@ class Installation:
         found = until(self.restorable, "a base backup is made")
         return found[-1].backup.at
 
+    def wait_pruned(self) -> None:
+        """Wait until the base backup's work is over: then nothing but WAL is stored."""
+        until(lambda: len(list((self.place.repository / "index").iterdir())) == 1, "restic has pruned", 60.0)
+        until(lambda: not list((self.place.repository / "locks").iterdir()), "it has ended")
+
     def wait_archived(self, at: datetime) -> None:
         until(lambda: any(source.until >= at for source in self.restorable()), f"{at} is archived", ARCHIVED_S_MAX)
 
@@ -222,6 +227,7 @@ def test_a_repository_that_was_away_gets_what_it_missed(installation: Installati
     away = installation.state / "away"
     with installation.running():
         base_at = installation.wait_for_base()
+        installation.wait_pruned()
         installation.wait_archived(installation.write(0))
         installation.place.repository.rename(away)
         for n in (1, 2):
@@ -259,6 +265,7 @@ def test_a_slot_that_was_lost_begins_anew_with_a_base_backup(installation: Insta
 def test_a_spool_that_was_lost_is_noticed(installation: Installation) -> None:
     with installation.running():
         installation.wait_for_base()
+        installation.wait_pruned()
         installation.wait_archived(installation.write(1))
         away = installation.state / "away"
         installation.place.repository.rename(away)
