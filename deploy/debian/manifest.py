@@ -83,6 +83,7 @@ SERVER = Package(
     "control plane of NovaCron: API, controllers, agents' link",
     "Has its own PostgreSQL, which it uses unless the settings name another one.",
     depends=("novacron", "init-system-helpers", "systemd"),
+    recommends=("restic",),
     suggests=("redis-server", "postgresql"),
     unit="novacron-server.service",
     settings="server.toml",

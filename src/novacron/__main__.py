@@ -136,6 +136,7 @@ def server(context: typer.Context, options: ServerOptions) -> None:
     if context.invoked_subcommand is not None:
         return
     require(Extra.SERVER)
+    from novacron.local.archiver_process import archiving
     from novacron.local.postgres import Postgres, PostgresFailed
     from novacron.model.errors import NovaError
     from novacron.server.main import run
@@ -143,14 +144,16 @@ def server(context: typer.Context, options: ServerOptions) -> None:
     state_dir = options.state_dir or default_state_dir()
     try:
         settings = options.settings(options.database or "", state_dir / "server", config_path())
+        archiver = options.archiver_settings(options.database or "", state_dir)
         if options.check_settings:
             _show_settings(context, options)
         elif options.database is not None:
-            run(settings)
+            with archiving(archiver):
+                run(settings)
         else:
             postgres = Postgres(state_dir / "postgres")
             url = postgres.start()
-            with postgres.kept_running():
+            with postgres.kept_running(), archiving(options.archiver_settings(url, state_dir)):
                 run(options.settings(url, state_dir / "server", config_path()))
     except typer.BadParameter as error:
         settings_file.fail(settings_file.blamed(context, error))

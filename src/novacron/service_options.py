@@ -20,6 +20,7 @@ from novacron.model.proxy_header import ProxyHeader
 
 if TYPE_CHECKING:  # imported where they are needed: commands that need neither start faster
     from novacron.agent.settings import AgentSettings
+    from novacron.local.database_archiver import ArchiverSettings
     from novacron.model.access import Role
     from novacron.server.settings import ServerSettings
 
@@ -196,8 +197,49 @@ class ServerOptions:
     catalogue_ca: Annotated[
         Path | None, typer.Option(help="file with the authority of their servers' certificates, if not a public one")
     ] = None
+    backup_repository: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="NOVACRON_BACKUP_REPOSITORY",
+            help="directory of the repository into which the database is archived all the time; begun if it is empty",
+        ),
+    ] = None
+    backup_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="NOVACRON_BACKUP_PASSWORD_FILE",
+            help="file with the repository's password; default: backup.password in the state directory",
+        ),
+    ] = None
+    backup_every: Annotated[
+        float, typer.Option(min=0.25, max=168, help="hours between base backups of the database")
+    ] = 24
+    backup_days: Annotated[
+        int, typer.Option(min=1, max=3650, help="days back to which the database can be restored as it was")
+    ] = 30
     settings_file: SettingsFile = None
     check_settings: CheckSettings = False
+
+    def archiver_settings(self, database: str, state_dir: Path) -> ArchiverSettings | None:
+        """Return how the database at this URL is archived; None: it is not. Raises BadParameter."""
+        from novacron.local.database_archiver import ArchiverSettings
+        from novacron.local.database_backup import PASSWORD_FILE
+
+        if self.backup_repository is None:
+            return None
+        if not self.backup_repository.is_absolute():
+            raise typer.BadParameter(
+                f"{str(self.backup_repository)!r}: write it like /mnt/backup/novacron", param_hint="--backup-repository"
+            )
+        return ArchiverSettings(
+            url=database,
+            repository=str(self.backup_repository),
+            password_file=str(self.backup_password_file or state_dir / PASSWORD_FILE),
+            spool=str(state_dir / "database-wal"),
+            metrics=str(state_dir / "server" / "metrics"),
+            base_every_s=HOUR_S * self.backup_every,
+            keep_days=self.backup_days,
+        )
 
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL."""

@@ -88,6 +88,16 @@ CASES = {
         {"novacron_database_archiving": "1x300", "novacron_database_archived_timestamp_seconds": "-7200x300"},
         {"novacron_database_archiving": "0x300", "novacron_database_archived_timestamp_seconds": "-7200x300"},
     ),
+    "DatabaseArchivingStopped": Case(
+        {"novacron_database_wal_archiving": "1x300", "novacron_database_wal_archived_timestamp_seconds": "0x300"},
+        {"novacron_database_wal_archiving": "1x300", "novacron_database_wal_archived_timestamp_seconds": "0+10x300"},
+    ),
+    "BaseBackupTooOld": Case(
+        {"novacron_database_wal_archiving": "1x300", "novacron_database_base_backup_interval_seconds": "3600x300",
+         "novacron_database_base_backup_timestamp_seconds": "-7200x300"},
+        {"novacron_database_wal_archiving": "1x300", "novacron_database_base_backup_interval_seconds": "3600x300",
+         "novacron_database_base_backup_timestamp_seconds": "-3600x300"},
+    ),
     "DatabaseRowsUnreadable": one('novacron_database_bad_rows_total{table="vms"}', "0+1x300", "7x300"),
     "ControllerWithoutLeader": Case(
         {'novacron_controller_leading{controller="health", instance="a"}': "0x300"},

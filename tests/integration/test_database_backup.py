@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from lab.platform import open_directory
-from novacron.local import database_backup
+from novacron.local import database_backup, database_recovery
 from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.postgres import Postgres, PostgresFailed
 
@@ -144,7 +144,7 @@ def test_a_damaged_backup_replaces_nothing(state: Path, place: BackupPlace) -> N
         postgres.stop()
     before = (postgres.data / "PG_VERSION").stat().st_ino
     with pytest.raises(BackupFailed, match="damaged"):
-        database_backup.restore(place, state)
+        database_recovery.restore(place, state, database_recovery.choose(place, None))
     with pytest.raises(BackupFailed, match="damaged"):
         database_backup.verify(place)
     assert (postgres.data / "PG_VERSION").stat().st_ino == before

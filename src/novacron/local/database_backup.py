@@ -7,7 +7,6 @@ earlier one are in the repository once. See PostgreSQL's manual, "Continuous Arc
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -24,10 +23,13 @@ from novacron.backup.locks import RepositoryLock
 from novacron.backup.repository import Repository, new_password
 from novacron.backup.snapshot import BackupSnapshot, File
 from novacron.backup.storage import DirectoryStorage
-from novacron.local.postgres import Postgres, PostgresFailed, programs
+from novacron.local.database_connection import DatabaseConnection
+from novacron.local.postgres import PostgresFailed, programs
 
 DIRECTORY, TAG = "database", "novacron-database"
 """Of its snapshots: the directory in them, and the tag by which they are found."""
+SCHEDULED = "novacron-scheduled"
+"""A further tag, of those that the server makes by itself and removes again."""
 PASSWORD_FILE = "backup.password"  # noqa: S105 its name
 ID_SHOWN = 8
 
@@ -51,26 +53,30 @@ class DatabaseBackup(NamedTuple):
     host: str
     files: int
     size_bytes: int
+    scheduled: bool
+    """The server made it by itself, and removes it again."""
 
 
-def backup(place: BackupPlace, url: str, *, create: bool = False) -> DatabaseBackup:
-    """Back the database up while it is in use. ``create``: make the repository, and its password, if there is none.
+def backup(place: BackupPlace, url: str, *, create: bool = False, scheduled: bool = False) -> DatabaseBackup:
+    """Back the database up while it is in use. ``create``: make the repository, and its password, if there is none;
+    ``scheduled``: it may be removed once it is old.
 
     Raises BackupFailed.
     """
-    with _explained(), _locked(_open(place, create=create)) as repository:
+    with explained(), _locked(_open(place, create=create)) as repository:
+        server = DatabaseConnection.of(url)
         command = [
             str(programs() / "pg_basebackup"), "--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast",
-            "--no-password", f"--dbname={url}",
+            "--no-password", f"--dbname={server.url}",
         ]  # fmt: skip
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL,
-                env={**os.environ, "PGAPPNAME": "novacron-backup"},
+                env={**os.environ, **server.secrets, "PGAPPNAME": "novacron-backup"},
             )  # fmt: skip
             try:
                 assert process.stdout is not None
-                id = _store(repository, process)
+                id = _store(repository, process, [TAG, SCHEDULED] if scheduled else [TAG])
             finally:
                 process.kill()
                 process.wait()
@@ -80,10 +86,10 @@ def backup(place: BackupPlace, url: str, *, create: bool = False) -> DatabaseBac
                 said.seek(0)
                 words = said.read().decode(errors="replace").strip()[-1500:]
                 raise BackupFailed(f"PostgreSQL made no backup: {words or 'its answer ended early'}")
-        return next(made for made in _backups(repository) if made.id == id)
+        return next(made for made in stored_backups(repository) if made.id == id)
 
 
-def _store(repository: Repository, process: subprocess.Popen[bytes]) -> str | None:
+def _store(repository: Repository, process: subprocess.Popen[bytes], tags: list[str]) -> str | None:
     """Store what ``pg_basebackup`` sends; return the snapshot's id, or None if it fails: then there is no snapshot."""
     files, folders = dict[str, File](), list[str]()
     try:
@@ -104,52 +110,32 @@ def _store(repository: Repository, process: subprocess.Popen[bytes]) -> str | No
         return None
     if process.wait() != 0 or "backup_manifest" not in files:
         return None
-    return repository.save_snapshot(DIRECTORY, files, [TAG], folders)
+    return repository.save_snapshot(DIRECTORY, files, tags, folders)
 
 
 def backups(place: BackupPlace) -> list[DatabaseBackup]:
     """Return all backups of databases, the latest last. Raises BackupFailed."""
-    with _explained():
-        return _backups(_open(place))
+    with explained():
+        return stored_backups(_open(place))
 
 
 def find(place: BackupPlace, id: str | None = None) -> DatabaseBackup:
     """Return a backup by the beginning of its id; the latest if it is None. Raises BackupFailed."""
-    with _explained():
-        return _find(_open(place), id)
+    with explained():
+        return find_stored(_open(place), id)
 
 
 def verify(place: BackupPlace, id: str | None = None) -> DatabaseBackup:
     """Read a backup back, all of it, and let PostgreSQL check it; the latest if ``id`` is None. Raises BackupFailed."""
-    with _explained():
+    with explained():
         repository = _open(place)
-        made = _find(repository, id)
-    with _explained(), tempfile.TemporaryDirectory(prefix="novacron-verify-") as scratch:
-        _fetch(repository, made, Path(scratch) / "data")
+        made = find_stored(repository, id)
+    with explained(), tempfile.TemporaryDirectory(prefix="novacron-verify-") as scratch:
+        fetch(repository, made, Path(scratch) / "data")
         return made
 
 
-def restore(place: BackupPlace, state_dir: Path, id: str | None = None) -> tuple[DatabaseBackup, Path | None]:
-    """Put a backup in the place of the embedded database of a server that is stopped; return it, and where the database
-    of before is kept.
-
-    It is read whole and checked before anything is moved. Raises BackupFailed.
-    """
-    with _explained():
-        postgres = Postgres(state_dir / "postgres")
-        with postgres.held():
-            repository = _open(place)
-            made = _find(repository, id)
-            fresh = postgres.directory / "data.restored"
-            shutil.rmtree(fresh, ignore_errors=True)
-            try:
-                _fetch(repository, made, fresh)
-                return made, postgres.replace(fresh)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _fetch(repository: Repository, made: DatabaseBackup, directory: Path) -> None:
+def fetch(repository: Repository, made: DatabaseBackup, directory: Path) -> None:
     """Write a backup's files into a new directory, and let PostgreSQL check them against their manifest."""
     content = repository.content(dict(repository.snapshots())[made.id])
     directory.mkdir(mode=0o700)
@@ -170,7 +156,7 @@ def _fetch(repository: Repository, made: DatabaseBackup, directory: Path) -> Non
         raise BackupFailed(f"backup {made.id[:ID_SHOWN]} is damaged: {done.stderr.decode(errors='replace')[-1500:]}")
 
 
-def _backups(repository: Repository) -> list[DatabaseBackup]:
+def stored_backups(repository: Repository) -> list[DatabaseBackup]:
     found = [
         _described(repository, id, made) for id, made in repository.snapshots() if TAG in (made.tags or ())
     ]  # fmt: skip
@@ -180,12 +166,13 @@ def _backups(repository: Repository) -> list[DatabaseBackup]:
 def _described(repository: Repository, id: str, made: BackupSnapshot) -> DatabaseBackup:
     files = repository.content(made).files
     return DatabaseBackup(
-        id, datetime.fromisoformat(made.time), made.hostname, len(files), sum(file.size for file in files.values())
+        id, datetime.fromisoformat(made.time), made.hostname, len(files), sum(file.size for file in files.values()),
+        SCHEDULED in (made.tags or ()),
     )  # fmt: skip
 
 
-def _find(repository: Repository, id: str | None) -> DatabaseBackup:
-    every = _backups(repository)
+def find_stored(repository: Repository, id: str | None) -> DatabaseBackup:
+    every = stored_backups(repository)
     matching = every[-1:] if id is None else [made for made in every if made.id.startswith(id)]
     if len(matching) != 1:
         what = (
@@ -195,6 +182,12 @@ def _find(repository: Repository, id: str | None) -> DatabaseBackup:
         )
         raise BackupFailed(f"{what}: see novacron database list")
     return matching[0]
+
+
+def open_repository(place: BackupPlace, *, create: bool = False) -> Repository:
+    """Open the repository; ``create``: make it, and its password, if there is none. Raises BackupFailed,
+    RepositoryError."""
+    return _open(place, create=create)
 
 
 def _open(place: BackupPlace, *, create: bool = False) -> Repository:
@@ -233,7 +226,7 @@ def _locked(repository: Repository) -> Iterator[Repository]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn what goes wrong below into BackupFailed."""
     try:
         yield

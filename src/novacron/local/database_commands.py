@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from novacron.cli import output
+from novacron.cli.options import expand
 from novacron.extras import Extra, require
 from novacron.service_options import StateDir, default_state_dir
 from novacron.terminal import say
 
 if TYPE_CHECKING:
     from novacron.local.database_backup import BackupPlace, DatabaseBackup
+    from novacron.local.database_recovery import Recovery, Restorable
+
+LATEST = "latest"
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -58,11 +63,16 @@ def _when(made: DatabaseBackup) -> str:
     return f"{made.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def _show_backups(every: list[DatabaseBackup], output_: output.OutputFormat) -> None:
-    rows = [{"id": b.id, "at": _when(b), "host": b.host, "files": b.files, "bytes": b.size_bytes} for b in every]
+def _show_backups(every: list[Restorable], output_: output.OutputFormat) -> None:
+    rows = [
+        {"id": b.id, "at": _when(b), "restorable_until": f"{until.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
+         "timeline": timeline, "host": b.host, "files": b.files, "bytes": b.size_bytes}
+        for b, until, timeline in ((each.backup, each.until, each.timeline) for each in every)
+    ]  # fmt: skip
     columns: output.Columns = {
         "BACKUP": lambda row: row["id"][:8],
         "AT (UTC)": lambda row: row["at"],
+        "RESTORABLE UNTIL": lambda row: row["restorable_until"],
         "HOST": lambda row: row["host"],
         "FILES": lambda row: row["files"],
         "SIZE": lambda row: output.size(row["bytes"]),
@@ -84,10 +94,13 @@ def database_backup(
     """Back up the platform's database while it is in use, into a repository that restic reads, too."""
     with _backups():
         from novacron.local import database_backup as backups
+        from novacron.local import database_recovery as recoveries
         from novacron.local.postgres import Postgres
 
         url = database or Postgres((state_dir or default_state_dir()) / "postgres").url
-        _show_backups([backups.backup(_place(repository, password_file, state_dir), url, create=create)], output_)
+        place = _place(repository, password_file, state_dir)
+        made = backups.backup(place, url, create=create)
+        _show_backups([each for each in recoveries.restorable(place) if each.backup.id == made.id], output_)
 
 
 @app.command("list")
@@ -99,50 +112,105 @@ def database_list(
 ) -> None:
     """List the backups of the platform's database, the latest last."""
     with _backups():
-        from novacron.local import database_backup as backups
+        from novacron.local import database_recovery as recoveries
 
-        _show_backups(backups.backups(_place(repository, password_file, state_dir)), output_)
+        _show_backups(recoveries.restorable(_place(repository, password_file, state_dir)), output_)
 
 
 @app.command("verify")
 def database_verify(
     repository: Repository, backup: BackupId = None, password_file: PasswordFile = None, state_dir: StateDir = None
 ) -> None:
-    """Read a backup of the database back, and let PostgreSQL check each of its files."""
+    """Read a backup of the database back, and what was archived after it, and let PostgreSQL check its files."""
     with _backups():
         from novacron.local import database_backup as backups
+        from novacron.local import database_recovery as recoveries
 
-        made = backups.verify(_place(repository, password_file, state_dir), backup)
-        say(f"backup {made.id[:8]} of {_when(made)} is whole: {made.files} files")
+        place = _place(repository, password_file, state_dir)
+        made = backups.verify(place, backup)
+        source = next(each for each in recoveries.restorable(place) if each.backup.id == made.id)
+        count = recoveries.verify_wal(place, source)
+        until = f", and {count} WAL files after it, until {recoveries.shown(source.until)}" if count else ""
+        say(f"backup {made.id[:8]} of {_when(made)} is whole: {made.files} files{until}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoreTarget:
+    """What a restore is to put back."""
+
+    backup: Annotated[
+        str | None,
+        typer.Argument(help="id, or how it begins, of a backup to restore as it is", metavar="[BACKUP]"),
+    ] = None
+    to: Annotated[
+        str,
+        typer.Option(
+            help="time to which to restore, such as '2026-11-29 03:10:00' (UTC if it names no zone), or latest:"
+            " all that was archived"
+        ),
+    ] = LATEST
+    timeline: Annotated[
+        int | None, typer.Option(min=1, help="timeline of PostgreSQL to restore along; default: the newest")
+    ] = None
+
+    def recovery(self, place: BackupPlace) -> Recovery:
+        """Return what to restore from a repository. Raises BadParameter, BackupFailed."""
+        from novacron.local import database_recovery as recoveries
+
+        if self.backup is None:
+            return recoveries.choose(place, _time(self.to), self.timeline)
+        if self.to != LATEST or self.timeline is not None:
+            raise typer.BadParameter("a BACKUP is restored as it is: leave this out, or the BACKUP", param_hint="--to")
+        return recoveries.choose_backup(place, self.backup)
 
 
 @app.command("restore")
+@expand
 def database_restore(
     repository: Repository,
-    backup: BackupId = None,
+    target: RestoreTarget,
     password_file: PasswordFile = None,
     state_dir: StateDir = None,
     yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False,
 ) -> None:
-    """Put a backup in the place of the embedded database, while its server is stopped; the database of before is kept.
+    """Put the embedded database back as it was, while its server is stopped; the database of before is kept.
 
-    What changed since the backup is lost from the database; agents remember their VMs: see how to put back an older
+    What changed since then is lost from the database; agents remember their VMs: see how to put back an older
     database.
     """
     with _backups():
-        from novacron.local import database_backup as backups
+        from novacron.local import database_recovery as recoveries
 
-        state = state_dir or default_state_dir()
         place = _place(repository, password_file, state_dir)
-        made = backups.find(place, backup)
-        at = _when(made)
+        recovery = target.recovery(place)
+        since = recoveries.shown(recovery.moment)
         if not yes:
             if not sys.stdin.isatty():
-                say(f"error: this loses what changed in the database since {at}: confirm with --yes", err=True)
+                say(f"error: this loses what changed in the database since {since}: confirm with --yes", err=True)
                 sys.exit(2)
-            typer.confirm(f"Everything that changed in the database since {at} is lost from it. Restore?", abort=True)
-        restored, kept = backups.restore(place, state, made.id)
+            lost = f"Everything that changed in the database since {since} is lost from it"
+            typer.confirm(f"{lost}. Restore?", abort=True)
+        done = recoveries.restore(place, state_dir or default_state_dir(), recovery)
+        made = recovery.source.backup
+        brought = "" if recovery.as_it_is else f", brought to {since},"
+        last = done.last_transaction
         say(
-            f"backup {restored.id[:8]} of {at} is in place" + (f"; the database of before is in {kept}" if kept else "")
+            f"backup {made.id[:8]} of {_when(made)}{brought} is in place"
+            + (f"; its last transaction is of {recoveries.shown(last)}" if last else "")
+            + (f"; the database of before is in {done.kept}" if done.kept else "")
         )
         say("start the server, and see: novacron doctor, novacron vm unreconciled")
+
+
+def _time(text: str) -> datetime | None:
+    """Return a time that was typed; None: the latest. Raises BadParameter."""
+    if text == LATEST:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no time: write it like '2026-11-29 03:10:00', 2026-11-29T03:10:00+01:00, or latest",
+            param_hint="--to",
+        ) from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)

@@ -12,10 +12,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from novacron import private_file
 from novacron.state_lock import FolderInUse, FolderLock
@@ -30,6 +30,8 @@ KEPT = "data.before-"
 COPIES = Path("/var/cache/novacron")
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
+SLOT_WAL_MIB_MAX = 2048
+"""Of WAL that is kept for an archiver that does not receive it; beyond, the archive has a gap."""
 LOOK_S, RETRY_S_MAX = 0.5, 30.0
 """How often to look whether it still runs, and the longest pause after it could not be started again."""
 
@@ -78,7 +80,8 @@ class Postgres:
         self._stop_leftover()
         if (self.data / "pg_hba.conf").read_text() != ACCESS:  # of an earlier version
             private_file.write(self.data / "pg_hba.conf", ACCESS.encode(), owner=user and (user.pw_uid, user.pw_gid))
-        options = ("shared_buffers=64MB", "max_connections=100", "log_min_messages=warning")
+        options = ("shared_buffers=64MB", "max_connections=100", "log_min_messages=warning",
+                   f"max_slot_wal_keep_size={SLOT_WAL_MIB_MAX}MB")  # fmt: skip
         arguments = [str(binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory), "-h", ""]
         arguments += [word for option in options for word in ("-c", option)]
         ready = [str(binaries / "pg_isready"), "-q", "-h", str(self.directory), "-U", "postgres"]
@@ -151,10 +154,7 @@ class Postgres:
 
         If a process is killed half way, the next one that takes the folder finishes it. Raises OSError.
         """
-        user = _owner()
-        if user is not None:
-            for entry in (fresh, *fresh.rglob("*")):
-                os.chown(entry, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        self.own(fresh)
         fresh.rename(self._next)
         kept = None
         if self.data.exists():
@@ -162,6 +162,23 @@ class Postgres:
             self.data.rename(kept)
         self._finish_replacing()
         return kept
+
+    def own(self, data: Path) -> None:
+        """Give a whole cluster in this folder to the user that PostgreSQL runs as. Raises OSError."""
+        user = _owner()
+        if user is not None:
+            for entry in (data, *data.rglob("*")):
+                os.chown(entry, user.pw_uid, user.pw_gid, follow_symlinks=False)
+
+    def launch_on(self, data: Path, settings: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a server on another cluster in this folder, with settings of its own; whoever calls this ends it."""
+        user = _owner()
+        arguments = [str(_binaries(user) / "postgres"), "-D", str(data)]
+        arguments += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        return subprocess.Popen(
+            arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True,
+            **_as_user(user),
+        )  # fmt: skip
 
     def _finish_replacing(self) -> None:
         """Finish what a process was killed in, or undo it if the data are still in their place."""

@@ -122,6 +122,18 @@ DATABASE = (
            together=Together.MAX),
     _gauge("novacron_database_archive_failures", "How often archiving has failed since PostgreSQL's statistics began.",
            together=Together.MAX),
+    _gauge("novacron_database_wal_archiving", "1 where this server is to archive the database's WAL into a repository.",
+           together=Together.MAX),
+    _gauge("novacron_database_wal_archived_timestamp_seconds",
+           "All that was committed before is in the repository, by the database's clock; 0: not known to this server.",
+           together=Together.MAX),
+    _counter("novacron_database_wal_failures_total",
+             "How often WAL could not be received or stored, or a base backup could not be made."),
+    _gauge("novacron_database_base_backup_timestamp_seconds",
+           "When the newest base backup in the repository was made; 0: not known to this server.",
+           together=Together.MAX),
+    _gauge("novacron_database_base_backup_interval_seconds", "How often this server is to make a base backup.",
+           together=Together.MAX),
     _gauge("novacron_database_replicas", "Replicas that follow the database.", together=Together.MAX),
 )  # fmt: skip
 CONTROLLERS = (

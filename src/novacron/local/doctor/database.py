@@ -10,6 +10,8 @@ from novacron.local.doctor.finding import Finding, bad, ok, warning
 from novacron.store.database import SCHEMA_VERSION, SERVER_VERSION_MIN
 
 CONNECT_S = 5.0
+ARCHIVER_SLOT = "novacron_archive"
+"""Replication slot of the server's archiver."""
 
 
 async def database(url: str) -> list[Finding]:
@@ -48,9 +50,12 @@ async def _database(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
     most = int(await connection.fetchval("SHOW max_connections"))
     if used > most * 0.9:
         yield bad("database", f"{used} of {most} sessions are used", "raise max_connections, or lower --pool")
-    if await connection.fetchval("SHOW archive_mode") == "off":
+    archived = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)", ARCHIVER_SLOT
+    )
+    if not archived and await connection.fetchval("SHOW archive_mode") == "off":
         yield warning("database", "its log is archived nowhere: data on its disk can't be restored after a loss",
-                      "set archive_mode and archive_command, and make base backups")  # fmt: skip
+                      "start the server with --backup-repository; see docs/how-to/database-backup.md")  # fmt: skip
     open_s = await connection.fetchval(
         "SELECT coalesce(extract(epoch FROM max(clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
