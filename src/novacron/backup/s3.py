@@ -1,0 +1,200 @@
+"""A repository in a bucket of object storage that speaks S3, with the keys that restic's S3 backend uses.
+
+Each file is one object, written by one request that fails if the object is there (``If-None-Match: *``): so a file is
+there whole or not at all, and none is written over. Requests have a limit of time, and are repeated a few times.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from obstore import exceptions
+from obstore.store import S3Store
+
+from novacron.backup.errors import Damaged, NotStored, RepositoryError
+from novacron.backup.s3_address import BadAddress, S3Address
+from novacron.backup.storage import NAME, Kind, path_of
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+    from obstore.store import ClientConfig, S3Config
+
+T = TypeVar("T")
+OBJECT_BYTES_MAX = 1 << 30
+"""Of what is read at once; packs of restic have 128 MiB at most."""
+KEYS_AT_ONCE = 1000
+"""Of a list; servers send as many with one answer."""
+_CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
+_STATUS = re.compile(r"status code: (\d{3})")
+_CONFLICT, _NO_BUCKET, _PAST_END = "status code: 409", "<Code>NoSuchBucket</Code>", "status code: 416"
+_PASSING = ("408", "409", "425", "429")
+"""Answers to requests that are worth repeating, as those from 500 on are."""
+_RIGHTS = "check its credentials, and what the bucket's policy allows them"
+_REASONS = {
+    "AccessDenied": f"access was denied: {_RIGHTS}",
+    "InvalidAccessKeyId": f"the server does not know its access key: {_RIGHTS}",
+    "SignatureDoesNotMatch": f"its secret key is wrong: {_RIGHTS}",
+    "ExpiredToken": "its session token has expired: replace its credentials",
+    "RequestTimeTooSkewed": "this host's clock differs too much from the server's",
+    "NoSuchBucket": "there is no such bucket: create it, or write its name right",
+    "PermanentRedirect": "the bucket is in another region: name that with region=",
+    "AuthorizationHeaderMalformed": "the bucket is in another region: name that with region=",
+}
+
+
+class RequestLimits(NamedTuple):
+    """How long requests may take. All attempts together take less than work on a repository may be silent."""
+
+    connect_s: float = 10.0
+    request_s: float = 120.0
+    """Of one attempt, with all that is sent and received: 16 MiB with at least 1.1 Mbit/s."""
+    repeat_s: float = 120.0
+    """After which no further attempt begins."""
+    attempts: int = 12
+    first_pause_s: float = 0.2
+    pause_s_max: float = 8.0
+
+
+LIMITS = RequestLimits()
+
+
+class S3Storage:
+    """A repository at an address. Any thread may use it."""
+
+    def __init__(self, address: S3Address, limits: RequestLimits = LIMITS) -> None:
+        """Nothing is sent yet. Raises BadAddress."""
+        self.address, self._limits = address, limits
+        self._pause = threading.Event()
+        self._store = _store(address, limits)
+
+    def read(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if length == 0:
+            return b""
+
+        def request() -> bytes:
+            answer = self._store.get(self._key(kind, name), options=_range(offset, length))
+            begin, end = answer.range
+            if end - begin > OBJECT_BYTES_MAX:
+                raise Damaged(f"{path_of(kind, name)} in {self.address} is larger than any such file may be")
+            return bytes(answer.bytes())
+
+        content = self._repeated(f"{path_of(kind, name)} can't be read from {self.address}", request)[:length]
+        if length is not None and len(content) != length:
+            raise Damaged(f"{path_of(kind, name)} in {self.address} is shorter than it was")
+        return content
+
+    def write(self, kind: Kind, name: str, content: bytes) -> None:
+        def request() -> None:
+            try:
+                self._store.put(self._key(kind, name), content, mode="create", use_multipart=False)
+            except exceptions.AlreadyExistsError as error:
+                if _CONFLICT in str(error):  # somebody else writes it at this moment, and may fail
+                    raise
+
+        self._repeated(f"{path_of(kind, name)} can't be written to {self.address}", request)
+
+    def names(self, kind: Kind) -> Iterator[str]:
+        prefix, last = f"{self.address.prefix}/{kind}/".lstrip("/"), None
+        while True:
+            keys = self._repeated(f"{kind} can't be listed in {self.address}", self._listing(prefix, last))
+            for key in keys:
+                name = key.rpartition("/")[2]
+                if NAME.match(name) and key == self._key(kind, name):
+                    yield name
+            if len(keys) < KEYS_AT_ONCE:
+                return
+            last = keys[-1]
+
+    def _listing(self, prefix: str, last: str | None) -> Callable[[], list[str]]:
+        """Return what fetches a part of a list, from behind ``last`` on."""
+
+        def request() -> list[str]:
+            for part in self._store.list(prefix, offset=last, chunk_size=KEYS_AT_ONCE):
+                return [entry["path"] for entry in part]
+            return []
+
+        return request
+
+    def remove(self, kind: Kind, name: str) -> None:
+        def request() -> None:
+            self._store.delete(self._key(kind, name))
+
+        try:
+            self._repeated(f"{path_of(kind, name)} can't be removed from {self.address}", request)
+        except NotStored:
+            return
+
+    def _key(self, kind: Kind, name: str) -> str:
+        path = path_of(kind, name)
+        return f"{self.address.prefix}/{path}" if self.address.prefix else path
+
+    def _repeated(self, failing: str, request: Callable[[], T]) -> T:
+        """Send a request until it is answered for good. Raises NotStored, RepositoryError."""
+        limits, began = self._limits, time.monotonic()
+        pause_s = limits.first_pause_s
+        for attempt in range(1, limits.attempts + 1):
+            try:
+                return request()
+            except (exceptions.BaseError, OSError, ValueError) as error:
+                reason, lasts = _reason(error)
+                if isinstance(error, FileNotFoundError) and _NO_BUCKET not in str(error):
+                    raise NotStored(f"{failing}: {reason}") from None
+                if _PAST_END in str(error):
+                    raise Damaged(f"{failing}: it is shorter than it was") from None
+                if lasts or attempt == limits.attempts or time.monotonic() - began + pause_s > limits.repeat_s:
+                    often = "" if attempt == 1 else f" ({attempt} attempts)"
+                    raise RepositoryError(f"{failing}: {reason}{often}") from None
+            self._pause.wait(pause_s * random.uniform(0.75, 1))  # noqa: S311 - nobody gains by guessing it
+            pause_s = min(2 * pause_s, limits.pause_s_max)
+        raise AssertionError("the last attempt ends it")
+
+
+def _store(address: S3Address, limits: RequestLimits) -> S3Store:
+    """Return the library's client. Raises BadAddress."""
+    credentials, url, certificates = address.credentials(), address.url(), address.certificates()
+    config: S3Config = {
+        "access_key_id": credentials.key, "secret_access_key": credentials.secret, "region": address.region,
+        "virtual_hosted_style_request": address.bucket_in_host, "conditional_put": "etag",
+        "checksum_algorithm": "SHA256", "disable_bulk_delete": True, "skip_signature": False,
+    }  # fmt: skip
+    client: ClientConfig = {
+        "connect_timeout": timedelta(seconds=limits.connect_s), "timeout": timedelta(seconds=limits.request_s),
+        "allow_http": url is not None and url.startswith("http://"), "allow_invalid_certificates": False,
+    }  # fmt: skip
+    if credentials.token is not None:
+        config["session_token"] = credentials.token
+    if url is not None:
+        config["aws_endpoint_url_s3"] = config["endpoint"] = url
+    if certificates is not None:
+        client["root_certificate"] = certificates
+    try:
+        return S3Store(address.bucket, config=config, client_options=client, retry_config={"max_retries": 0})
+    except (exceptions.BaseError, ValueError):
+        raise BadAddress(f"{address} can't be used: see its endpoint, region and ca") from None
+
+
+def _range(offset: int, length: int | None) -> GetOptions:
+    """Return how to ask for a part of an object."""
+    if offset < 0:
+        return {"range": {"suffix": -offset}}
+    if length is not None:
+        return {"range": (offset, offset + length)}
+    return {"range": {"offset": offset}} if offset else {}
+
+
+def _reason(error: Exception) -> tuple[str, bool]:
+    """Return why a request failed, in words without anything secret, and whether it would fail again."""
+    text = str(error)
+    code, status = _CODE.search(text), _STATUS.search(text)
+    if code is not None and code[1] in _REASONS:
+        return _REASONS[code[1]], True
+    if status is not None:
+        said = f"the server answers {status[1]}" + (f" {code[1]}" if code is not None else "")
+        return said, status[1] < "500" and status[1] not in _PASSING
+    return "the server does not answer as it should, or not in time: is it up?", False
