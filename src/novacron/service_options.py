@@ -20,6 +20,7 @@ from novacron.model.proxy_header import ProxyHeader
 
 if TYPE_CHECKING:  # imported where they are needed: commands that need neither start faster
     from novacron.agent.settings import AgentSettings
+    from novacron.backup.places import Place
     from novacron.model.access import Role
     from novacron.server.settings import ServerSettings
 
@@ -285,8 +286,12 @@ class AgentOptions:
         list[str] | None, typer.Option(help="directory for volumes that other nodes share, as NAME=PATH")
     ] = None
     backup_dir: Annotated[
-        Path | None,
-        typer.Option(help="directory of the repositories of VMs' backups; without it this node makes no backups"),
+        str | None,
+        typer.Option(
+            metavar="DIRECTORY|s3://BUCKET/PREFIX?...",
+            help="directory, or place in object storage, of the repositories of VMs' backups; without it this node"
+            " makes no backups",
+        ),
     ] = None
     keep_images: Annotated[
         float, typer.Option(min=0, help="hours to keep an image that was copied for a VM and that no VM here uses")
@@ -323,7 +328,7 @@ class AgentOptions:
             imports_from=_ranges(self.imports_from, "--imports-from"),
             keep_images_s=3600 * self.keep_images,
             pools=_pools(self.pool, "--pool"),
-            backup_dir=_directory(self.backup_dir, "--backup-dir"),
+            backup_dir=_backup_place(self.backup_dir),
             shared_pools=_pools(self.shared_pool, "--shared-pool"),
             masked_cpu_flags=frozenset(self.mask_cpu_flag or ()),
             uid_base=self.uid_base if can_confine() else None,
@@ -370,11 +375,25 @@ def _ranges(options: list[str] | None, option: str) -> tuple[IPv4Network | IPv6N
         raise typer.BadParameter(f"{error}; write it like 10.1.0.0/16", param_hint=option) from None
 
 
-def _directory(path: Path | None, option: str) -> Path | None:
-    """Return a directory that is there. Raises BadParameter."""
-    if path is not None and not (path.is_absolute() and path.is_dir()):
-        raise typer.BadParameter(f"{str(path)!r} is no directory; write it like /srv/backups", param_hint=option)
-    return path
+def _backup_place(text: str | None) -> Place | None:
+    """Return where repositories are: a directory that is there, or a place in object storage. Raises BadParameter."""
+    from novacron.backup.places import place_of
+    from novacron.backup.s3_address import BadAddress
+
+    option = "--backup-dir"
+    if text is None:
+        return None
+    try:
+        place = place_of(text)
+        if not isinstance(place, Path):
+            place.credentials()
+            place.certificates()
+            return place
+    except BadAddress as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+    if not (place.is_absolute() and place.is_dir()):
+        raise typer.BadParameter(f"{text!r} is no directory; write it like /srv/backups", param_hint=option)
+    return place
 
 
 def _pools(options: list[str] | None, option: str) -> dict[str, Path]:

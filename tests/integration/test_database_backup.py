@@ -61,10 +61,10 @@ def test_a_database_comes_back_as_it_was_and_what_it_replaces_is_kept(state: Pat
         _sql(postgres, "CREATE TABLE kept AS SELECT n, md5(n::text) FROM generate_series(1, 1000) n")
         made = _run(state, "backup", "--create")
         assert made.returncode == 0, made.stderr
-        first = _bytes(place.repository)
+        first = _bytes(state / "repository")
         _sql(postgres, "INSERT INTO kept SELECT n, 'later' FROM generate_series(1001, 2000) n")
         assert _run(state, "backup").returncode == 0
-        assert _bytes(place.repository) - first < first / 2, "what has not changed is there once"
+        assert _bytes(state / "repository") - first < first / 2, "what has not changed is there once"
         _sql(postgres, "DROP TABLE kept")
         refused = _run(state, "restore", "--yes")
         assert refused.returncode == 1 and "already works with" in refused.stderr, "while it runs"
@@ -135,7 +135,7 @@ def test_a_damaged_backup_replaces_nothing(state: Path, place: BackupPlace) -> N
     postgres.start()
     try:
         database_backup.backup(place, postgres.url, create=True)
-        largest = max((place.repository / "data").rglob("*"), key=lambda path: path.stat().st_size)
+        largest = max((state / "repository" / "data").rglob("*"), key=lambda path: path.stat().st_size)
         content = bytearray(largest.read_bytes())
         content[len(content) // 2] ^= 1
         largest.chmod(0o600)

@@ -16,6 +16,7 @@ from novacron.agent.repositories.threads import Stopped, in_thread
 from novacron.agent.vm import firmware_state, nvram
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER
+from novacron.backup.places import Place
 from novacron.disk import overlay, qemu_img
 from novacron.disk.errors import Unacceptable
 from novacron.disk.files import make_durable, sync
@@ -81,7 +82,7 @@ def _key(context: VmContext, source: BackupSource) -> DataKey:
     raise Unacceptable("the server can't unwrap the key of its repository: see the server's log", WaitCode.STEP_FAILED)
 
 
-def _fetch(root: Path, key: DataKey, snapshot: str, raw: Path, stopped: Stopped) -> FirmwareState:
+def _fetch(root: Place, key: DataKey, snapshot: str, raw: Path, stopped: Stopped) -> FirmwareState:
     repository = directory.open_repository(root, key, begin=False, purpose=Purpose.READ, stopped=stopped)
     try:
         return contents.restore(repository.repository, snapshot, raw)
