@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from obstore import exceptions
 from obstore.store import S3Store
 
-from novacron.backup.errors import Damaged, NotStored, RepositoryError
+from novacron.backup.errors import Damaged, NotAllowed, NotStored, RepositoryError
 from novacron.backup.s3_address import BadAddress, S3Address
 from novacron.backup.storage import NAME, Kind, path_of
 
@@ -135,7 +135,7 @@ class S3Storage:
         return f"{self.address.prefix}/{path}" if self.address.prefix else path
 
     def _repeated(self, failing: str, request: Callable[[], T]) -> T:
-        """Send a request until it is answered for good. Raises NotStored, RepositoryError."""
+        """Send a request until it is answered for good. Raises NotStored, Damaged, NotAllowed, RepositoryError."""
         limits, began = self._limits, time.monotonic()
         pause_s = limits.first_pause_s
         for attempt in range(1, limits.attempts + 1):
@@ -147,6 +147,8 @@ class S3Storage:
                     raise NotStored(f"{failing}: {reason}") from None
                 if _PAST_END in str(error):
                     raise Damaged(f"{failing}: it is shorter than it was") from None
+                if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+                    raise NotAllowed(f"{failing}: {reason}") from None
                 if lasts or attempt == limits.attempts or time.monotonic() - began + pause_s > limits.repeat_s:
                     often = "" if attempt == 1 else f" ({attempt} attempts)"
                     raise RepositoryError(f"{failing}: {reason}{often}") from None

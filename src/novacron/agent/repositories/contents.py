@@ -17,7 +17,7 @@ import msgspec
 from novacron.agent.repositories.threads import Stopped, WorkStopped
 from novacron.backup import disks
 from novacron.backup.disks import DiskReader, Extent
-from novacron.backup.errors import Damaged, DamagedBlobs, NotStored, RepositoryError
+from novacron.backup.errors import Damaged, DamagedBlobs, NotAllowed, NotStored, RepositoryError
 from novacron.backup.pack import ID_BYTES, BlobType
 from novacron.backup.repository import Repository
 from novacron.backup.snapshot import File
@@ -199,10 +199,17 @@ def _verify_block(repository: Repository, id: bytes, length: int, what: str) -> 
 
 
 def forget(repository: Repository, backup: str) -> None:
-    """Take a backup's snapshots out of a repository; restic's prune frees the space. Raises RepositoryError."""
+    """Take a backup's snapshots out of a repository; restic's prune frees the space. Raises NotAllowed,
+    RepositoryError."""
     for id, made in list(repository.snapshots()):
         if backup in (made.tags or ()):
-            repository.storage.remove(Kind.SNAPSHOT, id)
+            try:
+                repository.storage.remove(Kind.SNAPSHOT, id)
+            except NotAllowed as error:
+                raise NotAllowed(
+                    f"this node may not delete backups: run restic forget {id[:8]} where the repository is looked "
+                    f"after; the backup is gone here soon after ({error})"
+                ) from error
 
 
 def restore(repository: Repository, snapshot: str, disk: Path) -> FirmwareState:
