@@ -32,7 +32,8 @@ KEYS_AT_ONCE = 1000
 """Of a list; servers send as many with one answer."""
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
-_CONFLICT, _NO_BUCKET, _PAST_END = "status code: 409", "<Code>NoSuchBucket</Code>", "status code: 416"
+_CONFLICT, _NO_BUCKET = "status code: 409", "NoSuchBucket"
+_NOT_ALLOWED, _PAST_END = ("401", "403"), "416"
 _PASSING = ("408", "409", "425", "429")
 """Answers to requests that are worth repeating, as those from 500 on are."""
 _RIGHTS = "check its credentials, and what the bucket's policy allows them"
@@ -137,24 +138,17 @@ class S3Storage:
     def _repeated(self, failing: str, request: Callable[[], T]) -> T:
         """Send a request until it is answered for good. Raises NotStored, Damaged, NotAllowed, RepositoryError."""
         limits, began = self._limits, time.monotonic()
-        pause_s = limits.first_pause_s
-        for attempt in range(1, limits.attempts + 1):
+        pause_s, attempt = limits.first_pause_s, 1
+        while True:
             try:
                 return request()
             except (exceptions.BaseError, OSError, ValueError) as error:
-                reason, lasts = _reason(error)
-                if isinstance(error, FileNotFoundError) and _NO_BUCKET not in str(error):
-                    raise NotStored(f"{failing}: {reason}") from None
-                if _PAST_END in str(error):
-                    raise Damaged(f"{failing}: it is shorter than it was") from None
-                if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
-                    raise NotAllowed(f"{failing}: {reason}") from None
-                if lasts or attempt == limits.attempts or time.monotonic() - began + pause_s > limits.repeat_s:
-                    often = "" if attempt == 1 else f" ({attempt} attempts)"
-                    raise RepositoryError(f"{failing}: {reason}{often}") from None
+                failure, passes = _failure(error, failing)
+                late = attempt == limits.attempts or time.monotonic() - began + pause_s > limits.repeat_s
+                if not passes or late:
+                    raise failure from None  # the library's own text is long, and not ours
             self._pause.wait(pause_s * random.uniform(0.75, 1))  # noqa: S311 - nobody gains by guessing it
-            pause_s = min(2 * pause_s, limits.pause_s_max)
-        raise AssertionError("the last attempt ends it")
+            pause_s, attempt = min(2 * pause_s, limits.pause_s_max), attempt + 1
 
 
 def _store(address: S3Address, limits: RequestLimits) -> S3Store:
@@ -190,13 +184,18 @@ def _range(offset: int, length: int | None) -> GetOptions:
     return {"range": {"offset": offset}} if offset else {}
 
 
-def _reason(error: Exception) -> tuple[str, bool]:
-    """Return why a request failed, in words without anything secret, and whether it would fail again."""
+def _failure(error: Exception, failing: str) -> tuple[RepositoryError, bool]:
+    """Return what a failed request raises, in words without anything secret, and whether it is worth repeating."""
     text = str(error)
     code, status = _CODE.search(text), _STATUS.search(text)
-    if code is not None and code[1] in _REASONS:
-        return _REASONS[code[1]], True
-    if status is not None:
-        said = f"the server answers {status[1]}" + (f" {code[1]}" if code is not None else "")
-        return said, status[1] < "500" and status[1] not in _PASSING
-    return "the server does not answer as it should, or not in time: is it up?", False
+    if status is None:
+        return RepositoryError(f"{failing}: the server does not answer as it should, or not in time: is it up?"), True
+    answer = f"the server answers {status[1]}" + ("" if code is None else f" {code[1]}")
+    reason = answer if code is None else _REASONS.get(code[1], answer)
+    if isinstance(error, FileNotFoundError) and (code is None or code[1] != _NO_BUCKET):
+        return NotStored(f"{failing}: {reason}"), False
+    if status[1] == _PAST_END:
+        return Damaged(f"{failing}: it is shorter than it was"), False
+    if status[1] in _NOT_ALLOWED:
+        return NotAllowed(f"{failing}: {reason}"), False
+    return RepositoryError(f"{failing}: {reason}"), reason is answer and (status[1] in _PASSING or status[1] >= "500")
