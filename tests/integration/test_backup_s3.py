@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +172,7 @@ def test_what_restic_wrote_is_read_here(bucket: Bucket, tmp_path: Path) -> None:
     bucket.restic("check", "--read-data")
 
 
-def test_files_are_read_in_parts_listed_in_pages_and_never_written_over(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_read_in_parts_and_never_written_over(bucket: Bucket) -> None:
     storage = S3Storage(bucket.address())
     name = _sha256(b"a")
     storage.write(Kind.PACK, name, b"0123456789")
@@ -191,13 +191,35 @@ def test_files_are_read_in_parts_listed_in_pages_and_never_written_over(
     foreign = ("x", f"data/{name}", f"data/00/{name}", f"data/{name[:2]}/{name}-tmp")
     for key in foreign:
         bucket.server.ask("PUT", f"/{bucket.name}/{bucket.prefix}/{key}", b"x")
-    for at_once in (1, 3, 1000):
-        monkeypatch.setattr(s3, "KEYS_AT_ONCE", at_once)
-        assert list(storage.names(Kind.PACK)) == names, "and nothing that is no file of a repository"
+    assert list(storage.names(Kind.PACK)) == names, "and nothing that is no file of a repository"
     assert list(storage.names(Kind.SNAPSHOT)) == []
     storage.remove(Kind.PACK, name)
     storage.remove(Kind.PACK, name)
     assert name not in set(storage.names(Kind.PACK))
+
+
+def test_lists_are_whole_also_where_the_server_sends_them_in_parts(bucket: Bucket) -> None:
+    storage, names = S3Storage(bucket.address()), sorted(_sha256(n.to_bytes(2)) for n in range(1100))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(lambda name: storage.write(Kind.INDEX, name, b"x"), names):
+            pass
+    assert list(storage.names(Kind.INDEX)) == names
+
+
+def test_credentials_that_are_replaced_are_used_in_work_that_goes_on(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "CREDENTIALS_LIFE", timedelta(0))
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of somebody else")
+    address = bucket.address()
+    storage = S3Storage(address, IMPATIENT)
+    storage.write(Kind.LOCK, "0" * 64, b"x")
+    assert address.credentials_file is not None
+    Credentials(ADMIN.key, "another").file(address.credentials_file)
+    with pytest.raises(NotAllowed, match="its secret key is wrong"):
+        storage.read(Kind.LOCK, "0" * 64)
+    ADMIN.file(address.credentials_file)
+    assert storage.read(Kind.LOCK, "0" * 64) == b"x"
 
 
 def test_nodes_that_begin_a_repository_at_once_share_it(bucket: Bucket) -> None:

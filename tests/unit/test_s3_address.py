@@ -21,7 +21,8 @@ INI = f"[default]\naws_access_key_id = KEY\naws_secret_access_key = {SECRET}%x\n
 
 def test_an_address_says_where_a_repository_is() -> None:
     plain = S3Address.parse("s3://backups")
-    assert plain == S3Address("backups") and plain.url() is None and str(plain) == "s3://backups"
+    assert plain == S3Address("backups") and str(plain) == "s3://backups"
+    assert plain.url() == "https://s3.us-east-1.amazonaws.com"
     full = S3Address.parse(
         "s3://backups/a/b/?endpoint=https://s3.example.net:9000/&region=eu-1&credentials=/etc/s3&ca=/etc/ca&bucket-in=host"
     )

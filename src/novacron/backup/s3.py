@@ -6,12 +6,13 @@ there whole or not at all, and none is written over. Requests have a limit of ti
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from obstore import exceptions
@@ -23,13 +24,15 @@ from novacron.backup.storage import NAME, Kind, path_of
 
 if TYPE_CHECKING:
     from obstore import GetOptions
-    from obstore.store import ClientConfig, S3Config
+    from obstore.store import ClientConfig, S3Config, S3Credential
 
 T = TypeVar("T")
 OBJECT_BYTES_MAX = 1 << 30
 """Of what is read at once; packs of restic have 128 MiB at most."""
 KEYS_AT_ONCE = 1000
 """Of a list; servers send as many with one answer."""
+CREDENTIALS_LIFE = timedelta(minutes=10)
+"""After which they are read again."""
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CONFLICT, _NO_BUCKET = "status code: 409", "NoSuchBucket"
@@ -101,26 +104,17 @@ class S3Storage:
         self._repeated(f"{path_of(kind, name)} can't be written to {self.address}", request)
 
     def names(self, kind: Kind) -> Iterator[str]:
-        prefix, last = f"{self.address.prefix}/{kind}/".lstrip("/"), None
-        while True:
-            keys = self._repeated(f"{kind} can't be listed in {self.address}", self._listing(prefix, last))
-            for key in keys:
-                name = key.rpartition("/")[2]
-                if NAME.match(name) and key == self._key(kind, name):
-                    yield name
-            if len(keys) < KEYS_AT_ONCE:
-                return
-            last = keys[-1]
+        prefix, keys = f"{self.address.prefix}/{kind}/".lstrip("/"), list[str]()
 
-    def _listing(self, prefix: str, last: str | None) -> Callable[[], list[str]]:
-        """Return what fetches a part of a list, from behind ``last`` on."""
+        def request() -> None:  # goes on where the one before ended
+            for part in self._store.list(prefix, offset=keys[-1] if keys else None, chunk_size=KEYS_AT_ONCE):
+                keys.extend(entry["path"] for entry in part)
 
-        def request() -> list[str]:
-            for part in self._store.list(prefix, offset=last, chunk_size=KEYS_AT_ONCE):
-                return [entry["path"] for entry in part]
-            return []
-
-        return request
+        self._repeated(f"{kind} can't be listed in {self.address}", request)
+        for key in keys:
+            name = key.rpartition("/")[2]
+            if NAME.match(name) and key == self._key(kind, name):
+                yield name
 
     def remove(self, kind: Kind, name: str) -> None:
         def request() -> None:
@@ -153,26 +147,41 @@ class S3Storage:
 
 def _store(address: S3Address, limits: RequestLimits) -> S3Store:
     """Return the library's client. Raises BadAddress."""
-    credentials, url, certificates = address.credentials(), address.url(), address.certificates()
+    url, certificates = address.url(), address.certificates()
     config: S3Config = {
-        "access_key_id": credentials.key, "secret_access_key": credentials.secret, "region": address.region,
+        "region": address.region, "aws_endpoint_url_s3": url, "endpoint": url,
         "virtual_hosted_style_request": address.bucket_in_host, "conditional_put": "etag",
         "checksum_algorithm": "SHA256", "disable_bulk_delete": True, "skip_signature": False,
     }  # fmt: skip
     client: ClientConfig = {
         "connect_timeout": timedelta(seconds=limits.connect_s), "timeout": timedelta(seconds=limits.request_s),
-        "allow_http": url is not None and url.startswith("http://"), "allow_invalid_certificates": False,
+        "allow_http": url.startswith("http://"), "allow_invalid_certificates": False,
     }  # fmt: skip
-    if credentials.token is not None:
-        config["session_token"] = credentials.token
-    if url is not None:
-        config["aws_endpoint_url_s3"] = config["endpoint"] = url
     if certificates is not None:
         client["root_certificate"] = certificates
     try:
-        return S3Store(address.bucket, config=config, client_options=client, retry_config={"max_retries": 0})
+        return S3Store(
+            address.bucket, config=config, client_options=client, retry_config={"max_retries": 0},
+            credential_provider=_signing(address),
+        )  # fmt: skip
     except (exceptions.BaseError, ValueError):
         raise BadAddress(f"{address} can't be used: see its endpoint, region and ca") from None
+
+
+def _signing(address: S3Address) -> Callable[[], S3Credential]:
+    """Return what says with what to sign; it is asked again in long work. Raises BadAddress."""
+    read = address.credentials()
+
+    def credentials() -> S3Credential:
+        nonlocal read
+        with contextlib.suppress(BadAddress):  # a file that is being replaced
+            read = address.credentials()
+        return {
+            "access_key_id": read.key, "secret_access_key": read.secret, "token": read.token,
+            "expires_at": datetime.now(UTC) + CREDENTIALS_LIFE,
+        }  # fmt: skip
+
+    return credentials
 
 
 def _range(offset: int, length: int | None) -> GetOptions:

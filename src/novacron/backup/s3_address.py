@@ -86,11 +86,12 @@ class S3Address(msgspec.Struct, frozen=True):
         place = f"{SCHEME}{self.bucket}/{self.prefix}".rstrip("/")
         return place if self.endpoint is None else f"{place} at {self.endpoint}"
 
-    def url(self) -> str | None:
-        """Return where requests go; None: AWS's own, which the library knows."""
-        if self.endpoint is None or not self.bucket_in_host:
-            return self.endpoint
-        scheme, _, host = self.endpoint.partition("://")
+    def url(self) -> str:
+        """Return where requests go."""
+        endpoint = self.endpoint or f"https://s3.{self.region}.amazonaws.com"
+        if not self.bucket_in_host:
+            return endpoint
+        scheme, _, host = endpoint.partition("://")
         return f"{scheme}://{self.bucket}.{host}"
 
     def certificates(self) -> str | None:
