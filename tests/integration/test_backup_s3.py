@@ -30,7 +30,7 @@ from novacron.backup.errors import Damaged, DamagedBlobs, NotAllowed, NotStored,
 from novacron.backup.places import storage_at
 from novacron.backup.repository import Repository
 from novacron.backup.s3 import LIMITS, S3Storage
-from novacron.backup.s3_address import S3Address
+from novacron.backup.s3_address import BadAddress, S3Address
 from novacron.backup.storage import Kind
 from novacron.disk.errors import Unacceptable
 from novacron.model.backup import BackupPhase
@@ -220,6 +220,18 @@ def test_credentials_that_are_replaced_are_used_in_work_that_goes_on(
         storage.read(Kind.LOCK, "0" * 64)
     ADMIN.file(address.credentials_file)
     assert storage.read(Kind.LOCK, "0" * 64) == b"x"
+
+
+def test_a_server_has_to_prove_who_it_is(bucket: Bucket) -> None:
+    address = bucket.text().replace(bucket.server.endpoint, bucket.server.tls_endpoint)
+    storage = S3Storage(S3Address.parse(f"{address}&ca={bucket.server.ca}"))
+    storage.write(Kind.LOCK, "0" * 64, b"x")
+    assert storage.read(Kind.LOCK, "0" * 64) == b"x"
+    with pytest.raises(RepositoryError, match="does not answer as it should"):
+        S3Storage(S3Address.parse(address), IMPATIENT).read(Kind.LOCK, "0" * 64)
+    other = S3Address.parse(f"{address}&ca={bucket.address().credentials_file}")
+    with pytest.raises(BadAddress, match="see its endpoint, region and ca"):
+        S3Storage(other)
 
 
 def test_nodes_that_begin_a_repository_at_once_share_it(bucket: Bucket) -> None:

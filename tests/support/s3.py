@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from lab.platform import free_ports, until
+from novacron import pki
 
 REGION = "us-east-1"
 START_S_MAX = 60.0
@@ -68,21 +69,29 @@ class S3Server:
         ]
         (directory / "s3.json").write_text(json.dumps({"identities": identities}))
         (directory / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")  # of a new bucket
-        self._ports = _free_ports(4)
+        self._ports = _free_ports(5)
+        authority = pki.Authority.open(directory / "ca")
+        self._certificate, self._key = authority.issue_server(directory / "ca", ["127.0.0.1"])
+        self.ca = directory / "ca/ca.crt"
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._ports[3]}"
 
+    @property
+    def tls_endpoint(self) -> str:
+        return f"https://127.0.0.1:{self._ports[4]}"
+
     def start(self) -> None:
         """Start it and wait until it answers."""
         weed = Path(sys.executable).parent / "weed"
-        master, volume, filer, s3 = self._ports
+        master, volume, filer, s3, tls = self._ports
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [weed, "server", f"-dir={self.data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
-                 f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0",
+                 f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", f"-s3.port.https={tls}",
+                 f"-s3.cert.file={self._certificate}", f"-s3.key.file={self._key}", "-s3.port.iceberg=0",
                  "-s3.port.lance=0", "-s3.iam=false", f"-s3.config={self.directory / 's3.json'}",
                  f"-filer.localSocket={self.directory / 'filer'}", f"-s3.localSocket={self.directory / 's3'}",
                  "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=100",
