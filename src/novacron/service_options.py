@@ -288,9 +288,9 @@ class AgentOptions:
     backup_dir: Annotated[
         str | None,
         typer.Option(
-            metavar="DIRECTORY|s3://BUCKET/PREFIX?...",
-            help="directory, or place in object storage, of the repositories of VMs' backups; without it this node"
-            " makes no backups",
+            metavar="DIRECTORY|s3://...|rest:https://...",
+            help="directory, or address of object storage or of a REST server, for the repositories of VMs' backups;"
+            " without it this node makes no backups",
         ),
     ] = None
     keep_images: Annotated[
@@ -377,8 +377,8 @@ def _ranges(options: list[str] | None, option: str) -> tuple[IPv4Network | IPv6N
 
 def _backup_place(text: str | None) -> Place | None:
     """Return where repositories are: a directory that is there, or a place in object storage. Raises BadParameter."""
+    from novacron.backup.addresses import BadAddress
     from novacron.backup.places import place_of
-    from novacron.backup.s3_address import BadAddress
 
     option = "--backup-dir"
     if text is None:

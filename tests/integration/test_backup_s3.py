@@ -26,11 +26,13 @@ from novacron.agent.repositories.contents import DiskCopy
 from novacron.agent.repositories.directory import OpenRepository, Purpose, never
 from novacron.agent.settings import AgentSettings
 from novacron.backup import s3
+from novacron.backup.addresses import BadAddress
 from novacron.backup.errors import Damaged, DamagedBlobs, NotAllowed, NotStored, RepositoryError
 from novacron.backup.places import storage_at
 from novacron.backup.repository import Repository
-from novacron.backup.s3 import LIMITS, S3Storage
-from novacron.backup.s3_address import BadAddress, S3Address
+from novacron.backup.requests import LIMITS
+from novacron.backup.s3 import S3Storage
+from novacron.backup.s3_address import S3Address
 from novacron.backup.storage import Kind
 from novacron.disk.errors import Unacceptable
 from novacron.model.backup import BackupPhase

@@ -7,19 +7,18 @@ there whole or not at all, and none is written over. Requests have a limit of ti
 from __future__ import annotations
 
 import contextlib
-import random
 import re
-import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from obstore import exceptions
 from obstore.store import S3Store
 
+from novacron.backup.addresses import BadAddress
 from novacron.backup.errors import Damaged, NotAllowed, NotStored, RepositoryError
-from novacron.backup.s3_address import BadAddress, S3Address
+from novacron.backup.requests import LIMITS, RequestLimits, repeated
+from novacron.backup.s3_address import S3Address
 from novacron.backup.storage import NAME, Kind, path_of
 
 if TYPE_CHECKING:
@@ -52,29 +51,12 @@ _REASONS = {
 }
 
 
-class RequestLimits(NamedTuple):
-    """How long requests may take. All attempts together take less than work on a repository may be silent."""
-
-    connect_s: float = 10.0
-    request_s: float = 120.0
-    """Of one attempt, with all that is sent and received: 16 MiB with at least 1.1 Mbit/s."""
-    repeat_s: float = 120.0
-    """After which no further attempt begins."""
-    attempts: int = 12
-    first_pause_s: float = 0.2
-    pause_s_max: float = 8.0
-
-
-LIMITS = RequestLimits()
-
-
 class S3Storage:
     """A repository at an address. Any thread may use it."""
 
     def __init__(self, address: S3Address, limits: RequestLimits = LIMITS) -> None:
         """Nothing is sent yet. Raises BadAddress."""
         self.address, self._limits = address, limits
-        self._pause = threading.Event()
         self._store = _store(address, limits)
 
     def read(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -130,19 +112,8 @@ class S3Storage:
         return f"{self.address.prefix}/{path}" if self.address.prefix else path
 
     def _repeated(self, failing: str, request: Callable[[], T]) -> T:
-        """Send a request until it is answered for good. Raises NotStored, Damaged, NotAllowed, RepositoryError."""
-        limits, began = self._limits, time.monotonic()
-        pause_s, attempt = limits.first_pause_s, 1
-        while True:
-            try:
-                return request()
-            except (exceptions.BaseError, OSError, ValueError) as error:
-                failure, passes = _failure(error, failing)
-                late = attempt == limits.attempts or time.monotonic() - began + pause_s > limits.repeat_s
-                if not passes or late:
-                    raise failure from None  # the library's own text is long, and not ours
-            self._pause.wait(pause_s * random.uniform(0.75, 1))  # noqa: S311 - nobody gains by guessing it
-            pause_s, attempt = min(2 * pause_s, limits.pause_s_max), attempt + 1
+        errors = exceptions.BaseError, OSError, ValueError
+        return repeated(request, errors, lambda error: _failure(error, failing), self._limits)
 
 
 def _store(address: S3Address, limits: RequestLimits) -> S3Store:

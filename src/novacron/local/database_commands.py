@@ -27,8 +27,8 @@ DatabaseUrl = Annotated[
 Repository = Annotated[
     str,
     typer.Option(
-        metavar="DIRECTORY|s3://BUCKET/PREFIX?...",
-        help="directory, or place in object storage, of the repository with the backups",
+        metavar="DIRECTORY|s3://...|rest:https://...",
+        help="directory, or address in object storage or on a REST server, of the repository with the backups",
     ),
 ]
 PasswordFile = Annotated[
@@ -39,8 +39,8 @@ BackupId = Annotated[str | None, typer.Argument(help="id, or how it begins; defa
 
 
 def _place(repository: str, password_file: Path | None, state_dir: Path | None) -> BackupPlace:
+    from novacron.backup.addresses import BadAddress
     from novacron.backup.places import place_of
-    from novacron.backup.s3_address import BadAddress
     from novacron.local import database_backup
 
     default = (state_dir or default_state_dir()) / database_backup.PASSWORD_FILE

@@ -1,4 +1,4 @@
-"""Addresses of object storage and files with credentials: what is taken, and in which words the rest is refused."""
+"""Addresses of storage and files with credentials: what is taken, and in which words the rest is refused."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 import typer
 from hypothesis import strategies
 
+from novacron.backup.addresses import BadAddress
 from novacron.backup.errors import RepositoryError
 from novacron.backup.places import place_of
-from novacron.backup.s3_address import BadAddress, S3Address, S3Credentials
+from novacron.backup.rest_address import RestAddress, RestCredentials
+from novacron.backup.s3_address import S3Address, S3Credentials
 from novacron.service_options import AgentOptions
 
 SECRET = "an-example-of-a-secret"
@@ -47,24 +49,24 @@ def test_an_address_says_where_a_repository_is() -> None:
         ("s3://backups/a b", "prefix"),
         ("s3://backups/a%2fb", "prefix"),
         ("s3://backups/a#b", "no address"),
-        ("s3://[backups", "is no name of a bucket"),
+        ("s3://[backups", "no address"),
         (f"s3://KEY:{SECRET}@backups/a", "credentials do not belong into an address"),
         ("s3://backups?endpoint", "NAME=VALUE"),
         (f"s3://backups?secret={SECRET}", "option 'secret' of the address is unknown: there are endpoint, region"),
         ("s3://backups?region=a&region=b", "twice"),
         ("s3://backups?region=EU%0a", "region"),
-        ("s3://backups?endpoint=s3.example.net", "endpoint is no URL"),
-        ("s3://backups?endpoint=ftp://s3.example.net", "endpoint is no URL"),
-        ("s3://backups?endpoint=https://s3.example.net/path", "endpoint is no URL"),
-        ("s3://backups?endpoint=https://s3.example.net:x", "endpoint is no URL"),
-        (f"s3://backups?endpoint=https://KEY:{SECRET}@s3.example.net", "do not belong into the endpoint"),
+        ("s3://backups?endpoint=s3.example.net", "server is no URL"),
+        ("s3://backups?endpoint=ftp://s3.example.net", "server is no URL"),
+        ("s3://backups?endpoint=https://s3.example.net/path", "endpoint has a path"),
+        ("s3://backups?endpoint=https://s3.example.net:x", "server is no URL"),
+        (f"s3://backups?endpoint=https://KEY:{SECRET}@s3.example.net", "do not belong into an address"),
         ("s3://backups?endpoint=http://s3.example.net", "asked without TLS: write https://, or allow that with plain-"),
         ("s3://backups?endpoint=http://127.0.0.1.example.net", "asked without TLS"),
         ("s3://backups?plain-http=maybe", "plain-http='maybe': it is no or yes"),
         ("s3://backups?bucket-in=name", "bucket-in='name': it is path or host"),
         ("s3://backups?credentials=s3.ini", "credentials: write the whole path"),
         ("s3://backups?ca=ca.pem", "ca: write the whole path"),
-        ("https://s3.example.net/backups", "in directories or in S3"),
+        ("https://s3.example.net/backups", "write a path, s3://BUCKET"),
         ("s3:backups", None),
     ],
 )
@@ -125,7 +127,41 @@ def test_a_file_without_credentials_is_named_and_not_shown(tmp_path: Path, conte
     with pytest.raises(BadAddress) as error:
         S3Address("backups", credentials_file=file).credentials()
     assert str(file) in str(error.value) and SECRET not in str(error.value)
-    assert error.value.__cause__ is None and error.value.__suppress_context__
+    assert error.value.__context__ is None or error.value.__suppress_context__
+
+
+def test_a_rest_server_is_named_as_restic_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rest"
+    file.touch(mode=0o600)
+    file.write_text(f"[default]\nusername = node\npassword = {SECRET}\n")
+    address = place_of(f"rest:https://backup.example.net:8000/vms/?credentials={file}")
+    assert address == RestAddress("https://backup.example.net:8000", "vms", file)
+    assert str(address / "repo-1") == "rest:https://backup.example.net:8000/vms/repo-1"
+    assert isinstance(address, RestAddress) and address.credentials() == RestCredentials("node", SECRET)
+    assert SECRET not in repr(address.credentials())
+    monkeypatch.delenv("RESTIC_REST_USERNAME", raising=False)
+    assert RestAddress("https://backup.example.net").credentials() is None, "some servers ask for none"
+    monkeypatch.setenv("RESTIC_REST_USERNAME", "node")
+    monkeypatch.setenv("RESTIC_REST_PASSWORD", SECRET)
+    assert RestAddress("https://backup.example.net").credentials() == RestCredentials("node", SECRET)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rest:/srv/backups", "is no URL: write it like rest:https://HOST"),
+        ("rest:s3.example.net", "is no URL"),
+        ("rest:http://backup.example.net/", "asked without TLS"),
+        (f"rest:https://node:{SECRET}@backup.example.net/", "do not belong into an address"),
+        ("rest:https://backup.example.net/a/../b", "path 'a/../b'"),
+        ("rest:https://backup.example.net/a%2e", "path"),
+        ("rest:https://backup.example.net/?region=x", "option 'region' of the address is unknown"),
+    ],
+)
+def test_what_is_no_rest_server_is_refused_in_words(text: str, words: str) -> None:
+    with pytest.raises(BadAddress, match=words) as error:
+        place_of(text)
+    assert SECRET not in str(error.value)
 
 
 def test_credentials_that_all_users_can_read_are_refused(tmp_path: Path) -> None:
