@@ -6,6 +6,7 @@ that is there is looked for first.
 
 from __future__ import annotations
 
+import base64
 import http
 import ssl
 import time
@@ -48,8 +49,9 @@ class RestStorage:
         """Nothing is sent yet. Raises BadAddress."""
         self.address, self._limits = address, limits
         credentials = address.credentials()
-        shown = None if credentials is None else ":".join(credentials)
-        self._headers = {"Accept": VERSION, **urllib3.util.make_headers(basic_auth=shown)}
+        self._headers = {"Accept": VERSION}
+        if credentials is not None:
+            self._headers["Authorization"] = f"Basic {base64.b64encode(':'.join(credentials).encode()).decode()}"
         self._pool = urllib3.PoolManager(
             maxsize=CONNECTIONS_MAX, block=True, ssl_context=_trusting(address), retries=False,
             timeout=urllib3.Timeout(connect=limits.connect_s, read=limits.request_s),
@@ -117,20 +119,20 @@ class RestStorage:
             method, f"{base}/{path}", body=body, headers={**self._headers, **(headers or {})}, redirect=False,
             preload_content=False,
         )  # fmt: skip
+        content = bytearray()
         try:
-            if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
-                raise _UnwantedStatus(answer.status)
-            if headers and answer.status != http.HTTPStatus.PARTIAL_CONTENT:
-                raise _UnwantedStatus(http.HTTPStatus.NOT_IMPLEMENTED)
-            content = bytearray()
             while chunk := answer.read(CHUNK_BYTES):
                 content += chunk
                 if len(content) > ANSWER_BYTES_MAX or time.monotonic() > deadline:
                     raise TimeoutError
-            return bytes(content)
-        finally:
+        except BaseException:  # the connection has something on it that nobody reads
             answer.close()
-            answer.release_conn()
+            raise
+        if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
+            raise _UnwantedStatus(answer.status)
+        if headers and answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+            raise _UnwantedStatus(http.HTTPStatus.NOT_IMPLEMENTED)
+        return bytes(content)
 
     def _repeated(self, failing: str, request: Callable[[], T]) -> T:
         errors = _UnwantedStatus, urllib3.exceptions.HTTPError, OSError

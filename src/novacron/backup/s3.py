@@ -30,6 +30,8 @@ OBJECT_BYTES_MAX = 1 << 30
 """Of what is read at once; packs of restic have 128 MiB at most."""
 KEYS_AT_ONCE = 1000
 """Of a list; servers send as many with one answer."""
+KEYS_MAX = 1 << 22
+"""Of one kind: packs of 64 TiB."""
 CREDENTIALS_LIFE = timedelta(minutes=10)
 """After which they are read again."""
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
@@ -91,6 +93,8 @@ class S3Storage:
         def request() -> None:  # goes on where the one before ended
             for part in self._store.list(prefix, offset=keys[-1] if keys else None, chunk_size=KEYS_AT_ONCE):
                 keys.extend(entry["path"] for entry in part)
+                if len(keys) > KEYS_MAX:
+                    raise RepositoryError(f"{kind} in {self.address} has more than {KEYS_MAX} files")
 
         self._repeated(f"{kind} can't be listed in {self.address}", request)
         for key in keys:
