@@ -48,6 +48,7 @@ _REASONS = {
     "ExpiredToken": "its session token has expired: replace its credentials",
     "RequestTimeTooSkewed": "this host's clock differs too much from the server's",
     "NoSuchBucket": "there is no such bucket: create it, or write its name right",
+    "NotImplemented": "the server does not know conditional writes (If-None-Match), which repositories need",
     "PermanentRedirect": "the bucket is in another region: name that with region=",
     "AuthorizationHeaderMalformed": "the bucket is in another region: name that with region=",
 }
