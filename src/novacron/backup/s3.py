@@ -41,16 +41,18 @@ _NOT_ALLOWED, _PAST_END = ("401", "403"), "416"
 _PASSING = ("408", "409", "425", "429")
 """Answers to requests that are worth repeating, as those from 500 on are."""
 _RIGHTS = "check its credentials, and what the bucket's policy allows them"
+_REGION = "the bucket is in another region: name that with region="
+_EXPIRED = "its session token has expired: replace its credentials"
 _REASONS = {
     "AccessDenied": f"access was denied: {_RIGHTS}",
     "InvalidAccessKeyId": f"the server does not know its access key: {_RIGHTS}",
     "SignatureDoesNotMatch": f"its secret key is wrong: {_RIGHTS}",
-    "ExpiredToken": "its session token has expired: replace its credentials",
+    "ExpiredToken": _EXPIRED,
     "RequestTimeTooSkewed": "this host's clock differs too much from the server's",
     "NoSuchBucket": "there is no such bucket: create it, or write its name right",
     "NotImplemented": "the server does not know conditional writes (If-None-Match), which repositories need",
-    "PermanentRedirect": "the bucket is in another region: name that with region=",
-    "AuthorizationHeaderMalformed": "the bucket is in another region: name that with region=",
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
 }
 
 
