@@ -20,6 +20,7 @@ from novacron.model.proxy_header import ProxyHeader
 
 if TYPE_CHECKING:  # imported where they are needed: commands that need neither start faster
     from novacron.agent.settings import AgentSettings
+    from novacron.backup.places import Place
     from novacron.local.database_archiver import ArchiverSettings
     from novacron.model.access import Role
     from novacron.server.settings import ServerSettings
@@ -198,10 +199,11 @@ class ServerOptions:
         Path | None, typer.Option(help="file with the authority of their servers' certificates, if not a public one")
     ] = None
     backup_repository: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             envvar="NOVACRON_BACKUP_REPOSITORY",
-            help="directory of the repository into which the database is archived all the time; begun if it is empty",
+            metavar="DIRECTORY|s3://...|rest:https://...",
+            help="where the repository is into which the database is archived all the time; begun if it is empty",
         ),
     ] = None
     backup_password_file: Annotated[
@@ -227,13 +229,14 @@ class ServerOptions:
 
         if self.backup_repository is None:
             return None
-        if not self.backup_repository.is_absolute():
+        place = _checked_place(self.backup_repository, "--backup-repository")
+        if isinstance(place, Path) and not place.is_absolute():
             raise typer.BadParameter(
-                f"{str(self.backup_repository)!r}: write it like /mnt/backup/novacron", param_hint="--backup-repository"
+                f"{self.backup_repository!r}: write it like /mnt/backup/novacron", param_hint="--backup-repository"
             )
         return ArchiverSettings(
             url=database,
-            repository=str(self.backup_repository),
+            repository=self.backup_repository,
             password_file=str(self.backup_password_file or state_dir / PASSWORD_FILE),
             spool=str(state_dir / "database-wal"),
             metrics=str(state_dir / "server" / "metrics"),
@@ -327,8 +330,12 @@ class AgentOptions:
         list[str] | None, typer.Option(help="directory for volumes that other nodes share, as NAME=PATH")
     ] = None
     backup_dir: Annotated[
-        Path | None,
-        typer.Option(help="directory of the repositories of VMs' backups; without it this node makes no backups"),
+        str | None,
+        typer.Option(
+            metavar="DIRECTORY|s3://...|rest:https://...",
+            help="directory, or address of object storage or of a REST server, for the repositories of VMs' backups;"
+            " without it this node makes no backups",
+        ),
     ] = None
     keep_images: Annotated[
         float, typer.Option(min=0, help="hours to keep an image that was copied for a VM and that no VM here uses")
@@ -365,7 +372,7 @@ class AgentOptions:
             imports_from=_ranges(self.imports_from, "--imports-from"),
             keep_images_s=3600 * self.keep_images,
             pools=_pools(self.pool, "--pool"),
-            backup_dir=_directory(self.backup_dir, "--backup-dir"),
+            backup_dir=_backup_place(self.backup_dir),
             shared_pools=_pools(self.shared_pool, "--shared-pool"),
             masked_cpu_flags=frozenset(self.mask_cpu_flag or ()),
             uid_base=self.uid_base if can_confine() else None,
@@ -412,11 +419,30 @@ def _ranges(options: list[str] | None, option: str) -> tuple[IPv4Network | IPv6N
         raise typer.BadParameter(f"{error}; write it like 10.1.0.0/16", param_hint=option) from None
 
 
-def _directory(path: Path | None, option: str) -> Path | None:
-    """Return a directory that is there. Raises BadParameter."""
-    if path is not None and not (path.is_absolute() and path.is_dir()):
-        raise typer.BadParameter(f"{str(path)!r} is no directory; write it like /srv/backups", param_hint=option)
-    return path
+def _backup_place(text: str | None) -> Place | None:
+    """Return where repositories are: a directory that is there, or a place in object storage. Raises BadParameter."""
+    option = "--backup-dir"
+    if text is None:
+        return None
+    place = _checked_place(text, option)
+    if isinstance(place, Path) and not (place.is_absolute() and place.is_dir()):
+        raise typer.BadParameter(f"{text!r} is no directory; write it like /srv/backups", param_hint=option)
+    return place
+
+
+def _checked_place(text: str, option: str) -> Place:
+    """Return where a repository is, whose credentials can be read. Raises BadParameter."""
+    from novacron.backup.addresses import BadAddress
+    from novacron.backup.places import place_of
+
+    try:
+        place = place_of(text)
+        if not isinstance(place, Path):
+            place.credentials()
+            place.certificates()
+    except BadAddress as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+    return place
 
 
 def _pools(options: list[str] | None, option: str) -> dict[str, Path]:

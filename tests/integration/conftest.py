@@ -23,6 +23,7 @@ from novacron import pki
 from novacron.client import Client, NotFoundError
 from novacron.dwcp.listener import Listener
 from tests.support.dwcp import Ends
+from tests.support.s3 import S3Server, running_s3_server
 from tests.support.vm_backups import new_repository
 
 __all__ = ["new_repository"]
@@ -162,3 +163,10 @@ async def listening(ends: Ends) -> AsyncIterator[tuple[Listener, int]]:
     listener = Listener(ends.tls("b", server=True), pki.peer_name)
     async with listener.listen("127.0.0.1", 0) as port:
         yield listener, port
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3 server."""
+    with open_directory("nvs3-") as directory, running_s3_server(directory / "s3") as server:
+        yield server

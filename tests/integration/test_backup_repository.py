@@ -280,3 +280,18 @@ def test_a_lock_is_renewed_while_it_is_held_and_counts_for_nothing_once_it_can_n
         monkeypatch.setattr(locks, "LOST_AFTER_S", -1.0)
         with pytest.raises(Locked, match="could not be renewed"):
             lock.check()
+
+
+def test_whoever_begins_a_repository_second_is_told_so_and_leaves_no_key(tmp_path: Path) -> None:
+    class Raced(DirectoryStorage):
+        """Somebody else is faster, between the key and the configuration."""
+
+        def write(self, kind: Kind, name: str, content: bytes) -> None:
+            if kind is Kind.CONFIG:
+                _create(DirectoryStorage(self.root))
+            super().write(kind, name, content)
+
+    with pytest.raises(RepositoryError, match="somebody else began the repository at the same moment"):
+        Repository.create(Raced(tmp_path / "r"), new_password(), ScryptCost(1 << 10, 8, 1))
+    assert len(list((tmp_path / "r" / "keys").iterdir())) == 1
+    _restic(tmp_path / "r", "check")

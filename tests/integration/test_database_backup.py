@@ -17,6 +17,7 @@ from lab.platform import open_directory
 from novacron.local import database_backup, database_recovery
 from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.postgres import Postgres, PostgresFailed
+from tests.support.s3 import ADMIN, S3Server
 
 
 @pytest.fixture
@@ -61,10 +62,10 @@ def test_a_database_comes_back_as_it_was_and_what_it_replaces_is_kept(state: Pat
         _sql(postgres, "CREATE TABLE kept AS SELECT n, md5(n::text) FROM generate_series(1, 1000) n")
         made = _run(state, "backup", "--create")
         assert made.returncode == 0, made.stderr
-        first = _bytes(place.repository)
+        first = _bytes(state / "repository")
         _sql(postgres, "INSERT INTO kept SELECT n, 'later' FROM generate_series(1001, 2000) n")
         assert _run(state, "backup").returncode == 0
-        assert _bytes(place.repository) - first < first / 2, "what has not changed is there once"
+        assert _bytes(state / "repository") - first < first / 2, "what has not changed is there once"
         _sql(postgres, "DROP TABLE kept")
         refused = _run(state, "restore", "--yes")
         assert refused.returncode == 1 and "already works with" in refused.stderr, "while it runs"
@@ -135,7 +136,7 @@ def test_a_damaged_backup_replaces_nothing(state: Path, place: BackupPlace) -> N
     postgres.start()
     try:
         database_backup.backup(place, postgres.url, create=True)
-        largest = max((place.repository / "data").rglob("*"), key=lambda path: path.stat().st_size)
+        largest = max((state / "repository" / "data").rglob("*"), key=lambda path: path.stat().st_size)
         content = bytearray(largest.read_bytes())
         content[len(content) // 2] ^= 1
         largest.chmod(0o600)
@@ -162,3 +163,52 @@ def test_what_is_missing_is_said_in_words(state: Path, place: BackupPlace) -> No
         done = _run(state, *arguments)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr, done
     assert database_backup.backups(place) == []
+
+
+def test_a_database_comes_back_from_a_bucket(state: Path, s3_server: S3Server) -> None:
+    postgres = Postgres(state / "postgres")
+    file = ADMIN.file(state / "s3")
+    bucket = s3_server.new_bucket("database")
+    repository = f"s3://{bucket}/platform?endpoint={s3_server.endpoint}&credentials={file}"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "novacron", "database", *arguments, "--repository", repository,
+             "--state-dir", str(state)],
+            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    postgres.start()
+    try:
+        _sql(postgres, "CREATE TABLE kept AS SELECT n, md5(n::text) FROM generate_series(1, 1000) n")
+        refused = run("backup")
+        assert refused.returncode == 1 and "begin a repository with --create" in refused.stderr
+        made = run("backup", "--create")
+        assert made.returncode == 0, made.stderr
+        _sql(postgres, "DROP TABLE kept")
+    finally:
+        postgres.stop()
+    assert run("list").stdout.count("\n") == 2
+    verified = run("verify")
+    assert "is whole" in verified.stdout, verified.stderr
+    restored = run("restore", "--yes")
+    assert restored.returncode == 0, restored.stderr
+    postgres.start()
+    try:
+        assert _sql(postgres, "SELECT count(*) FROM kept")[0]["count"] == 1000
+    finally:
+        postgres.stop()
+    done = subprocess.run(
+        ["restic", "--no-cache", "-q", "-r", f"s3:{s3_server.endpoint}/{bucket}/platform", "check", "--read-data"],
+        env={**os.environ, **ADMIN.environment(), "RESTIC_PASSWORD_FILE": str(state / "backup.password")},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_place_that_is_none_is_refused_in_words() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "novacron", "database", "list", "--repository", "s3://BAD"], capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("error: 'BAD' is no name of a bucket")

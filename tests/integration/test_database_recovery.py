@@ -18,8 +18,10 @@ import asyncpg
 import pytest
 
 from lab.platform import free_ports, open_directory
+from novacron.backup import restic
 from novacron.backup.disks import DiskReader
-from novacron.local import database_archive, database_backup, database_prune, database_recovery
+from novacron.backup.restic import PruneLimits
+from novacron.local import database_archive, database_backup, database_recovery
 from novacron.local.archiver_process import archiving
 from novacron.local.database_archiver import SLOT, ArchiverSettings
 from novacron.local.database_backup import BackupFailed, BackupPlace
@@ -37,14 +39,15 @@ class Installation:
     def __init__(self, state: Path) -> None:
         self.state = state
         self.postgres = Postgres(state / "postgres")
-        self.place = BackupPlace(state / "repository", state / "backup.password")
+        self.repository = state / "repository"
+        self.place = BackupPlace(self.repository, state / "backup.password")
         self.spool = state / "database-wal"
 
     @contextlib.contextmanager
     def running(self, base_every_s: float = DAY_S) -> Iterator[None]:
         """Run the database and its archiver."""
         settings = ArchiverSettings(
-            self.postgres.start(), str(self.place.repository), str(self.place.password_file), str(self.spool),
+            self.postgres.start(), str(self.repository), str(self.place.password_file), str(self.spool),
             str(self.state / "metrics"), base_every_s, 30,
         )  # fmt: skip
         try:
@@ -93,8 +96,8 @@ class Installation:
 
     def wait_pruned(self) -> None:
         """Wait until the base backup's work is over: then nothing but WAL is stored."""
-        until(lambda: len(list((self.place.repository / "index").iterdir())) == 1, "restic has pruned", 60.0)
-        until(lambda: not list((self.place.repository / "locks").iterdir()), "it has ended")
+        until(lambda: len(list((self.repository / "index").iterdir())) == 1, "restic has pruned", 60.0)
+        until(lambda: not list((self.repository / "locks").iterdir()), "it has ended")
 
     def wait_archived(self, at: datetime) -> None:
         until(lambda: any(source.until >= at for source in self.restorable()), f"{at} is archived", ARCHIVED_S_MAX)
@@ -104,14 +107,14 @@ class Installation:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "novacron", "database", *arguments, "--repository", str(self.place.repository),
+            [sys.executable, "-m", "novacron", "database", *arguments, "--repository", str(self.repository),
              "--state-dir", str(self.state)],
             capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
     def restic(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            ["restic", "--no-cache", "-q", "-r", str(self.place.repository), *arguments], capture_output=True,
+            ["restic", "--no-cache", "-q", "-r", str(self.repository), *arguments], capture_output=True,
             env={**os.environ, "RESTIC_PASSWORD_FILE": str(self.place.password_file)}, check=False,
         )  # fmt: skip
 
@@ -178,11 +181,11 @@ def test_a_lost_disk_costs_at_most_a_minute(installation: Installation) -> None:
         installation.wait_archived(written)
         assert datetime.now(UTC) - began < timedelta(seconds=ARCHIVED_S_MAX)
         kept = installation.state / "kept"
-        shutil.copytree(installation.place.repository, kept)
+        shutil.copytree(installation.repository, kept)
     shutil.rmtree(installation.state / "postgres")
     shutil.rmtree(installation.spool)
-    shutil.rmtree(installation.place.repository)
-    kept.rename(installation.place.repository)
+    shutil.rmtree(installation.repository)
+    kept.rename(installation.repository)
     assert installation.restore(None).kept is None
     assert installation.rows() == [1]
 
@@ -229,14 +232,14 @@ def test_a_repository_that_was_away_gets_what_it_missed(installation: Installati
         base_at = installation.wait_for_base()
         installation.wait_pruned()
         installation.wait_archived(installation.write(0))
-        installation.place.repository.rename(away)
+        installation.repository.rename(away)
         for n in (1, 2):
             installation.write(n)
             installation.sql("SELECT pg_switch_wal()")
         last = installation.write(3)
         pause(25.0)
-        assert not installation.place.repository.exists(), "none begins in its place"
-        away.rename(installation.place.repository)
+        assert not installation.repository.exists(), "none begins in its place"
+        away.rename(installation.repository)
         installation.wait_archived(last)
     (source,) = installation.restorable()
     assert source.backup.at == base_at
@@ -268,12 +271,12 @@ def test_a_spool_that_was_lost_is_noticed(installation: Installation) -> None:
         installation.wait_pruned()
         installation.wait_archived(installation.write(1))
         away = installation.state / "away"
-        installation.place.repository.rename(away)
+        installation.repository.rename(away)
         for _ in range(3):
             installation.sql("SELECT pg_switch_wal()")
             installation.write(2)
         until(lambda: _slot_segment(installation) >= 5, "it is received", 60.0)
-    away.rename(installation.place.repository)
+    away.rename(installation.repository)
     shutil.rmtree(installation.spool)
     with installation.running():
         until(lambda: len(installation.restorable()) == 2, "another base backup is made", 90.0)
@@ -293,7 +296,7 @@ def test_a_restored_server_knows_that_nodes_know_more(installation: Installation
     port, link_port = free_ports(2)
     command = [
         sys.executable, "-m", "novacron", "server", "--state-dir", str(installation.state), "--port", str(port),
-        "--link-port", str(link_port), "--backup-repository", str(installation.place.repository),
+        "--link-port", str(link_port), "--backup-repository", str(installation.repository),
     ]  # fmt: skip
     environment = {**os.environ, "NOVACRON_CONFIG": str(installation.state / "config.json")}
     log = installation.state / "server.log"
@@ -319,7 +322,8 @@ def test_a_restored_server_knows_that_nodes_know_more(installation: Installation
 
 
 async def test_what_is_stored_every_few_seconds_is_put_together(tmp_path: Path) -> None:
-    place = BackupPlace(tmp_path / "repository", tmp_path / "backup.password")
+    root = tmp_path / "repository"
+    place = BackupPlace(root, tmp_path / "backup.password")
     archive = database_archive.WalArchive(database_backup.open_repository(place, create=True), "1")
     content = bytearray(1 << 20)
     path = tmp_path / f"{1:024X}.partial"
@@ -327,12 +331,12 @@ async def test_what_is_stored_every_few_seconds_is_put_together(tmp_path: Path) 
         content[n * 1000 : n * 1000 + 500] = os.urandom(500)
         path.write_bytes(content)
         archive.store([path], datetime.now(UTC))
-    before = sum(file.is_file() for file in place.repository.rglob("*"))
-    await database_prune.prune(place)
-    assert sum(file.is_file() for file in place.repository.rglob("*")) < before / 3
+    before = sum(file.is_file() for file in root.rglob("*"))
+    await restic.prune(root, place.password_file.read_bytes().strip(), PruneLimits(600.0))
+    assert sum(file.is_file() for file in root.rglob("*")) < before / 3
     path.write_bytes(content[::-1])
     archive.store([path], datetime.now(UTC))
-    await database_prune.prune(place)
+    await restic.prune(root, place.password_file.read_bytes().strip(), PruneLimits(600.0))
     (file,) = database_archive.WalArchive(database_backup.open_repository(place), "1").files.values()
     repository = database_backup.open_repository(place)
     stored = database_archive.content(repository, file)
@@ -392,7 +396,7 @@ def _damage(installation: Installation) -> None:
     file = installation.restorable()[-1].coverage.files[1]
     place = repository.index.find(database_archive.content(repository, file).ids()[0])
     assert place is not None
-    path = installation.place.repository / "data" / place.pack.hex()[:2] / place.pack.hex()
+    path = installation.repository / "data" / place.pack.hex()[:2] / place.pack.hex()
     content = bytearray(path.read_bytes())
     content[place.blob.offset + place.blob.length // 2] ^= 1
     path.chmod(0o600)

@@ -17,10 +17,12 @@ import pytest
 
 from lab.platform import Platform
 from novacron.agent.repositories.directory import Purpose, open_repository
-from novacron.agent.repositories.prune import RepositoryPrunes, prune
+from novacron.agent.repositories.prune import LIMITS, RepositoryPrunes
 from novacron.agent.repositories.queues import RepositoryQueues
 from novacron.agent.settings import AgentSettings
 from novacron.backup import disks
+from novacron.backup.errors import RepositoryError
+from novacron.backup.restic import prune
 from novacron.backup.storage import Kind
 from novacron.control.objects import Objects
 from novacron.disk.errors import Unacceptable
@@ -74,13 +76,13 @@ def root(tmp_path: Path) -> Path:
 
 async def test_what_no_snapshot_has_is_gone_and_what_one_has_is_there(root: Path) -> None:
     assert stored_bytes(root) > 16 << 20, "deleting a snapshot frees nothing"
-    freed = await prune(root, SECRET)
+    freed = await prune(root, SECRET.passphrase(), LIMITS)
     assert freed.startswith("8.0") and "MiB" in freed
     assert stored_bytes(root) < 9 << 20
     restic(root, "check", "--read-data")
     kept = random.Random(1).randbytes(8 << 20)
     assert restic(root, "dump", "latest", "/vm/disk.raw") == kept
-    assert await prune(root, SECRET) in ("", "0 B"), "there is nothing more"
+    assert await prune(root, SECRET.passphrase(), LIMITS) in ("", "0 B"), "there is nothing more"
     assert not any((root / "locks").iterdir())
 
 
@@ -88,13 +90,13 @@ async def test_a_repository_that_somebody_works_with_is_left_alone(root: Path) -
     opened = open_repository(root, SECRET, begin=False, purpose=Purpose.WRITE)
     before = stored_bytes(root)
     try:
-        with pytest.raises(Unacceptable, match="restic prune failed"):
-            await prune(root, SECRET)
+        with pytest.raises(RepositoryError, match="restic prune failed"):
+            await prune(root, SECRET.passphrase(), LIMITS)
         assert stored_bytes(root) == before
     finally:
         opened.close()
-    with pytest.raises(Unacceptable, match="restic unlock failed"):
-        await prune(root, DataKey("key-0123456789abcdef", bytes(32)))
+    with pytest.raises(RepositoryError, match="restic unlock failed"):
+        await prune(root, DataKey("key-0123456789abcdef", bytes(32)).passphrase(), LIMITS)
 
 
 def prunes_at(root: Path) -> RepositoryPrunes:
@@ -125,8 +127,9 @@ async def test_a_node_that_cant_prune_says_why(root: Path, monkeypatch: pytest.M
     with pytest.raises(Unacceptable, match="mounted"):
         prunes.answer(PruneRepository("repo-ffffffffffffffff", SECRET, "first"))
     monkeypatch.setattr(shutil, "which", lambda _name: None)
-    with pytest.raises(Unacceptable, match="node a has no restic"):
-        prunes.answer(asked())
+    assert prunes.answer(asked()).running
+    await eventually(lambda: not prunes.answer(asked()).running, "it has ended", 20)
+    assert "there is no restic" in prunes.answer(asked()).error
 
 
 class World:

@@ -43,13 +43,13 @@ def test_a_servers_options_become_its_settings() -> None:
 
 def test_a_server_archives_its_database_only_if_it_is_told_where() -> None:
     assert ServerOptions().archiver_settings("postgresql://x", Path("/state")) is None
-    found = ServerOptions(backup_repository=Path("/b"), backup_every=1, backup_days=7).archiver_settings(
+    found = ServerOptions(backup_repository="/b", backup_every=1, backup_days=7).archiver_settings(
         "postgresql://x", Path("/state")
     )
     assert found is not None and (found.url, found.repository) == ("postgresql://x", "/b")
     assert (found.password_file, found.base_every_s, found.keep_days) == ("/state/backup.password", 3600.0, 7)
     with pytest.raises(typer.BadParameter, match="write it like /mnt/backup/novacron"):
-        ServerOptions(backup_repository=Path("b")).archiver_settings("", Path())
+        ServerOptions(backup_repository="b").archiver_settings("", Path())
 
 
 def test_an_agents_options_become_its_settings_in_their_units(tmp_path: Path) -> None:

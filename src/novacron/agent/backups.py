@@ -31,6 +31,8 @@ from novacron.agent.vm.hypervisor import MachineFailed, VirtualMachine
 from novacron.agent.vm.increments import RECORDED_BYTES_MAX, Increment
 from novacron.backup.disks import BLOCK_BYTES
 from novacron.backup.errors import Damaged, DamagedBlobs, NotStored, RepositoryError
+from novacron.backup.places import storage_at
+from novacron.backup.storage import Storage
 from novacron.disk import convert, overlay
 from novacron.disk.errors import Unacceptable
 from novacron.disk.overlay import OverlayFailed
@@ -250,7 +252,7 @@ class VmBackups:
         """Take a backup out of its repository; tried again until that works, or the server names it no more."""
 
         def remove(stopped: Stopped) -> None:
-            if backup.begins and not directory.root_of(self._settings, backup.repository).exists():
+            if backup.begins and not directory.is_begun(self._storage(backup)):
                 return  # nothing was ever written
             repository = self._open(backup, Purpose.DELETE, stopped)
             try:
@@ -273,6 +275,9 @@ class VmBackups:
                     wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING, error=why, code=code_of(error))
                 )
             await asyncio.sleep(backoff.next_s())
+
+    def _storage(self, backup: wire.BackupWanted) -> Storage:
+        return storage_at(directory.root_of(self._settings, backup.repository))
 
     def _open(self, backup: wire.BackupWanted, purpose: Purpose, stopped: Stopped) -> OpenRepository:
         """Raises Unacceptable, RepositoryError, OSError, WorkStopped."""

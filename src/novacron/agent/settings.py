@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.backup.places import Place
+
 
 class AgentSettings(msgspec.Struct, frozen=True):
     """An agent's settings. ``state_dir`` holds its identity, its journal and its VMs."""
@@ -49,8 +51,8 @@ class AgentSettings(msgspec.Struct, frozen=True):
     uid_base: int | None = None
     """First of the 65,536 user numbers that VMs' QEMUs run as; None: all run as the agent's user."""
 
-    backup_dir: Path | None = None
-    """Directory of the repositories of backups; None: this node makes none."""
+    backup_dir: Place | None = None
+    """Where the repositories of backups are; None: this node makes none."""
     owner: str = ""
     """Whose QEMUs this agent starts, as ``identity.owner`` says it: by that they are found again on this host."""
 

@@ -10,7 +10,9 @@ import os
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from novacron.backup.errors import Damaged
@@ -31,6 +33,13 @@ class Key(NamedTuple):
     @classmethod
     def random(cls) -> Key:
         return cls(os.urandom(ENCRYPT_BYTES), os.urandom(MAC_KEY_BYTES), os.urandom(MAC_KEY_BYTES))
+
+    @classmethod
+    def derived(cls, secret: bytes, purpose: str) -> Key:
+        """Return the key that belongs to a random secret of at least 32 bytes, always the same (HKDF, RFC 5869)."""
+        return cls.of_bytes(
+            HKDF(hashes.SHA512(), ENCRYPT_BYTES + 2 * MAC_KEY_BYTES, None, purpose.encode()).derive(secret)
+        )
 
     @classmethod
     def of_bytes(cls, key: bytes) -> Key:

@@ -10,9 +10,9 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from novacron.backup.errors import Damaged, NotStored
 from novacron.backup.pack import ID_BYTES, BlobType, content_of
@@ -181,13 +181,26 @@ def _side_by_side(work: Callable[[int, T], None], items: Iterable[tuple[int, T]]
                 future.cancel()
 
 
-class _Piece(NamedTuple):
-    """Blobs that are near each other in a pack, and where on the disk each belongs."""
+class PackPiece(NamedTuple, Generic[T]):
+    """Blobs that are near each other in a pack, each with what it is for, such as where on a disk it belongs."""
 
     pack: bytes
     offset: int
     length: int
-    blocks: list[tuple[bytes, list[int]]]
+    blobs: list[tuple[bytes, list[T]]]
+
+    def read(self, repository: Repository) -> Callable[[bytes], bytes]:
+        """Read it; return what returns a blob's content by its id, and raises Damaged. Raises NotStored, Damaged,
+        RepositoryError."""
+        sealed = memoryview(repository.storage.read(Kind.PACK, self.pack.hex(), self.offset, self.length))
+
+        def content(id: bytes) -> bytes:
+            place = repository.index.find(id)
+            assert place is not None
+            begin = place.blob.offset - self.offset
+            return content_of(repository.key, place.blob, sealed[begin : begin + place.blob.length])
+
+        return content
 
 
 def restore_disk(repository: Repository, file: File, descriptor: int) -> int:
@@ -202,48 +215,45 @@ def restore_disk(repository: Repository, file: File, descriptor: int) -> int:
             places.setdefault(id, []).append(number * BLOCK_BYTES)
     read, lock = 0, threading.Lock()
 
-    def fetch(piece: _Piece) -> None:
+    def fetch(piece: PackPiece[int]) -> None:
         nonlocal read
-        sealed = memoryview(repository.storage.read(Kind.PACK, piece.pack.hex(), piece.offset, piece.length))
+        content_of_blob = piece.read(repository)
         with lock:
             read += piece.length
-        for id, offsets in piece.blocks:
-            place = repository.index.find(id)
-            assert place is not None
-            begin = place.blob.offset - piece.offset
-            content = content_of(repository.key, place.blob, sealed[begin : begin + place.blob.length])
+        for id, offsets in piece.blobs:
+            content = content_of_blob(id)
             if any(len(content) != min(BLOCK_BYTES, file.size - offset) for offset in offsets):
                 raise Damaged(f"data blob {id.hex()} is no block of this disk")
             for offset in offsets:
                 _write(descriptor, content, offset)
 
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(fetch, _pieces(repository, places)):
+        for _ in pool.map(fetch, pieces(repository, places)):
             pass
     return read
 
 
-def _pieces(repository: Repository, places: dict[bytes, list[int]]) -> Iterator[_Piece]:
-    """Yield what to read from packs for these blobs, few requests for many. Raises NotStored."""
+def pieces(repository: Repository, blobs: Mapping[bytes, list[T]]) -> Iterator[PackPiece[T]]:
+    """Yield what to read from packs for these blobs of data, few requests for many. Raises NotStored."""
     found = []
-    for id, offsets in places.items():
+    for id, uses in blobs.items():
         place = repository.index.find(id)
         if place is None or place.blob.type is not BlobType.DATA:
             raise NotStored(f"data blob {id.hex()} is not in the repository")
-        found.append((place.pack, place.blob.offset, place.blob.length, id, offsets))
-    found.sort()
-    piece: _Piece | None = None
-    for pack, offset, length, id, offsets in found:
+        found.append((place.pack, place.blob.offset, place.blob.length, id, uses))
+    found.sort(key=lambda blob: blob[:2])
+    piece: PackPiece[T] | None = None
+    for pack, offset, length, id, uses in found:
         if (
             piece is not None and piece.pack == pack and offset - piece.offset - piece.length <= GAP_BYTES
             and offset + length - piece.offset <= READ_BYTES_MAX
         ):  # fmt: skip
-            piece.blocks.append((id, offsets))
+            piece.blobs.append((id, uses))
             piece = piece._replace(length=offset + length - piece.offset)
             continue
         if piece is not None:
             yield piece
-        piece = _Piece(pack, offset, length, [(id, offsets)])
+        piece = PackPiece(pack, offset, length, [(id, uses)])
     if piece is not None:
         yield piece
 

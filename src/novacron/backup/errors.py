@@ -28,5 +28,9 @@ class NotStored(RepositoryError):
     """A file or blob of the repository is not there."""
 
 
+class NotAllowed(RepositoryError):
+    """Who asks has no right to do that in the repository's storage."""
+
+
 class Locked(RepositoryError):
     """Somebody else has the repository for themselves."""

@@ -34,6 +34,8 @@ LOST_AFTER_S = 1500.0
 """An own lock that could not be replaced for so long counts for nothing any more: soon others take it for stale."""
 SETTLE_S = 0.2
 """After a lock was written, until it is looked at whether somebody else wrote one at the same moment."""
+NO_LOCK = "0" * 64
+"""A name that no lock has."""
 LOCKS_MAX = 1000
 """Files that are looked at; more are not made by anything that works."""
 
@@ -92,11 +94,13 @@ class RepositoryLock:
     """A lock that is held until ``release``. A thread of its own replaces its file."""
 
     def __init__(self, repository: Repository, *, exclusive: bool) -> None:
-        """Take it at once. Raises Locked, RepositoryError."""
+        """Take it at once, if it could be removed again: otherwise it would keep others out until it is stale. Raises
+        Locked, NotAllowed, RepositoryError."""
         assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL, "see survive_hangups"
         self._repository, self._exclusive = repository, exclusive
         self._released = threading.Event()
         self._written_at = time.monotonic()
+        repository.storage.remove(Kind.LOCK, NO_LOCK)
         self._check_others(None)
         self._name = self._write()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import secrets
 import socket
 import threading
@@ -35,6 +36,8 @@ VERSION: Final = 2
 CONFIG_NAME = "config"
 POLYNOMIAL = "3da3358b4dc173"
 """restic's tools cut files with it where they write into the repository themselves; any irreducible one will do."""
+KEY_PURPOSE, ID_PURPOSE = "novacron backup repository: key", b"novacron backup repository: id"
+"""What is derived from the secret of a repository that several may begin at once."""
 LEVEL = 3
 _COMPRESSED = b"\x02"
 """Begins a file that is no pack, once it is compressed."""
@@ -91,11 +94,28 @@ class Repository:
             pass
         else:
             raise RepositoryError("there is a repository already")
-        key, config = Key.random(), _Config(VERSION, secrets.token_hex(32), POLYNOMIAL)
+        key = Key.random()
         name, content = key_file.make(key, password, cost)
         storage.write(Kind.KEY, name, content)
-        storage.write(Kind.CONFIG, CONFIG_NAME, key.seal(msgspec.json.encode(config)))
+        config = key.seal(msgspec.json.encode(_Config(VERSION, secrets.token_hex(32), POLYNOMIAL)))
+        storage.write(Kind.CONFIG, CONFIG_NAME, config)
+        if storage.read(Kind.CONFIG, CONFIG_NAME) != config:
+            storage.remove(Kind.KEY, name)
+            raise RepositoryError("somebody else began the repository at the same moment: open that")
         return cls.open(storage, password)
+
+    @staticmethod
+    def begin(storage: Storage, secret: bytes, cost: key_file.ScryptCost) -> None:
+        """Make a repository that others, who have the same random secret as its password, may be making as well.
+
+        Its key and its id follow from the secret, so it is all the same whose files are stored, and in which order;
+        whoever is ended in between leaves nothing that is in the way. Raises RepositoryError.
+        """
+        key = Key.derived(secret, KEY_PURPOSE)
+        name, content = key_file.make(key, secret, cost)
+        storage.write(Kind.KEY, name, content)
+        config = _Config(VERSION, hmac.digest(secret, ID_PURPOSE, "sha256").hex(), POLYNOMIAL)
+        storage.write(Kind.CONFIG, CONFIG_NAME, key.seal(msgspec.json.encode(config)))
 
     @classmethod
     def open(cls, storage: Storage, password: bytes) -> Repository:

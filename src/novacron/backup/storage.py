@@ -96,9 +96,14 @@ class DirectoryStorage:
             raise RepositoryError(f"{kind}/{name} can't be removed from {self.root}: {error.strerror}") from error
 
     def _path(self, kind: Kind, name: str) -> Path:
-        if kind is Kind.CONFIG:
-            return self.root / kind.value
-        return self.root / kind.value / name[:2] / name if kind is Kind.PACK else self.root / kind.value / name
+        return self.root / path_of(kind, name)
+
+
+def path_of(kind: Kind, name: str) -> str:
+    """Return where restic has a file, below the repository's place, in directories as in buckets."""
+    if kind is Kind.CONFIG:
+        return kind.value
+    return f"{kind}/{name[:2]}/{name}" if kind is Kind.PACK else f"{kind}/{name}"
 
 
 def _sync_directory(path: Path) -> None:

@@ -22,10 +22,13 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
+from novacron.backup import restic
 from novacron.backup.errors import RepositoryError
 from novacron.backup.locks import RepositoryLock
+from novacron.backup.places import place_of
 from novacron.backup.repository import Repository
-from novacron.local import database_archive, database_backup, database_prune, database_recovery, database_wal
+from novacron.backup.restic import PruneLimits
+from novacron.local import database_archive, database_backup, database_recovery, database_wal
 from novacron.local.database_archive import WalArchive
 from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.database_connection import DatabaseConnection
@@ -54,6 +57,8 @@ FAILS_MAX = 3
 RUN_S_MIN = 10.0
 """It worked if it ran for longer."""
 BASE_LOOK_S = 5.0
+PRUNE = PruneLimits(600.0, unused="10%", repacked="1G")
+"""Nothing is stored meanwhile."""
 LAST_STORE_S = 20.0
 """For what is received when the server stops."""
 BACKOFF = BackoffPolicy(first_s=1.0, most_s=30.0)
@@ -83,7 +88,7 @@ class ArchiverSettings(msgspec.Struct, frozen=True):
 
     @property
     def place(self) -> BackupPlace:
-        return BackupPlace(Path(self.repository), Path(self.password_file))
+        return BackupPlace(place_of(self.repository), Path(self.password_file))
 
 
 class Archiver:
@@ -381,7 +386,9 @@ class Archiver:
     async def _prune(self) -> None:
         """Free the room of what was removed, also of unfinished segments."""
         async with self._alone:
-            await database_prune.prune(self.settings.place)
+            place = self.settings.place
+            password = await asyncio.to_thread(place.password_file.read_bytes)
+            await restic.prune(place.repository, password.strip(), PRUNE)
         self._prune_wanted = False
 
     # failures

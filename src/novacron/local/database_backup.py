@@ -20,9 +20,9 @@ from novacron import private_file
 from novacron.backup import disks
 from novacron.backup.errors import NotStored, RepositoryError
 from novacron.backup.locks import RepositoryLock
+from novacron.backup.places import Place, storage_at
 from novacron.backup.repository import Repository, new_password
 from novacron.backup.snapshot import BackupSnapshot, File
-from novacron.backup.storage import DirectoryStorage
 from novacron.local.database_connection import DatabaseConnection
 from novacron.local.postgres import PostgresFailed, programs
 
@@ -41,7 +41,7 @@ class BackupFailed(Exception):
 class BackupPlace(NamedTuple):
     """Where backups are, and the file with what opens them."""
 
-    repository: Path
+    repository: Place
     password_file: Path
 
 
@@ -192,7 +192,7 @@ def open_repository(place: BackupPlace, *, create: bool = False) -> Repository:
 
 def _open(place: BackupPlace, *, create: bool = False) -> Repository:
     """Open the repository. Raises BackupFailed, RepositoryError."""
-    storage = DirectoryStorage(place.repository)
+    storage = storage_at(place.repository)
     try:
         password = place.password_file.read_bytes()
     except FileNotFoundError:
@@ -210,7 +210,8 @@ def _open(place: BackupPlace, *, create: bool = False) -> Repository:
                 raise BackupFailed(
                     f"{place.repository} is no repository: name another one, or begin one with --create"
                 ) from None
-    place.repository.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if isinstance(place.repository, Path):
+        place.repository.mkdir(mode=0o700, parents=True, exist_ok=True)
     if password is None:
         password = new_password()
         private_file.write(place.password_file, password + b"\n")

@@ -29,7 +29,13 @@ app = typer.Typer(no_args_is_help=True)
 DatabaseUrl = Annotated[
     str | None, typer.Option(envvar="NOVACRON_DATABASE_URL", help="URL of PostgreSQL; default: the embedded one")
 ]
-Repository = Annotated[Path, typer.Option(help="directory of the repository with the backups")]
+Repository = Annotated[
+    str,
+    typer.Option(
+        metavar="DIRECTORY|s3://...|rest:https://...",
+        help="directory, or address in object storage or on a REST server, of the repository with the backups",
+    ),
+]
 PasswordFile = Annotated[
     Path | None,
     typer.Option(help="file with the repository's password; default: backup.password in the state directory"),
@@ -37,11 +43,16 @@ PasswordFile = Annotated[
 BackupId = Annotated[str | None, typer.Argument(help="id, or how it begins; default: the latest", metavar="[BACKUP]")]
 
 
-def _place(repository: Path, password_file: Path | None, state_dir: Path | None) -> BackupPlace:
+def _place(repository: str, password_file: Path | None, state_dir: Path | None) -> BackupPlace:
+    from novacron.backup.addresses import BadAddress
+    from novacron.backup.places import place_of
     from novacron.local import database_backup
 
     default = (state_dir or default_state_dir()) / database_backup.PASSWORD_FILE
-    return database_backup.BackupPlace(repository, password_file or default)
+    try:
+        return database_backup.BackupPlace(place_of(repository), password_file or default)
+    except BadAddress as error:
+        raise database_backup.BackupFailed(str(error)) from None
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -17,7 +18,7 @@ import msgspec
 from novacron.agent.repositories.threads import Stopped, WorkStopped
 from novacron.backup import disks
 from novacron.backup.disks import DiskReader, Extent
-from novacron.backup.errors import Damaged, DamagedBlobs, NotStored, RepositoryError
+from novacron.backup.errors import Damaged, DamagedBlobs, NotAllowed, NotStored, RepositoryError
 from novacron.backup.pack import ID_BYTES, BlobType
 from novacron.backup.repository import Repository
 from novacron.backup.snapshot import File
@@ -30,6 +31,8 @@ DIRECTORY, DISK, DESCRIPTION, FIRMWARE = "vm", "disk.raw", "vm.json", "firmware.
 TAG = "novacron-vm"
 SMALL_BYTES_MAX = 4 << 20
 """Of what is no disk."""
+BLOCKS_AT_ONCE = 1 << 16
+"""Which are sorted by where they stand in the repository, and then verified: 4 GiB."""
 
 Beside: TypeAlias = tuple[bytes, FirmwareState]
 """A VM's description, as JSON, and what its firmware and its TPM remember."""
@@ -71,6 +74,14 @@ class Known(NamedTuple):
     """It has other backups of the VM."""
     earlier: EarlierDisk | None = None
     """One of those that were asked for, whose disk is whole as far as the index says."""
+
+
+class _Block(NamedTuple):
+    """A block of a file: what to call it, its id, and its length."""
+
+    what: str
+    id: bytes
+    length: int
 
 
 def look(repository: Repository, backup: str, vm: str, points: Container[str], stopped: Stopped) -> Known:
@@ -163,23 +174,30 @@ def verify(repository: Repository, snapshot: str, stopped: Stopped) -> None:
     """Read all of a backup back. Raises DamagedBlobs for blocks that can't be; Damaged, NotStored, RepositoryError,
     WorkStopped."""
     packs, first, bad = set[bytes](), "", 0
-    for what, id, length in _blocks(_files(repository, snapshot)):
-        if stopped():
-            raise WorkStopped
-        try:
-            _verify_block(repository, id, length, what)
-        except (Damaged, NotStored) as error:
-            first, bad = first or str(error), bad + 1
-            place = repository.index.find(id)
-            packs |= set() if place is None else {place.pack}
+    for text, pack in _damage(repository, snapshot, stopped):
+        first, bad = first or text, bad + 1
+        packs |= set() if pack is None else {pack}
     if bad:
         more = f"; {bad - 1} other blocks can't be read back, either" if bad > 1 else ""
         raise DamagedBlobs(first + more, frozenset(packs))
 
 
-def _blocks(files: Mapping[str, File]) -> Iterator[tuple[str, bytes, int]]:
-    """Yield what to call each block of files, its id, and its length; whole blocks that are alike once. Raises
-    Damaged."""
+def _damage(repository: Repository, snapshot: str, stopped: Stopped) -> Iterator[tuple[str, bytes | None]]:
+    """Yield for each block of a backup that can't be read back what is wrong, and the pack in which it should be."""
+    blocks = _blocks(_files(repository, snapshot))
+    while batch := list(itertools.islice(blocks, BLOCKS_AT_ONCE)):
+        for block in _suspects(repository, batch, stopped):
+            if stopped():
+                raise WorkStopped
+            try:
+                _verify_block(repository, block)
+            except (Damaged, NotStored) as error:
+                place = repository.index.find(block.id)
+                yield str(error), None if place is None else place.pack
+
+
+def _blocks(files: Mapping[str, File]) -> Iterator[_Block]:
+    """Yield the blocks of files; whole blocks that are alike once. Raises Damaged."""
     seen = set[bytes]()
     for name, file in files.items():
         ids = file.ids()
@@ -189,20 +207,56 @@ def _blocks(files: Mapping[str, File]) -> Iterator[tuple[str, bytes, int]]:
             length = min(disks.BLOCK_BYTES, file.size - number * disks.BLOCK_BYTES)
             if id not in seen or length != disks.BLOCK_BYTES:
                 seen.add(id)
-                yield f"block {number} of {name}", id, length
+                yield _Block(f"block {number} of {name}", id, length)
 
 
-def _verify_block(repository: Repository, id: bytes, length: int, what: str) -> None:
-    content = repository.load(BlobType.DATA, id)
-    if hashlib.sha256(content).digest() != id or len(content) != length:
-        raise Damaged(f"{what} has another content than its name says")
+def _suspects(repository: Repository, batch: list[_Block], stopped: Stopped) -> Iterator[_Block]:
+    """Yield the blocks that are not whole as they are read together with those beside them, in few requests. Raises
+    RepositoryError, WorkStopped."""
+    known: dict[bytes, list[_Block]] = {}
+    for block in batch:
+        place = repository.index.find(block.id)
+        if place is None or place.blob.type is not BlobType.DATA:
+            yield block
+        else:
+            known.setdefault(block.id, []).append(block)
+    for piece in disks.pieces(repository, known):
+        if stopped():
+            raise WorkStopped
+        try:
+            content = piece.read(repository)
+        except (Damaged, NotStored):
+            yield from (block for _, blocks in piece.blobs for block in blocks)
+            continue
+        yield from (block for id, blocks in piece.blobs for block in blocks if not _is_whole(content, id, block.length))
+
+
+def _is_whole(content: Callable[[bytes], bytes], id: bytes, length: int) -> bool:
+    try:
+        plain = content(id)
+    except Damaged:
+        return False
+    return hashlib.sha256(plain).digest() == id and len(plain) == length
+
+
+def _verify_block(repository: Repository, block: _Block) -> None:
+    content = repository.load(BlobType.DATA, block.id)
+    if hashlib.sha256(content).digest() != block.id or len(content) != block.length:
+        raise Damaged(f"{block.what} has another content than its name says")
 
 
 def forget(repository: Repository, backup: str) -> None:
-    """Take a backup's snapshots out of a repository; restic's prune frees the space. Raises RepositoryError."""
+    """Take a backup's snapshots out of a repository; restic's prune frees the space. Raises NotAllowed,
+    RepositoryError."""
     for id, made in list(repository.snapshots()):
         if backup in (made.tags or ()):
-            repository.storage.remove(Kind.SNAPSHOT, id)
+            try:
+                repository.storage.remove(Kind.SNAPSHOT, id)
+            except NotAllowed as error:
+                raise NotAllowed(
+                    f"this node may not delete backups: run restic forget {id[:8]} where the repository is looked "
+                    f"after; the backup is gone here soon after ({error})"
+                ) from error
 
 
 def restore(repository: Repository, snapshot: str, disk: Path) -> FirmwareState:

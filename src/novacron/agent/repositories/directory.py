@@ -1,4 +1,4 @@
-"""The directory of one repository on this node: begun whole or not at all, opened, and locked while it is open."""
+"""One repository as this node uses it: begun whole or not at all, opened, and locked while it is open."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from novacron.agent.settings import AgentSettings
 from novacron.backup.errors import Locked, NotStored, RepositoryError
 from novacron.backup.key_file import ScryptCost
 from novacron.backup.locks import RepositoryLock
-from novacron.backup.repository import Repository
-from novacron.backup.storage import DirectoryStorage, Kind
+from novacron.backup.places import Place, storage_at
+from novacron.backup.repository import CONFIG_NAME, Repository
+from novacron.backup.storage import DirectoryStorage, Kind, Storage
 from novacron.disk.errors import Unacceptable
 from novacron.model.encryption import DataKey
 from novacron.model.waiting import WaitCode
@@ -47,27 +48,29 @@ class Purpose(enum.Enum):
     """Alone."""
 
 
-class WatchedStorage(DirectoryStorage):
-    """Counts what is written; each request may be the last, once ``stopped`` says so."""
+class WatchedStorage:
+    """A storage, with a count of what is written; each request may be the last, once ``stopped`` says so."""
 
-    def __init__(self, root: Path, stopped: Stopped) -> None:
-        super().__init__(root)
-        self.stopped = stopped
+    def __init__(self, inner: Storage, stopped: Stopped) -> None:
+        self.inner, self.stopped = inner, stopped
         self.written_bytes = 0
 
     def read(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> bytes:
         self._go_on()
-        return super().read(kind, name, offset, length)
+        return self.inner.read(kind, name, offset, length)
 
     def write(self, kind: Kind, name: str, content: bytes) -> None:
         self._go_on()
-        super().write(kind, name, content)
+        self.inner.write(kind, name, content)
         self.written_bytes += len(content)
 
     def names(self, kind: Kind) -> Iterator[str]:
-        for name in super().names(kind):
+        for name in self.inner.names(kind):
             self._go_on()
             yield name
+
+    def remove(self, kind: Kind, name: str) -> None:
+        self.inner.remove(kind, name)
 
     def _go_on(self) -> None:
         if self.stopped():
@@ -107,8 +110,8 @@ class OpenRepository(NamedTuple):
         self.close()
 
 
-def root_of(settings: AgentSettings, repository: str) -> Path:
-    """Return a repository's directory. Raises Unacceptable."""
+def root_of(settings: AgentSettings, repository: str) -> Place:
+    """Return where a repository is. Raises Unacceptable."""
     if not REPOSITORY.match(repository):
         raise Unacceptable(f"{repository!r} is no id of a repository", WaitCode.STEP_FAILED)
     if settings.backup_dir is None:
@@ -124,17 +127,19 @@ def never() -> bool:
 
 
 def open_repository(
-    root: Path, key: DataKey, *, begin: bool, purpose: Purpose = Purpose.WRITE, stopped: Stopped = never
+    root: Place, key: DataKey, *, begin: bool, purpose: Purpose = Purpose.WRITE, stopped: Stopped = never
 ) -> OpenRepository:
     """Open and lock a repository; ``begin``: make it, where there is none. To be closed.
 
     Raises Unacceptable, RepositoryError, OSError, WorkStopped.
     """
-    if not (root / Kind.CONFIG.value).exists():
+    inner = storage_at(root)
+    if not is_begun(inner):
         if not begin:
-            raise Unacceptable(f"the repository is not in {root}: is {root.parent} mounted?", WaitCode.FILE_LOST)
+            hint = f"is {root.parent} mounted?" if isinstance(root, Path) else "is the agent's --backup-dir right?"
+            raise Unacceptable(f"the repository is not in {root}: {hint}", WaitCode.FILE_LOST)
         _begin(root, key)
-    storage = WatchedStorage(root, stopped)
+    storage = WatchedStorage(inner, stopped)
     try:
         repository = Repository.unlock(storage, key.passphrase())
         lock = _lock(repository, purpose, stopped)
@@ -152,7 +157,7 @@ def open_repository(
 def _lock(repository: Repository, purpose: Purpose, stopped: Stopped) -> RepositoryLock | None:
     """Wait until the repository is free, and lock it. Raises Unacceptable, RepositoryError, WorkStopped."""
     assert isinstance(repository.storage, WatchedStorage)
-    own = Repository(DirectoryStorage(repository.storage.root), repository.key, repository.id)
+    own = Repository(repository.storage.inner, repository.key, repository.id)
     limit_s = LOCK_TO_DELETE_S_MAX if purpose is Purpose.DELETE else LOCK_S_MAX
     deadline, pause = time.monotonic() + limit_s, threading.Event()
     while not stopped():
@@ -171,8 +176,20 @@ def _lock(repository: Repository, purpose: Purpose, stopped: Stopped) -> Reposit
     raise WorkStopped
 
 
-def _begin(root: Path, key: DataKey) -> None:
-    """Make a repository, if no other node that shares the directory is faster."""
+def is_begun(storage: Storage) -> bool:
+    """Say whether there is a repository. Raises RepositoryError."""
+    try:
+        storage.read(Kind.CONFIG, CONFIG_NAME)
+    except NotStored:
+        return False
+    return True
+
+
+def _begin(root: Place, key: DataKey) -> None:
+    """Make a repository, if no other node that shares the place is faster."""
+    if not isinstance(root, Path):
+        Repository.begin(storage_at(root), key.passphrase(), COST)
+        return
     scratch = root.with_name(f".{root.name}.{secrets.token_hex(4)}")
     try:
         scratch.mkdir(mode=0o700)

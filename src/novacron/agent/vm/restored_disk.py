@@ -22,6 +22,7 @@ from novacron.agent.vm import firmware_state, nvram
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER, VmDirectory
 from novacron.agent.vm.firmware_state import Remembered
+from novacron.backup.places import Place
 from novacron.disk import overlay, qemu_img
 from novacron.disk.errors import Unacceptable
 from novacron.disk.files import make_durable, sync
@@ -157,7 +158,7 @@ def _key(context: VmContext, source: BackupSource) -> DataKey:
     raise Unacceptable("the server can't unwrap the key of its repository: see the server's log", WaitCode.STEP_FAILED)
 
 
-def _fetch(root: Path, key: DataKey, snapshot: str, raw: Path, stopped: Stopped) -> FirmwareState:
+def _fetch(root: Place, key: DataKey, snapshot: str, raw: Path, stopped: Stopped) -> FirmwareState:
     repository = directory.open_repository(root, key, begin=False, purpose=Purpose.READ, stopped=stopped)
     try:
         return contents.restore(repository.repository, snapshot, raw)
