@@ -25,12 +25,13 @@ from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.contents import DiskCopy
 from novacron.agent.repositories.directory import OpenRepository, Purpose, never
 from novacron.agent.settings import AgentSettings
-from novacron.backup import s3
+from novacron.backup import restic, s3
 from novacron.backup.addresses import BadAddress
 from novacron.backup.errors import Damaged, DamagedBlobs, NotAllowed, NotStored, RepositoryError
 from novacron.backup.places import storage_at
 from novacron.backup.repository import Repository
 from novacron.backup.requests import LIMITS
+from novacron.backup.restic import PruneLimits
 from novacron.backup.s3 import S3Storage
 from novacron.backup.s3_address import S3Address
 from novacron.backup.storage import Kind
@@ -480,3 +481,20 @@ async def test_an_agent_reports_what_became_of_backups_in_a_bucket(append_only: 
         await eventually(lambda: len(reports) > 1, "deleting it was tried", 60)
         assert reports[-1].error.startswith(f"this node may not delete backups: run restic forget {made[:8]}")
         backups.tell((), tasks)
+
+
+def test_the_room_of_deleted_backups_is_freed_where_that_may_be(
+    bucket: Bucket, append_only: Bucket, tmp_path: Path
+) -> None:
+    disk, limits = _disk(tmp_path, 20), PruneLimits(300.0)
+    for place, who in ((bucket, ADMIN), (append_only, NODE)):
+        with contextlib.closing(place.opened(who)) as opened:
+            made = _stored(opened, "backup-1", disk)
+        storage_at(place.address()).remove(Kind.SNAPSHOT, made)
+        assert place.names(Kind.PACK)
+    freed = asyncio.run(restic.prune(bucket.address(), KEY.passphrase(), limits))
+    assert freed.startswith("20.") and not bucket.names(Kind.PACK) and not bucket.names(Kind.LOCK)
+    before = append_only.names(Kind.PACK)
+    with pytest.raises(NotAllowed, match="may not delete, so it frees no room"):
+        asyncio.run(restic.prune(append_only.address(NODE), KEY.passphrase(), limits))
+    assert append_only.names(Kind.PACK) == before, "nothing was written anew in vain"
