@@ -190,6 +190,7 @@ def test_a_lost_disk_costs_at_most_a_minute(installation: Installation) -> None:
     assert installation.rows() == [1]
 
 
+@pytest.mark.slow
 def test_kills_leave_no_gap(installation: Installation) -> None:
     with installation.running():
         installation.wait_for_base()
@@ -226,6 +227,7 @@ def _active(installation: Installation) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_repository_that_was_away_gets_what_it_missed(installation: Installation) -> None:
     away = installation.state / "away"
     with installation.running():
@@ -247,6 +249,7 @@ def test_a_repository_that_was_away_gets_what_it_missed(installation: Installati
     assert installation.rows() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_slot_that_was_lost_begins_anew_with_a_base_backup(installation: Installation) -> None:
     with installation.running():
         installation.wait_for_base()
@@ -265,6 +268,7 @@ def test_a_slot_that_was_lost_begins_anew_with_a_base_backup(installation: Insta
     assert installation.rows() == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_spool_that_was_lost_is_noticed(installation: Installation) -> None:
     with installation.running():
         installation.wait_for_base()
