@@ -45,7 +45,7 @@ class _Target(NamedTuple):
 async def prune(place: Place, password: bytes, limits: PruneLimits) -> str:
     """Let restic take out of a repository what no snapshot has; return how much room it says that this frees, in words.
 
-    Raises RepositoryError, BadAddress, OSError, TimeoutError.
+    Raises RepositoryError, OSError, TimeoutError.
     """
     if shutil.which("restic") is None:
         raise RepositoryError("there is no restic, which frees the room of what was deleted: apt-get install restic")

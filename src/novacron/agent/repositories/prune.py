@@ -9,7 +9,6 @@ from novacron.agent.repositories.queues import REPOSITORIES_AT_ONCE, RepositoryQ
 from novacron.agent.repositories.threads import Stalled
 from novacron.agent.settings import AgentSettings
 from novacron.backup import restic
-from novacron.backup.addresses import BadAddress
 from novacron.backup.errors import RepositoryError
 from novacron.backup.places import Place
 from novacron.backup.restic import PruneLimits
@@ -65,7 +64,7 @@ class RepositoryPrunes:
         try:
             async with self._queues.of(question.repository).turn():
                 ended = PruneState(freed=await restic.prune(root, question.key.passphrase(), LIMITS))
-        except (RepositoryError, BadAddress, Stalled, OSError, TimeoutError) as error:
+        except (RepositoryError, Stalled, OSError, TimeoutError) as error:
             ended = PruneState(error=(str(error) or type(error).__name__)[:PRUNE_WORDS_MAX])
             log.warning("a repository is not pruned", repository=question.repository, error=str(error))
         finally:
