@@ -77,7 +77,7 @@ async def _checked(connection: Connection, project: str, spec: BackupPolicySpec)
     if into.project != project:
         raise InvalidInput(
             f"backup repository {into.name} belongs to project {into.project}", field="repository",
-            hint=f"novacron backup repository create NAME --project {project}",
+            hint=f"novacron --project {project} backup repository create NAME",
         )  # fmt: skip
     if spec.vms:
         of_project = await connection.fetchval(

@@ -66,7 +66,7 @@ async def create(
     if into.project != vm.project:
         raise InvalidInput(
             f"backup repository {into.name} belongs to project {into.project}, and VM {vm.name} to {vm.project}",
-            field="repository", hint=f"novacron backup repository create NAME --project {vm.project}",
+            field="repository", hint=f"novacron --project {vm.project} backup repository create NAME",
         )  # fmt: skip
     node = await _node_of(connection, vm)
     working = [backup for backup in await _of_node(connection, node) if backup.phase is BackupPhase.MAKING]
