@@ -26,8 +26,8 @@ SOON_MS = 40_000
 PICTURES = os.environ.get("NOVACRON_PICTURES")
 """A folder for the pictures of the pages; without it, none are taken."""
 PAGES = ("", "vms", "vms/create", "migrations", "nodes", "images", "templates", "networks", "security-groups",
-         "volumes", "backups", "events", "sites", "projects", "users", "tokens", "audit", "settings",
-         "account")  # fmt: skip
+         "volumes", "backups", "events", "forecasts", "sites", "projects", "users", "tokens", "audit",
+         "settings", "account")  # fmt: skip
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 TOO_WIDE = """[...document.querySelectorAll("*")].filter(element => {
     const { overflowX } = getComputedStyle(element);

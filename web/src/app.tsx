@@ -54,6 +54,7 @@ const PAGES = [
   ["/backups", m("Backups")],
   ["/security-groups", m("Security groups")],
   ["/events", m("Events")],
+  ["/forecasts", m("Forecasts")],
   ["/sites", m("Sites and links")],
   ["/projects", m("Projects")],
   ["/users", m("Users and roles")],

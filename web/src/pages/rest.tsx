@@ -6,6 +6,7 @@ import { Tokens, Users } from "./access";
 import { Account } from "./account";
 import { Audit } from "./audit";
 import { Backups } from "./backups";
+import { Forecasts } from "./forecasts";
 import { Projects } from "./projects";
 import { Settings } from "./settings";
 import { Sites } from "./sites";
@@ -15,6 +16,8 @@ export default function Rest({ page, me }: { page: string; me: Me }): ReactEleme
   switch (page) {
     case "backups":
       return <Backups me={me} />;
+    case "forecasts":
+      return <Forecasts />;
     case "sites":
       return <Sites me={me} />;
     case "projects":
