@@ -147,7 +147,7 @@ CASES = {
     "VMBackupLate": one('novacron_vms_backup{state="late"}', "1x300", "0x300"),
     "VMBackupUnverified": one("novacron_vms_backup_unverified", "1x9000", "0x9000", "24h10m"),
     "VMBackupProofFailed": one("novacron_vms_backup_proof_failed", "1x300", "0x300"),
-    "BackupRepositoryNotPruned": one("novacron_backup_repository_prunes_failed", "1x9000", "0x9000", "72h10m"),
+    "BackupRepositoryNotPruned": one("novacron_backup_repository_prunes_failed", "1x9000", "0x9000", "24h10m"),
     "VMWithoutBackupPolicy": Case(
         {'novacron_vms_backup{state="unprotected"}': "1x600", "novacron_backup_policies": "1x600"},
         {'novacron_vms_backup{state="unprotected"}': "1x600", "novacron_backup_policies": "0x600"},

@@ -130,12 +130,17 @@ def test_every_job_is_scraped(watch: Watch) -> None:
         raise AssertionError(f"{error}: {errors}\n{log}") from None
 
 
+AFTER_HOURS = ("novacron_forecast_error_ratio", "novacron_forecast_coverage_ratio", "novacron_forecast_lead_seconds")
+"""What is said only when forecasts could be compared with what came."""
+
+
 def test_every_panel_of_every_dashboard_finds_its_series(watch: Watch, watched: Platform, asked: Api) -> None:
     """Run while requests arrive and a VM migrates back and forth: some series exist only then."""
     asks = [
         (uid, title, plain(expression))
         for uid in DASHBOARDS
         for title, expression in panels(json.loads((DIRECTORY / f"{uid}.json").read_text()))
+        if not any(metric in expression for metric in AFTER_HOURS)
     ]
     assert len(asks) > 120
     vm = watched.client.create_vm(name="panel", image="disk", memory_mib=128, node="host-a")

@@ -111,6 +111,9 @@ def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: 
         "novacron_audit_sent_records_total", "novacron_load_reports_dropped_total",
         "novacron_load_history_store_duration_seconds", "novacron_forecast_rounds_total",
         "novacron_forecast_round_duration_seconds", "novacron_forecast_last_round_timestamp_seconds",
+        "novacron_forecast_error_ratio", "novacron_forecast_coverage_ratio", "novacron_forecast_lead_seconds",
+        "novacron_database_wal_archiving", "novacron_database_wal_archived_timestamp_seconds",
+        "novacron_database_base_backup_timestamp_seconds", "novacron_database_base_backup_interval_seconds",
     }  # fmt: skip
     assert silent <= happen
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -23,7 +22,7 @@ from novacron.store import forecasts
 from novacron.store.database import Database
 from novacron.store.forecasts import RoundSummary
 from novacron.telemetry import logs
-from novacron.telemetry.values import counter, gauge
+from novacron.telemetry.values import Labels, counter, gauge
 
 log = logs.get(__name__)
 
@@ -48,8 +47,7 @@ class Forecasts(msgspec.Struct):
             is_made = await forecasts.round_is_made(connection, datetime.fromtimestamp(hour_s, UTC))
             last = await forecasts.last_round(connection)
             accuracies = await forecasts.accuracies(connection, now)
-        for accuracy in accuracies:
-            _measure(accuracy)
+        measure(accuracies)
         if last is not None:
             gauge("novacron_forecast_last_round_timestamp_seconds").set(last[0].timestamp())
             gauge("novacron_forecast_round_duration_seconds").set(last[1])
@@ -99,13 +97,17 @@ def _environment() -> dict[str, str]:
     return child_environment.clean({"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **kept})
 
 
-def _measure(accuracy: ForecastAccuracy) -> None:
-    """Set the gauges of a kind; what is not known yet is not a number."""
-    kind = accuracy.kind.value
-    gauge("novacron_forecast_scored").set(accuracy.scored, kind)
-    gauge("novacron_forecast_model_aside").set(accuracy.aside_since is not None, kind)
-    answers = {"served": accuracy.error, "last": accuracy.last_error, "learned": accuracy.learned_error}
-    for answer, error in answers.items():
-        gauge("novacron_forecast_error_ratio").set(math.nan if error is None else error, kind, answer)
-    gauge("novacron_forecast_coverage_ratio").set(math.nan if accuracy.coverage is None else accuracy.coverage, kind)
-    gauge("novacron_forecast_lead_seconds").set(math.nan if accuracy.lead_s is None else accuracy.lead_s, kind)
+def measure(accuracies: Sequence[ForecastAccuracy]) -> None:
+    """Let the gauges say how good each kind is; of what is not known yet they say nothing."""
+    errors, coverages, leads = dict[Labels, float](), dict[Labels, float](), dict[Labels, float]()
+    for accuracy in accuracies:
+        kind = accuracy.kind.value
+        gauge("novacron_forecast_scored").set(accuracy.scored, kind)
+        gauge("novacron_forecast_model_aside").set(accuracy.aside_since is not None, kind)
+        answers = {"served": accuracy.error, "last": accuracy.last_error, "learned": accuracy.learned_error}
+        errors |= {(kind, answer): error for answer, error in answers.items() if error is not None}
+        coverages |= {} if accuracy.coverage is None else {(kind,): accuracy.coverage}
+        leads |= {} if accuracy.lead_s is None else {(kind,): accuracy.lead_s}
+    gauge("novacron_forecast_error_ratio").read = lambda: errors
+    gauge("novacron_forecast_coverage_ratio").read = lambda: coverages
+    gauge("novacron_forecast_lead_seconds").read = lambda: leads

@@ -342,6 +342,9 @@ class Guest(msgspec.Struct, frozen=True):
     """How much memory its kernel uses. None: nothing was added since the VM was started, or the guest does not say."""
 
 
+ReplaceRequest = Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")]
+
+
 class CloneOf(msgspec.Struct, frozen=True):
     """The VM, on the same node, or the backup from which the disk of a VM has yet to be made."""
 
@@ -351,7 +354,7 @@ class CloneOf(msgspec.Struct, frozen=True):
     """The clone shares the source's disk layers; otherwise it has a full copy."""
     backup: BackupSource | None = None
     """The disk comes out of a repository: ``source`` is the backup's id. None: from a VM."""
-    replaces: str = ""
+    replaces: ReplaceRequest = ""
     """The VM has a disk, which the backup's is to replace: the id of that request. Empty: it has none yet."""
 
 
