@@ -213,7 +213,7 @@ CASES = {
 
 
 def promtool(*arguments: str) -> str:
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=110)
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -258,6 +258,7 @@ def test_rules_query_only_existing_metrics() -> None:
     assert BY_NAME
 
 
+@pytest.mark.timeout(450)
 def test_each_alert_fires_when_it_must_and_only_then(tmp_path: Path) -> None:
     tests: list[dict[str, Any]] = []
     for alert, case in CASES.items():
