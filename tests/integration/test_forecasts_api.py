@@ -158,7 +158,7 @@ def test_a_project_sees_forecasts_of_its_own_vms_alone(served: Served, ask: Api)
 def test_the_command_says_it_in_tables_words_and_json(served: Served) -> None:
     nodes = novacron("forecast", "nodes", "--limit", "2")
     assert "3.0 to 5.5" in nodes and "learned from what the fleet used" in nodes and "2.0 GiB" in nodes
-    vms = novacron("forecast", "vms", "--sort=-cpu-maximum")
+    vms = novacron("forecast", "vms", "--sort=cpu-maximum")
     assert vms.index("vm-b") < vms.index("vm-c") and "nothing is known of its load lately" in vms
     accuracy = novacron("forecast", "accuracy")
     assert "20.0 %" in accuracy and "vm-week: no forecast was compared with what came yet" in accuracy

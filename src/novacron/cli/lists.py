@@ -160,11 +160,8 @@ class Listing:
 
 
 def _sorted(items: Iterable[Object], field: str, columns: Columns) -> list[Object]:
-    """Sort; what has no value comes last in either direction."""
     falling, name = field.startswith("-"), field.removeprefix("-")
-    values = [(_value(item, name, columns), item) for item in items]
-    known = sorted((pair for pair in values if pair[0] is not None), key=lambda pair: _rank(pair[0]), reverse=falling)
-    return [item for _, item in known] + [item for value, item in values if value is None]
+    return sorted(items, key=lambda item: _rank(_value(item, name, columns)), reverse=falling)
 
 
 def _rank(value: object) -> tuple[bool, float, list[str | int]]:
