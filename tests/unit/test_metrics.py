@@ -181,6 +181,7 @@ counter("novacron_api_refused_total").add("mine")
 histogram("novacron_loop_lag_seconds").observe(0.3)
 gauge("novacron_processes").set(1)
 gauge("novacron_feed_lag_seconds").set(7)
+gauge("novacron_forecast_model_aside").set(True, "node-hour")
 here = Processes(Path(sys.argv[1]))
 here.write()
 print("written", flush=True)
@@ -205,6 +206,7 @@ def test_counts_of_all_processes_add_up_and_outlive_an_ended_process(tmp_path: P
         assert (exposed["novacron_api_refused_total rate"], exposed["novacron_api_refused_total mine"]) == (7, 1)
         assert exposed["novacron_loop_lag_seconds_count"] == 2
         assert (exposed["novacron_processes"], exposed["novacron_feed_lag_seconds"]) == (2, 7)
+        assert exposed["novacron_forecast_model_aside node-hour"] == 1, "what is true or false is a number, too"
         assert process.stdin is not None
         process.stdin.write(b"\n")
         process.stdin.flush()

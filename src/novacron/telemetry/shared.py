@@ -4,7 +4,6 @@ asked writes and adds them up. What a process that has ended counted stays: a co
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -33,6 +32,8 @@ class Processes:
         self._directory = directory
         self._own = directory / f"{os.getpid()}-{_STARTED_NS}"
         self._writes = True
+        self._unreadable: set[str] = set()
+        """Files of which was said that they can't be read."""
 
     def begin(self) -> None:
         """Forget what was counted before: for the first process, before it starts the others."""
@@ -79,8 +80,14 @@ class Processes:
             others |= alive
             if not alive:
                 gone.append(path)
-            with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError, RecursionError):
+            try:
                 _add(totals, msgspec.msgpack.decode(path.read_bytes(), type=Counts), alive=alive)
+            except OSError:  # it is taken away just now
+                continue
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                if path.name not in self._unreadable:
+                    log.warning("what another process has counted can't be read", file=path.name, error=str(error))
+                self._unreadable = {*list(self._unreadable)[-GONE_MAX:], path.name}
         for path in sorted(gone, key=lambda path: path.name.partition("-")[2])[:-GONE_MAX]:
             path.unlink(missing_ok=True)
         if others:

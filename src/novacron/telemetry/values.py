@@ -72,12 +72,12 @@ class Gauge(_Values):
         """Asked when somebody looks."""
 
     def set(self, value: float, *labels: str) -> None:
-        self.cell(*labels)[0] = value
+        self.cell(*labels)[0] = float(value)  # true is no number to the processes that read it
 
     def look(self) -> None:
         """Bring the cells up to date."""
         if self.read is not None:
-            self.cells = {labels: [value] for labels, value in self.read().items()}
+            self.cells = {labels: [float(value)] for labels, value in self.read().items()}
 
 
 class Histogram(_Values):
