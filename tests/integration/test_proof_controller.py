@@ -18,7 +18,7 @@ from novacron.model.guest_command import GuestCommand
 from novacron.model.vm import Guest, Vm, VmAction, VmState
 from novacron.store import backup_policies, backup_proofs, backup_repositories, backups, vms
 from novacron.store.backup_repositories import NewRepository
-from novacron.store.database import Database
+from novacron.store.database import Connection, Database
 from novacron.wire.questions import ReadConsoleLog, ReadGuestCommand, StartGuestCommand, TakeScreenshot
 from tests.integration.test_backup_policies import KEY, add_policy
 from tests.support.stored_fleet import add_node, add_vm
@@ -72,6 +72,16 @@ async def kept(database: Database) -> str:
             backup.id, {"snapshot": "5" * 64, "disk_bytes": 1 << 20},
         )  # fmt: skip
         return backup.id
+
+
+async def copy_backup(connection: Connection, id: str, other: str, **spec: Any) -> None:
+    """Store another backup like one."""
+    await connection.execute(
+        "INSERT INTO backups (id, vm, vm_name, repository, repository_name, node, spec, phase, excluded_volumes,"
+        " trace, project, result) SELECT $1, vm, vm_name, repository, repository_name, node, spec || $3, phase,"
+        " excluded_volumes, trace, project, result FROM backups WHERE id = $2",
+        other, id, spec,
+    )  # fmt: skip
 
 
 async def step(database: Database, nodes: FakeNodes, *, fails: bool = False) -> None:
@@ -206,11 +216,7 @@ async def test_a_proof_waits_for_room_and_says_so_but_not_for_ever(
 async def test_one_proof_at_a_time_for_each_node_and_backup(database: Database, kept: str) -> None:
     async with database.transaction() as connection:
         other = "backup-other"
-        await connection.execute(
-            "INSERT INTO backups (id, vm, vm_name, repository, repository_name, node, spec, phase, excluded_volumes,"
-            " trace, project, result) SELECT $1, vm, vm_name, repository, repository_name, node, spec, phase,"
-            " excluded_volumes, trace, project, result FROM backups", other,
-        )  # fmt: skip
+        await copy_backup(connection, kept, other)
     await ask(database, kept)
     await ask(database, other)
     with pytest.raises(Conflict):
@@ -224,6 +230,44 @@ async def test_one_proof_at_a_time_for_each_node_and_backup(database: Database, 
         await connection.execute("UPDATE backups SET phase = 'damaged'")
         with pytest.raises(IllegalState):
             await backup_proofs.ask(connection, kept, ProofProbe(), "test")
+
+
+async def test_what_has_no_room_keeps_nobody_waiting(database: Database, kept: str) -> None:
+    """A project whose quota is used up would otherwise hold up all others on the node for a day."""
+    async with database.transaction() as connection:
+        for number in range(12):
+            await copy_backup(connection, kept, f"backup-large-{number}", memory_mib=1_000_000)
+    for number in range(12):
+        await ask(database, f"backup-large-{number}")
+    await ask(database, kept)
+    nodes = FakeNodes("a")
+    for _ in range(3):
+        await step(database, nodes)
+    assert (await now(database, kept))[0].phase is ProofPhase.RESTORING
+    assert (await now(database, "backup-large-0"))[0].phase is ProofPhase.WAITING
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM vms WHERE proof_of <> ''") == 1
+
+
+async def test_a_disk_that_cant_be_made_is_given_up_before_long(database: Database, kept: str) -> None:
+    nodes = FakeNodes("a")
+    await ask(database, kept)
+    await step(database, nodes)
+    proof, _ = await now(database, kept)
+    async with database.transaction() as connection:
+        await connection.execute(
+            "UPDATE vms SET status = status || $2 WHERE id = $1", proof.vm,
+            {"state": VmState.FAILED, "reason": "its disk can't be made: a block is damaged"},
+        )  # fmt: skip
+    await step(database, nodes)
+    assert (await now(database, kept))[0].phase is ProofPhase.RESTORING, "its agent tries again"
+    async with database.transaction() as connection:
+        await connection.execute(
+            "UPDATE backups SET proof = jsonb_set(proof, '{since}', to_jsonb(now() - interval '11 minutes'))"
+        )
+    await step(database, nodes)
+    proof, _ = await now(database, kept)
+    assert (proof.phase, proof.error) == (ProofPhase.FAILED, "its disk can't be made: a block is damaged")
 
 
 async def test_several_servers_make_one_vm_and_one_outcome(database: Database, kept: str) -> None:

@@ -16,6 +16,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from lab.platform import Platform
+from novacron.agent.repositories import prune as prune_module
 from novacron.agent.repositories.directory import Purpose, open_repository
 from novacron.agent.repositories.prune import LIMITS, RepositoryPrunes
 from novacron.agent.repositories.queues import RepositoryQueues
@@ -120,6 +121,14 @@ async def test_a_node_prunes_once_for_each_request_and_says_how_far_it_is(root: 
     finally:
         await prunes.end()
     assert not any((root / "locks").iterdir()), "restic was ended, and gave its lock up"
+
+
+async def test_a_request_beyond_what_a_node_prunes_at_once_waits_for_its_turn(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune_module, "REPOSITORIES_AT_ONCE", 0)
+    prunes = prunes_at(root)
+    assert prunes.answer(asked()) == PruneState(running=True) == prunes.answer(asked()), "it has not failed"
 
 
 async def test_a_node_that_cant_prune_says_why(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

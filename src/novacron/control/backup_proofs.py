@@ -16,6 +16,7 @@ from novacron.model.backup import Backup
 from novacron.model.backup_proof import (
     PICTURE_BYTES_MAX,
     RESTORING_S_MAX,
+    UNRESTORABLE_S_MAX,
     WAITING_S_MAX,
     BackupProof,
     ProofPhase,
@@ -113,6 +114,8 @@ class BackupProofs:
                     await backup_proofs.enter(connection, current, ProofPhase.STARTING)
         elif vm.clone_of is None and vm.status.state is VmState.FAILED:
             await self._fail(database, backup, None, f"its VM did not start: {vm.status.reason}")
+        elif vm.status.state is VmState.FAILED and _seconds_since(proof.since) > UNRESTORABLE_S_MAX:
+            await self._fail(database, backup, None, vm.status.reason or "its disk can't be made")
         elif _seconds_since(proof.since) > RESTORING_S_MAX:
             await self._fail(database, backup, None, f"its VM was not made in time: {vm.status.reason}")
         elif vm.status.reason:

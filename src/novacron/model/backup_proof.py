@@ -15,6 +15,8 @@ from novacron.model.guest_command import Argument
 TIMEOUT_S_MIN, TIMEOUT_S_MAX = 10, 7200
 WAITING_S_MAX, RESTORING_S_MAX = 86_400.0, 86_400.0
 """How long a proof may wait for its turn, or for room on the node, and how long its disk may take to be made."""
+UNRESTORABLE_S_MAX = 600.0
+"""How long a disk that can't be made is tried again: meanwhile its node proves nothing else."""
 PICTURE_BYTES_MAX = 256 * 1024
 """A larger picture of a screen is not kept."""
 

@@ -27,6 +27,8 @@ CHANGES = {
 """How the VM differs from the one that was backed up: it reaches nothing, and takes nothing but room from its node."""
 FORGOTTEN_AFTER = timedelta(days=2)
 """A proof that is longer in one phase was on a node that is gone: it can be asked for anew."""
+TRIED_AT_ONCE = 8
+"""Proofs that one pass tries to begin on a node: one of them does."""
 IS_UNDER_WAY = "proof ->> 'phase' IN ('waiting', 'restoring', 'starting')"
 
 
@@ -53,22 +55,30 @@ def is_under_way(backup: Backup) -> bool:
 
 
 async def under_way(connection: Connection, nodes: Sequence[str]) -> Sequence[str]:
-    """Return the ids of backups of these nodes that are being proved: of each node those that have a VM, or the one
-    that waits longest."""
+    """Return the ids of backups of these nodes that are being proved: of each node those that have a VM, or some that
+    wait. Those that could not begin yet, for want of room or of their project's quota, come after all others and in
+    any order, so that none of them keeps others waiting."""
     rows = await connection.fetch(
-        "SELECT id FROM (SELECT id, node, proof ->> 'phase' AS phase,"
-        "  row_number() OVER (PARTITION BY node ORDER BY proof ->> 'phase' = 'waiting', proof ->> 'asked_at', id) AS n"
-        f"  FROM backups WHERE {IS_UNDER_WAY} AND node = ANY($1)) AS of_node WHERE phase <> 'waiting' OR n = 1"
-        " ORDER BY id",
-        list(nodes),
+        "SELECT id FROM (SELECT id, node, proof ->> 'phase' AS phase, row_number() OVER (PARTITION BY node"
+        "   ORDER BY proof ->> 'phase' = 'waiting', proof ->> 'error' <> '',"
+        "   CASE proof ->> 'error' WHEN '' THEN proof ->> 'asked_at' ELSE random()::text END) AS n,"
+        "   bool_or(proof ->> 'phase' <> 'waiting') OVER (PARTITION BY node) AS is_busy"
+        f"  FROM backups WHERE {IS_UNDER_WAY} AND node = ANY($1)) AS of_node"
+        " WHERE phase <> 'waiting' OR NOT is_busy AND n <= $2 ORDER BY n, id",
+        list(nodes), TRIED_AT_ONCE,
     )  # fmt: skip
     return [row["id"] for row in rows]
 
 
 async def begin(connection: Connection, id: str) -> None:
-    """Make the VM of a backup that waits to be proved. Raises NovaError."""
+    """Make the VM of a backup that waits to be proved, unless its node proves another one. Raises NovaError."""
+    node = (await backups.get(connection, id)).node
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"novacron.proof.{node}")
     backup = await backups.get(connection, id, lock=True)
     if backup.proof is None or backup.proof.phase is not ProofPhase.WAITING:
+        return
+    busy = "SELECT EXISTS (SELECT FROM backups WHERE node = $1 AND proof ->> 'phase' IN ('restoring', 'starting'))"
+    if await connection.fetchval(busy, node):
         return
     description = f"made of {id} of VM {backup.vm_name} to see whether it starts; it is deleted then"
     name = f"proof-{secrets.token_hex(6)}"

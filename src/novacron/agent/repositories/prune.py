@@ -48,8 +48,8 @@ class RepositoryPrunes:
         root = root_of(self._settings, question.repository)
         if isinstance(root, Path) and not (root / Kind.CONFIG.value).exists():
             raise Unacceptable(f"the repository is not in {root}: is {root.parent} mounted?", WaitCode.FILE_LOST)
-        if not self._tasks.start(self._work(question, root)):
-            raise Unacceptable("enough repositories are being pruned on this node", WaitCode.STEP_FAILED)
+        if not self._tasks.start(self._work(question, root)):  # it is asked again, and has its turn then
+            return PruneState(running=True)
         while len(self._last) >= REMEMBERED_MAX:
             del self._last[next(iter(self._last))]
         self._last[question.repository] = question.request, PruneState(running=True)
