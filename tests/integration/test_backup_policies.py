@@ -12,7 +12,6 @@ from novacron.control.objects import Objects
 from novacron.model import limits
 from novacron.model.backup import Backup, BackupPhase, BackupResult
 from novacron.model.backup_policy import BackupPolicy, BackupPolicySpec, BackupSummary
-from novacron.model.encryption import WrappedKey
 from novacron.model.errors import Conflict, InvalidInput
 from novacron.model.vm import Vm
 from novacron.retention import Keep
@@ -20,7 +19,7 @@ from novacron.store import backup_policies, backup_repositories, backups, vms
 from novacron.store.backup_policies import NewPolicy
 from novacron.store.backup_repositories import NewRepository
 from novacron.store.database import Database
-from tests.support.stored_fleet import add_node, add_vm
+from tests.support.stored_fleet import KEY, add_node, add_vm
 
 DAY = timedelta(days=1)
 
@@ -37,9 +36,6 @@ async def fleet(database: Database) -> Database:
         )
         await backup_repositories.create(connection, NewRepository("default", "nightly", KEY, 7), "test")
     return database
-
-
-KEY = WrappedKey("key-0123456789abcdef", b"wrapped", "platform")
 
 
 async def add_policy(database: Database, name: str = "nightly", **fields: Any) -> BackupPolicy:

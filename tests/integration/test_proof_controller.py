@@ -16,12 +16,11 @@ from novacron.model.backup_proof import BackupProof, ProofPhase, ProofProbe
 from novacron.model.errors import Conflict, IllegalState, Unavailable
 from novacron.model.guest_command import GuestCommand
 from novacron.model.vm import Guest, Vm, VmAction, VmState
-from novacron.store import backup_policies, backup_proofs, backup_repositories, backups, vms
-from novacron.store.backup_repositories import NewRepository
+from novacron.store import backup_policies, backup_proofs, backups, vms
 from novacron.store.database import Connection, Database
 from novacron.wire.questions import ReadConsoleLog, ReadGuestCommand, StartGuestCommand, TakeScreenshot
-from tests.integration.test_backup_policies import KEY, add_policy
-from tests.support.stored_fleet import add_node, add_vm
+from tests.integration.test_backup_policies import add_policy
+from tests.support.stored_fleet import add_backup
 
 PNG = b"\x89PNG made by a node"
 
@@ -59,19 +58,7 @@ class FakeNodes:
 async def kept(database: Database) -> str:
     """Nodes a and b, VM web on a, and a backup of it that is kept; returns its id."""
     async with database.transaction() as connection:
-        for name in ("a", "b"):
-            await add_node(connection, name)
-        await add_vm(connection, "web", at="a")
-        await connection.execute(
-            "UPDATE nodes SET status = jsonb_set(status, '{inventory,images,0,disk_bytes}', '1048576')"
-        )
-        repository = await backup_repositories.create(connection, NewRepository("default", "nightly", KEY, 7), "test")
-        backup = await backups.create(connection, "web", repository.id, "test")
-        await connection.execute(
-            "UPDATE backups SET phase = 'kept', result = result || $2 WHERE id = $1",
-            backup.id, {"snapshot": "5" * 64, "disk_bytes": 1 << 20},
-        )  # fmt: skip
-        return backup.id
+        return await add_backup(connection)
 
 
 async def copy_backup(connection: Connection, id: str, other: str, **spec: Any) -> None:

@@ -32,12 +32,10 @@ from novacron.model.errors import InvalidInput, Unavailable
 from novacron.server.project_secrets import ProjectSecrets
 from novacron.server.questions import Questions
 from novacron.server.repository_prunes import RepositoryUpkeep
-from novacron.store import backup_repositories, backups
-from novacron.store.backup_repositories import NewRepository
+from novacron.store import backup_repositories
 from novacron.store.database import Database
 from novacron.wire.questions import PruneRepository, PruneState
-from tests.integration.test_backup_policies import KEY
-from tests.support.stored_fleet import add_node, add_vm
+from tests.support.stored_fleet import KEY, add_backup
 from tests.support.vm_backups import NewRepository as NewRepositories
 from tests.support.vm_backups import back_up
 from tests.support.vms import NewVm, boot_vm, shell
@@ -178,15 +176,7 @@ class World:
 async def world(database: Database) -> World:
     """Nodes a and b, VM web on a with a backup that is kept in repository nightly."""
     async with database.transaction() as connection:
-        for name in ("a", "b"):
-            await add_node(connection, name)
-        await add_vm(connection, "web", at="a")
-        await connection.execute(
-            "UPDATE nodes SET status = jsonb_set(status, '{inventory,images,0,disk_bytes}', '1048576')"
-        )
-        repository = await backup_repositories.create(connection, NewRepository("default", "nightly", KEY, 7), "test")
-        await backups.create(connection, "web", repository.id, "test")
-        await connection.execute("UPDATE backups SET phase = 'kept'")
+        await add_backup(connection)
     return World(database)
 
 

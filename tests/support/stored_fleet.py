@@ -6,7 +6,10 @@ from typing import Any
 
 import msgspec
 
+from novacron.model.encryption import WrappedKey
 from novacron.model.vm import Power, VmSpec, VmState, VmStatus
+from novacron.store import backup_repositories, backups
+from novacron.store.backup_repositories import NewRepository
 from novacron.store.database import Connection, Database
 from tests.support.fleet import node
 
@@ -32,6 +35,25 @@ async def add_vm(connection: Connection, name: str, at: str | None = None, **spe
         name, fields, msgspec.to_builtins(status), at,
     )  # fmt: skip
     return name
+
+
+KEY = WrappedKey("key-0123456789abcdef", b"wrapped", "platform")
+
+
+async def add_backup(connection: Connection) -> str:
+    """Store nodes a and b, VM web on a, and a backup of it that is kept in repository nightly; return its id."""
+    for name in ("a", "b"):
+        await add_node(connection, name)
+    await add_vm(connection, "web", at="a")
+    sized = "jsonb_set(status, '{inventory,images,0,disk_bytes}', '1048576')"
+    await connection.execute(f"UPDATE nodes SET status = {sized}")
+    repository = await backup_repositories.create(connection, NewRepository("default", "nightly", KEY, 7), "test")
+    backup = await backups.create(connection, "web", repository.id, "test")
+    await connection.execute(
+        "UPDATE backups SET phase = 'kept', result = result || $2 WHERE id = $1",
+        backup.id, {"snapshot": "5" * 64, "disk_bytes": 1 << 20},
+    )  # fmt: skip
+    return backup.id
 
 
 async def nodes_of_vms(database: Database) -> dict[str, str | None]:
