@@ -191,6 +191,9 @@ async def test_a_repository_is_pruned_when_it_is_due_on_nodes_that_have_it(world
     await world.sql("UPDATE backups SET phase = 'kept'")
     [request] = await world.step()
     assert await world.step() == [request], "it is asked how far that is"
+    await world.sql("UPDATE backups SET phase = 'making'")
+    assert await world.step() == [request], "also while a backup waits behind it"
+    await world.sql("UPDATE backups SET phase = 'kept'")
     world.ask.return_value = PruneState(freed="8.0 MiB")
     assert await world.step() == [request]
     assert await world.prunes() == [("a", "8.0 MiB", "")]

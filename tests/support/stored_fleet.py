@@ -45,8 +45,9 @@ async def add_backup(connection: Connection) -> str:
     for name in ("a", "b"):
         await add_node(connection, name)
     await add_vm(connection, "web", at="a")
-    sized = "jsonb_set(status, '{inventory,images,0,disk_bytes}', '1048576')"
-    await connection.execute(f"UPDATE nodes SET status = {sized}")
+    await connection.execute(
+        "UPDATE nodes SET status = jsonb_set(status, '{inventory,images,0,disk_bytes}', '1048576')"
+    )  # fmt: skip
     repository = await backup_repositories.create(connection, NewRepository("default", "nightly", KEY, 7), "test")
     backup = await backups.create(connection, "web", repository.id, "test")
     await connection.execute(

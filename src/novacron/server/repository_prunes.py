@@ -31,8 +31,8 @@ class RepositoryUpkeep:
     ) -> None:  # fmt: skip
         self._database, self._questions, self._secrets = database, questions, project_secrets
         self._connected = connected
-        self._requests: dict[str, str] = {}
-        """Ids of the requests that nodes work on, by repository and node."""
+        self._asked: dict[str, tuple[backup_repositories.DuePrune, str]] = {}
+        """What nodes were asked for, with the ids of the requests, by repository and node."""
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -50,27 +50,28 @@ class RepositoryUpkeep:
         """Ask for what is due, and how far that is which was asked for. Raises Unavailable."""
         nodes = sorted(self._connected())
         async with self._database.connection() as connection:
-            due = {f"{item.repository} {item.node}": item for item in await backup_repositories.due(connection, nodes)}
-        self._requests = {key: request for key, request in self._requests.items() if key in due}
-
-        async def follow(key: str) -> None:
-            state = await self._ask(key, due[key])
-            if state.running:
-                return
-            self._requests.pop(key, None)
-            async with self._database.transaction() as connection:
-                await backup_repositories.pruned(connection, due[key], state.freed, state.error)
-
-        await objects.each(due, follow, at_once=AT_ONCE)
+            due = await backup_repositories.due(connection, nodes)
+        # What was asked for is followed to its end, also where it is not due meanwhile: a backup waits behind it.
+        self._asked = {key: asked for key, asked in self._asked.items() if asked[0].node in nodes}
+        for item in due:
+            self._asked.setdefault(f"{item.repository} {item.node}", (item, secrets.token_hex(8)))
+        await objects.each(list(self._asked), self._follow, at_once=AT_ONCE)
         await objects.end()
 
-    async def _ask(self, key: str, due: backup_repositories.DuePrune) -> PruneState:
+    async def _follow(self, key: str) -> None:
+        asked, request = self._asked[key]
         async with self._database.connection() as connection:
-            keys = await self._secrets.data_keys(connection, [due.key])
-        if due.key not in keys:
-            raise Unavailable(f"the key of backup repository {due.repository} can't be unwrapped now")
-        request = self._requests.setdefault(key, secrets.token_hex(8))
+            keys = await self._secrets.data_keys(connection, [asked.key])
+        if asked.key not in keys:
+            del self._asked[key]
+            raise Unavailable(f"the key of backup repository {asked.repository} can't be unwrapped now")
         try:
-            return await self._questions.ask(due.node, PruneRepository(due.repository, keys[due.key], request))
-        except InvalidInput as error:  # the node can't: it has no restic, or not that directory
-            return PruneState(error=error.detail)
+            question = PruneRepository(asked.repository, keys[asked.key], request)
+            state = await self._questions.ask(asked.node, question)
+        except InvalidInput as error:  # the node can't: it has not that directory
+            state = PruneState(error=error.detail)
+        if state.running:
+            return
+        del self._asked[key]
+        async with self._database.transaction() as connection:
+            await backup_repositories.pruned(connection, asked, state.freed, state.error)
