@@ -80,19 +80,24 @@ class Processes:
             others |= alive
             if not alive:
                 gone.append(path)
-            try:
-                _add(totals, msgspec.msgpack.decode(path.read_bytes(), type=Counts), alive=alive)
-            except OSError:  # it is taken away just now
-                continue
-            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                if path.name not in self._unreadable:
-                    log.warning("what another process has counted can't be read", file=path.name, error=str(error))
-                self._unreadable = {*list(self._unreadable)[-GONE_MAX:], path.name}
+            _add(totals, self._read(path), alive=alive)
         for path in sorted(gone, key=lambda path: path.name.partition("-")[2])[:-GONE_MAX]:
             path.unlink(missing_ok=True)
         if others:
             self.write()
         return totals
+
+    def _read(self, path: Path) -> Counts:
+        """Return what another process has written; nothing, if that can't be read."""
+        try:
+            return msgspec.msgpack.decode(path.read_bytes(), type=Counts)
+        except OSError:  # it is taken away just now
+            return {}
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            if path.name not in self._unreadable:
+                log.warning("what another process has counted can't be read", file=path.name, error=str(error))
+            self._unreadable = {*list(self._unreadable)[-GONE_MAX:], path.name}
+            return {}
 
 
 def _add(totals: dict[str, Cells], counts: Counts, *, alive: bool) -> None:
