@@ -286,6 +286,39 @@ async def test_a_body_that_comes_too_slowly_is_given_up(server: Server, monkeypa
     assert answer.status == 401 and answer.headers[b"connection"] == b"close"
 
 
+async def test_a_caller_who_becomes_known_while_the_body_is_awaited_is_asked_to_try_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that has just begun: no route reads a body whose receiving was cut off."""
+    monkeypatch.setattr(admission, "OF_STRANGERS", BodyTimes(60, 0.01))
+    received = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal received
+        assert not received, "read again after it was cut off"
+        received = True
+        await add_caller(server, "viewer")
+        return await never()
+
+    answer = await server.get("/api/v1/vms", method="POST", secret="secret-viewer", body=receive, content_length="10")
+    assert answer.status == 503 and b"retry-after" in answer.headers
+    assert (await server.get("/api/v1/vms", secret="secret-viewer")).status == 200
+
+
+async def test_a_client_that_is_gone_before_its_body_ended_is_no_defect(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b'{"na', "more_body": True}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop()
+
+    # Without a length nothing is held: the route itself receives.
+    answer = await server.get("/api/v1/vms", method="POST", body=receive)
+    assert answer.status == 400 and msgspec.json.decode(answer.body)["code"] == "incomplete-body"
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
 async def test_what_is_held_of_bodies_has_a_limit_and_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_body, "HELD_BYTES_MAX", 100)
     held = HeldBytes(150)

@@ -130,6 +130,10 @@ class Front:
         """Say for a while that this server is not ready, then take no more requests, and finish those that are here."""
         self._admission.leaving = True  # the load balancer sends requests elsewhere before this server ends
         await asyncio.sleep(self._settings.leave_s)
+        self.stop()
+
+    def stop(self) -> None:
+        """Take no more requests, let go of the port, and finish the requests that are here."""
         self._http.stop()
 
     def _measure(self, database: Database) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import getpass
 import os
@@ -11,6 +12,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from novacron.audit_chain.heads import SigningKey
 from novacron.control.audit_chain import AuditChain
 from novacron.control.controller import Controllers
 from novacron.model.errors import InvalidInput, NovaError
+from novacron.model.network import Protocol
+from novacron.net import listening
 from novacron.platform_key import PlatformKeys
 from novacron.server import audit_sinks, certificates, relay, workers
 from novacron.server.database_watch import DatabaseWatch
@@ -43,6 +47,8 @@ log = logs.get(__name__)
 
 START_TRIES_MAX = 60
 READY_POLL_S = 0.1
+PORT_FREE_S_MAX = 3.0
+"""Within this, workers of a server that was killed let go of its port."""
 
 
 async def _open_database(url: str, connections: int) -> Database:
@@ -99,17 +105,28 @@ def keep_context(path: Path, settings: ServerSettings, authority: pki.Authority,
     return context, contexts.current == context
 
 
-def _check_free(settings: ServerSettings) -> None:
+async def check_free(settings: ServerSettings) -> None:
     """Raise InvalidInput when a port is taken: the HTTP server would share it silently."""
     for field, port in (("port", settings.port), ("link-port", settings.link_port)):
-        try:
-            socket.create_server((settings.host, port)).close()
-        except OSError as error:
-            raise InvalidInput(
-                f"can't listen on {settings.host}:{port}: {error.strerror}",
-                field=field,
-                hint=f"end what uses it, or name another with --{field}",
-            ) from None
+        until = time.monotonic() + PORT_FREE_S_MAX
+        while (error := _cannot_listen(settings.host, port)) is not None:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                raise InvalidInput(
+                    f"can't listen on {settings.host}:{port}: {error.strerror}",
+                    field=field,
+                    hint=f"end what uses it, or name another with --{field}",
+                )
+            await asyncio.sleep(READY_POLL_S)
+
+
+def _cannot_listen(host: str, port: int) -> OSError | None:
+    """Return why nothing can listen there; connections of a killed server keep a port for a minute, and don't count."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        faded = error.errno == errno.EADDRINUSE and (Protocol.TCP, port) not in listening.used_ports()
+        return None if faded else error
+    return None
 
 
 async def serve(settings: ServerSettings) -> None:
@@ -118,7 +135,7 @@ async def serve(settings: ServerSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stop)
-    _check_free(settings)
+    await check_free(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.umask(private_file.UMASK)
     lock = _lock(settings.state_dir)

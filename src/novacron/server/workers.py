@@ -89,7 +89,10 @@ async def work(settings: ServerSettings) -> None:
         waits = [asyncio.create_task(stop.wait()), asyncio.create_task(relay.gone.wait())]
         await asyncio.wait({running, *waits}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
-            await front.leave()
+            if relay.gone.is_set():  # the server was killed: the one that follows it needs the port
+                front.stop()
+            else:
+                await front.leave()
             await asyncio.wait({running}, timeout=END_S_MAX)
         await end_all((running, following, *waits))
     finally:

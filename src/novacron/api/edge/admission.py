@@ -29,6 +29,7 @@ from novacron.api.edge.refusals import (
     LEAVING,
     OVERLOADED,
     SECURITY,
+    STARTING,
     TIMED_OUT,
     TOO_MANY,
     Header,
@@ -45,6 +46,7 @@ from novacron.api.edge.request_body import (
     HeldBytes,
     LateBody,
     Message,
+    NotKnownYet,
     Receive,
     RequestBody,
     Scope,
@@ -241,6 +243,8 @@ class Admission:
             await self._reject(request, send, TOO_MANY if full.own else OVERLOADED, "slots" if full.own else "overload")
         except LateBody:
             await self._reject(request, send, LATE_BODY, "body")
+        except NotKnownYet:
+            await self._reject(request, send, STARTING, "body")
         except ClientGone:
             return
         finally:
@@ -248,14 +252,17 @@ class Admission:
                 body.forget()
 
     async def _hold(self, request: _Request, body: RequestBody) -> None:
-        """Receive a body. Raises LateBody, ClientGone, Full."""
+        """Receive a body. Raises LateBody, NotKnownYet, ClientGone, Full."""
         if request.caller is not None:
             await body.hold(OF_CALLERS)
         elif request.path in PUBLIC_WITH_BODY:
             await body.hold(OF_LOGINS)
         elif not body.asks_first:  # the answer, a refusal, does not depend on it
-            with contextlib.suppress(LateBody):
+            try:
                 await body.hold(OF_STRANGERS)
+            except LateBody:
+                if self.caller(request.headers) is not None:  # known since: a route would read what is not whole
+                    raise NotKnownYet from None
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a WebSocket on, within the limits of rate and number."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, InternalServerException, ValidationException
 
 from novacron.api.access.context import services
 from novacron.model.errors import NovaError
@@ -17,6 +17,9 @@ log = logs.get(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_BASE = "https://novacron.dev/problems/"
+
+CLIENT_GONE = "client disconnected prematurely"
+"""The framework's words for it; it has no class for it."""
 
 TITLES = {
     400: ("invalid-input", "Invalid input"),
@@ -67,6 +70,8 @@ def on_nova_error(request: Request[Any, Any, Any], error: NovaError) -> Response
 def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Turn the framework's errors into problems: broken JSON, wrong types, unknown routes, too large bodies."""
     status, field, detail = error.status_code, None, error.detail
+    if isinstance(error, InternalServerException) and error.detail == CLIENT_GONE:
+        return response(request, _problem("incomplete-body", TITLES[400][1], 400, "the body ended early", None, None))
     if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
         first = error.extra[0]
         if isinstance(first, dict):

@@ -39,6 +39,9 @@ TOO_MANY = Refusal(
 )  # fmt: skip
 TIMED_OUT = Refusal(503, "timeout", "Temporarily unavailable", "the request took too long", "try again")
 LATE_BODY = Refusal(408, "request-timeout", "Request timeout", "the body did not arrive in time", "send it faster")
+STARTING = Refusal(
+    503, "unavailable", "Temporarily unavailable", "this server did not know its callers yet", "try again"
+)
 LEAVING = Refusal(503, "unavailable", "Temporarily unavailable", "this server is shutting down")
 
 

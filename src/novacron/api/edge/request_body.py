@@ -45,6 +45,10 @@ class LateBody(Exception):
     """A body did not arrive in time."""
 
 
+class NotKnownYet(Exception):
+    """A body was received as a stranger's, and only in part, and its sender turned out to be none."""
+
+
 class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
@@ -76,7 +80,7 @@ class RequestBody:
     def __init__(self, receive: Receive, send: Send, headers: dict[bytes, bytes], in_all: HeldBytes) -> None:
         self._receive, self._send, self._in_all, self._held = receive, send, in_all, 0
         self._pieces: list[Message] = []
-        self._whole, self._drained = False, False
+        self._whole, self._over = False, False
         self.asks_first = b"expect" in headers
         """Receiving the body would send 100 Continue first."""
         length = headers.get(b"content-length", b"")
@@ -91,6 +95,7 @@ class RequestBody:
             async with asyncio.timeout(times.total_s):
                 await self._hold(times.silence_s)
         except TimeoutError:
+            self._over = True  # whose receiving was cut off may have lost a part: nothing more is read
             raise LateBody from None
 
     async def _hold(self, silence_s: float) -> None:
@@ -110,12 +115,12 @@ class RequestBody:
                 self._held += size
             if message.get("body") or self._whole:
                 self._pieces.append(message)
-        self._drained = drained > DRAINED_BYTES_MAX
+        self._over = drained > DRAINED_BYTES_MAX
 
     async def receive(self) -> Message:
         if self._pieces:
             return self._pieces.pop(0)
-        if self._drained:  # no more of what is too large
+        if self._over:  # too large, or late
             return {"type": "http.disconnect"}
         message = await self._receive()
         self._whole = self._whole or message["type"] != "http.request" or not message.get("more_body", False)
