@@ -7,7 +7,6 @@ rate limits, rejects requests while the server is overloaded, ends those that ta
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import secrets
 import time
