@@ -308,7 +308,10 @@ async def test_a_caller_who_becomes_known_while_the_body_is_awaited_is_asked_to_
 async def test_a_client_that_is_gone_before_its_body_ended_is_no_defect(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b'{"na', "more_body": True}]
+    messages: list[dict[str, Any]] = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": b'{"na', "more_body": True},
+    ]
 
     async def receive() -> dict[str, Any]:
         return messages.pop()

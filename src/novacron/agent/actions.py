@@ -47,6 +47,8 @@ class Action(StrEnum):
     VERIFY_BACKUP = "verify-backup"
     DELETE_BACKUP = "delete-backup"
     RESTORE = "restore"
+    REPLICATE = "replicate"
+    MERGE_POINTS = "merge-points"
     VOLUME = "volume"
     COPY_OUT = "copy-out"
     COPY_IN = "copy-in"

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +27,9 @@ from novacron.agent.vm import clone_disk, firmware_state
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER, UIDS_MAX, NoAccount, VmDirectory
 from novacron.agent.vm.firmware_state import BadState
-from novacron.agent.vm.hypervisor import MachineFailed, VirtualMachine
+from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.increments import RECORDED_BYTES_MAX, Increment
+from novacron.agent.vm.quiesce import Quiesce
 from novacron.backup.disks import BLOCK_BYTES
 from novacron.backup.errors import Damaged, DamagedBlobs, NotStored, RepositoryError
 from novacron.backup.places import storage_at
@@ -42,7 +43,6 @@ from novacron.model.backup import BackupMode, BackupPhase, BackupResult
 from novacron.model.image import ImageFormat
 from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu.confine import Account, confined
-from novacron.qemu.guest import GuestSilent
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -193,7 +193,7 @@ class VmBackups:
             raise Unacceptable("the VM has no disk that can be backed up, or its image is encrypted")
         home = VmDirectory(self._scratch_of(backup), None)
         await asyncio.to_thread(_remove, home.path)
-        quiesce = _Quiesce(vm.machine, wanted=vm.guest.known is not None)
+        quiesce = Quiesce(vm.machine, wanted=vm.guest.known is not None)
         await clone_disk.copy(vm.machine, home, vm.lock, None, quiesce.around, increment.plan)
         layer, disk = home.path / DISK_LAYER, home.path / contents.DISK
         user = convert.ToolUser(
@@ -320,32 +320,6 @@ def _written_extents(layer: Path, disk_bytes: int, dirty_bytes: int) -> tuple[Ex
 def _key(backup: wire.BackupWanted) -> str:
     """Return what tells work on a backup from other work on it."""
     return f"{backup.id}.{backup.phase}"
-
-
-class _Quiesce:
-    """Has a guest write out what it has and stop writing for a moment, if its agent does it within its time."""
-
-    def __init__(self, machine: VirtualMachine, *, wanted: bool) -> None:
-        self.done = False
-        self._machine, self._wanted = machine, wanted
-
-    @contextlib.asynccontextmanager
-    async def around(self) -> AsyncIterator[None]:
-        if not self._wanted:
-            yield
-            return
-        try:
-            try:
-                await self._machine.guest.freeze()
-                self.done = True
-            except GuestSilent as error:
-                log.warning("a guest is backed up without being quiesced", vm=self._machine.id, error=str(error))
-            yield
-        finally:
-            try:
-                await self._machine.guest.thaw()
-            except GuestSilent as error:
-                log.warning("a guest may not write to its disks", vm=self._machine.id, error=str(error))
 
 
 def _remove(path: Path) -> None:

@@ -90,6 +90,16 @@ class AgentSettings(msgspec.Struct, frozen=True):
         return self.state_dir / "backup-scratch"
 
     @property
+    def replicas_dir(self) -> Path:
+        """Where replicas of other nodes' VMs are."""
+        return self.state_dir / "replicas"
+
+    @property
+    def replica_scratch_dir(self) -> Path:
+        """Where a copy of what a VM wrote is while it is sent to its replica."""
+        return self.state_dir / "replica-scratch"
+
+    @property
     def vms_dir(self) -> Path:
         return self.state_dir / "vms"
 

@@ -23,6 +23,7 @@ from novacron.cli import (
     objects,
     project_moves,
     rebalance,
+    replicas,
     root,
     runbooks,
     second_factors,
@@ -60,6 +61,8 @@ vms.app.command()(top.top)
 vms.app.command()(vm_unreconciled.unreconciled)
 vms.app.command()(vm_unreconciled.adopt)
 vms.app.command()(vm_unreconciled.forget)
+vms.app.command()(replicas.replicate)
+vms.app.command()(replicas.failover)
 vms.app.add_typer(vm_nics.app, name="nic")
 vms.app.command("move-to-project")(project_moves.vm)
 app.add_typer(vms.app, name="vm")
@@ -68,6 +71,7 @@ app.add_typer(vm_templates.templates, name="template")
 app.add_typer(snapshots.app, name="snapshot")
 volumes.app.command("move-to-project")(project_moves.volume)
 app.add_typer(backups.app, name="backup")
+app.add_typer(replicas.app, name="replica")
 app.add_typer(volumes.app, name="volume")
 app.add_typer(volumes.pools, name="pool")
 app.add_typer(networks.app, name="network")

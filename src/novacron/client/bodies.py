@@ -548,6 +548,16 @@ class EraseUserBody(TypedDict, total=False):
     user: Required[str]
 
 
+class FailOverVmBody(TypedDict, total=False):
+    """From which replica and point the VM goes on; by default the newest. ``confirm``: the name of its node, which is
+    off; it is needed unless a fence command has cut it off.
+    """
+
+    replica: str | None
+    point: int | None
+    confirm: str | None
+
+
 class FinishKeyBody(TypedDict, total=False):
     """How a key's rotation is finished."""
 
@@ -797,6 +807,22 @@ class RenameNodeBody(TypedDict, total=False):
     name: Required[str]
 
 
+class ReplicaChangesBody(TypedDict, total=False):
+    """What to change of a replica; what is left out stays."""
+
+    rpo_s: int
+    points: int
+
+
+class ReplicateVmBody(TypedDict, total=False):
+    """Where to: a site, of which the platform chooses a node, or a node."""
+
+    site: str | None
+    node: str | None
+    rpo_s: int
+    points: int
+
+
 class RestoreBackupBody(TypedDict, total=False):
     """The VM to make of a backup. ``node``: by default the one that made the backup."""
 
@@ -911,6 +937,13 @@ class TemplateSpecBody(TypedDict, total=False):
     initrd: str | None
     kernel_arguments: str
     smbios_manufacturer: str
+
+
+class TryReplicaBody(TypedDict, total=False):
+    """The name of the VM that is made of a replica, and of which point; by default the newest."""
+
+    name: Required[str]
+    point: int | None
 
 
 class UncordonBody(TypedDict, total=False):

@@ -21,6 +21,7 @@ from novacron.model.migration import Migration, MigrationPolicy
 from novacron.model.network import FloatingAddress, Forward, Network, SecurityGroup
 from novacron.model.node import Node, NodeSpec, NodeStatus
 from novacron.model.project import Project, Usage
+from novacron.model.replica import Replica
 from novacron.model.snapshot import Snapshot
 from novacron.model.token import Token
 from novacron.model.unreconciled import UnreconciledVm
@@ -54,6 +55,7 @@ __all__ = [
     "NodeSpec",
     "NodeStatus",
     "Project",
+    "Replica",
     "SecurityGroup",
     "Snapshot",
     "Template",
@@ -75,7 +77,7 @@ T = TypeVar("T")
 KINDS: dict[type, str] = {
     Vm: "vms", Node: "nodes", Migration: "migrations", Snapshot: "snapshots", Volume: "volumes", Network: "networks",
     SecurityGroup: "security-groups", FloatingAddress: "floating-addresses", Forward: "forwards", Link: "links",
-    Drain: "drains", Image: "images", Import: "imports", Export: "exports", Backup: "backups",
+    Drain: "drains", Image: "images", Import: "imports", Export: "exports", Backup: "backups", Replica: "replicas",
     BackupRepository: "backup-repositories", BackupPolicy: "backup-policies", Event: "events", Project: "projects",
     User: "users", Grant: "grants", Token: "tokens", UnreconciledVm: "unreconciled-vms",
     Flavor: "flavors", Template: "templates",
@@ -96,7 +98,7 @@ STREAM_KINDS: dict[type, str] = {
     Vm: "vm", Node: "node", Migration: "migration", Event: "event", Link: "link", Import: "import",
     Snapshot: "snapshot", Volume: "volume", Export: "export", Drain: "drain", Network: "network",
     SecurityGroup: "security-group", FloatingAddress: "floating-address", Forward: "forward", Project: "project",
-    UnreconciledVm: "unreconciled-vm", Backup: "backup", BackupRepository: "backup-repository",
+    UnreconciledVm: "unreconciled-vm", Backup: "backup", Replica: "replica", BackupRepository: "backup-repository",
     BackupPolicy: "backup-policy",
     Flavor: "flavor", Template: "template",
 }  # fmt: skip

@@ -76,7 +76,7 @@ async def flatten(
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             stack.callback(os.close, descriptor)
             descriptors.append(descriptor)
-            _let_read(descriptor, user.uid)
+            let_read(descriptor, user.uid)
             file = {"driver": "file", "filename": f"/proc/self/fd/{descriptor}", "locking": "off"}
             above: dict[str, object] = {"driver": "qcow2" if number else "raw", "read-only": True, "file": file}
             node = above if node is None else {**above, "backing": node}
@@ -92,7 +92,7 @@ async def flatten(
         await sync(target)
 
 
-def _let_read(descriptor: int, owner: int | None) -> None:
+def let_read(descriptor: int, owner: int | None) -> None:
     """Let the tool's group read a file that stays its owner's."""
     status = os.fstat(descriptor)
     if owner is not None and not status.st_mode & 0o004 and status.st_gid != owner:

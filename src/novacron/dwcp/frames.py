@@ -60,6 +60,8 @@ class ErrorCode(IntEnum):
     LOCAL_FAILURE = 6
     SHUTTING_DOWN = 7
     TOO_MANY_CONNECTIONS = 8
+    NOTHING_BELOW = 9
+    """The receiver lacks what the stream's volumes lie over."""
 
     @classmethod
     def _missing_(cls, value: object) -> ErrorCode | None:

@@ -102,6 +102,9 @@ BACKUPS_PER_NODE_MAX = 64
 """Backups that wait for one node, or that it makes."""
 BACKUP_REPOSITORIES_PER_PROJECT_MAX = 64
 BACKUP_POLICIES_PER_PROJECT_MAX = 64
+REPLICAS_PER_VM_MAX = 4
+REPLICA_POINTS_MAX = 16
+"""Of one replica that a node may report."""
 VMS_PER_BACKUP_POLICY_MAX = 1000
 """VMs that a policy names; all of a project, or those with a tag, are not counted."""
 IMPORT_STALL_S_MAX = 24 * 3600

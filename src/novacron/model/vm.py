@@ -27,6 +27,7 @@ from novacron.model.metadata import Metadata
 from novacron.model.names import NAME_PATTERN, Name
 from novacron.model.network import NicSpec
 from novacron.model.project import DEFAULT
+from novacron.model.replica_source import ReplicaSource
 
 ID_PATTERN = re.compile(r"^vm-[a-z2-7]{16}\Z")
 
@@ -354,6 +355,8 @@ class CloneOf(msgspec.Struct, frozen=True):
     """The clone shares the source's disk layers; otherwise it has a full copy."""
     backup: BackupSource | None = None
     """The disk comes out of a repository: ``source`` is the backup's id. None: from a VM."""
+    replica: ReplicaSource | None = None
+    """The disk is a point of a replica of VM ``source``, on the node of the new one. None: it comes from elsewhere."""
     replaces: ReplaceRequest = ""
     """The VM has a disk, which the backup's is to replace: the id of that request. Empty: it has none yet."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import asyncpg
 
@@ -44,6 +45,10 @@ class DesiredStateSender:
         self._reading = asyncio.Semaphore(ANEW_MAX)
         self._holders: dict[str, set[NodeSession]] = {}
         """Who holds something of each VM, or owns it."""
+        self._replicas: dict[str, tuple[Any, ...]] = {}
+        """What nodes are told of each replica; the last two are its VM and its node."""
+        self._owners: dict[str, str] = {}
+        """The node of each VM."""
         self._touched: set[str] = set()
         self._some_touched = asyncio.Event()
 
@@ -65,10 +70,39 @@ class DesiredStateSender:
             case "migration", {"source": source, "target": target}:
                 self._wake(source)
                 self._wake(target)
+            case "replica", body:
+                self._replica_changed(change.key, body)
             case "import" | "volume" | "export" | "backup", {"node": node}:
                 self._wake(node)
 
+    def _replica_changed(self, id: str, body: dict[str, Any] | None) -> None:
+        """Wake the nodes of a replica, unless only its points have changed."""
+        before = self._replicas.pop(id, None)
+        if body is not None:
+            told = tuple(body[field] for field in ("phase", "rpo_s", "points_kept", "vm", "node"))
+            self._replicas[id] = told
+            if told == before:
+                return
+        for vm, node in {replica[-2:] for replica in (before, self._replicas.get(id)) if replica is not None}:
+            self._wake(node)
+            self._wake(self._owners.get(vm) or "")
+
+    def _wake_replicas(self, vm: str, node: str | None) -> None:
+        """Wake the nodes that send or keep a VM's replicas, if it is another one that sends them now."""
+        before = self._owners.get(vm)
+        if node == before:
+            return
+        if node is None:
+            del self._owners[vm]
+        else:
+            self._owners[vm] = node
+        keepers = {replica[-1] for replica in self._replicas.values() if replica[-2] == vm} if self._replicas else ()
+        if keepers:
+            for other in {*keepers, node, before} - {None}:
+                self._wake(str(other))
+
     def _vm_changed(self, vm: str, node: str | None) -> None:
+        self._wake_replicas(vm, node)
         owner = None if node is None else self._sessions.get(node)
         if owner is not None:
             self.hold(owner, vm)

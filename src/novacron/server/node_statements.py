@@ -25,6 +25,7 @@ from novacron.store import (
     nodes,
     owned,
     projects,
+    replicas,
     snapshots,
     unreconciled,
     vms,
@@ -88,6 +89,9 @@ async def messages(
     async def backups_message() -> wire.Message:
         return wire.Backups(await _wanted_backups(connection, node, secrets))
 
+    async def replicas_message() -> wire.Message:
+        return await _replicas(connection, node, secrets)
+
     async def volumes_message() -> wire.Message:
         wanted = await _wanted_volumes(connection, node, secrets)
         left_over = await volumes.left_over(connection, node)
@@ -96,10 +100,10 @@ async def messages(
         )
 
     readers: tuple[Callable[[], Awaitable[wire.Message]], ...] = (
-        networks_message, imports_message, exports_message, backups_message, volumes_message,
+        networks_message, imports_message, exports_message, backups_message, replicas_message, volumes_message,
     )  # fmt: skip
     if await unreconciled.undescribed(connection, node):
-        readers = (imports_message, exports_message, backups_message)
+        readers = (imports_message, exports_message, backups_message, replicas_message)
     desired = wire.Desired(await statements(connection, node, held, secrets, of))
     others = [message for read in readers if (message := await _unless_unreadable(node, read)) is not None]
     return (*(m for m in others if isinstance(m, wire.Networks)), desired,
@@ -117,6 +121,24 @@ async def _wanted_backups(connection: Connection, node: str, secrets: Secrets) -
         )
         for backup, repository, begins in working
     )  # fmt: skip
+
+
+async def _replicas(connection: Connection, node: str, secrets: Secrets) -> wire.Replicas:
+    """Return what a node sends and keeps of replicas."""
+    concerned = await replicas.on_node(connection, node)
+    sent = [
+        wire.ReplicaSent(replica.id, replica.vm, replica.node, endpoint, replica.rpo_s)
+        for replica, owner, *_ in concerned
+        if owner == node and (endpoint := await nodes.dwcp_endpoint(connection, replica.node)) is not None
+    ]
+    kept = [
+        wire.ReplicaKept(
+            item.replica.id, item.replica.vm, item.replica.phase, item.owner or "", item.replica.points_kept,
+            item.image, item.image_digest, item.disk_mib, secrets.page_keys(item.project_id, None)[0],
+        )
+        for item in concerned if item.replica.node == node
+    ]  # fmt: skip
+    return wire.Replicas(tuple(sent), tuple(kept))
 
 
 def _description(backup: Backup) -> bytes:

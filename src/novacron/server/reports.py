@@ -17,6 +17,7 @@ from novacron.store import (
     nodes,
     rebalancing,
     reconciling,
+    replicas,
     snapshots,
     volumes,
 )
@@ -87,6 +88,14 @@ class Reports:
                     backup.id, backup.done, backup.phase, backup.result, backup.error, backup.code
                 )
                 await backups.report(connection, node, outcome)
+            case wire.ReplicaStands(id=id, gone=True):
+                await replicas.gone(connection, node, id)
+            case wire.ReplicaStands(id=id, points=points, used_bytes=used_bytes):
+                kept = [replicas.PointReport(p.number, p.age_s, p.sent_bytes, p.quiesced) for p in points]
+                await replicas.stands(connection, node, id, kept, used_bytes)
+            case wire.ReplicaRound() as sent:
+                ended = replicas.RoundReport(sent.id, sent.error, sent.code, sent.unchanged)
+                await replicas.round_ended(connection, node, ended)
             case wire.VolumeStands() as volume:
                 stands = volumes.VolumeState(volume.phase, volume.used_bytes, volume.error, volume.code)
                 await volumes.report(connection, node, volume.id, stands)

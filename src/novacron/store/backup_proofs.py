@@ -12,19 +12,12 @@ import msgspec
 from novacron.model.backup import Backup, BackupPhase
 from novacron.model.backup_policy import BackupPolicy
 from novacron.model.backup_proof import UNDER_WAY, BackupProof, ProofPhase, ProofProbe
-from novacron.model.constraints import Placement
 from novacron.model.errors import Conflict, IllegalState, NotFound
-from novacron.model.vm import Power, Restart, Vm, VmAction
-from novacron.store import backups, events, vm_backups, vms
+from novacron.model.vm import Vm, VmAction
+from novacron.store import backups, clones, events, vm_backups, vms
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX
 
-CHANGES = {
-    "power": Power.RUNNING, "restart": Restart.NEVER, "ha": False, "placement": Placement(), "start_delay_s": 0,
-    "devices": (), "nics": (), "address": None, "mac": None, "connected": False, "cdroms": (),
-    "network_boot_order": None,
-}  # fmt: skip
-"""How the VM differs from the one that was backed up: it reaches nothing, and takes nothing but room from its node."""
 FORGOTTEN_AFTER = timedelta(days=2)
 """A proof that is longer in one phase was on a node that is gone: it can be asked for anew."""
 TRIED_AT_ONCE = 8
@@ -82,7 +75,7 @@ async def begin(connection: Connection, id: str) -> None:
         return
     description = f"made of {id} of VM {backup.vm_name} to see whether it starts; it is deleted then"
     name = f"proof-{secrets.token_hex(6)}"
-    asked = backups.NewRestore(name, dict(CHANGES), None, {"description": description})
+    asked = backups.NewRestore(name, dict(clones.ISOLATED), None, {"description": description})
     vm = await backups.restore(connection, id, asked, events.SYSTEM)
     await connection.execute("UPDATE vms SET proof_of = $2 WHERE id = $1", vm.id, id)
     await enter(connection, backup, ProofPhase.RESTORING, vm=vm.id)

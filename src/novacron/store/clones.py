@@ -7,12 +7,21 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from novacron.model.constraints import Placement
 from novacron.model.errors import Conflict, IllegalState
 from novacron.model.metadata import FIELDS as METADATA
-from novacron.model.vm import CloneOf, Power, Vm, VmAction, VmSpec
+from novacron.model.vm import CloneOf, Power, Restart, Vm, VmAction, VmSpec
 from novacron.store import events, macs, new_vms, projects, snapshots, vms
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX
+
+ISOLATED: dict[str, Any] = {
+    "power": Power.RUNNING, "restart": Restart.NEVER, "ha": False, "placement": Placement(), "start_delay_s": 0,
+    "devices": (), "nics": (), "address": None, "mac": None, "connected": False, "cdroms": (),
+    "network_boot_order": None,
+}  # fmt: skip
+"""Changes to the spec of a VM that is only to show whether it starts: it reaches nothing, and takes nothing but room
+from its node."""
 
 
 class NewClone(NamedTuple):

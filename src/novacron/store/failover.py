@@ -8,7 +8,7 @@ from novacron.model.fit import cannot_run
 from novacron.model.node import Node
 from novacron.model.placement import Wish
 from novacron.model.vm import Power, Vm, VmState, VmStatus, bound_to
-from novacron.store import events, fleet, leases, migrations, nodes, unreconciled, vms, volumes
+from novacron.store import events, fleet, leases, migrations, nodes, replica_failover, unreconciled, vms, volumes
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex
 
@@ -52,7 +52,12 @@ async def restart_elsewhere(
     status, attached = vm.status, await volumes.of_vm(connection, vm.id)
     sources = {source.name: source for source in await nodes.some(connection, volumes.local_nodes(attached))}
 
+    having = await replica_failover.nodes_with_points(connection, vm)
+    has_replica = replica_failover.refusal(vm, frozenset(having))
+
     def refuses(other: Node) -> str | None:
+        if having:  # what it wrote is there, and nowhere else
+            return has_replica(other)
         return cannot_run(other, bound_to(vm.spec, status), runs=False) or volumes.cannot_carry(
             other, sources, attached
         )
@@ -65,6 +70,9 @@ async def restart_elsewhere(
         return None
     if not await leases.take_over(connection, node):
         return None
+    if choice.node in having:
+        await replica_failover.start_from(connection, vm, having[choice.node], None, why)
+        return choice.node
     status = VmStatus(
         reason=f"starts on {choice.node}: {why}", machine=vm.status.machine, halted_at_start=vm.status.halted_at_start,
         reboots=vm.status.reboots, resets=vm.status.resets,

@@ -70,6 +70,7 @@ TABLES = {
     "backup-repository": ("backup_repositories", "id"),
     "backup-policy": ("backup_policies", "id"),
     "backup": ("backups", "id"),
+    "replica": ("replicas", "id"),
     "migration": ("migrations", "id"),
     "drain": ("drains", "id"),
     "link": ("links", "id"),

@@ -139,10 +139,13 @@ async def delete(connection: Connection, name: str, actor: str) -> Project:
     for table, what in (
         ("vms", "VM"), ("volumes", "volume"), ("networks", "network"), ("security_groups", "security group"),
         ("floating_addresses", "floating address"), ("image_owners", "image"), ("exports", "export"),
-        ("backups", "backup"), ("backup_policies", "backup policy"), ("backup_repositories", "backup repository"),
+        ("backups", "backup"), ("replicas", "replica"),
+        ("backup_policies", "backup policy"), ("backup_repositories", "backup repository"),
         ("flavors", "flavor"), ("templates", "template"),
     ):  # fmt: skip
-        column = {"floating_addresses": "address", "exports": "id", "backups": "id"}.get(table, "name")
+        column = {"floating_addresses": "address", "exports": "id", "backups": "id", "replicas": "id"}.get(
+            table, "name"
+        )
         remaining = await connection.fetchval(f"SELECT {column} FROM {table} WHERE project = $1 LIMIT 1", name)
         if remaining is not None:
             raise Conflict(f"project {name} has {what} {remaining}", hint="delete what it has first")

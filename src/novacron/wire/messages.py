@@ -49,6 +49,7 @@ from novacron.wire.nodes import (
     Revoked,
 )
 from novacron.wire.probes import Probed, ProbeExpected, ProbeReady, ProbeWanted
+from novacron.wire.replicas import PointStands, ReplicaKept, ReplicaRound, Replicas, ReplicaSent, ReplicaStands
 from novacron.wire.vms import (
     Assignment,
     Cloned,
@@ -64,7 +65,7 @@ from novacron.wire.vms import (
 )
 from novacron.wire.volumes import VolumeHandled, Volumes, VolumeStands, VolumeWanted
 
-PROTOCOL = 13
+PROTOCOL = 14
 
 FromAgent = (
     Hello
@@ -92,6 +93,8 @@ FromAgent = (
     | NetworksStand
     | ExportStands
     | BackupStands
+    | ReplicaStands
+    | ReplicaRound
     | VolumeHandled
     | SnapshotStands
     | Answered
@@ -110,6 +113,7 @@ FromServer = (
     | Imports
     | Exports
     | Backups
+    | Replicas
     | Volumes
     | Networks
     | Ask
@@ -177,6 +181,7 @@ __all__ = [
     "Peer",
     "PeerSeen",
     "Peers",
+    "PointStands",
     "ProbeExpected",
     "ProbeReady",
     "ProbeWanted",
@@ -185,6 +190,11 @@ __all__ = [
     "Removed",
     "Rename",
     "RenewCertificate",
+    "ReplicaKept",
+    "ReplicaRound",
+    "ReplicaSent",
+    "ReplicaStands",
+    "Replicas",
     "Reply",
     "Request",
     "Resumed",

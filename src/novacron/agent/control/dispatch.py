@@ -78,6 +78,9 @@ class Dispatcher:
                 parts.subjects.exports.tell(exports, self._tasks)
             case wire.Backups(backups=backups):
                 parts.subjects.backups.tell(backups, self._tasks)
+            case wire.Replicas(sent=sent, kept=kept):
+                parts.subjects.sent_replicas.tell(sent, self._tasks)
+                parts.subjects.kept_replicas.tell(kept, self._tasks)
             case wire.Networks(networks=networks, hosts=hosts):
                 parts.host.networks.tell(networks, hosts)
             case wire.Volumes(volumes=volumes):

@@ -6,7 +6,7 @@ import asyncio
 from typing import NamedTuple
 
 from novacron.agent.actions import Action, doing
-from novacron.agent.vm import clone_disk, restored_disk
+from novacron.agent.vm import clone_disk, replica_disk, restored_disk
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import NoAccount
 from novacron.agent.vm.firmware_state import BadState
@@ -85,7 +85,9 @@ class CloneReconciler:
 
     async def _make_once(self, of: CloneOf) -> None:
         context = self._context
-        if of.backup is None:
+        if of.replica is not None:
+            await replica_disk.make(context, of.replica, of.source)
+        elif of.backup is None:
             await self._clone(of)
         elif not of.replaces:
             await restored_disk.make(context, of.backup)
@@ -100,7 +102,7 @@ class CloneReconciler:
 
     async def _make(self, of: CloneOf) -> None:
         context = self._context
-        origin = f"that of {of.source_name}" if of.backup is None else of.source_name
+        origin = _origin(of)
         context.report(VmState.PENDING, f"its disk is being made from {origin}", WaitCode.DISK_BEING_MADE)
         try:
             await self._make_once(of)
@@ -122,3 +124,9 @@ class CloneReconciler:
         finally:
             self._making = None
             context.wake()
+
+
+def _origin(of: CloneOf) -> str:
+    if of.replica is not None:
+        return f"point {of.replica.point} of the replica of {of.source_name}"
+    return f"that of {of.source_name}" if of.backup is None else of.source_name

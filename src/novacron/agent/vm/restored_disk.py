@@ -55,8 +55,8 @@ async def make(context: VmContext, source: BackupSource) -> None:
     home.make()
     with doing(Action.RESTORE, trace=context.trace, vm=context.vm, repository=source.repository):
         ready = await _prepare(context, source)
-        await _give_firmware(context, ready.firmware)
-        await _give_layer(home, ready.layer)
+        await give_firmware(context, ready.firmware)
+        await give_layer(home, ready.layer)
 
 
 async def replace(context: VmContext, source: BackupSource, request: str) -> None:
@@ -78,8 +78,8 @@ async def replace(context: VmContext, source: BackupSource, request: str) -> Non
         for name, content in ((NVRAM, ready.firmware.nvram), (TPM_FILE, ready.firmware.tpm)):
             if content is not None:
                 await asyncio.to_thread((home.path / name).unlink, missing_ok=True)
-        await _give_firmware(context, ready.firmware)
-        await _give_layer(home, ready.layer)
+        await give_firmware(context, ready.firmware)
+        await give_layer(home, ready.layer)
         await asyncio.to_thread(_note, home, REPLACED, request)
         await asyncio.to_thread((home.path / HALF_DONE).unlink, missing_ok=True)
         await asyncio.to_thread(make_durable, home.path)
@@ -123,14 +123,14 @@ async def _prepare(context: VmContext, source: BackupSource) -> _Ready:
     return _Ready(layer, remembered)
 
 
-async def _give_firmware(context: VmContext, remembered: Remembered) -> None:
+async def give_firmware(context: VmContext, remembered: Remembered) -> None:
     home = context.machine.home
     await asyncio.to_thread(firmware_state.give_tpm, home, remembered.tpm)
     if remembered.nvram is not None:
         await nvram.have(home, remembered.nvram, context.disk_key())
 
 
-async def _give_layer(home: VmDirectory, layer: Path) -> None:
+async def give_layer(home: VmDirectory, layer: Path) -> None:
     await sync(layer)
     layer.rename(home.path / DISK_LAYER)
     home.give(DISK_LAYER)

@@ -25,6 +25,7 @@ not know are refused; in answers, fields may be added at any time, so clients mu
 TAGS = {
     "vms": "Virtual machines: what they are, and what to do with them.",
     "backups": "Backups of VMs, and the repositories in which they are kept.",
+    "replicas": "Replicas of VMs: copies of their disks on other sites, that follow in rounds.",
     "volumes": "Disks that live on their own and are attached to VMs, and the pools that hold them.",
     "images": "Images that VMs start from: import, copy, delete.",
     "networks": "Networks, security groups, floating addresses and forwards.",

@@ -39,7 +39,8 @@ CONDITIONAL = frozenset({
     "acceptNode", "addNic", "cloneVm", "configureAddress", "configureBackupPolicy",
     "configureBackupRepository", "configureFlavor",
     "configureForward", "configureGroup",
-    "configureNetwork", "configureNic", "configureNode", "configureProject", "configureSnapshot", "configureTemplate",
+    "configureNetwork", "configureNic", "configureNode", "configureProject", "configureReplica",
+    "configureSnapshot", "configureTemplate",
     "configureVm", "configureVolume", "cordonNode", "deleteVm", "drainNode", "migrateVm", "moveVm", "moveVolume",
     "pauseVm", "putLink", "rebootVm", "removeNic", "resetVm", "resumeVm", "startVm", "stopVm", "uncordonNode",
 })  # fmt: skip

@@ -29,6 +29,7 @@ INDEXED: dict[str, tuple[str, ...]] = {
     "backup-repository": ("project",),
     "backup-policy": ("project",),
     "backup": ("project", "vm", "vm_name", "repository", "repository_name", "policy"),
+    "replica": ("project", "vm", "vm_name", "node", "site"),
     "import": ("project", "phase"),
     "drain": ("node",),
     "network": ("project",),
@@ -64,7 +65,7 @@ def place_of(kind: str, body: Object) -> str:
     match kind:
         case "event":
             return f"{body['id']:020d}"
-        case "migration" | "import" | "export" | "backup" | "drain" | "snapshot":
+        case "migration" | "import" | "export" | "backup" | "replica" | "drain" | "snapshot":
             return f"{body['created_at']} {body['id']}"
         case "unreconciled-vm":
             return f"{body['vm_name']} {body['id']}"

@@ -17,7 +17,17 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists, metadata, replies
 from novacron.api.read_model.indexes import NOTHING
 from novacron.api.read_model.paging import Page, Paging, Query
-from novacron.api.routes import backups, consoles, exports, guest_commands, images, nics, project_moves, snapshots
+from novacron.api.routes import (
+    backups,
+    consoles,
+    exports,
+    guest_commands,
+    images,
+    nics,
+    project_moves,
+    replicas,
+    snapshots,
+)
 from novacron.api.routes.nodes import Confirm
 from novacron.model import limits
 from novacron.model.access import Right
@@ -481,6 +491,8 @@ router = Router(
         clone_vm,
         exports.export_vm,
         backups.back_up_vm,
+        replicas.replicate_vm,
+        replicas.fail_over_vm,
         migrate_vm,
         foresee_migration,
         consoles.open_console,

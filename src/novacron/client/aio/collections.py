@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from novacron.client.aio.calls import AsyncApiCalls
 
 if TYPE_CHECKING:
-    from novacron.client.aio import backup_handles, resources, template_handles, vm_handles
+    from novacron.client.aio import backup_handles, replica_handles, resources, template_handles, vm_handles
 
 
 class AsyncCollections(AsyncApiCalls):
@@ -60,6 +60,12 @@ class AsyncCollections(AsyncApiCalls):
         from novacron.client.aio import backup_handles
 
         return backup_handles.AsyncBackupPolicyCollection(self)
+
+    @property
+    def replicas(self) -> replica_handles.AsyncReplicaCollection:
+        from novacron.client.aio import replica_handles
+
+        return replica_handles.AsyncReplicaCollection(self)
 
     @property
     def volumes(self) -> resources.AsyncVolumeCollection:

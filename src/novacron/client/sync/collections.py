@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from novacron.client.sync.calls import ApiCalls
 
 if TYPE_CHECKING:
-    from novacron.client.sync import backup_handles, resources, template_handles, vm_handles
+    from novacron.client.sync import backup_handles, replica_handles, resources, template_handles, vm_handles
 
 
 class Collections(ApiCalls):
@@ -61,6 +61,12 @@ class Collections(ApiCalls):
         from novacron.client.sync import backup_handles
 
         return backup_handles.BackupPolicyCollection(self)
+
+    @property
+    def replicas(self) -> replica_handles.ReplicaCollection:
+        from novacron.client.sync import replica_handles
+
+        return replica_handles.ReplicaCollection(self)
 
     @property
     def volumes(self) -> resources.VolumeCollection:

@@ -1,0 +1,204 @@
+"""The points of one replica on the node that keeps it: layers of qcow2, one over the other, and what each round was.
+
+A directory holds the layers of all rounds, lowest first, and a manifest that names the points. A layer counts only
+once the manifest names its point, so a round is there as a whole or not at all. A point is the disk of the image with
+all layers up to it. When there are more points than are to be kept, the two lowest layers become one: the manifest
+first stops naming the point between them, and what was begun is done again after a kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import struct
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from novacron import private_file
+from novacron.disk.errors import Unacceptable
+from novacron.disk.files import allocated, make_durable
+from novacron.model.errors import MALFORMED
+from novacron.model.firmware_state import FirmwareState
+from novacron.model.waiting import WaitCode
+from novacron.wire import messages as wire
+
+MANIFEST = "points.json"
+RECEIVING = "receiving"
+"""Where the layers of a round are until all of it is there."""
+LAYER = re.compile(r"^layer-([0-9]{16})-([0-9]{2})\.qcow2\Z")
+HEAD = struct.Struct(">4sIQIIQIIQQIIQQ")
+MAGIC, VERSION = b"QFI\xfb", 3
+NOT_CLOSED = 1
+"""The feature of a file that was not closed: QEMU puts it in order."""
+
+
+class Point(msgspec.Struct, frozen=True):
+    """A point as the manifest has it."""
+
+    number: int
+    round: str
+    """The id that its sender knows it by."""
+    at_s: float
+    """When, in seconds of this host's clock."""
+    sent_bytes: int
+    quiesced: bool
+    state: FirmwareState
+    """What firmware and TPM remembered."""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """All points, from the oldest to the newest."""
+
+    vm: str
+    points: tuple[Point, ...] = ()
+
+
+class Layer(NamedTuple):
+    """One layer, by the round that brought it and its place in it, from the lowest up."""
+
+    round: int
+    place: int
+    path: Path
+
+
+def layer_name(round: int, place: int) -> str:
+    return f"layer-{round:016}-{place:02}.qcow2"
+
+
+def check_layer(path: Path, disk_bytes: int) -> None:
+    """See that a file that another node made is a layer of a disk of at most this size, which leads to no other file
+    (QEMU's docs/interop/qcow2.txt). Raises Unacceptable, OSError."""
+    with path.open("rb") as file:
+        head = file.read(HEAD.size)
+    if len(head) < HEAD.size:
+        raise Unacceptable("a layer of the replica is no qcow2 file", WaitCode.FILE_REFUSED)
+    magic, version, _, _, _, size, encrypted, _, _, _, _, _, _, features = HEAD.unpack(head)
+    if magic != MAGIC or version != VERSION or encrypted or features & ~NOT_CLOSED:
+        raise Unacceptable("a layer of the replica is not as QEMU makes them", WaitCode.FILE_REFUSED)
+    if size > disk_bytes:
+        raise Unacceptable(
+            f"a layer of the replica has {size} bytes, the VM's disk {disk_bytes}", WaitCode.FILE_REFUSED
+        )
+
+
+class ReplicaPoints:
+    """The points of one replica. All methods but the properties touch the disk: they are called in a thread, one at a
+    time, and raise OSError."""
+
+    def __init__(self, directory: Path, vm: str) -> None:
+        self.directory, self._vm = directory, vm
+        self._manifest = Manifest(vm)
+
+    def open(self) -> None:
+        """Read what is there, and remove what no round ended. Raises Unacceptable for what is damaged."""
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shutil.rmtree(self.directory / RECEIVING, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                self._manifest = msgspec.json.decode((self.directory / MANIFEST).read_bytes(), type=Manifest)
+            except MALFORMED as error:
+                raise Unacceptable(f"its list of points is damaged: {error}", WaitCode.FILE_LOST) from error
+        if self._manifest.vm != self._vm:
+            raise Unacceptable("it is a replica of another VM", WaitCode.STEP_FAILED)
+        newest = self.newest
+        for layer in self._layers():
+            if layer.round > newest:
+                layer.path.unlink()
+
+    @property
+    def points(self) -> Sequence[Point]:
+        return self._manifest.points
+
+    @property
+    def newest(self) -> int:
+        """Return the number of the newest point, 0 for none."""
+        return self._manifest.points[-1].number if self._manifest.points else 0
+
+    @property
+    def newest_round(self) -> str:
+        return self._manifest.points[-1].round if self._manifest.points else ""
+
+    def stands(self) -> tuple[wire.PointStands, ...]:
+        """Return the points as the server is told of them."""
+        now = time.time()
+        return tuple(
+            wire.PointStands(point.number, max(0.0, now - point.at_s), point.sent_bytes, point.quiesced)
+            for point in self._manifest.points
+        )
+
+    def used_bytes(self) -> int:
+        return allocated(layer.path for layer in self._layers())
+
+    def receiving(self) -> Path:
+        """Return an empty directory for the layers of a round."""
+        path = self.directory / RECEIVING
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        return path
+
+    def add(self, point: Point, *, whole: bool) -> None:
+        """The layers of a round are in the directory of ``receiving``, durably, by their places: it is a point from
+        now on. If it is ``whole``, what was there before is of no use any more."""
+        arrived = sorted((self.directory / RECEIVING).iterdir(), key=lambda path: int(path.name))
+        for place, path in enumerate(arrived):
+            path.rename(self.directory / layer_name(point.number, place))
+        (self.directory / RECEIVING).rmdir()
+        make_durable(self.directory)
+        kept = () if whole else self._manifest.points
+        self._write(Manifest(self._vm, (*kept, point)))
+        if whole:
+            self._remove_below(point.number)
+
+    def _remove_below(self, number: int) -> None:
+        for layer in self._layers():
+            if layer.round < number:
+                layer.path.unlink()
+
+    def to_merge(self, points_kept: int) -> tuple[Layer, Layer] | None:
+        """Return the two lowest layers, if they are to become one; the point between them is none any more."""
+        while len(self._manifest.points) > points_kept:
+            self._write(Manifest(self._vm, self._manifest.points[1:]))
+        layers = self._layers()
+        if not self._manifest.points or len(layers) < 2 or layers[1].round > self._manifest.points[0].number:
+            return None
+        lowest, next_ = layers[:2]
+        if lowest.path.stat().st_nlink > 1 or next_.path.stat().st_nlink > 1:
+            return None  # a VM has them as its own
+        return lowest, next_
+
+    def merged(self, lowest: Layer, next_: Layer) -> None:
+        """All of the second layer is in the lowest, durably, which now takes its place."""
+        lowest.path.rename(next_.path)
+        make_durable(self.directory)
+
+    def layers_of(self, number: int) -> list[Path] | None:
+        """Return the layers of a point, from the lowest up; None: it is not there."""
+        if number not in {point.number for point in self._manifest.points}:
+            return None
+        return [layer.path for layer in self._layers() if layer.round <= number]
+
+    def point(self, number: int) -> Point | None:
+        return next((point for point in self._manifest.points if point.number == number), None)
+
+    def remove(self) -> None:
+        """Remove all of it."""
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+
+    def _layers(self) -> list[Layer]:
+        layers = [
+            Layer(int(match[1]), int(match[2]), path)
+            for path in self.directory.iterdir()
+            if (match := LAYER.match(path.name))
+        ]
+        return sorted(layers)
+
+    def _write(self, manifest: Manifest) -> None:
+        private_file.write(self.directory / MANIFEST, msgspec.json.encode(manifest))
+        make_durable(self.directory)
+        self._manifest = manifest

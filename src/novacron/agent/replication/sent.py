@@ -1,0 +1,262 @@
+"""Replicas of this node's VMs: what guests wrote since the last round goes to the node that keeps the replica.
+
+QEMU records what is written between two rounds under the round's name. A round that failed loses nothing: the record
+that it began with is only ended once the receiver has the next point. A receiver that lacks the point below a round
+says so, and gets all of the VM's own layers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from novacron import pki
+from novacron.agent.actions import Action, doing
+from novacron.agent.host.endpoint import parse_endpoint
+from novacron.agent.images.named_work import NamedWork
+from novacron.agent.migration import disk_mirror
+from novacron.agent.migration.services import NodeServices
+from novacron.agent.replication import rounds
+from novacron.agent.replication.rounds import RoundHead, RoundName
+from novacron.agent.vm import clone_disk, firmware_state
+from novacron.agent.vm.context import VmContext
+from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
+from novacron.agent.vm.firmware_state import BadState
+from novacron.agent.vm.hypervisor import MachineFailed
+from novacron.agent.vm.quiesce import Quiesce
+from novacron.agent.vm.tenant import tenant_of
+from novacron.disk import overlay
+from novacron.disk.errors import Unacceptable
+from novacron.disk.overlay import OverlayFailed
+from novacron.dwcp.backoff import Backoff
+from novacron.dwcp.frames import ErrorCode
+from novacron.dwcp.sender import Sender, SendFailed, SendOptions
+from novacron.model.waiting import WaitCode, code_of
+from novacron.qemu import block, dirty_bitmaps
+from novacron.qemu.block import CopyPlan
+from novacron.qemu.dirty_bitmaps import WriteRecord
+from novacron.qemu.monitor import Monitor, MonitorFailed
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+QUIESCED_FROM_S = 300
+"""Guests are asked to write out what they have for rounds that are so far apart; for others it would cost too much."""
+RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
+RECORDS_MAX = 4
+"""Of rounds that may be the receiver's newest one."""
+AT_ONCE = 4
+"""Rounds of this node that are copied and sent side by side."""
+EXPECTED = (
+    Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, BadState, SendFailed, OSError, TimeoutError,
+)  # fmt: skip
+
+
+class _Layers(NamedTuple):
+    """What a round sends: copies in a scratch directory."""
+
+    paths: Sequence[Path]
+    """From the lowest up."""
+    head: RoundHead
+
+
+class SentReplicas:
+    """All replicas that this node sends."""
+
+    def __init__(
+        self, host: NodeServices, find_vm: Callable[[str], VmContext | None], send: Callable[[wire.Message], None]
+    ) -> None:
+        self._host, self._find_vm, self._send = host, find_vm, send
+        self._scratch = host.settings.replica_scratch_dir
+        shutil.rmtree(self._scratch, ignore_errors=True)  # of rounds of an agent before
+        self._work = NamedWork("replica-rounds", self._follow, lambda _is_kept: None)
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    def tell(self, sent: tuple[wire.ReplicaSent, ...], tasks: asyncio.TaskGroup) -> None:
+        """Send these and no others."""
+        self._work.tell({f"{replica.id}.{hash(replica):x}": replica for replica in sent}, tasks)
+
+    async def _follow(self, replica: wire.ReplicaSent) -> None:
+        """Send rounds, until cancelled."""
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
+        rounds_ = _Rounds(self._host, replica, self._scratch / secrets.token_hex(8))
+        while True:
+            began = time.monotonic()
+            async with self._turns:
+                report = await self._round(replica, rounds_)
+            self._send(report)
+            if report.error:
+                await asyncio.sleep(backoff.next_s())
+            else:
+                backoff.reset()
+                await asyncio.sleep(max(0.0, replica.rpo_s - (time.monotonic() - began)))
+
+    async def _round(self, replica: wire.ReplicaSent, rounds_: _Rounds) -> wire.ReplicaRound:
+        try:
+            context = self._find_vm(replica.vm)
+            if context is None:
+                raise Unacceptable("the VM is not here any more", WaitCode.VM_GONE)
+            with doing(Action.REPLICATE, vm=replica.vm, replica=replica.id, target=replica.peer):
+                sent = await rounds_.next(context)
+            return wire.ReplicaRound(replica.id, unchanged=not sent)
+        except EXPECTED as error:
+            log.warning("a round of a replica failed", replica=replica.id, error=str(error))
+            return wire.ReplicaRound(replica.id, str(error) or type(error).__name__, code_of(error))
+        except Exception as error:  # a defect met with one must not take the agent away
+            log.exception("defect in a round of a replica", replica=replica.id)
+            why = f"its agent has a defect: {type(error).__name__}; see its log"
+            return wire.ReplicaRound(replica.id, why, WaitCode.STEP_FAILED)
+
+
+class _Rounds:
+    """The rounds of one replica to one node."""
+
+    def __init__(self, host: NodeServices, replica: wire.ReplicaSent, scratch: Path) -> None:
+        self._host, self._replica, self._scratch = host, replica, scratch
+        self._at_rest: tuple[int, ...] = ()
+        """What tells the disk of a VM that was off at the last round from any later one."""
+
+    async def next(self, context: VmContext) -> bool:
+        """Send the next round; return whether there was anything to send. Raises those of EXPECTED."""
+        await context.wait_until_known()
+        image = context.image()
+        if image.disk is None or image.encryption_key or context.spec().encryption_key:
+            raise Unacceptable("the VM has no disk that can be replicated, or that or its image is encrypted")
+        if context.volumes():
+            raise Unacceptable("volumes are not replicated yet: detach them, or back them up")
+        at_rest = await asyncio.to_thread(_at_rest, context)
+        if at_rest and at_rest == self._at_rest:
+            return False
+        plan = _Plan(self._replica.id)
+        if await plan.is_unchanged(context):
+            return False
+        try:
+            await self._send(context, plan, await self._copy(context, plan))
+        except SendFailed as error:
+            await plan.give_up(context, lacks_below=error.code is ErrorCode.NOTHING_BELOW)
+            raise
+        except BaseException:
+            await plan.give_up(context)
+            raise
+        finally:
+            await asyncio.to_thread(shutil.rmtree, self._scratch, True)
+        await plan.keep(context)
+        self._at_rest = at_rest if at_rest == await asyncio.to_thread(_at_rest, context) else ()
+        return True
+
+    async def _copy(self, context: VmContext, plan: _Plan) -> _Layers:
+        """Copy what a round has to bring, as it is at one moment."""
+        await asyncio.to_thread(shutil.rmtree, self._scratch, True)
+        home = VmDirectory(self._scratch, None)
+        wanted = self._replica.rpo_s >= QUIESCED_FROM_S and context.guest.known is not None
+        quiesce = Quiesce(context.machine, wanted=wanted)
+        plan.moment_s = time.monotonic()
+        await clone_disk.copy(context.machine, home, context.lock, None, quiesce.around, plan.decide)
+        layer = home.path / DISK_LAYER
+        if not layer.exists():  # it has never run
+            await overlay.create_blank(layer, context.disk_bytes(context.image()), None)
+        below = [] if plan.since else home.shared()
+        state = await asyncio.to_thread(firmware_state.pack, home.path)
+        head = RoundHead(0.0, sum(path.stat().st_size for path in (*below, layer)), quiesce.done, state)
+        return _Layers([*below, layer], head)
+
+    async def _send(self, context: VmContext, plan: _Plan, layers: _Layers) -> None:
+        host, replica = self._host, self._replica
+        age_s = time.monotonic() - plan.moment_s
+        head = self._scratch / rounds.HEAD
+        head.write_bytes(msgspec.msgpack.encode(msgspec.structs.replace(layers.head, age_s=age_s)))
+        options = SendOptions(
+            tenant_of(context.assigned()).key, host.settings.rings_dir, outage_s=host.settings.outage_s
+        )
+        session = rounds.session_of(replica.id, host.identity.name)
+        sender = Sender(
+            parse_endpoint(replica.endpoint), pki.node_host(replica.peer), session, host.connections, options
+        )
+        named = [*((f"layer-{place}", path) for place, path in enumerate(layers.paths)), (rounds.HEAD, head)]
+        async with sender:
+            plan.offered = True
+            await disk_mirror.send_files(named, sender, rounds.below(RoundName(plan.round, plan.since)))
+
+
+class _Plan:
+    """What one round copies: what QEMU recorded since the round that the receiver has, or all of the VM's layers."""
+
+    def __init__(self, replica: str) -> None:
+        self._replica = replica
+        self.round = secrets.token_hex(8)
+        self.since = ""
+        """The round below; empty: none."""
+        self.moment_s = 0.0
+        """A moment before that of which the round is."""
+        self.offered = False
+        """The receiver may have got it."""
+
+    async def is_unchanged(self, context: VmContext) -> bool:
+        """Say whether the guest has written nothing since the last round. Raises MonitorFailed."""
+        monitor = _monitor(context)
+        if monitor is None:
+            return False
+        records = await self._records(monitor)
+        return len(records) == 1 and _is_whole(records[0], await block.top(monitor)) and not records[0].dirty_bytes
+
+    async def decide(self, monitor: Monitor, node: str) -> CopyPlan:
+        """Choose what is copied; it is recorded from that moment on. Raises MonitorFailed."""
+        usable = [record for record in await self._records(monitor) if _is_whole(record, node)]
+        # The newest one. If the receiver has no such point, it says so, and the one before is tried.
+        record = min(usable, key=lambda record: record.dirty_bytes, default=None)
+        self.since = "" if record is None else record.since
+        self.moment_s = time.monotonic()
+        return CopyPlan("" if record is None else record.name, dirty_bitmaps.name_of(self._replica, self.round))
+
+    async def keep(self, context: VmContext) -> None:
+        """The receiver has the round as a point: only what is written after it counts from now on."""
+        monitor = _monitor(context)
+        with contextlib.suppress(MonitorFailed):  # then the next round sends more than it must
+            if monitor is not None:
+                records = await self._records(monitor)
+                await dirty_bitmaps.end(monitor, [record for record in records if record.since != self.round])
+
+    async def give_up(self, context: VmContext, *, lacks_below: bool = False) -> None:
+        """The round did not become a point, as far as is known; if that was lost on its way back, the receiver says
+        so next time."""
+        monitor = _monitor(context)
+        if monitor is None:
+            return
+        useless = {self.round, self.since} if lacks_below else set() if self.offered else {self.round}
+        with contextlib.suppress(MonitorFailed):
+            records = sorted(await self._records(monitor), key=lambda record: record.dirty_bytes)
+            ended = [record for record in records if record.since in useless]
+            left = [record for record in records if record not in ended]
+            await dirty_bitmaps.end(monitor, [*ended, *left[RECORDS_MAX - 1 : -1]])
+
+    async def _records(self, monitor: Monitor) -> list[WriteRecord]:
+        return [record for record in await dirty_bitmaps.records(monitor) if record.repository == self._replica]
+
+
+def _monitor(context: VmContext) -> Monitor | None:
+    machine = context.machine
+    return machine.monitor if machine.pid is not None else None
+
+
+def _is_whole(record: WriteRecord, node: str) -> bool:
+    return record.node == node and record.works
+
+
+def _at_rest(context: VmContext) -> tuple[int, ...]:
+    """Return what changes when the disk of a VM that is off does; empty: it is not off, or has no disk yet."""
+    if context.machine.pid is not None:
+        return ()
+    try:
+        status = (context.machine.directory / DISK_LAYER).stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,71 @@
+"""Replicas: a VM's disk follows on another host, and the VM goes on from it when its own host is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from tests.e2e.conftest import Object, delete, revive, until_settled
+from tests.e2e.test_failover import lose, until_steady
+from tests.support.vms import read_from_disk, wait_until_booted, write_to_disk
+
+FOLLOWS_S_MAX = 60.0
+
+
+@pytest.fixture(autouse=True)
+def whole(victim: Platform) -> Iterator[None]:
+    until_steady(victim)
+    yield
+    revive(victim)
+
+
+def replicated(victim: Platform, name: str, **fields: Any) -> tuple[Object, Object]:
+    """Return a VM on host-a that has written something, and its replica on host-b."""
+    vm = victim.client.create_vm(**{"name": name, "image": "disk", "memory_mib": 128, "node": "host-a", **fields})
+    wait_until_booted(victim, vm)
+    vm = victim.client.get("vms", vm["id"])
+    write_to_disk(victim, vm, "first")
+    replica = victim.client.replicate_vm(vm["id"], node="host-b", rpo_s=5)
+    return vm, until_follows(victim, replica, 0)
+
+
+def until_follows(victim: Platform, replica: Object, after: int) -> Object:
+    """Wait until a replica has a point after this one, and return it."""
+
+    def newer() -> Object | None:
+        now = victim.client.get("replicas", replica["id"])
+        return now if now["points"] and now["points"][-1]["number"] > after else None
+
+    try:
+        return until(newer, "the replica has a newer point", FOLLOWS_S_MAX)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {victim.client.get('replicas', replica['id'])}\n{victim.tails()}") from None
+
+
+def test_a_vm_goes_on_from_its_replica_when_its_node_is_lost(victim: Platform) -> None:
+    vm, replica = replicated(victim, "rep1", ha=True)
+    first = replica["points"][-1]
+    write_to_disk(victim, vm, "second")
+    replica = until_follows(victim, replica, first["number"])
+    assert replica["points"][-1]["sent_bytes"] < 4 << 20, "a round sends what was written"
+    replica = until_follows(victim, replica, replica["points"][-1]["number"] - 1)
+    tried = victim.client.try_replica(replica["id"], "rep1-tried")
+    wait_until_booted(victim, tried)
+    assert read_from_disk(victim, victim.client.get("vms", tried["id"])) == "second"
+    assert read_from_disk(victim, vm) == "second", "nothing of it reaches the VM itself"
+    delete(victim, tried)
+    lose(victim, "host-a")
+    wait_until_booted(victim, victim.wait_vm(vm["id"], lambda now: now["node"] == "host-b", "it is given away", 90))
+    moved = victim.client.get("vms", vm["id"])
+    assert (moved["epoch"], read_from_disk(victim, moved)) == (vm["epoch"] + 1, "second")
+    assert "FailedOver" in {event["reason"] for event in victim.client.list("events", object=vm["id"])}
+    victim.agents["host-a"].start()
+    victim.wait_node("host-a")
+    assert until_settled(victim, vm)["node"] == "host-b"
+    victim.client.delete("replicas", replica["id"])
+    until(lambda: not list(victim.client.list("replicas")), "the replica is gone")
+    assert read_from_disk(victim, victim.client.get("vms", vm["id"])) == "second", "the VM keeps its disk"
+    delete(victim, vm)
