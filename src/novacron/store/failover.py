@@ -8,7 +8,18 @@ from novacron.model.fit import cannot_run
 from novacron.model.node import Node
 from novacron.model.placement import Wish
 from novacron.model.vm import Power, Vm, VmState, VmStatus, bound_to
-from novacron.store import events, fleet, leases, migrations, nodes, replica_failover, unreconciled, vms, volumes
+from novacron.store import (
+    events,
+    fleet,
+    leases,
+    lost_nodes,
+    migrations,
+    nodes,
+    replica_failover,
+    unreconciled,
+    vms,
+    volumes,
+)
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex
 
@@ -54,6 +65,9 @@ async def restart_elsewhere(
 
     having = await replica_failover.nodes_with_points(connection, vm)
     has_replica = replica_failover.refusal(vm, frozenset(having))
+    if not having and (lost := await lost_nodes.only_there(connection, vm)) is not None:
+        await said(connection, vm, "FailoverWaits", f"it has no replica from which it could go on, and {lost}")
+        return None
 
     def refuses(other: Node) -> str | None:
         if having:  # what it wrote is there, and nowhere else

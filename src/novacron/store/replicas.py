@@ -162,6 +162,7 @@ async def configure(
 async def delete(connection: Connection, id: str, actor: str) -> Replica:
     """Let a replica go from its node. Raises NotFound."""
     replica = await get(connection, id, lock=True)
+    await _check_needed(connection, replica)
     row = await connection.fetchrow(
         "UPDATE replicas SET phase = 'deleting', error = '', reason_code = '', late_at = NULL"
         " WHERE id = $1 RETURNING *",
@@ -169,6 +170,24 @@ async def delete(connection: Connection, id: str, actor: str) -> Replica:
     )
     await _record(connection, replica, "ReplicaDeleted", id, actor)
     return of_row(row)
+
+
+async def _check_needed(connection: Connection, replica: Replica) -> None:
+    """Raise Conflict if a highly available VM would be left without a replica."""
+    try:
+        vm = await vms.get(connection, replica.vm, lock=True)
+    except NotFound:
+        return
+    if (
+        vm.spec.ha
+        and vm.spec.own_disk
+        and not vm.deleting
+        and not await vms.is_replicated(connection, vm.id, replica.id)
+    ):
+        raise Conflict(
+            f"VM {vm.name} is highly available, and has no other replica",
+            hint=f"replicate it elsewhere first, or: novacron vm set {vm.name} --no-ha",
+        )
 
 
 # what nodes are told, and say

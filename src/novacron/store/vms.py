@@ -367,16 +367,26 @@ async def check_available(connection: Connection, id: str | None, spec: VmSpec) 
         raise InvalidInput("a VM without a disk of its own has no disk size", field="disk_mib", hint="leave it out")
     if not spec.ha:
         return
-    if spec.own_disk and await sizes.image_disk_mib(connection, spec.image):
+    if spec.own_disk and await sizes.image_disk_mib(connection, spec.image) and not await is_replicated(connection, id):
         raise InvalidInput(
-            f"a VM of image {spec.image} has a disk that is on its node only",
-            field="ha", hint="create it without a disk (own_disk: false) and boot it from a volume in a shared pool",
+            f"a VM of image {spec.image} has a disk that is on its node only", field="ha",
+            hint="replicate it first (novacron vm replicate), or create it without a disk (own_disk: false) and boot it"
+            " from a volume in a shared pool",
         )  # fmt: skip
     local = await connection.fetchval("SELECT name FROM volumes WHERE vm = $1 AND kind = 'local' LIMIT 1", id)
     if local is not None:
         raise InvalidInput(
             f"its volume {local} is on its node only", field="ha", hint=f"detach it: novacron volume detach {local}"
         )
+
+
+async def is_replicated(connection: Connection, id: str | None, but: str = "") -> bool:
+    """Say whether a VM has a replica with a point from which it can go on, other than the one with the id ``but``."""
+    query = (
+        "SELECT FROM replicas r JOIN vms v ON v.id = r.vm WHERE r.vm = $1 AND r.id <> $2 AND r.node <> v.node"
+        " AND r.phase = 'following' AND r.points <> '[]'"
+    )
+    return bool(await connection.fetchval(f"SELECT EXISTS ({query})", id, but))
 
 
 async def touch(connection: Connection, vm: str) -> None:

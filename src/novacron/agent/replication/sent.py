@@ -105,9 +105,7 @@ class SentReplicas:
             context = self._find_vm(replica.vm)
             if context is None:
                 raise Unacceptable("the VM is not here any more", WaitCode.VM_GONE)
-            with doing(Action.REPLICATE, vm=replica.vm, replica=replica.id, target=replica.peer):
-                sent = await rounds_.next(context)
-            return wire.ReplicaRound(replica.id, unchanged=not sent)
+            return wire.ReplicaRound(replica.id, unchanged=not await rounds_.next(context))
         except EXPECTED as error:
             log.warning("a round of a replica failed", replica=replica.id, error=str(error))
             return wire.ReplicaRound(replica.id, str(error) or type(error).__name__, code_of(error))
@@ -139,8 +137,10 @@ class _Rounds:
         plan = _Plan(self._replica.id)
         if await plan.is_unchanged(context):
             return False
+        replica = self._replica
         try:
-            await self._send(context, plan, await self._copy(context, plan))
+            with doing(Action.REPLICATE, vm=replica.vm, replica=replica.id, target=replica.peer):
+                await self._send(context, plan, await self._copy(context, plan))
         except SendFailed as error:
             await plan.give_up(context, lacks_below=error.code is ErrorCode.NOTHING_BELOW)
             raise
