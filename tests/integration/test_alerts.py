@@ -148,6 +148,7 @@ CASES = {
     "VMBackupUnverified": one("novacron_vms_backup_unverified", "1x9000", "0x9000", "24h10m"),
     "VMBackupProofFailed": one("novacron_vms_backup_proof_failed", "1x300", "0x300"),
     "BackupRepositoryNotPruned": one("novacron_backup_repository_prunes_failed", "1x9000", "0x9000", "24h10m"),
+    "VMReplicaLate": one('novacron_replicas{state="late"}', "1x300", "0x300"),
     "VMWithoutBackupPolicy": Case(
         {'novacron_vms_backup{state="unprotected"}': "1x600", "novacron_backup_policies": "1x600"},
         {'novacron_vms_backup{state="unprotected"}': "1x600", "novacron_backup_policies": "0x600"},

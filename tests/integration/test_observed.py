@@ -95,7 +95,7 @@ def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: 
         "novacron_dwcp_round_trip_seconds", "novacron_migration_remaining_bytes",
         "novacron_migration_disk_remaining_bytes", "novacron_metrics_dropped_labels_total", "novacron_volumes",
         "novacron_snapshots", "novacron_imports", "novacron_exports", "novacron_backups",
-        "novacron_backup_policy_problems",
+        "novacron_backup_policy_problems", "novacron_replica_age_seconds",
         "novacron_floating_addresses",
         "novacron_network_hindered", "novacron_project_quota", "novacron_project_image_bytes",
         "novacron_vm_memory_available_bytes", "novacron_vm_memory_charged_bytes",

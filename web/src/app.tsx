@@ -52,6 +52,7 @@ const PAGES = [
   ["/networks", m("Networks")],
   ["/volumes", m("Volumes")],
   ["/backups", m("Backups")],
+  ["/replicas", m("Replicas")],
   ["/security-groups", m("Security groups")],
   ["/events", m("Events")],
   ["/forecasts", m("Forecasts")],

@@ -3,7 +3,7 @@
  *
  * Whatever comes later with an older revision is ignored, so answers and changes may arrive in any order.
  */
-import type { Backup, BackupPolicy, BackupRepository, Drain, Event, Export, Flavor, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Project, SecurityGroup, Snapshot, Template, UnreconciledVm, Vm, Volume } from "./api";
+import type { Backup, BackupPolicy, BackupRepository, Drain, Event, Export, Flavor, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Project, Replica, SecurityGroup, Snapshot, Template, UnreconciledVm, Vm, Volume } from "./api";
 
 export interface Kinds {
   vm: Vm;
@@ -27,6 +27,7 @@ export interface Kinds {
   backup: Backup;
   "backup-policy": BackupPolicy;
   "backup-repository": BackupRepository;
+  replica: Replica;
 }
 export type Kind = keyof Kinds;
 
@@ -59,6 +60,7 @@ const KEYS: Record<Kind, keyof Keyed> = {
   backup: "id",
   "backup-policy": "id",
   "backup-repository": "id",
+  replica: "id",
 };
 export const KINDS = Object.keys(KEYS) as readonly Kind[];
 

@@ -240,6 +240,16 @@ FLEET = (
     _seen("novacron_backups", "Backups of VMs, by phase.", "phase"),
     _seen("novacron_backup_policies", "Enabled backup policies."),
     _seen(
+        "novacron_replicas",
+        "Replicas of VMs, by their newest point: the first one is to come (waiting), it is as young as promised"
+        " (current), or it is not (late).",
+        "state",
+    ),
+    _seen(
+        "novacron_replica_age_seconds",
+        "How old the newest point of a replica is: what its VM would lose.", "project", "vm", "node",
+    ),
+    _seen(
         "novacron_backup_repository_prunes_failed",
         "Repositories of backups whose room could not be freed, counted once for each node.",
     ),

@@ -8,6 +8,7 @@ import { Audit } from "./audit";
 import { Backups } from "./backups";
 import { Forecasts } from "./forecasts";
 import { Projects } from "./projects";
+import { Replicas } from "./replicas";
 import { Settings } from "./settings";
 import { Sites } from "./sites";
 import { Templates } from "./templates";
@@ -16,6 +17,8 @@ export default function Rest({ page, me }: { page: string; me: Me }): ReactEleme
   switch (page) {
     case "backups":
       return <Backups me={me} />;
+    case "replicas":
+      return <Replicas me={me} />;
     case "forecasts":
       return <Forecasts />;
     case "sites":

@@ -120,6 +120,7 @@ def seen(cache: Cache) -> Iterator[Value]:
         yield from by(f"novacron_{name}", kind, lambda body: str(body["phase"]))
     yield from _policies(bodies("backup-policy"))
     yield from _backups_of(bodies("vm"))
+    yield from _replicas(bodies("replica"))
     prunes = [prune for repository in bodies("backup-repository") for prune in repository["prunes"]]
     yield "novacron_backup_repository_prunes_failed", (), sum(prune["error"] != "" for prune in prunes)
     yield "novacron_volume_bytes", (), sum(body["size_mib"] << 20 for body in bodies("volume"))
@@ -192,6 +193,21 @@ def _backups_of(vms: Iterator[Body]) -> Iterator[Value]:
     yield from (("novacron_vms_backup", (state,), count) for state, count in states.items())
     yield "novacron_vms_backup_unverified", (), unverified
     yield "novacron_vms_backup_proof_failed", (), unproved
+
+
+def _replicas(replicas: Iterator[Body]) -> Iterator[Value]:
+    states, now = Counter[str](dict.fromkeys(("waiting", "current", "late"), 0)), datetime.now(UTC)
+    for replica in replicas:
+        if replica["phase"] == "deleting":
+            continue
+        labels = (replica["project"], replica["vm_name"], replica["node"])
+        if not replica["points"]:
+            states["waiting"] += 1
+            continue
+        states["late" if datetime.fromisoformat(replica["late_at"]) <= now else "current"] += 1
+        age_s = (now - datetime.fromisoformat(replica["points"][-1]["at"])).total_seconds()
+        yield "novacron_replica_age_seconds", labels, max(0.0, age_s)
+    yield from (("novacron_replicas", (state,), count) for state, count in states.items())
 
 
 def _hindered_networks(networks: Iterable[Body]) -> Iterator[Value]:
