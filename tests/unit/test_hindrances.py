@@ -26,6 +26,7 @@ from novacron.agent.images import imports
 from novacron.agent.images.download import open_beneath
 from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
+from novacron.agent.replication.sent import SentReplicas
 from novacron.agent.repositories.threads import Stalled
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import snapshots
@@ -206,6 +207,22 @@ def backup(phase: BackupPhase = BackupPhase.MAKING, fails: Exception | None = No
     return case
 
 
+# replicas
+
+
+def replica(fails: Exception | None = None) -> Case:
+    async def case(place: Place) -> Said:
+        host = Mock()
+        host.settings = AgentSettings(place.directory, place.directory / "images", "a")
+        sent = SentReplicas(host, lambda vm: None if fails is None else Mock(), Mock())
+        wanted = wire.ReplicaSent("replica-0123456789abcdef", "vm-a", "host-b", "host-b:7445", 30)
+        rounds = Mock(next=AsyncMock(side_effect=fails))
+        report = await sent._round(wanted, rounds)
+        return Said(report.code, report.error)
+
+    return case
+
+
 # snapshots
 
 LAYOUT = MachineLayout("7.2.22", "pc-q35-7.2", "tcg", 1, 64)
@@ -315,6 +332,10 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("backup", W.NO_SPACE): (backup(fails=system_error(errno.ENOSPC)), "No space left"),
     ("backup", W.NODE_CANT_STORE): (backup(fails=system_error(errno.EROFS)), "Read-only"),
     ("backup", W.TIME_LIMIT): (backup(fails=Stalled("its repository did not answer for 300 s")), "did not answer"),
+    ("replica", W.VM_GONE): (replica(), "not here any more"),
+    ("replica", W.NO_SPACE): (replica(system_error(errno.ENOSPC)), "No space left"),
+    ("replica", W.NODE_CANT_STORE): (replica(system_error(errno.EROFS)), "Read-only"),
+    ("replica", W.STEP_FAILED): (replica(OverlayFailed("damaged")), "damaged"),
     ("backup", W.STEP_FAILED): (backup(fails=OverlayFailed("damaged")), "damaged"),
     ("snapshot", W.VM_OFF): (snapshot(runs=False), "does not run any more"),
     ("snapshot", W.FILE_LOST): (snapshot(SnapshotPhase.REVERTING), "not in the VM's disk"),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from novacron import listening
 from novacron.model.errors import InvalidInput
 from novacron.model.network import Protocol
-from novacron.net import listening
 from novacron.server import main
 from novacron.server.main import check_free
 from novacron.server.settings import ServerSettings

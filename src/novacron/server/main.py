@@ -18,13 +18,12 @@ from pathlib import Path
 
 import asyncpg
 
-from novacron import context_file, pki, private_file, service_manager
+from novacron import context_file, listening, pki, private_file, service_manager
 from novacron.audit_chain.heads import SigningKey
 from novacron.control.audit_chain import AuditChain
 from novacron.control.controller import Controllers
 from novacron.model.errors import InvalidInput, NovaError
 from novacron.model.network import Protocol
-from novacron.net import listening
 from novacron.platform_key import PlatformKeys
 from novacron.server import audit_sinks, certificates, relay, workers
 from novacron.server.database_watch import DatabaseWatch

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from novacron.model.fit import cannot_run
 from novacron.model.node import Node
 from novacron.model.placement import Wish
-from novacron.model.vm import Power, Vm, VmState, VmStatus, bound_to
+from novacron.model.replica import Replica
+from novacron.model.restarted import begun_elsewhere
+from novacron.model.vm import Power, Vm, VmState, bound_to
 from novacron.store import (
     events,
     fleet,
@@ -60,45 +64,46 @@ async def restart_elsewhere(
         await said(connection, vm, "FailoverWaits", unreconciled.UNHEARD % unheard[0])
         return None
     await nodes.take_turn(connection)
-    status, attached = vm.status, await volumes.of_vm(connection, vm.id)
-    sources = {source.name: source for source in await nodes.some(connection, volumes.local_nodes(attached))}
-
     having = await replica_failover.nodes_with_points(connection, vm)
-    has_replica = replica_failover.refusal(vm, frozenset(having))
     if not having and (lost := await lost_nodes.only_there(connection, vm)) is not None:
         await said(connection, vm, "FailoverWaits", f"it has no replica from which it could go on, and {lost}")
         return None
+    target = await _target(connection, vm, having, index)
+    if target is None or not await leases.take_over(connection, node):
+        return None
+    if target in having:
+        await replica_failover.start_from(connection, vm, having[target], None, why)
+        return target
+    await connection.execute(
+        "UPDATE vms SET node = $2, epoch = epoch + 1, status = $3 WHERE id = $1",
+        vm.id, target, msgspec.to_builtins(begun_elsewhere(vm.status, f"starts on {target}: {why}")),
+    )  # fmt: skip
+    await events.record(
+        connection, events.NewEvent("vm", vm.id, vm.name, "RestartedElsewhere", f"starts on {target}: {why}")
+    )
+    return target
+
+
+async def _target(
+    connection: Connection, vm: Vm, having: Mapping[str, Replica], index: FleetIndex | None
+) -> str | None:
+    """Return the node on which a VM is to start, one of those that have a replica if there are any."""
+    attached = await volumes.of_vm(connection, vm.id)
+    sources = {source.name: source for source in await nodes.some(connection, volumes.local_nodes(attached))}
+    has_replica = replica_failover.refusal(vm, frozenset(having))
 
     def refuses(other: Node) -> str | None:
         if having:  # what it wrote is there, and nowhere else
             return has_replica(other)
-        return cannot_run(other, bound_to(vm.spec, status), runs=False) or volumes.cannot_carry(
+        return cannot_run(other, bound_to(vm.spec, vm.status), runs=False) or volumes.cannot_carry(
             other, sources, attached
         )
 
-    wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), node, refuses=refuses)
+    wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), vm.node, refuses=refuses)
     choice = await fleet.choose(connection, wish, index)
     if choice.node is None:
         reasons = fleet.why_not(choice.fleet, wish)
         await said(connection, vm, "FailoverWaits", f"no other node can take it: {reasons}")
-        return None
-    if not await leases.take_over(connection, node):
-        return None
-    if choice.node in having:
-        await replica_failover.start_from(connection, vm, having[choice.node], None, why)
-        return choice.node
-    status = VmStatus(
-        reason=f"starts on {choice.node}: {why}", machine=vm.status.machine, halted_at_start=vm.status.halted_at_start,
-        reboots=vm.status.reboots, resets=vm.status.resets,
-        hardware_renewals=vm.status.hardware_renewals, booted_once_at=vm.status.booted_once_at,
-    )  # fmt: skip
-    await connection.execute(
-        "UPDATE vms SET node = $2, epoch = epoch + 1, status = $3 WHERE id = $1",
-        vm.id, choice.node, msgspec.to_builtins(status),
-    )  # fmt: skip
-    await events.record(
-        connection, events.NewEvent("vm", vm.id, vm.name, "RestartedElsewhere", f"starts on {choice.node}: {why}")
-    )
     return choice.node
 
 

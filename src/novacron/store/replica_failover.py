@@ -13,7 +13,8 @@ from novacron.model.node import Node
 from novacron.model.placement import Wish
 from novacron.model.replica import Replica, ReplicaPhase
 from novacron.model.replica_source import ReplicaSource
-from novacron.model.vm import CloneOf, Vm, VmStatus, bound_to
+from novacron.model.restarted import begun_elsewhere
+from novacron.model.vm import CloneOf, Vm, bound_to
 from novacron.store import (
     clones,
     events,
@@ -32,7 +33,7 @@ from novacron.store.database import Connection
 SEE = "see: novacron replica list"
 
 
-class Failover(NamedTuple):
+class FailoverRequest(NamedTuple):
     """How a VM is to go on. ``replica`` and ``point``: None is the newest; ``confirm``: its node, which is off."""
 
     replica: str | None = None
@@ -56,14 +57,10 @@ def source_of(replica: Replica, point: int | None = None) -> ReplicaSource:
 async def start_from(connection: Connection, vm: Vm, replica: Replica, point: int | None, why: str) -> Vm:
     """Let a VM go on from a point of a replica, at its next epoch; what it was before is none any more. The caller has
     seen to it that it may. Raises Conflict."""
-    source, was = source_of(replica, point), vm.status
+    source = source_of(replica, point)
     of = CloneOf(vm.id, vm.name, linked=True, replica=source)
     at = next(kept.at for kept in replica.points if kept.number == source.point)
-    status = VmStatus(
-        reason=f"starts on {replica.node} from its replica: {why}", machine=was.machine, cpu=was.cpu,
-        halted_at_start=was.halted_at_start, reboots=was.reboots, resets=was.resets,
-        hardware_renewals=was.hardware_renewals, booted_once_at=was.booted_once_at,
-    )  # fmt: skip
+    status = begun_elsewhere(vm.status, f"starts on {replica.node} from its replica: {why}")
     await connection.execute("DELETE FROM snapshots WHERE vm = $1", vm.id)
     row = await connection.fetchrow(
         "UPDATE vms SET node = $2, lost_on = NULL, epoch = epoch + 1, status = $3, clone_of = $4, snapshot = NULL"
@@ -75,7 +72,7 @@ async def start_from(connection: Connection, vm: Vm, replica: Replica, point: in
     return vms.of_row(row)
 
 
-async def fail_over(connection: Connection, ref: str, asked: Failover, actor: str) -> Vm:
+async def fail_over(connection: Connection, ref: str, asked: FailoverRequest, actor: str) -> Vm:
     """Let a VM whose node is gone go on from a replica.
 
     Raises NotFound, Conflict, IllegalState, InvalidInput, NoCapacity, Unavailable.
@@ -101,7 +98,7 @@ async def fail_over(connection: Connection, ref: str, asked: Failover, actor: st
     return await start_from(connection, vm, replica, asked.point, why)
 
 
-async def _chosen(connection: Connection, vm: Vm, asked: Failover) -> Replica:
+async def _chosen(connection: Connection, vm: Vm, asked: FailoverRequest) -> Replica:
     of_vm = [replica for replica in await replicas.of_vm(connection, vm.id) if asked.replica in (None, replica.id)]
     if not of_vm:
         which = f"no replica {asked.replica}" if asked.replica is not None else "no replica"

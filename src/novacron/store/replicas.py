@@ -120,7 +120,7 @@ def why_not(node: Node, vm: Vm) -> str:
         return "it takes no migrations"
     held = next((image for image in inventory.images if image.name == vm.spec.image), None)
     if held is None or (vm.image_digest is not None and held.digest != vm.image_digest):
-        return f"it has no image {vm.spec.image}; novacron image copy {vm.spec.image} --to {node.name}"
+        return f"it has no image {vm.spec.image}; novacron image copy {vm.spec.image} {node.name}"
     return ""
 
 
@@ -193,7 +193,7 @@ async def _check_needed(connection: Connection, replica: Replica) -> None:
 # what nodes are told, and say
 
 
-class Followed(NamedTuple):
+class FollowedReplica(NamedTuple):
     """A replica, with what its nodes need to know of the VM."""
 
     replica: Replica
@@ -206,7 +206,7 @@ class Followed(NamedTuple):
     project_id: str
 
 
-async def on_node(connection: Connection, node: str) -> Sequence[Followed]:
+async def on_node(connection: Connection, node: str) -> Sequence[FollowedReplica]:
     """Return the replicas that a node keeps, or sends the rounds of."""
     rows = await connection.fetch(
         f"SELECT r.*, CASE WHEN {FOLLOWED} THEN v.node END AS owner, coalesce(v.spec ->> 'image', '') AS image,"
@@ -219,9 +219,9 @@ async def on_node(connection: Connection, node: str) -> Sequence[Followed]:
     return decode_whole("replicas", rows, _followed)
 
 
-def _followed(row: asyncpg.Record) -> Followed:
+def _followed(row: asyncpg.Record) -> FollowedReplica:
     about = ("owner", "image", "image_digest", "disk_mib", "project_id")
-    return Followed(of_row(row), *(row[name] for name in about))
+    return FollowedReplica(of_row(row), *(row[name] for name in about))
 
 
 class PointReport(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from novacron.model.finite import Finite
 from novacron.model.replica import PointCount, ReplicaPhase, RpoSeconds
 from novacron.model.replica_source import PointNumber, ReplicaId
 from novacron.wire.base import Message
@@ -47,7 +48,7 @@ class PointStands(msgspec.Struct, frozen=True):
     """A point that a node has as a whole."""
 
     number: PointNumber
-    age_s: float
+    age_s: Finite
     sent_bytes: int
     quiesced: bool
 

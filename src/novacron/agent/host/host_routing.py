@@ -7,10 +7,11 @@ import contextlib
 import socket
 from collections.abc import Collection
 
+from novacron import listening
 from novacron.agent.host.instances import RUN_DIR, prefix_of, table_of
 from novacron.agent.host.refused_frames import RefusedFrames
 from novacron.model.network import NetworkOnNode, Protocol, gateway_address
-from novacron.net import firewall, listening, router, tap, tunnels
+from novacron.net import firewall, router, tap, tunnels
 from novacron.net.tap import NetworkFailed
 from novacron.telemetry import logs
 

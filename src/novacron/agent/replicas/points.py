@@ -51,7 +51,7 @@ class Point(msgspec.Struct, frozen=True):
     """What firmware and TPM remembered."""
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class PointList(msgspec.Struct, frozen=True):
     """All points, from the oldest to the newest."""
 
     vm: str
@@ -92,7 +92,7 @@ class ReplicaPoints:
 
     def __init__(self, directory: Path, vm: str) -> None:
         self.directory, self._vm = directory, vm
-        self._manifest = Manifest(vm)
+        self._manifest = PointList(vm)
 
     def open(self) -> None:
         """Read what is there, and remove what no round ended. Raises Unacceptable for what is damaged."""
@@ -100,7 +100,7 @@ class ReplicaPoints:
         shutil.rmtree(self.directory / RECEIVING, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             try:
-                self._manifest = msgspec.json.decode((self.directory / MANIFEST).read_bytes(), type=Manifest)
+                self._manifest = msgspec.json.decode((self.directory / MANIFEST).read_bytes(), type=PointList)
             except MALFORMED as error:
                 raise Unacceptable(f"its list of points is damaged: {error}", WaitCode.FILE_LOST) from error
         if self._manifest.vm != self._vm:
@@ -150,7 +150,7 @@ class ReplicaPoints:
         (self.directory / RECEIVING).rmdir()
         make_durable(self.directory)
         kept = () if whole else self._manifest.points
-        self._write(Manifest(self._vm, (*kept, point)))
+        self._write(PointList(self._vm, (*kept, point)))
         if whole:
             self._remove_below(point.number)
 
@@ -162,7 +162,7 @@ class ReplicaPoints:
     def to_merge(self, points_kept: int) -> tuple[Layer, Layer] | None:
         """Return the two lowest layers, if they are to become one; the point between them is none any more."""
         while len(self._manifest.points) > points_kept:
-            self._write(Manifest(self._vm, self._manifest.points[1:]))
+            self._write(PointList(self._vm, self._manifest.points[1:]))
         layers = self._layers()
         if not self._manifest.points or len(layers) < 2 or layers[1].round > self._manifest.points[0].number:
             return None
@@ -198,7 +198,7 @@ class ReplicaPoints:
         ]
         return sorted(layers)
 
-    def _write(self, manifest: Manifest) -> None:
+    def _write(self, manifest: PointList) -> None:
         private_file.write(self.directory / MANIFEST, msgspec.json.encode(manifest))
         make_durable(self.directory)
         self._manifest = manifest

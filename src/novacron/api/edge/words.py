@@ -35,6 +35,7 @@ PATTERNS = {
     r"^(key-[0-9a-f]{16})?\Z": "must be the id of a key such as key-0123456789abcdef",
     r"^([0-9a-f]{16})?\Z": "must have 16 hexadecimal digits, in lower case, or none",
     r"^repo-[0-9a-f]{16}\Z": "must be the id of a repository such as repo-0123456789abcdef",
+    r"^replica-[0-9a-f]{16}\Z": "must be the id of a replica such as replica-0123456789abcdef",
     r"^([0-9a-f]{64})?\Z": "must be the id of a snapshot: 64 lower-case hexadecimal digits, or empty",
     r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z": (
         "must have 1 to 64 letters, digits and the characters . _ + - after the first"

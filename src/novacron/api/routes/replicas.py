@@ -144,7 +144,7 @@ async def fail_over_vm(
     request: ApiRequest, ref: FromPath[str], data: JSONBody[FailOverVm | None] = None
 ) -> Response[Vm]:
     id, options = await authorization.resolve(request, "vm", ref), data or FailOverVm()
-    asked = replica_failover.Failover(options.replica, options.point, options.confirm)
+    asked = replica_failover.FailoverRequest(options.replica, options.point, options.confirm)
 
     async def work(connection: Connection) -> Vm:
         return await replica_failover.fail_over(connection, id, asked, request.user.name)
@@ -152,6 +152,7 @@ async def fail_over_vm(
     return await replies.write(request, work, status=202)
 
 
+OF_VMS = (replicate_vm, fail_over_vm)
 router = Router(
     "/replicas",
     route_handlers=[list_replicas, show_replica, configure_replica, delete_replica, try_replica],
