@@ -129,7 +129,7 @@ async def _replicas(connection: Connection, node: str, secrets: Secrets) -> wire
     sent = [
         wire.ReplicaSent(replica.id, replica.vm, replica.node, endpoint, replica.rpo_s)
         for replica, owner, *_ in concerned
-        if owner == node and (endpoint := await nodes.dwcp_endpoint(connection, replica.node)) is not None
+        if owner == node and (endpoint := await nodes.dwcp_endpoint(connection, replica.node))
     ]
     kept = [
         wire.ReplicaKept(

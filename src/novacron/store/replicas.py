@@ -116,7 +116,7 @@ def why_not(node: Node, vm: Vm) -> str:
         return "the VM itself is on it"
     if not node.status.ready or inventory is None:
         return "it is not connected"
-    if inventory.dwcp_endpoint is None:
+    if not inventory.dwcp_endpoint:
         return "it takes no migrations"
     held = next((image for image in inventory.images if image.name == vm.spec.image), None)
     if held is None or (vm.image_digest is not None and held.digest != vm.image_digest):
@@ -178,12 +178,8 @@ async def _check_needed(connection: Connection, replica: Replica) -> None:
         vm = await vms.get(connection, replica.vm, lock=True)
     except NotFound:
         return
-    if (
-        vm.spec.ha
-        and vm.spec.own_disk
-        and not vm.deleting
-        and not await vms.is_replicated(connection, vm.id, replica.id)
-    ):
+    is_last = replica.node != vm.node and not await vms.is_replicated(connection, vm.id, replica.id)
+    if vm.spec.ha and vm.spec.own_disk and not vm.deleting and is_last:
         raise Conflict(
             f"VM {vm.name} is highly available, and has no other replica",
             hint=f"replicate it elsewhere first, or: novacron vm set {vm.name} --no-ha",

@@ -247,7 +247,10 @@ FLEET = (
     ),
     _seen(
         "novacron_replica_age_seconds",
-        "How old the newest point of a replica is: what its VM would lose.", "project", "vm", "node",
+        "How old the newest point of a replica is: what its VM would lose.",
+        "project",
+        "vm",
+        "node",
     ),
     _seen(
         "novacron_backup_repository_prunes_failed",

@@ -64,5 +64,3 @@ def _link(layers: list[Path], home: VmDirectory) -> None:
 async def _give_firmware(context: VmContext, point: Point) -> None:
     remembered = await asyncio.to_thread(firmware_state.unpacked, context.spec(), point.state)
     await restored_disk.give_firmware(context, remembered)
-
-

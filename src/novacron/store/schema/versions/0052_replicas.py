@@ -20,8 +20,7 @@ def upgrade() -> None:
     op.execute("CREATE INDEX replicas_node ON replicas (node)")
     op.execute("CREATE INDEX replicas_project ON replicas (project)")
     op.execute(
-        "CREATE TRIGGER revision BEFORE INSERT OR UPDATE ON replicas"
-        " FOR EACH ROW EXECUTE FUNCTION nova_set_revision()"
+        "CREATE TRIGGER revision BEFORE INSERT OR UPDATE ON replicas FOR EACH ROW EXECUTE FUNCTION nova_set_revision()"
     )
     op.execute(
         "CREATE TRIGGER change AFTER INSERT OR UPDATE OR DELETE ON replicas"
