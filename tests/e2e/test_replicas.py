@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from lab.platform import Platform, until
-from tests.e2e.conftest import Object, delete, revive, until_settled
+from tests.e2e.conftest import Object, delete, kill, revive, until_settled
 from tests.e2e.test_failover import lose, until_steady
-from tests.support.vms import read_from_disk, wait_until_booted, write_to_disk
+from tests.support.vms import read_from_disk, shell, wait_until_booted, write_to_disk
+from tests.waiting import pause
 
 FOLLOWS_S_MAX = 60.0
 
@@ -74,3 +75,37 @@ def test_a_vm_goes_on_from_its_replica_when_its_node_is_lost(victim: Platform) -
     until(lambda: not list(victim.client.list("replicas")), "the replica is gone")
     assert read_from_disk(victim, victim.client.get("vms", vm["id"])) == "second", "the VM keeps its disk"
     delete(victim, vm)
+
+
+@pytest.mark.slow
+def test_replicas_catch_up_after_kills_at_any_moment(victim: Platform) -> None:
+    """Of both agents, the server and the VM's QEMU, while the guest writes and rounds are on their way."""
+    vm, replica = replicated(victim, "rep2")
+    writes = "touch /tmp/go; while [ -e /tmp/go ]; do dd if=/dev/urandom of=/dev/vda bs=64k seek=200 count=60 conv=notrunc,fsync; done"
+    for number, what in enumerate(("target agent", "source agent", "server", "target agent", "source agent")):
+        shell(victim, vm, f"({writes}) >/dev/null 2>&1 & echo begun")
+        pause(0.5 + number)
+        kill(victim, what, vm, "host-a", "host-b")
+        pause(1.0)
+        revive(victim)
+        shell(victim, vm, "rm /tmp/go; sleep 1; sync; echo done")
+        write_to_disk(victim, vm, f"after-{number}")
+        replica = until_follows(victim, replica)
+        check_same(victim, vm, replica, f"tried-{number}", f"after-{number}")
+    kill(victim, "source qemu", vm, "host-a", "host-b")
+    until(lambda: victim.console_log(vm).count("tiny guest: ready") == 2, "it has booted again", 90)
+    write_to_disk(victim, vm, "after-all")
+    check_same(victim, vm, until_follows(victim, replica), "tried-all", "after-all")
+    victim.client.delete("replicas", replica["id"])
+    until(lambda: not list(victim.client.list("replicas")), "the replica is gone")
+    delete(victim, vm)
+
+
+def check_same(victim: Platform, vm: Object, replica: Object, name: str, text: str) -> None:
+    """See that a VM that is made of the replica has what the VM has, in all of the disk's middle."""
+    tried = victim.client.try_replica(replica["id"], name)
+    wait_until_booted(victim, tried)
+    digest = "dd if=/dev/vda bs=64k skip=100 count=300 2>/dev/null | sha256sum | cut -c1-64"
+    tried = victim.client.get("vms", tried["id"])
+    assert (read_from_disk(victim, tried), shell(victim, tried, digest)) == (text, shell(victim, vm, digest))
+    delete(victim, tried)
