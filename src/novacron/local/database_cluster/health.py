@@ -52,7 +52,8 @@ def _of_leader(view: ClusterView) -> list[ClusterProblem]:
     if primary is None:
         return [ClusterProblem(
             "there is no primary: the database takes no writes",
-            "a synchronous standby takes over within about 20 s; if none is left: novacron database cluster failover --to",
+            "a synchronous standby takes over within about 20 s; if none is left:"
+            " novacron database cluster failover --to",
         )] if view.etcd_agrees else []  # fmt: skip
     if not primary.works:
         return [ClusterProblem(
