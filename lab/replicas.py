@@ -18,18 +18,20 @@ from novacron.local.postgres import Postgres
 
 
 class Replica:
-    """One server process with its settings."""
+    """One server process with its settings; ``database`` is a URL."""
 
-    def __init__(self, directory: Path, postgres: Postgres, more: tuple[str, ...]) -> None:
+    def __init__(self, directory: Path, database: str, more: tuple[str, ...]) -> None:
         self.state = directory / "server"
         self.port, link_port = free_ports(2)
         arguments = [
-            "server", "--database", postgres.url, "--state-dir", str(directory), "--port", str(self.port),
+            "server", "--state-dir", str(directory), "--port", str(self.port),
             "--link-port", str(link_port), *more,
         ]  # fmt: skip
         self.environment = {"NOVACRON_CONFIG": str(directory / "config.json")}
         directory.mkdir(mode=0o700)
-        self.server = Service("server", arguments, directory / "server.log", [], self.environment)
+        # A URL may have a password in it, and all users see command lines.
+        environment = {**self.environment, "NOVACRON_DATABASE_URL": database}
+        self.server = Service("server", arguments, directory / "server.log", [], environment)
 
     @property
     def url(self) -> str:
@@ -37,6 +39,8 @@ class Replica:
 
     def is_ready(self) -> bool:
         """Say whether it reports ready, asked as a load balancer asks."""
+        if not (self.state / "ca.crt").exists():
+            return False
         context = ssl.create_default_context(cadata=(self.state / "ca.crt").read_text())
         try:
             with urllib3.PoolManager(ssl_context=context) as pool:
@@ -71,7 +75,7 @@ def serving(*more: str, replicas: int = 1) -> Iterator[Served]:
         try:
             for number in range(replicas):
                 home = directory / f"replica-{number}"
-                started.append(Replica(home, postgres, more))
+                started.append(Replica(home, postgres.url, more))
                 if number:  # an installation has one CA
                     started[-1].state.mkdir(mode=0o700, parents=True)
                     for name in ("ca.crt", "ca.key"):

@@ -48,6 +48,7 @@ LONGEST_FIRST = (
     "tests/e2e/test_disks.py",
     "tests/integration/test_ownership.py",
     "tests/e2e/test_failover.py",
+    "tests/integration/test_database_cluster.py",
     "tests/e2e/test_dwcp.py",
     "tests/integration/test_up.py",
     "tests/e2e/test_nodes.py",

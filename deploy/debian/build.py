@@ -102,11 +102,12 @@ def _environment(root: Path, package: Package, debian: Debian, wheel: Path, epoc
     """Make the Python environment of a package, for where it will be installed and that release's own Python."""
     site = root / f"lib/python{debian.python}/site-packages"
     site.mkdir(parents=True)
-    wanted = ("--extra", package.extra) if package.extra is not None else ()
+    wanted = tuple(word for extra in package.extras for word in ("--extra", extra))
     locked = root / "requirements.txt"
     _run(
         *(UV, "export", "--quiet", "--frozen", "--no-default-groups", "--no-emit-project", "--no-annotate"),
-        *(*wanted, "--no-header", "--output-file", locked),
+        *wanted,
+        *("--no-header", "--output-file", locked),
         epoch_s=epoch_s,
     )
     install = (

@@ -49,13 +49,15 @@ class Package(NamedTuple):
 
     name: str
     environment: str
-    extra: str | None
-    """The extra of the Python package that it has installed."""
+    extras: tuple[str, ...]
+    """The extras of the Python package that it has installed."""
     summary: str
     description: str
     depends: tuple[str, ...] = ()
     recommends: tuple[str, ...] = ()
     suggests: tuple[str, ...] = ()
+    more_units: tuple[str, ...] = ()
+    """Which an administrator enables, and no installation or upgrade starts or stops."""
     unit: str | None = None
     settings: str | None = None
     """Its settings file, which Debian keeps as the administrator left it."""
@@ -72,20 +74,21 @@ class Package(NamedTuple):
 CLI = Package(
     "novacron",
     "cli",
-    None,
+    (),
     "command line and Python SDK of NovaCron",
     "Creates, watches and migrates virtual machines on the hosts of a NovaCron installation.",
 )
 SERVER = Package(
     "novacron-server",
     "server",
-    "server",
+    ("server", "cluster"),
     "control plane of NovaCron: API, controllers, agents' link",
     "Has its own PostgreSQL, which it uses unless the settings name another one.",
     depends=("novacron", "init-system-helpers", "systemd"),
     recommends=("restic",),
-    suggests=("redis-server", "postgresql"),
+    suggests=("redis-server", "postgresql", "etcd-server"),
     unit="novacron-server.service",
+    more_units=("novacron-database.service",),
     settings="server.toml",
     configure=(
         "systemd-sysusers novacron-server.conf",
@@ -102,7 +105,7 @@ SERVER = Package(
 AGENT = Package(
     "novacron-agent",
     "agent",
-    "agent",
+    ("agent",),
     "agent of NovaCron: runs the virtual machines of a host",
     "Stopping, upgrading or removing it leaves the virtual machines running.",
     depends=(
@@ -142,8 +145,9 @@ def files(package: Package) -> Iterator[File]:
         source = HERE / f"{package.name}.{ending}"
         if source.exists():
             yield File(f"{directory}/{package.name}.conf", source.read_bytes())
-    if package.unit is not None:
-        yield File(f"{UNITS}/{package.unit}", (HERE / package.unit).read_bytes())
+    for unit in (package.unit, *package.more_units):
+        if unit is not None:
+            yield File(f"{UNITS}/{unit}", (HERE / unit).read_bytes())
     if package.settings is not None:
         yield File(f"{SETTINGS}/{package.settings}", settings(package).encode(), 0o640)
 

@@ -14,9 +14,10 @@ class Extra(StrEnum):
 
     AGENT = "agent"
     SERVER = "server"
+    CLUSTER = "cluster"
 
 
-NEEDED_PACKAGE = {Extra.AGENT: "pyroute2", Extra.SERVER: "litestar"}
+NEEDED_PACKAGE = {Extra.AGENT: "pyroute2", Extra.SERVER: "litestar", Extra.CLUSTER: "patroni"}
 """A package that only this extra brings."""
 
 

@@ -290,6 +290,14 @@ def new_authority(now_s: float) -> tuple[bytes, bytes]:
     return key_pem(key), _self_signed(key, now_s)
 
 
+def issue_host(ca_key: bytes, ca: bytes, name: str, hosts: list[str]) -> tuple[bytes, bytes]:
+    """Return a key and a certificate for ``hosts`` (names or addresses) from a CA of ``new_authority``, which lasts as
+    long as the CA does. Raises ValueError."""
+    issuer, key = Issuer(x509.load_pem_x509_certificate(ca), _key_of(ca_key)), new_key()
+    builder = _builder(name, issuer.certificate.subject, CA_DAYS, time.time())
+    return key_pem(key), _sign(issuer, builder, key.public_key(), hosts, client=True)
+
+
 def _self_signed(key: ec.EllipticCurvePrivateKey, now_s: float) -> bytes:
     """Return the CA's own certificate (PEM)."""
     certificate = (

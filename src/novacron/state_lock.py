@@ -33,6 +33,10 @@ class FolderLock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
+    def keep_over_exec(self) -> None:
+        """Let the program that this process becomes, and what it leaves its files to, hold the lock on."""
+        os.set_inheritable(self._descriptor, True)
+
     def release(self) -> None:
         """Let others work with the folder; releasing it again does nothing."""
         if self._descriptor >= 0:

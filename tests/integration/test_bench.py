@@ -23,10 +23,11 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "observability": (),
     "backup": (),
     "prediction": (),
+    "recovery": (),
 }
 """All programs, with what of each takes few guests: the rest of them is in the slow matrix."""
-ONLY_SLOW = {"backup"}
-"""What it does is tested in every run, in test_vm_backups.py."""
+ONLY_SLOW = {"backup", "recovery"}
+"""What they do is tested in every run, in test_vm_backups.py and test_database_cluster.py."""
 TIMEOUT_S, LONG_TIMEOUT_S = 230.0, 900.0
 NEEDS_NAMESPACES = ("main", "machines", "dwcp", "fleet", "backup")
 

@@ -41,6 +41,20 @@ def test_the_servers_unit_confines_it() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_databases_unit_is_valid_and_confined(tmp_path: Path) -> None:
+    source = HERE / "novacron-database.service"
+    copy = tmp_path / source.name
+    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", source.read_text(), flags=re.MULTILINE))
+    done = analyze("verify", "--man=no", "--recursive-errors=no", str(copy))
+    assert done.returncode == 0 and source.name not in done.stderr, done.stderr
+    done = analyze("security", "--offline=true", "--no-pager", f"--threshold={EXPOSURE_MAX * 10:.0f}", str(source))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_killed_patroni_leaves_no_postgresql_behind() -> None:
+    assert "KillMode=mixed" in (HERE / "novacron-database.service").read_text().splitlines()
+
+
 def test_the_agents_unit_ends_nothing_but_the_agent() -> None:
     lines = unit(AGENT).splitlines()
     assert {"KillMode=process", "OOMPolicy=continue", "TasksMax=infinity"} <= set(lines)

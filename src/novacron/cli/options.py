@@ -153,6 +153,8 @@ def _fields(group: type, default: object) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     for field in dataclasses.fields(group):
         value = field.default if default is inspect.Parameter.empty else getattr(default, field.name)
+        if value is dataclasses.MISSING:  # an option that has to be given
+            value = inspect.Parameter.empty
         yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=hints[field.name])
 
 

@@ -32,8 +32,8 @@ from novacron.local import database_archive, database_backup, database_recovery,
 from novacron.local.database_archive import WalArchive
 from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.database_connection import DatabaseConnection
-from novacron.local.doctor.database import ARCHIVER_SLOT
-from novacron.local.postgres import PostgresFailed, programs
+from novacron.local.postgres import ARCHIVER_SLOT, PostgresFailed, programs
+from novacron.store import hosts
 from novacron.supervise import BackoffPolicy
 from novacron.telemetry import logs
 from novacron.telemetry.shared import Processes
@@ -217,7 +217,7 @@ class Archiver:
 
     @contextlib.asynccontextmanager
     async def _database(self) -> AsyncIterator[asyncpg.Connection]:
-        connection = await asyncpg.connect(self.settings.url, timeout=CONNECT_S, command_timeout=QUERY_S)
+        connection = await hosts.connect(self.settings.url, timeout=CONNECT_S, command_timeout=QUERY_S)
         try:
             yield connection
         finally:

@@ -15,6 +15,7 @@ import typer
 from novacron.cli import output
 from novacron.cli.options import expand
 from novacron.extras import Extra, require
+from novacron.local import database_cluster_commands
 from novacron.service_options import StateDir, default_state_dir
 from novacron.terminal import say
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 LATEST = "latest"
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(
+    database_cluster_commands.app, name="cluster", help="The database in several places, with Patroni and etcd"
+)
 
 DatabaseUrl = Annotated[
     str | None, typer.Option(envvar="NOVACRON_DATABASE_URL", help="URL of PostgreSQL; default: the embedded one")

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+from novacron.store.hosts import UrlParts
+
+FOLLOW = {
+    "target_session_attrs": "read-write",
+    "connect_timeout": "3",
+    "keepalives_idle": "3",
+    "keepalives_interval": "1",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "6000",
+}
+"""Of libpq, where a URL names several servers: find the primary, and notice soon that it is silent."""
 
 
 class DatabaseConnection(NamedTuple):
@@ -17,11 +29,13 @@ class DatabaseConnection(NamedTuple):
     @classmethod
     def of(cls, url: str) -> DatabaseConnection:
         """Take the password out of a URL of PostgreSQL. Raises ValueError."""
-        parts = urlsplit(url)
-        credentials, at, host = parts.netloc.rpartition("@")
-        user, _, password = credentials.partition(":")
+        parts = UrlParts.of(url)
+        user, _, password = parts.credentials.removesuffix("@").partition(":")
+        at = "@" if parts.credentials else ""
         options = parse_qsl(parts.query, keep_blank_values=True)
         password = dict(options).get("password") or unquote(password)
+        if "," in parts.hosts:
+            options = [*options, *((name, value) for name, value in FOLLOW.items() if name not in dict(options))]
         query = urlencode([(name, value) for name, value in options if name != "password"], safe="/:,", quote_via=quote)
-        plain = urlunsplit(parts._replace(netloc=f"{user}{at}{host}", query=query))
+        plain = str(parts._replace(credentials=f"{user}{at}", query=query))
         return cls(plain, {"PGPASSWORD": password} if password else {})

@@ -32,6 +32,18 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 SLOT_WAL_MIB_MAX = 2048
 """Of WAL that is kept for an archiver that does not receive it; beyond, the archive has a gap."""
+OPTIONS = {
+    "shared_buffers": "64MB",
+    "max_connections": 100,
+    "log_min_messages": "warning",
+    "max_slot_wal_keep_size": f"{SLOT_WAL_MIB_MAX}MB",
+}
+LOCK = "lock"
+"""Of the folder: whoever holds it alone works with the data."""
+ARCHIVER_SLOT = "novacron_archive"
+"""Replication slot of the server's archiver."""
+MEMBER_FILE = "patroni.yml"
+"""Beside the data of a member of a cluster, which Patroni starts, and nobody else."""
 LOOK_S, RETRY_S_MAX = 0.5, 30.0
 """How often to look whether it still runs, and the longest pause after it could not be started again."""
 
@@ -61,6 +73,7 @@ class Postgres:
         was killed. Raises PostgresFailed, also when another process uses the folder.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._refuse_member()
         self._hold()
         user = _owner()
         if user is not None:
@@ -80,10 +93,8 @@ class Postgres:
         self._stop_leftover()
         if (self.data / "pg_hba.conf").read_text() != ACCESS:  # of an earlier version
             private_file.write(self.data / "pg_hba.conf", ACCESS.encode(), owner=user and (user.pw_uid, user.pw_gid))
-        options = ("shared_buffers=64MB", "max_connections=100", "log_min_messages=warning",
-                   f"max_slot_wal_keep_size={SLOT_WAL_MIB_MAX}MB")  # fmt: skip
         arguments = [str(binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory), "-h", ""]
-        arguments += [word for option in options for word in ("-c", option)]
+        arguments += [word for name, value in OPTIONS.items() for word in ("-c", f"{name}={value}")]
         ready = [str(binaries / "pg_isready"), "-q", "-h", str(self.directory), "-U", "postgres"]
         deadline = time.monotonic() + START_TIMEOUT_S
         self._launch(arguments, user)
@@ -98,10 +109,17 @@ class Postgres:
                 self._launch(arguments, user)
         return self.url
 
+    def _refuse_member(self) -> None:
+        if (self.directory / MEMBER_FILE).exists():
+            raise PostgresFailed(
+                f"{self.directory} is a member of a database cluster, which Patroni starts: give the server the URL in"
+                f" {self.directory / 'database.url'}: NOVACRON_DATABASE_URL, or --database"
+            )
+
     def _hold(self) -> None:
         if self._lock is None:
             try:
-                self._lock = FolderLock(self.directory, "lock")
+                self._lock = FolderLock(self.directory, LOCK)
             except FolderInUse as error:
                 raise PostgresFailed(str(error)) from None
 
@@ -114,6 +132,7 @@ class Postgres:
     def held(self) -> Iterator[None]:
         """Keep everybody else from the folder for as long as the block runs. Raises PostgresFailed if it is in use."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._refuse_member()
         self._hold()
         try:
             self._finish_replacing()
@@ -201,7 +220,7 @@ class Postgres:
         command = [str(binaries / "initdb"), "-D", str(fresh), "-U", "postgres", "--auth=peer"]
         self._run([*command, "--encoding=UTF8", "--locale=C.UTF-8"], user)
         with (fresh / "pg_ident.conf").open("a") as ident:
-            for name in {"root", USER, pwd.getpwuid(os.geteuid()).pw_name}:
+            for name in {"root", USER, caller()}:
                 ident.write(f"novacron {name} postgres\n")
         (fresh / "pg_hba.conf").write_text(ACCESS)
         fresh.rename(self.data)
@@ -256,6 +275,21 @@ class Postgres:
 def programs() -> Path:
     """Return the directory of PostgreSQL's programs. Raises PostgresFailed."""
     return _binaries(_owner())
+
+
+def server_user() -> pwd.struct_passwd | None:
+    """Return the user that PostgreSQL runs as; None: as the caller."""
+    return _owner()
+
+
+def caller() -> str:
+    """Return the name of the user that this process runs as."""
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+def barred(path: Path) -> Path | None:
+    """Return the directory on the way to ``path`` that the user of PostgreSQL may not enter, if there is one."""
+    return _barred(path, _owner())
 
 
 def _owner() -> pwd.struct_passwd | None:

@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 
 from novacron.model.errors import InvalidInput, Unavailable
-from novacron.store import deferred_writes
+from novacron.store import deferred_writes, hosts
 from novacron.store.connection import Connection as Connection
 from novacron.supervise import is_cancelled
 from novacron.telemetry import logs, traces
@@ -44,6 +44,15 @@ FULL_RETRY_S, FULL_RETRY_S_MAX = 0.02, 0.5
 FULL_SAID_S = 60.0
 """How often that is logged."""
 
+SYNC_WAIT = "SyncRepWaitForLSN"
+"""The function of PostgreSQL that waits until a standby has a commit. What it says comes as a warning: the commit
+stands here, but is perhaps nowhere else."""
+
+
+class Unconfirmed(ConnectionError):
+    """A commit was answered before a standby had it, because its wait was cancelled: it may be lost in a failover."""
+
+
 LOST = (
     OSError,
     asyncpg.PostgresConnectionError,
@@ -52,6 +61,7 @@ LOST = (
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
+    asyncpg.ReadOnlySQLTransactionError,
     asyncpg.QueryCanceledError,
     asyncpg.TooManyConnectionsError,
     TimeoutError,
@@ -92,26 +102,50 @@ class PooledConnection(asyncpg.Connection):
     It measures its queries: asyncpg's own way to hear of them costs several times as much.
     """
 
+    _unconfirmed = False
+
     def get_reset_query(self) -> str:
         return ""
 
     async def execute(self, query: str, *args: Any, **more: Any) -> Any:
-        return await _measured(query, super().execute(query, *args, **more))
+        return await self._kept(query, super().execute(query, *args, **more))
 
     async def executemany(self, command: str, args: Any, **more: Any) -> Any:
-        return await _measured(command, super().executemany(command, args, **more))
+        return await self._kept(command, super().executemany(command, args, **more))
 
     async def fetch(self, query: str, *args: Any, **more: Any) -> Any:
-        return await _measured(query, super().fetch(query, *args, **more))
+        return await self._kept(query, super().fetch(query, *args, **more))
 
     async def fetchrow(self, query: str, *args: Any, **more: Any) -> Any:
-        return await _measured(query, super().fetchrow(query, *args, **more))
+        return await self._kept(query, super().fetchrow(query, *args, **more))
 
     async def fetchval(self, query: str, *args: Any, **more: Any) -> Any:
-        return await _measured(query, super().fetchval(query, *args, **more))
+        return await self._kept(query, super().fetchval(query, *args, **more))
 
     async def copy_records_to_table(self, table_name: str, **more: Any) -> Any:
-        return await _measured(f"COPY {table_name}", super().copy_records_to_table(table_name, **more))
+        return await self._kept(f"COPY {table_name}", super().copy_records_to_table(table_name, **more))
+
+    async def _kept(self, query: str, done: Coroutine[Any, Any, T]) -> T:
+        """Do a query. Raises Unconfirmed when it was committed without the standby that had to have it.
+
+        A connection to a server that has become a standby is closed: the next one finds the primary.
+        """
+        try:
+            answer = await _measured(query, done)
+        except asyncpg.ReadOnlySQLTransactionError:
+            if self.get_settings().in_hot_standby == "on":
+                self.terminate()
+            raise
+        if self._unconfirmed:
+            self._unconfirmed = False
+            raise Unconfirmed("it is not known whether a standby has what was written: its wait was cancelled")
+        return answer
+
+    def _process_log_message(self, fields: dict[str, str], last_query: str) -> None:
+        # Called while the answer is read, so before whoever waits for it goes on; a listener would be called later.
+        if fields.get("R") == SYNC_WAIT:
+            self._unconfirmed = True
+        super()._process_log_message(fields, last_query)  # type: ignore[misc]
 
 
 async def _measured(query: str, done: Coroutine[Any, Any, T]) -> T:
@@ -156,22 +190,24 @@ class Database:
 
     @classmethod
     async def open(cls, url: str, connections: int = POOL_DEFAULT) -> Database:
-        """Connect to ``url`` (``postgresql://...``), with so many connections at most, and bring its schema up to
-        date."""
+        """Connect to ``url`` (``postgresql://...``, see ``hosts``), with so many connections at most, and bring its
+        schema up to date."""
         await migrate(url)
-        pool = await asyncpg.create_pool(
+        pool = await asyncpg.create_pool(  # type: ignore[call-overload]  # its types want no named arguments of connect
             url,
             min_size=0,
             max_size=connections,
             connection_class=PooledConnection,
             timeout=ACQUIRE_TIMEOUT_S,
             init=_prepare,
+            connect=hosts.connect,
             max_inactive_connection_lifetime=POOL_IDLE_S,
             max_queries=POOL_QUERIES_MAX,
             server_settings={
                 "application_name": "novacron",
                 "statement_timeout": str(STATEMENT_TIMEOUT_S * 1000),
                 "idle_in_transaction_session_timeout": "15000",
+                "client_min_messages": "warning",
             },
         )
         return cls(pool, url)
@@ -316,7 +352,7 @@ class Database:
 
 async def connect(url: str, command_timeout_s: float = STATEMENT_TIMEOUT_S) -> asyncpg.Connection:
     """Open a connection outside the pool, for listeners, long-held locks and work in a process of its own."""
-    connection = await asyncpg.connect(
+    connection = await hosts.connect(
         url, timeout=ACQUIRE_TIMEOUT_S, command_timeout=command_timeout_s, connection_class=PooledConnection
     )
     await _prepare(connection)

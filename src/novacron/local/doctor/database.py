@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 import asyncpg
 
 from novacron.local.doctor.finding import Finding, bad, ok, warning
+from novacron.local.postgres import ARCHIVER_SLOT
+from novacron.store import hosts
 from novacron.store.database import SCHEMA_VERSION, SERVER_VERSION_MIN
 
 CONNECT_S = 5.0
-ARCHIVER_SLOT = "novacron_archive"
-"""Replication slot of the server's archiver."""
 
 
 async def database(url: str) -> list[Finding]:
     try:
-        connection = await asyncpg.connect(url, timeout=CONNECT_S)
+        connection = await hosts.connect(url, timeout=CONNECT_S)
     except (OSError, TimeoutError, ValueError, asyncpg.PostgresError) as error:
         why = str(error) or type(error).__name__
         return [

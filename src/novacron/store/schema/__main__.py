@@ -18,7 +18,7 @@ def main() -> None:
     url = os.environ["NOVACRON_DATABASE_URL"]
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
-    config.attributes["url"] = "postgresql+asyncpg://" + url.split("://", 1)[1]
+    config.attributes["url"] = url
     command.upgrade(config, sys.argv[1] if len(sys.argv) > 1 else "head")
 
 

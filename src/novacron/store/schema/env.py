@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: one transaction over asyncpg, URL from ``-x url=``."""
+"""How Alembic reaches the database: one transaction over asyncpg."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from alembic import context
 from sqlalchemy import Connection, pool
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from novacron.store import hosts
+
+CONNECT_S = 10.0
+
 
 def _migrate(connection: Connection) -> None:
     context.configure(connection=connection, transaction_per_migration=False)
@@ -16,7 +20,9 @@ def _migrate(connection: Connection) -> None:
 
 
 async def _run(url: str) -> None:
-    engine = create_async_engine(url, poolclass=pool.NullPool)
+    engine = create_async_engine(
+        "postgresql+asyncpg://", poolclass=pool.NullPool, async_creator=lambda: hosts.connect(url, timeout=CONNECT_S)
+    )
     async with engine.begin() as connection:
         await connection.run_sync(_migrate)
     await engine.dispose()

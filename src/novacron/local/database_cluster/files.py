@@ -1,0 +1,130 @@
+"""Where a member keeps what it is: beside its data, readable for nobody else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from novacron import private_file
+from novacron.local.database_cluster import patroni_config
+from novacron.local.database_cluster.settings import DATABASE, SUPERUSER, Cluster, ClusterFailed, ClusterMember
+from novacron.local.postgres import MEMBER_FILE, Postgres, PostgresFailed, programs, server_user
+from novacron.model.errors import MALFORMED
+
+JOIN_FILE = "cluster.join"
+OWN_FILE = "member.json"
+URL_FILE = "database.url"
+TLS = "tls"
+LOGS = "logs"
+
+
+class MemberFiles:
+    """The folder of a member: the one of the embedded database."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.postgres = Postgres(state_dir / "postgres")
+        self.directory = self.postgres.directory
+        self.data = self.postgres.data
+        self.join_file = self.directory / JOIN_FILE
+        self.url_file = self.directory / URL_FILE
+        self.patroni = self.directory / MEMBER_FILE
+        self.logs = self.directory / LOGS
+        self.pid_file = self.directory / "patroni.pid"
+
+    @property
+    def ca(self) -> Path:
+        return self.directory / TLS / "ca.crt"
+
+    def cluster(self) -> Cluster | None:
+        """Return the cluster that this is, or is to become, a member of; None: none. Raises ClusterFailed."""
+        return read_join_file(self.join_file) if self.join_file.exists() else None
+
+    def member(self) -> ClusterMember | None:
+        """Return what this member is; None: nothing yet. Raises ClusterFailed."""
+        path = self.directory / OWN_FILE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=ClusterMember)
+        except FileNotFoundError:
+            return None
+        except (OSError, *MALFORMED) as error:
+            raise ClusterFailed(f"{path} can't be read: {error}") from error
+
+    def known(self) -> tuple[Cluster, ClusterMember]:
+        """Return cluster and member. Raises ClusterFailed."""
+        cluster, member = self.cluster(), self.member()
+        if cluster is None or member is None:
+            raise ClusterFailed(
+                f"{self.directory} is no member of a cluster: see novacron database cluster init, and join"
+            )
+        return cluster, member
+
+    def keep(self, cluster: Cluster, member: ClusterMember) -> None:
+        """Write down what this member is to be. Raises OSError."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        private_file.write(self.join_file, msgspec.json.format(msgspec.json.encode(cluster)) + b"\n")
+        private_file.write(self.directory / OWN_FILE, msgspec.json.encode(member) + b"\n")
+
+    def configure(self, cluster: Cluster, member: ClusterMember) -> None:
+        """Write certificates and Patroni's file, last: from then on the data are Patroni's. Raises ClusterFailed."""
+        import yaml  # not loaded by commands that only look
+
+        from novacron import pki
+
+        user = server_user()
+        owner = (user.pw_uid, user.pw_gid) if user is not None else (os.geteuid(), os.getegid())
+        self.directory.chmod(0o700)
+        tls = self.directory / TLS
+        for folder in (self.directory, tls, self.logs):
+            folder.mkdir(exist_ok=True, mode=0o700)
+            os.chown(folder, *owner)
+        key, certificate = pki.issue_host(
+            cluster.ca_key.encode(), cluster.ca.encode(), member.name, [member.host, "localhost"]
+        )
+        private_file.write(tls / "ca.crt", cluster.ca.encode(), owner=owner)
+        private_file.write(tls / "server.key", key, owner=owner)
+        private_file.write(tls / "server.crt", certificate, owner=owner)
+        try:
+            binaries = programs()
+        except PostgresFailed as error:
+            raise ClusterFailed(str(error)) from error
+        paths = patroni_config.Paths(self.directory, self.data, binaries, tls, self.logs)
+        text = yaml.safe_dump(patroni_config.document(cluster, member, paths), sort_keys=False)
+        private_file.write(self.patroni, text.encode(), owner=owner)
+
+    def keep_url(self, cluster: Cluster, members: Sequence[str]) -> None:
+        """Write down how servers reach the database at these addresses, beside those that were known: etcd forgets
+        members that are off. Raises OSError."""
+        from novacron.store.hosts import UrlParts  # brings asyncpg, which commands that only look don't need
+
+        known = set[str]()
+        if self.url_file.exists():
+            known = set(UrlParts.of(self.url_file.read_text().strip()).hosts.split(","))
+        tls = f"sslmode=verify-full&sslrootcert={self.ca}" if cluster.tls else "sslmode=disable"
+        password = quote(cluster.superuser_password, safe="")
+        private_file.write(
+            self.url_file,
+            f"postgresql://{SUPERUSER}:{password}@{','.join(sorted(known | set(members)))}/{DATABASE}"
+            f"?target_session_attrs=read-write&{tls}\n".encode(),
+        )
+
+    def remove_partial_copy(self) -> bool:
+        """Remove the data if they are a copy that was never finished; return whether they were. Raises OSError."""
+        partial = self.data.exists() and any(self.data.iterdir()) and not (self.data / "global/pg_control").exists()
+        if partial:
+            shutil.rmtree(self.data)
+        return partial
+
+
+def read_join_file(path: Path) -> Cluster:
+    """Return what a join file says. Raises ClusterFailed."""
+    try:
+        if private_file.readable_by_others(path):
+            raise ClusterFailed(f"{path} holds passwords, and others can read it: chmod 600 {path}, and try again")
+        return msgspec.json.decode(path.read_bytes(), type=Cluster)
+    except (OSError, *MALFORMED) as error:
+        raise ClusterFailed(f"{path} is no file that novacron database cluster init wrote: {error}") from error

@@ -1,0 +1,318 @@
+"""``novacron database cluster``: the database in several places."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from novacron.cli import output
+from novacron.cli.options import expand
+from novacron.extras import Extra, require
+from novacron.service_options import StateDir, default_state_dir
+from novacron.terminal import say
+
+if TYPE_CHECKING:
+    from novacron.local.database_cluster.files import MemberFiles
+    from novacron.local.database_cluster.health import ClusterProblem
+    from novacron.local.database_cluster.moves import Mover, PrimaryMove
+    from novacron.local.database_cluster.settings import Cluster, ClusterMember
+    from novacron.local.database_cluster.view import ClusterView
+
+app = typer.Typer(no_args_is_help=True)
+BY_SYSTEMD = "start it: systemctl enable --now novacron-database; and then see: novacron database cluster status"
+SIZES = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+CheckOnly = Annotated[bool, typer.Option("--check", help="say whether all is ready for it, and change nothing")]
+NoStart = Annotated[
+    bool, typer.Option("--no-start", help="prepare all, and leave it to systemd to start it: novacron-database.service")
+]
+To = Annotated[str | None, typer.Option(help="member that becomes the primary; default: the synchronous standby")]
+Yes = Annotated[bool, typer.Option("--yes", help="don't ask")]
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberOptions:
+    """What a member is."""
+
+    host: Annotated[str, typer.Option(help="address of this machine, for the other members and the servers")]
+    member: Annotated[str, typer.Option(help="name of this member, such as database-1")]
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port of PostgreSQL")] = 5432
+    api_port: Annotated[int, typer.Option(min=1, max=65535, help="port on which the members ask one another")] = 8008
+    private_network: Annotated[
+        bool,
+        typer.Option("--private-network", help="nobody else can read what goes from member to member, without TLS"),
+    ] = False
+
+    def typed(self) -> ClusterMember:
+        from novacron.local.database_cluster import settings
+
+        return settings.ClusterMember(
+            name=settings.check_name(self.member, "--member"), host=settings.check_host(self.host, "--host"),
+            port=self.port, api_port=self.api_port,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterOptions:
+    """What a cluster is."""
+
+    etcd: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="endpoint of etcd, such as https://192.0.2.11:2379; can be repeated"),
+    ] = None
+    etcd_ca: Annotated[Path | None, typer.Option(help="file with the CA of etcd; the same path on all members")] = None
+    etcd_certificate: Annotated[Path | None, typer.Option(help="file with the certificate to show to etcd")] = None
+    etcd_key: Annotated[Path | None, typer.Option(help="file with its key")] = None
+    name: Annotated[str, typer.Option(help="name of the cluster in etcd")] = "novacron"
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="the last member that is left takes no writes: they would be in one place only"),
+    ] = False
+
+    def typed(self) -> Cluster:
+        from novacron.local.database_cluster import checks, settings
+
+        paths = [None if path is None else str(path.resolve())
+                 for path in (self.etcd_ca, self.etcd_certificate, self.etcd_key)]  # fmt: skip
+        access = settings.check_etcd(self.etcd or [], *paths)
+        return settings.Cluster.new(
+            settings.check_name(self.name, "--name"), access, tls=checks.speaks_tls(), lone_writes=not self.strict
+        )
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say in words why something can't be done, and end."""
+    require(Extra.SERVER, Extra.CLUSTER)
+    from novacron.local.database_cluster.settings import ClusterFailed
+    from novacron.local.postgres import PostgresFailed
+
+    try:
+        yield
+    except (ClusterFailed, PostgresFailed, OSError) as error:
+        say(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _files(state_dir: Path | None) -> MemberFiles:
+    from novacron.local.database_cluster.files import MemberFiles
+
+    return MemberFiles((state_dir or default_state_dir()).resolve())
+
+
+@app.command("init")
+@expand
+def cluster_init(
+    member_options: MemberOptions,
+    cluster_options: ClusterOptions,
+    state_dir: StateDir = None,
+    check: CheckOnly = False,
+    no_start: NoStart = False,
+) -> None:
+    """Make the embedded database the first member of a cluster, with all that is in it.
+
+    Stop the server first; nothing is changed before all was checked. If it is interrupted, run it again.
+    """
+    with _explained():
+        from novacron.local.database_cluster import steps
+        from novacron.local.database_cluster.settings import ClusterFailed
+
+        files, wanted = _files(state_dir), cluster_options.typed()
+        cluster, member = files.cluster() or wanted, member_options.typed()
+        if (cluster.name, cluster.etcd) != (wanted.name, wanted.etcd):
+            raise ClusterFailed(
+                f"{files.join_file} is of an init that named --name {cluster.name} and --etcd"
+                f" {', '.join(cluster.etcd.endpoints)}: name the same, or remove the file to begin anew"
+            )
+        _same_member(files, member)
+        steps.check_init(files, cluster, member, private_network=member_options.private_network)
+        if check:
+            say("all is ready; nothing was changed")
+            return
+        steps.prepare_init(files, cluster, member, say)
+        if no_start:
+            say(BY_SYSTEMD)
+        else:
+            _show(steps.begin(files, cluster, member, steps.READY_S_MAX), output.OutputFormat.TABLE)
+        say(
+            f"copy {files.join_file}, which holds passwords, to the other machines, and there:"
+            " novacron database cluster join --file cluster.join --host ADDRESS --member NAME"
+        )
+        _say_url(files)
+
+
+@app.command("join")
+@expand
+def cluster_join(
+    file: Annotated[Path, typer.Option(help="cluster.join, from the state directory of a member")],
+    member_options: MemberOptions,
+    state_dir: StateDir = None,
+    check: CheckOnly = False,
+    no_start: NoStart = False,
+) -> None:
+    """Make this machine another member of a cluster, with a copy of the primary's data."""
+    with _explained():
+        from novacron.local.database_cluster import steps
+        from novacron.local.database_cluster.files import read_join_file
+
+        files, cluster, member = _files(state_dir), read_join_file(file), member_options.typed()
+        _same_member(files, member)
+        steps.check_join(files, cluster, member, private_network=member_options.private_network)
+        if check:
+            say("all is ready; nothing was changed")
+            return
+        steps.prepare_join(files, cluster, member, say)
+        if no_start:
+            say(BY_SYSTEMD)
+            return
+        _show(steps.begin(files, cluster, member, steps.COPY_S_MAX), output.OutputFormat.TABLE)
+        _say_url(files)
+
+
+@app.command("run")
+def cluster_run(state_dir: StateDir = None) -> None:
+    """Be this machine's member, until it is stopped: for a service manager, after init or join."""
+    with _explained():
+        from novacron.local.database_cluster import process
+
+        process.run(_files(state_dir))
+
+
+@app.command("status")
+def cluster_status(state_dir: StateDir = None, output_: output.Output = output.OutputFormat.TABLE) -> None:
+    """Show the members, and what is wrong and what to do; the exit code is 1 if something is."""
+    with _explained():
+        from novacron.local.database_cluster import health
+
+        with _controls(state_dir) as (files, cluster, mover):
+            view = mover.look()
+            problems = health.problems(view)
+            if view.primary is not None and view.members:
+                with contextlib.suppress(PermissionError):
+                    files.keep_url(cluster, [each.address for each in view.members if each.address])
+        _show(view, output_, problems)
+        if problems:
+            sys.exit(1)
+
+
+@app.command("switch")
+def cluster_switch(to: To = None, yes: Yes = False, state_dir: StateDir = None) -> None:
+    """Let another member become the primary, as planned: no write that was acknowledged is lost."""
+    with _explained():
+        from novacron.local.database_cluster import moves
+
+        with _controls(state_dir) as (_, _, mover):
+            move = moves.plan_switch(mover.look(), to)
+            _confirm(f"{move.target.name} becomes the primary instead of {move.primary}; writes wait for seconds", yes)
+            _show(mover.switch(move), output.OutputFormat.TABLE)
+
+
+@app.command("failover")
+def cluster_failover(
+    to: To = None,
+    accept_loss: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES|unknown", help="how much of what was acknowledged may be lost, such as 64KiB"),
+    ] = None,
+    fenced: Annotated[
+        str | None, typer.Option(metavar="MEMBER", help="the lost primary, which is surely off: don't wait for it")
+    ] = None,
+    yes: Yes = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Let a member become the primary although the present one is lost."""
+    with _explained():
+        from novacron.local.database_cluster import moves
+
+        with _controls(state_dir) as (_, _, mover):
+            view = mover.look()
+            move = moves.plan_failover(view, to)
+            moves.check_off(view, fenced)
+            moves.check_loss(move, _loss(accept_loss))
+            _confirm(_what_is_lost(move), yes)
+            _show(mover.failover(move, fenced), output.OutputFormat.TABLE)
+
+
+def _what_is_lost(move: PrimaryMove) -> str:
+    if not move.loses:
+        return f"{move.target.name} becomes the primary; no write that was acknowledged is lost"
+    lost = "an unknown part" if move.loss_bytes is None else f"{output.size(move.loss_bytes)} or more"
+    return f"{move.target.name} becomes the primary; {lost} of what was acknowledged is lost for good"
+
+
+@contextlib.contextmanager
+def _controls(state_dir: Path | None) -> Iterator[tuple[MemberFiles, Cluster, Mover]]:
+    from novacron.local.database_cluster.etcd import Etcd
+    from novacron.local.database_cluster.moves import Mover
+    from novacron.local.database_cluster.view import Members, look
+
+    files = _files(state_dir)
+    cluster, _ = files.known()
+    etcd, members = Etcd(cluster.etcd), Members(cluster)
+    try:
+        yield files, cluster, Mover(cluster, etcd, members, lambda: look(cluster, etcd, members))
+    finally:
+        etcd.close()
+        members.close()
+
+
+def _same_member(files: MemberFiles, member: ClusterMember) -> None:
+    from novacron.local.database_cluster.settings import ClusterFailed
+
+    known = files.member()
+    if known is not None and known != member:
+        raise ClusterFailed(
+            f"this machine is, or is to become, member {known.name} at {known.address} (--api-port {known.api_port}):"
+            " name the same"
+        )
+
+
+def _confirm(words: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        say(f"error: {words}: confirm with --yes", err=True)
+        sys.exit(2)
+    typer.confirm(f"{words}. Go on?", abort=True)
+
+
+def _loss(text: str | None) -> int | str | None:
+    """Return an amount that was typed. Raises BadParameter."""
+    if text is None or text == "unknown":
+        return text
+    digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    unit = SIZES.get(text[len(digits) :].lower())
+    if not digits.isdecimal() or unit is None:
+        raise typer.BadParameter(f"{text!r}: write it like 4096, 64KiB or unknown", param_hint="--accept-loss")
+    return int(digits) * unit
+
+
+def _show(view: ClusterView, output_: output.OutputFormat, problems: list[ClusterProblem] | None = None) -> None:
+    if output_ is not output.OutputFormat.TABLE:
+        found = {"well": not problems, **msgspec.to_builtins(view), "problems": msgspec.to_builtins(problems or [])}
+        output.show(found, output_)
+        return
+    columns: output.Columns = {
+        "MEMBER": lambda row: row["name"],
+        "ADDRESS": lambda row: row["address"],
+        "ROLE": lambda row: row["role"],
+        "STATE": lambda row: row["state"],
+        "TIMELINE": lambda row: row["timeline"],
+        "LAG": lambda row: "unknown" if row["lag_bytes"] is None else output.size(row["lag_bytes"]),
+        "BEHIND": lambda row: "" if row["lag_s"] is None else f"{row['lag_s']:.0f} s",
+    }
+    output.rows([msgspec.to_builtins(member) for member in view.members], columns, output_)
+    for problem in problems or []:
+        say(f"wrong: {problem.text}", err=True)
+        say(f"  do: {problem.hint}", err=True)
+
+
+def _say_url(files: MemberFiles) -> None:
+    say(f"servers reach the database by the URL in {files.url_file}: NOVACRON_DATABASE_URL, or --database")

@@ -1,0 +1,209 @@
+"""What is wrong with a cluster of the database, who may take over, and how its servers are named."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from novacron.local.database_cluster import health, moves, patroni_config, settings
+from novacron.local.database_cluster.etcd import is_old
+from novacron.local.database_cluster.files import MemberFiles
+from novacron.local.database_cluster.settings import Cluster, ClusterFailed, ClusterMember, EtcdAccess
+from novacron.local.database_cluster.view import ClusterView, MemberRole, MemberView
+from novacron.local.database_connection import DatabaseConnection
+from novacron.model.errors import InvalidInput
+from novacron.store.hosts import each_server
+
+KIB = 1024
+
+
+def member(name: str, role: str, state: str = "streaming", **more: Any) -> MemberView:
+    fields: dict[str, Any] = {"timeline": 1, "lag_bytes": 0, "lag_s": 0.0, **more}
+    return MemberView(
+        name=name, address=f"{name}:5432", api_url=f"https://{name}:8008", role=MemberRole(role), state=state, **fields
+    )  # fmt: skip
+
+
+A, B, C = member("a", "primary", "running"), member("b", "sync_standby"), member("c", "standby", lag_bytes=64 * KIB)
+
+
+def view(*members: MemberView, **more: Any) -> ClusterView:
+    fields: dict[str, Any] = {"primary": "a", "etcd_agrees": True, "etcd_errors": {}, "loss_bytes_max": 1 << 20, **more}
+    return ClusterView(name="novacron", members=members or (A, B, C), **fields)
+
+
+def texts(seen: ClusterView) -> str:
+    return "\n".join(problem.text for problem in health.problems(seen))
+
+
+def test_three_members_that_work_are_well() -> None:
+    assert health.problems(view()) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (view(etcd_agrees=False, etcd_errors={"http://x": "refused"}), "etcd has no majority, so no member may be"),
+        (view(etcd_errors={"http://x": "refused"}), "etcd does not answer everywhere (http://x: refused)"),
+        (view(primary=None), "there is no primary: the database takes no writes"),
+        (view(member("a", "primary", "stopped"), B, C), "the primary, a, is stopped"),
+        (view(A, member("b", "sync_standby", "unreachable", problem="refused"), C), "b does not answer: refused"),
+        (view(A, B, member("c", "standby", "starting")), "c does not receive what is written: it is starting"),
+        (view(A, B, member("c", "standby", lag_bytes=2 << 20)), "c lacks 2097152 bytes"),
+        (view(A, B, member("c", "standby", timeline=2)), "c is on timeline 2, the primary on 1"),
+        (view(A, C), "no synchronous standby: what is written is there only, at a"),
+        (view(A, C, lone_writes=False), "no synchronous standby: writes wait until another one is back"),
+        (view(A, B), "there are two members"),
+        (view(paused=True), "the cluster is paused"),
+        (ClusterView(name="n", primary=None, members=(), etcd_agrees=True, etcd_errors={}), "has ever started"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(seen: ClusterView, words: str) -> None:
+    assert words in texts(seen)
+    assert all(problem.hint for problem in health.problems(seen))
+
+
+def test_a_switch_goes_to_the_synchronous_standby() -> None:
+    assert moves.plan_switch(view(), None) == moves.PrimaryMove("a", B, 0)
+
+
+@pytest.mark.parametrize(
+    ("seen", "to", "words"),
+    [
+        (view(), "c", "may lack writes: switch to one that is (b)"),
+        (view(), "a", "is the primary already"),
+        (view(), "x", "there are a, b, c"),
+        (view(A, C), None, "no synchronous standby could take over"),
+        (view(primary=None), None, "no primary that could hand over"),
+        (view(etcd_agrees=False), None, "etcd has no majority"),
+    ],
+)
+def test_a_switch_that_could_lose_writes_is_refused(seen: ClusterView, to: str | None, words: str) -> None:
+    with pytest.raises(ClusterFailed, match=re.escape(words)):
+        moves.plan_switch(seen, to)
+
+
+DEAD = member("a", "primary", "unreachable")
+
+
+def test_a_failover_to_the_synchronous_standby_loses_nothing() -> None:
+    move = moves.plan_failover(view(DEAD, B, C), None)
+    moves.check_loss(move, None)
+    assert (move.target, move.loses) == (B, False)
+
+
+@pytest.mark.parametrize(
+    ("lag", "accepted", "words"),
+    [
+        (64 * KIB, None, "at least 65536 bytes .* --accept-loss 65536"),
+        (64 * KIB, 65535, "--accept-loss 65536"),
+        (None, 1 << 40, "not known what c lacks: .* --accept-loss unknown"),
+    ],
+)
+def test_a_failover_that_loses_more_than_was_accepted_is_refused(
+    lag: int | None, accepted: int | None, words: str
+) -> None:
+    move = moves.plan_failover(view(DEAD, B, member("c", "standby", lag_bytes=lag)), "c")
+    with pytest.raises(ClusterFailed, match=words):
+        moves.check_loss(move, accepted)
+    moves.check_loss(move, moves.UNKNOWN)
+    if lag is not None:
+        moves.check_loss(move, lag)
+
+
+def test_a_member_without_a_known_lag_never_counts_as_whole() -> None:
+    """An asynchronous member whose lag is said to be 0 may lack what the primary acknowledged since."""
+    move = moves.plan_failover(view(DEAD, B, member("c", "standby", lag_bytes=0)), "c")
+    with pytest.raises(ClusterFailed, match="--accept-loss"):
+        moves.check_loss(move, None)
+
+
+def test_a_failover_from_a_primary_that_works_is_refused() -> None:
+    with pytest.raises(ClusterFailed, match="the primary, a, works: use novacron database cluster switch --to b"):
+        moves.plan_failover(view(), None)
+
+
+CLUSTER = Cluster.new("novacron", EtcdAccess(endpoints=("http://x:2379",)), tls=False, lone_writes=True)
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_patronis_configuration_never_trusts_anybody(tls: bool, tmp_path: Any) -> None:
+    cluster = Cluster.new("novacron", EtcdAccess(endpoints=("https://x:2379",), ca="/ca"), tls=tls, lone_writes=False)
+    files = MemberFiles(tmp_path)
+    paths = patroni_config.Paths(files.directory, files.data, tmp_path, tmp_path, tmp_path)
+    found = patroni_config.document(cluster, ClusterMember(name="a", host="192.0.2.1"), paths)
+    access = found["postgresql"]["pg_hba"]
+    assert not any(word in line for line in access for word in ("trust", " md5", " password"))
+    assert all(line.startswith(("local ", "hostssl " if tls else "host ")) for line in access)
+    assert found["bootstrap"]["dcs"]["synchronous_mode_strict"] is True
+    assert found["etcd3"] == {"hosts": ["x:2379"], "protocol": "https", "cacert": "/ca"}
+    assert yaml.safe_load(yaml.safe_dump(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "words"),
+    [
+        ([], "--etcd: name 1 to 9"),
+        (["ftp://x:1"], "write it like https"),
+        (["x"], "write it like https"),
+        (["http://x:1", "https://y:1"], "use http for all"),
+    ],
+)
+def test_an_address_of_etcd_that_is_none_is_refused_in_words(endpoints: list[str], words: str) -> None:
+    with pytest.raises(ClusterFailed, match=words):
+        settings.check_etcd(endpoints, None, None, None)
+
+
+def test_a_certificate_of_etcd_comes_with_its_key() -> None:
+    with pytest.raises(ClusterFailed, match="give both, or none"):
+        settings.check_etcd(["https://x:1"], None, "/c", None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "a b", ""])
+def test_an_address_that_others_cant_use_is_refused(host: str) -> None:
+    with pytest.raises(ClusterFailed, match="--host"):
+        settings.check_host(host, "--host")
+
+
+def test_a_member_at_an_ipv6_address_is_bracketed() -> None:
+    found = ClusterMember(name="a", host=settings.check_host("[2001:db8::1]", "--host"))
+    assert (found.address, found.api_address) == ("[2001:db8::1]:5432", "[2001:db8::1]:8008")
+
+
+@pytest.mark.parametrize(("version", "old"), [("3.4.23", False), ("3.3.9", True), ("4.0", False), ("x", True)])
+def test_old_versions_of_etcd_are_known(version: str, old: bool) -> None:
+    assert is_old(version) is old
+
+
+def test_a_url_with_several_servers_is_one_url_for_each() -> None:
+    url = "postgresql://u:p%40@h1:1,[::1]:2,h3:3/db?target_session_attrs=read-write&sslmode=disable"
+    assert each_server(url) == [
+        f"postgresql://u:p%40@{host}/db?sslmode=disable" for host in ("h1:1", "[::1]:2", "h3:3")
+    ]
+    assert each_server("postgresql://u@h/db?target_session_attrs=any") == [
+        "postgresql://u@h/db?target_session_attrs=any"
+    ]
+
+
+def test_a_url_that_asks_for_a_standby_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="target_session_attrs=standby"):
+        each_server("postgresql://h1:1,h2:2/db?target_session_attrs=standby")
+
+
+def test_postgresqls_own_programs_follow_the_primary_too() -> None:
+    several = DatabaseConnection.of("postgresql://u:secret@h1:1,h2:2/db")
+    assert "target_session_attrs=read-write" in several.url and "secret" not in several.url
+    assert "target_session_attrs" not in DatabaseConnection.of("postgresql://u@h1:1/db").url
+
+
+def test_a_fenced_member_is_the_primary_and_does_not_answer() -> None:
+    moves.check_off(view(DEAD, B, C), "a")
+    for seen, fenced, words in (
+        (view(DEAD, B, C), "b", "the primary is a, not this one"),
+        (view(member("a", "primary", "stopped"), B, C), "a", "it answers, so it is not off"),
+    ):
+        with pytest.raises(ClusterFailed, match=words):
+            moves.check_off(seen, fenced)
