@@ -33,7 +33,7 @@ def repository_lost(run: Recorder) -> None:
     run.detected()
     with run.step("the policy backs up into another repository"):
         second = site.client.create_backup_repository("drill-second")["id"]
-        site.client.configure("backup-policies", policy, {"repository": second})
+        site.client.configure_backup_policy(policy, repository=second)
         site.client.act("backup-policies", policy, "run")
         again = _ended(site, vm, second)
         assert again["phase"] == "kept", again["error"]

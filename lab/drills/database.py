@@ -46,8 +46,8 @@ def restored(run: Recorder) -> None:
     """The files of the database are gone; the newest backup and the WAL after it take their place."""
     with run.step("an installation runs, and its database is archived"):
         site = run.enter_context(installed(run.directory))
-    with run.step("changes are accepted and archived"):
-        last = site.write_until_archived()
+    with run.step("changes are accepted, and the first ones are archived"):
+        last = site.write_for_a_while()
     with run.fault("server and PostgreSQL are killed, the database's files are removed"):
         lost_at = datetime.now(UTC)
         site.lose_database()
@@ -70,6 +70,7 @@ def to_a_point_in_time(run: Recorder) -> None:
     with run.step("an installation runs, and its database is archived"):
         site = run.enter_context(installed(run.directory))
     with run.step("what is needed later is accepted"):
+        site.wait_archived(datetime.now(UTC))
         site.write("drill-needed")
         wait_s(APART_S)
     before = datetime.now(UTC).replace(microsecond=0)
@@ -81,7 +82,7 @@ def to_a_point_in_time(run: Recorder) -> None:
         assert "drill-needed" not in site.written_at()
     run.detected()
     with run.step("the mistake is archived"):
-        until(lambda: site.archived_until() > mistake_at or None, "the mistake is archived", 90)
+        site.wait_archived(mistake_at)
     _back_to(run, site, before)
     run.recovered()
     assert "drill-needed" in site.written_at(), "it did not come back"

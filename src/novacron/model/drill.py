@@ -103,6 +103,8 @@ class DrillRun(msgspec.Struct, frozen=True):
     steps: tuple[DrillStep, ...]
     error: str
     revision: int
+    created_at: datetime
+    """When it was recorded."""
 
 
 class DrillState(msgspec.Struct, frozen=True):

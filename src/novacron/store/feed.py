@@ -72,6 +72,7 @@ TABLES = {
     "backup": ("backups", "id"),
     "migration": ("migrations", "id"),
     "drain": ("drains", "id"),
+    "drill": ("drills", "id"),
     "link": ("links", "id"),
     "network": ("networks", "name"),
     "security-group": ("security_groups", "name"),

@@ -31,6 +31,7 @@ INDEXED: dict[str, tuple[str, ...]] = {
     "backup": ("project", "vm", "vm_name", "repository", "repository_name", "policy"),
     "import": ("project", "phase"),
     "drain": ("node",),
+    "drill": ("drill",),
     "network": ("project",),
     "security-group": ("project",),
     "flavor": ("project",),
@@ -66,6 +67,8 @@ def place_of(kind: str, body: Object) -> str:
             return f"{body['id']:020d}"
         case "migration" | "import" | "export" | "backup" | "drain" | "snapshot":
             return f"{body['created_at']} {body['id']}"
+        case "drill":
+            return f"{body['ended_at']} {body['id']}"
         case "unreconciled-vm":
             return f"{body['vm_name']} {body['id']}"
         case "floating-address":
