@@ -1,1 +1,1 @@
-"""Drills of the lab: a fault on real parts, what recovers from it, and how long that took. ``script/drill`` runs them."""
+"""Drills of the lab: a fault on real parts, what recovers, and how long that took (``script/drill``)."""

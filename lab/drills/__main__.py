@@ -9,23 +9,23 @@ from pathlib import Path
 
 import msgspec
 
-from lab.drills import catalogue, recorder, results
+from lab.drills import catalogue, practice, recorder, results
 from lab.drills.model import LabDrill, LabDrillRun
 from lab.platform import clean_up_when_ended
 from novacron.model.drill import DrillVerdict
 from novacron.terminal import say
 
-SAFE = ("certificates", "runbooks")
-"""Drills of ``novacron drill`` that need no platform to be told of."""
-
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="script/drill", description="Run drills on a lab of its own.")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("name", nargs="?", metavar="NAME", help="drill to run; see --list")
+    what.add_argument("name", nargs="?", metavar="NAME", help="drill to run, or practice; see --list")
     what.add_argument("--all", action="store_true", help="run all drills, one after another")
     what.add_argument("--list", action="store_true", help="list drills, with what they promise")
+    what.add_argument("--safe", action="store_true", help="run those that neither mount nor start guests")
     what.add_argument("--page", action="store_true", help=f"write {results.PAGE.name} anew, and run nothing")
+    parser.add_argument("exercise", nargs="?", help=f"with practice: what to mend ({', '.join(practice.NAMES)})")
+    parser.add_argument("--minutes", type=float, default=30.0, help="with practice: how long to wait")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the run there, as JSON; only for one drill")
     parser.add_argument("--record", action="store_true", help="keep the run in the repository, and write its page anew")
     return parser
@@ -35,18 +35,37 @@ def main(words: list[str] | None = None) -> int:
     parser = arguments()
     asked = parser.parse_args(words)
     if asked.list:
-        say(results.calendar())
+        say(results.calendar() + "\n\n## Practice\n")
+        for exercise in practice.ALL:
+            say(f"* `practice {exercise.name}`: {exercise.what}")
         return 0
     if asked.page:
         results.write_page()
         return 0
-    chosen = catalogue.ALL if asked.all else tuple(filter(None, [catalogue.named(asked.name)]))
+    clean_up_when_ended()
+    if asked.name == "practice":
+        return _practise(parser, asked.exercise, asked.minutes * 60)
+    if asked.json and not asked.name:
+        parser.error("--json takes the run of one drill: name one, or use --record")
+    chosen = _chosen(asked)
     if not chosen:
         parser.error(f"there is no drill {asked.name!r}; there are: {', '.join(catalogue.NAMES)}")
-    if asked.json and asked.all:
-        parser.error("--json takes the run of one drill: leave --all out, or use --record")
-    clean_up_when_ended()
     return _run(chosen, asked.json, asked.record)
+
+
+def _chosen(asked: argparse.Namespace) -> tuple[LabDrill, ...]:
+    if asked.all or asked.safe:
+        return tuple(drill for drill in catalogue.ALL if asked.all or not (drill.needs_root or drill.needs_guest))
+    return tuple(drill for drill in catalogue.ALL if drill.name == asked.name)
+
+
+def _practise(parser: argparse.ArgumentParser, name: str | None, limit_s: float) -> int:
+    exercise = practice.named(name or "")
+    if exercise is None:
+        parser.error(f"name an exercise: {', '.join(practice.NAMES)}")
+    if exercise.needs_root and not practice.is_root():
+        parser.error(f"{exercise.name} mounts a disk, which takes root: run it with sudo")
+    return 0 if practice.run(exercise, limit_s) is not None else 1
 
 
 def _run(drills: tuple[LabDrill, ...], file: Path | None, keep: bool) -> int:

@@ -49,6 +49,7 @@ ALL = (
         DrillFigures(detect_s=30, recover_s=60),
         nodes.lost,
         300,
+        needs_guest=True,
     ),
     LabDrill(
         "repository-lost",
@@ -57,6 +58,7 @@ ALL = (
         DrillFigures(detect_s=120, recover_s=120),
         backups.repository_lost,
         420,
+        needs_guest=True,
     ),
     LabDrill(
         "certificate-expired",
@@ -74,12 +76,8 @@ ALL = (
         nodes.full,
         420,
         "incidents/node-unhealthy",
+        needs_guest=True,
         needs_root=True,
     ),
 )
 NAMES = tuple(drill.name for drill in ALL)
-
-
-def named(name: str) -> LabDrill | None:
-    """Return a drill by its name."""
-    return next((drill for drill in ALL if drill.name == name), None)

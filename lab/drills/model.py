@@ -27,6 +27,8 @@ class LabDrill(NamedTuple):
     limit_s: float = 300.0
     runbook: str = ""
     """The page that recovers; empty: the platform recovers by itself."""
+    needs_guest: bool = False
+    """It starts a VM."""
     needs_root: bool = False
     """It mounts a disk of its own."""
 

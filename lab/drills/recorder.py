@@ -95,7 +95,8 @@ class Recorder(contextlib.ExitStack):
 
 def machine() -> str:
     """Return what a run was made on."""
-    return f"{os.uname().machine}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.0f}"
+    guests = "KVM" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "emulated guests"
+    return f"{os.uname().machine}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.0f}, {guests}"
 
 
 def run(drill: LabDrill) -> LabDrillRun:
@@ -139,4 +140,3 @@ def _limited(limit_s: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-

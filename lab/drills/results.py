@@ -18,8 +18,9 @@ PAGE = ROOT / "docs/disaster-recovery/results.md"
 HEAD = """# Results of drills
 
 What `script/drill --record` measured last on the parts of the lab; [how to run drills](../how-to/drills.md) says how.
-*Noticed* counts from the fault, *well again* from then on, *lost* is how far back accepted changes are gone. A bound that
-did not hold says so. The machine is a shared one without KVM: guests are emulated.
+*Noticed* counts from the fault until the platform itself knows of it, or a look at the server as a load balancer does
+fails; the alert comes later, as its rule says. *Well again* counts from then on. *Lost* is how far back accepted changes
+are gone. A bound that did not hold says so.
 
 Made by `script/drill` of `results/*.json`: don't edit it.
 
@@ -91,7 +92,9 @@ def _runbook(drill: LabDrill) -> str:
 def _row(drill: LabDrill, run: LabDrillRun | None) -> str:
     if run is None:
         return f"| `{drill.name}` | not run yet | - | - | - | - | - | - |"
-    cells = [_figure(getattr(run.measured, field), getattr(run.promised, field)) for field in DrillFigures.__struct_fields__]
+    cells = [
+        _figure(getattr(run.measured, field), getattr(run.promised, field)) for field in DrillFigures.__struct_fields__
+    ]
     return (
         f"| `{drill.name}` | {run.started_at:%Y-%m-%d} | {run.verdict} | {' | '.join(cells)} | {run.version} |"
         f" {run.machine} |"

@@ -237,7 +237,8 @@ def _of_server(client: Client) -> dict[str, float]:
         shown = connection.getpeercert() or {}
     ends = {"the server's certificate": str(shown.get("notAfter", ""))}
     if client.config.ca:
-        ends |= {"the authority": str(each.get("notAfter", "")) for each in context.get_ca_certs()}
+        authorities = enumerate(context.get_ca_certs(), 1)
+        ends |= {f"authority {number}": str(each.get("notAfter", "")) for number, each in authorities}
     return {what: float(ssl.cert_time_to_seconds(text)) for what, text in ends.items() if text}
 
 

@@ -64,7 +64,9 @@ def rehearse(place: BackupPlace, scratch: Path | None = None) -> Rehearsal:
             recover_s = time.monotonic() - began
             _check_files(postgres)
         except (PostgresFailed, asyncpg.PostgresError, TimeoutError) as error:
-            raise BackupFailed(f"backup {recovery.source.backup.id[:8]} was recovered, and is of no use: {error}") from error
+            raise BackupFailed(
+                f"backup {recovery.source.backup.id[:8]} was recovered, and is of no use: {error}"
+            ) from error
         finally:
             postgres.stop()
     _check(version, tables)
@@ -103,11 +105,10 @@ async def _look(url: str) -> tuple[str, dict[str, int]]:
     try:
         version = await connection.fetchval("SELECT version_num FROM alembic_version")
         rows = await connection.fetch(
-            "SELECT relname, (xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM %I', relname),"
-            " false, true, '')))[1]::text::bigint AS n"
-            " FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY relname"
+            "SELECT relname, format('SELECT count(*) FROM %I', relname) AS counts FROM pg_class"
+            " WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY relname"
         )
-        tables = {row["relname"]: int(row["n"]) for row in rows}
+        tables = {row["relname"]: int(await connection.fetchval(row["counts"])) for row in rows}
         return str(version), tables
     finally:
         await connection.close()

@@ -10,6 +10,7 @@ from novacron.runbooks.page_files import directory, names
 
 __all__ = ["directory", "everything", "for_alert", "names", "read"]
 
+
 def read(name: str, where: Path | None = None) -> Runbook:
     """Return a runbook, by its name, with or without its group. Raises RunbookError."""
     top = where or directory()
