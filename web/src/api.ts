@@ -19,6 +19,7 @@ export type BackupPhase = Schemas["BackupPhase"];
 export type BackupPolicy = Schemas["BackupPolicy"];
 export type BackupRepository = Schemas["BackupRepository"];
 export type Drain = Schemas["Drain"];
+export type DrillRun = Schemas["DrillRun"];
 export type Export = Schemas["Export"];
 export type Flavor = Schemas["Flavor"];
 export type FloatingAddress = Schemas["FloatingAddress"];

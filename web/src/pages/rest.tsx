@@ -6,6 +6,7 @@ import { Tokens, Users } from "./access";
 import { Account } from "./account";
 import { Audit } from "./audit";
 import { Backups } from "./backups";
+import { Drills } from "./drills";
 import { Forecasts } from "./forecasts";
 import { Projects } from "./projects";
 import { Settings } from "./settings";
@@ -18,6 +19,8 @@ export default function Rest({ page, me }: { page: string; me: Me }): ReactEleme
       return <Backups me={me} />;
     case "forecasts":
       return <Forecasts />;
+    case "drills":
+      return <Drills />;
     case "sites":
       return <Sites me={me} />;
     case "projects":
