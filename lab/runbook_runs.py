@@ -49,7 +49,7 @@ def lab_server(actions: Actions) -> programs.Execute:
     host = lab_host(actions)
 
     def execute(words: tuple[str, ...], limit_s: float, show: Callable[[str], None]) -> CommandResult:
-        run = programs.execute_here if words[0] == "novacron" else host
+        run = programs.execute_here if words[0] == "novacron" and shown(words) not in actions else host
         return run(words, limit_s, show)
 
     return execute

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab.drills import backups, certificates, database, nodes, servers
+from lab.drills import backups, certificates, database, machines, nodes, servers
 from lab.drills.model import LabDrill
 from novacron.model.drill import DrillEvery, DrillFigures
 
@@ -41,6 +41,24 @@ ALL = (
         DrillFigures(detect_s=10, recover_s=30, loss_s=0),
         servers.failover,
         180,
+    ),
+    LabDrill(
+        "server-lost",
+        "the server's machine is gone, the database is not; a server on another machine takes over",
+        DrillEvery.QUARTERLY,
+        DrillFigures(detect_s=10, recover_s=120, loss_s=0),
+        machines.server_lost,
+        300,
+        "disaster-recovery/service-failure",
+    ),
+    LabDrill(
+        "server-and-database-lost",
+        "the server's machine is gone with the database; keys, password and repository are left",
+        DrillEvery.YEARLY,
+        DrillFigures(detect_s=10, recover_s=300, loss_s=60),
+        machines.server_and_database_lost,
+        600,
+        "disaster-recovery/complete-recovery",
     ),
     LabDrill(
         "node-lost",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import getpass
 import os
 import signal
@@ -17,10 +19,14 @@ from lab.drills.model import LabDrill, LabDrillRun
 from lab.platform import open_directory
 from novacron import __version__
 from novacron.model.drill import TEXT_MAX, DrillFigures, DrillStep, DrillVerdict, misses
+from novacron.model.node import AcceleratorKind
+from novacron.qemu import probe
 from novacron.runbooks import library, runner
 from novacron.runbooks.programs import Execute
 from novacron.runbooks.runner import StepOutcome
 from novacron.terminal import say
+
+QEMU = "qemu-system-x86_64"
 
 
 class DrillTimedOut(Exception):
@@ -95,8 +101,17 @@ class Recorder(contextlib.ExitStack):
 
 def machine() -> str:
     """Return what a run was made on."""
-    guests = "KVM" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "emulated guests"
-    return f"{os.uname().machine}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.0f}, {guests}"
+    return f"{os.uname().machine}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.0f}, {_guests()}"
+
+
+@functools.cache
+def _guests() -> str:
+    """Return how guests run here."""
+    try:
+        kind = asyncio.run(probe.probe(QEMU)).kind
+    except (RuntimeError, OSError):
+        return "no QEMU"
+    return "KVM" if kind is AcceleratorKind.KVM else "emulated guests"
 
 
 def run(drill: LabDrill) -> LabDrillRun:

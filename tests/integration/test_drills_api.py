@@ -18,7 +18,7 @@ from lab.drills.installation import Installation, installed
 from lab.platform import open_directory
 from lab.replicas import Served, serving
 from novacron.cli import drill_runs
-from novacron.client import ApiError, NotFoundError
+from novacron.client import ApiError, NotFoundError, choices
 from novacron.model.drill import OVERDUE_DAYS, DrillName
 from novacron.runbooks import library, runner
 from novacron.runbooks.runner import StepOutcome
@@ -125,7 +125,7 @@ def test_only_the_last_runs_are_kept_and_a_run_that_is_gone_is_not_found(served:
 def test_the_drill_of_runbooks_finds_a_command_that_is_not_there(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passed = drill_runs.run(drill_runs.DrillName.RUNBOOKS, served.client, drill_runs.DrillHow())
+    passed = drill_runs.run(choices.DrillName.RUNBOOKS, served.client, drill_runs.DrillHow())
     assert passed["verdict"] == "passed", passed["error"]
     page = runbook_runs.PAGES / "incidents/node-down.md"
     (tmp_path / "incidents").mkdir()
@@ -133,12 +133,12 @@ def test_the_drill_of_runbooks_finds_a_command_that_is_not_there(
         page.read_text().replace("novacron node list", "novacron node lost")
     )
     monkeypatch.setattr("novacron.runbooks.page_files.INSTALLED", tmp_path)
-    failed = drill_runs.run(drill_runs.DrillName.RUNBOOKS, served.client, drill_runs.DrillHow())
+    failed = drill_runs.run(choices.DrillName.RUNBOOKS, served.client, drill_runs.DrillHow())
     assert failed["verdict"] == "failed" and "incidents/node-down: novacron node lost" in failed["error"]
 
 
 def test_certificates_that_end_sooner_than_wanted_fail_their_drill(served: Served) -> None:
-    failed = drill_runs.run(drill_runs.DrillName.CERTIFICATES, served.client, drill_runs.DrillHow(min_days=365 * 3))
+    failed = drill_runs.run(choices.DrillName.CERTIFICATES, served.client, drill_runs.DrillHow(min_days=365 * 3))
     assert failed["verdict"] == "failed" and "the server's certificate ends in" in failed["error"]
 
 
