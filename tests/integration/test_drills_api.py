@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,13 +16,17 @@ import pytest
 
 from lab import runbook_runs
 from lab.drills.installation import Installation, installed
-from lab.platform import open_directory
+from lab.platform import open_directory, until
 from lab.replicas import Served, serving
 from novacron.cli import drill_runs
 from novacron.client import ApiError, NotFoundError, choices
+from novacron.local import database_rehearsal
+from novacron.local.database_backup import BackupPlace
+from novacron.local.postgres import Postgres
 from novacron.model.drill import OVERDUE_DAYS, DrillName
 from novacron.runbooks import library, runner
 from novacron.runbooks.runner import StepOutcome
+from novacron.state_lock import FolderLock
 
 Object = dict[str, Any]
 
@@ -161,10 +166,9 @@ def restore(*more: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_newest_backup_of_the_database_is_restored_looked_at_and_thrown_away(
-    archived: Installation, tmp_path: Path
+    archived: Installation,
 ) -> None:
-    data, repository = archived.postgres.data.stat().st_ino, sorted(archived.repository.rglob("data/*/*"))
-    tmp_path.chmod(0o755)
+    data = archived.postgres.data.stat().st_ino
     with open_directory("nvds-") as scratch:
         done = restore("--repository", str(archived.repository), "--scratch", str(scratch))
         assert done.returncode == 0, done.stderr
@@ -173,7 +177,8 @@ def test_the_newest_backup_of_the_database_is_restored_looked_at_and_thrown_away
     assert run["verdict"] == "passed" and run["measured"]["recover_s"] > 0 and run["measured"]["loss_s"] <= 60
     assert "marks of 1 servers" in run["steps"][0]["said"]
     assert archived.answers() and archived.postgres.data.stat().st_ino == data, "the database is untouched"
-    assert set(repository) <= set(archived.repository.rglob("data/*/*")), "so is the repository"
+    backup = run["steps"][0]["said"].split()[1].rstrip(",")
+    assert backup in archived.database("list"), "so is the repository"
 
 
 def test_a_restore_that_can_not_be_rehearsed_fails_with_why(archived: Installation, tmp_path: Path) -> None:
@@ -184,3 +189,22 @@ def test_a_restore_that_can_not_be_rehearsed_fails_with_why(archived: Installati
     assert json.loads(other.stdout)["verdict"] == "failed"
     away = restore("--repository", str(archived.repository), "--scratch", str(tmp_path / "none"))
     assert away.returncode == 1 and "--scratch" in away.stderr
+
+
+def test_a_rehearsal_that_was_killed_leaves_nothing_once_there_is_another(archived: Installation) -> None:
+    place = BackupPlace(archived.repository, archived.state / "backup.password")
+    with open_directory("nvds-") as scratch:
+        left = Path(tempfile.mkdtemp(prefix=database_rehearsal.PREFIX, dir=scratch))
+        left.chmod(0o755)
+        FolderLock(left, database_rehearsal.LOCK).release()
+        server = Postgres(left / "postgres")
+        server.start()
+        assert server.process is not None
+        server._release()  # as its process would by being killed
+        used = Path(tempfile.mkdtemp(prefix=database_rehearsal.PREFIX, dir=scratch))
+        lock = FolderLock(used, database_rehearsal.LOCK)
+        found = database_rehearsal.rehearse(place, scratch)
+        assert found.tables["users"] > 0
+        assert list(scratch.iterdir()) == [used], "one that is under way is left alone"
+        until(lambda: server.process is not None and server.process.poll() is not None, "its PostgreSQL has ended")
+        lock.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -20,8 +21,10 @@ from novacron.local import database_recovery
 from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.database_recovery import Recovery
 from novacron.local.postgres import Postgres, PostgresFailed, programs
+from novacron.state_lock import FolderInUse, FolderLock
 from novacron.store.database import SCHEMA_VERSION
 
+PREFIX, LOCK = "nvr-", "rehearsal.lock"
 ROOM_FACTOR = 3
 """So many times the size of the backup has to be free: its files, the WAL after it, and what PostgreSQL adds."""
 ROOM_BYTES_MIN = 1 << 30
@@ -89,7 +92,9 @@ def _scratch_folder(recovery: Recovery, scratch: Path | None) -> Iterator[Path]:
                 f"{parent} has {free >> 20} MiB free, and a rehearsal takes up to {needed >> 20} MiB: name another"
                 " directory with --scratch"
             )
-        folder = Path(tempfile.mkdtemp(prefix="nvr-", dir=parent))
+        _remove_leftovers(parent)
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        lock = FolderLock(folder, LOCK)
     except OSError as error:
         raise BackupFailed(f"{parent}: {error.strerror or error}: name another directory with --scratch") from error
     try:
@@ -97,6 +102,21 @@ def _scratch_folder(recovery: Recovery, scratch: Path | None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove what rehearsals have left that were killed, with the PostgreSQL that may still run in it."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid() or not (folder / LOCK).exists():
+            continue
+        with contextlib.suppress(FolderInUse, PostgresFailed, OSError):
+            lock = FolderLock(folder, LOCK)
+            try:
+                with Postgres(folder / "postgres").held():
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                lock.release()
 
 
 async def _look(url: str) -> tuple[str, dict[str, int]]:
