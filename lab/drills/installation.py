@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import ssl
@@ -18,10 +17,13 @@ import urllib3
 
 from lab.platform import Service, free_ports, until
 from lab.runbook_runs import Actions
-from novacron.client import ApiError, Client, Unreachable, load_config
+from novacron.client import Client, load_config
+from novacron.local import database_recovery
+from novacron.local.database_backup import PASSWORD_FILE, BackupFailed, BackupPlace
 from novacron.local.postgres import Postgres
 
 ARCHIVED_S_MAX = 90.0
+LOOK_S = 0.5
 WRITTEN_S = 30.0
 """Longer than the archive takes from one piece to the next, so that some of what is written is not in it yet."""
 
@@ -84,11 +86,11 @@ class Installation:
 
     def archived_until(self) -> datetime:
         """Return until when the database can be restored now."""
+        place = BackupPlace(self.repository, self.state / PASSWORD_FILE)
         try:
-            listed = json.loads(self.database("list", "--output", "json"))
-        except AssertionError:  # its repository begins with the first base backup
-            return datetime.min.replace(tzinfo=UTC)
-        times = [datetime.fromisoformat(each["restorable_until"]).replace(tzinfo=UTC) for each in listed]
+            times = [source.until for source in database_recovery.restorable(place)]
+        except BackupFailed:  # its repository begins with the first base backup
+            times = []
         return max(times, default=datetime.min.replace(tzinfo=UTC))
 
     def write(self, name: str) -> None:
@@ -106,7 +108,11 @@ class Installation:
 
     def wait_archived(self, at: datetime) -> None:
         """Wait until the database can be restored as it was at a time."""
-        until(lambda: self.archived_until() > at + timedelta(seconds=1), "it is archived", ARCHIVED_S_MAX)
+        until(lambda: self._is_archived(at), "it is archived", ARCHIVED_S_MAX)
+
+    def _is_archived(self, at: datetime) -> bool:
+        time.sleep(LOOK_S)
+        return self.archived_until() > at + timedelta(seconds=1)
 
     def write_for_a_while(self, every_s: float = 1.0) -> datetime:
         """Write again and again, after a first write that is archived; return when the last one was accepted."""
@@ -157,12 +163,3 @@ def installed(directory: Path) -> Iterator[Installation]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def answers(client: Client) -> bool:
-    """Say whether a request is answered."""
-    try:
-        next(iter(client.list("projects", limit=1)), None)
-    except (ApiError, Unreachable):
-        return False
-    return True

@@ -155,7 +155,7 @@ CASES = {
     ),
     "DrillFailed": one('novacron_drill_failed{drill="certificates"}', "1x300", "0x300"),
     "DrillOverdue": one(
-        'novacron_drill_age_seconds{drill="certificates"}', f"{35 * 86_400 + 1}x300", f"{35 * 86_400}x300", "70m"
+        'novacron_drill_age_seconds{drill="certificates"}', f"{35 * 86_400 + 1}x600", f"{35 * 86_400}x600", "70m"
     ),
     "VMsUnreconciled": one("novacron_vms_unreconciled", "1x300", "0x300"),
     "DatabaseOlderThanNodes": one("novacron_nodes_unheard", "1x300", "0x300"),

@@ -191,6 +191,7 @@ def test_a_restore_that_can_not_be_rehearsed_fails_with_why(archived: Installati
     assert away.returncode == 1 and "--scratch" in away.stderr
 
 
+@pytest.mark.slow
 def test_a_rehearsal_that_was_killed_leaves_nothing_once_there_is_another(archived: Installation) -> None:
     place = BackupPlace(archived.repository, archived.state / "backup.password")
     with open_directory("nvds-") as scratch:
