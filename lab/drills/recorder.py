@@ -74,7 +74,7 @@ class Recorder(contextlib.ExitStack):
         self._since = time.monotonic()
 
     def recovered(self) -> None:
-        """All is well again."""
+        """All is well again, counted from when it was noticed; from the fault if nothing noticed it."""
         self.recover_s = time.monotonic() - self._since
 
     def run_runbook(self, machine: Execute, values: dict[str, str] | None = None, begin: str = "") -> None:

@@ -18,9 +18,9 @@ PAGE = ROOT / "docs/disaster-recovery/results.md"
 HEAD = """# Results of drills
 
 What `script/drill --record` measured last on the parts of the lab; [how to run drills](../how-to/drills.md) says how.
-*Noticed* counts from the fault until the platform itself knows of it, or a look at the server as a load balancer does
-fails; the alert comes later, as its rule says. *Well again* counts from then on. *Lost* is how far back accepted
-changes are gone. A bound that did not hold says so.
+*Noticed* counts from the fault until the platform itself says that something is wrong; `-`: what is gone says nothing,
+so an alert has to, as its rule says. *Well again* counts from then on, or from the fault. *Lost* is how far back
+accepted changes are gone. A bound that did not hold says so.
 
 Made by `script/drill` of `results/*.json`: don't edit it.
 

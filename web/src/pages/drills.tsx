@@ -37,7 +37,7 @@ export function Drills(): ReactElement {
 }
 
 function Runs(): ReactElement {
-  const sort = "-ended_at";
+  const sort = "-created_at";
   const list = useList("drill", { sort }, (query) => answered(client.GET("/api/v1/drills", { params: { query: { sort, ...query } } })));
   const shown: readonly Column<DrillRun>[] = [
     { title: m("Drill"), width: "minmax(9rem, 1fr)", cell: (run) => run.drill },
