@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lab.drills import catalogue, practice
+from lab.drills import catalogue, practice, recorder
 from lab.drills.model import LabDrillRun
+from lab.runbook_runs import lab_host
 from novacron.model.drill import DrillVerdict, misses
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,16 @@ def test_each_drill_recovers_within_what_it_promises(name: str, tmp_path: Path) 
     if drill.needs_root and os.geteuid() != 0:
         pytest.skip("it mounts a disk, which takes root")
     run_drill(["script/drill"], name, tmp_path / "run.json")
+
+
+@pytest.mark.slow
+def test_a_drill_whose_runbook_mends_nothing_fails_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.drills.database.lab_host", lambda _: lab_host({}))
+    drill = next(drill for drill in catalogue.ALL if drill.name == QUICK)
+    run = recorder.run(drill._replace(limit_s=20))
+    assert run.verdict is DrillVerdict.FAILED and "longer than 20 s" in run.error
+    assert run.measured.detect_s is not None and run.measured.recover_s is None
+    assert not run.steps[-1].passed and run.steps[-1].name == "runbook incidents/database-issues"
 
 
 class Engineer:
