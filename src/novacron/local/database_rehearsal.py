@@ -24,7 +24,9 @@ from novacron.local.postgres import Postgres, PostgresFailed, programs
 from novacron.state_lock import FolderInUse, FolderLock
 from novacron.store.database import SCHEMA_VERSION
 
-PREFIX, LOCK = "nvr-", "rehearsal.lock"
+PREFIX, LOCK = "nv-rehearsal-", "rehearsal.lock"
+SCRATCH_PATH_MAX = 45
+"""Longest directory: the paths of Unix sockets below it must stay under 108 bytes."""
 ROOM_FACTOR = 3
 """So many times the size of the backup has to be free: its files, the WAL after it, and what PostgreSQL adds."""
 ROOM_BYTES_MIN = 1 << 30
@@ -84,6 +86,11 @@ def _scratch_folder(recovery: Recovery, scratch: Path | None) -> Iterator[Path]:
     """Make a folder with room for a backup, which PostgreSQL's user may enter; remove it afterwards. Raises
     BackupFailed."""
     parent = scratch or Path(tempfile.gettempdir())
+    if len(os.fsencode(parent.absolute())) > SCRATCH_PATH_MAX:
+        raise BackupFailed(
+            f"{parent}: its path is longer than {SCRATCH_PATH_MAX} bytes, too long for PostgreSQL's socket: name"
+            " another directory with --scratch"
+        )
     needed = max(ROOM_FACTOR * recovery.source.backup.size_bytes, ROOM_BYTES_MIN)
     try:
         free = shutil.disk_usage(parent).free
