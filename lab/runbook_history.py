@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from novacron import __version__
+from novacron.runbooks.history import BEGIN, BLOCK, END
 from novacron.runbooks.model import Runbook
 
 RECORD = "NOVACRON_RECORD_RUNBOOKS"
-BEGIN, END = "<!-- measured: made by the test -->", "<!-- end of measured -->"
-BLOCK = re.compile(f"{re.escape(BEGIN)}\n(.*?){re.escape(END)}", re.DOTALL)
 DIGEST = re.compile(r"\| `([0-9a-f]{16})` \|")
 HEAD = "| date | version | machine | steps | until it is found | until it is well again |\n|---|---|---|---|---|---|\n"
 

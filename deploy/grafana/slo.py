@@ -99,6 +99,42 @@ def slo() -> Dashboard:
                 most=1,
             )
         )
+        .with_row(row("Drills and runbooks"))
+        .with_panel(
+            list_of(
+                "Since the last run of each drill",
+                "s",
+                {"": "min by (drill) (novacron_drill_age_seconds)"},
+                about="Overdue from 35 days on.",
+            )
+        )
+        .with_panel(
+            list_of(
+                "Since each runbook was executed against its fault",
+                "s",
+                {"": "time() - (max by (runbook) (novacron_runbook_tested_timestamp_seconds) > 0)"},
+                about="Those that were never executed are left out.",
+            )
+        )
+        .with_panel(
+            graph("Drills whose last run failed", "none", {"{{drill}}": "max by (drill) (novacron_drill_failed)"})
+        )
+        .with_panel(
+            graph(
+                "Time to recover, of drills",
+                "s",
+                {"{{drill}}": "max by (drill) (novacron_drill_recover_seconds)"},
+                about="Of the last run (RTO).",
+            )
+        )
+        .with_panel(
+            graph(
+                "Loss, of drills",
+                "s",
+                {"{{drill}}": "max by (drill) (novacron_drill_loss_seconds)"},
+                about="How far back the last run lost changes (RPO).",
+            )
+        )
         .with_panel(
             list_of("Alerts", "none", {"": "sum by (alertname, alertstate, severity) (ALERTS) or vector(0)"}, width=24)
         )

@@ -16,6 +16,7 @@ GROUPS = {
     "backup": ("backups", "app"),
     "second-factor": ("second_factors", "app"),
     "context": ("contexts", "app"),
+    "drill": ("drills", "app"),
     "flavor": ("vm_templates", "flavors"),
     "floating-address": ("networks", "floating"),
     "forecast": ("forecasts", "app"),

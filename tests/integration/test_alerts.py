@@ -154,6 +154,10 @@ CASES = {
         {'novacron_vms_backup{state="unprotected"}': "1x600", "novacron_backup_policies": "0x600"},
         "70m",
     ),
+    "DrillFailed": one('novacron_drill_failed{drill="certificates"}', "1x300", "0x300"),
+    "DrillOverdue": one(
+        'novacron_drill_age_seconds{drill="certificates"}', f"{35 * 86_400 + 1}x600", f"{35 * 86_400}x600", "70m"
+    ),
     "VMsUnreconciled": one("novacron_vms_unreconciled", "1x300", "0x300"),
     "DatabaseOlderThanNodes": one("novacron_nodes_unheard", "1x300", "0x300"),
     "VMsCrash": one("novacron_vm_crashes", "0+1x300", "70x300"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_a_backup_that_does_not_show_what_it_should_is_not_proved(
     until(lambda: vms_for_proofs(site, backup), "its VM is there", 60)
     site.client.delete("backups", backup["id"])
     until(lambda: not vms_for_proofs(site, backup), "its VM goes with its backup", 60)
+
+
+@pytest.mark.slow
+def test_a_drill_proves_the_backups_of_vms_and_leaves_none_of_their_vms(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository
+) -> None:
+    vm = wait_for_guest_agent(site, new_vm(image="filesystem", cloud_init={}))
+    backup = back_up(site, vm, new_repository())
+    done = site.cli("drill", "run", "backup-proofs", "--vms", "1", "-o", "json")
+    run = json.loads(done.stdout)
+    assert run["verdict"] == "passed" and run["measured"]["recover_s"] > 0, run
+    assert f"start a VM made of {backup['id']}, of {vm['name']}" in {step["name"] for step in run["steps"]}
+    assert not vms_for_proofs(site, backup), "its VM is gone"
+    assert site.client.get("backups", backup["id"])["proof"]["phase"] == "proved"
 
 
 @pytest.mark.slow

@@ -97,6 +97,8 @@ def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: 
         "novacron_snapshots", "novacron_imports", "novacron_exports", "novacron_backups",
         "novacron_backup_policy_problems", "novacron_replica_age_seconds",
         "novacron_floating_addresses",
+        "novacron_drill_failed", "novacron_drill_detect_seconds", "novacron_drill_recover_seconds",
+        "novacron_drill_loss_seconds",
         "novacron_network_hindered", "novacron_project_quota", "novacron_project_image_bytes",
         "novacron_vm_memory_available_bytes", "novacron_vm_memory_charged_bytes",
         "novacron_vm_cpu_throttled_seconds_total", "novacron_vm_network_receive_bytes_total",

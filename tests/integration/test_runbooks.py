@@ -4,49 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab import runbook_history
+from lab import runbook_history, runbook_runs
 from lab.platform import Platform
+from lab.runbook_runs import PAGES, lab_host
 from novacron.runbooks import library, pages, programs, runner
-from novacron.runbooks.command_lines import shown
-from novacron.runbooks.model import Runbook, RunbookPlace, RunbookStep
-from novacron.runbooks.programs import CommandResult
-from novacron.runbooks.run_log import RunLog
-from novacron.runbooks.runner import AskedFor, OperatorAnswer, StepOutcome, StepResult, World
-
-PAGES = Path(__file__).parents[2] / "docs/runbooks"
-
-
-class OnCall:
-    """An operator who says yes, and keeps what was shown."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def show(self, line: str) -> None:
-        self.said.append(line)
-
-    def may(self, step: RunbookStep, question: str, asked: AskedFor) -> OperatorAnswer:
-        assert asked is not AskedFor.HAND, f"step {step.name} ran nowhere"
-        return OperatorAnswer.YES
-
-
-def lab_host(actions: Mapping[str, Callable[[], object]]) -> programs.Execute:
-    """Return how commands run on a host of the lab, which has no systemd: some do what the lab does instead, and
-    those that only look say nothing."""
-
-    def execute(words: tuple[str, ...], limit_s: float, show: Callable[[str], None]) -> CommandResult:
-        act = actions.get(shown(words))
-        said = None if act is None else act()
-        return CommandResult(0, said if isinstance(said, str) else "")
-
-    return execute
+from novacron.runbooks.model import Runbook, RunbookStep
+from novacron.runbooks.runner import StepOutcome, StepResult
 
 
 def run_page(
@@ -60,12 +29,7 @@ def run_steps(
     site: Platform, steps: Iterable[RunbookStep], values: dict[str, str], log: Path, machine: programs.Execute
 ) -> tuple[StepResult, str]:
     assert site.client, "commands without settings mean this platform"
-    operator = OnCall()
-    with closing(RunLog.begin(log)) as writing:
-        elsewhere = dict.fromkeys([place.value for place in RunbookPlace], machine)
-        world = World(operator, writing, {"": programs.execute_here, **elsewhere})
-        result = runner.run(steps, values, world)
-    return result, "\n".join(operator.said)
+    return runbook_runs.run_steps(steps, values, log, machine)
 
 
 @pytest.mark.slow
@@ -192,19 +156,15 @@ def test_a_runbook_with_a_broken_step_or_a_fault_that_stays_does_not_end_well(si
 def test_a_node_is_drained_mended_and_used_again_by_its_runbook(
     site: Platform, new_vm: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    path = PAGES / "incidents/node-unhealthy.md"
     runbook, vm = library.read("incidents/node-unhealthy", PAGES), new_vm(node="host-b")
     site.wait_state(vm["id"], "running")
-    began = time.monotonic()
     try:
         result, said = run_page(site, runbook, {"node": "host-b"}, tmp_path / "log", lab_host({}))
-        recovered_s = time.monotonic() - began
     finally:
         site.cli("node", "uncordon", "host-b")
     assert result.outcome is StepOutcome.DONE, said
     moved = site.client.get("vms", vm["id"])
     assert moved["node"] == "host-a" and moved["status"]["state"] == "running", said
-    runbook_history.record(path, runbook, None, recovered_s)
 
 
 @pytest.mark.slow

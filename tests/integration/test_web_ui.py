@@ -26,7 +26,7 @@ SOON_MS = 40_000
 PICTURES = os.environ.get("NOVACRON_PICTURES")
 """A folder for the pictures of the pages; without it, none are taken."""
 PAGES = ("", "vms", "vms/create", "migrations", "nodes", "images", "templates", "networks", "security-groups",
-         "volumes", "backups", "events", "forecasts", "sites", "projects", "users", "tokens", "audit",
+         "volumes", "backups", "events", "forecasts", "drills", "sites", "projects", "users", "tokens", "audit",
          "settings", "account")  # fmt: skip
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 TOO_WIDE = """[...document.querySelectorAll("*")].filter(element => {

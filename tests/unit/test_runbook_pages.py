@@ -3,56 +3,34 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
 
 from lab import runbook_history, runbooks_index
-from novacron.__main__ import app
+from novacron.cli import command_check
+from novacron.cli.drill_runs import commands_of
 from novacron.runbooks import library, pages
-from novacron.runbooks.command_lines import filled
-from novacron.runbooks.model import Runbook
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs/runbooks"
-TREE: Any = typer.main.get_command(app)
+TREE = command_check.tree()
 ROLES = {"viewer", "member", "operator", "administrator"}
 MACHINES = (" on the server", " on the node", " on the database's machine", " on the new server", " on the new host")
 
 
 def check_arguments(words: list[str]) -> None:
     """Let the command line's own parser read the arguments of ``novacron``; what it refuses, it raises."""
-    command = TREE
-    context = command.make_context("novacron", list(words))
-    while hasattr(command, "commands") and (rest := [*context._protected_args, *context.args]):
-        name, command, below = command.resolve_command(context, rest)
-        context = command.make_context(name, below, parent=context)
-    assert not hasattr(command, "commands") or command.invoke_without_command, f"{words} names no command"
-
-
-def commands_of(runbook: Runbook, settings: Path) -> Iterator[list[str]]:
-    """Yield the command lines of a page with names for its values, and with a settings file that exists."""
-    values = {name: value.default or "any-name" for name, value in runbook.front.values.items()}
-    values["key"] = "page"
-    for step in runbook.steps:
-        for command in step.commands:
-            words = filled(command.words, values)
-            if words[0] == "novacron":
-                yield [str(settings) if word == "/etc/novacron/server.toml" else word for word in words[1:]]
+    command_check.check(TREE, words)
 
 
 @pytest.mark.parametrize("name", library.names(PAGES))
-def test_every_command_of_a_runbook_is_one_that_the_command_line_accepts(name: str, tmp_path: Path) -> None:
-    settings = tmp_path / "server.toml"
-    settings.write_text("")
-    for words in commands_of(library.read(name, PAGES), settings):
+def test_every_command_of_a_runbook_is_one_that_the_command_line_accepts(name: str) -> None:
+    for words in commands_of(library.read(name, PAGES)):
         check_arguments(words)
 
 
-def test_steps_on_other_pages_are_commands_that_the_command_line_accepts(tmp_path: Path) -> None:
+def test_steps_on_other_pages_are_commands_that_the_command_line_accepts() -> None:
     with_steps = 0
     for page in sorted(ROOT.glob("docs/**/*.md")):
         if PAGES in page.parents or page.name == "runbook-format.md":

@@ -35,7 +35,7 @@ LOADED_WHEN_NEEDED = {"opentelemetry.exporter", "pycdlib", "redis", "webauthn", 
 """Packages that few processes need, and that take long to import."""
 SHARED_CLASS_NAMES = {
     "AntiAffinityScope", "AuditOutcome", "BootDevice", "CapacityResource", "CpuKind", "DiskBus", "Display",
-    "DrainPolicy", "Encryption",
+    "DrainPolicy", "DrillName", "DrillVerdict", "Encryption",
     "Firmware", "ImageFormat", "Ipv6Addresses", "KeyName", "MigrationPolicy", "NicModel", "Os", "Power",
     "RebalanceMode", "Restart",
 }  # fmt: skip

@@ -20,6 +20,7 @@ export type BackupPolicy = Schemas["BackupPolicy"];
 export type BackupRepository = Schemas["BackupRepository"];
 export type Replica = Schemas["Replica"];
 export type Drain = Schemas["Drain"];
+export type DrillRun = Schemas["DrillRun"];
 export type Export = Schemas["Export"];
 export type Flavor = Schemas["Flavor"];
 export type FloatingAddress = Schemas["FloatingAddress"];

@@ -56,6 +56,7 @@ const PAGES = [
   ["/security-groups", m("Security groups")],
   ["/events", m("Events")],
   ["/forecasts", m("Forecasts")],
+  ["/drills", m("Drills")],
   ["/sites", m("Sites and links")],
   ["/projects", m("Projects")],
   ["/users", m("Users and roles")],

@@ -3,7 +3,7 @@
  *
  * Whatever comes later with an older revision is ignored, so answers and changes may arrive in any order.
  */
-import type { Backup, BackupPolicy, BackupRepository, Drain, Event, Export, Flavor, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Project, Replica, SecurityGroup, Snapshot, Template, UnreconciledVm, Vm, Volume } from "./api";
+import type { Backup, BackupPolicy, BackupRepository, Drain, DrillRun, Event, Export, Flavor, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Project, Replica, SecurityGroup, Snapshot, Template, UnreconciledVm, Vm, Volume } from "./api";
 
 export interface Kinds {
   vm: Vm;
@@ -13,6 +13,7 @@ export interface Kinds {
   volume: Volume;
   event: Event;
   drain: Drain;
+  drill: DrillRun;
   export: Export;
   import: Import;
   link: Link;
@@ -46,6 +47,7 @@ const KEYS: Record<Kind, keyof Keyed> = {
   volume: "id",
   event: "id",
   drain: "id",
+  drill: "id",
   export: "id",
   import: "id",
   link: "id",

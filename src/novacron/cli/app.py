@@ -9,6 +9,7 @@ from novacron.cli import (
     backups,
     contexts,
     diagnosis,
+    drills,
     events,
     forecasts,
     guests,
@@ -85,6 +86,7 @@ app.add_typer(forecasts.app, name="forecast")
 app.command("capacity")(forecasts.capacity)
 app.add_typer(migrations.app, name="migration")
 app.add_typer(runbooks.app, name="runbook")
+app.add_typer(drills.app, name="drill")
 app.add_typer(links.app, name="link")
 images.app.command("move-to-project")(project_moves.image)
 app.add_typer(images.app, name="image")

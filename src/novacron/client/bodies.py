@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from novacron.model.cpu import CpuKind
     from novacron.model.devices import BootDevice, DiskBus, NicModel, Os
     from novacron.model.drain import DrainPolicy
+    from novacron.model.drill import DrillName, DrillVerdict
     from novacron.model.image import ImageFormat
     from novacron.model.migration import MigrationPolicy
     from novacron.model.network import Direction, Encryption, Ipv6Addresses, NetworkKind, Protocol
@@ -536,6 +537,23 @@ class DrainNodeBody(TypedDict, total=False):
     time_limit_s: int | None
 
 
+class DrillFiguresBody(TypedDict, total=False):
+    """Times of a drill, measured or promised; null: it has no such time."""
+
+    detect_s: float | None
+    recover_s: float | None
+    loss_s: float | None
+
+
+class DrillStepBody(TypedDict, total=False):
+    """A step of a run."""
+
+    name: Required[str]
+    took_s: Required[float]
+    passed: bool
+    said: str
+
+
 class EraseKeyBody(TypedDict, total=False):
     """``confirm`` is the project's name once more: what its key encrypts is lost for ever."""
 
@@ -792,6 +810,21 @@ class QuotaBody(TypedDict, total=False):
     networks: int | None
     forwards: int | None
     migrations: int | None
+
+
+class RecordDrillBody(TypedDict, total=False):
+    """How a run of a drill went."""
+
+    drill: Required[DrillName | Literal["database-restore", "backup-proofs", "runbooks", "certificates"]]
+    verdict: Required[DrillVerdict | Literal["passed", "failed"]]
+    started_at: Required[str]
+    ended_at: Required[str]
+    version: Required[str]
+    machine: Required[str]
+    measured: DrillFiguresBody
+    promised: DrillFiguresBody
+    steps: Sequence[DrillStepBody]
+    error: str
 
 
 class RecoverVmBody(TypedDict, total=False):

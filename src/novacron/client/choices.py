@@ -106,6 +106,22 @@ class DrainPolicy(StrEnum):
     LEAVE = "leave"
 
 
+class DrillName(StrEnum):
+    """A drill that an installation runs on itself, and that changes nothing that lasts."""
+
+    DATABASE_RESTORE = "database-restore"
+    BACKUP_PROOFS = "backup-proofs"
+    RUNBOOKS = "runbooks"
+    CERTIFICATES = "certificates"
+
+
+class DrillVerdict(StrEnum):
+    """What came of a run."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+
+
 class Encryption(StrEnum):
     """Which traffic of an overlay is encrypted between nodes."""
 

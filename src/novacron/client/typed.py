@@ -12,6 +12,7 @@ from novacron.client.errors import UnexpectedAnswer
 from novacron.model.backup import Backup, BackupRepository
 from novacron.model.backup_policy import BackupPolicy
 from novacron.model.drain import Drain, DrainPolicy
+from novacron.model.drill import DrillRun
 from novacron.model.event import Event, Image, ImageCopy
 from novacron.model.export import Export
 from novacron.model.guest_command import GuestCommand
@@ -36,6 +37,7 @@ __all__ = [
     "BackupRepository",
     "Drain",
     "DrainPolicy",
+    "DrillRun",
     "Event",
     "Export",
     "Flavor",
@@ -77,7 +79,8 @@ T = TypeVar("T")
 KINDS: dict[type, str] = {
     Vm: "vms", Node: "nodes", Migration: "migrations", Snapshot: "snapshots", Volume: "volumes", Network: "networks",
     SecurityGroup: "security-groups", FloatingAddress: "floating-addresses", Forward: "forwards", Link: "links",
-    Drain: "drains", Image: "images", Import: "imports", Export: "exports", Backup: "backups", Replica: "replicas",
+    Drain: "drains", DrillRun: "drills", Image: "images", Import: "imports", Export: "exports", Backup: "backups",
+    Replica: "replicas",
     BackupRepository: "backup-repositories", BackupPolicy: "backup-policies", Event: "events", Project: "projects",
     User: "users", Grant: "grants", Token: "tokens", UnreconciledVm: "unreconciled-vms",
     Flavor: "flavors", Template: "templates",
@@ -96,7 +99,7 @@ def kind_of(type_: type) -> str:
 
 STREAM_KINDS: dict[type, str] = {
     Vm: "vm", Node: "node", Migration: "migration", Event: "event", Link: "link", Import: "import",
-    Snapshot: "snapshot", Volume: "volume", Export: "export", Drain: "drain", Network: "network",
+    Snapshot: "snapshot", Volume: "volume", Export: "export", Drain: "drain", DrillRun: "drill", Network: "network",
     SecurityGroup: "security-group", FloatingAddress: "floating-address", Forward: "forward", Project: "project",
     UnreconciledVm: "unreconciled-vm", Backup: "backup", Replica: "replica", BackupRepository: "backup-repository",
     BackupPolicy: "backup-policy",

@@ -149,6 +149,35 @@ def database_verify(
         say(f"backup {made.id[:8]} of {_when(made)} is whole: {made.files} files{until}")
 
 
+@app.command("rehearse")
+def database_rehearse(
+    repository: Repository,
+    password_file: PasswordFile = None,
+    state_dir: StateDir = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="directory with room for a scratch database; default: that for temporary files")
+    ] = None,
+    output_: output.Output = output.OutputFormat.TABLE,
+) -> None:
+    """Recover the newest backup into a scratch database, look at it, and throw it away; nothing else changes."""
+    with _backups():
+        import msgspec
+
+        from novacron.local import database_recovery as recoveries
+        from novacron.local import database_rehearsal as rehearsals
+
+        found = rehearsals.rehearse(_place(repository, password_file, state_dir), scratch)
+        if not output_.for_people:
+            output.show(msgspec.to_builtins(found), output_)
+            return
+        say(
+            f"backup {found.backup[:8]} can be restored until {recoveries.shown(found.restorable_until)}; that took"
+            f" {found.recover_s:.1f} s, and loses what was committed in the last {found.loss_s:.1f} s"
+        )
+        say(f"version {found.schema_version} of the schema, {len(found.tables)} tables,"
+            f" {sum(found.tables.values())} rows, marks of {found.marks} servers")  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class RestoreTarget:
     """What a restore is to put back."""

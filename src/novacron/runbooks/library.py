@@ -1,4 +1,4 @@
-"""All runbooks: those that were installed, or those of the source tree."""
+"""All runbooks, read from their pages."""
 
 from __future__ import annotations
 
@@ -6,20 +6,9 @@ from pathlib import Path
 
 from novacron.runbooks import pages
 from novacron.runbooks.model import Runbook, RunbookError
+from novacron.runbooks.page_files import directory, names
 
-INSTALLED = Path(__file__).parent / "installed"
-SOURCE = Path(__file__).parents[3] / "docs/runbooks"
-
-
-def directory() -> Path:
-    """Return where the pages are."""
-    return INSTALLED if INSTALLED.is_dir() else SOURCE
-
-
-def names(where: Path | None = None) -> list[str]:
-    """Return the names of all runbooks, such as ``incidents/node-lost``: pages in groups, not those beside them."""
-    top = where or directory()
-    return sorted(page.relative_to(top).with_suffix("").as_posix() for page in top.glob("*/*.md"))
+__all__ = ["directory", "everything", "for_alert", "names", "read"]
 
 
 def read(name: str, where: Path | None = None) -> Runbook:

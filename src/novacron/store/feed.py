@@ -73,6 +73,7 @@ TABLES = {
     "replica": ("replicas", "id"),
     "migration": ("migrations", "id"),
     "drain": ("drains", "id"),
+    "drill": ("drills", "id"),
     "link": ("links", "id"),
     "network": ("networks", "name"),
     "security-group": ("security_groups", "name"),

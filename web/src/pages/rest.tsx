@@ -6,6 +6,7 @@ import { Tokens, Users } from "./access";
 import { Account } from "./account";
 import { Audit } from "./audit";
 import { Backups } from "./backups";
+import { Drills } from "./drills";
 import { Forecasts } from "./forecasts";
 import { Projects } from "./projects";
 import { Replicas } from "./replicas";
@@ -21,6 +22,8 @@ export default function Rest({ page, me }: { page: string; me: Me }): ReactEleme
       return <Replicas me={me} />;
     case "forecasts":
       return <Forecasts />;
+    case "drills":
+      return <Drills />;
     case "sites":
       return <Sites me={me} />;
     case "projects":

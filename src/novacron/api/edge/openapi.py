@@ -33,6 +33,7 @@ TAGS = {
     "migrations": "Migrations of VMs between hosts.",
     "forecasts": "What is foreseen of load and capacity, and how good that was.",
     "links": "What migrations may use of the links between sites.",
+    "drills": "Drills that an installation runs on itself, and how they went.",
     "events": "What happened, and streams of every change.",
     "access": "Users, tokens, roles, projects, the audit log.",
     "keys": "The platform's own keys and certificate authority.",

@@ -70,6 +70,12 @@ EXAMPLES: dict[str, object] = {
     "deleteVms": {"vms": ["web-1", "web-2"]},
     "drainNode": {"policy": "post-copy"},
     "drainSite": {"policy": "post-copy"},
+    "recordDrill": {
+        "drill": "database-restore", "verdict": "passed", "started_at": "2026-11-29T03:00:00Z",
+        "ended_at": "2026-11-29T03:02:10Z", "version": "0.1.0", "machine": "server-1",
+        "measured": {"recover_s": 41.5, "loss_s": 18.0}, "promised": {"recover_s": 3600.0, "loss_s": 60.0},
+        "steps": [{"name": "restore into a scratch database", "took_s": 41.5}],
+    },
     "eraseProjectKey": {"confirm": "shop"},
     "eraseUser": {"user": "ann"},
     "finishKey": {"force": False},

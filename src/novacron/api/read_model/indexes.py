@@ -32,6 +32,7 @@ INDEXED: dict[str, tuple[str, ...]] = {
     "replica": ("project", "vm", "vm_name", "node", "site"),
     "import": ("project", "phase"),
     "drain": ("node",),
+    "drill": ("drill",),
     "network": ("project",),
     "security-group": ("project",),
     "flavor": ("project",),
@@ -67,6 +68,8 @@ def place_of(kind: str, body: Object) -> str:
             return f"{body['id']:020d}"
         case "migration" | "import" | "export" | "backup" | "replica" | "drain" | "snapshot":
             return f"{body['created_at']} {body['id']}"
+        case "drill":
+            return f"{body['ended_at']} {body['id']}"
         case "unreconciled-vm":
             return f"{body['vm_name']} {body['id']}"
         case "floating-address":

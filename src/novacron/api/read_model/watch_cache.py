@@ -29,7 +29,7 @@ log = logs.get(__name__)
 PUBLIC = (
     "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
     "security-group", "floating-address", "forward", "project", "unreconciled-vm",
-    "backup-repository", "backup-policy", "backup", "replica", "flavor", "template",
+    "backup-repository", "backup-policy", "backup", "replica", "flavor", "template", "drill",
 )  # fmt: skip
 PRIVATE = (*CALLERS, "image-owner", "image-metadata")
 NAMED = ("vm", "volume", "backup-repository", "backup-policy")

@@ -16,8 +16,11 @@ from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model.watch_cache import Cache
+from novacron.api.routes import drills
 from novacron.model.access import Right
 from novacron.model.condition import ConditionReason, ConditionStatus
+from novacron.model.drill import DrillVerdict
+from novacron.runbooks import history
 from novacron.telemetry.metrics import CONTENT_TYPE, OPEN_CONTENT_TYPE
 from novacron.telemetry.values import Labels
 from novacron.wire.questions import ReadMetrics
@@ -128,6 +131,9 @@ def seen(cache: Cache) -> Iterator[Value]:
     yield from by(
         "novacron_floating_addresses", "floating-address", lambda body: "no" if body["vm"] is None else "yes"
     )  # fmt: skip
+    yield from _drills(cache)
+    for runbook, tested_at_s in history.tested_at_s().items():
+        yield "novacron_runbook_tested_timestamp_seconds", (runbook,), tested_at_s
     yield from _hindered_networks(bodies("network"))
     yield from _quotas(bodies("project"), bodies("image-owner"))
     yield "novacron_vms_unreconciled", (), len({body["vm"] for body in bodies("unreconciled-vm")})
@@ -208,6 +214,15 @@ def _replicas(replicas: Iterator[Body]) -> Iterator[Value]:
         age_s = (now - datetime.fromisoformat(replica["points"][-1]["at"])).total_seconds()
         yield "novacron_replica_age_seconds", labels, max(0.0, age_s)
     yield from (("novacron_replicas", (state,), count) for state, count in states.items())
+def _drills(cache: Cache) -> Iterator[Value]:
+    for state in drills.states(cache, datetime.now(UTC)):
+        yield "novacron_drill_age_seconds", (state.name,), state.age_s
+        if state.last is None:
+        yield "novacron_drill_failed", (state.name,), state.last.verdict is DrillVerdict.FAILED
+        for figure in ("detect", "recover", "loss"):
+            value = getattr(state.last.measured, f"{figure}_s")
+            if value is not None:
+                yield f"novacron_drill_{figure}_seconds", (state.name,), value
 
 
 def _hindered_networks(networks: Iterable[Body]) -> Iterator[Value]:

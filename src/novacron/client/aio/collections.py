@@ -116,6 +116,12 @@ class AsyncCollections(AsyncApiCalls):
         return resources.AsyncNodeCollection(self)
 
     @property
+    def drills(self) -> resources.AsyncDrillCollection:
+        from novacron.client.aio import resources
+
+        return resources.AsyncDrillCollection(self)
+
+    @property
     def drains(self) -> resources.AsyncDrainCollection:
         from novacron.client.aio import resources
 

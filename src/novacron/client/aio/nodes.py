@@ -46,6 +46,15 @@ class AsyncNodeCalls(AsyncConnection):
         """Remove the limit of a link between two sites."""
         await self.request("DELETE", f"/api/v1/links/{quoted(site)}/{quoted(other_site)}")
 
+    async def record_drill(self, run: Object) -> Object:
+        """Record how a run of a drill went; fields as in ``POST /api/v1/drills``."""
+        return await self._object("POST", "/api/v1/drills", run)
+
+    async def drill_calendar(self) -> list[Object]:
+        """Return all drills, each with its last run and whether it is overdue."""
+        answered = await self._object("GET", "/api/v1/drills/calendar")
+        return list(answered["items"])
+
     async def probe_link(self, source: str, target: str, seconds: float = 3.0) -> Object:
         """Measure the path from one node to another, while data flows for ``seconds``."""
         body = {"source": source, "target": target, "seconds": seconds}

@@ -19,6 +19,7 @@ from novacron.client.protocol import Object
 from novacron.client.typed import (
     Drain,
     DrainPolicy,
+    DrillRun,
     Event,
     FloatingAddress,
     Forward,
@@ -303,6 +304,21 @@ class AsyncDrainCollection(AsyncFindable[Drain, AsyncDrainHandle], AsyncFollowed
         self, *, node: str | None = None, limit: int | None = None, sort: str | None = None
     ) -> AsyncIterator[AsyncDrainHandle]:
         return self._list(limit, node=node, sort=sort)
+
+
+class AsyncDrillHandle(AsyncWatched[DrillRun]):
+    """A run of a drill."""
+
+
+class AsyncDrillCollection(AsyncFindable[DrillRun, AsyncDrillHandle], AsyncFollowed[DrillRun, AsyncDrillHandle]):
+    """The runs of drills that are kept."""
+
+    _type, _handle = DrillRun, AsyncDrillHandle
+
+    def list(
+        self, *, drill: str | None = None, limit: int | None = None, sort: str | None = None
+    ) -> AsyncIterator[AsyncDrillHandle]:
+        return self._list(limit, drill=drill, sort=sort)
 
 
 class AsyncProjectHandle(AsyncWatched[Project], AsyncRemovable[Project]):

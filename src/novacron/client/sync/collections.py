@@ -117,6 +117,12 @@ class Collections(ApiCalls):
         return resources.NodeCollection(self)
 
     @property
+    def drills(self) -> resources.DrillCollection:
+        from novacron.client.sync import resources
+
+        return resources.DrillCollection(self)
+
+    @property
     def drains(self) -> resources.DrainCollection:
         from novacron.client.sync import resources
 

@@ -45,6 +45,15 @@ class NodeCalls(Connection):
         """Remove the limit of a link between two sites."""
         self.request("DELETE", f"/api/v1/links/{quoted(site)}/{quoted(other_site)}")
 
+    def record_drill(self, run: Object) -> Object:
+        """Record how a run of a drill went; fields as in ``POST /api/v1/drills``."""
+        return self._object("POST", "/api/v1/drills", run)
+
+    def drill_calendar(self) -> list[Object]:
+        """Return all drills, each with its last run and whether it is overdue."""
+        answered = self._object("GET", "/api/v1/drills/calendar")
+        return list(answered["items"])
+
     def probe_link(self, source: str, target: str, seconds: float = 3.0) -> Object:
         """Measure the path from one node to another, while data flows for ``seconds``."""
         body = {"source": source, "target": target, "seconds": seconds}

@@ -20,6 +20,7 @@ from novacron.client.sync.handles import (
 from novacron.client.typed import (
     Drain,
     DrainPolicy,
+    DrillRun,
     Event,
     FloatingAddress,
     Forward,
@@ -294,6 +295,21 @@ class DrainCollection(Findable[Drain, DrainHandle], Followed[Drain, DrainHandle]
         self, *, node: str | None = None, limit: int | None = None, sort: str | None = None
     ) -> Iterator[DrainHandle]:
         return self._list(limit, node=node, sort=sort)
+
+
+class DrillHandle(Watched[DrillRun]):
+    """A run of a drill."""
+
+
+class DrillCollection(Findable[DrillRun, DrillHandle], Followed[DrillRun, DrillHandle]):
+    """The runs of drills that are kept."""
+
+    _type, _handle = DrillRun, DrillHandle
+
+    def list(
+        self, *, drill: str | None = None, limit: int | None = None, sort: str | None = None
+    ) -> Iterator[DrillHandle]:
+        return self._list(limit, drill=drill, sort=sort)
 
 
 class ProjectHandle(Watched[Project], Removable[Project]):

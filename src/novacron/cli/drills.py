@@ -1,0 +1,158 @@
+"""``novacron drill``: what an installation rehearses on itself, and how that went."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from novacron.cli import options, output
+from novacron.cli.backup_policies import parse_duration
+from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.client import Client
+from novacron.client.choices import DrillName, DrillVerdict
+from novacron.terminal import say
+
+app = typer.Typer(no_args_is_help=True, help="Rehearse disasters: drills that change nothing that lasts.")
+
+DAY_S = 86_400
+RUNS_SHOWN = 12
+Name = Annotated[DrillName, typer.Argument(help="the drill", show_default=False)]
+
+
+def _last(drill: Object, field: str) -> object:
+    return None if drill["last"] is None else drill["last"][field]
+
+
+def _seconds(figures: Object | None, field: str) -> str | None:
+    value = None if figures is None else figures[field]
+    return None if value is None else f"{value:.1f} s"
+
+
+def _age(drill: Object) -> str:
+    if drill["last"] is None:
+        return "never run"
+    return output.age(drill["last"]["ended_at"])
+
+
+CALENDAR: Columns = {
+    "DRILL": lambda d: d["name"],
+    "EVERY": lambda d: d["every"].removesuffix("ly") if d["every"] != "quarterly" else "quarter",
+    "LAST RUN": _age,
+    "VERDICT": lambda d: _last(d, "verdict"),
+    "OVERDUE": lambda d: d["overdue"],
+    "FOR": lambda d: d["what"],
+}
+REPORT: Columns = {
+    "DRILL": lambda d: d["name"],
+    "LAST RUN": lambda d: output.when(d["last"]["ended_at"]) if d["last"] else "never",
+    "BY": lambda d: _last(d, "recorded_by"),
+    "ON": lambda d: _last(d, "machine"),
+    "VERDICT": lambda d: _last(d, "verdict"),
+    "RECOVERED IN": lambda d: _seconds(d["last"] and d["last"]["measured"], "recover_s"),
+    "PROMISED": lambda d: _seconds(d["last"] and d["last"]["promised"], "recover_s"),
+    "LOST": lambda d: _seconds(d["last"] and d["last"]["measured"], "loss_s"),
+    "AT MOST": lambda d: _seconds(d["last"] and d["last"]["promised"], "loss_s"),
+    "OVERDUE": lambda d: d["overdue"],
+}
+RUNS: Columns = {
+    "RUN": lambda r: r["id"],
+    "ENDED": lambda r: output.when(r["ended_at"]),
+    "BY": lambda r: r["recorded_by"],
+    "ON": lambda r: r["machine"],
+    "VERSION": lambda r: r["version"],
+    "VERDICT": lambda r: r["verdict"],
+    "RECOVERED IN": lambda r: _seconds(r["measured"], "recover_s"),
+    "LOST": lambda r: _seconds(r["measured"], "loss_s"),
+    "ERROR": lambda r: r["error"],
+}
+STEPS: Columns = {
+    "STEP": lambda s: s["name"],
+    "TOOK": lambda s: f"{s['took_s']:.2f} s",
+    "PASSED": lambda s: s["passed"],
+    "SAID": lambda s: s["said"],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What a run is asked to do."""
+
+    repository: Annotated[
+        str, typer.Option(envvar="NOVACRON_BACKUP_REPOSITORY", help="of database-restore: where the backups are")
+    ] = ""
+    state_dir: Annotated[
+        Path | None, typer.Option(envvar="NOVACRON_STATE_DIR", help="of database-restore: the server's state directory")
+    ] = None
+    scratch: Annotated[
+        Path | None, typer.Option(help="of database-restore: directory with room for a scratch database")
+    ] = None
+    vms: Annotated[int, typer.Option(min=1, max=50, help="of backup-proofs: backups of how many VMs to prove")] = 3
+    min_days: Annotated[
+        int, typer.Option(min=1, max=365, help="of certificates: each has to be valid for so many days")
+    ] = 7
+    promised: Annotated[str, typer.Option(help="in which time it has to be well again")] = "1h"
+    loss: Annotated[str, typer.Option(help="of database-restore: so much may be lost, such as 60s or 26h")] = "60s"
+    no_record: Annotated[bool, typer.Option("--no-record", help="don't tell the server how it went")] = False
+    output: Output = OutputFormat.TABLE
+
+
+@app.command("list")
+def list_(output_: Output = OutputFormat.TABLE) -> None:
+    """List drills, with when each was run last."""
+    with output.errors():
+        output.rows(Client().drill_calendar(), CALENDAR, output_)
+
+
+@app.command()
+def show(name: Name, output_: Output = OutputFormat.TABLE) -> None:
+    """Show a drill: its last runs, and the steps of the last one."""
+    with output.errors():
+        client = Client()
+        runs = list(client.list("drills", drill=name.value, limit=RUNS_SHOWN))
+        if not output_.for_people:
+            output.show(runs, output_)
+            return
+        output.rows(runs, RUNS, output_)
+        if runs:
+            say()
+            output.rows(runs[0]["steps"], STEPS, output_)
+
+
+@app.command()
+@options.expand
+def run(name: Name, how: RunOptions = RunOptions()) -> None:
+    """Run a drill, and record how it went. It changes nothing that lasts, and fails where it can't promise that."""
+    from novacron.cli import drill_runs
+
+    asked = drill_runs.DrillHow(
+        how.repository, str(how.state_dir or ""), str(how.scratch or ""), how.vms, how.min_days,
+        recover_promised_s=parse_duration(how.promised), loss_promised_s=parse_duration(how.loss),
+    )  # fmt: skip
+    with output.errors():
+        client = Client()
+        say(f"drill {name.value}", err=True)
+        done = drill_runs.run(name, client, asked)
+        kept = done if how.no_record else client.record_drill(done)
+        if how.output.for_people:
+            say(f"drill {name.value} {done['verdict']}" + (f", recorded as {kept['id']}" if kept is not done else ""))
+        else:
+            output.show(kept, how.output)
+        if done["verdict"] == DrillVerdict.FAILED:
+            raise output.fail(f"drill {name.value}: {done['error']}", output.EXIT_FAILED)
+
+
+@app.command()
+def report(output_: Output = OutputFormat.TABLE) -> None:
+    """Report on all drills: measured, promised, overdue. Ends with 1 while one has failed or is overdue."""
+    with output.errors():
+        drills = Client().drill_calendar()
+        output.rows(drills, REPORT, output_)
+        failed = [d["name"] for d in drills if _last(d, "verdict") == DrillVerdict.FAILED]
+        overdue = [d["name"] for d in drills if d["overdue"]]
+        if failed or overdue:
+            words = [f"failed: {', '.join(failed)}"] if failed else []
+            words += [f"overdue: {', '.join(overdue)}"] if overdue else []
+            raise output.fail("; ".join(words), output.EXIT_FAILED, "run one with: novacron drill run DRILL")
