@@ -32,6 +32,7 @@ GROUPS = {
     "platform-key": ("access", "platform_keys"),
     "project": ("access", "projects"),
     "rebalance": ("rebalance", "app"),
+    "rollout": ("rollouts", "app"),
     "runbook": ("runbooks", "app"),
     "security-group": ("networks", "groups"),
     "site": ("sites", "app"),

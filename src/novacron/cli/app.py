@@ -23,6 +23,7 @@ from novacron.cli import (
     objects,
     project_moves,
     rebalance,
+    rollouts,
     root,
     runbooks,
     second_factors,
@@ -80,6 +81,7 @@ app.add_typer(rebalance.app, name="rebalance")
 app.add_typer(forecasts.app, name="forecast")
 app.command("capacity")(forecasts.capacity)
 app.add_typer(migrations.app, name="migration")
+app.add_typer(rollouts.app, name="rollout")
 app.add_typer(runbooks.app, name="runbook")
 app.add_typer(links.app, name="link")
 images.app.command("move-to-project")(project_moves.image)

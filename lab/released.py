@@ -1,0 +1,76 @@
+"""The server as another release of it: with another version, and with what may be wrong with a release.
+
+``python -m lab.released VERSION FAULT ...`` runs NovaCron with what follows ``novacron`` among the other arguments.
+FAULT is ``none``, ``never-ready``, ``errors=SHARE`` (of the requests of users) or ``delay=SECONDS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from typing import Any
+
+import novacron
+
+FAULT_FREE = ("/readyz", "/healthz", "/metrics")
+
+
+def _make_worse(kind: str, value: str) -> None:
+    """Let every request of a user fail, or take longer, as often as is said; they are counted as any other."""
+    from novacron.api.edge.admission import Admission
+    from novacron.server import http
+
+    create_app = http.create_app
+
+    async def from_cache(self: Admission, request: Any, send: Any) -> bool:
+        return False  # what is answered from it would never be wrong
+
+    def worse(services: Any) -> Any:
+        app = create_app(services)
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http" and not scope["path"].startswith(FAULT_FREE):
+                if kind == "delay":
+                    await asyncio.sleep(float(value))
+                elif random.random() < float(value):  # noqa: S311  # nosec B311 (a fault, not a secret)
+                    scope["path_template"] = scope["path"].rpartition("/")[0]
+                    await send({"type": "http.response.start", "status": 500, "headers": []})
+                    await send({"type": "http.response.body", "body": b"a defect of this release"})
+                    return
+            await app(scope, receive, send)
+
+        return answer
+
+    Admission._answer_from_cache = from_cache  # type: ignore[method-assign]
+    http.create_app = worse  # type: ignore[attr-defined]
+
+
+def _never_ready() -> None:
+    from novacron.api.edge.admission import Admission
+
+    begin = Admission.__init__
+
+    def leaving(self: Admission, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self.leaving = True
+
+    Admission.__init__ = leaving  # type: ignore[method-assign]
+
+
+def main() -> None:
+    version, fault, *rest = sys.argv[1:]
+    sys.argv = ["novacron", *rest[rest.index("novacron") + 1 :]]
+    novacron.__version__ = version
+    kind, _, value = fault.partition("=")
+    if kind == "never-ready" and "server" in sys.argv:
+        _never_ready()
+    elif kind in ("errors", "delay") and "server" in sys.argv:
+        _make_worse(kind, value)
+    from novacron.__main__ import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()
