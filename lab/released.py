@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from typing import Any
+
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 import novacron
 
@@ -18,18 +19,19 @@ FAULT_FREE = ("/readyz", "/healthz", "/metrics")
 
 def _make_worse(kind: str, value: str) -> None:
     """Let every request of a user fail, or take longer, as often as is said; they are counted as any other."""
-    from novacron.api.edge.admission import Admission
+    from novacron.api.access.context import Services
+    from novacron.api.edge.admission import Admission, _Request
     from novacron.server import http
 
     create_app = http.create_app
 
-    async def from_cache(self: Admission, request: Any, send: Any) -> bool:
+    async def from_cache(self: Admission, request: _Request, send: Send) -> bool:
         return False  # what is answered from it would never be wrong
 
-    def worse(services: Any) -> Any:
+    def worse(services: Services) -> ASGIApp:
         app = create_app(services)
 
-        async def answer(scope: Any, receive: Any, send: Any) -> None:
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http" and not scope["path"].startswith(FAULT_FREE):
                 if kind == "delay":
                     await asyncio.sleep(float(value))
@@ -49,13 +51,7 @@ def _make_worse(kind: str, value: str) -> None:
 def _never_ready() -> None:
     from novacron.api.edge.admission import Admission
 
-    begin = Admission.__init__
-
-    def leaving(self: Admission, *arguments: Any) -> None:
-        begin(self, *arguments)
-        self.leaving = True
-
-    Admission.__init__ = leaving  # type: ignore[method-assign]
+    Admission.leaving = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
 
 
 def main() -> None:

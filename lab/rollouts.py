@@ -19,7 +19,7 @@ import urllib3
 import yaml
 
 from lab.copied_postgres import CopiedPostgres
-from lab.observers import DEPLOYED, READY_S, STOP_S, _Daemon
+from lab.observers import DEPLOYED, STOP_S, Daemon
 from lab.platform import NO_RATE_LIMITS, free_ports, open_directory, until
 from novacron.rollout.instances import Environments
 from novacron.rollout.model import Colour
@@ -36,7 +36,7 @@ RELEASES = {
 OLD, NEW = "1.0.0", "1.1.0"
 COMMAND_S_MAX = 200.0
 QUICK = {
-    "health-tries": 60, "health-every": 0.5, "watch": 2.0, "step": 2.0, "check-every": 0.5, "settle": 6.0,
+    "health-tries": 60, "health-every": 0.5, "watch": 1.5, "step": 2.0, "check-every": 0.5, "settle": 6.0,
     "window": 5, "drain": 5.0, "haproxy-wait": 5.0, "least-requests": 20,
 }  # fmt: skip
 """Settings with which a rollout takes seconds."""
@@ -115,7 +115,7 @@ class Installation:
         self.token = ""
         self.postgres = CopiedPostgres(directory / "pg")
         self.haproxy: subprocess.Popen[bytes] | None = None
-        self.prometheus: _Daemon | None = None
+        self.prometheus: Daemon | None = None
         self.settings = directory / "rollout.toml"
         self._more = dict(more)
         self.environments = Environments(directory / "root", None, {})
@@ -189,7 +189,8 @@ class Installation:
             "127.0.0.1:7544": f"127.0.0.1:{blue_link}", "127.0.0.1:7644": f"127.0.0.1:{green_link}",
             "/run/haproxy/admin.sock": str(self.directory / "haproxy.sock"),
             "/etc/haproxy/novacron.pem": str(self.directory / "novacron.pem"),
-            "/etc/haproxy/novacron-ca.crt": str(self.ca), "    log /dev/log local0\n": "    log stderr local0 warning\n",
+            "/etc/haproxy/novacron-ca.crt": str(self.ca),
+            "    log /dev/log local0\n": "    log stderr local0 warning\n",
         }.items():  # fmt: skip
             assert was in text, was
             text = text.replace(was, now)
@@ -206,6 +207,10 @@ class Installation:
         except AssertionError as error:
             logs = [self.directory / "haproxy.log", self.directory / "rollouts/blue.log"]
             raise AssertionError("\n".join([str(error), *(log.read_text()[-3000:] for log in logs)])) from None
+
+    def other_version(self) -> str:
+        """Return the good release that does not serve."""
+        return NEW if self.serving() == {OLD} else OLD
 
     def kill_haproxy(self) -> None:
         assert self.haproxy is not None
@@ -247,7 +252,7 @@ class Installation:
             text = text.replace(was, now)
         (at / "prometheus.yml").write_text(text)
         url = f"http://127.0.0.1:{port}"
-        self.prometheus = _Daemon(
+        self.prometheus = Daemon(
             ["prometheus", f"--config.file={at / 'prometheus.yml'}", f"--storage.tsdb.path={at / 'data'}",
              f"--web.listen-address=127.0.0.1:{port}"],
             at / "prometheus.log", f"{url}/-/ready",
@@ -259,13 +264,14 @@ class Installation:
             self.prometheus.stop()
             self.prometheus = None
 
-    def command(self, *arguments: str, program: str = "novacron") -> subprocess.Popen[str]:
-        """Begin a command of rollouts."""
-        takes = () if arguments[0] == "nothing" else ("--settings", str(self.settings))
+    def command(self, *arguments: str, killed_at: str = "") -> subprocess.Popen[str]:
+        """Begin a command of rollouts; one that is killed at a step if that is said (``lab.killed_rollout``)."""
+        program = "lab.killed_rollout" if killed_at else "novacron"
         return subprocess.Popen(
-            [sys.executable, "-m", program, "rollout", *arguments, *takes],
+            [sys.executable, "-m", program, "rollout", *arguments, "--settings", str(self.settings)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True, cwd=Path(__file__).parents[1],
+            env={**os.environ, "NOVACRON_LAB_KILL": killed_at},
         )  # fmt: skip
 
     def rollout(self, *arguments: str) -> tuple[int, str]:
@@ -326,6 +332,3 @@ def installation(**more: object) -> Iterator[Installation]:
                 os.environ.pop("NOVACRON_CONFIG", None)
             else:
                 os.environ["NOVACRON_CONFIG"] = before
-
-
-__all__ = ["NEW", "OLD", "READY_S", "RELEASES", "Installation", "Load", "finished", "installation"]

@@ -31,6 +31,7 @@ class Processes:
 
     def __init__(self, environments: Environments, directory: Path, settings_of: Callable[[Colour], Path]) -> None:
         self._environments, self._directory, self._settings_of = environments, directory, settings_of
+        self._started: dict[Colour, subprocess.Popen[bytes]] = {}
 
     def install(self, colour: Colour, version: str) -> None:
         self._environments.give(colour, version)
@@ -54,6 +55,7 @@ class Processes:
                 )
         except OSError as error:
             raise StepFailed(f"can't start {colour}: {error}") from None
+        self._started[colour] = process
         deadline = time.monotonic() + LAUNCHED_S_MAX
         while self.pid(colour) != process.pid and process.poll() is None and time.monotonic() < deadline:
             time.sleep(POLL_S)

@@ -67,6 +67,8 @@ class Steps:
 
     def _install(self, rollout: Rollout) -> str:
         if self._instances.running(rollout.colour):
+            if rollout.strategy is Strategy.BEGIN and self._instances.version(rollout.colour) == rollout.version:
+                return f"{rollout.colour} runs version {rollout.version} already"
             # Left by a rollout that could not end it. It has no requests.
             self._instances.stop(rollout.colour, self._options.stop_limit)
         self._instances.install(rollout.colour, rollout.version)
