@@ -116,6 +116,7 @@ class Installation:
         self.postgres = CopiedPostgres(directory / "pg")
         self.haproxy: subprocess.Popen[bytes] | None = None
         self.prometheus: Daemon | None = None
+        self.prometheus_url = ""
         self.settings = directory / "rollout.toml"
         self._more = dict(more)
         self.environments = Environments(directory / "root", None, {})
@@ -251,7 +252,7 @@ class Installation:
             assert was in text, was
             text = text.replace(was, now)
         (at / "prometheus.yml").write_text(text)
-        url = f"http://127.0.0.1:{port}"
+        url = self.prometheus_url = f"http://127.0.0.1:{port}"
         self.prometheus = Daemon(
             ["prometheus", f"--config.file={at / 'prometheus.yml'}", f"--storage.tsdb.path={at / 'data'}",
              f"--web.listen-address=127.0.0.1:{port}"],

@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "observability": (),
     "backup": (),
     "prediction": (),
+    "rollout": (),
 }
 """All programs, with what of each takes few guests: the rest of them is in the slow matrix."""
 ONLY_SLOW = {"backup"}

@@ -127,6 +127,9 @@ def _back(rollout: Rollout) -> None:
     if rollout.state is RolloutState.ROLLED_BACK:
         say(f"rollout {rollout.number} is rolled back: version {rollout.serving_version} on {rollout.serving} serves")
         return
+    if rollout.state is RolloutState.DONE:
+        done = f"rollout {rollout.number} was done before it could be aborted: version {rollout.version} serves"
+        raise output.fail(done, output.EXIT_FAILED, "to go back all the same: novacron rollout rollback")
     _end(rollout)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import urllib3
 
 from novacron.rollout.model import ENDED, Rollout, RolloutState
+from novacron.telemetry.declared import ROLLOUTS
 
 SEND_S_MAX, SENT_TIMES, BACK_OFF_S = 3.0, 3, 0.5
 SIGNATURE, TIMESTAMP = "X-NovaCron-Signature", "X-NovaCron-Timestamp"
@@ -89,33 +90,20 @@ def _post(to: Receiver, url: str, headers: Mapping[str, str], body: bytes) -> No
 
 def metrics(rollout: Rollout, now_s: float) -> str:
     """Return the metrics of the newest rollout, as Prometheus reads them from a file."""
-    families = {
-        "novacron_rollout_running": (
-            "Whether a rollout has not ended: 1 or 0.",
-            {"": float(not rollout.ended)},
-        ),
-        "novacron_rollout_state": (
-            "1 for the state that the newest rollout is in.",
-            {f'state="{state}"': float(state is rollout.state) for state in RolloutState},
-        ),
-        "novacron_rollout_number": ("The newest rollout.", {"": float(rollout.number)}),
-        "novacron_rollout_progress_timestamp_seconds": (
-            "When the process that works on it last gave a sign of life.",
-            {"": now_s},
-        ),
-        "novacron_rollout_ended_timestamp_seconds": (
-            "When it ended, by how; 0: it has not ended so.",
-            {f'state="{state}"': rollout.ended_s if state is rollout.state else 0.0 for state in sorted(ENDED)},
-        ),
-        "novacron_rollout_went_back_seconds": (
-            "From the decision to go back until the old version had all requests; 0: it has not gone back.",
-            {"": rollout.went_back_s},
-        ),
+    ended = {f'state="{state}"': rollout.ended_s if state is rollout.state else 0.0 for state in sorted(ENDED)}
+    values = {
+        "novacron_rollout_running": {"": float(not rollout.ended)},
+        "novacron_rollout_state": {f'state="{state}"': float(state is rollout.state) for state in RolloutState},
+        "novacron_rollout_number": {"": float(rollout.number)},
+        "novacron_rollout_progress_timestamp_seconds": {"": now_s},
+        "novacron_rollout_ended_timestamp_seconds": ended,
+        "novacron_rollout_went_back_seconds": {"": rollout.went_back_s},
     }
     lines = []
-    for name, (help_, samples) in families.items():
-        lines += [f"# HELP {name} {help_}", f"# TYPE {name} gauge"]
-        lines += [f"{name}{{{labels}}} {value}" if labels else f"{name} {value}" for labels, value in samples.items()]
+    for family in ROLLOUTS:
+        lines += [f"# HELP {family.name} {family.help}", f"# TYPE {family.name} {family.kind}"]
+        for labels, value in values[family.name].items():
+            lines.append(f"{family.name}{{{labels}}} {value}" if labels else f"{family.name} {value}")
     return "\n".join(lines) + "\n"
 
 
