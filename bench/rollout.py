@@ -47,7 +47,7 @@ class Size(NamedTuple):
     canary: bool = True
 
 
-FULL, QUICK, SMOKE = Size(5, 2000, 15.0), Size(1, 2000, 8.0), Size(1, 50, 2.0, False)
+FULL, QUICK, SMOKE = Size(3, 2000, 15.0), Size(1, 2000, 8.0), Size(1, 50, 2.0, False)
 
 
 class Seen(NamedTuple):

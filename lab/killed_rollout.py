@@ -6,16 +6,16 @@ from __future__ import annotations
 import os
 import signal
 
-from novacron.rollout.journal import Journal
+from novacron.rollout.journal import RolloutJournal
 from novacron.rollout.model import Rollout
 
 
 def main() -> None:
     step, _, moment = os.environ["NOVACRON_LAB_KILL"].partition(":")
-    save = Journal.save
+    save = RolloutJournal.save
     reached = [False]
 
-    def killed(self: Journal, rollout: Rollout) -> None:
+    def killed(self: RolloutJournal, rollout: Rollout) -> None:
         if moment == "done" and reached[0] and (rollout.step != step or rollout.ended):
             os.kill(os.getpid(), signal.SIGKILL)
         save(self, rollout)
@@ -23,7 +23,7 @@ def main() -> None:
         if moment == "begun" and reached[0]:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Journal.save = killed  # type: ignore[method-assign]
+    RolloutJournal.save = killed  # type: ignore[method-assign]
     from novacron.entry import main as run
 
     run()

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-
-from litestar.types import ASGIApp, Receive, Scope, Send
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import novacron
+
+if TYPE_CHECKING:  # the version is another one before any of it is loaded
+    from novacron.api.edge.request_body import Receive, Scope, Send
 
 FAULT_FREE = ("/readyz", "/healthz", "/metrics")
 
@@ -23,12 +26,12 @@ def _make_worse(kind: str, value: str) -> None:
     from novacron.api.edge.admission import Admission, _Request
     from novacron.server import http
 
-    create_app = http.create_app
+    create_app = vars(http)["create_app"]
 
     async def from_cache(self: Admission, request: _Request, send: Send) -> bool:
         return False  # what is answered from it would never be wrong
 
-    def worse(services: Services) -> ASGIApp:
+    def worse(services: Services) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         app = create_app(services)
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +48,7 @@ def _make_worse(kind: str, value: str) -> None:
         return answer
 
     Admission._answer_from_cache = from_cache  # type: ignore[method-assign]
-    http.create_app = worse  # type: ignore[attr-defined]
+    vars(http)["create_app"] = worse
 
 
 def _never_ready() -> None:

@@ -23,7 +23,7 @@ from lab.observers import DEPLOYED, STOP_S, Daemon
 from lab.platform import NO_RATE_LIMITS, free_ports, open_directory, until
 from novacron.rollout.instances import Environments
 from novacron.rollout.model import Colour
-from novacron.rollout.processes import Processes
+from novacron.rollout.processes import ServerProcesses
 
 RELEASES = {
     "1.0.0": "none",
@@ -120,7 +120,7 @@ class Installation:
         self.settings = directory / "rollout.toml"
         self._more = dict(more)
         self.environments = Environments(directory / "root", None, {})
-        self.instances = Processes(self.environments, directory / "rollouts", lambda c: directory / f"{c}.toml")
+        self.instances = ServerProcesses(self.environments, directory / "rollouts", lambda c: directory / f"{c}.toml")
 
     def up(self) -> None:
         """Start everything but the first server."""

@@ -1,4 +1,4 @@
-"""What rollouts work with: packages that are installed, a webhook over TLS, Grafana's annotations, metrics for a file."""
+"""What rollouts work with: packages that are installed, a webhook over TLS, annotations for Grafana, metrics' file."""
 
 from __future__ import annotations
 

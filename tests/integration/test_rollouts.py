@@ -209,16 +209,16 @@ def test_a_rollout_whose_haproxy_stays_away_says_so_and_can_be_brought_back(at: 
 
 
 @pytest.fixture(scope="module")
-def watched(at: Installation) -> Iterator[str]:
+def measured(at: Installation) -> Iterator[str]:
     url = at.start_prometheus()
     yield url
     at.stop_prometheus()
 
 
 @pytest.mark.slow
-def test_a_canary_gets_its_shares_and_fails_no_request(at: Installation, watched: str) -> None:
+def test_a_canary_gets_its_shares_and_fails_no_request(at: Installation, measured: str) -> None:
     version = at.other_version()
-    at.write_settings(prometheus=watched, **{name.replace("-", "_"): value for name, value in CANARY.items()})
+    at.write_settings(prometheus=measured, **{name.replace("-", "_"): value for name, value in CANARY.items()})
     with Load(at) as load:
         code, said = at.rollout("start", "--strategy", "canary", "--version", version)
         assert code == 0, said
@@ -230,10 +230,10 @@ def test_a_canary_gets_its_shares_and_fails_no_request(at: Installation, watched
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("version", "why"), [(ERRORS, "requests"), (SLOW, "p95")])
-def test_a_canary_that_is_worse_goes_back(at: Installation, watched: str, version: str, why: str) -> None:
+def test_a_canary_that_is_worse_goes_back(at: Installation, measured: str, version: str, why: str) -> None:
     (before,) = at.serving()
     at.write_settings(
-        prometheus=watched,
+        prometheus=measured,
         smoke=False,
         **{name.replace("-", "_"): value for name, value in {**CANARY, "step": 60.0}.items()},
     )
@@ -248,10 +248,10 @@ def test_a_canary_that_is_worse_goes_back(at: Installation, watched: str, versio
 
 
 @pytest.mark.slow
-def test_a_canary_without_measurements_goes_back(at: Installation, watched: str) -> None:
+def test_a_canary_without_measurements_goes_back(at: Installation, measured: str) -> None:
     (before,), version = at.serving(), at.other_version()
     at.write_settings(
-        prometheus=watched, **{name.replace("-", "_"): value for name, value in {**CANARY, "step": 60.0}.items()}
+        prometheus=measured, **{name.replace("-", "_"): value for name, value in {**CANARY, "step": 60.0}.items()}
     )
     with Load(at) as load:
         process = at.command("start", "--strategy", "canary", "--version", version)

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from novacron.cli.rollouts import app
 from novacron.rollout import notices
 from novacron.rollout.balancer import Traffic, with_weights
-from novacron.rollout.gates import GateLimits, Measured, failing, refusal
-from novacron.rollout.journal import Ask, Journal, Request
+from novacron.rollout.gates import GateLimits, GateReading, failing, refusal
+from novacron.rollout.journal import OperatorAsk, OperatorRequest, RolloutJournal
 from novacron.rollout.model import (
     NEXT_STATES,
     Colour,
@@ -30,7 +30,7 @@ from novacron.rollout.model import (
 from novacron.rollout.options import RolloutOptions
 
 LIMITS = GateLimits(0.01, 0.5, 0.005, 2.0, 20)
-GOOD = Measured(1.0, "2", 0.0, 0.02)
+GOOD = GateReading(1.0, "2", 0.0, 0.02)
 DEPLOYED = Path(__file__).parents[2] / "deploy/rollout"
 
 
@@ -94,12 +94,12 @@ def test_a_version_as_good_as_the_old_one_stays() -> None:
         (GOOD._replace(errors=None), "not seen a request"),
     ],
 )
-def test_a_version_that_is_worse_or_not_measured_goes(new: Measured, why: str) -> None:
+def test_a_version_that_is_worse_or_not_measured_goes(new: GateReading, why: str) -> None:
     assert why in refusal(new, GOOD._replace(version="1"), "2", LIMITS, settled=True)
 
 
 def test_measurements_may_be_missing_at_first_but_may_not_be_bad() -> None:
-    nothing = Measured(None, None, None, None)
+    nothing = GateReading(None, None, None, None)
     assert refusal(nothing, nothing, "2", LIMITS, settled=False) == ""
     assert refusal(nothing._replace(errors=0.5), None, "2", LIMITS, settled=False)
 
@@ -139,7 +139,7 @@ def test_a_configuration_without_both_servers_is_refused(text: str) -> None:
 
 
 def test_a_journal_gives_back_what_it_was_given(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "rollouts")
+    journal = RolloutJournal(tmp_path / "rollouts")
     with journal.alone():
         written = rollout(Strategy.CANARY)
         written.note(1.0, "begun")
@@ -152,8 +152,8 @@ def test_a_journal_gives_back_what_it_was_given(tmp_path: Path) -> None:
 
 
 def test_a_request_is_for_one_rollout(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.ask(Request(7, Ask.ABORT, "ann"))
+    journal = RolloutJournal(tmp_path)
+    journal.ask(OperatorRequest(7, OperatorAsk.ABORT, "ann"))
     assert journal.asked(6) is None
     asked = journal.asked(7)
     assert asked is not None and asked.by == "ann"
@@ -162,7 +162,7 @@ def test_a_request_is_for_one_rollout(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = RolloutJournal(tmp_path)
     journal.open()
     (tmp_path / "rollouts/000001.json").write_text('{"number": "x"}')
     with pytest.raises(RolloutError, match=r"000001\.json.*mend it"):

@@ -20,7 +20,7 @@ from novacron.rollout.options import SETTINGS, STATE_DIR, RolloutOptions
 from novacron.terminal import say
 
 if TYPE_CHECKING:  # loaded where they are needed: other commands start faster
-    from novacron.rollout.journal import Journal
+    from novacron.rollout.journal import RolloutJournal
     from novacron.rollout.model import Rollout
     from novacron.rollout.orders import Orders
 
@@ -248,17 +248,17 @@ def _directory(settings: Path | None, state_dir: Path | None) -> Path:
     return Path(named)
 
 
-def _journal(settings: Path | None, state_dir: Path | None) -> Journal:
-    from novacron.rollout.journal import Journal
+def _journal(settings: Path | None, state_dir: Path | None) -> RolloutJournal:
+    from novacron.rollout.journal import RolloutJournal
 
-    return Journal(_directory(settings, state_dir))
+    return RolloutJournal(_directory(settings, state_dir))
 
 
 def _at(seconds: float) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds else None
 
 
-def _row(journal: Journal, rollout: Rollout) -> Object:
+def _row(journal: RolloutJournal, rollout: Rollout) -> Object:
     import msgspec
 
     row: Object = msgspec.to_builtins(rollout)
@@ -273,7 +273,7 @@ def _row(journal: Journal, rollout: Rollout) -> Object:
     }
 
 
-def _show(journal: Journal, rollout: Rollout, output_: OutputFormat, last: int | None) -> None:
+def _show(journal: RolloutJournal, rollout: Rollout, output_: OutputFormat, last: int | None) -> None:
     row = _row(journal, rollout)
     output.fields(row, FIELDS, output_)
     if output_.for_people:

@@ -55,19 +55,26 @@ def with_weights(text: str, backends: Sequence[str], weights: Weights) -> str:
     found: set[tuple[str, str]] = set()
     lines, backend = [], ""
     for line in text.splitlines(keepends=True):
-        section = SECTION.match(line)
-        if section is not None:
-            backend = section["name"] or "" if section["kind"] in ("backend", "listen") else ""
+        backend = _backend_at(line, backend)
         server = SERVER.match(line) if backend in backends else None
         if server is not None and server["name"] in weights:
             found.add((backend, server["name"]))
             line = f"{server[1]}{weights[Colour(server['name'])]}{line[server.end() :]}"
         lines.append(line)
-    for name in backends:
-        missing = [colour for colour in weights if (name, colour.value) not in found]
-        if missing:
-            raise StepFailed(f"haproxy-config: backend {name} has no line: server {missing[0]} ADDRESS ... weight N")
+    missing = [(name, colour) for name in backends for colour in weights if (name, colour.value) not in found]
+    if missing:
+        raise StepFailed(
+            f"haproxy-config: backend {missing[0][0]} has no line: server {missing[0][1]} ADDRESS ... weight N"
+        )
     return "".join(lines)
+
+
+def _backend_at(line: str, backend: str) -> str:
+    """Return the backend that a line belongs to; empty: none. ``backend``: that of the line before."""
+    section = SECTION.match(line)
+    if section is None:
+        return backend
+    return (section["name"] or "") if section["kind"] in ("backend", "listen") else ""
 
 
 class HAProxy:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from novacron.rollout.journal import Ask, Journal
+from novacron.rollout.journal import OperatorAsk, RolloutJournal
 from novacron.rollout.model import Rollout, RolloutState, StepFailed, next_step, steps
 from novacron.rollout.telling import Telling
-from novacron.rollout.work import POLL_S, Parts, Steps
+from novacron.rollout.work import POLL_S, RolloutParts, RolloutSteps
 
 ALIVE_S = 5.0
 """Between two signs of life, at most."""
@@ -22,12 +22,12 @@ class Aborted(Exception):
     """An operator wants a rollout to go back."""
 
 
-class Engine:
+class RolloutEngine:
     """Works on one rollout in this process, which has the journal's lock."""
 
-    def __init__(self, journal: Journal, parts: Parts, say: Callable[[str], None]) -> None:
+    def __init__(self, journal: RolloutJournal, parts: RolloutParts, say: Callable[[str], None]) -> None:
         self._journal, self._say = journal, say
-        self._steps = Steps(parts, self._wait, self._keep)
+        self._steps = RolloutSteps(parts, self._wait, self._keep)
         self._telling = Telling(parts.options)
         self._alive_at = 0.0
 
@@ -139,9 +139,9 @@ class Engine:
         self._journal.answered()
         if rollout.state is RolloutState.GOING_BACK:
             return
-        if request.ask is Ask.ABORT:
+        if request.ask is OperatorAsk.ABORT:
             raise Aborted(f"aborted by {request.by}")
-        wanted = RolloutState.PAUSED if request.ask is Ask.PAUSE else RolloutState.RUNNING
+        wanted = RolloutState.PAUSED if request.ask is OperatorAsk.PAUSE else RolloutState.RUNNING
         if rollout.state is not wanted:
             rollout.become(wanted)
             self._note(rollout, f"{wanted} by {request.by}")

@@ -36,7 +36,7 @@ class GateLimits(NamedTuple):
     least_requests: int
 
 
-class Measured(NamedTuple):
+class GateReading(NamedTuple):
     """What Prometheus says of one colour; None: nothing."""
 
     up: float | None
@@ -47,7 +47,7 @@ class Measured(NamedTuple):
     p95_s: float | None
 
 
-def refusal(new: Measured, old: Measured | None, version: str, limits: GateLimits, *, settled: bool) -> str:
+def refusal(new: GateReading, old: GateReading | None, version: str, limits: GateLimits, *, settled: bool) -> str:
     """Return why a new version has to go; empty: it may stay. Pure.
 
     Until it is ``settled``, measurements may be missing. ``old`` is what the old version has in the same minutes, None
@@ -72,7 +72,7 @@ def refusal(new: Measured, old: Measured | None, version: str, limits: GateLimit
     return ""
 
 
-def _missing(new: Measured, version: str) -> str:
+def _missing(new: GateReading, version: str) -> str:
     if new.up is None:
         return "Prometheus has no measurements of it"
     if new.up < 1:
@@ -109,14 +109,14 @@ class Prometheus:
     def __init__(self, url: str, ca: Path | None, window_s: int) -> None:
         self._url, self._ca, self._window = url.rstrip("/"), ca, f"{window_s}s"
 
-    def measured(self, colour: Colour) -> Measured:
+    def measured(self, colour: Colour) -> GateReading:
         """Return what is measured of a colour now. Raises PrometheusAway."""
         mine, window = f'colour="{colour}"', self._window
         requests = f"sum(rate(novacron_api_requests_total{{{mine},{ASKED}}}[{window}]))"
         failed = f'sum(rate(novacron_api_requests_total{{{mine},{ASKED},status=~"5.."}}[{window}]))'
         buckets = f"novacron_api_request_duration_seconds_bucket{{{mine},{ASKED}}}"
         versions = self._query(f"novacron_build_info{{{mine}}} and on(instance) up{{{mine}}} == 1")
-        return Measured(
+        return GateReading(
             self._number(f'min(up{{{mine},job="novacron-server"}})'),
             next((labels.get("version") for labels, _ in versions), None),
             self._number(f"({failed} or vector(0)) / ({requests} > 0)"),

@@ -23,7 +23,7 @@ KEPT = 500
 """Rollouts whose records are kept."""
 
 
-class Ask(StrEnum):
+class OperatorAsk(StrEnum):
     """What operators can ask of a rollout that runs."""
 
     PAUSE = "pause"
@@ -31,15 +31,15 @@ class Ask(StrEnum):
     ABORT = "abort"
 
 
-class Request(msgspec.Struct, frozen=True):
+class OperatorRequest(msgspec.Struct, frozen=True):
     """What is asked of which rollout, by whom."""
 
     number: int
-    ask: Ask
+    ask: OperatorAsk
     by: str = ""
 
 
-class Journal:
+class RolloutJournal:
     """The records of one installation's rollouts."""
 
     def __init__(self, directory: Path) -> None:
@@ -118,14 +118,14 @@ class Journal:
         for path in sorted(self._records.glob("[0-9]*.json"))[:-KEPT]:
             path.unlink(missing_ok=True)
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: OperatorRequest) -> None:
         """Tell the process that works what an operator wants. Raises OSError."""
         private_file.write(self._request, msgspec.json.encode(request))
 
-    def asked(self, number: int) -> Request | None:
+    def asked(self, number: int) -> OperatorRequest | None:
         """Return what is asked of a rollout, if anything is."""
         try:
-            request = msgspec.json.decode(self._request.read_bytes(), type=Request)
+            request = msgspec.json.decode(self._request.read_bytes(), type=OperatorRequest)
         except (OSError, msgspec.MsgspecError):
             return None  # nothing is asked, or by nobody who uses our command
         return request if request.number == number else None

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from novacron.rollout.balancer import HAProxy
-from novacron.rollout.engine import Engine
+from novacron.rollout.engine import RolloutEngine
 from novacron.rollout.gates import Prometheus
 from novacron.rollout.instances import Environments, Instances
-from novacron.rollout.journal import Ask, Journal, Request
+from novacron.rollout.journal import OperatorAsk, OperatorRequest, RolloutJournal
 from novacron.rollout.model import (
     Colour,
     Rollout,
@@ -21,9 +21,9 @@ from novacron.rollout.model import (
     shares_of,
 )
 from novacron.rollout.options import VERSION, InstancesKind, RolloutOptions
-from novacron.rollout.processes import Processes
-from novacron.rollout.systemd import Units
-from novacron.rollout.work import Parts
+from novacron.rollout.processes import ServerProcesses
+from novacron.rollout.systemd import ServerUnits
+from novacron.rollout.work import RolloutParts
 
 HEARD_S_MAX = 30.0
 """How long it may take until the process that works has heard what it is asked."""
@@ -38,8 +38,8 @@ class Orders(NamedTuple):
     say: Callable[[str], None]
 
     @property
-    def journal(self) -> Journal:
-        return Journal(self.options.state_dir)
+    def journal(self) -> RolloutJournal:
+        return RolloutJournal(self.options.state_dir)
 
     def start(self, strategy: Strategy, version: str) -> Rollout:
         """Begin a rollout and work on it until it has ended."""
@@ -86,7 +86,7 @@ class Orders(NamedTuple):
         if journal.is_worked_on():
             if rollout.state is not RolloutState.PAUSED:
                 raise RolloutError(f"rollout {rollout.number} is worked on already, and does not wait")
-            return self._ask(rollout, Ask.RESUME, lambda now: now.state is not RolloutState.PAUSED, HEARD_S_MAX)
+            return self._ask(rollout, OperatorAsk.RESUME, lambda now: now.state is not RolloutState.PAUSED, HEARD_S_MAX)
         with journal.alone():
             journal.answered()
             return self._run(_open_rollout(journal))
@@ -98,7 +98,7 @@ class Orders(NamedTuple):
             raise RolloutError(f"rollout {rollout.number} is {rollout.state}: it can't wait")
         if not self.journal.is_worked_on():
             raise RolloutError(f"no process works on rollout {rollout.number}: it waits until novacron rollout resume")
-        return self._ask(rollout, Ask.PAUSE, lambda now: now.state is not RolloutState.RUNNING, HEARD_S_MAX)
+        return self._ask(rollout, OperatorAsk.PAUSE, lambda now: now.state is not RolloutState.RUNNING, HEARD_S_MAX)
 
     def abort(self) -> Rollout:
         """Let a rollout go back, and wait until it has."""
@@ -107,22 +107,22 @@ class Orders(NamedTuple):
         if rollout is None or (rollout.ended and rollout.state is not RolloutState.FAILED):
             raise RolloutError("there is no rollout to abort; back to the version before: novacron rollout rollback")
         if journal.is_worked_on():
-            return self._ask(rollout, Ask.ABORT, lambda now: now.ended, ENDED_S_MAX)
+            return self._ask(rollout, OperatorAsk.ABORT, lambda now: now.ended, ENDED_S_MAX)
         with journal.alone():
             return self._go_back(rollout)
 
     def _go_back(self, rollout: Rollout) -> Rollout:
         """Go back in this process, which has the lock."""
         self.journal.answered()
-        engine = Engine(self.journal, self._parts(), self.say)
+        engine = RolloutEngine(self.journal, self._parts(), self.say)
         if rollout.state is not RolloutState.GOING_BACK:
             engine.turn(rollout, f"aborted by {getpass.getuser()}")
         return engine.run(rollout)
 
-    def _ask(self, rollout: Rollout, ask: Ask, done: Callable[[Rollout], bool], limit_s: float) -> Rollout:
-        """Ask the process that works, and wait until it has done so."""
+    def _ask(self, rollout: Rollout, ask: OperatorAsk, done: Callable[[Rollout], bool], limit_s: float) -> Rollout:
+        """OperatorAsk the process that works, and wait until it has done so."""
         journal, deadline = self.journal, time.monotonic() + limit_s
-        journal.ask(Request(rollout.number, ask, getpass.getuser()))
+        journal.ask(OperatorRequest(rollout.number, ask, getpass.getuser()))
         while not done(now := journal.get(rollout.number)):
             if time.monotonic() > deadline:
                 raise RolloutError(
@@ -136,9 +136,9 @@ class Orders(NamedTuple):
 
     def _run(self, rollout: Rollout) -> Rollout:
         self.journal.answered()
-        return Engine(self.journal, self._parts(), self.say).run(rollout)
+        return RolloutEngine(self.journal, self._parts(), self.say).run(rollout)
 
-    def _parts(self) -> Parts:
+    def _parts(self) -> RolloutParts:
         options = self.options
         prometheus = None
         if options.prometheus is not None:
@@ -146,14 +146,14 @@ class Orders(NamedTuple):
         balancer = HAProxy(
             options.haproxy_config, options.haproxy_socket, options.haproxy_program, options.haproxy_wait
         )
-        return Parts(options, _instances(options), balancer, prometheus)
+        return RolloutParts(options, _instances(options), balancer, prometheus)
 
 
 def _instances(options: RolloutOptions) -> Instances:
     environments = Environments(options.root, options.packages, options.environments())
     if options.instances is InstancesKind.SYSTEMD:
-        return Units(environments)
-    return Processes(environments, options.state_dir, options.server_settings_of)
+        return ServerUnits(environments)
+    return ServerProcesses(environments, options.state_dir, options.server_settings_of)
 
 
 def _check_begin(last: Rollout | None, strategy: Strategy) -> None:
@@ -170,7 +170,7 @@ def _check_begin(last: Rollout | None, strategy: Strategy) -> None:
         raise RolloutError("no version serves yet: novacron rollout begin --version VERSION starts the first one")
 
 
-def _open_rollout(journal: Journal) -> Rollout:
+def _open_rollout(journal: RolloutJournal) -> Rollout:
     """Return the rollout that has not ended. Raises RolloutError."""
     rollout = journal.last()
     if rollout is None or rollout.ended:

@@ -26,7 +26,7 @@ STATE = 0
 """Field of /proc/PID/stat after the name (proc(5))."""
 
 
-class Processes:
+class ServerProcesses:
     """Servers that outlive whoever starts them. ``Instances`` says what the methods do."""
 
     def __init__(self, environments: Environments, directory: Path, settings_of: Callable[[Colour], Path]) -> None:

@@ -14,7 +14,7 @@ def unit(colour: Colour) -> str:
     return f"novacron-server@{colour}.service"
 
 
-class Units:
+class ServerUnits:
     """Servers of this host's service manager. ``Instances`` says what the methods do."""
 
     def __init__(self, environments: Environments) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from novacron.rollout import probes
 from novacron.rollout.balancer import NO_TRAFFIC, HAProxy, Traffic, Weights
-from novacron.rollout.gates import GateLimits, Measured, Prometheus, PrometheusAway, failing, refusal
+from novacron.rollout.gates import GateLimits, GateReading, Prometheus, PrometheusAway, failing, refusal
 from novacron.rollout.instances import Instances
 from novacron.rollout.model import (
     SHARE,
@@ -31,7 +31,7 @@ VERIFIED_S_MAX = 20.0
 ALL = 100
 
 
-class Parts(NamedTuple):
+class RolloutParts(NamedTuple):
     """What a rollout works with."""
 
     options: RolloutOptions
@@ -40,11 +40,13 @@ class Parts(NamedTuple):
     prometheus: Prometheus | None
 
 
-class Steps:
+class RolloutSteps:
     """The steps. ``wait(rollout, seconds)`` waits, and raises what an operator asks for; ``kept(rollout)`` writes the
     journal."""
 
-    def __init__(self, parts: Parts, wait: Callable[[Rollout, float], None], kept: Callable[[Rollout], None]) -> None:
+    def __init__(
+        self, parts: RolloutParts, wait: Callable[[Rollout, float], None], kept: Callable[[Rollout], None]
+    ) -> None:
         self._options, self._instances, self._balancer, self._prometheus = parts
         self._wait, self._kept = wait, kept
         self._limits = GateLimits(
@@ -226,7 +228,7 @@ def _weights(rollout: Rollout, percent: int) -> Weights:
     return {rollout.colour: percent, rollout.stable: ALL - percent}
 
 
-def _seen(measured: Measured) -> str:
+def _seen(measured: GateReading) -> str:
     errors = "no requests" if measured.errors is None else f"{measured.errors:.2%} of the requests fail"
     p95 = "" if measured.p95_s is None else f", p95 {1e3 * measured.p95_s:.0f} ms"
     return errors + p95

@@ -429,7 +429,7 @@ ROLLOUTS = (
     _gauge("novacron_rollout_went_back_seconds", "From the decision to go back until the old version had all requests;"
            " 0: it has not gone back.", together=Together.MAX),
 )  # fmt: skip
-"""In a file of ``novacron rollout --textfile``, not at a server's ``/metrics``."""
+"""In a file of ``novacron rollout start --textfile``, not at a server's ``/metrics``."""
 
 SERVERS = (*API, *FEED, *DATABASE, *CONTROLLERS, *AUDIT, *LINK, *MIGRATIONS, *FLEET, *FORECASTS, *PROCESS)
 AGENTS = (*AGENT, *HOST, *VM)
