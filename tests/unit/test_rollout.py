@@ -197,6 +197,27 @@ def test_settings_that_can_be_seen_to_be_wrong_are_refused_before_anything_is_do
         assert words in refused.value.message
 
 
+def test_a_colours_unit_is_the_servers_unit_but_for_where_its_files_are() -> None:
+    unit = (DEPLOYED.parent / "debian/novacron-server.service").read_text()
+    template = (DEPLOYED / "novacron-server@.service").read_text()
+    lines, own_lines = ({line for line in text.splitlines() if line[:1] != "#"} for text in (unit, template))
+    assert {line.partition("=")[0] for line in lines ^ own_lines} == {
+        "Description", "Environment", "ExecStart", "StateDirectory", "SyslogIdentifier",
+    }  # fmt: skip
+    assert all(
+        "%i" in line for line in template.splitlines() if line.partition("=")[0] in ("ExecStart", "StateDirectory")
+    )
+
+
+def test_the_deployed_settings_are_settings(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text("x")
+    given = ["--settings", str(DEPLOYED / "rollout.toml"), "--token-file", str(token), "--state-dir", str(tmp_path)]
+    done = CliRunner().invoke(app, ["start", "--version", "2", *given])
+    assert done.exit_code == 4 and "no version serves yet" in done.output, done.output
+
+
 def test_what_is_wrong_in_a_settings_file_is_named_as_it_is_written_there(tmp_path: Path) -> None:
     file = tmp_path / "rollout.toml"
     file.write_text('health-trys = 3\nstep = "long"\ncheck-every = 0.1\n')
