@@ -36,7 +36,7 @@ RELEASES = {
 OLD, NEW = "1.0.0", "1.1.0"
 COMMAND_S_MAX = 200.0
 QUICK = {
-    "health-tries": 60, "health-every": 0.5, "watch": 1.5, "step": 2.0, "check-every": 0.5, "settle": 6.0,
+    "health-tries": 120, "health-every": 0.25, "watch": 1.0, "step": 2.0, "check-every": 0.5, "settle": 6.0,
     "window": 5, "drain": 5.0, "haproxy-wait": 5.0, "least-requests": 20,
 }  # fmt: skip
 """Settings with which a rollout takes seconds."""
@@ -135,7 +135,7 @@ class Installation:
         for colour, (port, link_port) in self.ports.items():
             lines = {
                 "database": self.postgres.url, "state-dir": str(self.directory / colour), "port": port,
-                "link-port": link_port, "trusted-proxy": ["127.0.0.1/32"], "leave-after": 1.0, "pool": 10,
+                "link-port": link_port, "trusted-proxy": ["127.0.0.1/32"], "leave-after": 0.5, "pool": 10,
             }  # fmt: skip
             limits = {NO_RATE_LIMITS[0][2:]: 1e9, NO_RATE_LIMITS[2][2:]: 1e9}
             _write_toml(self.directory / f"{colour}.toml", {**lines, **limits})
@@ -184,6 +184,7 @@ class Installation:
         text = (DEPLOYED / "rollout/haproxy.cfg").read_text()
         (blue, blue_link), (green, green_link) = self.ports[Colour.BLUE], self.ports[Colour.GREEN]
         for was, now in {
+            "inter 1s": "inter 200ms",
             "127.0.0.1:7443": f"127.0.0.1:{self.port}", "bind :7444": f"bind 127.0.0.1:{self.agents_port}",
             "127.0.0.1:7405": f"127.0.0.1:{self.exporter_port}",
             "127.0.0.1:7543": f"127.0.0.1:{blue}", "127.0.0.1:7643": f"127.0.0.1:{green}",
