@@ -151,7 +151,7 @@ def switches(at: Installation, size: Size) -> list[Figure]:
 
 def canaries(at: Installation, size: Size) -> list[Figure]:
     """Measure a good canary, and two bad ones."""
-    canary = {"shares": "1,10,50,100", "step": size.step_s, "check_every": 1.0, "settle": 6.0, "window": 5}
+    canary = {"shares": "1,10,50,100", "step": size.step_s, "check_every": 2.0, "settle": 8.0, "window": 10}
     at.write_settings(prometheus=at.start_prometheus(), **canary)
     good, good_s = list[Seen](), list[float]()
     for _ in range(size.rounds):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from novacron.cli.rollouts import app
 from novacron.rollout import notices
 from novacron.rollout.balancer import Traffic, with_weights
-from novacron.rollout.gates import GateLimits, GateReading, failing, refusal
+from novacron.rollout.gates import GateLimits, GateReading, failing, refusal, worse
 from novacron.rollout.journal import OperatorAsk, OperatorRequest, RolloutJournal
 from novacron.rollout.model import (
     NEXT_STATES,
@@ -78,7 +78,8 @@ def test_shares_that_do_not_rise_to_all_requests_are_refused(text: str) -> None:
 
 
 def test_a_version_as_good_as_the_old_one_stays() -> None:
-    assert refusal(GOOD, GOOD._replace(version="1"), "2", LIMITS, settled=True) == ""
+    assert refusal(GOOD, "2", LIMITS, settled=True) == ""
+    assert worse(GOOD, GOOD, LIMITS) == ""
 
 
 @pytest.mark.parametrize(
@@ -86,26 +87,37 @@ def test_a_version_as_good_as_the_old_one_stays() -> None:
     [
         (GOOD._replace(errors=0.011), "1.1% of its requests fail"),
         (GOOD._replace(p95_s=0.51), "p95 is 510 ms"),
-        (GOOD._replace(errors=0.008), "of the old version's"),
-        (GOOD._replace(p95_s=0.2), "the old version's 20 ms"),
         (GOOD._replace(up=None), "no measurements"),
         (GOOD._replace(up=0.0), "can't reach"),
         (GOOD._replace(version="1"), "measures version 1 instead of 2"),
         (GOOD._replace(errors=None), "not seen a request"),
+        (GOOD._replace(p95_s=None), "not seen a request"),
     ],
 )
-def test_a_version_that_is_worse_or_not_measured_goes(new: GateReading, why: str) -> None:
-    assert why in refusal(new, GOOD._replace(version="1"), "2", LIMITS, settled=True)
+def test_a_version_that_is_bad_or_not_measured_goes(new: GateReading, why: str) -> None:
+    assert why in refusal(new, "2", LIMITS, settled=True)
+
+
+@pytest.mark.parametrize(
+    ("new", "why"),
+    [
+        (GOOD._replace(errors=0.008), "of the old version's"),
+        (GOOD._replace(p95_s=0.2), "the old version's 20 ms"),
+    ],
+)
+def test_a_version_that_is_worse_than_the_old_one_is_noticed(new: GateReading, why: str) -> None:
+    assert refusal(new, "2", LIMITS, settled=True) == ""
+    assert why in worse(new, GOOD, LIMITS)
 
 
 def test_measurements_may_be_missing_at_first_but_may_not_be_bad() -> None:
     nothing = GateReading(None, None, None, None)
-    assert refusal(nothing, nothing, "2", LIMITS, settled=False) == ""
-    assert refusal(nothing._replace(errors=0.5), None, "2", LIMITS, settled=False)
+    assert refusal(nothing, "2", LIMITS, settled=False) == worse(nothing, nothing, LIMITS) == ""
+    assert refusal(nothing._replace(errors=0.5), "2", LIMITS, settled=False)
 
 
 def test_a_slow_answer_below_a_tenth_of_a_second_ends_nothing() -> None:
-    assert refusal(GOOD._replace(p95_s=0.09), GOOD._replace(p95_s=0.001), "2", LIMITS, settled=True) == ""
+    assert worse(GOOD._replace(p95_s=0.09), GOOD._replace(p95_s=0.001), LIMITS) == ""
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 500), st.integers(0, 500))

@@ -47,22 +47,23 @@ class GateReading(NamedTuple):
     p95_s: float | None
 
 
-def refusal(new: GateReading, old: GateReading | None, version: str, limits: GateLimits, *, settled: bool) -> str:
-    """Return why a new version has to go; empty: it may stay. Pure.
+def refusal(new: GateReading, version: str, limits: GateLimits, *, settled: bool) -> str:
+    """Return why a new version has to go, whatever the old one does; empty: it may stay. Pure.
 
-    Until it is ``settled``, measurements may be missing. ``old`` is what the old version has in the same minutes, None
-    where it has no requests any more.
+    Until it is ``settled``, measurements may be missing.
     """
-    if settled:
-        missing = _missing(new, version)
-        if missing:
-            return missing
+    missing = _missing(new, version) if settled else ""
+    if missing:
+        return missing
     if new.errors is not None and new.errors > limits.errors_max:
         return f"{new.errors:.1%} of its requests fail, more than {limits.errors_max:.1%}"
     if new.p95_s is not None and new.p95_s > limits.p95_s_max:
         return f"its p95 is {_ms(new.p95_s)}, more than {_ms(limits.p95_s_max)}"
-    if old is None:
-        return ""
+    return ""
+
+
+def worse(new: GateReading, old: GateReading, limits: GateLimits) -> str:
+    """Return in what a new version is clearly worse than the old one in the same minutes; empty: in nothing. Pure."""
     if new.errors is not None and old.errors is not None and new.errors - old.errors > limits.errors_above:
         return f"{new.errors:.1%} of its requests fail, and {old.errors:.1%} of the old version's"
     if new.p95_s is not None and old.p95_s is not None:

@@ -112,6 +112,9 @@ class RolloutOptions:
     p95_times: Annotated[
         float, typer.Option(min=1, help="how many times slower than the old version, once above 100 ms")
     ] = 2.0
+    worse_checks: Annotated[
+        int, typer.Option(min=1, max=100, help="checks in a row at which it has to be worse than the old version to go")
+    ] = 2
     least_requests: Annotated[
         int, typer.Option(min=1, help="requests without which HAProxy's count of failures says nothing")
     ] = 20

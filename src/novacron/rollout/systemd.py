@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from novacron.rollout.instances import Environments, run
 from novacron.rollout.model import Colour, StepFailed
 
@@ -29,7 +31,8 @@ class ServerUnits:
     def start(self, colour: Colour) -> None:
         if self.running(colour):
             return
-        run(("systemctl", "reset-failed", "--", unit(colour)), COMMAND_S_MAX)
+        with contextlib.suppress(StepFailed):  # systemd does not know a unit that has never failed
+            run(("systemctl", "reset-failed", "--", unit(colour)), COMMAND_S_MAX)
         # It is asked whether it is ready, with limits of the rollout's own.
         run(("systemctl", "enable", "--quiet", "--", unit(colour)), COMMAND_S_MAX)
         run(("systemctl", "start", "--no-block", "--", unit(colour)), COMMAND_S_MAX)

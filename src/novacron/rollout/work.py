@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from novacron.rollout import probes
 from novacron.rollout.balancer import NO_TRAFFIC, HAProxy, Traffic, Weights
-from novacron.rollout.gates import GateLimits, GateReading, Prometheus, PrometheusAway, failing, refusal
+from novacron.rollout.gates import GateLimits, GateReading, Prometheus, PrometheusAway, failing, refusal, worse
 from novacron.rollout.instances import Instances
 from novacron.rollout.model import (
     SHARE,
@@ -49,6 +49,7 @@ class RolloutSteps:
     ) -> None:
         self._options, self._instances, self._balancer, self._prometheus = parts
         self._wait, self._kept = wait, kept
+        self._worse_in_a_row = 0
         self._limits = GateLimits(
             parts.options.errors_max / 100, parts.options.p95_ms_max / 1000, parts.options.errors_above / 100,
             parts.options.p95_times, parts.options.least_requests,
@@ -155,10 +156,16 @@ class RolloutSteps:
             old = self._prometheus.measured(rollout.stable) if percent < ALL else None
         except PrometheusAway as error:
             raise StepFailed(f"{rollout.version} can't be judged: {error}") from None
-        why = refusal(new, old, rollout.version, self._limits, settled=settled)
+        why = refusal(new, rollout.version, self._limits, settled=settled) or self._worse(new, old)
         if why:
             raise StepFailed(f"{rollout.version}: {why}")
         return _seen(new)
+
+    def _worse(self, new: GateReading, old: GateReading | None) -> str:
+        """Return in what a new version is worse at several checks in a row: one may be chance, or a cold start."""
+        why = "" if old is None else worse(new, old, self._limits)
+        self._worse_in_a_row = self._worse_in_a_row + 1 if why else 0
+        return why if self._worse_in_a_row >= self._options.worse_checks else ""
 
     def _still_ready(self, colour: Colour) -> None:
         why = ""
