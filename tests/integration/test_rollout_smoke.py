@@ -23,13 +23,19 @@ def smoke(site: Platform, tmp_path: Path) -> SmokeTest:
 
 
 def leftovers(site: Platform) -> list[str]:
-    return [found["name"] for kind in ("projects", "vms") for found in site.client.list(kind) if found["name"] == NAME]
+    return [
+        found["name"]
+        for kind in ("projects", "vms", "networks")
+        for found in site.client.list(kind)
+        if found["name"] == NAME
+    ]
 
 
 def test_a_vm_is_made_and_deleted_and_what_an_earlier_attempt_left_is_removed(site: Platform, tmp_path: Path) -> None:
     site.client.create_project(NAME)
     inside = Client(site.client.config._replace(project=NAME))
-    inside.create_vm(name=NAME, image="tiny", vcpus=1, memory_mib=128, nics=[], power="stopped")
+    inside.create_network(NAME)
+    inside.create_vm(name=NAME, image="tiny", vcpus=1, memory_mib=128, nics=[{"network": NAME}], power="stopped")
     assert "a VM was made, ran and was deleted" in smoke(site, tmp_path).run(__version__, "tiny")
     assert not leftovers(site)
 

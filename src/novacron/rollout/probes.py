@@ -16,7 +16,7 @@ READY_S_MAX = 5.0
 METRICS_S_MAX = 15.0
 VM_S_MAX, POLL_S = 180.0, 0.5
 BUILD = re.compile(r'^novacron_build_info\{[^}]*version="([^"]*)"', re.MULTILINE)
-VM_FIELDS = {"vcpus": 1, "memory_mib": 128, "nics": []}
+VM_FIELDS = {"vcpus": 1, "memory_mib": 128}
 
 
 def why_not_ready(url: str, ca: Path) -> str:
@@ -67,24 +67,33 @@ class SmokeTest:
         """Remove what an earlier attempt has left."""
         with contextlib.suppress(NotFoundError):
             client.get("projects", self._name)
-            for vm in client.list("vms"):
-                if vm["name"] == self._name:
-                    self._delete(client, vm["id"])
+            inside = self._inside()
+            for vm in inside.list("vms"):
+                if vm["project"] == self._name:
+                    self._delete(inside, vm["id"])
+            with contextlib.suppress(NotFoundError):
+                inside.delete("networks", self._name)
             client.delete("projects", self._name)
+
+    def _inside(self) -> Client:
+        """Return a client that works in the test's project. Raises OSError."""
+        return Client(Config(self._url, self._token, self._ca.read_text(), self._name))
 
     def _vm(self, client: Client, image: str) -> str:
         nodes = [node for node in client.list("nodes") if node["status"]["ready"]]
         images = [found["name"] for found in client.list("images")]
         if not image or not nodes or image not in images:
             return "no VM was made: " + (f"no node is ready with image {image}" if image else "no image is named")
-        inside = Client(Config(self._url, self._token, self._ca.read_text(), self._name))
-        vm = inside.create_vm(name=self._name, image=image, **VM_FIELDS)
+        inside = self._inside()
+        inside.create_network(self._name)  # its own: it reaches nobody
+        vm = inside.create_vm(name=self._name, image=image, nics=[{"network": self._name}], **VM_FIELDS)
         deadline = time.monotonic() + VM_S_MAX
         while (state := client.get("vms", vm["id"])["status"]["state"]) != "running":
             if state == "failed" or time.monotonic() > deadline:
                 raise StepFailed(f"VM {self._name} is {state} instead of running")
             time.sleep(POLL_S)
-        self._delete(client, vm["id"])
+        self._delete(inside, vm["id"])
+        inside.delete("networks", self._name)
         return "a VM was made, ran and was deleted"
 
     def _delete(self, client: Client, vm: str) -> None:
