@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from lab.observers import serving
 from lab.platform import until
 from lab.rollouts import NEW, OLD, Installation, Load, finished, installation
+from novacron.rollout import notices
 from novacron.rollout.model import Colour
 from tests.waiting import pause
 
@@ -146,10 +149,31 @@ def test_a_way_back_killed_at_a_step_goes_on_back(at: Installation, step: str, m
 
 
 @pytest.mark.slow
-def test_an_aborted_rollout_goes_back_within_seconds(at: Installation) -> None:
+def test_an_aborted_rollout_goes_back_within_seconds_and_tells_of_it(at: Installation) -> None:
     (before,), version = at.serving(), at.other_version()
-    at.write_settings(watch=60)
-    with Load(at) as load:
+    secret, told, annotated = at.directory / "secret", list[str](), list[str]()
+    secret.touch(mode=0o600)
+    secret.write_text("between us")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(at.directory / "novacron.pem")
+
+    def hear(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        del path
+        signed = notices.signature("between us", headers["x-novacron-timestamp"], body)
+        assert headers["x-novacron-signature"] == signed
+        told.append(json.loads(body)["state"])
+        return 200
+
+    def annotate(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        del path, headers
+        annotated.append(json.loads(body)["text"])
+        return 200
+
+    with serving(0, hear, tls) as webhook, serving(0, annotate) as grafana, Load(at) as load:
+        at.write_settings(
+            watch=60, webhook=webhook, webhook_secret_file=str(secret), webhook_ca=str(at.ca), grafana=grafana,
+            grafana_token_file=str(secret),
+        )  # fmt: skip
         process = at.command("start", "--version", version)
         until(lambda: at.status()["step"] == "watch-100", "it is watched", 40)
         began = time.monotonic()
@@ -160,6 +184,9 @@ def test_an_aborted_rollout_goes_back_within_seconds(at: Installation) -> None:
         assert code == 1 and "aborted by" in said
     check_nothing_failed(load)
     check_one_runs(at, before)
+    assert told == ["running", "going-back", "rolled-back"]
+    for step in ("install", "share-100", "goes back", "restore", "verify"):
+        assert any(step in text for text in annotated), annotated
 
 
 @pytest.mark.slow
