@@ -23,6 +23,7 @@ from lab.observers import DEPLOYED, STOP_S, Daemon
 from lab.platform import NO_RATE_LIMITS, free_ports, open_directory, until
 from novacron.rollout.instances import Environments
 from novacron.rollout.model import Colour
+from novacron.rollout.probes import BUILD
 from novacron.rollout.processes import ServerProcesses
 
 RELEASES = {
@@ -184,7 +185,7 @@ class Installation:
         text = (DEPLOYED / "rollout/haproxy.cfg").read_text()
         (blue, blue_link), (green, green_link) = self.ports[Colour.BLUE], self.ports[Colour.GREEN]
         for was, now in {
-            "inter 1s": "inter 200ms",
+            "inter 1s": "inter 500ms",
             "127.0.0.1:7443": f"127.0.0.1:{self.port}", "bind :7444": f"bind 127.0.0.1:{self.agents_port}",
             "127.0.0.1:7405": f"127.0.0.1:{self.exporter_port}",
             "127.0.0.1:7543": f"127.0.0.1:{blue}", "127.0.0.1:7643": f"127.0.0.1:{green}",
@@ -232,9 +233,11 @@ class Installation:
         headers = {"Authorization": f"Bearer {self.token}"}
         for _ in range(6):
             with urllib3.PoolManager(ca_certs=str(self.ca), headers=headers) as pool:
-                text = pool.request("GET", f"{self.url}/metrics", retries=False, timeout=5).data.decode()
-            line = next(line for line in text.splitlines() if line.startswith("novacron_build_info{"))
-            found.add(line.partition('version="')[2].partition('"')[0])
+                answer = pool.request("GET", f"{self.url}/metrics", retries=False, timeout=15)
+            match = BUILD.search(answer.data.decode())
+            if match is None:
+                raise AssertionError(f"/metrics answered {answer.status}: {answer.data[:500]!r}")
+            found.add(match[1])
         return found
 
     def start_prometheus(self) -> str:
