@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -16,9 +18,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from lab.observers import serving
-from lab.platform import free_ports
+from lab.platform import free_ports, open_directory
 from novacron import pki
 from novacron.rollout import notices
+from novacron.rollout.balancer import HAProxy
 from novacron.rollout.instances import Environments
 from novacron.rollout.model import Colour, Rollout, RolloutState, Share, StepFailed, Strategy
 from novacron.rollout.notices import SIGNATURE, TIMESTAMP, NotTold, Receiver
@@ -185,3 +188,42 @@ def test_a_version_that_is_not_what_it_says_or_not_there_is_refused(tmp_path: Pa
         Environments(tmp_path / "root", tmp_path, {}).give(Colour.BLUE, "3.0")
     assert not (tmp_path / "root/blue").exists()
     assert not list((tmp_path / "root/versions").iterdir()), "nothing half installed is left"
+
+
+class AdminSocket(threading.Thread):
+    """Answers weights as HAProxy's admin socket does, and keeps what each of its commands left."""
+
+    def __init__(self, path: Path, weights: dict[str, str]) -> None:
+        super().__init__(daemon=True)
+        self.weights, self.after = weights, list[dict[str, str]]()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(str(path))
+        self._socket.listen()
+
+    def run(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection:
+                verb, _, server, *weight = connection.recv(1000).decode().split()
+                colour = server.rpartition("/")[2]
+                if verb == "set":
+                    self.weights[colour] = weight[0]
+                    self.after.append(dict(self.weights))
+                answer = f"{self.weights[colour]} (initial 1)\n" if verb == "get" else "\n"
+                connection.sendall(answer.encode())
+
+
+def test_a_backend_is_at_no_moment_without_weights() -> None:
+    with open_directory("nvha-") as directory:
+        config = directory / "haproxy.cfg"
+        config.write_text("backend api\n  server blue 1:1 weight 100\n  server green 1:2 weight 0\n")
+        admin = AdminSocket(directory / "sock", {"blue": "100", "green": "0"})
+        admin.start()
+        haproxy = HAProxy(config, directory / "sock", "true", 5.0)
+        for colour in (Colour.GREEN, Colour.BLUE):
+            for first in (colour, colour.other):  # in whatever order they are named
+                weights = {first: 0, first.other: 0, colour: 100}
+                haproxy.shift(["api"], weights)
+        assert len(admin.after) == 8
+        assert all(set(left.values()) != {"0"} for left in admin.after), admin.after
+        assert "green 1:2 weight 0" in config.read_text()

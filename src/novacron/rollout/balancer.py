@@ -7,6 +7,7 @@ or restart forgets what only the socket was told. See the management guide of HA
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import socket
 import subprocess
@@ -86,8 +87,9 @@ class HAProxy:
     def shift(self, backends: Sequence[str], weights: Weights) -> None:
         """Give each colour its share, for good. Raises StepFailed."""
         self._write(backends, weights)
-        wanted = {(backend, colour): weight for backend in backends for colour, weight in weights.items()}
-        for (backend, colour), weight in wanted.items():
+        # The larger one first: between two commands, requests come in, and a backend without weights refuses them.
+        rising = sorted(weights.items(), key=lambda item: item[1], reverse=True)
+        for backend, (colour, weight) in itertools.product(backends, rising):
             said = self._tell(f"set weight {backend}/{colour} {weight}")
             if said:
                 raise StepFailed(f"haproxy-socket: set weight {backend}/{colour} {weight}: {said}")
