@@ -62,6 +62,7 @@ LONGEST_FIRST = (
     "tests/integration/test_macs.py",
     "tests/integration/test_network_encryption.py",
     "tests/integration/test_oidc.py",
+    "tests/integration/test_rollouts.py",
     "tests/integration/test_workers.py",
     "tests/integration/test_shared.py",
 )
