@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.server
 import json
 import re
+import ssl
 import subprocess
 import threading
 import time
@@ -64,14 +65,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(port: int, taken: Taken) -> Iterator[str]:
+def serving(port: int, taken: Taken, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Answer what is posted to a port of this machine (0: any that is free) as ``taken`` says, a status; yield the
     address."""
     server = _Server(("127.0.0.1", port), _Handler)
     server.taken = taken
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
@@ -144,7 +147,7 @@ class Webhook:
         ]
 
 
-class _Daemon:
+class Daemon:
     """A program of the tests' own, with its log."""
 
     def __init__(self, arguments: Sequence[str], log: Path, answers: str, environment: dict[str, str] | None = None):
@@ -223,7 +226,7 @@ class Prometheus:
                 for discovery in job.get("http_sd_configs", ()):
                     discovery["refresh_interval"] = "1s"
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
-        self._daemon = _Daemon(
+        self._daemon = Daemon(
             ["prometheus", f"--config.file={directory / 'prometheus.yml'}", f"--storage.tsdb.path={directory / 'data'}",
              f"--web.listen-address=127.0.0.1:{self.port}", "--enable-feature=exemplar-storage"],
             directory / "prometheus.log", f"{self.url}/-/ready",
@@ -254,7 +257,7 @@ class Alertmanager:
         assert "http://localhost:9099/" in text
         text = text.replace("http://localhost:9099/", webhook.url)
         (directory / "alertmanager.yml").write_text(faster(text, times) if times > 1 else text)
-        self._daemon = _Daemon(
+        self._daemon = Daemon(
             ["prometheus-alertmanager", f"--config.file={directory / 'alertmanager.yml'}",
              f"--storage.path={directory / 'data'}", f"--web.listen-address={self.address}",
              "--cluster.listen-address="],
@@ -282,7 +285,7 @@ class Exporter:
             ),
         }[kind]
         log = directory / f"{kind}-exporter.log"
-        self._daemon = _Daemon(arguments, log, f"http://{self.address}/metrics", environment)
+        self._daemon = Daemon(arguments, log, f"http://{self.address}/metrics", environment)
 
     def stop(self) -> None:
         self._daemon.stop()

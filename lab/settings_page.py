@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from enum import Enum
 
+from novacron.rollout.options import RolloutOptions
 from novacron.service_options import AgentOptions, ServerOptions
 from novacron.settings_file import ONCE, Setting, settings
 
-HEAD = """# Settings of server and agent
+HEAD = """# Settings of server, agent and rollouts
 
-Made of `src/novacron/service_options.py` by `script/generate`.
+Made of `src/novacron/service_options.py` and `src/novacron/rollout/options.py` by `script/generate`.
 
 Each setting can be given in three ways. The first that gives it counts:
 
 1. on the command line: `--link-port 7444`
 2. as an environment variable: `NOVACRON_SERVER_LINK_PORT=7444`. Lists are separated by spaces.
 3. in the file that `--settings` names, which is TOML: `link-port = 7444`. The packages' units use
-   `/etc/novacron/server.toml` and `/etc/novacron/agent.toml`.
+   `/etc/novacron/server.toml` and `/etc/novacron/agent.toml`; `novacron rollout` uses `/etc/novacron/rollout.toml`
+   if it is there.
 
 `novacron server --settings /etc/novacron/server.toml --check-settings` prints what counts and where it comes from, and
 starts nothing; so does `novacron agent`. A file is checked as a whole before anything starts: unknown names, values of
@@ -30,7 +32,7 @@ Further environment variables: `NOVACRON_LOG_LEVEL` (`debug`, `info`, `warning` 
 
 def page() -> str:
     """Return the page."""
-    tables = (("Server", ServerOptions), ("Agent", AgentOptions))
+    tables = (("Server", ServerOptions), ("Agent", AgentOptions), ("Rollouts", RolloutOptions))
     return HEAD + "".join(f"\n## {title}\n\n{_table(options)}" for title, options in tables)
 
 

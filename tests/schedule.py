@@ -22,7 +22,7 @@ SHARED = {
     "the API of the shared platform": (
         *_integration(
             "volumes", "sharing", "hotplug", "access", "api", "api_http", "api_objects", "contract",
-            "doctor", "foreign_clients", "manifests", "networks", "placement", "runbooks", "sdk_page",
+            "doctor", "foreign_clients", "manifests", "networks", "placement", "rollout_smoke", "runbooks", "sdk_page",
             "server", "web_ui", "wheel",
         ),
         "tests/security/test_overlay.py",
@@ -63,6 +63,7 @@ LONGEST_FIRST = (
     "tests/integration/test_macs.py",
     "tests/integration/test_network_encryption.py",
     "tests/integration/test_oidc.py",
+    "tests/integration/test_rollouts.py",
     "tests/integration/test_workers.py",
     "tests/integration/test_shared.py",
 )

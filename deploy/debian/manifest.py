@@ -12,6 +12,7 @@ from novacron.local.setup import services
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+ROLLOUT = ROOT / "deploy/rollout"
 PREFIX = "/opt/novacron"
 GUIDE = ROOT / "docs/how-to/install.md"
 SETTINGS = str(services.SETTINGS_DIR)
@@ -148,6 +149,11 @@ def files(package: Package) -> Iterator[File]:
     for unit in (package.unit, *package.more_units):
         if unit is not None:
             yield File(f"{UNITS}/{unit}", (HERE / unit).read_bytes())
+    if package is SERVER:
+        for name in ("novacron-server@.service", "novacron-rollout.service"):
+            yield File(f"{UNITS}/{name}", (ROLLOUT / name).read_bytes())
+        for name in ("haproxy.cfg", "prometheus.yml", "rollout.toml"):
+            yield File(f"{documents}/rollout/{name}", (ROLLOUT / name).read_bytes())
     if package.settings is not None:
         yield File(f"{SETTINGS}/{package.settings}", settings(package).encode(), 0o640)
 

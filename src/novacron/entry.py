@@ -34,6 +34,7 @@ GROUPS = {
     "project": ("access", "projects"),
     "rebalance": ("rebalance", "app"),
     "replica": ("replicas", "app"),
+    "rollout": ("rollouts", "app"),
     "runbook": ("runbooks", "app"),
     "security-group": ("networks", "groups"),
     "site": ("sites", "app"),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import ipaddress
 import os
-from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import urlsplit
 
 import typer
-from typer.models import OptionInfo
 
 from novacron import settings_file
 from novacron.model.proxy_header import ProxyHeader
@@ -44,36 +41,13 @@ CheckSettings = Annotated[
 ]
 
 
-def _with_variables(prefix: str) -> Callable[[Options], Options]:
-    """Let each option of a class also be an environment variable: the prefix, and its name in capitals.
-
-    Those that had a variable of their own before keep it.
-    """
-
-    def named(options: Options) -> Options:
-        for field, hint in get_type_hints(options, include_extras=True).items():
-            annotation, info = get_args(hint)
-            assert isinstance(info, OptionInfo) and not isinstance(info.envvar, list)
-            info = copy.copy(info)  # some are shared with other commands
-            name = settings_file.name_of(field, info)
-            info.show_envvar = info.envvar is not None
-            own = info.envvar
-            info.envvar = [*([own] if isinstance(own, str) else []), f"{prefix}_{name.upper().replace('-', '_')}"]
-            if field == "settings_file":
-                info.callback = settings_file.reader(options)
-            options.__annotations__[field] = Annotated[annotation, info]
-        return options
-
-    return named
-
-
 def default_state_dir() -> Path:
     """Return where files are if no option says so."""
     base = STATE_DIR if os.geteuid() == 0 else Path.home() / ".local" / "share" / "novacron"
     return Path(os.environ.get("NOVACRON_STATE_DIR") or base)
 
 
-@_with_variables("NOVACRON_SERVER")
+@settings_file.with_variables("NOVACRON_SERVER")
 @dataclasses.dataclass(frozen=True)
 class ServerOptions:
     """How a server is started."""
@@ -280,7 +254,7 @@ class ServerOptions:
         )
 
 
-@_with_variables("NOVACRON_AGENT")
+@settings_file.with_variables("NOVACRON_AGENT")
 @dataclasses.dataclass(frozen=True)
 class AgentOptions:
     """How an agent is started."""

@@ -6,6 +6,7 @@ anything starts, and all that is wrong with it is said at once.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
@@ -14,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 import typer.core
@@ -23,6 +24,7 @@ from typer.models import OptionInfo
 from novacron.terminal import say
 
 Made = TypeVar("Made")
+Options = TypeVar("Options", bound=type)
 FILE_BYTES_MAX = 1 << 20
 LINE_CHARACTERS_MAX = 100
 ONCE = frozenset({"settings", "check-settings", "rejoin", "new-keys"})
@@ -92,6 +94,29 @@ def _base(annotation: Any) -> Any:  # noqa: ANN401 - types and unions of them
     if get_origin(annotation) is list:
         return list
     return _base(members[0]) if members else annotation
+
+
+def with_variables(prefix: str) -> Callable[[Options], Options]:
+    """Let each option of a class also be an environment variable: the prefix, and its name in capitals.
+
+    Those that had a variable of their own before keep it.
+    """
+
+    def named(options: Options) -> Options:
+        for field, hint in get_type_hints(options, include_extras=True).items():
+            annotation, info = get_args(hint)
+            assert isinstance(info, OptionInfo) and not isinstance(info.envvar, list)
+            info = copy.copy(info)  # some are shared with other commands
+            name = name_of(field, info)
+            info.show_envvar = info.envvar is not None
+            own = info.envvar
+            info.envvar = [*([own] if isinstance(own, str) else []), f"{prefix}_{name.upper().replace('-', '_')}"]
+            if field == "settings_file":
+                info.callback = reader(options)
+            options.__annotations__[field] = Annotated[annotation, info]
+        return options
+
+    return named
 
 
 def reader(options: type) -> Callable[[typer.Context, typer.CallbackParam, Path | None], Path | None]:

@@ -214,6 +214,15 @@ CASES = {
          'novacron_logs_lines_total{outcome="dropped"}': "0x300"},
     ),
     "ExporterDown": one('up{job="redis"}', "0x300", "1x300"),
+    "RolloutStuck": Case(
+        {"novacron_rollout_running": "1x300", "novacron_rollout_progress_timestamp_seconds": "0x300"},
+        {"novacron_rollout_running": "1x300", "novacron_rollout_progress_timestamp_seconds": "0+10x300"},
+    ),
+    "RolloutRolledBack": Case(
+        {'novacron_rollout_ended_timestamp_seconds{state="rolled-back"}': "60x300"},
+        {'novacron_rollout_ended_timestamp_seconds{state="rolled-back"}': "-4000x300",
+         'novacron_rollout_ended_timestamp_seconds{state="done"}': "60x300"},
+    ),
 }  # fmt: skip
 
 

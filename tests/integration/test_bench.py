@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "backup": (),
     "prediction": (),
     "recovery": (),
+    "rollout": (),
 }
 """All programs, with what of each takes few guests: the rest of them is in the slow matrix."""
 ONLY_SLOW = {"backup", "recovery"}

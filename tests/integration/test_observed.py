@@ -91,6 +91,7 @@ def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: 
         if not samples_of(server, family) and not any(samples_of(agent, family) for agent in agents)
     }  # fmt: skip
     happen = {
+        *(family.name for family in declared.ROLLOUTS),
         "novacron_api_refused_total", "novacron_dwcp_rate_bytes_per_second", "novacron_dwcp_streams",
         "novacron_dwcp_round_trip_seconds", "novacron_migration_remaining_bytes",
         "novacron_migration_disk_remaining_bytes", "novacron_metrics_dropped_labels_total", "novacron_volumes",

@@ -22,7 +22,8 @@ PACKAGES_OF_MODULE = importlib.metadata.packages_distributions()
 IMPORT = re.compile(r"^ *(?:from|import) (\w+)", re.MULTILINE)
 
 CLIENT = (
-    "cli", "client", "model", "audit_chain", "runbooks", "terminal", "extras", "service_options", "context_file", "pki",
+    "cli", "client", "model", "audit_chain", "rollout", "runbooks", "terminal", "extras", "service_options",
+    "context_file", "pki",
 )  # fmt: skip
 SIDES = {
     Extra.AGENT: ("agent", "qemu", "dwcp", "net", "disk"),

@@ -25,6 +25,7 @@ from novacron.cli import (
     project_moves,
     rebalance,
     replicas,
+    rollouts,
     root,
     runbooks,
     second_factors,
@@ -85,6 +86,7 @@ app.add_typer(rebalance.app, name="rebalance")
 app.add_typer(forecasts.app, name="forecast")
 app.command("capacity")(forecasts.capacity)
 app.add_typer(migrations.app, name="migration")
+app.add_typer(rollouts.app, name="rollout")
 app.add_typer(runbooks.app, name="runbook")
 app.add_typer(drills.app, name="drill")
 app.add_typer(links.app, name="link")

@@ -444,7 +444,21 @@ VM = (
     _gauge("novacron_vm_guest_agent", "1 while a guest agent has its port open.", *OF_A_VM),
 )  # fmt: skip
 
+ROLLOUTS = (
+    _gauge("novacron_rollout_running", "1 while a rollout has not ended.", together=Together.MAX),
+    _gauge("novacron_rollout_state", "1 for the state of the newest rollout: running, paused, going-back, done,"
+           " rolled-back or failed.", "state", together=Together.MAX),
+    _gauge("novacron_rollout_number", "Number of the newest rollout.", together=Together.MAX),
+    _gauge("novacron_rollout_progress_timestamp_seconds", "When the process that works on it last gave a sign of life.",
+           together=Together.MAX),
+    _gauge("novacron_rollout_ended_timestamp_seconds", "When it ended, by how; 0: it has not ended so.", "state",
+           together=Together.MAX),
+    _gauge("novacron_rollout_went_back_seconds", "From the decision to go back until the old version had all requests;"
+           " 0: it has not gone back.", together=Together.MAX),
+)  # fmt: skip
+"""In a file of ``novacron rollout start --textfile``, not at a server's ``/metrics``."""
+
 SERVERS = (*API, *FEED, *DATABASE, *CONTROLLERS, *AUDIT, *LINK, *MIGRATIONS, *FLEET, *FORECASTS, *PROCESS)
 AGENTS = (*AGENT, *HOST, *VM)
-FAMILIES = (*SERVERS, *AGENTS)
+FAMILIES = (*SERVERS, *AGENTS, *ROLLOUTS)
 BY_NAME = {family.name: family for family in FAMILIES}

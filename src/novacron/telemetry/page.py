@@ -19,6 +19,7 @@ GROUPS: dict[str, tuple[Family, ...]] = {
     "Agents": declared.AGENT,
     "Nodes, as machines": declared.HOST,
     "VMs, where they run": declared.VM,
+    "Rollouts: in the file that `novacron rollout start --textfile` names": declared.ROLLOUTS,
 }
 TOGETHER = {
     Together.SUM: "sum",

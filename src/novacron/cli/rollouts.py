@@ -1,0 +1,282 @@
+"""``novacron rollout``: brings a new version of the server behind HAProxy, and back. Runs on the server's host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from novacron import settings_file
+from novacron.cli import output
+from novacron.cli.options import expand
+from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.rollout.options import SETTINGS, STATE_DIR, RolloutOptions
+from novacron.terminal import say
+
+if TYPE_CHECKING:  # loaded where they are needed: other commands start faster
+    from novacron.rollout.journal import RolloutJournal
+    from novacron.rollout.model import Rollout
+    from novacron.rollout.orders import Orders
+
+app = typer.Typer(
+    no_args_is_help=True, help="Bring a new version of the server behind HAProxy, watch it, and go back by itself."
+)
+
+
+class StartStrategy(StrEnum):
+    """How a new version gets its requests."""
+
+    BLUE_GREEN = "blue-green"
+    CANARY = "canary"
+
+
+Version = Annotated[str, typer.Option(help="version to bring, such as 1.2.0", show_default=False)]
+At = Annotated[Path | None, typer.Option("--state-dir", help=f"directory with the journal; default: {STATE_DIR}")]
+Settings = Annotated[
+    Path | None, typer.Option("--settings", help=f"TOML file that names it; default: {SETTINGS} if it is there")
+]
+COLUMNS: Columns = {
+    "NUMBER": lambda r: r["number"],
+    "STRATEGY": lambda r: r["strategy"],
+    "VERSION": lambda r: r["version"],
+    "BEFORE": lambda r: r["version_before"],
+    "STATE": lambda r: r["state"],
+    "STEP": lambda r: r["step"],
+    "BEGAN": lambda r: output.when(r["began_at"]),
+    "TOOK": lambda r: f"{r['took_s']:.0f} s",
+    "REASON": lambda r: r["reason"].partition("\n")[0],
+}
+FIELDS: Columns = {
+    "ROLLOUT": lambda r: r["number"],
+    "STRATEGY": lambda r: r["strategy"],
+    "VERSION": lambda r: f"{r['version']} on {r['colour']}",
+    "BEFORE": lambda r: f"{r['version_before']} on {r['stable']}" if r["version_before"] else "",
+    "STATE": lambda r: r["state"] + (" (no process works on it: novacron rollout resume)" if r["abandoned"] else ""),
+    "STEP": lambda r: r["step"],
+    "SHARES": lambda r: ", ".join(f"{share['percent']} % for {share['watch_s']:g} s" for share in r["shares"]),
+    "WATCHED": lambda r: f"{r['watched_s']:.0f} s",
+    "REASON": lambda r: r["reason"],
+    "WENT BACK": lambda r: f"within {r['went_back_s']:.1f} s" if r["went_back_s"] else "",
+    "BEGAN": lambda r: output.when(r["began_at"]),
+    "ENDED": lambda r: output.when(r["ended_at"]),
+    "BY": lambda r: r["by"],
+}
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    from novacron.rollout.model import RolloutError
+
+    with output.errors():
+        try:
+            yield
+        except RolloutError as error:
+            raise output.fail(str(error), output.EXIT_REFUSED) from None
+
+
+def _orders(context: typer.Context, options: RolloutOptions) -> Orders:
+    """Return what can be ordered. Ends the command if the settings are wrong."""
+    from novacron.rollout.orders import Orders
+
+    if options.settings_file is None and SETTINGS.exists():
+        options = _with_default_file(context)
+    try:
+        options.check()
+    except typer.BadParameter as error:
+        settings_file.fail(settings_file.blamed(context, error))
+    return Orders(options, lambda line: say(f"{datetime.now(UTC):%H:%M:%S} {line}", flush=True))
+
+
+def _with_default_file(context: typer.Context) -> RolloutOptions:
+    """Return the options with what the file says that nobody named: what was typed wins over it."""
+    kinds = {setting.name: setting for setting in settings_file.settings(RolloutOptions)}
+    found = settings_file.parse(SETTINGS)
+    problems = list(settings_file.problems_in(context, SETTINGS, found, kinds))
+    if problems:
+        settings_file.fail(*(f"{SETTINGS}: {problem}" for problem in problems))
+    from_file = settings_file.options_of(context, RolloutOptions, found)
+    values: dict[str, Any] = {}
+    for setting in kinds.values():
+        source = context.get_parameter_source(setting.field)
+        typed = source is not None and source.name in (settings_file.FROM_COMMAND_LINE, settings_file.FROM_ENVIRONMENT)
+        values[setting.field] = context.params[setting.field] if typed else getattr(from_file, setting.field)
+    return RolloutOptions(**values)
+
+
+def _end(rollout: Rollout) -> None:
+    """Say how a rollout ended; exit with 1 if the version that was asked for does not serve."""
+    from novacron.rollout.model import RolloutState
+
+    if rollout.state is RolloutState.DONE:
+        say(f"rollout {rollout.number} is done: version {rollout.version} serves on {rollout.colour}")
+        return
+    say(f"rollout {rollout.number} is {rollout.state}: {rollout.reason}", err=True)
+    raise typer.Exit(output.EXIT_FAILED)
+
+
+def _back(rollout: Rollout) -> None:
+    """Say how going back ended; exit with 1 if the old version does not serve."""
+    from novacron.rollout.model import RolloutState
+
+    if rollout.state is RolloutState.ROLLED_BACK:
+        say(f"rollout {rollout.number} is rolled back: version {rollout.serving_version} on {rollout.serving} serves")
+        return
+    if rollout.state is RolloutState.DONE:
+        done = f"rollout {rollout.number} was done before it could be aborted: version {rollout.version} serves"
+        raise output.fail(done, output.EXIT_FAILED, "to go back all the same: novacron rollout rollback")
+    _end(rollout)
+
+
+@app.command()
+@expand
+def start(
+    context: typer.Context,
+    version: Version,
+    strategy: Annotated[StartStrategy, typer.Option(help="all requests at once, or share by share")] = (
+        StartStrategy.BLUE_GREEN
+    ),
+    options: RolloutOptions = RolloutOptions(),
+) -> None:
+    """Bring a version: install it beside the one that serves, try it, give it the requests, watch it, go back if need
+    be."""
+    from novacron.rollout.model import Strategy
+
+    with _errors():
+        _end(_orders(context, options).start(Strategy(strategy.value), version))
+
+
+@app.command()
+@expand
+def begin(context: typer.Context, version: Version, options: RolloutOptions = RolloutOptions()) -> None:
+    """Start the first version behind HAProxy."""
+    from novacron.rollout.model import Strategy
+
+    with _errors():
+        _end(_orders(context, options).start(Strategy.BEGIN, version))
+
+
+@app.command()
+@expand
+def resume(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
+    """Let a rollout go on that waits, or whose process has ended."""
+    from novacron.rollout.model import RolloutState
+
+    with _errors():
+        rollout = _orders(context, options).resume()
+        if not rollout.ended:
+            say(f"rollout {rollout.number} goes on: novacron rollout status")
+        elif rollout.state is RolloutState.DONE:
+            _end(rollout)
+        else:
+            _back(rollout)
+
+
+@app.command()
+@expand
+def abort(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
+    """Let a rollout go back at once, and wait until the old version has all requests."""
+    with _errors():
+        _back(_orders(context, options).abort())
+
+
+@app.command()
+@expand
+def rollback(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
+    """Go back to the version before, whether a rollout is under way or done."""
+    from novacron.rollout.model import RolloutState
+
+    with _errors():
+        orders = _orders(context, options)
+        last = orders.journal.last()
+        if last is not None and (not last.ended or last.state is RolloutState.FAILED):
+            _back(orders.abort())
+        else:
+            _end(orders.rollback())
+
+
+@app.command()
+def pause(settings: Settings = None, state_dir: At = None) -> None:
+    """Let a rollout wait where it is. What it watches is still watched, and sends it back."""
+    from novacron.rollout.orders import Orders
+
+    with _errors():
+        rollout = Orders(RolloutOptions(state_dir=_directory(settings, state_dir)), say).pause()
+        say(f"rollout {rollout.number} is {rollout.state} in step {rollout.step}")
+
+
+@app.command()
+def status(settings: Settings = None, state_dir: At = None, output_: Output = OutputFormat.TABLE) -> None:
+    """Show the newest rollout, and what it has done last."""
+    with _errors():
+        journal = _journal(settings, state_dir)
+        rollout = journal.last()
+        if rollout is None:
+            raise output.fail("there has been no rollout yet", output.EXIT_NOT_FOUND)
+        _show(journal, rollout, output_, 5)
+
+
+@app.command()
+def history(
+    number: Annotated[int | None, typer.Argument(help="one rollout, with all that it did", show_default=False)] = None,
+    settings: Settings = None,
+    state_dir: At = None,
+    output_: Output = OutputFormat.TABLE,
+) -> None:
+    """List rollouts, newest first, or show what one of them did."""
+    with _errors():
+        journal = _journal(settings, state_dir)
+        if number is not None:
+            _show(journal, journal.get(number), output_, None)
+            return
+        output.rows([_row(journal, rollout) for rollout in reversed(journal.all())], COLUMNS, output_)
+
+
+def _directory(settings: Path | None, state_dir: Path | None) -> Path:
+    """Return where the journal is."""
+    file = settings or (SETTINGS if SETTINGS.exists() else None)
+    if state_dir is not None or file is None:
+        return state_dir or STATE_DIR
+    named = settings_file.parse(file).get("state-dir", str(STATE_DIR))
+    if not isinstance(named, str) or not named:
+        settings_file.fail(f"{file}: state-dir is a text in quotes, not {named!r}")
+    return Path(named)
+
+
+def _journal(settings: Path | None, state_dir: Path | None) -> RolloutJournal:
+    from novacron.rollout.journal import RolloutJournal
+
+    return RolloutJournal(_directory(settings, state_dir))
+
+
+def _at(seconds: float) -> str | None:
+    return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds else None
+
+
+def _row(journal: RolloutJournal, rollout: Rollout) -> Object:
+    import msgspec
+
+    row: Object = msgspec.to_builtins(rollout)
+    row["events"] = [{**event, "at": _at(event["at_s"])} for event in row["events"]]
+    return {
+        **row,
+        "stable": rollout.stable.value,
+        "began_at": _at(rollout.began_s),
+        "ended_at": _at(rollout.ended_s),
+        "took_s": (rollout.ended_s or time.time()) - rollout.began_s,
+        "abandoned": not rollout.ended and not journal.is_worked_on(),
+    }
+
+
+def _show(journal: RolloutJournal, rollout: Rollout, output_: OutputFormat, last: int | None) -> None:
+    row = _row(journal, rollout)
+    output.fields(row, FIELDS, output_)
+    if output_.for_people:
+        say()
+        for event in row["events"][-last if last else 0 :]:
+            say(f"{output.when(event['at'])}  {event['step']:<10}  {event['text']}")

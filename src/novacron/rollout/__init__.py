@@ -1,0 +1,1 @@
+"""How a new version of the server comes and goes behind HAProxy: strategies, gates, journal, ways back."""
