@@ -81,7 +81,8 @@ def test_a_vm_goes_on_from_its_replica_when_its_node_is_lost(victim: Platform) -
 def test_replicas_catch_up_after_kills_at_any_moment(victim: Platform) -> None:
     """Of both agents, the server and the VM's QEMU, while the guest writes and rounds are on their way."""
     vm, replica = replicated(victim, "rep2")
-    writes = "touch /tmp/go; while [ -e /tmp/go ]; do dd if=/dev/urandom of=/dev/vda bs=64k seek=200 count=60 conv=notrunc,fsync; done"
+    once = "dd if=/dev/urandom of=/dev/vda bs=64k seek=200 count=60 conv=notrunc,fsync"
+    writes = f"touch /tmp/go; while [ -e /tmp/go ]; do {once}; done"
     for number, what in enumerate(("target agent", "source agent", "server", "target agent", "source agent")):
         shell(victim, vm, f"({writes}) >/dev/null 2>&1 & echo begun")
         pause(0.5 + number)

@@ -214,10 +214,13 @@ def _replicas(replicas: Iterator[Body]) -> Iterator[Value]:
         age_s = (now - datetime.fromisoformat(replica["points"][-1]["at"])).total_seconds()
         yield "novacron_replica_age_seconds", labels, max(0.0, age_s)
     yield from (("novacron_replicas", (state,), count) for state, count in states.items())
+
+
 def _drills(cache: Cache) -> Iterator[Value]:
     for state in drills.states(cache, datetime.now(UTC)):
         yield "novacron_drill_age_seconds", (state.name,), state.age_s
         if state.last is None:
+            continue
         yield "novacron_drill_failed", (state.name,), state.last.verdict is DrillVerdict.FAILED
         for figure in ("detect", "recover", "loss"):
             value = getattr(state.last.measured, f"{figure}_s")
