@@ -1,6 +1,7 @@
 """How long what fails stays away: ``script/bench recovery``.
 
-``database``: three members of the database on loopback, writers, and a server whose API is read.
+``database``: three members of the database on loopback, writers, and a server whose API is read. ``replication``: VMs
+on two hosts with a WAN between them, that follow and fail over.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from bench.recovery_database import FULL, QUICK, SMOKE, Size, database_figures
+from bench import recovery_database, recovery_replication
 from bench.report import Figure, parser, report
 from lab.platform import clean_up_when_ended
 
-PARTS: dict[str, Callable[[Size], list[Figure]]] = {"database": database_figures}
+PARTS: dict[str, Callable[[str], list[Figure]]] = {
+    "database": lambda extent: recovery_database.database_figures(recovery_database.SIZES[extent]),
+    "replication": lambda extent: recovery_replication.replication_figures(recovery_replication.SIZES[extent]),
+}
 
 
 def main() -> int:
@@ -20,10 +24,10 @@ def main() -> int:
     line.add_argument("--only", nargs="*", choices=list(PARTS))
     options = line.parse_args()
     clean_up_when_ended()
-    size = SMOKE if options.smoke else QUICK if options.quick else FULL
+    extent = "smoke" if options.smoke else "quick" if options.quick else "full"
     figures: list[Figure] = []
     for part in options.only or PARTS:
-        figures += PARTS[part](size)
+        figures += PARTS[part](extent)
         print(f"{part}: done", flush=True)
     report("recovery", figures, options.json, smoke=options.smoke)
     return 0

@@ -36,7 +36,7 @@ class Size(NamedTuple):
 
 
 CASES = ("node fenced", "PostgreSQL killed", "node killed")
-FULL, QUICK, SMOKE = Size(5, 50_000, CASES), Size(2, 10_000, CASES), Size(1, 100, CASES[1:2])
+SIZES = {"full": Size(5, 50_000, CASES), "quick": Size(2, 10_000, CASES), "smoke": Size(1, 100, CASES[1:2])}
 BOUNDS = dict(zip(CASES, (FENCED_S, POSTGRES_S, NODE_S), strict=True))
 
 

@@ -30,7 +30,7 @@ def server_lost(run: Recorder) -> None:
     with run.fault("the server is killed, and its folder is gone"):
         old.server.kill()
         shutil.rmtree(old.state)
-    new = Replica(run.directory / "new", served.postgres, ())
+    new = Replica(run.directory / "new", served.postgres.url, ())
     run.callback(new.server.kill)
     actions: Actions = {
         f"apt-get install --yes {PACKAGES['client']} {PACKAGES['server']}": lambda: put_back(kept, new.state),
