@@ -43,14 +43,14 @@ async def fleet(database: Database) -> Database:
     return database
 
 
-async def replicate(database: Database, vm: str = "web", site: str | None = "west", node: str | None = None) -> Replica:
+async def replicate(database: Database, vm: str = "web", to_site: str | None = "west", node: str | None = None) -> Replica:
     async with database.transaction() as connection:
-        return await replicas.create(connection, vm, NewReplica(site, node), "me")
+        return await replicas.create(connection, vm, NewReplica(to_site, node), "me")
 
 
 async def with_point(database: Database, **reported: Any) -> Replica:
     """Return a replica of web on b, which has a point."""
-    replica = await replicate(database, node="b", site=None)
+    replica = await replicate(database, node="b", to_site=None)
     async with database.transaction() as connection:
         await replicas.stands(connection, "b", replica.id, [POINT._replace(**reported)], 5000)
     return await shown(database, replica)
@@ -102,8 +102,8 @@ async def test_a_site_s_node_with_the_fewest_replicas_gets_the_next_one(fleet: D
 @pytest.mark.parametrize(
     ("where", "why"),
     [
-        ({"site": "north"}, "no node in site north"), ({"site": None, "node": "a"}, "the VM itself is on it"),
-        ({"site": "east"}, "a: the VM itself is on it"),
+        ({"to_site": "north"}, "no node in site north"), ({"to_site": None, "node": "a"}, "the VM itself is on it"),
+        ({"to_site": "east"}, "a: the VM itself is on it"),
     ],
 )  # fmt: skip
 async def test_a_replica_that_can_be_nowhere_is_refused_with_the_reason(
