@@ -43,7 +43,9 @@ async def fleet(database: Database) -> Database:
     return database
 
 
-async def replicate(database: Database, vm: str = "web", to_site: str | None = "west", node: str | None = None) -> Replica:
+async def replicate(
+    database: Database, vm: str = "web", to_site: str | None = "west", node: str | None = None
+) -> Replica:
     async with database.transaction() as connection:
         return await replicas.create(connection, vm, NewReplica(to_site, node), "me")
 
