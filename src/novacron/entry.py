@@ -30,6 +30,7 @@ GROUPS = {
     "network": ("networks", "app"),
     "node": ("nodes", "app"),
     "pool": ("volumes", "pools"),
+    "plan": ("plans", "app"),
     "platform-key": ("access", "platform_keys"),
     "project": ("access", "projects"),
     "rebalance": ("rebalance", "app"),

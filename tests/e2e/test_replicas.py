@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lab.platform import Platform, until
+from novacron.model.lease import LEASE_S, MARGIN_S
 from tests.e2e.conftest import Object, delete, kill, revive, until_settled
 from tests.e2e.test_failover import lose, until_steady
 from tests.support.vms import read_from_disk, shell, wait_until_booted, write_to_disk
@@ -75,6 +76,30 @@ def test_a_vm_goes_on_from_its_replica_when_its_node_is_lost(victim: Platform) -
     until(lambda: not list(victim.client.list("replicas")), "the replica is gone")
     assert read_from_disk(victim, victim.client.get("vms", vm["id"])) == "second", "the VM keeps its disk"
     delete(victim, vm)
+
+
+@pytest.mark.slow
+def test_a_plan_is_tested_and_then_lets_all_its_vms_go_on(victim: Platform) -> None:
+    pairs = [replicated(victim, name) for name in ("plan-db", "plan-web")]
+    victim.cli("plan", "create", "shop", "--vm", "plan-db", "--vm", "plan-web,delay=1s")
+    for vm, replica in pairs:
+        write_to_disk(victim, vm, f"of {vm['name']}")
+        until_follows(victim, replica)
+    said = victim.cli("plan", "test", "shop")
+    assert said.count("ready on host-b") == 2, said
+    victim.until_clean()
+    lose(victim, "host-a")
+    pause(LEASE_S + MARGIN_S + 1)
+    said = victim.cli("plan", "failover", "shop", "--confirm", "host-a")
+    assert said.count("ready on host-b, well after") == 2, said
+    victim.agents["host-a"].start()
+    victim.wait_node("host-a")
+    for vm, replica in pairs:
+        wait_until_booted(victim, until_settled(victim, vm))
+        assert read_from_disk(victim, victim.client.get("vms", vm["id"])) == f"of {vm['name']}"
+        victim.client.delete("replicas", replica["id"])
+        delete(victim, vm)
+    victim.cli("plan", "delete", "shop")
 
 
 @pytest.mark.slow

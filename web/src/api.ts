@@ -18,6 +18,7 @@ export type Backup = Schemas["Backup"];
 export type BackupPhase = Schemas["BackupPhase"];
 export type BackupPolicy = Schemas["BackupPolicy"];
 export type BackupRepository = Schemas["BackupRepository"];
+export type Plan = Schemas["Plan"];
 export type Replica = Schemas["Replica"];
 export type Drain = Schemas["Drain"];
 export type DrillRun = Schemas["DrillRun"];

@@ -3,7 +3,7 @@
  *
  * Whatever comes later with an older revision is ignored, so answers and changes may arrive in any order.
  */
-import type { Backup, BackupPolicy, BackupRepository, Drain, DrillRun, Event, Export, Flavor, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Project, Replica, SecurityGroup, Snapshot, Template, UnreconciledVm, Vm, Volume } from "./api";
+import type { Backup, BackupPolicy, BackupRepository, Drain, DrillRun, Event, Export, Flavor, FloatingAddress, Forward, Import, Link, Migration, Network, Node, Plan, Project, Replica, SecurityGroup, Snapshot, Template, UnreconciledVm, Vm, Volume } from "./api";
 
 export interface Kinds {
   vm: Vm;
@@ -28,6 +28,7 @@ export interface Kinds {
   backup: Backup;
   "backup-policy": BackupPolicy;
   "backup-repository": BackupRepository;
+  plan: Plan;
   replica: Replica;
 }
 export type Kind = keyof Kinds;
@@ -62,6 +63,7 @@ const KEYS: Record<Kind, keyof Keyed> = {
   backup: "id",
   "backup-policy": "id",
   "backup-repository": "id",
+  plan: "id",
   replica: "id",
 };
 export const KINDS = Object.keys(KEYS) as readonly Kind[];

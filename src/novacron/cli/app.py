@@ -22,6 +22,7 @@ from novacron.cli import (
     networks,
     nodes,
     objects,
+    plans,
     project_moves,
     rebalance,
     replicas,
@@ -74,6 +75,7 @@ app.add_typer(snapshots.app, name="snapshot")
 volumes.app.command("move-to-project")(project_moves.volume)
 app.add_typer(backups.app, name="backup")
 app.add_typer(replicas.app, name="replica")
+app.add_typer(plans.app, name="plan")
 app.add_typer(volumes.app, name="volume")
 app.add_typer(volumes.pools, name="pool")
 app.add_typer(networks.app, name="network")

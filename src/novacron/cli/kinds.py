@@ -66,6 +66,7 @@ KINDS = (
     ObjectKind("backup-policy", "backup-policies", "backup_policies:COLUMNS,DETAILS", "BackupPolicy",
          "CreateBackupPolicy", "BackupPolicyChanges"),
     ObjectKind("backup", "backups", "backups:COLUMNS,DETAILS", "Backup"),
+    ObjectKind("plan", "plans", "plans:COLUMNS,DETAILS", "Plan", "CreatePlan"),
     ObjectKind("replica", "replicas", "replicas:COLUMNS,DETAILS", "Replica"),
     ObjectKind("event", "events", "events:COLUMNS", "Event", other_names=("ev",)),
     ObjectKind("pool", "pools", "volumes:POOLS", "PoolOnNode"),

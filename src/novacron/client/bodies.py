@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from novacron.model.image import ImageFormat
     from novacron.model.migration import MigrationPolicy
     from novacron.model.network import Direction, Encryption, Ipv6Addresses, NetworkKind, Protocol
+    from novacron.model.plan import PlanWait
     from novacron.model.rebalance import RebalanceMode
     from novacron.model.second_factor import FactorKind
     from novacron.model.user import UserKind
@@ -388,6 +389,13 @@ class CreateNetworkBody(TypedDict, total=False):
     is_default: bool
 
 
+class CreatePlanBody(TypedDict, total=False):
+    """A new recovery plan of the project: its VMs, by name or id, in the order in which they go on."""
+
+    name: Required[str]
+    vms: Required[Sequence[PlanVmBody]]
+
+
 class CreateProjectBody(TypedDict, total=False):
     """A new project. ``host_network``: its VMs may be on the hosts' network; otherwise each needs one of its own.
     ``encryption``: what it creates is encrypted at rest.
@@ -564,6 +572,14 @@ class EraseUserBody(TypedDict, total=False):
     """The user to erase, by id or name."""
 
     user: Required[str]
+
+
+class FailOverPlanBody(TypedDict, total=False):
+    """``confirm``: the names of the nodes that are gone, whose hosts are off. A node that a fence command has cut off
+    needs none.
+    """
+
+    confirm: Sequence[str]
 
 
 class FailOverVmBody(TypedDict, total=False):
@@ -778,6 +794,15 @@ class PlacementBody(TypedDict, total=False):
     anti_affinity: str | None
     anti_affinity_scope: AntiAffinityScope | Literal["node", "zone", "site"]
     spread: str | None
+
+
+class PlanVmBody(TypedDict, total=False):
+    """A VM of a plan, by its id. It is started ``delay_s`` after the one before is well."""
+
+    vm: Required[str]
+    delay_s: int
+    wait_for: PlanWait | Literal["running", "guest-agent"]
+    timeout_s: int
 
 
 class ProbeLinkBody(TypedDict, total=False):

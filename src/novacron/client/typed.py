@@ -21,6 +21,7 @@ from novacron.model.link_sharing import Link
 from novacron.model.migration import Migration, MigrationPolicy
 from novacron.model.network import FloatingAddress, Forward, Network, SecurityGroup
 from novacron.model.node import Node, NodeSpec, NodeStatus
+from novacron.model.plan import Plan
 from novacron.model.project import Project, Usage
 from novacron.model.replica import Replica
 from novacron.model.snapshot import Snapshot
@@ -56,6 +57,7 @@ __all__ = [
     "Node",
     "NodeSpec",
     "NodeStatus",
+    "Plan",
     "Project",
     "Replica",
     "SecurityGroup",
@@ -80,7 +82,7 @@ KINDS: dict[type, str] = {
     Vm: "vms", Node: "nodes", Migration: "migrations", Snapshot: "snapshots", Volume: "volumes", Network: "networks",
     SecurityGroup: "security-groups", FloatingAddress: "floating-addresses", Forward: "forwards", Link: "links",
     Drain: "drains", DrillRun: "drills", Image: "images", Import: "imports", Export: "exports", Backup: "backups",
-    Replica: "replicas",
+    Replica: "replicas", Plan: "plans",
     BackupRepository: "backup-repositories", BackupPolicy: "backup-policies", Event: "events", Project: "projects",
     User: "users", Grant: "grants", Token: "tokens", UnreconciledVm: "unreconciled-vms",
     Flavor: "flavors", Template: "templates",
@@ -101,7 +103,8 @@ STREAM_KINDS: dict[type, str] = {
     Vm: "vm", Node: "node", Migration: "migration", Event: "event", Link: "link", Import: "import",
     Snapshot: "snapshot", Volume: "volume", Export: "export", Drain: "drain", DrillRun: "drill", Network: "network",
     SecurityGroup: "security-group", FloatingAddress: "floating-address", Forward: "forward", Project: "project",
-    UnreconciledVm: "unreconciled-vm", Backup: "backup", Replica: "replica", BackupRepository: "backup-repository",
+    UnreconciledVm: "unreconciled-vm", Backup: "backup", Replica: "replica", Plan: "plan",
+    BackupRepository: "backup-repository",
     BackupPolicy: "backup-policy",
     Flavor: "flavor", Template: "template",
 }  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Protocol
 import asyncpg
 import msgspec
 
-from novacron.control import certificates, conditions, garbage, gateways, health, migration, replicas
+from novacron.control import certificates, conditions, garbage, gateways, health, migration, plans, replicas
 from novacron.control.audit_chain import AuditChain
 from novacron.control.backup_proofs import BackupProofs, Nodes
 from novacron.control.backups import BackupPolicies
@@ -65,6 +65,7 @@ ALL = (
     Controller("certificates", certificates.step, 300, frozenset()),
     Controller("conditions", conditions.step, 5, frozenset()),
     Controller("replicas", replicas.step, 15, frozenset({"replica"}), pause_s=1),
+    Controller("plans", plans.step, 2, frozenset({"plan", "vm"}), pause_s=0.5),
 )
 
 

@@ -71,6 +71,7 @@ TABLES = {
     "backup-policy": ("backup_policies", "id"),
     "backup": ("backups", "id"),
     "replica": ("replicas", "id"),
+    "plan": ("plans", "id"),
     "migration": ("migrations", "id"),
     "drain": ("drains", "id"),
     "drill": ("drills", "id"),

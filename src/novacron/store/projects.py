@@ -139,7 +139,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Project:
     for table, what in (
         ("vms", "VM"), ("volumes", "volume"), ("networks", "network"), ("security_groups", "security group"),
         ("floating_addresses", "floating address"), ("image_owners", "image"), ("exports", "export"),
-        ("backups", "backup"), ("replicas", "replica"),
+        ("backups", "backup"), ("replicas", "replica"), ("plans", "plan"),
         ("backup_policies", "backup policy"), ("backup_repositories", "backup repository"),
         ("flavors", "flavor"), ("templates", "template"),
     ):  # fmt: skip

@@ -11,6 +11,7 @@ import { bytes, time } from "../format";
 import { m, t } from "../i18n";
 import { useList } from "../list";
 import { refusalFor } from "../session";
+import { Plans } from "./plans";
 
 type State = "current" | "deleting" | "first copy" | "late";
 const COLOURS: Record<State, NonNullable<LabelProps["color"]>> = { current: "green", deleting: "blue", "first copy": "blue", late: "red" };
@@ -109,6 +110,7 @@ export function Replicas({ me }: { me: Me }): ReactElement {
   return (
     <div className="nc-page">
       <LiveList kind="replica" title={m("Replicas")} list={list} columns={columns} empty={m("No VM is replicated to another site.")} create={create} />
+      <Plans me={me} />
     </div>
   );
 }

@@ -32,7 +32,7 @@ LISTED_BY = {
     "import": "image imports", "export": "vm exports", "security-group": "security-group list",
     "floating-address": "floating-address list", "backup-repository": "backup repository list",
     "backup-policy": "backup policy list",
-    "replica": "replica list",
+    "replica": "replica list", "plan": "plan list",
 }  # fmt: skip
 
 

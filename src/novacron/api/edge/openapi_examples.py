@@ -11,6 +11,8 @@ EXAMPLES: dict[str, object] = {
     },
     "createBackupRepository": {"name": "nightly"},
     "configureBackupRepository": {"prune_days": 14},
+    "createPlan": {"name": "shop", "vms": [{"vm": "db"}, {"vm": "web", "delay_s": 10, "wait_for": "guest-agent"}]},
+    "failOverPlan": {"confirm": ["host-a"]},
     "replicateVm": {"site": "west", "rpo_s": 30, "points": 3},
     "configureReplica": {"rpo_s": 300},
     "tryReplica": {"name": "web-tried"},

@@ -29,6 +29,7 @@ INDEXED: dict[str, tuple[str, ...]] = {
     "backup-repository": ("project",),
     "backup-policy": ("project",),
     "backup": ("project", "vm", "vm_name", "repository", "repository_name", "policy"),
+    "plan": ("project",),
     "replica": ("project", "vm", "vm_name", "node", "site"),
     "import": ("project", "phase"),
     "drain": ("node",),

@@ -29,10 +29,10 @@ log = logs.get(__name__)
 PUBLIC = (
     "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
     "security-group", "floating-address", "forward", "project", "unreconciled-vm",
-    "backup-repository", "backup-policy", "backup", "replica", "flavor", "template", "drill",
+    "backup-repository", "backup-policy", "backup", "replica", "plan", "flavor", "template", "drill",
 )  # fmt: skip
 PRIVATE = (*CALLERS, "image-owner", "image-metadata")
-NAMED = ("vm", "volume", "backup-repository", "backup-policy")
+NAMED = ("vm", "volume", "backup-repository", "backup-policy", "plan")
 """Kinds whose names are unique in their project only."""
 SUBSCRIBER_QUEUE_MAX = 10_000
 RECENT_MAX = 256

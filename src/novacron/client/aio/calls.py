@@ -9,6 +9,7 @@ from novacron.client.aio.images import AsyncImageCalls
 from novacron.client.aio.keys import AsyncKeyCalls
 from novacron.client.aio.networks import AsyncNetworkCalls
 from novacron.client.aio.nodes import AsyncNodeCalls
+from novacron.client.aio.plans import AsyncPlanCalls
 from novacron.client.aio.replicas import AsyncReplicaCalls
 from novacron.client.aio.vm_templates import AsyncTemplateCalls
 from novacron.client.aio.vms import AsyncVmCalls
@@ -17,6 +18,6 @@ from novacron.client.aio.volumes import AsyncVolumeCalls
 
 class AsyncApiCalls(
     AsyncVmCalls, AsyncGuestCalls, AsyncVolumeCalls, AsyncImageCalls, AsyncNetworkCalls, AsyncNodeCalls,
-    AsyncAccessCalls, AsyncKeyCalls, AsyncBackupCalls, AsyncReplicaCalls, AsyncTemplateCalls,
+    AsyncAccessCalls, AsyncKeyCalls, AsyncBackupCalls, AsyncReplicaCalls, AsyncPlanCalls, AsyncTemplateCalls,
 ):  # fmt: skip
     """A method for each route. They take and return dictionaries, as the API has them."""

@@ -1,0 +1,29 @@
+# Made of aio/plans.py by script/generate: change that, and run it.
+"""Calls about recovery plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from novacron.client.protocol import Object
+from novacron.client.sync.connection import Connection
+
+
+class PlanCalls(Connection):
+    """Recovery plans: VMs that go on from their replicas, in order."""
+
+    def create_plan(self, name: str, vms: Sequence[Mapping[str, object]]) -> Object:
+        """Create a plan; each of ``vms`` as in ``POST /api/v1/plans``."""
+        return self._object("POST", "/api/v1/plans", {"name": name, "vms": [dict(vm) for vm in vms]})
+
+    def test_plan(self, ref: str) -> Object:
+        """Begin to test a plan: VMs are made of its replicas, connected to nothing, and deleted at the end."""
+        return self.act("plans", ref, "test")
+
+    def fail_over_plan(self, ref: str, confirm: Sequence[str] = ()) -> Object:
+        """Begin to let all VMs of a plan go on from their replicas; ``confirm``: the nodes whose hosts are off."""
+        return self.act("plans", ref, "failover", {"confirm": list(confirm)})
+
+    def stop_plan(self, ref: str) -> Object:
+        """Begin no further VM of the run that is under way."""
+        return self.act("plans", ref, "stop")

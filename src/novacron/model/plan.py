@@ -1,0 +1,133 @@
+"""Recovery plans: which VMs go on from their replicas, in which order, and what shows that each is well."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from novacron.model import limits
+from novacron.model.node import NodeName
+from novacron.model.project import DEFAULT
+
+RUNS_KEPT = 20
+
+Delay = Annotated[int, Meta(ge=0, le=3600)]
+StartTimeout = Annotated[int, Meta(ge=30, le=7200)]
+GoneNodes = Annotated[tuple[NodeName, ...], Meta(max_length=100)]
+
+
+class PlanWait(StrEnum):
+    """What shows that a VM is well, so that the next one is started."""
+
+    RUNNING = "running"
+    GUEST_AGENT = "guest-agent"
+
+
+class PlanVm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A VM of a plan, by its id. It is started ``delay_s`` after the one before is well."""
+
+    vm: str
+    delay_s: Delay = 0
+    wait_for: PlanWait = PlanWait.RUNNING
+    timeout_s: StartTimeout = 600
+    """How long it may take until it is well."""
+
+
+PlanVms = Annotated[tuple[PlanVm, ...], Meta(min_length=1, max_length=limits.VMS_PER_PLAN_MAX)]
+
+
+class PlanAction(StrEnum):
+    """What a run of a plan does."""
+
+    TEST = "test"
+    """VMs are made of the replicas, connected to nothing, and deleted at the end."""
+    FAILOVER = "failover"
+    """The VMs themselves go on from their replicas."""
+
+
+class StepPhase(StrEnum):
+    """How far one VM of a run is."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class PlanStep(msgspec.Struct, frozen=True):
+    """One VM of a run."""
+
+    vm: str
+    vm_name: str
+    phase: StepPhase = StepPhase.WAITING
+    node: str = ""
+    """Where it goes on."""
+    point: int = 0
+    """Number of the point from which it goes on."""
+    lost_s: float | None = None
+    """How old that point was: what the VM lost, or would have lost."""
+    took_s: float | None = None
+    """From the beginning of the run until it was well."""
+    made: str = ""
+    """The VM that was made to test it; empty: none, or it is deleted."""
+    began_at: datetime | None = None
+    ended_at: datetime | None = None
+    error: str = ""
+
+
+class PlanRun(msgspec.Struct, frozen=True):
+    """One run of a plan, and its report."""
+
+    id: str
+    action: PlanAction
+    actor: str
+    began_at: datetime
+    steps: tuple[PlanStep, ...]
+    confirm: GoneNodes = ()
+    """Nodes of which the actor has said that their hosts are off."""
+    stopped: bool = False
+    """Somebody has stopped it: what had not begun did not begin."""
+    ended_at: datetime | None = None
+
+    @property
+    def is_well(self) -> bool:
+        """Say whether every VM was well in the end."""
+        return self.ended_at is not None and all(step.phase is StepPhase.READY for step in self.steps)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A plan as stored and as the API shows it. ``runs``: the last ones, the newest first."""
+
+    id: str
+    name: str
+    vms: PlanVms
+    runs: tuple[PlanRun, ...]
+    revision: int
+    created_at: datetime
+    project: str = DEFAULT
+
+    @property
+    def under_way(self) -> PlanRun | None:
+        """Return the run that has not ended."""
+        return self.runs[0] if self.runs and self.runs[0].ended_at is None else None
+
+
+def next_step(run: PlanRun, delays: dict[str, int], now: datetime) -> int | None:
+    """Return the number of the step that is to be looked at; None: a delay has not passed, or all are done. Pure."""
+    for number, step in enumerate(run.steps):
+        if step.phase is StepPhase.STARTING:
+            return number
+        if step.phase is StepPhase.WAITING:
+            before = run.steps[number - 1].ended_at if number else run.began_at
+            waited_s = (now - (before or run.began_at)).total_seconds()
+            return number if waited_s >= delays.get(step.vm, 0) else None
+    return None
+
+
+def is_done(run: PlanRun) -> bool:
+    """Say whether every step has ended. Pure."""
+    return all(step.phase in (StepPhase.READY, StepPhase.FAILED) for step in run.steps)

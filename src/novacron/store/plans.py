@@ -1,0 +1,265 @@
+"""Recovery plans: what users ask for, and runs, one step at a time."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.errors import Conflict, InvalidInput, NotFound, NovaError
+from novacron.model.plan import (
+    RUNS_KEPT,
+    Plan,
+    PlanAction,
+    PlanRun,
+    PlanStep,
+    PlanVm,
+    PlanVms,
+    PlanWait,
+    StepPhase,
+    is_done,
+    next_step,
+)
+from novacron.model.vm import Vm, VmAction, VmState
+from novacron.store import events, projects, replica_failover, replicas, vms
+from novacron.store.database import Connection
+from novacron.store.hindered import ERROR_LENGTH_MAX
+from novacron.store.replica_failover import FailoverRequest
+from novacron.store.rows import object_of
+
+
+def _plan(row: asyncpg.Record | None) -> Plan:
+    return object_of(Plan, row)
+
+
+async def create(connection: Connection, project: str, name: str, of: PlanVms, actor: str) -> Plan:
+    """Store a new plan. Raises NotFound, Conflict, InvalidInput."""
+    await projects.lock_usage(connection, project)
+    count = await connection.fetchval("SELECT count(*) FROM plans WHERE project = $1", project)
+    if count >= limits.PLANS_PER_PROJECT_MAX:
+        raise Conflict(f"project {project} has {count} plans", hint="delete one: novacron plan list")
+    await _check(connection, project, of)
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO plans (id, name, vms, project) VALUES ($1, $2, $3, $4) RETURNING *",
+            f"plan-{secrets.token_hex(8)}", name, msgspec.to_builtins(of), project,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"a plan named {name!r} exists", field="name", hint="choose another name") from None
+    plan = _plan(row)
+    await _record(connection, plan, "Created", f"{len(of)} VMs", actor)
+    return plan
+
+
+async def _check(connection: Connection, project: str, of: PlanVms) -> None:
+    """Raise InvalidInput unless the VMs are the project's, each once."""
+    ids = [item.vm for item in of]
+    if len(set(ids)) != len(ids):
+        raise InvalidInput("a VM is named twice", field="vms")
+    there = await connection.fetchval("SELECT count(*) FROM vms WHERE project = $1 AND id = ANY($2)", project, ids)
+    if there != len(ids):
+        raise InvalidInput(f"not all of the VMs are in project {project}", field="vms", hint="see: novacron vm list")
+
+
+async def get(connection: Connection, id: str, *, lock: bool = False) -> Plan:
+    """Return the plan with this id. Raises NotFound."""
+    query = "SELECT * FROM plans WHERE id = $1" + (" FOR UPDATE" if lock else "")
+    row = await connection.fetchrow(query, id)
+    if row is None:
+        raise NotFound(f"there is no plan {id!r}", hint="see: novacron plan list")
+    return _plan(row)
+
+
+async def delete(connection: Connection, id: str, actor: str) -> Plan:
+    """Delete a plan with its reports; its VMs and their replicas stay. Raises NotFound, Conflict."""
+    plan = await get(connection, id, lock=True)
+    _check_idle(plan)
+    await connection.execute("DELETE FROM plans WHERE id = $1", id)
+    await _record(connection, plan, "Deleted", "its VMs and their replicas stay", actor)
+    return plan
+
+
+def _check_idle(plan: Plan) -> None:
+    run = plan.under_way
+    if run is not None:
+        raise Conflict(
+            f"a {run.action} of plan {plan.name} is under way, begun by {run.actor}",
+            hint=f"wait until it has ended, or: novacron plan stop {plan.name}",
+        )
+
+
+async def begin(
+    connection: Connection, id: str, action: PlanAction, actor: str, confirm: tuple[str, ...] = ()
+) -> Plan:  # fmt: skip
+    """Begin a run. Raises NotFound, Conflict."""
+    plan = await get(connection, id, lock=True)
+    _check_idle(plan)
+    names = {
+        row["id"]: row["name"]
+        for row in await connection.fetch("SELECT id, name FROM vms WHERE id = ANY($1)", [item.vm for item in plan.vms])
+    }
+    steps = tuple(PlanStep(item.vm, names.get(item.vm, item.vm)) for item in plan.vms)
+    run = PlanRun(f"run-{secrets.token_hex(8)}", action, actor, await _now(connection), steps, confirm)
+    row = await connection.fetchrow(
+        "UPDATE plans SET runs = $2 WHERE id = $1 RETURNING *",
+        id, msgspec.to_builtins((run, *plan.runs)[:RUNS_KEPT]),
+    )  # fmt: skip
+    await _record(connection, plan, "PlanBegun", f"{action}, {run.id}", actor)
+    return _plan(row)
+
+
+async def stop(connection: Connection, id: str, actor: str) -> Plan:
+    """Begin no further step of the run that is under way. Raises NotFound, Conflict."""
+    plan = await get(connection, id, lock=True)
+    run = plan.under_way
+    if run is None:
+        raise Conflict(f"no run of plan {plan.name} is under way", hint=f"novacron plan show {plan.name}")
+    now = await _now(connection)
+    steps = tuple(
+        msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=f"stopped by {actor}")
+        if step.phase is StepPhase.WAITING
+        else step
+        for step in run.steps
+    )
+    stopped = await _store(connection, plan, msgspec.structs.replace(run, steps=steps, stopped=True))
+    await _record(connection, plan, "PlanStopped", run.id, actor)
+    return stopped
+
+
+async def under_way(connection: Connection) -> Sequence[str]:
+    """Return the plans of which a run is under way."""
+    rows = await connection.fetch(
+        "SELECT id FROM plans WHERE jsonb_array_length(runs) > 0 AND runs -> 0 -> 'ended_at' = 'null' ORDER BY id"
+    )
+    return [row["id"] for row in rows]
+
+
+async def follow(connection: Connection, id: str) -> bool:
+    """Do the next thing of a run that is under way; return whether there may be more to do at once."""
+    plan = await get(connection, id, lock=True)
+    run = plan.under_way
+    if run is None:
+        return False
+    now = await _now(connection)
+    if is_done(run):
+        return await _end(connection, plan, run, now)
+    of = {item.vm: item for item in plan.vms}
+    number = next_step(run, {vm: item.delay_s for vm, item in of.items()}, now)
+    if number is None:
+        return False
+    step = run.steps[number]
+    item = of.get(step.vm, PlanVm(step.vm))
+    if step.phase is StepPhase.WAITING:
+        changed = await _begin_step(connection, run, step, now)
+    else:
+        changed = await _look(connection, run, step, item, now)
+    if changed == step:
+        return False
+    steps = (*run.steps[:number], changed, *run.steps[number + 1 :])
+    await _store(connection, plan, msgspec.structs.replace(run, steps=steps))
+    return True
+
+
+async def _begin_step(connection: Connection, run: PlanRun, step: PlanStep, now: datetime) -> PlanStep:
+    try:
+        async with connection.transaction():  # what fails is taken back, and the run goes on
+            return await _start(connection, run, step, now)
+    except NovaError as error:
+        return msgspec.structs.replace(
+            step, phase=StepPhase.FAILED, began_at=now, ended_at=now, error=error.detail[:ERROR_LENGTH_MAX]
+        )
+
+
+async def _start(connection: Connection, run: PlanRun, step: PlanStep, now: datetime) -> PlanStep:
+    """Let a VM go on from its newest point, or make one of it. Raises NovaError."""
+    of_vm = [replica for replica in await replicas.of_vm(connection, step.vm) if replica.points]
+    if not of_vm:
+        raise Conflict(f"VM {step.vm_name} has no replica with a point")
+    replica = of_vm[0]
+    point = replica.points[-1]
+    made = ""
+    if run.action is PlanAction.TEST:
+        name = f"test-{secrets.token_hex(6)}"
+        made = (await replica_failover.try_out(connection, replica.id, name, point.number, run.actor)).id
+    else:
+        vm = await vms.get(connection, step.vm)
+        confirm = vm.node if vm.node in run.confirm else None
+        request = FailoverRequest(replica.id, point.number, confirm)
+        await replica_failover.fail_over(connection, step.vm, request, run.actor)
+    return msgspec.structs.replace(
+        step, phase=StepPhase.STARTING, node=replica.node, point=point.number, made=made, began_at=now,
+        lost_s=round(max(0.0, (now - point.at).total_seconds()), 1),
+    )  # fmt: skip
+
+
+async def _look(connection: Connection, run: PlanRun, step: PlanStep, item: PlanVm, now: datetime) -> PlanStep:
+    """Return a step that has begun as it is now."""
+    try:
+        vm = await vms.get(connection, step.made or step.vm)
+    except NotFound:
+        return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error="the VM was deleted")
+    began_at = step.began_at or run.began_at
+    if _is_well(vm, item):
+        took_s = round((now - run.began_at).total_seconds(), 1)
+        return msgspec.structs.replace(step, phase=StepPhase.READY, ended_at=now, took_s=took_s, error="")
+    if (now - began_at).total_seconds() > item.timeout_s:
+        why = vm.status.reason or f"it is {vm.status.state}"
+        error = f"not {item.wait_for} within {item.timeout_s} s: {why}"
+        return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=error[:ERROR_LENGTH_MAX])
+    return step
+
+
+def _is_well(vm: Vm, item: PlanVm) -> bool:
+    """Say whether a VM that has begun to go on is as its plan wants it."""
+    runs = vm.clone_of is None and vm.status.state is VmState.RUNNING
+    return runs and (item.wait_for is PlanWait.RUNNING or vm.status.guest is not None)
+
+
+async def _end(connection: Connection, plan: Plan, run: PlanRun, now: datetime) -> bool:
+    """Delete what a test has made, one after the other, then end the run."""
+    for number, step in enumerate(run.steps):
+        if step.made:
+            await _delete_made(connection, step.made)
+            changed = msgspec.structs.replace(step, made="")
+            steps = (*run.steps[:number], changed, *run.steps[number + 1 :])
+            await _store(connection, plan, msgspec.structs.replace(run, steps=steps))
+            return True
+    ended = msgspec.structs.replace(run, ended_at=now)
+    await _store(connection, plan, ended)
+    ready = sum(step.phase is StepPhase.READY for step in run.steps)
+    took_s = (now - run.began_at).total_seconds()
+    message = f"{run.action}, {run.id}: {ready} of {len(run.steps)} VMs were well, after {took_s:.0f} s"
+    await _record(connection, plan, "PlanEnded" if ended.is_well else "PlanFailed", message, run.actor)
+    return False
+
+
+async def _delete_made(connection: Connection, id: str) -> None:
+    try:
+        vm = await vms.get(connection, id, lock=True)
+    except NotFound:
+        return
+    if not vm.deleting:
+        await connection.execute("UPDATE vms SET spec = jsonb_set(spec, '{protected}', 'false') WHERE id = $1", id)
+        await vms.act(connection, id, VmAction.DELETE, None, events.SYSTEM, 0)
+
+
+async def _store(connection: Connection, plan: Plan, run: PlanRun) -> Plan:
+    """Store the run that is under way."""
+    row = await connection.fetchrow(
+        "UPDATE plans SET runs = $2 WHERE id = $1 RETURNING *", plan.id, msgspec.to_builtins((run, *plan.runs[1:]))
+    )
+    return _plan(row)
+
+
+async def _now(connection: Connection) -> datetime:
+    now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    return now
+
+
+async def _record(connection: Connection, plan: Plan, reason: str, message: str, actor: str) -> None:
+    new = events.NewEvent("plan", plan.id, plan.name, reason, message, actor, project=plan.project)
+    await events.record(connection, new)
