@@ -85,12 +85,12 @@ def test_a_plan_is_tested_and_then_lets_all_its_vms_go_on(victim: Platform) -> N
     for vm, replica in pairs:
         write_to_disk(victim, vm, f"of {vm['name']}")
         until_follows(victim, replica)
-    said = victim.cli("plan", "test", "shop")
+    said = victim.cli("plan", "test", "shop").stdout
     assert said.count("ready on host-b") == 2, said
     victim.until_clean()
     lose(victim, "host-a")
     pause(LEASE_S + MARGIN_S + 1)
-    said = victim.cli("plan", "failover", "shop", "--confirm", "host-a")
+    said = victim.cli("plan", "failover", "shop", "--confirm", "host-a").stdout
     assert said.count("ready on host-b, well after") == 2, said
     victim.agents["host-a"].start()
     victim.wait_node("host-a")
