@@ -286,5 +286,5 @@ def test_the_sdk_reads_each_kind_as_its_type(site: Platform, api: Api, clean_up_
         assert all(isinstance(value, type_) for value in values)
         if kind in ("vms", "nodes", "images", "events", "projects", "users", "grants", "tokens"):
             assert values, kind
-    with pytest.raises(TypeError, match=r"no objects of type int; it has those of: .*Drain, Event, "):
+    with pytest.raises(TypeError, match=r"no objects of type int; it has those of: .*Drain, DrillRun, Event, "):
         site.client.one(int, "typed")

@@ -14,7 +14,7 @@ from novacron.model.lease import LEASE_S, MARGIN_S
 from novacron.model.replica import Replica
 from novacron.model.vm import Vm
 from novacron.server import node_statements
-from novacron.store import failover, replica_failover, replicas, vms
+from novacron.store import failover, identities, replica_failover, replicas, vms
 from novacron.store.database import Connection, Database
 from novacron.store.replica_failover import FailoverRequest
 from novacron.store.replicas import NewReplica, PointReport, RoundReport
@@ -200,6 +200,12 @@ async def test_a_vm_is_failed_over_only_once_its_node_is_gone_and_then_once(flee
     assert (moved.node, moved.epoch) == ("b", before.epoch + 1)
     assert moved.clone_of is not None and moved.clone_of.replica is not None
     assert (moved.clone_of.replica.replica, moved.clone_of.replica.point) == (replica.id, 1)
+    assert (await fail_over(fleet)).epoch == before.epoch + 2, "it has no disk yet: another point may be chosen"
+    with pytest.raises(Conflict, match="is being made of replica"):
+        async with fleet.transaction() as connection:
+            await replicas.delete(connection, replica.id, "me")
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vms SET clone_of = NULL WHERE id = 'web'")
     with pytest.raises(Conflict, match="already"):
         await fail_over(fleet, confirm="b")
     async with fleet.connection() as connection:
@@ -282,3 +288,36 @@ async def test_replicas_of_deleted_vms_and_on_removed_nodes_go(fleet: Database) 
         await replicas.gone(connection, "b", replica.id)
         with pytest.raises(NovaError, match="no replica"):
             await replicas.get(connection, replica.id)
+
+
+async def test_the_replica_with_the_newest_point_is_taken(fleet: Database) -> None:
+    await with_point(fleet, age_s=5000.0)
+    newer = await replicate(fleet, to_site=None, node="c")
+    async with fleet.transaction() as connection:
+        await replicas.stands(connection, "c", newer.id, [POINT], 5000)
+        await make_available(connection)
+    await silence(fleet)
+    async with fleet.transaction() as connection:
+        assert await failover.restart_elsewhere(connection, "web", "a", "it is silent") == "c"
+
+
+async def test_what_a_node_reports_is_put_in_order_and_a_replica_that_gets_no_point_is_late(fleet: Database) -> None:
+    replica = await replicate(fleet, to_site=None, node="b")
+    assert replica.late_at is not None and replica.late_at - replica.created_at >= timedelta(hours=1)
+    async with fleet.transaction() as connection:
+        said = [POINT._replace(number=3), POINT, POINT._replace(number=3, age_s=1.0)]
+        await replicas.stands(connection, "b", replica.id, said, 5000)
+    assert [point.number for point in (await shown(fleet, replica)).points] == [1, 3]
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vms SET node = 'b' WHERE id = 'web'")
+        await replicas.stands(connection, "b", replica.id, [POINT], 5000)
+    assert (await shown(fleet, replica)).late_at is None, "it has nothing to follow"
+
+
+async def test_a_replica_follows_its_vm_s_name_and_project_and_its_node_s_name(fleet: Database) -> None:
+    replica = await with_point(fleet)
+    async with fleet.transaction() as connection:
+        await vms.configure(connection, "web", "shop", {}, None, "me")
+        await connection.execute("UPDATE replicas SET node = 'b' WHERE id = $1", replica.id)
+        assert ("replicas", "node") in identities.ELSEWHERE
+    assert (await shown(fleet, replica)).vm_name == "shop"

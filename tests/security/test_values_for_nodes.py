@@ -52,6 +52,7 @@ OURS = {
     "ConsoleOpen.vm", "ProbeExpected.probe", "ProbeWanted.probe", "ProbeWanted.vm", "CopyExpected.copy",
     "CopyWanted.copy", "ImageInfo.digest", "Assignment.image_digest", "VolumeWanted.image_digest",
     "Revoked.keys[]", "NetworkOnNode.names[][0]", "NetworkOnNode.names6[][0]", "VmInterface.mac",
+    "ReplicaSent.vm", "ReplicaKept.vm", "ReplicaKept.image_digest",
     "BackupWanted.id", "BackupWanted.vm", "DataKey.id", "VolumeAttached.encryption_key", "VolumeWanted.encryption_key",
 }  # fmt: skip
 """Ids, digests and MAC addresses that the control plane makes or has checked; traces besides."""
@@ -60,6 +61,7 @@ NAMES = {
     "NetworkOnNode.names6[][2]",
     "Task.peer", "Peer.name", "ProbeExpected.peer", "ProbeWanted.peer", "CopyExpected.peer", "CopyWanted.peer",
     "Rename.name", "VolumeAttached.pool", "VolumeWanted.pool", "VolumeWanted.image", "BackupWanted.vm_name",
+    "ReplicaSent.peer", "ReplicaKept.peer", "ReplicaKept.image",
 }  # fmt: skip
 """Names of VMs, nodes, networks, images and pools: the API and ``check_described`` take no others."""
 SHOWN = {
@@ -168,6 +170,7 @@ CHECKED = {
             ("", "host-b", "host-b:0", "host b:1", "host-b:7445\n", "host-b:1 ", "a;b:1"),
         )
         for path in ("Task.endpoint", "Task.warm", "Peer.endpoint", "ProbeWanted.endpoint", "CopyWanted.endpoint",
+                     "ReplicaSent.endpoint",
                      "NetworkPeer.host", "Networks.hosts[]")
     },
 }  # fmt: skip

@@ -215,7 +215,7 @@ def replica(fails: Exception | None = None) -> Case:
         host = Mock()
         host.settings = AgentSettings(place.directory, place.directory / "images", "a")
         sent = SentReplicas(host, lambda vm: None if fails is None else Mock(), Mock())
-        wanted = wire.ReplicaSent("replica-0123456789abcdef", "vm-a", "host-b", "host-b:7445", 30)
+        wanted = wire.ReplicaSent("replica-0123456789abcdef", "vm-a", "host-b", "host-b:7445", 30, True)
         rounds = Mock(next=AsyncMock(side_effect=fails))
         report = await sent._round(wanted, rounds)
         return Said(report.code, report.error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -62,3 +63,30 @@ def test_a_defect_in_one_is_not_begun_again_until_it_is_named_again() -> None:
 
     asyncio.run(run())
     assert begun == ["a", "b"] * 2
+
+
+async def test_what_is_named_again_before_its_given_up_work_has_ended_is_begun_again() -> None:
+    begun, clearing, again = list[str](), asyncio.Event(), asyncio.Event()
+
+    async def work(id: str) -> None:
+        begun.append(id)
+        if len(begun) == 2:
+            again.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await clearing.wait()
+
+    named = NamedWork("export", work, lambda _: None)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+            named.tell({"a": "a"}, tasks)
+            await asyncio.sleep(0)
+            named.tell({}, tasks)
+            await asyncio.sleep(0)
+            named.tell({"a": "a"}, tasks)
+            assert begun == ["a"], "never two at once"
+            clearing.set()
+            await again.wait()
+            named.tell({}, tasks)
+    assert begun == ["a", "a"]

@@ -84,13 +84,13 @@ async def test_merged_points_are_what_they_were(points: ReplicaPoints, image: Pa
     before = {number: disk(number) for number in (2, 3)}
     assert before[3][64 << 10] == 0 and before[3][:1] == b"\x01" and before[3][-1:] == b"i"
     while (pair := points.to_merge(2)) is not None:
-        await layers.merge(image, pair[0].path, pair[1].path, 0, NOBODY)
-        points.merged(*pair)
+        await layers.merge([image, *pair.below], pair.lower.path, pair.upper.path, 0, NOBODY)
+        points.merged(pair)
     assert numbers(points) == [2, 3] and points.layers_of(1) is None
     assert {number: disk(number) for number in (2, 3)} == before
     while (pair := points.to_merge(1)) is not None:
-        await layers.merge(image, pair[0].path, pair[1].path, 0, NOBODY)
-        points.merged(*pair)
+        await layers.merge([image, *pair.below], pair.lower.path, pair.upper.path, 0, NOBODY)
+        points.merged(pair)
     assert numbers(points) == [3] and disk(3) == before[3]
     assert len(list(points.directory.iterdir())) == 2, "a layer and the manifest"
 
@@ -105,13 +105,13 @@ async def test_a_merge_that_a_kill_cuts_short_is_done_again(
     pair = points.to_merge(2)
     assert pair is not None
     if merged:
-        await layers.merge(image, pair[0].path, pair[1].path, 0, NOBODY)
+        await layers.merge([image, *pair.below], pair.lower.path, pair.upper.path, 0, NOBODY)
     again = reopened(points)
     assert numbers(again) == [2, 3], "what is being written into is no point any more"
     pair = again.to_merge(2)
     assert pair is not None
-    await layers.merge(image, pair[0].path, pair[1].path, 0, NOBODY)
-    again.merged(*pair)
+    await layers.merge([image, *pair.below], pair.lower.path, pair.upper.path, 0, NOBODY)
+    again.merged(pair)
     chain = again.layers_of(3)
     assert chain is not None and len(chain) == 2 and content(image, chain, tmp_path / "raw") == before
 
@@ -144,7 +144,7 @@ def test_layers_that_a_vm_has_are_not_written_into(points: ReplicaPoints, tmp_pa
     chain = points.layers_of(2)
     assert chain is not None
     (tmp_path / "shared-0.qcow2").hardlink_to(chain[0])
-    assert points.to_merge(1) is None and numbers(points) == [3]
+    assert points.to_merge(2) is None and numbers(points) == [2, 3]
     (tmp_path / "shared-0.qcow2").unlink()
     assert points.to_merge(1) is not None
 
@@ -203,3 +203,33 @@ def test_what_is_no_round_is_refused_before_any_data(volumes: list[VolumeInfo]) 
 def test_a_head_that_is_none_is_refused(data: bytes) -> None:
     with pytest.raises(StreamError):
         rounds.head_of(data)
+
+
+def test_layers_above_those_of_a_vm_are_merged_on(points: ReplicaPoints, tmp_path: Path) -> None:
+    chain = points.layers_of(2)
+    assert chain is not None
+    for number, path in enumerate(chain):
+        (tmp_path / f"shared-{number}.qcow2").hardlink_to(path)
+    arrive(points, 4, "-P 4 0 64k")
+    merge = points.to_merge(1)
+    assert merge is not None and [path.name for path in merge.below] == [layer_name(n, 0) for n in (1, 2)]
+    assert (merge.lower.round, merge.upper.round) == (3, 4)
+
+
+def test_what_a_kill_left_below_a_whole_round_does_not_show_through(points: ReplicaPoints) -> None:
+    old = {path.name: path.read_bytes() for path in points.directory.iterdir() if LAYER.match(path.name)}
+    arrive(points, 4, "-P 7 0 64k", whole=True)
+    for name, data in old.items():
+        (points.directory / name).write_bytes(data)  # as if the agent was killed before it had removed them
+    again = reopened(points)
+    chain = again.layers_of(4)
+    assert chain is not None and [path.name for path in chain] == [layer_name(4, 0)]
+    assert again.layer_count == 1 and not {path.name for path in again.directory.iterdir()} & old.keys()
+
+
+def test_layers_of_a_round_whose_point_could_not_be_noted_go_before_the_next(points: ReplicaPoints) -> None:
+    for place in range(3):
+        layer(points.directory / layer_name(4, place), "-P 9 0 64k")
+    arrive(points, 4, "-P 5 0 64k")
+    chain = points.layers_of(4)
+    assert chain is not None and [path.name for path in chain][-1] == layer_name(4, 0) and len(chain) == 4

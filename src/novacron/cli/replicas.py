@@ -55,9 +55,11 @@ def state(replica: Object) -> str:
     """Say in a word how a replica is."""
     if replica["phase"] == "deleting":
         return "deleting"
-    if not replica["points"]:
-        return "first copy"
-    return "late" if output.is_past(replica["late_at"]) else "current"
+    if replica["late_at"] and output.is_past(replica["late_at"]):
+        return "late"
+    if replica["late_at"] is None and replica["points"]:
+        return "not followed"
+    return "current" if replica["points"] else "first copy"
 
 
 def _point(point: Object) -> str:

@@ -16,7 +16,7 @@ from novacron.store.database import Database
 from novacron.telemetry import traces
 
 
-class Plan(msgspec.Struct, frozen=True):
+class MigrationPlan(msgspec.Struct, frozen=True):
     """What may be used now, in bytes a second, by migrations that run or are to begin, and why others wait."""
 
     begin: list[str]
@@ -29,7 +29,7 @@ def plan(
     sites: Mapping[str, str],
     budgets: Mapping[str, float],
     at_once: Mapping[str, int],
-) -> Plan:
+) -> MigrationPlan:
     """Share ``budgets`` among running migrations and those that may begin, oldest first. ``at_once`` says how many may
     touch each node."""
     demands = {m.id: Demand(m.id, uses(m.source, m.target, sites), m.weight, m.rate_limit_bytes_per_s) for m in active}
@@ -50,7 +50,7 @@ def plan(
             running.append(demands[m.id])
             begin.append(m.id)
     rates = {id: None if rate is None else max(1, int(rate)) for id, rate in allot(running, budgets).items()}
-    return Plan(begin, rates, waits_for)
+    return MigrationPlan(begin, rates, waits_for)
 
 
 class _Pass(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ class _Pass(msgspec.Struct, frozen=True):
 
     active: Mapping[str, Migration]
     stalled: Mapping[str, str]
-    plan: Plan
+    plan: MigrationPlan
 
 
 async def step(database: Database, objects: Objects) -> None:
@@ -95,7 +95,7 @@ async def _look(database: Database) -> _Pass:
     async with database.connection() as connection:
         active = {m.id: m for m in await migrations.active(connection)}
         if not active:
-            return _Pass({}, {}, Plan([], {}, {}))
+            return _Pass({}, {}, MigrationPlan([], {}, {}))
         stalled = {id: reason for id, reason in await migrations.stalled(connection) if id in active}
         all_nodes = await nodes.all(connection)
         limited = budgets(all_nodes, await links.all(connection), datetime.now(UTC))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from novacron.disk import qemu_img
@@ -18,13 +19,13 @@ from novacron.model.waiting import WaitCode
 MERGE_S_MAX = 6 * 3600.0
 
 
-async def merge(image: Path, lower: Path, upper: Path, spare_bytes: int, user: ToolUser) -> None:
-    """Write all of a qcow2 layer into the one below it, which lies over a raw ``image``; what the headers say of other
-    files is not followed. May be done again. Raises Unacceptable, OSError."""
+async def merge(below: Sequence[Path], lower: Path, upper: Path, spare_bytes: int, user: ToolUser) -> None:
+    """Write all of a qcow2 layer into the one below it; ``below`` that are a raw image and further layers. What the
+    headers say of other files is not followed. May be done again. Raises Unacceptable, OSError."""
     with contextlib.ExitStack() as stack:
         node: dict[str, object] | None = None
         descriptors = []
-        for path, flags in ((image, os.O_RDONLY), (lower, os.O_RDWR), (upper, os.O_RDWR)):
+        for path, flags in (*((path, os.O_RDONLY) for path in below), (lower, os.O_RDWR), (upper, os.O_RDWR)):
             descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
             stack.callback(os.close, descriptor)
             descriptors.append(descriptor)

@@ -17,6 +17,10 @@ RPO_S, POINTS = 30, 3
 LATE_ROUNDS = 2
 """A replica is late when its newest point is older than so many rounds, and a moment for the last one's way."""
 LATE_S = 30
+FIRST_COPY_S = 3600
+"""How long the first point may take until the replica is late."""
+AGE_S_MAX = 10 * 366 * 86_400
+"""Of a point."""
 
 RpoSeconds = Annotated[int, Meta(ge=5, le=86_400)]
 PointCount = Annotated[int, Meta(ge=1, le=6)]

@@ -16,3 +16,5 @@ class ReplicaSource(msgspec.Struct, frozen=True):
 
     replica: ReplicaId
     point: PointNumber
+    or_newest: bool = False
+    """If it is not there any more, the newest one is meant."""

@@ -47,8 +47,9 @@ class DesiredStateSender:
         """Who holds something of each VM, or owns it."""
         self._replicas: dict[str, tuple[Any, ...]] = {}
         """What nodes are told of each replica; the last two are its VM and its node."""
-        self._owners: dict[str, str] = {}
-        """The node of each VM."""
+        self._facts: dict[str, tuple[Any, ...]] = {}
+        """What of each VM they depend on; the first is its node."""
+        self._endpoints: dict[str, str | None] = {}
         self._touched: set[str] = set()
         self._some_touched = asyncio.Event()
 
@@ -57,13 +58,14 @@ class DesiredStateSender:
         self._network_audience.changed(change, self._sessions)
         match change.kind, change.body:
             case "vm", body:
-                self._vm_changed(change.key, None if body is None else body["node"])
+                self._vm_changed(change.key, body)
             case "unreconciled-vm", _:
                 self._touch(change.key.partition(".")[0])
                 self.wake_all()
             case "export" | "backup", None:  # its node is not said any more
                 self.wake_all()
-            case "node", _:
+            case "node", body:
+                self._endpoint_changed(change.key, body)
                 for node in self._cpu_baselines.changed(change):
                     if node in self._sessions:
                         self._sessions[node].sent_state.basis = None
@@ -79,30 +81,47 @@ class DesiredStateSender:
         """Wake the nodes of a replica, unless only its points have changed."""
         before = self._replicas.pop(id, None)
         if body is not None:
-            told = tuple(body[field] for field in ("phase", "rpo_s", "points_kept", "vm", "node"))
-            self._replicas[id] = told
-            if told == before:
+            told = (*(body[field] for field in ("phase", "rpo_s", "points_kept")), bool(body["points"]))
+            self._replicas[id] = now = (*told, body["vm"], body["node"])
+            if now == before:
                 return
-        for vm, node in {replica[-2:] for replica in (before, self._replicas.get(id)) if replica is not None}:
-            self._wake(node)
-            self._wake(self._owners.get(vm) or "")
+        for replica in (before, self._replicas.get(id)):
+            if replica is not None:
+                self._wake_both(replica)
 
-    def _wake_replicas(self, vm: str, node: str | None) -> None:
-        """Wake the nodes that send or keep a VM's replicas, if it is another one that sends them now."""
-        before = self._owners.get(vm)
-        if node == before:
+    def _wake_both(self, replica: tuple[Any, ...]) -> None:
+        """Wake who keeps a replica, and who sends its rounds."""
+        vm, node = replica[-2:]
+        self._wake(node)
+        facts = self._facts.get(vm)
+        self._wake("" if facts is None else str(facts[0]))
+
+    def _wake_replicas(self, vm: str, body: dict[str, Any] | None) -> None:
+        """Wake the nodes that send or keep a VM's replicas, if what they are told of it has changed."""
+        before, now = self._facts.pop(vm, None), None
+        if body is not None:
+            spec = body["spec"]
+            self._facts[vm] = now = (
+                *(body[field] for field in ("node", "migration", "deleting", "unreconciled")),
+                body["clone_of"] is None, spec["image"], spec.get("disk_mib"),
+            )  # fmt: skip
+        if now == before or not self._replicas:
             return
-        if node is None:
-            del self._owners[vm]
-        else:
-            self._owners[vm] = node
-        keepers = {replica[-1] for replica in self._replicas.values() if replica[-2] == vm} if self._replicas else ()
-        if keepers:
-            for other in {*keepers, node, before} - {None}:
-                self._wake(str(other))
+        for replica in [replica for replica in self._replicas.values() if replica[-2] == vm]:
+            self._wake_both(replica)
+            self._wake("" if before is None else str(before[0]))
 
-    def _vm_changed(self, vm: str, node: str | None) -> None:
-        self._wake_replicas(vm, node)
+    def _endpoint_changed(self, node: str, body: dict[str, Any] | None) -> None:
+        """Wake who sends to replicas on a node, if it is reached elsewhere now."""
+        inventory = {} if body is None else (body["status"].get("inventory") or {})
+        before, self._endpoints[node] = self._endpoints.get(node), inventory.get("dwcp_endpoint")
+        if before is not None and before != self._endpoints[node]:
+            for replica in [replica for replica in self._replicas.values() if replica[-1] == node]:
+                self._wake_both(replica)
+
+    def _vm_changed(self, vm: str, body: dict[str, Any] | None) -> None:
+        self._wake_replicas(vm, body)
+        node = None if body is None else body["node"]
         owner = None if node is None else self._sessions.get(node)
         if owner is not None:
             self.hold(owner, vm)

@@ -127,7 +127,7 @@ async def _replicas(connection: Connection, node: str, secrets: Secrets) -> wire
     """Return what a node sends and keeps of replicas."""
     concerned = await replicas.on_node(connection, node)
     sent = [
-        wire.ReplicaSent(replica.id, replica.vm, replica.node, endpoint, replica.rpo_s)
+        wire.ReplicaSent(replica.id, replica.vm, replica.node, endpoint, replica.rpo_s, bool(replica.points))
         for replica, owner, *_ in concerned
         if owner == node and (endpoint := await nodes.dwcp_endpoint(connection, replica.node))
     ]

@@ -90,21 +90,22 @@ async def _target(
     """Return the node on which a VM is to start, one of those that have a replica if there are any."""
     attached = await volumes.of_vm(connection, vm.id)
     sources = {source.name: source for source in await nodes.some(connection, volumes.local_nodes(attached))}
-    has_replica = replica_failover.refusal(vm, frozenset(having))
 
     def refuses(other: Node) -> str | None:
-        if having:  # what it wrote is there, and nowhere else
-            return has_replica(other)
         return cannot_run(other, bound_to(vm.spec, vm.status), runs=False) or volumes.cannot_carry(
             other, sources, attached
         )
 
-    wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), vm.node, refuses=refuses)
-    choice = await fleet.choose(connection, wish, index)
-    if choice.node is None:
-        reasons = fleet.why_not(choice.fleet, wish)
-        await said(connection, vm, "FailoverWaits", f"no other node can take it: {reasons}")
-    return choice.node
+    # What it wrote is in its replicas, and nowhere else: the one with the newest point first.
+    each = [replica_failover.refusal(vm, node) for node in having] or [refuses]
+    for refusal in each:
+        wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), vm.node, refuses=refusal)
+        choice = await fleet.choose(connection, wish, index)
+        if choice.node is not None:
+            return choice.node
+    reasons = fleet.why_not(choice.fleet, wish)
+    await said(connection, vm, "FailoverWaits", f"no other node can take it: {reasons}")
+    return None
 
 
 async def said(connection: Connection, vm: Vm, reason: str, message: str) -> None:

@@ -11,6 +11,7 @@ from novacron.store.database import Connection
 
 ELSEWHERE = (
     ("volumes", "node"), ("exports", "node"), ("backups", "node"), ("imports", "node"), ("drains", "node"),
+    ("replicas", "node"),
     ("migrations", "source"),
     ("migrations", "target"),
 )  # fmt: skip

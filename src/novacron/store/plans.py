@@ -154,7 +154,7 @@ async def follow(connection: Connection, id: str) -> bool:
     step = run.steps[number]
     item = of.get(step.vm, PlanVm(step.vm))
     if step.phase is StepPhase.WAITING:
-        changed = await _begin_step(connection, run, step, now)
+        changed = await _begin_step(connection, plan, step, now)
     else:
         changed = await _look(connection, run, step, item, now)
     if changed == step:
@@ -164,18 +164,21 @@ async def follow(connection: Connection, id: str) -> bool:
     return True
 
 
-async def _begin_step(connection: Connection, run: PlanRun, step: PlanStep, now: datetime) -> PlanStep:
+async def _begin_step(connection: Connection, plan: Plan, step: PlanStep, now: datetime) -> PlanStep:
+    plan_run = plan.runs[0]
     try:
         async with connection.transaction():  # what fails is taken back, and the run goes on
-            return await _start(connection, run, step, now)
+            return await _start(connection, plan.project, plan_run, step, now)
     except NovaError as error:
         return msgspec.structs.replace(
             step, phase=StepPhase.FAILED, began_at=now, ended_at=now, error=error.detail[:ERROR_LENGTH_MAX]
         )
 
 
-async def _start(connection: Connection, run: PlanRun, step: PlanStep, now: datetime) -> PlanStep:
+async def _start(connection: Connection, project: str, run: PlanRun, step: PlanStep, now: datetime) -> PlanStep:
     """Let a VM go on from its newest point, or make one of it. Raises NovaError."""
+    if (await vms.get(connection, step.vm)).project != project:
+        raise Conflict(f"VM {step.vm_name} is not in project {project} any more")
     of_vm = [replica for replica in await replicas.of_vm(connection, step.vm) if replica.points]
     if not of_vm:
         raise Conflict(f"VM {step.vm_name} has no replica with a point")

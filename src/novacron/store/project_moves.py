@@ -63,7 +63,7 @@ async def move_vm(connection: Connection, move: ProjectMove) -> Vm:
     before = await _lock_usage(connection, vm.project, target.name)
     try:
         row = await connection.fetchrow("UPDATE vms SET project = $2 WHERE id = $1 RETURNING *", vm.id, target.name)
-        for table in ("volumes", "snapshots"):
+        for table in ("volumes", "snapshots", "replicas"):
             await connection.execute(f"UPDATE {table} SET project = $2 WHERE vm = $1", vm.id, target.name)
     except asyncpg.UniqueViolationError:
         raise Conflict(

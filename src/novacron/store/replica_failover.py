@@ -51,7 +51,7 @@ def source_of(replica: Replica, point: int | None = None) -> ReplicaSource:
             f"replica {replica.id} has no point {point}", field="point",
             hint="it has " + ", ".join(map(str, numbers)),
         )  # fmt: skip
-    return ReplicaSource(replica.id, numbers[-1] if point is None else point)
+    return ReplicaSource(replica.id, numbers[-1] if point is None else point, or_newest=point is None)
 
 
 async def start_from(connection: Connection, vm: Vm, replica: Replica, point: int | None, why: str) -> Vm:
@@ -62,6 +62,9 @@ async def start_from(connection: Connection, vm: Vm, replica: Replica, point: in
     at = next(kept.at for kept in replica.points if kept.number == source.point)
     status = begun_elsewhere(vm.status, f"starts on {replica.node} from its replica: {why}")
     await connection.execute("DELETE FROM snapshots WHERE vm = $1", vm.id)
+    await connection.execute(
+        "UPDATE replicas SET late_at = NULL, error = '', reason_code = '' WHERE id = $1", replica.id
+    )
     row = await connection.fetchrow(
         "UPDATE vms SET node = $2, lost_on = NULL, epoch = epoch + 1, status = $3, clone_of = $4, snapshot = NULL"
         " WHERE id = $1 RETURNING *",
@@ -83,13 +86,15 @@ async def fail_over(connection: Connection, ref: str, asked: FailoverRequest, ac
     if vm.deleting:
         raise IllegalState(f"cannot fail over VM {vm.name}: it is being deleted")
     replica = await _chosen(connection, vm, asked)
-    if vm.node == replica.node:
+    pending = vm.clone_of is not None and vm.clone_of.replica is not None
+    if vm.node == replica.node and not pending:
         raise Conflict(f"VM {vm.name} is on node {vm.node}, which has the replica, already", field="replica", hint=SEE)
     source_of(replica, asked.point)
-    await _check_room(connection, vm, replica.node)
-    if vm.node is not None:
+    if vm.node != replica.node:
+        await _check_room(connection, vm, replica.node)
+    if vm.node is not None and not pending:  # without a disk it has run nowhere since
         await lost_nodes.check_gone(connection, await nodes.get(connection, vm.node, lock=True), asked.confirm)
-    elif vm.lost_on is None:
+    elif vm.node is None and vm.lost_on is None:
         raise IllegalState(f"VM {vm.name} waits for a node: {vm.status.reason}", hint="see: novacron node list")
     if vm.migration is not None:
         await migrations.fail(connection, vm.migration, f"node {vm.node} is gone")
@@ -108,20 +113,18 @@ async def _chosen(connection: Connection, vm: Vm, asked: FailoverRequest) -> Rep
 
 async def _check_room(connection: Connection, vm: Vm, node: str) -> None:
     """Raise NoCapacity unless a node can run a VM."""
-    wish = Wish(
-        vm.id, fleet.of_project(vm.spec, vm.project), vm.node, refuses=refusal(vm, frozenset({node})), images_come=False
-    )
+    wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), vm.node, refuses=refusal(vm, node), images_come=False)
     choice = await fleet.choose(connection, wish, None)
     if choice.node is None:
         raise NoCapacity(f"node {node} can't take VM {vm.name}: {fleet.why_not(choice.fleet, wish)}")
 
 
-def refusal(vm: Vm, having: frozenset[str]) -> Callable[[Node], str | None]:
-    """Return what says why a node can't go on with a VM; those in ``having`` have a replica."""
+def refusal(vm: Vm, name: str) -> Callable[[Node], str | None]:
+    """Return what says why a node can't go on with a VM of which this one has the replica."""
 
     def refuses(node: Node) -> str | None:
-        if node.name not in having:
-            return "it has no replica of the VM"
+        if node.name != name:
+            return "it does not have the replica"
         return cannot_run(node, bound_to(vm.spec, vm.status), runs=False)
 
     return refuses
@@ -151,5 +154,5 @@ async def try_out(
 
 
 async def nodes_with_points(connection: Connection, vm: Vm) -> dict[str, Replica]:
-    """Return the replicas of a VM that have a point, by their nodes."""
+    """Return the replicas of a VM that have a point, by their nodes, the one with the newest point first."""
     return {replica.node: replica for replica in await replicas.of_vm(connection, vm.id) if replica.points}

@@ -13,7 +13,7 @@ import msgspec
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, PreconditionFailed
 from novacron.model.node import Node
-from novacron.model.replica import POINTS, RPO_S, Replica, ReplicaPhase, ReplicaPoint, late_after_s
+from novacron.model.replica import FIRST_COPY_S, POINTS, RPO_S, Replica, ReplicaPhase, ReplicaPoint, late_after_s
 from novacron.model.vm import Vm
 from novacron.store import events, nodes, projects, vms, volumes
 from novacron.store.database import Connection
@@ -54,10 +54,10 @@ async def create(connection: Connection, ref: str, new: NewReplica, actor: str) 
     node = await _choose(connection, vm, new)
     try:
         row = await connection.fetchrow(
-            "INSERT INTO replicas (id, vm, vm_name, node, site, phase, rpo_s, points_kept, project)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING *",
+            "INSERT INTO replicas (id, vm, vm_name, node, site, phase, rpo_s, points_kept, project, late_at)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $10)) RETURNING *",
             f"replica-{secrets.token_hex(8)}", vm.id, vm.name, node.name, node.spec.site, ReplicaPhase.FOLLOWING,
-            new.rpo_s, new.points_kept, vm.project,
+            new.rpo_s, new.points_kept, vm.project, float(max(FIRST_COPY_S, late_after_s(new.rpo_s))),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(
@@ -153,7 +153,7 @@ async def configure(
     after = msgspec.structs.replace(before, **changes)
     row = await connection.fetchrow(
         "UPDATE replicas SET rpo_s = $2, points_kept = $3, late_at = $4 WHERE id = $1 RETURNING *",
-        id, after.rpo_s, after.points_kept, _late_at(after.points, after.rpo_s),
+        id, after.rpo_s, after.points_kept, await _due(connection, after, after.points),
     )  # fmt: skip
     await _record(connection, before, "ReplicaConfigured", f"every {after.rpo_s} s", actor)
     return of_row(row)
@@ -173,7 +173,12 @@ async def delete(connection: Connection, id: str, actor: str) -> Replica:
 
 
 async def _check_needed(connection: Connection, replica: Replica) -> None:
-    """Raise Conflict if a highly available VM would be left without a replica."""
+    """Raise Conflict if a VM is being made of a replica, or would be left without one though highly available."""
+    name = await connection.fetchval(
+        "SELECT name FROM vms WHERE clone_of -> 'replica' ->> 'replica' = $1 AND NOT deleting LIMIT 1", replica.id
+    )
+    if name is not None:
+        raise Conflict(f"VM {name} is being made of replica {replica.id}", hint="wait until it has its disk")
     try:
         vm = await vms.get(connection, replica.vm, lock=True)
     except NotFound:
@@ -237,25 +242,33 @@ async def stands(connection: Connection, node: str, id: str, reported: Sequence[
     replica = of_row(row)
     now: datetime = await connection.fetchval("SELECT clock_timestamp()")
     known = {point.number: point.at for point in replica.points}
+    newest = sorted({point.number: point for point in reported}.items())[-limits.REPLICA_POINTS_MAX :]
     points = tuple(
-        ReplicaPoint(
-            point.number, known.get(point.number, now - timedelta(seconds=point.age_s)), point.sent_bytes,
-            point.quiesced,
-        )
-        for point in reported[-limits.REPLICA_POINTS_MAX :]
-    )  # fmt: skip
+        ReplicaPoint(number, known.get(number, now - timedelta(seconds=point.age_s)), point.sent_bytes, point.quiesced)
+        for number, point in newest
+    )
     is_new = bool(points) and points[-1].number not in known
     error, code = ("", "") if is_new else (replica.error, replica.reason_code)
     await connection.execute(
         "UPDATE replicas SET points = $2, used_bytes = $3, late_at = $4, error = $5, reason_code = $6 WHERE id = $1",
-        id, msgspec.to_builtins(points), used_bytes, _late_at(points, replica.rpo_s), error, code,
+        id, msgspec.to_builtins(points), used_bytes, await _due(connection, replica, points), error, code,
     )  # fmt: skip
     if is_new and (not replica.points or replica.error):
         await _record(connection, replica, "Replicated", f"node {node} has point {points[-1].number}")
 
 
-def _late_at(points: Sequence[ReplicaPoint], rpo_s: int) -> datetime | None:
-    return points[-1].at + timedelta(seconds=late_after_s(rpo_s)) if points else None
+async def _due(connection: Connection, replica: Replica, points: Sequence[ReplicaPoint]) -> datetime | None:
+    """Return from when on a replica with these points is late; None: its VM is where it is, or it is being deleted."""
+    is_away = "SELECT EXISTS (SELECT FROM vms WHERE id = $1 AND node <> $2)"
+    if replica.phase is not ReplicaPhase.FOLLOWING or not await connection.fetchval(is_away, replica.vm, replica.node):
+        return None
+    return _late_at(replica.created_at, points, replica.rpo_s)
+
+
+def _late_at(created_at: datetime, points: Sequence[ReplicaPoint], rpo_s: int) -> datetime:
+    if not points:
+        return created_at + timedelta(seconds=max(FIRST_COPY_S, late_after_s(rpo_s)))
+    return points[-1].at + timedelta(seconds=late_after_s(rpo_s))
 
 
 async def gone(connection: Connection, node: str, id: str) -> None:
@@ -288,7 +301,7 @@ async def round_ended(connection: Connection, node: str, report: RoundReport) ->
         points = (*before, msgspec.structs.replace(newest, at=now))
         await connection.execute(
             "UPDATE replicas SET points = $2, late_at = $3, error = '', reason_code = '' WHERE id = $1",
-            replica.id, msgspec.to_builtins(points), _late_at(points, replica.rpo_s),
+            replica.id, msgspec.to_builtins(points), _late_at(replica.created_at, points, replica.rpo_s),
         )  # fmt: skip
         return
     error, code = report.error[:ERROR_LENGTH_MAX], hindrance(report.error, report.code)

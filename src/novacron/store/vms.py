@@ -123,7 +123,9 @@ async def check_not_cloning(connection: Connection, vm: Vm, action: VmAction) ->
         return
     if vm.clone_of is not None and action is not VmAction.DELETE:
         raise Conflict(f"cannot {action} VM {vm.name}: it is being cloned from {vm.clone_of.source_name}")
-    name = await connection.fetchval("SELECT name FROM vms WHERE clone_of ->> 'source' = $1 LIMIT 1", vm.id)
+    name = await connection.fetchval(
+        "SELECT name FROM vms WHERE clone_of ->> 'source' = $1 AND clone_of ->> 'replica' IS NULL LIMIT 1", vm.id
+    )
     if name is not None:
         raise Conflict(
             f"cannot {action} VM {vm.name}: {name} is being cloned from it",
@@ -329,7 +331,7 @@ async def _repeat_elsewhere(connection: Connection, vm: Vm, before: Vm) -> None:
         await connection.execute("DELETE FROM nics WHERE vm = $1", vm.id)
         await networks.attach(connection, vm.id, vm.spec)
     if vm.name != before.name:
-        for table in ("volumes", "snapshots", "floating_addresses", "forwards"):
+        for table in ("volumes", "snapshots", "replicas", "floating_addresses", "forwards"):
             await connection.execute(f"UPDATE {table} SET vm_name = $2 WHERE vm = $1", vm.id, vm.name)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import Annotated
 
-from novacron.model.finite import Finite
-from novacron.model.replica import PointCount, ReplicaPhase, RpoSeconds
+import msgspec
+from msgspec import Meta
+
+from novacron.model.replica import AGE_S_MAX, PointCount, ReplicaPhase, RpoSeconds
 from novacron.model.replica_source import PointNumber, ReplicaId
 from novacron.wire.base import Message
+
+Age = Annotated[float, Meta(ge=0, le=AGE_S_MAX)]
+Bytes = Annotated[int, Meta(ge=0, lt=1 << 60)]
 
 
 class ReplicaSent(msgspec.Struct, frozen=True):
@@ -18,6 +23,8 @@ class ReplicaSent(msgspec.Struct, frozen=True):
     peer: str
     endpoint: str
     rpo_s: RpoSeconds
+    has_points: bool
+    """The peer has a point: where nothing was written since, nothing need be sent."""
 
 
 class ReplicaKept(msgspec.Struct, frozen=True):
@@ -38,7 +45,7 @@ class ReplicaKept(msgspec.Struct, frozen=True):
 
 
 class Replicas(Message, frozen=True):
-    """All replicas that this node sends and keeps; work on others is given up, and what it keeps of others goes."""
+    """All replicas that this node sends and keeps; work on others is given up, and what it has of others stays."""
 
     sent: tuple[ReplicaSent, ...]
     kept: tuple[ReplicaKept, ...]
@@ -48,8 +55,8 @@ class PointStands(msgspec.Struct, frozen=True):
     """A point that a node has as a whole."""
 
     number: PointNumber
-    age_s: Finite
-    sent_bytes: int
+    age_s: Age
+    sent_bytes: Bytes
     quiesced: bool
 
 
@@ -58,7 +65,7 @@ class ReplicaStands(Message, frozen=True):
 
     id: ReplicaId
     points: tuple[PointStands, ...]
-    used_bytes: int
+    used_bytes: Bytes
     gone: bool = False
 
 

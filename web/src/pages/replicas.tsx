@@ -19,8 +19,8 @@ const STATES: Record<State, string> = { current: m("current"), deleting: m("dele
 
 export function stateOf(replica: Replica, now: number): State {
   if (replica.phase === "deleting") return "deleting";
-  if (replica.points.length === 0) return "first copy";
-  return replica.late_at != null && Date.parse(replica.late_at) <= now ? "late" : "current";
+  if (replica.late_at != null && Date.parse(replica.late_at) <= now) return "late";
+  return replica.points.length === 0 ? "first copy" : "current";
 }
 
 function newest(replica: Replica): Replica["points"][number] | undefined {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
@@ -24,6 +25,8 @@ class NamedWork(Generic[T]):
         self._named: Mapping[str, T] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._clearing = self._clear_due = False
+        self._given_up: set[str] = set()
+        """Objects whose tasks were cancelled, and have not ended yet."""
 
     def get(self, id: str) -> T | None:
         """Return what the server said last of an object, or None if it does not name it."""
@@ -35,18 +38,27 @@ class NamedWork(Generic[T]):
         for id, task in self._running.items():
             if id not in named:
                 task.cancel()
-        for id, object_ in named.items():
+                self._given_up.add(id)
+        for id in named:
             if id not in self._running:
-                work = functools.partial(self._work, object_)
-                task = self._running[id] = tasks.create_task(guard(self._kind, work), name=f"{self._kind}-{id}")
-                task.add_done_callback(functools.partial(self._end, id))
+                self._start(id, tasks)
         self._clear_due = True
         if not self._clearing:
             self._clearing = True
             tasks.create_task(guard(f"{self._kind}s-clear", self._clear_others), name=f"{self._kind}s-clear")
 
-    def _end(self, id: str, _task: asyncio.Task[None]) -> None:
+    def _start(self, id: str, tasks: asyncio.TaskGroup) -> None:
+        work = functools.partial(self._work, self._named[id])
+        task = self._running[id] = tasks.create_task(guard(self._kind, work), name=f"{self._kind}-{id}")
+        task.add_done_callback(functools.partial(self._end, id, tasks))
+
+    def _end(self, id: str, tasks: asyncio.TaskGroup, _task: asyncio.Task[None]) -> None:
         del self._running[id]
+        given_up = id in self._given_up
+        self._given_up.discard(id)
+        if given_up and id in self._named:  # it was named again before it had ended
+            with contextlib.suppress(RuntimeError):  # the agent ends
+                self._start(id, tasks)
 
     async def _clear_others(self) -> None:
         try:

@@ -24,6 +24,7 @@ from novacron.disk.errors import Unacceptable
 from novacron.disk.files import allocated, make_durable
 from novacron.model.errors import MALFORMED
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.replica import AGE_S_MAX
 from novacron.model.waiting import WaitCode
 from novacron.wire import messages as wire
 
@@ -56,6 +57,8 @@ class PointList(msgspec.Struct, frozen=True):
 
     vm: str
     points: tuple[Point, ...] = ()
+    base: int = 0
+    """The last point that brought all of the disk: layers of earlier rounds are of no use."""
 
 
 class Layer(NamedTuple):
@@ -64,6 +67,15 @@ class Layer(NamedTuple):
     round: int
     place: int
     path: Path
+
+
+class Merge(NamedTuple):
+    """Two layers that are to become one."""
+
+    below: Sequence[Path]
+    """The layers below them, from the lowest up."""
+    lower: Layer
+    upper: Layer
 
 
 def layer_name(round: int, place: int) -> str:
@@ -105,10 +117,7 @@ class ReplicaPoints:
                 raise Unacceptable(f"its list of points is damaged: {error}", WaitCode.FILE_LOST) from error
         if self._manifest.vm != self._vm:
             raise Unacceptable("it is a replica of another VM", WaitCode.STEP_FAILED)
-        newest = self.newest
-        for layer in self._layers():
-            if layer.round > newest:
-                layer.path.unlink()
+        self._remove_useless()
 
     @property
     def points(self) -> Sequence[Point]:
@@ -127,7 +136,7 @@ class ReplicaPoints:
         """Return the points as the server is told of them."""
         now = time.time()
         return tuple(
-            wire.PointStands(point.number, max(0.0, now - point.at_s), point.sent_bytes, point.quiesced)
+            wire.PointStands(point.number, min(max(0.0, now - point.at_s), AGE_S_MAX), point.sent_bytes, point.quiesced)
             for point in self._manifest.points
         )
 
@@ -136,6 +145,7 @@ class ReplicaPoints:
 
     def receiving(self) -> Path:
         """Return an empty directory for the layers of a round."""
+        self._remove_useless()
         path = self.directory / RECEIVING
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(mode=0o700)
@@ -150,31 +160,39 @@ class ReplicaPoints:
         (self.directory / RECEIVING).rmdir()
         make_durable(self.directory)
         kept = () if whole else self._manifest.points
-        self._write(PointList(self._vm, (*kept, point)))
-        if whole:
-            self._remove_below(point.number)
+        base = point.number if whole else self._manifest.base
+        self._write(PointList(self._vm, (*kept, point), base))
+        self._remove_useless()
 
-    def _remove_below(self, number: int) -> None:
-        for layer in self._layers():
-            if layer.round < number:
+    def _remove_useless(self) -> None:
+        """Remove layers of rounds that did not become points, and those below the last whole one."""
+        for layer in self._all_layers():
+            if not self._manifest.base <= layer.round <= self.newest:
                 layer.path.unlink()
 
-    def to_merge(self, points_kept: int) -> tuple[Layer, Layer] | None:
-        """Return the two lowest layers, if they are to become one; the point between them is none any more."""
-        while len(self._manifest.points) > points_kept:
-            self._write(PointList(self._vm, self._manifest.points[1:]))
-        layers = self._layers()
-        if not self._manifest.points or len(layers) < 2 or layers[1].round > self._manifest.points[0].number:
-            return None
-        lowest, next_ = layers[:2]
-        if lowest.path.stat().st_nlink > 1 or next_.path.stat().st_nlink > 1:
-            return None  # a VM has them as its own
-        return lowest, next_
+    def to_merge(self, points_kept: int) -> Merge | None:
+        """Return two layers that are to become one, with those below them; the points between are none any more.
 
-    def merged(self, lowest: Layer, next_: Layer) -> None:
-        """All of the second layer is in the lowest, durably, which now takes its place."""
-        lowest.path.rename(next_.path)
+        They are the lowest ones, or, where VMs have those as their own, the lowest ones above."""
+        while len(self._manifest.points) > points_kept:
+            self._write(PointList(self._vm, self._manifest.points[1:], self._manifest.base))
+        layers = self._layers()
+        first = next((number for number, layer in enumerate(layers) if layer.path.stat().st_nlink == 1), len(layers))
+        if not self._manifest.points or len(layers) < first + 2:
+            return None
+        lower, upper = layers[first : first + 2]
+        if upper.round > self._manifest.points[0].number or upper.path.stat().st_nlink > 1:
+            return None
+        return Merge([layer.path for layer in layers[:first]], lower, upper)
+
+    def merged(self, merge: Merge) -> None:
+        """All of the upper layer is in the lower one, durably, which now takes its place."""
+        merge.lower.path.rename(merge.upper.path)
         make_durable(self.directory)
+
+    @property
+    def layer_count(self) -> int:
+        return len(self._layers())
 
     def layers_of(self, number: int) -> list[Path] | None:
         """Return the layers of a point, from the lowest up; None: it is not there."""
@@ -191,6 +209,10 @@ class ReplicaPoints:
             shutil.rmtree(self.directory)
 
     def _layers(self) -> list[Layer]:
+        """Return the layers of which points consist, from the lowest up."""
+        return [layer for layer in self._all_layers() if self._manifest.base <= layer.round <= self.newest]
+
+    def _all_layers(self) -> list[Layer]:
         layers = [
             Layer(int(match[1]), int(match[2]), path)
             for path in self.directory.iterdir()

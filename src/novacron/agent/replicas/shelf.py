@@ -14,6 +14,8 @@ class KeptReplica:
     def __init__(self, points: ReplicaPoints) -> None:
         self.points = points
         self.lock = asyncio.Lock()
+        self.taking = asyncio.Lock()
+        """Held while a round is taken in."""
         self._is_open = False
 
     async def open(self) -> None:

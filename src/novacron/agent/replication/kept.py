@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -23,9 +24,11 @@ from novacron.disk.stream import DiskPlayer, Head, StreamError, VolumeSink
 from novacron.dwcp.backoff import Backoff
 from novacron.dwcp.frames import ErrorCode, ProtocolError
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
+from novacron.model.limits import SHARED_LAYERS_MAX
 from novacron.model.replica import ReplicaPhase
 from novacron.model.waiting import WaitCode
 from novacron.qemu.confine import Account, confined
+from novacron.supervise import guard
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -48,34 +51,43 @@ class KeptReplicas:
 
     def tell(self, kept: tuple[wire.ReplicaKept, ...], tasks: asyncio.TaskGroup) -> None:
         """Keep these; what is here of others stays as it is: the server may have forgotten them by mistake."""
-        self._work.tell({_key(replica): replica for replica in kept}, tasks)
+        self._work.tell({f"{replica.id}.{hash(replica):x}": replica for replica in kept}, tasks)
+        for replica in kept:  # the server may not have heard it
+            if replica.phase is not ReplicaPhase.DELETING:
+                tasks.create_task(guard("replica-report", functools.partial(self._report, replica)))
 
     async def _see_to(self, replica: wire.ReplicaKept) -> None:
-        if replica.phase is ReplicaPhase.DELETING:
-            await self._host.replicas.remove(replica.id, replica.vm)
-            self._send(wire.ReplicaStands(replica.id, (), 0, gone=True))
-            return
         kept = self._host.replicas.find(replica.id, replica.vm)
         backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
         while True:
             try:
+                if replica.phase is ReplicaPhase.DELETING:
+                    await self._remove(replica, kept)
+                    return
                 await self._keep(replica, kept, backoff)
             except EXPECTED as error:
-                log.warning("a round of a replica did not arrive", replica=replica.id, error=str(error))
+                log.warning("a replica can't be seen to now", replica=replica.id, error=str(error))
             await asyncio.sleep(backoff.next_s())
+
+    async def _remove(self, replica: wire.ReplicaKept, kept: KeptReplica) -> None:
+        async with kept.taking:
+            await self._host.replicas.remove(replica.id, replica.vm)
+        self._send(wire.ReplicaStands(replica.id, (), 0, gone=True))
 
     async def _keep(self, replica: wire.ReplicaKept, kept: KeptReplica, backoff: Backoff) -> None:
         """Take rounds in until one fails."""
-        await kept.open()
-        await self._report(replica, kept)
+        await self._report(replica)
         while replica.peer:
-            await self._take(replica, kept)
+            async with kept.taking:  # work on what the server said before may still end
+                await self._take(replica, kept)
             backoff.reset()
+            await self._report(replica)
             await self._merge(replica, kept)
-            await self._report(replica, kept)
         await asyncio.Event().wait()  # until the server says who sends
 
-    async def _report(self, replica: wire.ReplicaKept, kept: KeptReplica) -> None:
+    async def _report(self, replica: wire.ReplicaKept) -> None:
+        kept = self._host.replicas.find(replica.id, replica.vm)
+        await kept.open()
         used_bytes = await asyncio.to_thread(kept.points.used_bytes)
         self._send(wire.ReplicaStands(replica.id, kept.points.stands(), used_bytes))
 
@@ -98,11 +110,11 @@ class KeptReplicas:
             lambda command: command if self._uid is None else confined(command, Account(self._uid)), self._uid
         )
         async with kept.lock:
-            while (pair := await asyncio.to_thread(kept.points.to_merge, replica.points_kept)) is not None:
-                lowest, next_ = pair
+            while (merge := await asyncio.to_thread(kept.points.to_merge, replica.points_kept)) is not None:
                 with doing(Action.MERGE_POINTS, vm=replica.vm, replica=replica.id):
-                    await layers.merge(image.disk, lowest.path, next_.path, SPARE_BYTES, user)
-                    await asyncio.to_thread(kept.points.merged, lowest, next_)
+                    below = [image.disk, *merge.below]
+                    await layers.merge(below, merge.lower.path, merge.upper.path, SPARE_BYTES, user)
+                    await asyncio.to_thread(kept.points.merged, merge)
 
 
 class _HeadFile(NewFile):
@@ -134,6 +146,8 @@ class _Arrival:
         self._name = rounds.name_of(head.volumes, self._disk_bytes)
         if self._name.since and self._name.since != self._points.newest_round:
             raise ProtocolError("the replica does not have the point before", ErrorCode.NOTHING_BELOW)
+        if self._name.since and self._points.layer_count >= SHARED_LAYERS_MAX:
+            raise StreamError("a VM that was made of the replica has its layers: delete that VM first")
         self._directory = self._points.receiving()
         free = shutil.disk_usage(self._directory).free
         *layers_, last = head.volumes
@@ -153,8 +167,3 @@ class _Arrival:
         at_s = self._began_s - max(0.0, head.age_s)
         point = Point(self._points.newest + 1, self._name.round, at_s, head.changed_bytes, head.quiesced, head.state)
         self._points.add(point, whole=not self._name.since)
-
-
-def _key(replica: wire.ReplicaKept) -> str:
-    """Return what tells work on a replica from other work on it."""
-    return f"{replica.id}.{replica.phase}.{replica.peer}"

@@ -16,6 +16,7 @@ from novacron.disk.stream import StreamError, VolumeInfo
 from novacron.model.errors import MALFORMED
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.limits import SHARED_LAYERS_MAX
+from novacron.wire.replicas import Age, Bytes
 
 HEAD = "head"
 HEAD_BYTES_MAX = 4 << 20
@@ -26,9 +27,9 @@ NOTHING = "nothing"
 class RoundHead(msgspec.Struct, frozen=True):
     """What a round is, beside its layers."""
 
-    age_s: float
+    age_s: Age
     """How long before it was sent the moment was of which it is."""
-    changed_bytes: int
+    changed_bytes: Bytes
     quiesced: bool
     state: FirmwareState
 

@@ -33,7 +33,7 @@ from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.quiesce import Quiesce
 from novacron.agent.vm.tenant import tenant_of
-from novacron.disk import overlay
+from novacron.disk import files, overlay
 from novacron.disk.errors import Unacceptable
 from novacron.disk.overlay import OverlayFailed
 from novacron.dwcp.backoff import Backoff
@@ -52,6 +52,8 @@ log = logs.get(__name__)
 QUIESCED_FROM_S = 300
 """Guests are asked to write out what they have for rounds that are so far apart; for others it would cost too much."""
 RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
+SPARE_BYTES = 1 << 30
+"""What copies leave free of the node's file system."""
 RECORDS_MAX = 4
 """Of rounds that may be the receiver's newest one."""
 AT_ONCE = 4
@@ -120,6 +122,8 @@ class _Rounds:
 
     def __init__(self, host: NodeServices, replica: wire.ReplicaSent, scratch: Path) -> None:
         self._host, self._replica, self._scratch = host, replica, scratch
+        self._confirmed = ""
+        """The round that the receiver surely has as its newest; empty: not known, so that one is sent."""
         self._at_rest: tuple[int, ...] = ()
         """What tells the disk of a VM that was off at the last round from any later one."""
 
@@ -132,12 +136,13 @@ class _Rounds:
         if context.volumes():
             raise Unacceptable("volumes are not replicated yet: detach them, or back them up")
         at_rest = await asyncio.to_thread(_at_rest, context)
-        if at_rest and at_rest == self._at_rest:
+        if at_rest and at_rest == self._at_rest and self._replica.has_points:
             return False
         plan = _Plan(self._replica.id)
-        if await plan.is_unchanged(context):
+        if self._confirmed and self._replica.has_points and await plan.is_unchanged(context, self._confirmed):
             return False
         replica = self._replica
+        self._confirmed = ""
         try:
             with doing(Action.REPLICATE, vm=replica.vm, replica=replica.id, target=replica.peer):
                 await self._send(context, plan, await self._copy(context, plan))
@@ -150,6 +155,7 @@ class _Rounds:
         finally:
             await asyncio.to_thread(shutil.rmtree, self._scratch, True)
         await plan.keep(context)
+        self._confirmed = plan.round
         self._at_rest = at_rest if at_rest == await asyncio.to_thread(_at_rest, context) else ()
         return True
 
@@ -160,6 +166,7 @@ class _Rounds:
         wanted = self._replica.rpo_s >= QUIESCED_FROM_S and context.guest.known is not None
         quiesce = Quiesce(context.machine, wanted=wanted)
         plan.moment_s = time.monotonic()
+        await self._check_room(context, plan)
         await clone_disk.copy(context.machine, home, context.lock, None, quiesce.around, plan.decide)
         layer = home.path / DISK_LAYER
         if not layer.exists():  # it has never run
@@ -168,6 +175,17 @@ class _Rounds:
         state = await asyncio.to_thread(firmware_state.pack, home.path)
         head = RoundHead(0.0, sum(path.stat().st_size for path in (*below, layer)), quiesce.done, state)
         return _Layers([*below, layer], head)
+
+    async def _check_room(self, context: VmContext, plan: _Plan) -> None:
+        """Raise Unacceptable unless there is room for the copy of what may have to be sent."""
+        layer = context.machine.directory / DISK_LAYER
+        needed = await plan.most_bytes(context, files.allocated([layer]))
+        free = shutil.disk_usage(self._host.settings.state_dir).free
+        if needed + SPARE_BYTES > free:
+            raise Unacceptable(
+                f"no room for a copy of what was written: {needed >> 20} MiB, {free >> 20} MiB are free",
+                WaitCode.NO_SPACE,
+            )
 
     async def _send(self, context: VmContext, plan: _Plan, layers: _Layers) -> None:
         host, replica = self._host, self._replica
@@ -200,13 +218,15 @@ class _Plan:
         self.offered = False
         """The receiver may have got it."""
 
-    async def is_unchanged(self, context: VmContext) -> bool:
-        """Say whether the guest has written nothing since the last round. Raises MonitorFailed."""
+    async def is_unchanged(self, context: VmContext, round: str) -> bool:
+        """Say whether the guest has written nothing since a round. Raises MonitorFailed."""
         monitor = _monitor(context)
         if monitor is None:
             return False
         records = await self._records(monitor)
-        return len(records) == 1 and _is_whole(records[0], await block.top(monitor)) and not records[0].dirty_bytes
+        if len(records) != 1 or records[0].since != round or records[0].dirty_bytes:
+            return False
+        return _is_whole(records[0], await block.top(monitor))
 
     async def decide(self, monitor: Monitor, node: str) -> CopyPlan:
         """Choose what is copied; it is recorded from that moment on. Raises MonitorFailed."""
@@ -216,6 +236,12 @@ class _Plan:
         self.since = "" if record is None else record.since
         self.moment_s = time.monotonic()
         return CopyPlan("" if record is None else record.name, dirty_bitmaps.name_of(self._replica, self.round))
+
+    async def most_bytes(self, context: VmContext, layer_bytes: int) -> int:
+        """Return how much a round copies at most, of a layer that takes so much. Raises MonitorFailed."""
+        monitor = _monitor(context)
+        records = [] if monitor is None else await self._records(monitor)
+        return min((record.dirty_bytes for record in records if record.works), default=layer_bytes)
 
     async def keep(self, context: VmContext) -> None:
         """The receiver has the round as a point: only what is written after it counts from now on."""

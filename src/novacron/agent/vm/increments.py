@@ -22,6 +22,9 @@ log = logs.get(__name__)
 RECORDED_BYTES_MAX = 32 << 30
 """Of an increment: for more, reading the disk costs little more, and less memory."""
 
+REPOSITORIES = "repo-"
+"""How ids of repositories begin: replicas have records of their own."""
+
 FIRST = "it is the VM's first backup in this repository"
 OFF = "the VM did not run, and only a running QEMU records what is written"
 RECORD_ENDED = "the record of what was written since the last backup ended with its QEMU, or when the VM was reverted"
@@ -106,7 +109,11 @@ class Increment:
 
     async def _limit(self, monitor: Monitor) -> None:
         """End the records of repositories of which there was no backup for the longest, as far as that shows."""
-        others = [record for record in await dirty_bitmaps.records(monitor) if record.repository != self._repository]
+        others = [
+            record
+            for record in await dirty_bitmaps.records(monitor)
+            if record.repository != self._repository and record.repository.startswith(REPOSITORIES)
+        ]
         others.sort(key=lambda record: record.dirty_bytes, reverse=True)
         await dirty_bitmaps.end(monitor, others[: max(0, len(others) + 1 - RECORDS_MAX)])
 

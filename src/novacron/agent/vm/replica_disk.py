@@ -36,8 +36,10 @@ async def make(context: VmContext, source: ReplicaSource, vm: str) -> None:
     with doing(Action.RESTORE, trace=context.trace, vm=context.vm, replica=source.replica):
         await kept.open()
         async with kept.lock:
-            layers = await asyncio.to_thread(kept.points.layers_of, source.point)
             point = kept.points.point(source.point)
+            if point is None and source.or_newest and kept.points.points:
+                point = kept.points.points[-1]
+            layers = None if point is None else await asyncio.to_thread(kept.points.layers_of, point.number)
             if not layers or point is None:
                 raise Unacceptable(
                     f"point {source.point} of its replica is not on this node any more", WaitCode.FILE_LOST

@@ -207,10 +207,11 @@ def _replicas(replicas: Iterator[Body]) -> Iterator[Value]:
         if replica["phase"] == "deleting":
             continue
         labels = (replica["project"], replica["vm_name"], replica["node"])
+        late_at = replica["late_at"]
+        is_late = late_at is not None and datetime.fromisoformat(late_at) <= now
+        states["late" if is_late else "current" if replica["points"] else "waiting"] += 1
         if not replica["points"]:
-            states["waiting"] += 1
             continue
-        states["late" if datetime.fromisoformat(replica["late_at"]) <= now else "current"] += 1
         age_s = (now - datetime.fromisoformat(replica["points"][-1]["at"])).total_seconds()
         yield "novacron_replica_age_seconds", labels, max(0.0, age_s)
     yield from (("novacron_replicas", (state,), count) for state, count in states.items())
