@@ -65,3 +65,24 @@ def test_after_an_interruption_of_the_feed_a_node_is_told_everything_as_of_a_new
     desired_state.resync()
     assert not state.begun and state.anew
     assert state.differ([statement], whole=True) == (statement,)
+
+
+def test_nodes_of_a_replica_are_woken_by_what_they_are_told_of_it_and_not_by_each_point() -> None:
+    desired_state, sessions = sender()
+
+    def woken(change: Change) -> set[str]:
+        for session in sessions.values():
+            session.sent_state.anew = False
+        desired_state.changed(change)
+        return {name for name, session in sessions.items() if session.sent_state.anew}
+
+    vm = {"node": "a", "name": "web", "migration": None, "clone_of": None, "spec": {"image": "disk", "disk_mib": 1}}
+    replica = {"phase": "following", "rpo_s": 5, "points_kept": 3, "points": [], "vm": "vm-1", "node": "b"}
+    woken(Change(1, "vm", "vm-1", vm))
+    assert woken(Change(2, "replica", "r", replica)) == {"a", "b"}
+    assert woken(Change(3, "replica", "r", {**replica, "points": [1]})) == {"a", "b"}, "it has one now"
+    assert woken(Change(4, "replica", "r", {**replica, "points": [1, 2]})) == set()
+    assert woken(Change(5, "vm", "vm-1", {**vm, "status": {}})) == set()
+    assert woken(Change(6, "vm", "vm-1", {**vm, "spec": {"image": "disk", "disk_mib": 2}})) == {"a", "b"}
+    assert woken(Change(7, "vm", "vm-1", {**vm, "node": "b"})) == {"a", "b"}
+    assert woken(Change(8, "replica", "r", None)) == {"b"}

@@ -102,8 +102,8 @@ class DesiredStateSender:
         if body is not None:
             spec = body["spec"]
             self._facts[vm] = now = (
-                *(body[field] for field in ("node", "migration", "deleting", "unreconciled")),
-                body["clone_of"] is None, spec["image"], spec.get("disk_mib"),
+                *(body.get(field) for field in ("node", "migration", "deleting", "unreconciled")),
+                body.get("clone_of") is None, spec.get("image"), spec.get("disk_mib"),
             )  # fmt: skip
         if now == before or not self._replicas:
             return
