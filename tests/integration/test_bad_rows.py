@@ -90,6 +90,7 @@ async def test_a_volume_that_cannot_be_decoded_is_not_taken_for_one_that_is_gone
         wire.Imports,
         wire.Exports,
         wire.Backups,
+        wire.Replicas,
     }
 
 
