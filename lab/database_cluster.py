@@ -21,6 +21,8 @@ from novacron.local.postgres import Postgres
 
 ETCD_TIMING = ("--heartbeat-interval", "100", "--election-timeout", "1000")
 COMMAND_S_MAX = 180.0
+END_S_MAX = 30.0
+"""For a process that was killed."""
 
 
 class EtcdMember:
@@ -46,7 +48,7 @@ class EtcdMember:
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
-            self.process.wait()
+            self.process.wait(END_S_MAX)
 
     def answers(self) -> bool:
         try:
@@ -108,7 +110,7 @@ class Place:
         pids = [pid for pid in (self.patroni_pid, self.postmaster_pid) if pid is not None]
         _kill([*pids, *(child for pid in pids for child in _children(pid))])
         if self._child is not None:
-            self._child.wait()
+            self._child.wait(END_S_MAX)
         until(lambda: self.patroni_pid is None and self.postmaster_pid is None, f"{self.name} has ended")
 
     def stop(self) -> None:
@@ -200,10 +202,12 @@ class DatabaseCluster:
         self.wait_well()
 
     def down(self) -> None:
-        for place in self.places:
-            place.kill()
-        for each in self.etcd:
-            each.kill()
+        """End all processes, also when one of them can't be ended, which is raised at the end."""
+        with contextlib.ExitStack() as ending:
+            for etcd in self.etcd:  # the last that are ended
+                ending.callback(etcd.kill)
+            for place in self.places:
+                ending.callback(place.kill)
 
 
 def checked(done: subprocess.CompletedProcess[str]) -> str:

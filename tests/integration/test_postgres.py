@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from lab.platform import open_directory
-from novacron.local.postgres import Postgres, PostgresFailed
+from novacron.local.postgres import Postgres, PostgresFailed, leave_cluster
 from tests.waiting import eventually
 
 
@@ -133,3 +133,42 @@ def test_programs_that_the_postgres_user_cannot_reach_are_copied(
     assert binaries.is_relative_to(tmp_path)
     subprocess.run([str(binaries / "initdb"), "--version"], check=True)
     assert postgres._binaries(postgres._user()) == binaries
+
+
+OF_A_MEMBER = """include 'postgresql.base.conf'
+hba_file = '/gone/pg_hba.conf'
+ident_file = '/gone/pg_ident.conf'
+log_directory = '/gone/logs'
+logging_collector = 'on'
+port = '6543'
+ssl_cert_file = '/gone/server.crt'
+synchronous_standby_names = '"database-2"'
+"""
+"""What Patroni writes."""
+
+
+async def test_a_copy_of_a_clusters_member_starts_anywhere_and_waits_for_no_standby() -> None:
+    with open_directory("nvpg-") as directory:
+        server = Postgres(directory / "pg")
+        server.start()
+        server.stop()
+        config = server.data / "postgresql.conf"
+        config.rename(server.data / "postgresql.base.conf")
+        config.write_text(OF_A_MEMBER)
+        server.own(server.data)
+        connection = await asyncpg.connect(server.start())
+        try:
+            await connection.execute("CREATE TABLE written (n int)", timeout=10)
+        finally:
+            connection.terminate()
+            server.stop()
+
+
+def test_data_that_leave_a_cluster_have_the_settings_of_before(tmp_path: Path) -> None:
+    for name in ("postgresql.conf", "standby.signal", "patroni.dynamic.json"):
+        (tmp_path / name).write_text("of Patroni")
+    (tmp_path / "postgresql.base.conf").write_text("of before")
+    for _ in range(2):  # and once more, without a trace of a cluster
+        leave_cluster(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["postgresql.conf"]
+        assert (tmp_path / "postgresql.conf").read_text() == "of before"

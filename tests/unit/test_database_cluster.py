@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
-from novacron.local.database_cluster import health, moves, patroni_config, settings
-from novacron.local.database_cluster.etcd import is_old
+from lab.database_cluster import DatabaseCluster, EtcdMember, Place
+from novacron.local.database_cluster import checks, health, moves, patroni_config, settings
+from novacron.local.database_cluster.etcd import Etcd, is_old
 from novacron.local.database_cluster.files import MemberFiles
 from novacron.local.database_cluster.settings import Cluster, ClusterFailed, ClusterMember, EtcdAccess
-from novacron.local.database_cluster.view import ClusterView, MemberRole, MemberView
+from novacron.local.database_cluster.view import ClusterView, MemberRole, Members, MemberView
 from novacron.local.database_connection import DatabaseConnection
 from novacron.model.errors import InvalidInput
 from novacron.store.hosts import each_server
@@ -207,3 +212,107 @@ def test_a_fenced_member_is_the_primary_and_does_not_answer() -> None:
     ):
         with pytest.raises(ClusterFailed, match=words):
             moves.check_off(seen, fenced)
+
+
+def test_no_member_ever_begins_an_empty_database(tmp_path: Path) -> None:
+    """etcd that lost its data knows no cluster; a member without data must not lead with an empty database then."""
+    paths = patroni_config.Paths(tmp_path, tmp_path / "data", tmp_path, tmp_path, tmp_path)
+    bootstrap = patroni_config.document(CLUSTER, ClusterMember(name="a", host="192.0.2.1"), paths)["bootstrap"]
+    method = bootstrap[bootstrap["method"]]
+    assert bootstrap["method"] != "initdb" and method["no_params"]
+    done = subprocess.run(shlex.split(method["command"]), capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "an empty database would begin here" in done.stderr
+
+
+def whole(files: MemberFiles) -> Path:
+    """Make what a member's data have when they are whole, and return the file that is copied last."""
+    control = files.data / "global/pg_control"
+    control.parent.mkdir(parents=True, exist_ok=True)
+    (files.data / "PG_VERSION").touch()
+    control.touch()
+    return control
+
+
+def test_only_a_copy_that_was_never_finished_is_removed(tmp_path: Path) -> None:
+    files = MemberFiles(tmp_path)
+    files.directory.mkdir()
+    files.begin_copy()
+    whole(files).unlink()
+    assert files.remove_partial_copy() and not files.data.exists()
+    control = whole(files)
+    assert not files.remove_partial_copy()  # which has seen that the copy is whole
+    control.unlink()
+    files.begin_copy()  # as a second join does
+    with pytest.raises(ClusterFailed, match=r"lacks global/pg_control, .*mv "):
+        files.remove_partial_copy()
+    assert (files.data / "PG_VERSION").exists()
+
+
+class EtcdOfLeader(Etcd):
+    """Knows only whether the leader's key was removed."""
+
+    def __init__(self) -> None:
+        self.removed = list[str]()
+
+    def remove_leader(self, cluster: Cluster, leader: str) -> bool:
+        self.removed.append(leader)
+        return True
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [(httpx.ReadTimeout("late"), True), (httpx.ConnectError("refused"), False), (httpx.ConnectTimeout("late"), False)],
+)
+def test_a_failover_goes_on_only_where_the_member_has_the_order(error: httpx.HTTPError, goes_on: bool) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    members, etcd = Members(CLUSTER), EtcdOfLeader()
+    members._http = httpx.Client(transport=httpx.MockTransport(answer))
+    done = view(DEAD, member("c", "primary", "running"), primary="c")
+    mover = moves.Mover(CLUSTER, etcd, members, lambda: done)
+    move = moves.PrimaryMove("a", C, None)
+    if goes_on:
+        assert mover.failover(move, "a") is done and etcd.removed == ["a"]
+        return
+    with pytest.raises(ClusterFailed, match="does not answer"):
+        mover.failover(move, "a")
+    assert etcd.removed == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "tls", "words"),
+    [
+        ("http://192.0.2.1:2379", "127.0.0.1", False, ["who can write to etcd"]),
+        ("http://192.0.2.1:2379", "192.0.2.1", True, ["who can write to etcd"]),
+        ("http://192.0.2.1:2379", "192.0.2.1", False, ["who can write to etcd", "built without TLS"]),
+        ("https://192.0.2.1:2379", "192.0.2.1", False, ["built without TLS"]),
+        ("https://192.0.2.1:2379", "192.0.2.1", True, []),
+        ("http://127.0.0.1:2379", "127.0.0.1", False, []),
+    ],
+)
+def test_what_others_could_read_or_change_needs_a_private_network(
+    endpoint: str, host: str, tls: bool, words: list[str]
+) -> None:
+    cluster = Cluster.new("novacron", EtcdAccess(endpoints=(endpoint,)), tls=tls, lone_writes=True)
+    found = checks.of_secrecy(cluster, ClusterMember(name="a", host=host), private_network=False)
+    assert len(found) == len(words)
+    assert all(word in problem for word, problem in zip(words, found, strict=True))
+    assert checks.of_secrecy(cluster, ClusterMember(name="a", host=host), private_network=True) == []
+
+
+def test_a_process_that_cant_be_ended_leaves_no_other_one_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = list[str]()
+
+    def kill(process: Place | EtcdMember) -> None:
+        ended.append(process.name)
+        if process.name == "database-b":
+            raise AssertionError("it has not ended")
+
+    monkeypatch.setattr(Place, "kill", kill)
+    monkeypatch.setattr(EtcdMember, "kill", kill)
+    with pytest.raises(AssertionError, match="it has not ended"):
+        DatabaseCluster(tmp_path).down()
+    assert sorted(ended) == ["database-a", "database-b", "database-c", "etcd-a", "etcd-b", "etcd-c"]

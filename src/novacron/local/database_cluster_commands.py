@@ -47,7 +47,9 @@ class MemberOptions:
     api_port: Annotated[int, typer.Option(min=1, max=65535, help="port on which the members ask one another")] = 8008
     private_network: Annotated[
         bool,
-        typer.Option("--private-network", help="nobody else can read what goes from member to member, without TLS"),
+        typer.Option(
+            "--private-network", help="nobody else can read what goes from member to member, or to etcd, without TLS"
+        ),
     ] = False
 
     def typed(self) -> ClusterMember:

@@ -37,7 +37,7 @@ from novacron.local.database_backup import (
     stored_backups,
 )
 from novacron.local.database_wal import Coverage, WalFile
-from novacron.local.postgres import Postgres, programs
+from novacron.local.postgres import Postgres, leave_cluster, programs
 
 MARGIN = timedelta(minutes=5)
 """WAL that was stored so long after the target is fetched at first: somewhere in it is what is later."""
@@ -185,6 +185,7 @@ def restore(place: BackupPlace, state_dir: Path, recovery: Recovery) -> Recovere
             try:
                 repository = open_repository(place)
                 fetch(repository, recovery.source.backup, fresh)
+                leave_cluster(fresh)
                 last = _recover(repository, recovery, fresh, postgres)
                 return RecoveredDatabase(last, postgres.replace(fresh))
             finally:

@@ -29,6 +29,8 @@ KEPT = "data.before-"
 """How the names of folders begin whose data a restore has replaced."""
 COPIES = Path("/var/cache/novacron")
 START_TIMEOUT_S = 60.0
+PORT = "5432"
+"""In the name of the socket, where ``PGPORT``, which PostgreSQL's clients read, names no other."""
 STOP_TIMEOUT_S = 20.0
 SLOT_WAL_MIB_MAX = 2048
 """Of WAL that is kept for an archiver that does not receive it; beyond, the archive has a gap."""
@@ -38,12 +40,16 @@ OPTIONS = {
     "log_min_messages": "warning",
     "max_slot_wal_keep_size": f"{SLOT_WAL_MIB_MAX}MB",
 }
+ALONE = {"logging_collector": "off", "ssl": "off", "synchronous_standby_names": ""}
+"""Whatever the data's own file says: that of a member of a cluster names log files elsewhere, and standbys."""
 LOCK = "lock"
 """Of the folder: whoever holds it alone works with the data."""
 ARCHIVER_SLOT = "novacron_archive"
 """Replication slot of the server's archiver."""
 MEMBER_FILE = "patroni.yml"
 """Beside the data of a member of a cluster, which Patroni starts, and nobody else."""
+PATRONI_FILES = ("standby.signal", "patroni.dynamic.json")
+"""In the data of a member: that it is a standby, and what the members had agreed on."""
 LOOK_S, RETRY_S_MAX = 0.5, 30.0
 """How often to look whether it still runs, and the longest pause after it could not be started again."""
 
@@ -94,7 +100,7 @@ class Postgres:
         if (self.data / "pg_hba.conf").read_text() != ACCESS:  # of an earlier version
             private_file.write(self.data / "pg_hba.conf", ACCESS.encode(), owner=user and (user.pw_uid, user.pw_gid))
         arguments = [str(binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory), "-h", ""]
-        arguments += [word for name, value in OPTIONS.items() for word in ("-c", f"{name}={value}")]
+        arguments += [word for name, value in self._settings().items() for word in ("-c", f"{name}={value}")]
         ready = [str(binaries / "pg_isready"), "-q", "-h", str(self.directory), "-U", "postgres"]
         deadline = time.monotonic() + START_TIMEOUT_S
         self._launch(arguments, user)
@@ -108,6 +114,11 @@ class Postgres:
             if ended:  # the processes of a killed server are still ending
                 self._launch(arguments, user)
         return self.url
+
+    def _settings(self) -> dict[str, object]:
+        """Return what counts more than the files of the data, which may be a copy of a cluster's member."""
+        own = {"hba_file": self.data / "pg_hba.conf", "ident_file": self.data / "pg_ident.conf"}
+        return {**OPTIONS, **ALONE, **own, "port": os.environ.get("PGPORT", PORT)}
 
     def _refuse_member(self) -> None:
         if (self.directory / MEMBER_FILE).exists():
@@ -270,6 +281,15 @@ class Postgres:
                         f"the PostgreSQL that still runs in {self.directory} (process {pid}) does not stop"
                     )
                 time.sleep(0.05)
+
+
+def leave_cluster(data: Path) -> None:
+    """Let a copy of a cluster's member start by itself, with the settings of before Patroni. Raises OSError."""
+    base = data / "postgresql.base.conf"
+    if base.exists():
+        base.replace(data / "postgresql.conf")
+    for name in PATRONI_FILES:
+        (data / name).unlink(missing_ok=True)
 
 
 def programs() -> Path:

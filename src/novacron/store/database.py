@@ -133,7 +133,7 @@ class PooledConnection(asyncpg.Connection):
         try:
             answer = await _measured(query, done)
         except asyncpg.ReadOnlySQLTransactionError:
-            if self.get_settings().in_hot_standby == "on":
+            if getattr(self.get_settings(), "in_hot_standby", None) == "on":  # poolers don't pass it on
                 self.terminate()
             raise
         if self._unconfirmed:

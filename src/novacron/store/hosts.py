@@ -30,10 +30,6 @@ TCP_OPTIONS = {
 """A connection to a host that lost its power breaks within about 6 s; without them, whoever waits for an answer on it
 would do so for a quarter of an hour."""
 
-CANT_CONNECT = (
-    OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError,
-)  # fmt: skip
-
 Tries = dict["asyncio.Task[asyncpg.Connection]", str]
 """Connections that are being opened, each with its URL."""
 
@@ -100,18 +96,20 @@ async def connect(url: str, *, timeout: float, **options: Any) -> asyncpg.Connec
     """Open a connection to the primary. Takes asyncpg's options, and raises what it raises; NoPrimary if the URL names
     several servers and none of them takes writes within ``timeout`` seconds."""
     servers = each_server(url)
+    connection: asyncpg.Connection
     if len(servers) == 1:
-        connection: asyncpg.Connection = await asyncpg.connect(url, timeout=timeout, **options)
-    else:
-        known = _primaries.get(url)
-        servers.sort(key=lambda server: server != known)
-        connection, _primaries[url] = await _first(servers, timeout, options)
+        connection = await asyncpg.connect(url, timeout=timeout, **options)
+        return connection
+    known = _primaries.get(url)
+    servers.sort(key=lambda server: server != known)
+    connection, _primaries[url] = await _first(servers, timeout, options)
     _notice_silence(connection)
     return connection
 
 
 async def _first(servers: Sequence[str], timeout_s: float, options: dict[str, Any]) -> tuple[asyncpg.Connection, str]:
-    """Return a connection to the first server that proves to be the primary, and its URL. Raises NoPrimary."""
+    """Return a connection to the first server that proves to be the primary, and its URL. Raises NoPrimary;
+    TooManyConnectionsError if one of them has no room, for which callers can wait."""
     tries: Tries = {}
     chosen: asyncio.Task[asyncpg.Connection] | None = None
     deadline = asyncio.get_running_loop().time() + timeout_s
@@ -121,6 +119,9 @@ async def _first(servers: Sequence[str], timeout_s: float, options: dict[str, An
             chosen = await _chosen(tries, deadline, NEXT_AFTER_S if number < len(servers) else timeout_s)
             if chosen is not None:
                 return chosen.result(), tries[chosen]
+        for failed in (_error(each) for each in tries):
+            if isinstance(failed, asyncpg.TooManyConnectionsError):
+                raise failed
         raise NoPrimary(_why(tries))
     finally:
         for each in tries:
@@ -157,18 +158,22 @@ async def _open_primary(server: str, timeout_s: float, options: dict[str, Any]) 
     return connection
 
 
+def _error(task: asyncio.Task[asyncpg.Connection]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None
+
+
 def _why(tries: Tries) -> str:
     """Return what each server answered, without passwords."""
     words = []
     for task, server in tries.items():
         host = UrlParts.of(server).hosts
-        error = task.exception() if task.done() and not task.cancelled() else None
+        error = _error(task)
         words.append(f"{host}: {(str(error) or type(error).__name__) if error else 'it does not answer'}")
     return f"no server of the database takes writes ({'; '.join(words)})"
 
 
 def _notice_silence(connection: asyncpg.Connection) -> None:
-    """Let the kernel end the connection when the other host is silent."""
+    """Let the kernel end the connection when the other host is silent: another one takes over."""
     of_kernel = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # asyncpg offers no other way
     if of_kernel is not None and of_kernel.family in (socket.AF_INET, socket.AF_INET6):
         of_kernel.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

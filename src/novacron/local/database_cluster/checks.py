@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from novacron.local.database_cluster.etcd import VERSION_MIN, Etcd, EtcdHealth, is_old
 from novacron.local.database_cluster.files import MemberFiles
@@ -56,12 +57,21 @@ def of_machine(files: MemberFiles, member: ClusterMember) -> list[str]:
 
 def of_secrecy(cluster: Cluster, member: ClusterMember, *, private_network: bool) -> list[str]:
     """Return what is wrong with sending the database's content from machine to machine."""
-    if cluster.tls or private_network or _is_loopback(member.host):
+    if private_network:
         return []
+    open_etcd = [url for url in cluster.etcd.endpoints if _is_open(url)]
+    problems = [] if not open_etcd else [
+        f"who can write to etcd can run programs on the members, and {', '.join(open_etcd)} is without TLS: give etcd"
+        " certificates (https://), or connect the machines by a private network, and confirm that with"
+        " --private-network"
+    ]  # fmt: skip
+    if cluster.tls or _is_loopback(member.host):
+        return problems
     return [
+        *problems,
         "this PostgreSQL is built without TLS, so all that is written goes from member to member in plain text:"
         " connect the machines by a private network (WireGuard, or a VLAN of their own), and confirm that with"
-        " --private-network"
+        " --private-network",
     ]
 
 
@@ -69,6 +79,12 @@ def speaks_tls() -> bool:
     """Say whether PostgreSQL's programs are built with TLS. Raises PostgresFailed."""
     done = subprocess.run([str(programs() / "pg_config"), "--configure"], capture_output=True, text=True, check=False)
     return "openssl" in done.stdout
+
+
+def _is_open(url: str) -> bool:
+    """Say whether what is said to an endpoint can be read, and changed, on its way."""
+    parts = urlsplit(url)
+    return parts.scheme != "https" and not _is_loopback(parts.hostname or "")
 
 
 def _is_loopback(host: str) -> bool:

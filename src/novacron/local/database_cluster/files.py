@@ -21,6 +21,8 @@ OWN_FILE = "member.json"
 URL_FILE = "database.url"
 TLS = "tls"
 LOGS = "logs"
+JOINING_FILE = "joining"
+"""While the data are a copy that may not be whole."""
 
 
 class MemberFiles:
@@ -34,6 +36,7 @@ class MemberFiles:
         self.url_file = self.directory / URL_FILE
         self.patroni = self.directory / MEMBER_FILE
         self.logs = self.directory / LOGS
+        self.joining_file = self.directory / JOINING_FILE
         self.pid_file = self.directory / "patroni.pid"
 
     @property
@@ -112,12 +115,35 @@ class MemberFiles:
             f"?target_session_attrs=read-write&{tls}\n".encode(),
         )
 
+    def begin_copy(self) -> None:
+        """Remember that the data are to be copied, unless there are data. Raises OSError."""
+        if not self._has_data():
+            self.joining_file.touch(mode=0o600)
+
+    def end_copy(self) -> None:
+        """Remember that the copy is whole. Raises OSError."""
+        self.joining_file.unlink(missing_ok=True)
+
     def remove_partial_copy(self) -> bool:
-        """Remove the data if they are a copy that was never finished; return whether they were. Raises OSError."""
-        partial = self.data.exists() and any(self.data.iterdir()) and not (self.data / "global/pg_control").exists()
-        if partial:
-            shutil.rmtree(self.data)
-        return partial
+        """Remove the data if they are a copy that was never finished; return whether they were.
+
+        Raises OSError; ClusterFailed for other data that are not whole, which may be all that there is.
+        """
+        if (self.data / "global/pg_control").exists():
+            self.end_copy()
+            return False
+        if not self._has_data():
+            return False
+        if not self.joining_file.exists():
+            raise ClusterFailed(
+                f"{self.data} lacks global/pg_control, so it is damaged, or a copy that was never finished: if another"
+                f" member has the data, move it away, and start again: mv {self.data} {self.data}.damaged"
+            )
+        shutil.rmtree(self.data)
+        return True
+
+    def _has_data(self) -> bool:
+        return self.data.exists() and any(self.data.iterdir())
 
 
 def read_join_file(path: Path) -> Cluster:

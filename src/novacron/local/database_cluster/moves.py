@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from novacron.local.database_cluster.etcd import Etcd
 from novacron.local.database_cluster.settings import Cluster, ClusterFailed
-from novacron.local.database_cluster.view import ClusterView, MemberRole, Members, MemberView
+from novacron.local.database_cluster.view import ClusterView, MemberRole, Members, MemberView, NoAnswerYet
 
 ORDER_S, DONE_S_MAX, LOOK_S = 30.0, 60.0, 0.3
 UNKNOWN = "unknown"
@@ -118,7 +118,7 @@ class Mover:
     def _order(self, member: MemberView, path: str, body: dict[str, str], *, wait: bool = True) -> None:
         try:
             status, words = self._members.tell(member.api_url, path, body, ORDER_S if wait else LOOK_S)
-        except ClusterFailed:
+        except NoAnswerYet:
             if wait:
                 raise
             return  # the answer comes when it is done

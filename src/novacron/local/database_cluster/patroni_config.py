@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -12,6 +14,12 @@ from novacron.local.postgres import ARCHIVER_SLOT, OPTIONS, USER, caller
 NAMESPACE = "/novacron/"
 START_TIMEOUT_S = 0
 """A primary that crashed is not started again while another one could take over."""
+NEVER_EMPTY = "refuse"
+"""Name of the way in which a member begins a database: not at all."""
+REFUSAL = (
+    "etcd knows no cluster, and this member has no data: an empty database would begin here. Start a member that has"
+    " data first."
+)
 LOG_BYTES_MAX, LOG_FILES_MAX = 5 << 20, 4
 
 
@@ -45,7 +53,7 @@ def document(cluster: Cluster, member: ClusterMember, paths: Paths) -> dict[str,
             "certfile": certificate, "keyfile": key, "cafile": ca,
         },
         "ctl": {"cacert": ca, "authentication": access},
-        "bootstrap": {"dcs": shared(cluster)},
+        "bootstrap": {"dcs": shared(cluster), "method": NEVER_EMPTY, NEVER_EMPTY: _refusal()},
         "postgresql": {
             "listen": member.address,
             "connect_address": member.address,
@@ -97,6 +105,11 @@ def shared(cluster: Cluster) -> dict[str, Any]:
         "slots": {ARCHIVER_SLOT: {"type": "physical"}},
         "postgresql": {"use_pg_rewind": True, "use_slots": True, "parameters": OPTIONS},
     }
+
+
+def _refusal() -> dict[str, Any]:
+    """Return a method that fails: ``init`` takes over data that are there, and etcd may have lost what it knew."""
+    return {"command": shlex.join([sys.executable, "-c", f"raise SystemExit({REFUSAL!r})"]), "no_params": True}
 
 
 def _account(user: str, password: str, ca: str | None) -> dict[str, str]:

@@ -99,6 +99,7 @@ def prepare_join(files: MemberFiles, cluster: Cluster, member: ClusterMember, sa
         say("Patroni runs already")
     else:
         files.keep(cluster, member)
+        files.begin_copy()
         files.configure(cluster, member)
         say(f"Patroni's configuration is in {files.patroni}")
 
@@ -112,6 +113,7 @@ def begin(files: MemberFiles, cluster: Cluster, member: ClusterMember, limit_s: 
     try:
         started = None if _is_member(files) else process.start(files)
         view = _wait(lambda: look(cluster, etcd, members), files, member, (started, limit_s))
+        files.end_copy()
         files.keep_url(cluster, [each.address for each in view.members if each.address])
         return view
     finally:

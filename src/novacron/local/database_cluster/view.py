@@ -18,6 +18,10 @@ ANSWER_S, CONNECT_S = 3.0, 1.0
 MEMBERS_MAX = 16
 
 
+class NoAnswerYet(ClusterFailed):
+    """A member has an order, and has not answered in time."""
+
+
 class MemberRole(StrEnum):
     """What a member is; Patroni says leader and replica."""
 
@@ -94,9 +98,12 @@ class Members:
         return found
 
     def tell(self, api_url: str, path: str, body: dict[str, Any], timeout_s: float) -> tuple[int, str]:
-        """Return the status and the words with which a member answers an order. Raises ClusterFailed."""
+        """Return the status and the words with which a member answers an order. Raises NoAnswerYet, ClusterFailed."""
         try:
-            answer = self._http.post(api_url + path, json=body, timeout=timeout_s)
+            limits = httpx.Timeout(max(timeout_s, CONNECT_S), read=timeout_s)
+            answer = self._http.post(api_url + path, json=body, timeout=limits)
+        except httpx.ReadTimeout as error:
+            raise NoAnswerYet(f"{api_url} has not answered after {timeout_s} s") from error
         except (httpx.HTTPError, OSError) as error:
             raise ClusterFailed(f"{api_url} does not answer: {error or type(error).__name__}") from error
         return answer.status_code, answer.text.strip()

@@ -8,6 +8,7 @@ import asyncpg
 
 from novacron.local.doctor.finding import Finding, bad, ok, warning
 from novacron.local.postgres import ARCHIVER_SLOT
+from novacron.model.errors import InvalidInput
 from novacron.store import hosts
 from novacron.store.database import SCHEMA_VERSION, SERVER_VERSION_MIN
 
@@ -17,7 +18,7 @@ CONNECT_S = 5.0
 async def database(url: str) -> list[Finding]:
     try:
         connection = await hosts.connect(url, timeout=CONNECT_S)
-    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError) as error:
+    except (OSError, TimeoutError, ValueError, InvalidInput, asyncpg.PostgresError) as error:
         why = str(error) or type(error).__name__
         return [
             bad("database", f"can't be reached: {why}", "does PostgreSQL run; are address, name and password right?")
