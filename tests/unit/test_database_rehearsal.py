@@ -21,7 +21,9 @@ def recovery(wal_files: int) -> Recovery:
     """Of a base backup of 1 GiB."""
     base = BaseBackup("c", "0" * 24, 1, 0, SEGMENT_BYTES, "15")
     files = tuple(WalFile(f"{number:024X}", "s", AT) for number in range(wal_files))
-    return Recovery(Restorable(DatabaseBackup("b" * 64, AT, "host", 900, GIB, scheduled=True), base, 1, Coverage(files, AT)), None)
+    return Recovery(
+        Restorable(DatabaseBackup("b" * 64, AT, "host", 900, GIB, scheduled=True), base, 1, Coverage(files, AT)), None
+    )
 
 
 @pytest.mark.parametrize(
