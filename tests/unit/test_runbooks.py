@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import stat
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
