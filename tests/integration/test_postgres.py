@@ -14,6 +14,8 @@ import pytest
 
 from lab.platform import open_directory
 from novacron.local.postgres import Postgres, PostgresFailed, leave_cluster
+from novacron.model.errors import InvalidInput
+from novacron.store.database import Database
 from tests.waiting import eventually
 
 
@@ -27,6 +29,19 @@ async def test_postgres_keeps_committed_rows_when_it_is_killed() -> None:
         server.start()
         connection = await asyncpg.connect(server.url)
         assert await connection.fetchval("SELECT n FROM kept") == 7
+        await connection.close()
+        server.stop()
+
+
+async def test_a_database_of_a_later_version_is_left_as_it_is() -> None:
+    with open_directory("nvpg-") as directory:
+        server = Postgres(directory / "pg")
+        connection = await asyncpg.connect(server.start())
+        await connection.execute("CREATE TABLE alembic_version (version_num text)")
+        await connection.execute("INSERT INTO alembic_version VALUES ('9999')")
+        with pytest.raises(InvalidInput, match="its schema is version 9999"):
+            await Database.open(server.url)
+        assert await connection.fetchval("SELECT version_num FROM alembic_version") == "9999"
         await connection.close()
         server.stop()
 

@@ -122,7 +122,7 @@ def test_receivers_that_are_away_are_noted_and_hold_up_no_rollout(tmp_path: Path
     assert len(noted) == 1 and "Grafana could not be told" in noted[0]
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: script/setup does")
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: script/test does")
 def test_the_metrics_file_is_as_prometheus_wants_it(tmp_path: Path) -> None:
     notices.write_metrics(tmp_path / "rollout.prom", rolled_back(), 10.0)
     text = (tmp_path / "rollout.prom").read_text()

@@ -20,7 +20,7 @@ from novacron.rollout import notices
 from novacron.rollout.model import Colour
 from tests.waiting import pause
 
-pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed: script/setup does")
+pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed: script/test does")
 
 FORWARD = ("install", "start", "health", "smoke", "share-100", "watch-100", "drain", "stop")
 BACK = ("restore", "verify", "remove")

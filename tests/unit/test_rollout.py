@@ -62,9 +62,10 @@ def test_every_way_back_begins_with_the_old_versions_requests() -> None:
         assert walked(back) == ["restore", "verify", "remove"]
 
 
-def test_what_has_ended_changes_no_more_and_only_a_failure_can_be_tried_again() -> None:
+def test_what_has_ended_changes_no_more_and_only_a_failure_can_be_tried_again_or_accepted() -> None:
     assert not NEXT_STATES[RolloutState.DONE] and not NEXT_STATES[RolloutState.ROLLED_BACK]
-    assert NEXT_STATES[RolloutState.FAILED] == {RolloutState.GOING_BACK}
+    ended = {RolloutState.DONE, RolloutState.ROLLED_BACK}
+    assert NEXT_STATES[RolloutState.FAILED] == {RolloutState.GOING_BACK, *ended}
     done = rollout()
     done.become(RolloutState.DONE)
     with pytest.raises(RolloutError, match=r"rollout 7 is done: it can't become paused"):

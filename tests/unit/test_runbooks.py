@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 import subprocess
 import sys
@@ -342,6 +343,37 @@ def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started() -> No
     shown: list[str] = []
     ended = programs.execute(("sh", "-c", "echo begun; sleep 600 & wait"), 2.0, shown.append)
     assert ended.timed_out and ended.exit_code < 0 and set(shown) <= {"begun"}, "nothing holds its output any more"
+
+
+CLEANS_UP = 'trap "echo done > $0; exit 3" INT; echo begun; for i in $(seq 600); do sleep 0.1; done'
+
+
+def test_a_command_that_takes_too_long_may_clean_up(tmp_path: Path) -> None:
+    ended = programs.execute(("sh", "-c", CLEANS_UP, str(tmp_path / "cleaned")), 1.0, lambda line: None)
+    assert ended.timed_out and (tmp_path / "cleaned").read_text() == "done\n"
+
+
+def test_a_command_whose_caller_is_interrupted_may_clean_up(tmp_path: Path) -> None:
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        programs.execute(("sh", "-c", CLEANS_UP, str(tmp_path / "cleaned")), 60.0, interrupt)
+    assert (tmp_path / "cleaned").read_text() == "done\n"
+
+
+def test_a_command_that_does_not_heed_an_interrupt_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "INTERRUPTED_S_MAX", 0.5)
+    ended = programs.execute(("sh", "-c", "trap '' INT; sleep 600"), 0.5, lambda line: None)
+    assert ended.timed_out and ended.exit_code == -signal.SIGKILL
+
+
+def test_errors_can_be_kept_apart_from_what_a_command_answers(tmp_path: Path) -> None:
+    command = ("sh", "-c", "echo warning >&2; echo answer")
+    assert programs.execute(command, 60.0, lambda line: None).output == "warning\nanswer\n"
+    with (tmp_path / "errors").open("wb") as errors:
+        assert programs.execute(command, 60.0, lambda line: None, errors).output == "answer\n"
+    assert (tmp_path / "errors").read_text() == "warning\n"
 
 
 def test_the_command_lists_shows_and_refuses(tmp_path: Path) -> None:

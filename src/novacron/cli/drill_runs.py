@@ -8,6 +8,7 @@ import io
 import json
 import socket
 import ssl
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from novacron.terminal import say
 
 STEPS_MAX = 100
 SAID_MAX = 500
+SAID_BYTES_MAX = 4096
 ERROR_MAX = 2000
 DAY_S = 86_400.0
 REHEARSAL_S_MAX = 4 * 3600.0
@@ -98,6 +100,8 @@ def run(name: DrillName, client: Client, how: DrillHow) -> Object:
         error = "; ".join(recorder.missed())
     except (DrillFailed, RunbookError, ApiError, OSError, TimeoutError) as failure:
         error = str(failure) or type(failure).__name__
+    except (ValueError, LookupError, TypeError) as failure:  # an answer that is not as it should be: that is recorded
+        error = f"what was answered is not understood: {type(failure).__name__}: {failure}"
     return {
         "drill": name.value,
         "verdict": (DrillVerdict.FAILED if error else DrillVerdict.PASSED).value,
@@ -120,16 +124,39 @@ def _database_restore(recorder: DrillRecorder, client: Client, how: DrillHow) ->
     words = ("novacron", "database", "rehearse", "--repository", how.repository, "--output", "json", *more)
     recorder.promised |= {"recover_s": how.recover_promised_s, "loss_s": how.loss_promised_s}
     with recorder.step("restore into a scratch database, look at it, throw it away") as said:
-        result = execute_here(words, REHEARSAL_S_MAX, lambda line: None)
-        if result.timed_out or result.exit_code != 0:
-            lines = result.output.strip().splitlines() or ["it ended without a word"]
-            raise DrillFailed(lines[-1].removeprefix("error: "))
-        found = json.loads(result.output)
-        recorder.measured |= {"recover_s": round(found["recover_s"], 2), "loss_s": round(found["loss_s"], 2)}
-        said.append(
-            f"backup {found['backup'][:8]}, version {found['schema_version']} of the schema, {len(found['tables'])}"
-            f" tables, {sum(found['tables'].values())} rows, marks of {found['marks']} servers"
+        measured, text = rehearsed(_answer(words))
+        recorder.measured |= measured
+        said.append(text)
+
+
+def _answer(words: tuple[str, ...]) -> str:
+    """Run a command of NovaCron and return what it prints, without its errors. Raises DrillFailed with those."""
+    with tempfile.TemporaryFile() as errors:
+        result = execute_here(words, REHEARSAL_S_MAX, lambda line: None, errors)
+        errors.seek(max(errors.seek(0, io.SEEK_END) - SAID_BYTES_MAX, 0))
+        lines = errors.read().decode(errors="replace").strip().splitlines() or ["it ended without a word"]
+    if result.timed_out:
+        raise DrillFailed(f"it took longer than {REHEARSAL_S_MAX / 3600:.0f} h and was ended")
+    if result.exit_code != 0:
+        raise DrillFailed(lines[-1].removeprefix("error: "))
+    return result.output
+
+
+def rehearsed(answer: str) -> tuple[dict[str, float], str]:
+    """Return what ``novacron database rehearse`` measured, and what is said of it. Raises DrillFailed."""
+    try:
+        found = json.loads(answer)
+        measured = {field: round(float(found[field]), 2) for field in ("recover_s", "loss_s")}
+        tables = {str(name): int(rows) for name, rows in dict(found["tables"]).items()}
+        return measured, (
+            f"backup {found['backup'][:8]}, version {found['schema_version']} of the schema, {len(tables)}"
+            f" tables, {sum(tables.values())} rows, marks of {found['marks']} servers"
         )
+    except (ValueError, LookupError, TypeError) as error:
+        raise DrillFailed(
+            f"novacron database rehearse printed what this version does not understand ({type(error).__name__}:"
+            f" {error}): {answer.strip()[:SAID_MAX] or 'nothing'}; run it by hand"
+        ) from None
 
 
 def _backup_proofs(recorder: DrillRecorder, client: Client, how: DrillHow) -> None:

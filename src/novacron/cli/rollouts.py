@@ -111,12 +111,14 @@ def _with_default_file(context: typer.Context) -> RolloutOptions:
 
 def _end(rollout: Rollout) -> None:
     """Say how a rollout ended; exit with 1 if the version that was asked for does not serve."""
-    from novacron.rollout.model import RolloutState
+    from novacron.rollout.model import AFTER_FAILURE, RolloutState
 
     if rollout.state is RolloutState.DONE:
         say(f"rollout {rollout.number} is done: version {rollout.version} serves on {rollout.colour}")
         return
     say(f"rollout {rollout.number} is {rollout.state}: {rollout.reason}", err=True)
+    if rollout.state is RolloutState.FAILED:
+        say(AFTER_FAILURE, err=True)
     raise typer.Exit(output.EXIT_FAILED)
 
 
@@ -183,6 +185,20 @@ def abort(context: typer.Context, options: RolloutOptions = RolloutOptions()) ->
     """Let a rollout go back at once, and wait until the old version has all requests."""
     with _errors():
         _back(_orders(context, options).abort())
+
+
+@app.command()
+@expand
+def accept(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
+    """After a rollout that failed: keep the version that serves now, with all requests, and end the other one."""
+    from novacron.rollout.model import RolloutState
+
+    with _errors():
+        rollout = _orders(context, options).accept()
+        if rollout.state is RolloutState.DONE:
+            _end(rollout)
+        else:
+            _back(rollout)
 
 
 @app.command()

@@ -83,6 +83,13 @@ class Recovery(NamedTuple):
             return self.source.backup.at
         return self.source.until if self.target is None else self.target
 
+    @property
+    def wal_bytes(self) -> int:
+        """Room for the WAL that is put beside the base backup: at most all of it at once."""
+        if self.as_it_is or self.source.base is None:
+            return 0
+        return len(self.source.coverage.files) * self.source.base.segment_bytes
+
 
 class RecoveredDatabase(NamedTuple):
     """What was restored."""

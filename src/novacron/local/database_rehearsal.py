@@ -28,8 +28,10 @@ PREFIX, LOCK = "nv-rehearsal-", "rehearsal.lock"
 SCRATCH_PATH_MAX = 45
 """Longest directory: the paths of Unix sockets below it must stay under 108 bytes."""
 ROOM_FACTOR = 3
-"""So many times the size of the backup has to be free: its files, the WAL after it, and what PostgreSQL adds."""
+"""So many times the size of the backup has to be free, beside the WAL after it: its files, and what PostgreSQL adds."""
 ROOM_BYTES_MIN = 1 << 30
+RESERVE_BYTES_MIN, RESERVE_SHARE = 1 << 30, 0.05
+"""What has to stay free, of the file system too: the server and others write to it meanwhile."""
 CONNECT_S_MAX = 30.0
 CHECK_S_MAX = 2 * 3600.0
 SAID_MAX = 1500
@@ -91,14 +93,11 @@ def _scratch_folder(recovery: Recovery, scratch: Path | None) -> Iterator[Path]:
             f"{parent}: its path is longer than {SCRATCH_PATH_MAX} bytes, too long for PostgreSQL's socket: name"
             " another directory with --scratch"
         )
-    needed = max(ROOM_FACTOR * recovery.source.backup.size_bytes, ROOM_BYTES_MIN)
     try:
-        free = shutil.disk_usage(parent).free
-        if free < needed:
-            raise BackupFailed(
-                f"{parent} has {free >> 20} MiB free, and a rehearsal takes up to {needed >> 20} MiB: name another"
-                " directory with --scratch"
-            )
+        disk = shutil.disk_usage(parent)
+        problem = room_problem(recovery, disk.free, disk.total)
+        if problem:
+            raise BackupFailed(f"{parent} {problem}: name another directory with --scratch")
         _remove_leftovers(parent)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         lock = FolderLock(folder, LOCK)
@@ -110,6 +109,19 @@ def _scratch_folder(recovery: Recovery, scratch: Path | None) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
+
+
+def room_problem(recovery: Recovery, free_bytes: int, total_bytes: int) -> str:
+    """Return why a file system has no room for a rehearsal; empty: it has."""
+    database = max(ROOM_FACTOR * recovery.source.backup.size_bytes, ROOM_BYTES_MIN)
+    reserve = max(RESERVE_BYTES_MIN, int(RESERVE_SHARE * total_bytes))
+    if free_bytes >= database + recovery.wal_bytes + reserve:
+        return ""
+    return (
+        f"has {free_bytes >> 20} MiB free, and a rehearsal takes up to {database >> 20} MiB for the database and"
+        f" {recovery.wal_bytes >> 20} MiB for {len(recovery.source.coverage.files)} WAL files; {reserve >> 20} MiB have"
+        " to stay free"
+    )
 
 
 def _remove_leftovers(parent: Path) -> None:

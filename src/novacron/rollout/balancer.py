@@ -87,6 +87,10 @@ class HAProxy:
     def shift(self, backends: Sequence[str], weights: Weights) -> None:
         """Give each colour its share, for good. Raises StepFailed."""
         self._write(backends, weights)
+        self.shift_running(backends, weights)
+
+    def shift_running(self, backends: Sequence[str], weights: Weights) -> None:
+        """Give each colour its share until HAProxy is reloaded: nothing is written. Raises StepFailed."""
         # The larger one first: between two commands, requests come in, and a backend without weights refuses them.
         rising = sorted(weights.items(), key=lambda item: item[1], reverse=True)
         for backend, (colour, weight) in itertools.product(backends, rising):
@@ -102,6 +106,14 @@ class HAProxy:
                 said = self._tell(f"get weight {backend}/{colour}")
                 if said.split(" ")[0] != str(weight):
                     raise StepFailed(f"haproxy-socket: {backend}/{colour} has weight {said!r} instead of {weight}")
+
+    def weight(self, backend: str, colour: Colour) -> int:
+        """Return which weight a colour has in the running process. Raises StepFailed."""
+        said = self._tell(f"get weight {backend}/{colour}")
+        try:
+            return int(said.split(" ")[0])
+        except ValueError:
+            raise StepFailed(f"haproxy-socket: get weight {backend}/{colour}: {said}") from None
 
     def hold(self, backends: Sequence[str], weights: Weights) -> bool:
         """Set weights again that somebody or a restart has changed; say whether that was so. Raises StepFailed."""

@@ -10,7 +10,16 @@ import time
 from collections.abc import Callable
 
 from novacron.rollout.journal import OperatorAsk, RolloutJournal
-from novacron.rollout.model import Rollout, RolloutState, StepFailed, next_step, steps
+from novacron.rollout.model import (
+    GOING_BACK_STEPS,
+    SHARE,
+    WATCH,
+    Rollout,
+    RolloutState,
+    StepFailed,
+    next_step,
+    steps,
+)
 from novacron.rollout.telling import Telling
 from novacron.rollout.work import POLL_S, RolloutParts, RolloutSteps
 
@@ -33,6 +42,15 @@ class RolloutEngine:
 
     def run(self, rollout: Rollout) -> Rollout:
         """Go on with a rollout until it has ended; return it. Raises RolloutError, OSError."""
+        try:
+            return self._run(rollout)
+        except OSError:
+            if rollout.step.startswith((SHARE, WATCH)) or rollout.step == GOING_BACK_STEPS[0]:
+                # Nobody will watch the new version.
+                self._say(f"{rollout.step}: the journal can't be written: {self._steps.withdraw(rollout)}")
+            raise
+
+    def _run(self, rollout: Rollout) -> Rollout:
         if not rollout.step:
             self._journal.forget_old()
             self._telling.webhook(rollout)
@@ -66,6 +84,15 @@ class RolloutEngine:
         self._telling.webhook(rollout)
         self._enter(rollout, steps(rollout)[0])
 
+    def accept(self, rollout: Rollout, by: str) -> Rollout:
+        """Take what serves after a failure for the installation's version. Raises StepFailed if nothing does."""
+        kept = self._steps.accept(rollout)
+        self._note(rollout, f"{kept} has all requests, accepted by {by}; {self._steps.end(rollout, kept.other)}")
+        rollout.become(RolloutState.DONE if kept is rollout.colour else RolloutState.ROLLED_BACK)
+        rollout.reason += f"; then {kept} was accepted by {by}"
+        self._end(rollout)
+        return rollout
+
     def _enter(self, rollout: Rollout, step: str) -> None:
         rollout.step, rollout.step_began_s, rollout.watched_s = step, time.time(), 0.0
         self._keep(rollout)
@@ -89,10 +116,17 @@ class RolloutEngine:
 
     def _end(self, rollout: Rollout) -> None:
         rollout.ended_s = time.time()
-        self._note(rollout, f"{rollout.state}: {rollout.serving_version or 'nothing'} on {rollout.serving} serves")
+        self._note(rollout, f"{rollout.state}: {self._serves(rollout)}")
         self._telling.webhook(rollout)
         self._keep(rollout)
         self._telling.flush(rollout, self._warn)
+
+    def _serves(self, rollout: Rollout) -> str:
+        if rollout.state is not RolloutState.FAILED:
+            return f"{rollout.serving_version or 'nothing'} on {rollout.serving} serves"
+        versions = {rollout.colour: rollout.version, rollout.stable: rollout.version_before}
+        ready = " and ".join(f"{versions[colour]} on {colour}" for colour in self._steps.ready(rollout))
+        return f"{ready} is ready" if ready else "no server is ready"
 
     def _note(self, rollout: Rollout, text: str) -> None:
         rollout.note(time.time(), text)
@@ -137,7 +171,7 @@ class RolloutEngine:
         if request is None:
             return
         self._journal.answered()
-        if rollout.state is RolloutState.GOING_BACK:
+        if rollout.state in (RolloutState.GOING_BACK, RolloutState.FAILED):
             return
         if request.ask is OperatorAsk.ABORT:
             raise Aborted(f"aborted by {request.by}")

@@ -56,6 +56,7 @@ class RolloutState(StrEnum):
     """It could neither go on nor go back: somebody has to look."""
 
 
+AFTER_FAILURE = "novacron rollout abort tries to go back again, novacron rollout accept keeps what serves"
 ENDED = frozenset({RolloutState.DONE, RolloutState.ROLLED_BACK, RolloutState.FAILED})
 NEXT_STATES = {
     RolloutState.RUNNING: {RolloutState.PAUSED, RolloutState.GOING_BACK, RolloutState.DONE},
@@ -63,9 +64,9 @@ NEXT_STATES = {
     RolloutState.GOING_BACK: {RolloutState.ROLLED_BACK, RolloutState.FAILED},
     RolloutState.DONE: set(),
     RolloutState.ROLLED_BACK: set(),
-    RolloutState.FAILED: {RolloutState.GOING_BACK},
+    RolloutState.FAILED: {RolloutState.GOING_BACK, RolloutState.DONE, RolloutState.ROLLED_BACK},
 }
-"""From a failed one, somebody who has looked may try to go back again."""
+"""From a failed one, somebody who has looked may try to go back again, or accept what serves."""
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -118,7 +119,7 @@ class Rollout(msgspec.Struct):
 
     @property
     def serving(self) -> Colour:
-        """Return which of the two has all requests at its end."""
+        """Return which of the two has all requests at its end; after a failure, nobody knows."""
         return self.colour if self.state is RolloutState.DONE else self.stable
 
     @property

@@ -13,6 +13,7 @@ from novacron.rollout.gates import Prometheus
 from novacron.rollout.instances import Environments, Instances
 from novacron.rollout.journal import OperatorAsk, OperatorRequest, RolloutJournal
 from novacron.rollout.model import (
+    AFTER_FAILURE,
     Colour,
     Rollout,
     RolloutError,
@@ -111,6 +112,15 @@ class Orders(NamedTuple):
         with journal.alone():
             return self._go_back(rollout)
 
+    def accept(self) -> Rollout:
+        """Take what serves after a rollout that failed for the installation's version."""
+        with self.journal.alone():
+            rollout = self.journal.last()
+            if rollout is None or rollout.state is not RolloutState.FAILED:
+                raise RolloutError("no rollout has failed, so there is nothing to accept: novacron rollout status")
+            self.journal.answered()
+            return RolloutEngine(self.journal, self._parts(), self.say).accept(rollout, getpass.getuser())
+
     def _go_back(self, rollout: Rollout) -> Rollout:
         """Go back in this process, which has the lock."""
         self.journal.answered()
@@ -158,7 +168,9 @@ def _instances(options: RolloutOptions) -> Instances:
 
 def _check_begin(last: Rollout | None, strategy: Strategy) -> None:
     """Raise RolloutError if no such rollout can begin after the last one."""
-    if last is not None and (not last.ended or last.state is RolloutState.FAILED):
+    if last is not None and last.state is RolloutState.FAILED:
+        raise RolloutError(f"rollout {last.number} to {last.version} has failed: {AFTER_FAILURE}")
+    if last is not None and not last.ended:
         raise RolloutError(
             f"rollout {last.number} to {last.version} is {last.state}: let it go on with novacron rollout resume, or"
             " back with novacron rollout abort"
@@ -174,6 +186,6 @@ def _open_rollout(journal: RolloutJournal) -> Rollout:
     """Return the rollout that has not ended. Raises RolloutError."""
     rollout = journal.last()
     if rollout is None or rollout.ended:
-        hint = ": novacron rollout abort goes back" if rollout and rollout.state is RolloutState.FAILED else ""
+        hint = f"; the last one has failed: {AFTER_FAILURE}" if rollout and rollout.state is RolloutState.FAILED else ""
         raise RolloutError(f"no rollout is under way{hint}")
     return rollout

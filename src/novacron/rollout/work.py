@@ -96,7 +96,10 @@ class RolloutSteps:
                 raise StepFailed(f"{colour} has ended; its log ends with:\n{self._instances.last_words(colour)}")
             if number < self._options.health_tries:
                 self._wait(rollout, self._options.health_every)
-        raise StepFailed(f"{colour} is not ready after {self._options.health_tries} tries: {why}")
+        raise StepFailed(
+            f"{colour} is not ready after {self._options.health_tries} tries: {why}; its log ends with:\n"
+            f"{self._instances.last_words(colour)}"
+        )
 
     def _smoke(self, rollout: Rollout) -> str:
         token = secret("--token-file", self._options.token_file)
@@ -224,6 +227,46 @@ class RolloutSteps:
             if fine or time.monotonic() > deadline:
                 return f"{rollout.stable} is ready; Prometheus: {_seen(found)}"
             self._wait(rollout, POLL_S)
+
+    def withdraw(self, rollout: Rollout) -> str:
+        """Bring all requests back to the old version, though nothing can be written; return what came of it."""
+        if rollout.strategy is Strategy.BEGIN or rollout.stable not in self.ready(rollout):
+            return f"{rollout.colour} keeps its requests: {rollout.stable} is not ready"
+        backends = [self._options.backend, *self._options.late_backends]
+        try:
+            self._balancer.shift_running(backends, _weights(rollout, 0))  # at first without a file: disks get full
+            self._balancer.shift(backends, _weights(rollout, 0))
+        except StepFailed as error:
+            return f"requests should all go to {rollout.stable} again, but: {error}"
+        return f"{rollout.version_before} on {rollout.stable} has all requests again"
+
+    def ready(self, rollout: Rollout) -> list[Colour]:
+        """Return which servers are ready, the new version first."""
+        colours = [rollout.colour, *([rollout.stable] if rollout.version_before else [])]
+        return [each for each in colours if not probes.why_not_ready(self._options.url(each), self._options.ca)]
+
+    def accept(self, rollout: Rollout) -> Colour:
+        """Give all requests to the server that serves now; return which that is. Raises StepFailed if none is ready."""
+        ready = self.ready(rollout)
+        if not ready:
+            raise StepFailed(
+                f"no server is ready, so there is nothing to accept: look at the logs of {rollout.colour}"
+                f" ({rollout.version}) and {rollout.stable} ({rollout.version_before or 'none'}), start one that can"
+                " run over the present schema, and try again"
+            )
+        kept = max(ready, key=lambda colour: self._balancer.weight(self._options.backend, colour))
+        self._until_up(rollout, kept)
+        self._balancer.shift([self._options.backend, *self._options.late_backends], {kept: ALL, kept.other: 0})
+        return kept
+
+    def end(self, rollout: Rollout, colour: Colour) -> str:
+        """End a server that has no new requests; return what came of it."""
+        try:
+            said = self._until_drained(rollout, colour)
+            self._instances.stop(colour, self._options.stop_limit)
+        except StepFailed as error:
+            return f"{colour} has no requests, but did not end: {error}"
+        return f"{said}, and has ended"
 
     def _remove(self, rollout: Rollout) -> str:
         said = self._until_drained(rollout, rollout.colour)

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
+INTERRUPTED_S_MAX = 15.0
+"""How long a command may clean up that is ended before its time, until it is killed."""
 OUTPUT_BYTES_MAX = 1 << 20
 LINE_BYTES_MAX = 1 << 16
 
 
 class CommandResult(NamedTuple):
-    """How a command ended, and what it printed, errors too."""
+    """How a command ended, and what it printed, errors too unless they went elsewhere."""
 
     exit_code: int
     output: str
@@ -27,25 +29,32 @@ Execute = Callable[[tuple[str, ...], float, Callable[[str], None]], CommandResul
 """Runs a command, for at most some seconds, and passes on each line that it prints."""
 
 
-def execute_here(words: tuple[str, ...], limit_s: float, show: Callable[[str], None]) -> CommandResult:
+def execute_here(
+    words: tuple[str, ...], limit_s: float, show: Callable[[str], None], errors: IO[bytes] | None = None
+) -> CommandResult:
     """Run a command where the runbook is run: NovaCron is the one that runs the runbook. Raises OSError."""
     own = (sys.executable, "-m") if words[0] == "novacron" else ()
-    return execute((*own, *words), limit_s, show)
+    return execute((*own, *words), limit_s, show, errors)
 
 
-def execute(words: tuple[str, ...], limit_s: float, show: Callable[[str], None]) -> CommandResult:
-    """Run a command on this machine, by its name in PATH. Raises OSError if its program can't be run."""
+def execute(
+    words: tuple[str, ...], limit_s: float, show: Callable[[str], None], errors: IO[bytes] | None = None
+) -> CommandResult:
+    """Run a command on this machine, by its name in PATH; one that takes too long, or whose caller is interrupted, is
+    interrupted and may clean up. ``errors``: a file for what it prints as errors, instead of the result. Raises OSError
+    if its program can't be run."""
     process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=errors or subprocess.STDOUT,
         start_new_session=True,
     )
     late = threading.Event()
 
     def end() -> None:
         late.set()
+        _interrupt(process)
         _kill(process)
 
     timer = threading.Timer(limit_s, end)
@@ -53,6 +62,9 @@ def execute(words: tuple[str, ...], limit_s: float, show: Callable[[str], None])
     try:
         output = _read(process, show)
         code = process.wait()
+    except BaseException:
+        _interrupt(process)
+        raise
     finally:
         timer.cancel()
         _kill(process)
@@ -68,6 +80,13 @@ def _read(process: subprocess.Popen[bytes], show: Callable[[str], None]) -> str:
             kept += line[: max(OUTPUT_BYTES_MAX - len(kept), 0)]
             show(line.decode(errors="replace").rstrip("\n"))
     return kept.decode(errors="replace")
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Let a command with all that it has started end as by Ctrl-C; wait until it has, for a while."""
+    with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(INTERRUPTED_S_MAX)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

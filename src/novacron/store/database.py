@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import asyncpg
 import msgspec
 
+from novacron import __version__
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.store import deferred_writes, hosts
 from novacron.store.connection import Connection as Connection
@@ -375,6 +376,7 @@ async def migrate(url: str) -> None:
             version = await connection.fetchval("SELECT version_num FROM alembic_version")
             if version == SCHEMA_VERSION:
                 return
+            refuse_later(version)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -387,3 +389,14 @@ async def migrate(url: str) -> None:
             raise RuntimeError(f"the schema migration failed: {stderr.decode(errors='replace')[-2000:]}")
     finally:
         await connection.close()
+
+
+def refuse_later(version: str) -> None:
+    """Raise InvalidInput if a later NovaCron has changed the schema: this one does not know how to go back."""
+    if version > SCHEMA_VERSION:
+        raise InvalidInput(
+            f"its schema is version {version}, and this NovaCron ({__version__}) knows {SCHEMA_VERSION} at most",
+            field="database",
+            hint="start the version that changed it, or one after it; or put back a backup from before:"
+            " novacron database restore --to TIME",
+        )

@@ -24,6 +24,8 @@ from novacron.store.database import Connection
 
 FUTURE_S_MAX = 300
 """How far the clock of the machine that ran a drill may be ahead."""
+LONG_LIVED = ("project", "user", "node", "drill")
+"""Kinds whose oldest object says how old the installation is: any single one may be deleted."""
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 Chosen = Annotated[DrillName | None, QueryParameter(description="only runs of this drill")]
 
@@ -101,9 +103,9 @@ def states(cache: Cache, now: datetime) -> Iterator[DrillState]:
 
 
 def _begun(cache: Cache, now: datetime) -> datetime:
-    """Return since when there is this installation: since there is a project in it."""
-    times = [datetime.fromisoformat(entry.body["created_at"]) for entry in cache.all("project").values()]
-    return min(times, default=now)
+    """Return since when there is this installation, as far as is known: since what is oldest in it was made."""
+    bodies = (entry.body for kind in LONG_LIVED for entry in cache.all(kind).values())
+    return min((datetime.fromisoformat(body["created_at"]) for body in bodies), default=now)
 
 
 router = Router(
