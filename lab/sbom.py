@@ -191,7 +191,15 @@ def debian_packages(dockerfile: str) -> set[str]:
 
 def setup_packages(script: str) -> set[str]:
     """Return the packages that ``script/setup`` installs where they are missing."""
-    return set(re.findall(r'^need (\S+) "', script, re.MULTILINE)) - {"$extra"}
+    return {name for name in re.findall(r'^ *need (\S+) "', script, re.MULTILINE) if not name.startswith('"')}
+
+
+def packages_of_tests(script: str) -> set[str]:
+    """Return the packages beside those that ``script/test`` has ``script/setup`` install."""
+    listed = re.search(r"^needs=\((.*?)^\)", script, re.MULTILINE | re.DOTALL)
+    assert listed, "script/test names no packages"
+    words = re.sub(r"#.*", "", listed[1]).split()
+    return {word.partition(":")[0] for word in words}
 
 
 def shipped(root: Path = ROOT) -> Parts:
@@ -227,7 +235,8 @@ def development(root: Path = ROOT) -> Parts:
     image = debian_packages((root / "deploy/compose/Dockerfile").read_text())
     on_some_hosts = {"wireguard-go", *debian.TOOLS.values()} - image
     npm = {part.purl.to_string() for part in shipped(root).components if part.purl and part.purl.type == "npm"}
-    in_tests = setup_packages((root / "script/setup").read_text()) - image - on_some_hosts
+    in_tests = setup_packages((root / "script/setup").read_text()) | packages_of_tests((root / "script/test").read_text())
+    in_tests -= image | on_some_hosts
     return Parts(
         [
             *(_python(package, ComponentScope.EXCLUDED) for package in tools),
