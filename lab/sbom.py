@@ -235,7 +235,9 @@ def development(root: Path = ROOT) -> Parts:
     image = debian_packages((root / "deploy/compose/Dockerfile").read_text())
     on_some_hosts = {"wireguard-go", *debian.TOOLS.values()} - image
     npm = {part.purl.to_string() for part in shipped(root).components if part.purl and part.purl.type == "npm"}
-    in_tests = setup_packages((root / "script/setup").read_text()) | packages_of_tests((root / "script/test").read_text())
+    in_tests = setup_packages((root / "script/setup").read_text()) | packages_of_tests(
+        (root / "script/test").read_text()
+    )
     in_tests -= image | on_some_hosts
     return Parts(
         [
