@@ -59,10 +59,18 @@ def test_a_vm_goes_on_from_its_replica_when_its_node_is_lost(victim: Platform) -
     replica = until_follows(victim, replica)
     write_to_disk(victim, vm, "second")
     replica = until_follows(victim, replica)
+    zeros = "dd if=/dev/zero of=/dev/vda bs=64k seek=200 count=4 conv=notrunc,fsync 2>/dev/null; echo done"
+    shell(victim, vm, zeros.replace("zero", "urandom", 1))
+    until_follows(victim, replica)
+    shell(victim, vm, zeros)
+    replica = until_follows(victim, replica)
     assert replica["points"][-1]["sent_bytes"] < 1 << 20, "a round sends what was written"
     tried = victim.client.try_replica(replica["id"], "rep1-tried")
     wait_until_booted(victim, tried)
     assert read_from_disk(victim, victim.client.get("vms", tried["id"])) == "second"
+    sum_ = "dd if=/dev/vda bs=64k skip=200 count=4 2>/dev/null | tr -d '\\000' | wc -c"
+    tried = victim.client.get("vms", tried["id"])
+    assert shell(victim, tried, sum_).strip() == "0", "zeros are written, too"
     assert read_from_disk(victim, vm) == "second", "nothing of it reaches the VM itself"
     delete(victim, tried)
     lose(victim, "host-a")

@@ -238,6 +238,7 @@ def test_a_server_has_to_prove_who_it_is(bucket: Bucket) -> None:
 
 def test_nodes_that_begin_a_repository_at_once_share_it(bucket: Bucket) -> None:
     ids = list[str]()
+    bucket.text()  # its credentials are written once, before others read them
 
     def begin() -> None:
         with contextlib.closing(bucket.opened()) as opened:

@@ -36,6 +36,7 @@ from novacron.agent.vm.tenant import tenant_of
 from novacron.disk import files, overlay
 from novacron.disk.errors import Unacceptable
 from novacron.disk.overlay import OverlayFailed
+from novacron.disk.written_extents import CLUSTER_BYTES, written_extents
 from novacron.dwcp.backoff import Backoff
 from novacron.dwcp.frames import ErrorCode
 from novacron.dwcp.sender import Sender, SendFailed, SendOptions
@@ -171,6 +172,8 @@ class _Rounds:
         layer = home.path / DISK_LAYER
         if not layer.exists():  # it has never run
             await overlay.create_blank(layer, context.disk_bytes(context.image()), None)
+        if plan.since:
+            await asyncio.to_thread(_check_copied, layer, plan.dirty_bytes)
         below = [] if plan.since else home.shared()
         state = await asyncio.to_thread(firmware_state.pack, home.path)
         head = RoundHead(0.0, sum(path.stat().st_size for path in (*below, layer)), quiesce.done, state)
@@ -213,6 +216,8 @@ class _Plan:
         self.round = secrets.token_hex(8)
         self.since = ""
         """The round below; empty: none."""
+        self.dirty_bytes = 0
+        """What is to be copied at least, if it lies over another round."""
         self.moment_s = 0.0
         """A moment before that of which the round is."""
         self.offered = False
@@ -233,7 +238,7 @@ class _Plan:
         usable = [record for record in await self._records(monitor) if _is_whole(record, node)]
         # The newest one. If the receiver has no such point, it says so, and the one before is tried.
         record = min(usable, key=lambda record: record.dirty_bytes, default=None)
-        self.since = "" if record is None else record.since
+        self.since, self.dirty_bytes = ("", 0) if record is None else (record.since, record.dirty_bytes)
         self.moment_s = time.monotonic()
         return CopyPlan("" if record is None else record.name, dirty_bitmaps.name_of(self._replica, self.round))
 
@@ -275,6 +280,15 @@ def _monitor(context: VmContext) -> Monitor | None:
 
 def _is_whole(record: WriteRecord, node: str) -> bool:
     return record.node == node and record.works
+
+
+def _check_copied(layer: Path, dirty_bytes: int) -> None:
+    """See that a copy has all that was written, zeros too. Raises Unacceptable, OSError."""
+    disk_bytes = overlay.size_bytes(layer)
+    with layer.open("rb") as file:
+        copied = sum(length for _, length in written_extents(file, disk_bytes, disk_bytes // CLUSTER_BYTES + 1))
+    if copied < dirty_bytes - (-disk_bytes % CLUSTER_BYTES):
+        raise Unacceptable("the copy of the disk lacks some of what was written", WaitCode.STEP_FAILED)
 
 
 def _at_rest(context: VmContext) -> tuple[int, ...]:
