@@ -19,7 +19,7 @@ LATE_ROUNDS = 2
 LATE_S = 30
 FIRST_COPY_S = 3600
 """How long the first point may take until the replica is late."""
-AGE_S_MAX = 10 * 366 * 86_400
+AGE_S_MAX = 10 * 365 * 86_400.0
 """Of a point."""
 
 RpoSeconds = Annotated[int, Meta(ge=5, le=86_400)]
