@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -237,19 +238,14 @@ def test_a_server_has_to_prove_who_it_is(bucket: Bucket) -> None:
 
 
 def test_nodes_that_begin_a_repository_at_once_share_it(bucket: Bucket) -> None:
-    ids = list[str]()
     bucket.text()  # its credentials are written once, before others read them
 
-    def begin() -> None:
+    def begin(_: int) -> str:
         with contextlib.closing(bucket.opened()) as opened:
-            ids.append(opened.repository.id)
+            return opened.repository.id
 
-    beginning = [threading.Thread(target=begin) for _ in range(4)]
-    for thread in beginning:
-        thread.start()
-    for thread in beginning:
-        thread.join()
-    assert len(ids) == 4 and len(set(ids)) == 1
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(begin, range(4)))) == 1
     storage = storage_at(bucket.address())
     keys = {name: storage.read(Kind.KEY, name) for name in bucket.names(Kind.KEY)}
     for alone in keys:  # restic takes whichever comes first

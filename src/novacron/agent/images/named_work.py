@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
@@ -25,8 +24,8 @@ class NamedWork(Generic[T]):
         self._named: Mapping[str, T] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._clearing = self._clear_due = False
-        self._given_up: set[str] = set()
-        """Objects whose tasks were cancelled, and have not ended yet."""
+        self._given_up: set[asyncio.Task[None]] = set()
+        """Tasks that were cancelled, and have not ended yet."""
 
     def get(self, id: str) -> T | None:
         """Return what the server said last of an object, or None if it does not name it."""
@@ -38,35 +37,37 @@ class NamedWork(Generic[T]):
         for id, task in self._running.items():
             if id not in named:
                 task.cancel()
-                self._given_up.add(id)
+                self._given_up.add(task)
         for id in named:
-            if id not in self._running:
-                self._start(id, tasks)
+            running = self._running.get(id)
+            if running is None or running in self._given_up:  # which is named again before it has ended
+                self._start(id, running, tasks)
         self._clear_due = True
         if not self._clearing:
             self._clearing = True
             tasks.create_task(guard(f"{self._kind}s-clear", self._clear_others), name=f"{self._kind}s-clear")
 
-    def _start(self, id: str, tasks: asyncio.TaskGroup) -> None:
-        work = functools.partial(self._work, self._named[id])
+    def _start(self, id: str, before: asyncio.Task[None] | None, tasks: asyncio.TaskGroup) -> None:
+        work = functools.partial(self._work_after, before, self._named[id])
         task = self._running[id] = tasks.create_task(guard(self._kind, work), name=f"{self._kind}-{id}")
-        task.add_done_callback(functools.partial(self._end, id, tasks))
+        task.add_done_callback(functools.partial(self._end, id))
 
-    def _end(self, id: str, tasks: asyncio.TaskGroup, _task: asyncio.Task[None]) -> None:
-        del self._running[id]
-        given_up = id in self._given_up
-        self._given_up.discard(id)
-        if given_up and id in self._named:  # it was named again before it had ended
-            with contextlib.suppress(RuntimeError):  # the agent ends
-                self._start(id, tasks)
+    async def _work_after(self, before: asyncio.Task[None] | None, object_: T) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        await self._work(object_)
+
+    def _end(self, id: str, task: asyncio.Task[None]) -> None:
+        self._given_up.discard(task)
+        if self._running.get(id) is task:
+            del self._running[id]
 
     async def _clear_others(self) -> None:
         try:
             while self._clear_due:
                 self._clear_due = False
-                given_up = [task for id, task in self._running.items() if id not in self._named]
-                if given_up:
-                    await asyncio.wait(given_up)
+                if self._given_up:
+                    await asyncio.wait(set(self._given_up))
                 await asyncio.to_thread(self._clear, self._is_kept)
         finally:
             self._clearing = False

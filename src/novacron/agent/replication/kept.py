@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -47,14 +46,29 @@ class KeptReplicas:
         self._host, self._send = host, send
         settings = host.settings
         self._uid = None if settings.uid_base is None else settings.uid_base + UIDS_MAX - 1
+        self._unsaid: dict[str, wire.ReplicaKept] = {}
+        self._saying = False
         self._work = NamedWork("replica", self._see_to, lambda _is_kept: None)
 
     def tell(self, kept: tuple[wire.ReplicaKept, ...], tasks: asyncio.TaskGroup) -> None:
         """Keep these; what is here of others stays as it is: the server may have forgotten them by mistake."""
         self._work.tell({f"{replica.id}.{hash(replica):x}": replica for replica in kept}, tasks)
-        for replica in kept:  # the server may not have heard it
-            if replica.phase is not ReplicaPhase.DELETING:
-                tasks.create_task(guard("replica-report", functools.partial(self._report, replica)))
+        self._unsaid = {replica.id: replica for replica in kept if replica.phase is not ReplicaPhase.DELETING}
+        if not self._saying:
+            self._saying = True
+            tasks.create_task(guard("replica-reports", self._report_all))
+
+    async def _report_all(self) -> None:
+        """Say what there is of each: the server may not have heard it."""
+        try:
+            while self._unsaid:
+                _, replica = self._unsaid.popitem()
+                try:
+                    await self._report(replica)
+                except EXPECTED as error:
+                    log.warning("a replica can't be read now", replica=replica.id, error=str(error))
+        finally:
+            self._saying = False
 
     async def _see_to(self, replica: wire.ReplicaKept) -> None:
         kept = self._host.replicas.find(replica.id, replica.vm)
