@@ -36,6 +36,7 @@ SLOW_FILES = 20
 hypothesis.settings.register_profile(
     "novacron",
     deadline=None,  # a wall clock says more about what else the machine does than about the code
+    derandomize="NOVACRON_SEED" not in os.environ,
     print_blob=True,  # a failure says how to reproduce it
 )
 hypothesis.settings.load_profile("novacron")

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from lab.platform import Platform, until
+from tests.chance import new_seed
 from tests.e2e.conftest import (
     boot,
     delete,
@@ -161,7 +162,7 @@ def test_a_vm_deleted_while_its_host_was_away_is_removed_when_it_is_back(victim:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_kills_at_random_moments(victim: Platform) -> None:
-    seed = random.randrange(2**32)
+    seed = new_seed()
     print(f"seed {seed}")
     rng = random.Random(seed)
     for _ in range(40):

@@ -13,6 +13,7 @@ from novacron.model import limits
 from novacron.store import feed, garbage
 from novacron.store.database import Connection, Database, Overtaken, connect
 from novacron.store.feed import Batch, Change, Feed, FeedSnapshot
+from tests.chance import fixed_seed
 from tests.waiting import eventually, pause_async
 
 WRITERS = 8
@@ -40,7 +41,7 @@ async def wait_until_followed(seen: list[Change]) -> None:
 
 
 async def test_nothing_is_lost_under_eight_concurrent_writers(database: Database) -> None:
-    seed = random.randrange(2**32)
+    seed = fixed_seed()
     print(f"seed {seed}")
     committed: dict[str, list[str]] = {}
     seen: list[Change] = []

@@ -8,7 +8,6 @@ they like. ``NOVACRON_SEED`` repeats a run whose seed was printed.
 from __future__ import annotations
 
 import os
-import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from novacron.model.migration import Side
 from novacron.model.unreconciled import EPOCHS_UNSEEN
 from novacron.store import leases, vms
 from novacron.wire import messages as wire
+from tests.chance import fixed_seed, new_seed
 from tests.simulation import defects
 from tests.simulation.bad_days import BadDay
 from tests.simulation.failover import DELAYS_S, SERVER, TICK_S, FailoverHistory
@@ -41,20 +41,15 @@ def place() -> Iterator[Place]:
         yield opened
 
 
-def seed() -> int:
-    return int(os.environ.get("NOVACRON_SEED") or random.getrandbits(32))
-
-
 @pytest.mark.timeout(300)
 def test_two_owners_never_run(place: Place) -> None:
-    moved = run_histories(place, HISTORIES, seed())
-    assert moved >= HISTORIES / 10, "histories in which nothing moves prove nothing"
+    assert run_histories(place, HISTORIES, fixed_seed()) > 0, "histories in which nothing moves prove nothing"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_two_owners_never_run_in_many_more_histories(place: Place) -> None:
-    run_histories(place, 1000, seed())
+    assert run_histories(place, 1000, new_seed()) > 100, "histories in which nothing moves prove nothing"
 
 
 @pytest.mark.timeout(300)
@@ -90,7 +85,7 @@ def test_a_seed_gives_the_same_history_each_time(place: Place) -> None:
 @pytest.mark.timeout(3600)
 def test_no_vm_runs_twice_on_a_thousand_bad_days(place: Place) -> None:
     """From a new seed each time. Ten thousand take hours: ``python -m tests.simulation bad-days``."""
-    run_histories_from(place, "bad-days", seed(), 1_000)
+    run_histories_from(place, "bad-days", new_seed(), 1_000)
 
 
 async def exchange(world: World, *names: str) -> list[tuple[str, wire.Message]]:

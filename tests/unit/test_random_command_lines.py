@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import io
 import json
-import os
 import random
 import time
 import traceback
@@ -24,6 +23,7 @@ from novacron.cli.root import HABITS
 from novacron.client import protocol
 from novacron.client.errors import Unreachable
 from novacron.client.protocol import HttpReply
+from tests.chance import fixed_seed
 
 LOCAL = {"up", "doctor", "support-bundle", "agent", "server", "database", "setup", "build", "display"}
 """Commands that start or serve something on this machine, or look at it."""
@@ -47,7 +47,7 @@ SAMPLE, MANY = 400, 20_000
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> random.Random:
     """Chance, with an API that answers by it, and files that are not what they should be."""
-    chance = random.Random(os.environ.get("NOVACRON_SEED", "20261129"))
+    chance = random.Random(fixed_seed())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gzip").write_bytes(gzip.compress(b"#cloud-config"))
     (tmp_path / "zero").write_bytes(b"\0")
