@@ -38,13 +38,13 @@ class Replica:
         return f"https://127.0.0.1:{self.port}"
 
     def is_ready(self) -> bool:
-        """Say whether it reports ready, asked as a load balancer asks."""
+        """Say whether it reports that it serves everything, asked as a load balancer asks."""
         if not (self.state / "ca.crt").exists():
             return False
         context = ssl.create_default_context(cadata=(self.state / "ca.crt").read_text())
         try:
             with urllib3.PoolManager(ssl_context=context) as pool:
-                return bool(pool.request("GET", f"{self.url}/readyz", retries=False, timeout=2).status == 200)
+                return bool(pool.request("GET", f"{self.url}/readyz", retries=False, timeout=2).data == b"ok\n")
         except urllib3.exceptions.HTTPError:
             return False
 

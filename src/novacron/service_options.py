@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from novacron import settings_file
+from novacron.model import limits
 from novacron.model.proxy_header import ProxyHeader
 
 if TYPE_CHECKING:  # imported where they are needed: commands that need neither start faster
@@ -98,6 +99,15 @@ class ServerOptions:
             "--leave-after", help="seconds to keep serving, marked not ready, before it stops: for rolling restarts"
         ),
     ] = 0
+    reads_away_s: Annotated[
+        float,
+        typer.Option(
+            "--reads-while-away",
+            min=0,
+            max=limits.READS_AWAY_S_MAX,
+            help="seconds to answer reads from memory while the database is away; 0: refuse them at once",
+        ),
+    ] = limits.READS_AWAY_S
     oidc: Annotated[
         Path | None,
         typer.Option(help="file that names the OpenID Connect provider for logins; see docs/how-to/access.md"),
@@ -227,8 +237,8 @@ class ServerOptions:
         from novacron.server.settings import AuditSettings, SecondFactorSettings, ServerSettings
 
         same = (
-            "host", "port", "link_port", "advertise", "leave_s", "workers", "pool", "oidc", "fence", "key_age_days",
-            "new_keys", "drain_limit_s", "platform_key", "former_platform_key",
+            "host", "port", "link_port", "advertise", "leave_s", "reads_away_s", "workers", "pool", "oidc", "fence",
+            "key_age_days", "new_keys", "drain_limit_s", "platform_key", "former_platform_key",
         )  # fmt: skip
         return ServerSettings(
             database_url=database,

@@ -72,14 +72,14 @@ class Front:
         self, settings: ServerSettings, database: Database, authority: pki.Authority, keys: KeyFollower,
         agents: Agents, certificate: tuple[Path, Path],
     ) -> None:  # fmt: skip
-        self.cache, self.fleet = Cache(), FleetIndex()
+        self._feed = Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY)
+        self.cache, self.fleet = Cache(settings.reads_away_s, self._feed.lag_s), FleetIndex()
         self.changed: list[Heard] = [self.fleet.changed]
         self.resync: list[Callable[[], None]] = [self.fleet.clear]
         self.certified: list[Callable[[], None]] = [authority.reload]
         self._settings = settings
         self._certificates = (settings.state_dir / "ca.crt", *certificate)
         self._shown = certificates.marks(certificate)
-        self._feed = Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY)
         self._processes = Processes(settings.state_dir / "metrics")
         self._metrics = Metrics(self._processes, lambda: seen(self.cache))
         self._log_now = Rarely()

@@ -53,6 +53,8 @@ class ServerSettings(msgspec.Struct, frozen=True):
     lifetimes: Lifetimes = Lifetimes()
     leave_s: float = 0.0
     """How long it goes on serving after a stop request, while it reports that it is not ready."""
+    reads_away_s: float = limits.READS_AWAY_S
+    """For how long reads are answered from memory while the database is away."""
     workers: int = 1
     """Processes that answer people."""
     pool: int = POOL_DEFAULT
