@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from lab.platform import Platform, until
@@ -37,6 +39,26 @@ def encrypting(site: Platform, project: str = "default") -> Iterator[str]:
 def switch_off(site: Platform, vm: Object) -> None:
     site.client.act("vms", vm["id"], "stop", {"timeout_s": 0})
     site.wait_state(vm["id"], "stopped")
+
+
+def stored_seed(site: Platform, vm: Object) -> str:
+    """Return what the database has of a VM's first-boot data."""
+
+    async def read() -> str:
+        connection = await asyncpg.connect(site.postgres.url)
+        try:
+            return str(await connection.fetchval("SELECT seed::text FROM vm_seeds WHERE vm = $1", vm["id"]))
+        finally:
+            await connection.close()
+
+    return asyncio.run(read())
+
+
+def seen_by_qemu(site: Platform, vm: Object, name: str) -> bytes:
+    """Return a file in memory that a VM's QEMU has open."""
+    pid = site.qemus()[f"{vm['node']}/{vm['id']}"]
+    found = [entry for entry in Path(f"/proc/{pid}/fd").iterdir() if f"memfd:{name}" in str(entry.readlink())]
+    return found[0].read_bytes()
 
 
 def until_failed(site: Platform, vm: str, why: str) -> None:
@@ -71,6 +93,9 @@ def test_nothing_of_an_encrypted_vm_is_in_the_clear_and_its_disk_is_gone_with_th
     snapshot = site.client.create_snapshot(vm["id"], "first")
     until(lambda: site.client.get("snapshots", snapshot["id"])["phase"] == "ready", "there is a snapshot")
 
+    assert "seed of the plain one" in stored_seed(site, plain)
+    assert "sealed" in stored_seed(site, vm) and "seed of the" not in stored_seed(site, vm)
+    assert b"seed of the encrypted one" in seen_by_qemu(site, vm, "seed.iso")
     root = site.directory / vm["node"] / "agent"
     assert files_with(directory_of(site, plain), b"MARKER-of-the-guest") == {"disk.qcow2"}, "this test sees markers"
     assert files_with(directory_of(site, plain), b"seed of the plain one") == {"seed.iso"}
@@ -81,8 +106,11 @@ def test_nothing_of_an_encrypted_vm_is_in_the_clear_and_its_disk_is_gone_with_th
     assert files_with(root, b"MARKER-of-the-volume") == files_with(root, b"seed of the encrypted one") == set()
 
     switch_off(site, vm)
+    site.client.configure_vm(vm["id"], cloud_init={"user_data": "#! another seed of it\n"})
+    assert "another" not in stored_seed(site, vm)
     site.client.act("vms", vm["id"], "start")
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it has booted again", 60)
+    assert b"another seed of it" in seen_by_qemu(site, vm, "seed.iso")
     assert read_from_disk(site, vm) == "MARKER-of-the-guest"
 
     with pytest.raises(ApiError, match=f"run, or are to run, with the key: {vm['name']}"):

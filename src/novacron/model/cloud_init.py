@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from novacron.model import limits
+from novacron.model.encryption import SealedText
 from novacron.model.errors import InvalidInput
 
 HOSTNAME = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?){0,7}\Z"
@@ -55,6 +56,17 @@ class StoredSeed(Seed, frozen=True):
     """How often it has changed: for each, the guest takes itself for a new instance, and applies it."""
 
 
+class SealedSeed(StoredSeed, frozen=True):
+    """As the database has it: the user data of a VM that is encrypted at rest are ``sealed``."""
+
+    sealed: SealedText | None = None
+
+    def opened(self, user_data: str) -> StoredSeed:
+        """Return what the VM's node is told. ``user_data``: what was sealed."""
+        own = {field: getattr(self, field) for field in StoredSeed.__struct_fields__}
+        return StoredSeed(**{**own, "user_data": user_data or self.user_data})
+
+
 class SeedChanges(msgspec.Struct, forbid_unknown_fields=True):
     """What to change of it; what is left out stays."""
 
@@ -68,6 +80,12 @@ class SeedChanges(msgspec.Struct, forbid_unknown_fields=True):
         """Return a seed with the changes."""
         given = {field: value for field in self.__struct_fields__ if (value := getattr(self, field)) is not UNSET}
         return msgspec.structs.replace(seed, **given)
+
+
+class SealedSeedChanges(SeedChanges):
+    """Changes whose user data were sealed, or removed."""
+
+    sealed: SealedText | None = None
 
 
 def check_seed(seed: S) -> S:

@@ -33,6 +33,13 @@ class DataKey(msgspec.Struct, frozen=True):
         return hmac.digest(self.secret, purpose.encode(), hashlib.sha256)
 
 
+class SealedText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A text that is encrypted with a project's key."""
+
+    key: KeyId
+    data: bytes
+
+
 class WrappedKey(msgspec.Struct, frozen=True):
     """A project's key as the database keeps it: encrypted by the platform key ``wrapped_by``."""
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 
 from novacron.model.backup import Backup
+from novacron.model.cloud_init import SealedSeed, StoredSeed
 from novacron.model.cpu import CpuKind, CpuModel
 from novacron.model.encryption import DataKey
 from novacron.model.migration import Migration, MigrationPhase, Side
@@ -16,6 +17,7 @@ from novacron.model.ownership import Order, OrderKind
 from novacron.model.snapshot import Snapshot
 from novacron.model.vm import VmSpec
 from novacron.model.volume import PoolKind, Volume, VolumePhase
+from novacron.sealed_text import unseal
 from novacron.store import (
     backups,
     exports,
@@ -228,6 +230,22 @@ def _key_ids(spec: VmSpec, volumes_of_it: Iterable[Volume]) -> set[str]:
     return {spec.encryption_key, *(volume.encryption_key for volume in volumes_of_it)} - {""}
 
 
+def _opened(seed: SealedSeed | None, keys: Iterable[DataKey]) -> StoredSeed | None:
+    """Return the first-boot data of a VM; without its user data where their key is not to be had: without that the VM
+    does not start either."""
+    if seed is None:
+        return None
+    if seed.sealed is None:
+        return seed.opened("")
+    for key in keys:
+        if key.id == seed.sealed.key:
+            try:
+                return seed.opened(unseal(key, seed.sealed))
+            except ValueError as error:
+                log.error("the user data of a VM can't be read", error=str(error))
+    return seed.opened("")
+
+
 def _owned(
     vm: OwnedVm,
     task: wire.Task | None,
@@ -238,7 +256,7 @@ def _owned(
     page_key, *other_page_keys = page_keys
     assignment = wire.Assignment(
         vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, vm.project_id,
-        page_key, vm.seed, vm.resets,
+        page_key, _opened(vm.seed, belongings.keys), vm.resets,
         tuple(_wanted(snapshot) for snapshot in belongings.working), vm.clone_of,
         tuple(_attached(volume) for volume in belongings.volumes), cpu=_cpu_of(vm) or _begins_with(vm.spec, of.cpu),
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
@@ -386,12 +404,13 @@ async def _incoming(
     page_key, *other_page_keys = secrets.page_keys(project, m.created_at)
     image_keys = (await imports.keys(connection, {vm.spec.image, *vm.spec.media})).values()
     keys = await secrets.data_keys(connection, _key_ids(vm.spec, attached) | set(image_keys))
+    given = _belongings(vm.spec, (), attached, keys, image_keys).keys
     assignment = wire.Assignment(
         vm.id, vm.name, vm.spec, False, was.machine, was.reboots, was.halted_at_start, project,
         page_key,
-        await vms.seed_of(connection, vm.id), was.resets,
+        _opened(await vms.seed_of(connection, vm.id), given), was.resets,
         volumes=tuple(_attached(volume) for volume in attached), hardware=was.hardware, cpu=was.cpu, trace=m.trace,
-        keys=_belongings(vm.spec, (), attached, keys, image_keys).keys, image_digest=vm.image_digest,
+        keys=given, image_digest=vm.image_digest,
         other_page_keys=tuple(other_page_keys), hardware_renewals=was.hardware_renewals,
         booted_once_at=was.booted_once_at,
     )  # fmt: skip

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from novacron.model.cloud_init import SeedChanges, StoredSeed, check_seed
-from novacron.model.errors import IllegalState, InvalidInput, NoCapacity
+from novacron.model.cloud_init import SealedSeed, Seed, SeedChanges, check_seed
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity
 from novacron.model.fit import refusal_by_hardware
 from novacron.model.vm import Firmware, Vm, VmSpec, is_off
 from novacron.store import nodes, snapshot_memory
@@ -74,6 +74,13 @@ def _check_off(vm: Vm, field: str) -> None:
         )  # fmt: skip
 
 
+def check_sealed(seed: Seed, key: str) -> None:
+    """Raise Conflict unless the user data of a VM are encrypted with its key, if it has one."""
+    sealed = seed.sealed if isinstance(seed, SealedSeed) else None
+    if (seed.user_data and key) or (sealed is not None and sealed.key != key):
+        raise Conflict("the key that encrypts the VM has just changed", hint="try again")
+
+
 async def change_seed(connection: Connection, vm: Vm, changes: SeedChanges) -> None:
     """Change what cloud-init applies at a VM's next boot, for which the guest takes itself for a new instance.
 
@@ -81,8 +88,9 @@ async def change_seed(connection: Connection, vm: Vm, changes: SeedChanges) -> N
     """
     _check_off(vm, "cloud_init")
     stored = await connection.fetchval("SELECT seed FROM vm_seeds WHERE vm = $1", vm.id)
-    before = StoredSeed() if stored is None else msgspec.convert(stored, StoredSeed)
+    before = SealedSeed() if stored is None else msgspec.convert(stored, SealedSeed)
     seed = check_seed(changes.of(before))
+    check_sealed(seed, vm.spec.encryption_key)
     await connection.execute(
         "INSERT INTO vm_seeds (vm, seed) VALUES ($1, $2) ON CONFLICT (vm) DO UPDATE SET seed = excluded.seed",
         vm.id, msgspec.to_builtins(msgspec.structs.replace(seed, generation=before.generation + 1)),

@@ -277,6 +277,8 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
     spec = await networks.give_addresses(connection, macs.assign(spec), project)
     if new.clone_of is None:
         spec = msgspec.structs.replace(spec, encryption_key=making.project.key_of_new)
+        if new.seed is not None:
+            hardware.check_sealed(new.seed, spec.encryption_key)
         if spec.encryption_key and new.firmware_state is not None and new.firmware_state.tpm is not None:
             raise InvalidInput(
                 f"what a TPM remembers can't be brought into project {project}, which encrypts it",

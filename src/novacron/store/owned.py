@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from novacron.model.cloud_init import StoredSeed
+from novacron.model.cloud_init import SealedSeed
 from novacron.model.cpu import CpuModel
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.vm import CloneOf, VmSpec, VmState, VmStatus
@@ -30,7 +30,7 @@ class OwnedVm(msgspec.Struct, frozen=True):
     machine: str
     reboots: int
     halted_at_start: int | None
-    seed: StoredSeed | None
+    seed: SealedSeed | None
     resets: int
     hardware_renewals: int
     booted_once_at: int

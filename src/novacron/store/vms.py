@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 
 from novacron.model import limits
-from novacron.model.cloud_init import StoredSeed
+from novacron.model.cloud_init import SealedSeed
 from novacron.model.errors import (
     Conflict,
     IllegalState,
@@ -440,10 +440,10 @@ async def memory_mib(connection: Connection, ids: list[str]) -> int:
     return total
 
 
-async def seed_of(connection: Connection, id: str) -> StoredSeed | None:
+async def seed_of(connection: Connection, id: str) -> SealedSeed | None:
     """Return the first-boot data of a VM, if it has any."""
     seed = await connection.fetchval("SELECT seed FROM vm_seeds WHERE vm = $1", id)
-    return None if seed is None else msgspec.convert(seed, StoredSeed)
+    return None if seed is None else msgspec.convert(seed, SealedSeed)
 
 
 async def firmware_state_of(connection: Connection, id: str) -> FirmwareState | None:

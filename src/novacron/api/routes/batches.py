@@ -12,6 +12,7 @@ from litestar.params import JSONBody
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import problems, replies
+from novacron.api.routes import sealed_seeds
 from novacron.api.routes.vms import ConfigureVm, CreateVm, configuring, new_vm, with_templates
 from novacron.model import limits
 from novacron.model.errors import NovaError
@@ -107,7 +108,8 @@ async def create_vms(request: ApiRequest, data: JSONBody[CreateVms]) -> Response
     new, refused = list[new_vms.NewVm](), dict[int, NovaError]()
     for number, item in enumerate(data.items):
         try:
-            new.append(new_vm(request, await with_templates(request, item, number)))
+            one = new_vm(request, await with_templates(request, item, number))
+            new.append(await sealed_seeds.of_new(request, one, project))
         except NovaError as error:
             refused[number] = error
 
@@ -128,7 +130,8 @@ async def configure_vms(request: ApiRequest, data: JSONBody[ConfigureVms]) -> Re
 async def _configuring(request: ApiRequest, item: ConfigureOne) -> Work | NovaError:
     try:
         id = await authorization.resolve(request, "vm", item.vm, "vm")
-        return configuring(request, id, item.vm, item.changes, None, "changes")[1]
+        changes = await sealed_seeds.with_sealed_changes(request, id, item.changes)
+        return configuring(request, id, item.vm, changes, None, "changes")[1]
     except NovaError as error:
         return error
 

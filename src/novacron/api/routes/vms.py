@@ -26,6 +26,7 @@ from novacron.api.routes import (
     nics,
     project_moves,
     replicas,
+    sealed_seeds,
     snapshots,
 )
 from novacron.api.routes.nodes import Confirm
@@ -263,7 +264,7 @@ def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
 @post("/", summary="Create a VM", status_code=201)
 async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[Vm]:
     project, actor = authorization.project_for_new(request), request.user.name
-    new = new_vm(request, await with_templates(request, data))
+    new = await sealed_seeds.of_new(request, new_vm(request, await with_templates(request, data)), project)
 
     async def work(connection: Connection) -> Vm:
         return await new_vms.create(connection, await projects.making(connection, project), new, actor)
@@ -280,6 +281,7 @@ async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[V
 @patch("/{ref:str}", summary="Change a VM: its size, hardware, placement, name, description or tags", status_code=200)
 async def configure_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVm]) -> Response[Vm]:
     id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
+    data = await sealed_seeds.with_sealed_changes(request, id, data)
     changes, work = configuring(request, id, ref, data, revision)
     statement = None
     if changes.own and not changes.metadata and data.name is UNSET:
