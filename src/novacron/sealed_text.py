@@ -25,5 +25,5 @@ def unseal(key: DataKey, sealed: SealedText) -> str:
     nonce, encrypted = sealed.data[:NONCE_BYTES], sealed.data[NONCE_BYTES:]
     try:
         return AESGCM(key.derive(PURPOSE)).decrypt(nonce, encrypted, key.id.encode()).decode()
-    except InvalidTag:
+    except (InvalidTag, ValueError):  # ValueError: too short for a nonce
         raise ValueError(f"what was encrypted with key {sealed.key} can't be decrypted") from None
