@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import socket
@@ -12,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import bare, datapath
+from bench.cost import cost
 from bench.moves import BEST_MODE, FULL, QUICK, SMOKE, Ground, Move, delete
+from bench.processor import busy
 from bench.report import Figure, median, parser, plot, report
 from lab.hosts import Host, lab, missing
-from lab.images import guests_dir, images_dir
+from lab.images import further_guests, guests_dir, images_dir
+from lab.measured_guests import GuestInvalid, brought
 from lab.platform import clean_up_when_ended, default_cache, open_directory, until
 from novacron.qemu.command import console_log_path, monitor_path
 from novacron.qemu.monitor import Monitor
@@ -246,6 +250,7 @@ def data_path(ground: Ground) -> list[Figure]:
 
 
 SECTIONS: dict[str, Callable[[Ground], list[Figure]]] = {
+    "cost": cost,
     "data-path": data_path,
     "situations": situations,
     "idle": idle_moves,
@@ -260,17 +265,31 @@ def main() -> int:
     line.add_argument(
         "--only", action="append", choices=SECTIONS, help="measure this part, and others that are named so"
     )
+    line.add_argument(
+        "--guest", action="append", type=Path, default=[], metavar="DIRECTORY",
+        help="measure this guest, in cost and situations: its folder `files` is what it holds in memory, and guest.toml"
+        " says memory_mib, random_mib and workload",
+    )  # fmt: skip
+    line.add_argument("--busy", action="store_true", help="let two processes beside use the processors")
     line.add_argument("--plot", type=Path, metavar="FILE", help="draw time and bytes there, as SVG")
     options = line.parse_args()
     lacks = missing()
     if lacks:
         print("this benchmark needs network namespaces: " + "; ".join(lacks), file=sys.stderr)
         return 1
+    try:
+        guests = [brought(directory) for directory in options.guest]
+    except GuestInvalid as error:
+        line.error(str(error))
     clean_up_when_ended()
     size = SMOKE if options.smoke else QUICK if options.quick else FULL
     names = options.only or (["data-path", "situations"] if options.quick else list(SECTIONS))
     figures: list[Figure] = []
+    if guests or not (options.smoke or options.quick):
+        built = tuple((image, guest.memory_mib) for image, guest in further_guests(guests).items())
+        size = size._replace(measured=built if guests else (*size.measured, *built))
     with (
+        busy() if options.busy else contextlib.nullcontext(),
         open_directory("nvb-") as directory,
         Ground(directory, images_dir() if options.smoke else guests_dir(), size) as g,
     ):
