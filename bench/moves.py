@@ -185,8 +185,10 @@ class Watched(NamedTuple):
 class Ground:
     """Where migrations are measured: platforms on two hosts with a link between them."""
 
-    def __init__(self, directory: Path, images: Path, size: Size) -> None:
+    def __init__(self, directory: Path, images: Path, size: Size, *, busy: bool = False) -> None:
         self.directory, self.images, self.size = directory, images, size
+        self.busy = busy
+        """Other processes use the processors, too."""
         self._stack = contextlib.ExitStack()
         self._shared: Platform | None = None
 

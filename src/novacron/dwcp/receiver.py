@@ -207,7 +207,8 @@ class ReceiveSession:
                 if left_s <= 0:
                     raise ProtocolError("the peer did not begin", ErrorCode.TIMED_OUT)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await self._arrived.wait()
         self._next += 1
         return frame
 
@@ -366,7 +367,8 @@ class ReceiveSession:
 
     async def _take_from(self, connection: FrameConnection) -> None:
         while True:
-            frame = await asyncio.wait_for(connection.read(), SILENCE_S)
+            async with asyncio.timeout(SILENCE_S):
+                frame = await connection.read()
             self._heard_at = connection.heard_at
             match frame.type:
                 case FrameType.DATA | FrameType.END:
