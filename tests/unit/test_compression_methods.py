@@ -61,13 +61,13 @@ def test_a_denser_method_that_takes_most_of_a_processor_is_not_begun() -> None:
     assert methods([LINK_FULL._replace(compressing=0.4, compressing_cpu=0.4)] * 3) == [FIRST] * 3
 
 
-def test_a_link_that_waits_for_compression_gets_a_lighter_one_but_never_none() -> None:
-    assert methods([LINK_WAITS] * 5) == [2, 1, 1, 1, 1]
+def test_a_slow_link_that_waits_for_compression_gets_a_lighter_one_but_finds_distant_repetitions() -> None:
+    assert methods([LINK_WAITS] * 5, 4) == [3, 2, 2, 2, 2]
 
 
 def test_a_host_that_others_use_compresses_lightly_when_the_link_waits_for_look_ups() -> None:
     others_work = Time(0.3, looking_up=0.9, compressing=0.4, compressing_cpu=0.2, starved=0.6)
-    assert methods([others_work] * 3) == [2, 1, 1]
+    assert methods([others_work] * 3) == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_denser_method_that_did_not_work_is_tried_later_each_time() -> None:
     tried_at = []
     full = LINK_FULL._replace(seconds=0.5)
     for waits in range(1, 7):
-        seen = methods([LINK_WAITS, *[full] * 40] * waits, 2)
+        seen = methods([LINK_WAITS, *[full] * 40] * waits, FIRST)
         tried_at.append(next(n for n, method in enumerate(seen[-40:]) if method > seen[-41]) * full.seconds)
     assert tried_at[0] < tried_at[1] < tried_at[2] < tried_at[3]
     assert max(tried_at) <= DENSER_AFTER_S_MAX

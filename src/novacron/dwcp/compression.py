@@ -36,6 +36,8 @@ METHODS = (
     CompressionMethod(5, WINDOW_LOG_MAX, True, 4.5),
 )
 LIGHT = 0
+LIGHTEST_ON_SLOW_LINKS = 2
+"""Below that, what is sent grows by more than the processor time saved is worth there."""
 FIRST = 3
 DISTANT_HASH_RATE_LOG = 7
 """Distant repetitions are remembered by every 128th place: as many are found in pages as with zstd's own choice, for
@@ -167,7 +169,7 @@ class MethodChooser:
         """Return a lighter method if the link waits for this end's processor."""
         if fast and recent.working > WORKING_MAX and recent.blocked < 0.05:
             return method // 2
-        if method <= 1 or recent.starved < STARVED_MIN or recent.blocked > recent.starved:
+        if method <= LIGHTEST_ON_SLOW_LINKS or recent.starved < STARVED_MIN or recent.blocked > recent.starved:
             return method
         # Where pages are looked up more slowly than the link sends, compression only matters if it takes their time.
         too_slow = recent.compressing > WORKING_MAX or (recent.working > WORKING_MAX and recent.is_contended)
