@@ -125,7 +125,7 @@ async def migrate(
     if mirror is not None:
         enabled = (*enabled, "pause-before-switchover")
     monitors: list[Monitor] = []
-    ended, paused, mirrored = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    ended, arrived, paused, mirrored = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def on_event(name: str, data: dict[str, Any]) -> None:
         if name == "MIGRATION" and data.get("status") in ("completed", "failed"):
@@ -135,7 +135,11 @@ async def migrate(
         if name in ("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"):
             mirrored.set()
 
-    for bare, hear in ((source, on_event), (target, lambda *_: None)):
+    def on_target_event(name: str, data: dict[str, Any]) -> None:
+        if name == "MIGRATION" and data.get("status") in ("completed", "failed"):
+            arrived.set()
+
+    for bare, hear in ((source, on_event), (target, on_target_event)):
         monitors.append(await Monitor.connect(monitor_path(bare.directory), hear, lambda: True))
     try:
         for monitor in monitors:
@@ -167,6 +171,7 @@ async def migrate(
         status = await monitors[0].execute("query-migrate")
         if status["status"] != "completed":
             raise RuntimeError(f"QEMU's own migration {status['status']}: {status.get('error-desc')}")
+        await asyncio.wait_for(arrived.wait(), timeout_s)  # what its threads used is known when they have ended
         return total_s
     finally:
         for monitor in monitors:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection as Channel
 from pathlib import Path
+from typing import NamedTuple
 
 from lab.hosts import Host
 from novacron import pki
@@ -95,18 +96,26 @@ def _pool(directory: Path) -> ConnectionPool:
     return ConnectionPool(lambda: pki.mutual_tls(*files, server=False))
 
 
-def _receive(directory: Path, channel: Channel) -> None:
+class Carried(NamedTuple):
+    """How a stream was carried: seconds from its first byte to its last, and processor seconds of each end."""
+
+    took_s: float
+    sender_s: float
+    receiver_s: float
+
+
+def _receive(directory: Path, channel: Channel, host: Host) -> None:
     async def serve() -> None:
         listener = _listener(directory)
-        async with listener.listen("127.0.0.1", 0) as port:
+        async with listener.listen("127.0.0.1" if host.netns is None else host.address, 0) as port:
             with listener.expect("s", "a", ReceiveOptions(KEY, directory / "rings")) as incoming:
                 channel.send(port)
-                sink = Nowhere()
+                sink, began = Nowhere(), time.process_time()
                 await incoming.receive(sink)
-                channel.send(sink.size)
+                channel.send((sink.size, time.process_time() - began))
                 await asyncio.sleep(1)
 
-    _run(serve)
+    host.within(lambda: _run(serve))
 
 
 def _run(work: Callable[[], Awaitable[None]]) -> None:
@@ -118,32 +127,36 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
     uvloop.run(whole())
 
 
-def loopback(stream: Path, directory: Path) -> float:
-    """Send a stream from this process to another over TLS; return the seconds from the first byte to the last."""
+HERE = Host("here", None, 1)
+
+
+def carry(stream: Path, directory: Path, source: Host = HERE, target: Host = HERE) -> Carried:
+    """Send a stream from this process to another over TLS, each on its host."""
     issue(directory)
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
-    receiver = context.Process(target=_receive, args=(directory, there))
+    receiver = context.Process(target=_receive, args=(directory, there, target))
     receiver.start()
     port = here.recv()
-    took = 0.0
+    took_s = sender_s = 0.0
 
     async def send() -> None:
-        nonlocal took
+        nonlocal took_s, sender_s
         options = SendOptions(KEY, directory / "rings")
-        async with Sender(("127.0.0.1", port), pki.node_host("b"), "s", _pool(directory), options) as sender:
-            started = time.monotonic()
+        async with Sender((target.address, port), pki.node_host("b"), "s", _pool(directory), options) as sender:
+            started, began = time.monotonic(), time.process_time()
             await sender.send(Recorded(stream), RamSplitter())
-            took = time.monotonic() - started
+            took_s, sender_s = time.monotonic() - started, time.process_time() - began
 
     try:
-        _run(send)
-        if here.recv() != stream.stat().st_size:
+        source.within(lambda: _run(send))
+        size, receiver_s = here.recv()
+        if size != stream.stat().st_size:
             raise RuntimeError("not all of the stream arrived")
     finally:
         receiver.join(10)
         receiver.kill()
-    return took
+    return Carried(took_s, sender_s, receiver_s)
 
 
 def handshakes(hosts: list[Host], directory: Path, rounds: int) -> tuple[list[float], list[float]]:

@@ -11,12 +11,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import bare
+from bench.processor import RECEIVED, SENT, ProcessorUse, Spent, StageLog
 from lab.guest import CounterClient
 from lab.hosts import Wan, lab
 from lab.platform import Object, Platform, PlatformOptions, default_cache, platform, until
@@ -29,6 +30,8 @@ READY = "tiny guest: ready"
 BEST_MODE = "multifd, zstd"
 """QEMU's own way that was fastest whenever all were measured."""
 WARM_BYTES = 3 << 30
+Processes = Callable[[], Mapping[str, int]]
+"""Names and ids of processes that carry a migration."""
 WARMING = """
 import mmap, sys
 memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -62,6 +65,8 @@ class Size(NamedTuple):
     memory_mib: int = 1024
     small_memory_mib: int = 512
     guests: Guests = Guests()
+    measured: tuple[tuple[str, int], ...] = (("mixed", 1024),)
+    """Images of the guests that stand for all, and their memory in MiB."""
     around_s: float = 2.0
     """How long the guest's client is watched after a move."""
     settle_s: float = 4.0
@@ -78,24 +83,32 @@ FULL = Size(3, tuple(bare.MODES))
 QUICK = Size(1, (BEST_MODE,))
 SMOKE = Size(
     1, (BEST_MODE,), FAST_LINK, OTHER_LINKS[:1], 1, 128, 128, Guests("tiny", "tiny", "disk"),
-    around_s=0.3, settle_s=0.1, away_s=0.3, beside_s=0.1, warm_bytes=1 << 20, share_site=True,
+    (("tiny", 128),), around_s=0.3, settle_s=0.1, away_s=0.3, beside_s=0.1, warm_bytes=1 << 20, share_site=True,
 )  # fmt: skip
 
 
 class Move:
     """One migration as it was measured."""
 
-    def __init__(
-        self, total_s: float, sent_mb: float, downtime_ms: float, progress: Object, use: LinkUse, rate: int
-    ) -> None:
-        self.total_s, self.sent_mb, self.downtime_ms, self.progress = total_s, sent_mb, downtime_ms, progress
-        self.use, self.memory_mb = use.share(rate), use.memory_mb
+    def __init__(self, total_s: float, downtime_ms: float, progress: Object, watched: Watched, rate: int) -> None:
+        self.total_s, self.downtime_ms, self.progress = total_s, downtime_ms, progress
+        self.sent_mb, self.spent = watched.sent_mb, watched.spent
+        self.use, self.memory_mb = watched.use.share(rate), watched.use.memory_mb
+        self.sending: dict[str, float] = {}
+        """Processor seconds of the sender by stage."""
+        self.receiving: dict[str, float] = {}
+
+    @property
+    def processor_s(self) -> float:
+        """Processor seconds of both ends together, without those of the guest itself."""
+        return sum(s.migrating_s if name.startswith("qemu") else s.whole_s for name, s in self.spent.items())
 
     def __str__(self) -> str:
         p = self.progress
         return (
             f"{self.total_s:.2f} s (transfer {p['elapsed_s']:.2f}), {self.sent_mb:.1f} MB, "
-            f"{self.downtime_ms:.0f} ms down, link {self.use:.0%}, {p['passes']} passes"
+            f"{self.downtime_ms:.0f} ms down, link {self.use:.0%}, {p['passes']} passes,"
+            f" {self.processor_s:.2f} s of processors"
         )
 
 
@@ -156,6 +169,7 @@ class Watched(NamedTuple):
     sent_mb: float
     use: LinkUse
     client: CounterClient
+    spent: dict[str, Spent]
 
     def check_whole(self) -> None:
         """Raise RuntimeError if the client's connection broke or lines are missing."""
@@ -171,8 +185,10 @@ class Watched(NamedTuple):
 class Ground:
     """Where migrations are measured: platforms on two hosts with a link between them."""
 
-    def __init__(self, directory: Path, images: Path, size: Size) -> None:
+    def __init__(self, directory: Path, images: Path, size: Size, *, busy: bool = False) -> None:
         self.directory, self.images, self.size = directory, images, size
+        self.busy = busy
+        """Other processes use the processors, too."""
         self._stack = contextlib.ExitStack()
         self._shared: Platform | None = None
 
@@ -216,34 +232,44 @@ class Ground:
 
     def move(self, p: Platform, name: str, target: str, number: int, policy: str = "throttle") -> Move:
         """Migrate a VM and watch it from a client on host-a."""
-        with self._watching(p, number) as watched:
+        vm = p.client.get("vms", name)
+        source = str(vm["node"])
+        logs = {end: StageLog(p.directory / f"{end}.log") for end in (source, target)}
+
+        def processes() -> dict[str, int]:
+            qemus = {f"qemu {key.split('/')[0]}": pid for key, pid in p.qemus().items() if vm["id"] in key}
+            agents = {f"agent {n}": a.process.pid for n, a in p.agents.items() if a.process is not None}
+            return agents | qemus
+
+        with self._watching(p, number, processes) as watched:
             p.cli("vm", "migrate", name, "--to", target, "--timeout", "180", "--policy", policy)
         newest: Any = next(iter(p.client.list("migrations", limit=1)))
         ended, created = (datetime.fromisoformat(newest[key]).timestamp() for key in ("finished_at", "created_at"))
         watched[0].check_whole()
         downtime_ms = watched[0].downtime_ms(ended - time.time() + time.monotonic())
-        measured = Move(
-            ended - created, watched[0].sent_mb, downtime_ms, newest["progress"], watched[0].use,
-            p.lab.wan.rate_bit_per_s,
-        )  # fmt: skip
+        measured = Move(ended - created, downtime_ms, newest["progress"], watched[0], p.lab.wan.rate_bit_per_s)
+        measured.sending = until(lambda: logs[source].stages(SENT), "the source tells of its stages")
+        measured.receiving = until(lambda: logs[target].stages(RECEIVED), "the target tells of its stages")
         print(f"  {name} to {target}: {measured}", flush=True)
         return measured
 
     @contextlib.contextmanager
-    def _watching(self, p: Platform, number: int) -> Iterator[list[Watched]]:
-        """Watch the guest and the link for as long as the block runs, and shortly after; then yields what was seen."""
+    def _watching(self, p: Platform, number: int, processes: Processes) -> Iterator[list[Watched]]:
+        """Watch the guest, the link and ``processes`` for as long as the block runs, and shortly after; then yields
+        what was seen."""
         client = CounterClient(p.lab.hosts[0], f"198.19.0.{number}")
         watched: list[Watched] = []
         try:
             until(lambda: client.last > 20, "the guest counts")
             warm(self.size.warm_bytes)
             before = p.lab.link_bytes()
-            with LinkUse(p) as use:
+            with LinkUse(p) as use, ProcessorUse(processes) as spending:
                 yield watched
         except BaseException:
             client.close()
             raise
-        watched.append(Watched((p.lab.link_bytes() - before) / 1e6, use, client))
+        sent_mb = (p.lab.link_bytes() - before) / 1e6
+        watched.append(Watched(sent_mb, use, client, spending.spent()))
         time.sleep(self.size.around_s)
 
     def native(
@@ -267,17 +293,15 @@ class Ground:
             source.until_ready()
             time.sleep(self.size.settle_s)
             target.start(incoming=True)
-            with self._watching(p, 11) as watched:
+            pids = {f"qemu {m.host.name}": m.process.pid for m in machines if m.process is not None}
+            with self._watching(p, 11, lambda: pids) as watched:
                 total_s = asyncio.run(bare.migrate(source, target, mode, timeout_s, mirror))
                 ended = time.monotonic()
         finally:
             for machine in machines:
                 machine.stop()
         progress = {"passes": 0, "elapsed_s": total_s}
-        measured = Move(
-            total_s, watched[0].sent_mb, watched[0].downtime_ms(ended), progress, watched[0].use,
-            p.lab.wan.rate_bit_per_s,
-        )  # fmt: skip
+        measured = Move(total_s, watched[0].downtime_ms(ended), progress, watched[0], p.lab.wan.rate_bit_per_s)
         with_disk = "" if mirror is None else f", disk mirrored ({mirror})"
         print(f"  QEMU's own, {mode}{with_disk}: {measured}", flush=True)
         return measured

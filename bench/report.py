@@ -137,7 +137,7 @@ def plot(figures: list[Figure], path: Path) -> None:
     for number, (name, seconds, megabytes) in enumerate(rows):
         y = 40 + 26 * number
         long, large = seconds / slowest * wide * 0.85, max(1.0, megabytes / most * wide * 0.85)
-        colour = "#8a8f98" if name.startswith("QEMU") else "#2563eb"
+        colour = "#8a8f98" if "QEMU's own" in name else "#2563eb"
         lines += [
             f'<text x="290" y="{y + 14}" text-anchor="end">{name}</text>',
             f'<rect x="300" y="{y}" width="{long:.0f}" height="18" fill="{colour}"/>',

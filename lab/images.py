@@ -6,31 +6,26 @@ import contextlib
 import fcntl
 import hashlib
 import itertools
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lab.measured_guests import FURTHER, WORK, MeasuredGuest, take_each, workload_program
 from lab.platform import default_cache
 from novacron.disk import tiny
 
 BINARIES_BYTES = 36 << 20
 TEXT_BYTES = 28 << 20
 RANDOM_MIB = 24
-FILE_BYTES_MAX = 8 << 20
 BLOCK = 4096
 WORKLOADS = {
     # region in MiB, pages written a second, percent of them rewritten as a whole
     "mixed": (2, 512, 50),
     "writer": (128, 8192, 50),
 }
-
-WORK = """#!/bin/busybox sh
-cp -r /data /run 2>/dev/null
-dd if=/dev/urandom of=/run/random bs=1M count=%d 2>/dev/null
-/workload %s >/dev/null 2>&1 &
-"""
 
 DISK_MIB, DISK_DATA_MIB, DISK_WRITTEN_MIB = 1536, 600, 48
 """The disk of ``database``: how large, how much of real files is on it, and how much its guest writes to it at once."""
@@ -119,23 +114,35 @@ def guests_dir() -> Path:
     real files, of which it has copied a part, and to which it writes 64 KiB every second.
     """
     directory = images_dir()
-    source = Path(__file__).parent / "workload.c"
     for name, arguments in (*WORKLOADS.items(), ("database", WORKLOADS["mixed"])):
         if (directory / name).exists():
             continue
         print(f"setup: building the guest image {name}", flush=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            program = Path(scratch) / "workload"
-            subprocess.run(["cc", "-O2", "-Wall", "-static", "-o", str(program), str(source)], check=True)
-            work = WORK % (RANDOM_MIB, " ".join(str(argument) for argument in arguments))
-            if name == "database":
-                work += DISK_WORK % (DISK_WRITTEN_MIB, DISK_DATA_MIB + DISK_WRITTEN_MIB)
-            extra = {"workload": program.read_bytes(), "work": work.encode()}
-            if name in ("mixed", "database"):
-                extra |= _real_files()
-            fill = _large_disk if name == "database" else None
-            tiny.build(directory / name, extra, f"guest for measurements: {name}", fill)
+        work = WORK % (RANDOM_MIB, " ".join(str(argument) for argument in arguments))
+        if name == "database":
+            work += DISK_WORK % (DISK_WRITTEN_MIB, DISK_DATA_MIB + DISK_WRITTEN_MIB)
+        extra = {"workload": workload_program(), "work": work.encode()}
+        if name in ("mixed", "database"):
+            extra |= _real_files()
+        fill = _large_disk if name == "database" else None
+        tiny.build(directory / name, extra, f"guest for measurements: {name}", fill)
     return directory
+
+
+def further_guests(brought: Iterable[MeasuredGuest] = ()) -> dict[str, MeasuredGuest]:
+    """Build the guests that are measured beside ``mixed``, or instead those that somebody brought; return them by the
+    names of their images."""
+    directory, guests = images_dir(), {}
+    for guest in brought:
+        guests[f"brought-{guest.name}"] = guest
+        shutil.rmtree(directory / f"brought-{guest.name}", ignore_errors=True)  # its files may be others now
+    guests = guests or {guest.name: guest for guest in FURTHER}
+    with _alone(default_cache()):
+        for name, guest in guests.items():
+            if not tiny.is_built(directory / name):
+                print(f"setup: building the guest image {name}", flush=True)
+                guest.build(directory / name)
+    return guests
 
 
 def _guest_agent() -> dict[str, bytes]:
@@ -182,7 +189,7 @@ def fill_with_real_files(path: Path, disk_mib: int, data_mib: int) -> None:
     """Write real files of this host, each from a block of its own, and leave the rest a hole."""
     everything = sorted(Path("/usr/lib").rglob("*"))
     with path.open("wb") as file:
-        for _, data in _take_each("", everything, data_mib << 20):
+        for _, data in take_each("", everything, data_mib << 20):
             if file.tell() >= data_mib << 20:
                 break
             file.write(data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0"))
@@ -205,20 +212,7 @@ def _real_files() -> dict[str, bytes]:
 
 
 def _take(folder: str, paths: Iterable[Path], limit_bytes: int) -> dict[str, bytes]:
-    return dict(_take_each(folder, paths, limit_bytes))
-
-
-def _take_each(folder: str, paths: Iterable[Path], limit_bytes: int) -> Iterator[tuple[str, bytes]]:
-    """Return names and contents of files, up to a limit in bytes."""
-    total = 0
-    for number, path in enumerate(paths):
-        if total >= limit_bytes:
-            break
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > FILE_BYTES_MAX:
-            continue
-        data = path.read_bytes()
-        yield f"{folder}/{number}-{path.name}", data
-        total += len(data)
+    return dict(take_each(folder, paths, limit_bytes))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novacron.dwcp import compression, frames
-from novacron.dwcp.compression import METHODS, Compressor, Decompressor, MethodChooser, StageClocks
+from novacron.dwcp.compression import METHODS, Compressor, Decompressor
 from novacron.dwcp.frames import BaseInfo, Frame, FrameType, ProtocolError
-from novacron.dwcp.page_codec import BARE, OP, Op, PageHash, Run, check_of
+from novacron.dwcp.page_codec import BARE, OP, Op, PageHash, Run, check_of, zero_records
 from novacron.dwcp.page_decoder import Decoder, Missing
 from novacron.dwcp.page_encoder import Encoder
-from novacron.dwcp.page_ring import PAGE, PageRing
+from novacron.dwcp.page_ring import PAGE, EncryptedRing, PageRing
 from novacron.dwcp.page_store import PageStore, ScatteredBase, read_index
 from novacron.dwcp.receiver_index import PageDamaged, ReceiverIndex
 
@@ -43,28 +43,12 @@ def test_nothing_of_a_piece_waits_for_the_next_one() -> None:
         assert decompressor.decompress(*compressor.compress(piece), len(piece)) == piece
 
 
-def test_the_compression_method_follows_the_scarcer_resource() -> None:
+def test_each_change_of_the_method_begins_a_stream_that_the_peer_can_read() -> None:
     compressor, decompressor = Compressor(), Decompressor()
-    now = StageClocks(0.0)
-    chooser = MethodChooser(now)
-    link_is_scarce = StageClocks(1.1, 0.1, 0.1, 0.9, 12_000_000)
-    processor_is_scarce = StageClocks(0.2, 0.1, 0.18, 0.0, 40_000_000)
-    nothing_to_send = StageClocks(0.2, 0.18, 0.1, 0.0, 20_000)
-    too_soon = StageClocks(0.05, 0.05, 0.05, 0.0, 0)
-    seen = []
-    for passed, count in (
-        (link_is_scarce, 2), (too_soon, 1), (nothing_to_send, 2), (processor_is_scarce, 4), (link_is_scarce, 2),
-        (nothing_to_send, 1),
-    ):  # fmt: skip
-        for _ in range(count):
-            now = StageClocks(
-                now.at + passed.at, now.looking_up_s + passed.looking_up_s, now.compressing_s + passed.compressing_s,
-                now.blocked_s + passed.blocked_s, now.delivered_bytes + passed.delivered_bytes,
-            )  # fmt: skip
-            compressor.switch(chooser.choose(now, compressor.method))
-            seen.append(compressor.method)
-            assert decompressor.decompress(*compressor.compress(b"piece" * 9), 45) == b"piece" * 9
-    assert seen == [3, 3, 3, 3, 3, 1, 0, 0, 0, 1, 2, 2]
+    for method in (4, 3, 3, 1, 0, 0, 1, 2):
+        compressor.switch(method)
+        sent = compressor.compress(b"piece" * 9)
+        assert sent[0] == method and decompressor.decompress(*sent, 45) == b"piece" * 9
 
 
 def test_a_decompression_bomb_is_refused() -> None:
@@ -137,6 +121,33 @@ def test_each_kind_of_page_uses_its_encoding(tmp_path: Path) -> None:
     saved = encoder.savings
     assert (saved.checkpoint, saved.image, saved.literal, saved.incompressible) == (4, 2, 1, 2)
     assert (saved.session, saved.difference, saved.zero) == (2, 1, 9)
+
+
+@pytest.mark.parametrize("header", [0x22, 5 * PAGE | 0x22, 2**40 - 9 * PAGE | 0x22, 2**64 - 700 * PAGE | 0x22])
+def test_records_of_zero_pages_count_their_headers_up(header: int) -> None:
+    for count in (0, 1, 255, 256, 257, 600):
+        records_ = b"".join((header + n * PAGE).to_bytes(8, "big") + b"\0" for n in range(count))
+        assert zero_records(header, count) == records_
+
+
+def test_pages_in_a_row_are_read_from_slots_at_once_where_the_ring_begins_anew_too(tmp_path: Path) -> None:
+    for ring in (PageRing(tmp_path, 9000), EncryptedRing(tmp_path, 9000)):
+        pages = [number.to_bytes(4, "big") * (PAGE // 4) for number in range(9100)]
+        ring.append(pages)
+        assert ring.read(8990, 20) == b"".join(pages[8990:9010]), "slots 9000 and later lie at the file's start"
+        assert ring.read(9099) == pages[9099]
+        for slot, count in ((9090, 11), (ring.oldest - 1, 1), (ring.oldest - 1, 5)):
+            with pytest.raises(KeyError):
+                ring.read(slot, count)
+        ring.close()
+
+
+def test_slots_of_this_piece_follow_those_of_earlier_ones(tmp_path: Path) -> None:
+    encoder, decoder = make_codec(tmp_path)
+    carry(encoder, decoder, *records([page(1), page(2)]))
+    data, runs = records([page(3), page(1), page(2), page(3)])
+    carry(encoder, decoder, data, runs)
+    assert encoder.savings.session == 3
 
 
 def test_a_page_sent_by_reference_costs_almost_nothing(tmp_path: Path) -> None:

@@ -77,6 +77,16 @@ def test_pages_are_recognised_and_nothing_is_lost_however_the_stream_is_split(cu
     assert sum(len(data) // 9 for kind, data in page_runs if kind == ZERO_RUN) == 4
 
 
+@pytest.mark.parametrize("count", [255, 256, 257, 1000])
+def test_long_runs_of_zero_pages_end_where_addresses_or_bytes_differ(count: int) -> None:
+    zeros = b"".join(word(n * PAGE, 0x22) + b"\0" for n in range(count))
+    for after in (word((count + 1) * PAGE, 0x22) + b"\0", word(count * PAGE, 0x22) + b"\x01"):
+        first = word(0, 0x08) + named(b"pc.ram") + page(1)
+        _, page_runs = split(stream([first + zeros + after]), [])
+        longest = max((data for kind, data in page_runs if kind == ZERO_RUN), key=len)
+        assert longest == zeros
+
+
 def test_every_address_form_names_the_same_page_of_its_block() -> None:
     _, runs = RamSplitter().split(stream([FIRST, SECOND]))
     spaces = {(run[3] >> 12, run[4], run[5]) for run in runs if run[0] == PAGES_RUN}

@@ -127,6 +127,27 @@ class Piece(msgspec.Struct):
         return b"".join((header, len(data).to_bytes(4, "big"), data, self.stored))
 
 
-def xor(a: bytes, b: bytes) -> bytes:
+_ZEROS = 256
+_ZERO_BYTES = 9
+_ADDRESSES = sum(1 << 8 + 72 * (_ZEROS - 1 - number) for number in range(_ZEROS))
+"""As many records of zero pages as one large number: that of the header in each of them, and what is added to it."""
+_OFFSETS = sum(number * PAGE << 8 + 72 * (_ZEROS - 1 - number) for number in range(_ZEROS))
+
+
+def zero_records(header: int, count: int) -> bytes:
+    """Return records of zero pages; no header may reach 2^64."""
+    parts = []
+    while count > 0:
+        if header + _ZEROS * PAGE >= 1 << 64:  # what is not wanted of the block would change what is
+            parts += [(header + number * PAGE).to_bytes(8, "big") + b"\0" for number in range(count)]
+            break
+        block = (_OFFSETS + header * _ADDRESSES).to_bytes(_ZEROS * _ZERO_BYTES, "big")
+        parts.append(block if count >= _ZEROS else block[: count * _ZERO_BYTES])
+        header += _ZEROS * PAGE
+        count -= _ZEROS
+    return b"".join(parts)
+
+
+def xor(a: bytes | memoryview, b: bytes | memoryview) -> bytes:
     """Return the difference of two pages."""
     return (int.from_bytes(a, "little") ^ int.from_bytes(b, "little")).to_bytes(PAGE, "little")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,12 +24,11 @@ from novacron.dwcp.page_codec import (
     PageHash,
     check_of,
     xor,
+    zero_records,
 )
 from novacron.dwcp.page_ring import PAGE, PageRing
 
 MISMATCH = "a piece does not decode to what was encoded: its checksum does not match"
-_ZERO_RECORD = struct.Struct("!QB")
-_ADDRESS = struct.Struct("!Q")
 UNIT_BYTES = (1, 9, RECORD, RECORD, RECORD, RECORD, RECORD)
 BARE_UNIT_BYTES = (1, 9, PAGE, PAGE, PAGE, PAGE, PAGE)
 """Bytes of the stream that one unit of an op's count becomes, by op: with headers, and without."""
@@ -174,7 +174,7 @@ class _Building:
         self._stored = _Column(stored, 0, len(stored))
         self._first_slot = ring.next if ring is not None else 0
         self._ordinal = 0
-        self.fresh: list[bytes] = []
+        self.fresh: list[bytes | memoryview] = []
         """Pages that get the next slots."""
         self.parts: list[bytes | memoryview] = []
         """What the piece becomes, in order."""
@@ -194,7 +194,7 @@ class _Building:
             if op == Op.OPAQUE:
                 parts.append(self._opaque.take(count))
             elif op == Op.ZERO:
-                parts.append(_zeros(header, count))
+                parts.append(zero_records(header, count))
             elif bare:
                 parts += self._pages(op, count, argument, 1)
             else:
@@ -203,11 +203,10 @@ class _Building:
             raise ProtocolError("a piece's ops do not make what it says")
 
     def _put_records(self, header: int, pages: Sequence[bytes | memoryview]) -> None:
-        parts = self.parts
-        for page in pages:
-            parts.append(_ADDRESS.pack(header))
-            parts.append(page)
-            header += PAGE
+        count = len(pages)
+        words = struct.pack(f"!{count}Q", *range(header, header + count * PAGE, PAGE))
+        addresses = [words[at : at + 8] for at in range(0, count * 8, 8)]
+        self.parts += itertools.chain.from_iterable(zip(addresses, pages, strict=True))
 
     def _left(self) -> int:
         """Return the bytes that no op took."""
@@ -222,14 +221,13 @@ class _Building:
             self._ordinal += count
             return pages
         if op == Op.SLOT:
-            return [self._from_slot(argument + number) for number in range(count)]
+            return self._from_slots(argument, count)
         if op == Op.DELTA:
-            for number in range(count):
-                before = self._from_slot(argument + number)
-                self.fresh.append(xor(self._deltas.take(PAGE), before))
+            for slot in range(argument, argument + count):  # each may have been made by the one before
+                self.fresh.append(xor(self._deltas.take(PAGE), self._from_slots(slot, 1)[0]))
             return self.fresh[-count:]
         column = (self._literals if op == Op.LITERAL else self._stored).take(count * PAGE)
-        literals = [column[at : at + PAGE] for at in range(0, len(column), PAGE)]
+        literals = _pages_of(column, count)
         self.fresh += literals
         return literals
 
@@ -239,29 +237,35 @@ class _Building:
             raise ProtocolError(f"base {number} has no pages {index} to {index + count}")
         return self._bases[number], index
 
-    def _from_slot(self, slot: int) -> bytes:
-        new = slot - self._first_slot
-        if 0 <= new < len(self.fresh):
-            return self.fresh[new]
+    def _from_slots(self, slot: int, count: int) -> list[bytes | memoryview]:
+        """Return pages of slots in a row: older pieces' from the ring, and then this piece's."""
+        old = min(count, max(0, self._first_slot - slot))
+        pages: list[bytes | memoryview] = []
         try:
-            if self._ring is None:
-                raise KeyError(slot)
-            return self._ring.read(slot)
+            if old:
+                if self._ring is None:
+                    raise KeyError(slot)
+                pages = _pages_of(memoryview(self._ring.read(slot, old)), old)
         except KeyError:
             raise ProtocolError(f"slot {slot} is not held") from None
+        new = slot + old - self._first_slot
+        pages += self.fresh[new : new + count - old]
+        if len(pages) != count:
+            raise ProtocolError(f"slot {slot + len(pages)} is not held")
+        return pages
 
 
 class _Column:
     """Bytes of a piece, taken from the front."""
 
     def __init__(self, data: bytes | memoryview, start: int, end: int) -> None:
-        self._data, self._at, self._end = data, start, end
+        self._data, self._at, self._end = memoryview(data), start, end
 
-    def take(self, count: int) -> bytes:
+    def take(self, count: int) -> memoryview:
         if count > self.left:
             raise ProtocolError("a piece's ops need more than it holds")
         self._at += count
-        return bytes(self._data[self._at - count : self._at])
+        return self._data[self._at - count : self._at]
 
     @property
     def left(self) -> int:
@@ -274,9 +278,8 @@ def _read(base: Base, index: int, count: int) -> list[bytes | memoryview]:
         data = memoryview(base.read(index, count))
     except OSError:
         data = memoryview(b"")
+    return _pages_of(data, count)
+
+
+def _pages_of(data: memoryview, count: int) -> list[bytes | memoryview]:
     return [data[at : at + PAGE] for at in range(0, count * PAGE, PAGE)]
-
-
-def _zeros(header: int, count: int) -> bytes:
-    pack = _ZERO_RECORD.pack
-    return b"".join([pack(header + number * PAGE, 0) for number in range(count)])

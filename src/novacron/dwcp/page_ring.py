@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
@@ -33,7 +34,7 @@ class PageRing:
         """The first slot that may still be named."""
         return min(self.next, max(0, self.next - self._slots + MARGIN))
 
-    def append(self, pages: list[bytes]) -> None:
+    def append(self, pages: Sequence[bytes | memoryview]) -> None:
         """Give ``pages`` the next slots. Raises OSError when the disk is full."""
         while pages:
             place = self.next % self._slots
@@ -44,19 +45,24 @@ class PageRing:
             self.next += len(part)
             pages = pages[len(part) :]
 
-    def read(self, slot: int) -> bytes:
-        """Return a page. Raises KeyError when the ring does not hold it any more, or never did."""
-        if not self.oldest <= slot < self.next:
+    def read(self, slot: int, count: int = 1) -> bytes:
+        """Return pages in a row. Raises KeyError when the ring does not hold all of them any more, or never did."""
+        if not (self.oldest <= slot and slot + count <= self.next):
             raise KeyError(slot)
-        return self._opened(os.pread(self._file, PAGE, slot % self._slots * PAGE), slot)
+        place = slot % self._slots
+        first = min(count, self._slots - place)
+        data = os.pread(self._file, first * PAGE, place * PAGE)
+        if first < count:
+            data += os.pread(self._file, (count - first) * PAGE, 0)
+        return self._opened(data, slot)
 
     def _sealed(self, data: bytes) -> bytes:
         """Return what goes into the file for pages that get the next slots."""
         return data
 
-    def _opened(self, page: bytes, slot: int) -> bytes:
-        """Return a page as it was before it went into the file."""
-        return page
+    def _opened(self, data: bytes, slot: int) -> bytes:
+        """Return the pages from a slot on as they were before they went into the file."""
+        return data
 
     def close(self) -> None:
         os.close(self._file)
@@ -76,8 +82,8 @@ class EncryptedRing(PageRing):
     def _sealed(self, data: bytes) -> bytes:
         return _whole(self._cipher(self.next).encryptor(), data)
 
-    def _opened(self, page: bytes, slot: int) -> bytes:
-        return _whole(self._cipher(slot).decryptor(), page)
+    def _opened(self, data: bytes, slot: int) -> bytes:
+        return _whole(self._cipher(slot).decryptor(), data)
 
 
 def _whole(context: CipherContext, data: bytes) -> bytes:

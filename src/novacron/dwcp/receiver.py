@@ -35,6 +35,7 @@ from novacron.dwcp.pipes import Handover, PipelineStopped, Stages, StreamSink
 from novacron.dwcp.return_channel import ReturnSender
 from novacron.dwcp.send_window import WINDOW_FRAMES
 from novacron.dwcp.sender import OUTAGE_S
+from novacron.dwcp.stage_times import StageTimes
 from novacron.model.errors import MALFORMED
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
@@ -84,6 +85,7 @@ class ReceiveSession:
         self.session = session
         self.peer = peer
         self.raw_bytes = 0
+        self.times = StageTimes()
         self._terms = terms
         self._hash = PageHash(terms.key)
         self._ring: PageRing | None = None
@@ -147,9 +149,8 @@ class ReceiveSession:
                 SESSIONS.add("receiver", outcome)
                 span.set_attribute("dwcp.raw_bytes", self.raw_bytes)
                 took_s = round(time.monotonic() - began, 3)
-                log.info(
-                    "a session was received", outcome=outcome, peer=self.peer, took_s=took_s, raw_bytes=self.raw_bytes
-                )
+                told = {"took_s": took_s, "raw_bytes": self.raw_bytes} | self.times.told()
+                log.info("a session was received", outcome=outcome, peer=self.peer, **told)
 
     async def _receive(self, sink: StreamSink) -> None:
         """Put frames in order here, decode pieces in one thread, write them out in another."""
@@ -206,7 +207,8 @@ class ReceiveSession:
                 if left_s <= 0:
                     raise ProtocolError("the peer did not begin", ErrorCode.TIMED_OUT)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await self._arrived.wait()
         self._next += 1
         return frame
 
@@ -232,7 +234,7 @@ class ReceiveSession:
                 raise ProtocolError(f"a piece of more than {PIECE_FRAMES_MAX} frames")
             if frame.flags & frames.MORE:
                 continue
-            raw = decoder.decode(b"".join(parts))
+            raw = self.times.run("decode", decoder.decode, b"".join(parts))
             parts = []
             if isinstance(raw, Missing):
                 asking = asyncio.run_coroutine_threadsafe(self._repair(pieces, raw.ordinals), loop)
@@ -245,7 +247,7 @@ class ReceiveSession:
     def _write(self, written: Handover[tuple[bytes, int] | None], sink: StreamSink) -> None:
         while (piece := written.get()) is not None:
             raw, following = piece
-            sink.write(raw)
+            self.times.run("write", sink.write, raw)
             self.raw_bytes += len(raw)
             self._taken = following
         sink.finish()
@@ -365,7 +367,8 @@ class ReceiveSession:
 
     async def _take_from(self, connection: FrameConnection) -> None:
         while True:
-            frame = await asyncio.wait_for(connection.read(), SILENCE_S)
+            async with asyncio.timeout(SILENCE_S):
+                frame = await connection.read()
             self._heard_at = connection.heard_at
             match frame.type:
                 case FrameType.DATA | FrameType.END:

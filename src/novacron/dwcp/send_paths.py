@@ -17,6 +17,10 @@ SHALLOW_SHARE = 0.9
 """Share of what a path can deliver that is used when nothing may wait in it."""
 KNOWN_AFTER_BYTES = 4 * 1024 * 1024
 """What a path can deliver is not known before so much was: pacing to less would keep it from ever being seen."""
+RAW_AHEAD_BYTES = 24 * 1024 * 1024
+"""How much of the stream the receiver may have to decode yet when its end may come soon: that is downtime, too. It may
+be more where the receiver is fast and the round trip long."""
+RAW_AHEAD_S = 0.06
 
 
 class SendPath:
@@ -84,6 +88,11 @@ class SendPaths:
         if not measured:
             return 0.0, 0.0
         return max(m.rtt_s for m in measured), min(m.rtt_min_s for m in measured)
+
+    @property
+    def raw_ahead_bytes(self) -> float:
+        """How much of the stream the receiver may have to decode yet when the stream's end may come soon."""
+        return max(RAW_AHEAD_BYTES, self.raw_rate * (self.round_trip_s[1] + RAW_AHEAD_S))
 
     def measured(self) -> list[sockets.PathMetrics]:
         """Return what the kernel knows of each connection."""

@@ -17,6 +17,7 @@ from novacron.dwcp.page_codec import CHECK_BYTES, Op, Piece, Run
 from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.pipes import Handover, Stages, StreamSource
 from novacron.dwcp.receiver_index import ReceiverIndex
+from novacron.dwcp.stage_times import StageTimes, idle_processor_s
 
 PATIENCE_S = 3.0
 """How long pages may wait for digests that are still being told."""
@@ -51,6 +52,9 @@ class Counters(msgspec.Struct):
     method: int = FIRST
     blocked_s: float = 0.0
     """Time in which what was ready waited for the link."""
+    starved_s: float = 0.0
+    """Time in which connections waited for something to send, of all of them together."""
+    times: StageTimes = msgspec.field(default_factory=StageTimes)
 
 
 class SendPipeline:
@@ -91,17 +95,17 @@ class SendPipeline:
             await stages.end()
 
     def _look_up(self, source: StreamSource, splitter: StreamSplitter, pieces: Handover[Piece | None]) -> None:
-        index = self._receiver_index
+        index, timed = self._receiver_index, self._counters.times.run
         pages, patient_until = 0, time.monotonic() + PATIENCE_S
         while True:
-            data = source.read()
+            data = timed("read", source.read)
             started = time.monotonic()
-            part, runs = splitter.split(data) if data else splitter.finish()
+            part, runs = timed("split", splitter.split, data) if data else splitter.finish()
             self._encoder.light = self._compressor.method == LIGHT
             pages += sum(count for kind, _, count, *_ in runs if kind == Op.LITERAL)
             while not index.covers(pages) and time.monotonic() < patient_until and not self._stop.is_set():
                 time.sleep(LOOK_AGAIN_S)
-            piece = self._encoder.encode(part, runs) if part else None
+            piece = timed("look_up", self._encoder.encode, part, runs) if part else None
             self._looking_up_s += time.monotonic() - started
             if piece is not None:
                 pieces.put(piece)
@@ -112,9 +116,9 @@ class SendPipeline:
     def _compress(self, pieces: Handover[Piece | None], loop: asyncio.AbstractEventLoop) -> None:
         compressor, savings = self._compressor, self._encoder.savings
         crc = count = raw_bytes = 0
-        chooser = MethodChooser(self._marks())
+        chooser = MethodChooser(self._marks(), idle_processor_s)
         while (piece := pieces.get()) is not None:
-            chosen = compressor.compress(piece.body)
+            chosen = self._counters.times.run("compress", compressor.compress, piece.body)
             savings.before_compression += len(piece.body)
             savings.after_compression += len(chosen[2])
             crc = zlib.crc32(piece.check.to_bytes(CHECK_BYTES, "big"), crc)
@@ -126,6 +130,8 @@ class SendPipeline:
         self._end = End(raw_bytes, count, crc)
 
     def _marks(self) -> StageClocks:
-        counters = self._counters
-        busy_s = self._compressor.busy_s
-        return StageClocks(time.monotonic(), self._looking_up_s, busy_s, counters.blocked_s, counters.delivered_bytes)
+        counters, compressor = self._counters, self._compressor
+        return StageClocks(
+            time.monotonic(), self._looking_up_s, compressor.busy_s, compressor.cpu_s, counters.blocked_s,
+            counters.starved_s / max(1, counters.streams), counters.delivered_bytes,
+        )  # fmt: skip

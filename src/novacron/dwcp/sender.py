@@ -47,10 +47,6 @@ UNSENT_FRAMES_DEEP = 192
 is much to look at and little to send."""
 UNSENT_FRAMES_SHALLOW = 2
 """What may wait otherwise: all of it is added to the downtime when the guest stops."""
-RAW_AHEAD_BYTES = 24 * 1024 * 1024
-"""How much of the stream the receiver may have to decode yet when its end may come soon: that is downtime, too. It may
-be more where the receiver is fast and the round trip long."""
-RAW_AHEAD_S = 0.06
 ANSWER_TIMEOUT_S = 5.0
 OPEN_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 1.0
@@ -118,8 +114,8 @@ class Sender:
         self._hash = PageHash(options.key)
         check = self._hash.digest(b"key check")
         self._receiver_index = ReceiverIndex(self._hash, options.bases, options.checkpoint_digests)
-        hello = SessionHello(frames.VERSION, session, os.urandom(16), check, self._receiver_index.names)
-        self._hello = msgspec.msgpack.encode(hello)
+        names = self._receiver_index.names
+        self._hello = msgspec.msgpack.encode(SessionHello(frames.VERSION, session, os.urandom(16), check, names))
         self._encoder: Encoder | None = None
         self._ring: PageRing | None = None
         self._paths = SendPaths(self.counters, options.streams or sockets.streams_default(), options.rate_bytes_per_s)
@@ -190,8 +186,9 @@ class Sender:
                     return
                 except CONNECTION_LOST as error:
                     if isinstance(error, ssl.SSLCertVerificationError) or time.monotonic() > deadline:
-                        why = error or type(error).__name__
-                        raise SendFailed(f"can't open a session to {host}:{port}: {why}") from error
+                        raise SendFailed(
+                            f"can't open a session to {host}:{port}: {error or type(error).__name__}"
+                        ) from error
                 await asyncio.sleep(backoff.next_s())
         except BaseException:  # until then the encoder goes on with its ring, on whichever connection
             self._close_ring()
@@ -276,7 +273,10 @@ class Sender:
     async def _write(self, path: SendPath) -> None:
         with contextlib.suppress(*CONNECTION_LOST):  # `_read` sees it too
             while True:
+                await self._until(lambda: not path.idle)
+                waited_from = time.monotonic()
                 await self._until(lambda: bool(self._window.unsent) and not path.idle)
+                self.counters.starved_s += time.monotonic() - waited_from
                 frame = self._window.take_unsent()
                 if frame is None:
                     continue
@@ -355,7 +355,7 @@ class Sender:
                 raise
             finally:
                 SESSIONS.add("sender", outcome)
-                carried = {name: getattr(self.counters, name) for name in TOLD}
+                carried = {name: getattr(self.counters, name) for name in TOLD} | self.counters.times.told()
                 span.set_attributes({f"dwcp.{name}": value for name, value in carried.items()})
                 took_s = round(time.monotonic() - began, 3)
                 log.info("a session was sent", outcome=outcome, peer=self._peer_host, took_s=took_s, **carried)
@@ -373,7 +373,6 @@ class Sender:
                 await self._encode(source, splitter)
                 await self._done.wait()
                 supervisor.cancel()
-                # The others have receiver_index on the way; one that has not is not worth keeping.
                 tasks = [path.task for path in self._paths.live if path.task is not None]
                 await asyncio.wait(tasks, timeout=PING_INTERVAL_S)
                 for task in tasks:
@@ -424,12 +423,8 @@ class Sender:
         return (
             window.unsent < self._unsent_max
             and window.has_room()
-            and (not self._paths.shallow or window.raw_bytes < self._raw_ahead)
+            and (not self._paths.shallow or window.raw_bytes < self._paths.raw_ahead_bytes)
         )
-
-    @property
-    def _raw_ahead(self) -> float:
-        return max(RAW_AHEAD_BYTES, self._paths.raw_rate * (self.path_s[1] + RAW_AHEAD_S))
 
     async def _supervise(self) -> None:
         """Keep connections open, as many as the path wants, until the link was dead for too long. Raises SendFailed."""

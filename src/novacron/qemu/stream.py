@@ -23,6 +23,11 @@ ZERO_AGAIN, PLAIN_AGAIN = ZERO | CONTINUE, PLAIN | CONTINUE
 FLAGS = 0xFFF
 _word: Callable[[bytes, int], tuple[int]] = struct.Struct("!Q").unpack_from
 
+_ZEROS = 256
+_ZEROS_BYTES = _ZEROS * 9
+_ADDRESSES = sum(1 << 8 + 72 * (_ZEROS - 1 - number) for number in range(_ZEROS))
+"""As many records of zero pages as one large number: that of the header in each of them, and what is added to it."""
+_OFFSETS = sum(number * PAGE << 8 + 72 * (_ZEROS - 1 - number) for number in range(_ZEROS))
 OPAQUE_RUN, ZERO_RUN, PAGES_RUN = 0, 1, 2
 Run = tuple[int, int, int, int, int, bool]
 """``(kind, at, count, header, space, bare)``: see the page codec."""
@@ -176,6 +181,11 @@ class RamSplitter:
 def _zero_run_end(data: bytes, at: int, header: int) -> int:
     """Return where a run of records of zero pages ends, whose addresses follow each other."""
     end, expected = len(data), header
+    while at + _ZEROS_BYTES <= end and expected + _ZEROS * PAGE < 1 << 64:
+        records = (_OFFSETS + expected * _ADDRESSES).to_bytes(_ZEROS_BYTES, "big")
+        if data[at : at + _ZEROS_BYTES] != records:
+            break
+        at, expected = at + _ZEROS_BYTES, expected + _ZEROS * PAGE
     while at + 9 <= end and _word(data, at)[0] == expected and data[at + 8] == 0:
         at, expected = at + 9, expected + PAGE
     return at

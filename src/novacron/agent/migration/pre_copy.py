@@ -20,7 +20,9 @@ from novacron.telemetry import logs
 
 PROGRESS_INTERVAL_S = 0.5
 LOOK_S, LOOK_CLOSELY_S = 0.1, 0.02
-"""How often QEMU is asked how it stands: in the first pass, and after it."""
+"""How often QEMU is asked how it stands: in the first pass, and near its end or after it."""
+LOOK_CLOSELY_FROM_S = 0.5
+"""How near to the end of the first pass, at the pace that it had when it did not wait for the link."""
 NEAR_END_S = 0.15
 """So near to the end of the first pass, at the pace that it had when it did not wait for the link, nothing may queue
 up any more."""
@@ -65,6 +67,8 @@ class PreCopy:
         self._throttling = self._disk_finished = False
         self._left_at_pass: list[int] = []
         self._dirty_rate = 0.0
+        self._left_s = 0.0
+        """What the first pass still takes at least."""
 
     async def report(self, status: TransferStatus | None = None) -> None:
         """Report how it stands, unless that was reported just before and the memory is not all sent."""
@@ -105,7 +109,8 @@ class PreCopy:
         )
         if close and status.status not in transfer.ENDED:
             self._migration.guest_may_stop()
-        pause_s = LOOK_CLOSELY_S if close and self._migration.phase is SourcePhase.PRE_COPY else LOOK_S
+        near = close and (status.passes > 1 or self._left_s < LOOK_CLOSELY_FROM_S)
+        pause_s = LOOK_CLOSELY_S if near and self._migration.phase is SourcePhase.PRE_COPY else LOOK_S
         changed = asyncio.create_task(self._migration.changed.wait())
         waiting = {changed} if pump.done() else {changed, pump}
         await asyncio.wait(waiting, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
@@ -182,7 +187,7 @@ class PreCopy:
         """In the first pass: let wait only what can be sent until its end, and nothing near it."""
         remaining = status.remaining_bytes
         working_s = now - self._pass_at - sender.counters.blocked_s
-        left_s = working_s * remaining / max(1, status.total_bytes - remaining)
+        left_s = self._left_s = working_s * remaining / max(1, status.total_bytes - remaining)
         if left_s < NEAR_END_S and remaining < NEAR_END_BYTES:
             sender.shallow()
         else:
