@@ -274,7 +274,7 @@ def data_path(ground: Ground) -> list[Figure]:
     size = stream.stat().st_size
     coded = [datapath.codec(stream, directory) for _ in range(rounds)]
     carried = [size / 1e6 / datapath.carry(stream, directory).took_s for _ in range(rounds)]
-    with lab(f"nvb{os.getpid()}", default_cache(), ground.size.link) as hosts:
+    with lab(f"nvd{os.getpid()}", default_cache(), ground.size.link) as hosts:
         over_link = [datapath.carry(stream, directory, *hosts.hosts[:2]) for _ in range(rounds)]
         cold, warm = datapath.handshakes(hosts.hosts, directory, max(3, rounds))
     stream.unlink()
@@ -295,8 +295,8 @@ def data_path(ground: Ground) -> list[Figure]:
 
 
 SECTIONS: dict[str, Callable[[Ground], list[Figure]]] = {
-    "cost": cost,
     "data-path": data_path,
+    "cost": cost,
     "situations": situations,
     "idle": idle_moves,
     "writer": writer,
