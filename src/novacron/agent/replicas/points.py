@@ -108,7 +108,7 @@ class ReplicaPoints:
     time, and raise OSError."""
 
     def __init__(self, directory: Path, vm: str) -> None:
-        self.directory, self._vm = directory, vm
+        self.directory, self.vm = directory, vm
         self._manifest = PointList(vm)
 
     def open(self) -> None:
@@ -120,7 +120,7 @@ class ReplicaPoints:
                 self._manifest = msgspec.json.decode((self.directory / MANIFEST).read_bytes(), type=PointList)
             except MALFORMED as error:
                 raise Unacceptable(f"its list of points is damaged: {error}", WaitCode.FILE_LOST) from error
-        if self._manifest.vm != self._vm:
+        if self._manifest.vm != self.vm:
             raise Unacceptable("it is a replica of another VM", WaitCode.STEP_FAILED)
         self._remove_useless()
 
@@ -166,7 +166,7 @@ class ReplicaPoints:
         (self.directory / RECEIVING).rmdir()
         make_durable(self.directory)
         if whole:
-            self._write(PointList(self._vm, (point,), point.number))
+            self._write(PointList(self.vm, (point,), point.number))
         else:
             self._write(msgspec.structs.replace(self._manifest, points=(*self._manifest.points, point)))
         self._remove_useless()
@@ -186,7 +186,7 @@ class ReplicaPoints:
             os.link(path, target)
             os.chown(target, os.geteuid(), os.getegid())
             target.chmod(0o600)
-        self._write(PointList(self._vm, (), number, name))
+        self._write(PointList(self.vm, (), number, name))
         shutil.rmtree(former)
         make_durable(self.directory)
         self._remove_useless()

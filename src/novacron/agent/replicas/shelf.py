@@ -24,14 +24,14 @@ class KeptReplica:
         self.lock = asyncio.Lock()
         self.taking = asyncio.Lock()
         """Held while a round is taken in."""
-        self._is_open = False
+        self.is_open = False
 
     async def open(self) -> None:
         """Read what is here, once. Raises Unacceptable, OSError."""
         async with self.lock:
-            if not self._is_open:
+            if not self.is_open:
                 await asyncio.to_thread(self.points.open)
-                self._is_open = True
+                self.is_open = True
 
 
 class ReplicaShelf:
@@ -79,6 +79,13 @@ class ReplicaShelf:
         for path in self._directory.glob(f"{FORMER}*"):
             if path.name.removeprefix(FORMER) not in told:
                 shutil.rmtree(path, ignore_errors=True)
+
+    async def newest_layers(self, vm: str) -> Sequence[Path]:
+        """Return the layers of the newest disk that is here of a VM, from the lowest up."""
+        for kept in list(self._kept.values()):
+            if kept.points.vm == vm and kept.is_open:
+                return await asyncio.to_thread(kept.points.newest_layers)
+        return ()
 
     def find(self, replica: str, vm: str) -> KeptReplica:
         """Return a replica of a VM."""
