@@ -125,10 +125,26 @@ def test_a_plan_is_tested_and_then_lets_all_its_vms_go_on(victim: Platform) -> N
     assert said.count("ready on host-b, well after") == 2, said
     victim.agents["host-a"].start()
     victim.wait_node("host-a")
-    for vm, replica in pairs:
+    for vm, _ in pairs:
         wait_until_booted(victim, until_settled(victim, vm))
         assert read_from_disk(victim, victim.client.get("vms", vm["id"])) == f"of {vm['name']}"
-        victim.client.delete("replicas", replica["id"])
+    for turned in list(victim.client.list("replicas", node="host-a")):
+        until_follows(victim, turned)
+    boots = {
+        vm["id"]: victim.console_log(victim.client.get("vms", vm["id"])).count("tiny guest: up") for vm, _ in pairs
+    }
+    for action, node in (("failback", "host-a"), ("switch", "host-b"), ("failback", "host-a")):
+        said = victim.cli("plan", action, "shop").stdout
+        assert (said.count(f"ready on {node}, well after"), said.count("nothing lost")) == (2, 2), said
+        for vm, _ in pairs:
+            moved = until_settled(victim, vm)
+            write_to_disk(victim, moved, f"{action} of {vm['name']}")
+        for back in [replica for replica in victim.client.list("replicas") if replica["node"] != node]:
+            until_follows(victim, back)
+    for vm, _ in pairs:
+        now = victim.client.get("vms", vm["id"])
+        assert read_from_disk(victim, now) == f"failback of {vm['name']}"
+        assert victim.console_log(now).count("tiny guest: up") <= boots[vm["id"]], "its guest never booted again"
         delete(victim, vm)
     victim.cli("plan", "delete", "shop")
 

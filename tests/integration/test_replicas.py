@@ -9,12 +9,12 @@ import pytest
 
 from novacron.control import replicas as controller
 from novacron.control.objects import Objects
-from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NovaError
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NovaError, QuotaExceeded
 from novacron.model.lease import LEASE_S, MARGIN_S
 from novacron.model.replica import Replica, RoundKind
 from novacron.model.vm import Vm
 from novacron.server import node_statements
-from novacron.store import failover, identities, replica_failover, replicas, vms
+from novacron.store import failover, identities, projects, replica_failover, replicas, vms
 from novacron.store.database import Connection, Database
 from novacron.store.replica_failover import FailoverRequest
 from novacron.store.replicas import NewReplica, PointReport, RoundReport
@@ -359,3 +359,21 @@ async def test_a_replica_whose_vm_has_come_to_it_is_not_late_and_is_again_when_i
         assert ((await shown(fleet, replica)).late_at is not None) == is_due
         async with fleet.connection() as connection:
             assert await replicas.left_over(connection) == []
+
+
+async def test_replicas_count_in_the_project_s_quota_of_disks(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vms SET spec = spec || '{\"disk_mib\": 4096}', disk_mib = 4096")
+        await connection.execute("SELECT FROM project_usage WHERE project = 'default' FOR UPDATE")
+        before = await projects.usage(connection, "default")
+        await connection.execute(
+            "UPDATE projects SET quota = jsonb_build_object('disk_mib', $1::bigint) WHERE name = 'default'",
+            before.disk_mib + 4095,
+        )
+    with pytest.raises(QuotaExceeded, match="disk_mib"):
+        await replicate(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE projects SET quota = '{}' WHERE name = 'default'")
+    await replicate(fleet)
+    async with fleet.connection() as connection:
+        assert (await projects.usage(connection, "default")).disk_mib == before.disk_mib + 4096

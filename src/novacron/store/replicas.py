@@ -51,7 +51,7 @@ class NewReplica(NamedTuple):
 
 
 async def create(connection: Connection, ref: str, new: NewReplica, actor: str) -> Replica:
-    """Let a VM be replicated. Raises NotFound, IllegalState, Conflict, InvalidInput."""
+    """Let a VM be replicated. Raises NotFound, IllegalState, Conflict, InvalidInput, QuotaExceeded."""
     vm = await vms.get(connection, ref, lock=True)
     if vm.deleting or vm.node is None:
         raise IllegalState(f"VM {vm.name} is on no node", hint=f"see: novacron vm show {vm.name}")
@@ -59,7 +59,7 @@ async def create(connection: Connection, ref: str, new: NewReplica, actor: str) 
     usage = await connection.fetchval("SELECT count(*) FROM replicas WHERE vm = $1", vm.id)
     if usage >= limits.REPLICAS_PER_VM_MAX:
         raise Conflict(f"VM {vm.name} has {usage} replicas", hint="delete one: novacron replica list")
-    await projects.lock_usage(connection, vm.project)
+    before = await projects.lock_usage(connection, vm.project)
     node = await _choose(connection, vm, new)
     try:
         row = await connection.fetchrow(
@@ -72,6 +72,7 @@ async def create(connection: Connection, ref: str, new: NewReplica, actor: str) 
         raise Conflict(
             f"VM {vm.name} has a replica on node {node.name}", field="node", hint="see: novacron replica list"
         ) from None
+    await projects.check_quota(connection, vm.project, before)
     replica = of_row(row)
     await _record(connection, replica, "ReplicaAsked", f"on node {node.name}, every {new.rpo_s} s", actor)
     return replica
