@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from novacron.agent.replicas.points import ReplicaPoints
+from novacron.agent.replicas.reservations import Reservations
 from novacron.disk.files import make_durable
 
 FORMER = "former-"
@@ -40,6 +41,7 @@ class ReplicaShelf:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._kept: dict[str, KeptReplica] = {}
+        self.rooms = Reservations()
         self._told: frozenset[str] | None = None
         """The VMs of the replicas that are to be here; None: the server has not said yet."""
 

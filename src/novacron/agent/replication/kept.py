@@ -14,6 +14,7 @@ from novacron.agent.actions import Action, doing
 from novacron.agent.images.named_work import NamedWork
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.replicas.points import Point, ReplicaPoints, check_layer
+from novacron.agent.replicas.reservations import Reservations
 from novacron.agent.replicas.shelf import KeptReplica
 from novacron.agent.replication import rounds
 from novacron.agent.replication.comparison import Answering, ComparisonPlayer
@@ -139,13 +140,14 @@ class KeptReplicas:
         """Take the next round in, whenever it comes. Raises those of EXPECTED."""
         host, image = self._host, self._image(replica)
         await kept.open()
-        arrival = _Arrival(image.disk_bytes, kept.points, time.time)
+        arrival = _Arrival(image.disk_bytes, kept.points, host.replicas.rooms, time.time)
         name = rounds.session_of(replica.id, replica.peer)
         comparing = asyncio.create_task(self._compare(replica, kept, image.path))
         try:
             with host.listener.expect(name, replica.peer, self._terms(replica)) as session:
                 await session.receive(DiskPlayer(arrival.open))
         finally:
+            arrival.end()
             comparing.cancel()
             await asyncio.gather(comparing, return_exceptions=True)
 
@@ -219,9 +221,9 @@ class _HeadFile(NewFile):
 class _Arrival:
     """A round that comes in."""
 
-    def __init__(self, disk_bytes: int, points: ReplicaPoints, clock: Callable[[], float]) -> None:
+    def __init__(self, disk_bytes: int, points: ReplicaPoints, rooms: Reservations, clock: Callable[[], float]) -> None:
         """``disk_bytes``: how large the VM's disk is."""
-        self._disk_bytes, self._points, self._clock = disk_bytes, points, clock
+        self._disk_bytes, self._points, self._rooms, self._clock = disk_bytes, points, rooms, clock
         self._name = rounds.RoundName("", "")
         self._began_s = 0.0
         self._directory = Path()
@@ -235,14 +237,18 @@ class _Arrival:
         if self._name.since and self._points.layer_count >= SHARED_LAYERS_MAX:
             raise StreamError("a VM that was made of the replica has its layers: delete that VM first")
         self._directory = self._points.receiving()
-        free = shutil.disk_usage(self._directory).free
         *layers_, last = head.volumes
         needed = sum(volume.size_bytes for volume in head.volumes)
-        if needed > free - SPARE_BYTES:
+        free = self._rooms.reserve(self._directory, needed, SPARE_BYTES)
+        if free is not None:
             raise StreamError(f"there is no room for {needed} bytes: {free} are free for replicas")
         files = [NewFile(self._directory / str(place), layer.size_bytes) for place, layer in enumerate(layers_)]
         # Flushed last: the sender is told that all went well only once it is a point.
         return [*files, _HeadFile(self._directory / rounds.HEAD, last.size_bytes, self._add)]
+
+    def end(self) -> None:
+        """It has come, or will not."""
+        self._rooms.release(self._directory)
 
     def _add(self) -> None:
         path = self._directory / rounds.HEAD

@@ -42,7 +42,7 @@ from novacron.disk.written_extents import CLUSTER_BYTES, written_extents
 from novacron.dwcp.backoff import Backoff
 from novacron.dwcp.frames import ErrorCode
 from novacron.dwcp.page_codec import PageHash
-from novacron.dwcp.sender import Sender, SendFailed, SendOptions
+from novacron.dwcp.sender import CONNECTION_LOST, Sender, SendFailed, SendOptions
 from novacron.model.replica import RoundKind
 from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu import block, dirty_bitmaps
@@ -163,6 +163,7 @@ class _Rounds:
         self._confirmed = ""
         try:
             with doing(Action.REPLICATE, vm=replica.vm, replica=replica.id, target=replica.peer):
+                await self._reach()
                 copied = await self._copy(context, plan)
                 if not plan.since:
                     copied = await self._reduced(context, plan, copied)
@@ -222,6 +223,16 @@ class _Rounds:
             sender.on_back = answer.take
             await disk_mirror.send_files([(comparison.VOLUME, digests)], sender, check)
         return answer.result()
+
+    async def _reach(self) -> None:
+        """See that the peer is there, before anything is copied for it. Raises SendFailed."""
+        connections, peer = self._host.connections, pki.node_host(self._replica.peer)
+        endpoint = parse_endpoint(self._replica.endpoint)
+        try:
+            connections.give(endpoint, peer, await connections.take(endpoint, peer))
+        except CONNECTION_LOST as error:
+            where = self._replica.endpoint
+            raise SendFailed(f"can't reach its node at {where}: {error or type(error).__name__}") from error
 
     async def _copy(self, context: VmContext, plan: _Plan) -> _Layers:
         """Copy what a round has to bring, as it is at one moment."""
