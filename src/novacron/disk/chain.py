@@ -30,7 +30,7 @@ TABLES_HELD = 64
 """Of one layer in memory: 64 KiB each, for 512 MiB of the disk."""
 
 
-class Layer:
+class ReadLayer:
     """One layer, open to be read."""
 
     def __init__(self, path: Path) -> None:
@@ -97,7 +97,7 @@ class Chain:
             self._below = opened.enter_context(below.open("rb", buffering=0))
             self._layers = []
             for path in layers:
-                layer = Layer(path)
+                layer = ReadLayer(path)
                 opened.callback(layer.close)
                 self._layers.append(layer)
             self._opened = opened.pop_all()

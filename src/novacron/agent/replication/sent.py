@@ -79,7 +79,7 @@ class _Layers(NamedTuple):
     head: RoundHead
 
 
-class _Sent(NamedTuple):
+class _SentRound(NamedTuple):
     """A round that has become a point: how it was known what to send, and why more than that was done."""
 
     kind: RoundKind
@@ -145,7 +145,7 @@ class _Rounds:
         self._at_rest: tuple[int, ...] = ()
         """What tells the disk of a VM that was off at the last round from any later one."""
 
-    async def next(self, context: VmContext) -> _Sent | None:
+    async def next(self, context: VmContext) -> _SentRound | None:
         """Send the next round; return what it was, or None: there was nothing to send. Raises those of EXPECTED."""
         await context.wait_until_known()
         image = context.image()
@@ -179,7 +179,7 @@ class _Rounds:
         await plan.keep(context)
         self._confirmed = plan.round
         self._at_rest = at_rest if at_rest == await asyncio.to_thread(_at_rest, context) else ()
-        return _Sent(plan.kind, plan.reason)
+        return _SentRound(plan.kind, plan.reason)
 
     async def _reduced(self, context: VmContext, plan: _Plan, copied: _Layers) -> _Layers:
         """Leave of a copy of all layers only what the receiver does not have, if it has anything of the disk."""
