@@ -102,6 +102,7 @@ def test_a_vm_goes_on_from_its_replica_when_its_node_is_lost(victim: Platform) -
     wait_until_booted(victim, tried)
     assert read_from_disk(victim, victim.client.get("vms", tried["id"])) == "third"
     delete(victim, tried)
+    victim.cli("vm", "set", "rep1", "--no-ha")
     for each in (replica, turned):
         victim.client.delete("replicas", each["id"])
     until(lambda: not list(victim.client.list("replicas")), "the replicas are gone")
