@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from novacron.agent.replicas.points import Point, ReplicaPoints
 from novacron.agent.replicas.shelf import ReplicaShelf
 from novacron.agent.replication import comparison
-from novacron.agent.replication.comparison import NO_BLOCK, RECORD, RUN, Answer, Comparison
+from novacron.agent.replication.comparison import (
+    NO_BLOCK,
+    RECORD,
+    RUN,
+    VOLUME,
+    Answer,
+    Answering,
+    Comparison,
+    ComparisonPlayer,
+)
+from novacron.agent.replication.rounds import Compared
 from novacron.disk import difference
 from novacron.disk.chain import BLOCK_BYTES, Chain
 from novacron.disk.errors import Unacceptable
-from novacron.disk.stream import PAGE, StreamError
+from novacron.disk.stream import PAGE, DiskRecorder, StreamError, VolumeInfo
 from novacron.dwcp.page_codec import PageHash
 from novacron.model.firmware_state import FirmwareState
 from tests.chance import fixed_seed
@@ -96,6 +109,63 @@ def test_an_answer_counts_as_a_whole() -> None:
     answer.take(b"\0\0\0\5\x85")
     with pytest.raises(StreamError, match="not whole"):
         answer.result()
+
+
+class Back:
+    """A return channel whose peer takes what is sent, or never says that it did."""
+
+    def __init__(self, *, is_heard: bool = True) -> None:
+        self.answer, self.is_heard = Answer(), is_heard
+
+    async def send(self, data: bytes) -> None:
+        for at in range(0, len(data), 7):
+            self.answer.take(data[at : at + 7])
+
+    async def drain(self) -> None:
+        if not self.is_heard:
+            await asyncio.Event().wait()
+
+
+async def asked(back: Back, opened: Callable[[], tuple[Chain, str]], digests: bytes, check: str) -> Compared:
+    """Let digests come in as a session's stream, and return the answer."""
+    answering = Answering(Mock(back=back), opened, DIGEST, asyncio.get_running_loop())
+    player = ComparisonPlayer(answering)
+
+    def play() -> None:
+        recorder = DiskRecorder([VolumeInfo(VOLUME, len(digests), check)])
+        player.write(recorder.read())
+        recorder.select(0)
+        player.write(recorder.read())
+        recorder.write(0, digests)
+        player.write(recorder.read())
+        player.finish()
+
+    try:
+        playing = asyncio.create_task(asyncio.to_thread(play))
+        if not back.is_heard:
+            player.abort()
+        await playing
+    finally:
+        answering.close()
+    return back.answer.result()
+
+
+async def test_a_receiver_answers_which_blocks_differ(image: Path, tmp_path: Path) -> None:
+    ours, theirs = [layer(tmp_path / "a", "-P 1 0 64k")], [layer(tmp_path / "b", "-P 2 0 128k")]
+    with Chain(image, theirs) as sender:
+        comparison.describe(sender, DIGEST, tmp_path / "digests")
+    digests, check = (tmp_path / "digests").read_bytes(), comparison.key_check(DIGEST)
+    found = await asked(Back(), lambda: (Chain(image, ours), "f" * 16), digests, check)
+    assert (found.since, found.disk_bytes, list(comparison.unpack(found.differ, BLOCKS))) == ("f" * 16, 4 << 20, [0, 1])
+
+    def nothing() -> tuple[Chain, str]:
+        raise Unacceptable("it has nothing of the disk yet")
+
+    assert await asked(Back(), nothing, digests, check) == Compared(lacks="it has nothing of the disk yet")
+    with pytest.raises(StreamError, match="different keys"):
+        await asked(Back(), nothing, digests, "00")
+    with pytest.raises(StreamError, match="could not be given"):
+        await asked(Back(is_heard=False), nothing, digests, check)
 
 
 def test_what_a_vm_left_is_the_base_of_its_replica_and_no_point(image: Path, tmp_path: Path) -> None:

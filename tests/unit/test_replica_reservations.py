@@ -18,7 +18,9 @@ def test_room_that_another_round_has_yet_to_write_is_not_free(tmp_path: Path) ->
     second.mkdir()
     assert rooms.reserve(first, 60 * MIB, 10 * MIB) is None
     assert rooms.reserve(second, 40 * MIB, 10 * MIB) == 40 * MIB, "of 100 the first takes 60"
-    (first / "0").write_bytes(os.urandom(20 * MIB))
+    with (first / "0").open("wb") as file:
+        file.write(os.urandom(20 * MIB))
+        os.fsync(file.fileno())
     free_bytes = 80 * MIB
     assert rooms.reserve(second, 40 * MIB, 10 * MIB) == 40 * MIB, "what it has written is not counted twice"
     assert rooms.reserve(second, 30 * MIB, 10 * MIB) is None
