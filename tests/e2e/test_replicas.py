@@ -16,6 +16,8 @@ from tests.support.vms import read_from_disk, shell, wait_until_booted, write_to
 from tests.waiting import pause
 
 FOLLOWS_S_MAX = 60.0
+FILLED_BYTES = 4 << 20
+FILL = "dd if=/dev/urandom of=/dev/vda bs=64k seek=300 count=64 conv=notrunc,fsync 2>/dev/null; echo done"
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +51,25 @@ def until_follows(victim: Platform, replica: Object) -> Object:
         raise AssertionError(f"{error}: {victim.client.get('replicas', replica['id'])}\n{victim.tails()}") from None
 
 
+def sent(replica: Object) -> int:
+    """Return how much the newest round brought."""
+    return int(replica["points"][-1]["sent_bytes"])
+
+
 def test_a_vm_goes_on_from_its_replica_when_its_node_is_lost(victim: Platform) -> None:
     vm, replica = replicated(victim, "rep1")
+    shell(victim, vm, FILL)
+    replica = until_follows(victim, replica)
+    filled = replica["points"][-1]["number"]
+    assert (sent(replica) > FILLED_BYTES, replica["round_kind"]) == (True, "recorded"), replica
     victim.cli("vm", "set", "rep1", "--ha")
     victim.cli("vm", "stop", "rep1", "--wait")
     victim.cli("vm", "start", "rep1", "--wait")
     until(lambda: victim.console_log(vm).count("tiny guest: ready") == 2, "it has booted again", 60)
     vm = victim.client.get("vms", vm["id"])
     replica = until_follows(victim, replica)
+    later = [point["sent_bytes"] for point in replica["points"] if point["number"] > filled]
+    assert later and max(later) < FILLED_BYTES, f"the stop cost a whole copy: {replica}"
     write_to_disk(victim, vm, "second")
     replica = until_follows(victim, replica)
     zeros = "dd if=/dev/zero of=/dev/vda bs=64k seek=200 count=4 conv=notrunc,fsync 2>/dev/null; echo done"
@@ -80,9 +93,20 @@ def test_a_vm_goes_on_from_its_replica_when_its_node_is_lost(victim: Platform) -
     victim.agents["host-a"].start()
     victim.wait_node("host-a")
     assert until_settled(victim, vm)["node"] == "host-b"
-    victim.client.delete("replicas", replica["id"])
-    until(lambda: not list(victim.client.list("replicas")), "the replica is gone")
-    assert read_from_disk(victim, victim.client.get("vms", vm["id"])) == "second", "the VM keeps its disk"
+    [turned] = victim.client.list("replicas", node="host-a")
+    write_to_disk(victim, moved, "third")
+    turned = until_follows(victim, turned)
+    assert all(point["sent_bytes"] < FILLED_BYTES for point in turned["points"]), "the way back brings what changed"
+    until(lambda: victim.client.get("replicas", turned["id"])["round_kind"], "it is said how that was known")
+    tried = victim.client.try_replica(turned["id"], "rep1-back")
+    wait_until_booted(victim, tried)
+    assert read_from_disk(victim, victim.client.get("vms", tried["id"])) == "third"
+    delete(victim, tried)
+    victim.cli("vm", "set", "rep1", "--no-ha")
+    for each in (replica, turned):
+        victim.client.delete("replicas", each["id"])
+    until(lambda: not list(victim.client.list("replicas")), "the replicas are gone")
+    assert read_from_disk(victim, victim.client.get("vms", vm["id"])) == "third", "the VM keeps its disk"
     delete(victim, vm)
 
 
@@ -102,10 +126,26 @@ def test_a_plan_is_tested_and_then_lets_all_its_vms_go_on(victim: Platform) -> N
     assert said.count("ready on host-b, well after") == 2, said
     victim.agents["host-a"].start()
     victim.wait_node("host-a")
-    for vm, replica in pairs:
+    for vm, _ in pairs:
         wait_until_booted(victim, until_settled(victim, vm))
         assert read_from_disk(victim, victim.client.get("vms", vm["id"])) == f"of {vm['name']}"
-        victim.client.delete("replicas", replica["id"])
+    for turned in list(victim.client.list("replicas", node="host-a")):
+        until_follows(victim, turned)
+    boots = {
+        vm["id"]: victim.console_log(victim.client.get("vms", vm["id"])).count("tiny guest: up") for vm, _ in pairs
+    }
+    for action, node in (("failback", "host-a"), ("switch", "host-b"), ("failback", "host-a")):
+        said = victim.cli("plan", action, "shop").stdout
+        assert (said.count(f"ready on {node}, well after"), said.count("nothing lost")) == (2, 2), said
+        for vm, _ in pairs:
+            moved = until_settled(victim, vm)
+            write_to_disk(victim, moved, f"{action} of {vm['name']}")
+        for back in [replica for replica in victim.client.list("replicas") if replica["node"] != node]:
+            until_follows(victim, back)
+    for vm, _ in pairs:
+        now = victim.client.get("vms", vm["id"])
+        assert read_from_disk(victim, now) == f"failback of {vm['name']}"
+        assert victim.console_log(now).count("tiny guest: up") <= boots[vm["id"]], "its guest never booted again"
         delete(victim, vm)
     victim.cli("plan", "delete", "shop")
 

@@ -19,11 +19,13 @@ from novacron.model.plan import (
     PlanVm,
     PlanWait,
     StepPhase,
+    home_of,
     is_done,
     next_step,
 )
+from novacron.model.replica import Replica
 from novacron.store import plans, replicas, vms
-from novacron.store.database import Database
+from novacron.store.database import Connection, Database
 from novacron.store.replicas import NewReplica, PointReport
 from tests.integration.test_replicas import fleet, silence  # noqa: F401 - a fixture
 from tests.support.stored_fleet import add_vm
@@ -112,6 +114,114 @@ async def test_a_failover_moves_all_vms_and_what_can_t_go_on_holds_up_no_other(f
     async with fleet.connection() as connection:
         moved = await vms.get(connection, "web")
     assert (moved.node, moved.epoch) == ("b", 2)
+
+
+async def runs(connection: Connection, vm: str = "web", state: str = "running") -> None:
+    """Say that a VM runs, or not."""
+    power = "running" if state == "running" else "stopped"
+    await connection.execute(
+        "UPDATE vms SET status = status || jsonb_build_object('state', $2::text, 'accelerator', 'tcg'),"
+        " spec = spec || jsonb_build_object('power', $3::text) WHERE id = $1",
+        vm, state, power,
+    )  # fmt: skip
+
+
+async def arrives(database: Database, vm: str, node: str, phase: str = "completed") -> None:
+    """A VM's move ends."""
+    async with database.transaction() as connection:
+        moving = (await vms.get(connection, vm)).migration
+        await connection.execute(
+            "UPDATE migrations SET phase = $2, error = 'the link broke', finished_at = now() WHERE id = $1",
+            moving,
+            phase,
+        )
+        await connection.execute("UPDATE vms SET migration = NULL WHERE id = $1", vm)
+        if phase == "completed":
+            await connection.execute("UPDATE vms SET node = $2, epoch = epoch + 1 WHERE id = $1", vm, node)
+
+
+async def of_vm(database: Database, vm: str = "web") -> dict[str, Replica]:
+    async with database.connection() as connection:
+        return {replica.node: replica for replica in await replicas.of_vm(connection, vm)}
+
+
+async def test_a_switch_moves_vms_to_their_replicas_and_a_failback_moves_them_back(fleet: Database) -> None:  # noqa: F811
+    plan = await planned(fleet, PlanVm("web"))
+    async with fleet.transaction() as connection:
+        await runs(connection)
+        await connection.execute("UPDATE replicas SET rpo_s = 7, points_kept = 5 WHERE vm = 'web'")
+    await begin(fleet, plan, PlanAction.FAILBACK)
+    run = await followed(fleet, plan)
+    assert "is where it was" in run.steps[0].error
+    await begin(fleet, plan, PlanAction.SWITCH)
+    run = await followed(fleet, plan)
+    [step] = run.steps
+    assert (step.phase, step.node, step.came_from, step.lost_s) == (StepPhase.STARTING, "b", "a", 0.0)
+    turned = (await of_vm(fleet))["a"]
+    assert (turned.rpo_s, turned.points_kept, turned.points) == (7, 5, ()), "its settings are those of the other one"
+    await arrives(fleet, "web", "b")
+    run = await followed(fleet, plan)
+    assert run.is_well and run.ended_at is not None
+    await begin(fleet, plan, PlanAction.FAILBACK)
+    run = await followed(fleet, plan)
+    assert "has no point: its first round is not there yet" in run.steps[0].error
+    async with fleet.transaction() as connection:
+        await replicas.stands(connection, "a", turned.id, [PointReport(1, 1.0, 10, False)], 10)
+    await begin(fleet, plan, PlanAction.FAILBACK)
+    run = await followed(fleet, plan)
+    assert (run.steps[0].node, run.steps[0].came_from) == ("a", "b"), run.steps[0].error
+    await arrives(fleet, "web", "a")
+    assert (await followed(fleet, plan)).is_well
+    assert set(await of_vm(fleet)) == {"a", "b"}, "no third one is made"
+    await begin(fleet, plan, PlanAction.FAILBACK)
+    assert "is where it was" in (await followed(fleet, plan)).steps[0].error, "it is not moved twice"
+
+
+async def test_a_switch_that_breaks_leaves_the_vm_where_it_is_and_says_why(fleet: Database) -> None:  # noqa: F811
+    plan = await planned(fleet, PlanVm("web"), PlanVm("db"))
+    async with fleet.transaction() as connection:
+        await runs(connection)
+        await runs(connection, "db", "stopped")
+    await begin(fleet, plan, PlanAction.SWITCH)
+    await followed(fleet, plan)
+    await arrives(fleet, "web", "a", "failed")
+    run = await followed(fleet, plan)
+    assert run.steps[0].error == "it did not move, and goes on where it is: the link broke"
+    assert run.steps[1].phase is StepPhase.STARTING, "it holds up no other"
+    await arrives(fleet, "db", "b")
+    run = await followed(fleet, plan)
+    assert run.steps[1].phase is StepPhase.READY, "a VM that is off is well where it is to be"
+    await begin(fleet, plan, PlanAction.FAILBACK)
+    assert (await followed(fleet, plan)).steps[0].phase is StepPhase.READY, "it is there already"
+
+
+async def test_a_failover_is_undone_by_a_failback(fleet: Database) -> None:  # noqa: F811
+    plan = await planned(fleet, PlanVm("web"))
+    await silence(fleet)
+    await begin(fleet, plan, PlanAction.FAILOVER, "a")
+    assert (await followed(fleet, plan)).steps[0].came_from == "a"
+    turned = (await of_vm(fleet))["a"]
+    await becomes(fleet, "web", "running")
+    assert (await followed(fleet, plan)).is_well
+    async with fleet.transaction() as connection:
+        await runs(connection)
+        await connection.execute("UPDATE nodes SET status = status || '{\"ready\": true}' WHERE name = 'a'")
+        await replicas.stands(connection, "a", turned.id, [PointReport(1, 1.0, 10, False)], 10)
+    await begin(fleet, plan, PlanAction.FAILBACK)
+    run = await followed(fleet, plan)
+    assert (run.steps[0].phase, run.steps[0].node, run.steps[0].error) == (StepPhase.STARTING, "a", "")
+
+
+def test_home_is_where_a_vm_was_before_all_that_no_failback_has_undone() -> None:
+    def run(action: PlanAction, came_from: str, phase: StepPhase = StepPhase.READY) -> PlanRun:
+        return PlanRun("run-1", action, "me", NOW, (PlanStep("web", "web", phase, came_from=came_from),))
+
+    away, further = run(PlanAction.FAILOVER, "a"), run(PlanAction.SWITCH, "b")
+    assert home_of([further, run(PlanAction.TEST, ""), away], "web") == "a"
+    assert home_of([further, run(PlanAction.FAILBACK, "b"), away], "web") == "b"
+    assert home_of([run(PlanAction.FAILBACK, "b"), away], "web") == ""
+    assert home_of([run(PlanAction.FAILBACK, "b", StepPhase.FAILED), away], "web") == "a"
+    assert home_of([away], "db") == ""
 
 
 async def test_a_vm_that_is_not_well_in_time_fails_and_its_guest_agent_can_be_asked_for(

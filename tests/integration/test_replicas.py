@@ -9,12 +9,12 @@ import pytest
 
 from novacron.control import replicas as controller
 from novacron.control.objects import Objects
-from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NovaError
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NovaError, QuotaExceeded
 from novacron.model.lease import LEASE_S, MARGIN_S
-from novacron.model.replica import Replica
+from novacron.model.replica import Replica, RoundKind
 from novacron.model.vm import Vm
 from novacron.server import node_statements
-from novacron.store import failover, identities, replica_failover, replicas, vms
+from novacron.store import failover, identities, projects, replica_failover, replicas, vms
 from novacron.store.database import Connection, Database
 from novacron.store.replica_failover import FailoverRequest
 from novacron.store.replicas import NewReplica, PointReport, RoundReport
@@ -321,3 +321,59 @@ async def test_a_replica_follows_its_vm_s_name_and_project_and_its_node_s_name(f
         await connection.execute("UPDATE replicas SET node = 'b' WHERE id = $1", replica.id)
         assert ("replicas", "node") in identities.ELSEWHERE
     assert (await shown(fleet, replica)).vm_name == "shop"
+
+
+async def test_what_the_last_round_was_is_shown_and_a_whole_one_recorded(fleet: Database) -> None:
+    replica = await with_point(fleet)
+    assert replica.round_kind is None
+    for kind, reason in ((RoundKind.WHOLE, "all was sent: it lacks it"), (RoundKind.COMPARED, "off")):
+        async with fleet.transaction() as connection:
+            await replicas.round_ended(connection, "a", RoundReport(replica.id, "", "", False, kind, reason))
+        after = await shown(fleet, replica)
+        assert (after.round_kind, after.round_reason) == (kind, reason)
+    async with fleet.connection() as connection:
+        said = await connection.fetch("SELECT message FROM events WHERE reason = 'ReplicaSentWhole'")
+    assert [row["message"] for row in said] == ["all was sent: it lacks it"]
+
+
+async def test_a_failover_has_the_vm_replicated_to_where_it_was(fleet: Database) -> None:
+    replica = await with_point(fleet)
+    await silence(fleet)
+    await fail_over(fleet, confirm="a")
+    async with fleet.connection() as connection:
+        turned = next(one for one in await replicas.of_vm(connection, "web") if one.node == "a")
+    assert (turned.rpo_s, turned.points_kept, turned.site, turned.points) == (30, 3, "east", ())
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vms SET clone_of = NULL WHERE id = 'web'")
+    assert [(sent.id, sent.peer) for sent in (await told(fleet, "b")).sent] == [(turned.id, "a")]
+    assert [(kept.id, kept.peer) for kept in (await told(fleet, "a")).kept] == [(turned.id, "b")]
+    assert [kept.id for kept in (await told(fleet, "b")).kept] == [replica.id], "what was there stays"
+
+
+async def test_a_replica_whose_vm_has_come_to_it_is_not_late_and_is_again_when_it_leaves(fleet: Database) -> None:
+    replica = await with_point(fleet)
+    for node, is_due in (("b", False), ("a", True)):
+        async with fleet.transaction() as connection:
+            await connection.execute("UPDATE vms SET node = $1 WHERE id = 'web'", node)
+        await controller.step(fleet, Objects("replicas"))
+        assert ((await shown(fleet, replica)).late_at is not None) == is_due
+        async with fleet.connection() as connection:
+            assert await replicas.left_over(connection) == []
+
+
+async def test_replicas_count_in_the_project_s_quota_of_disks(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vms SET spec = spec || '{\"disk_mib\": 4096}', disk_mib = 4096")
+        await connection.execute("SELECT FROM project_usage WHERE project = 'default' FOR UPDATE")
+        before = await projects.usage(connection, "default")
+        await connection.execute(
+            "UPDATE projects SET quota = jsonb_build_object('disk_mib', $1::bigint) WHERE name = 'default'",
+            before.disk_mib + 4095,
+        )
+    with pytest.raises(QuotaExceeded, match="disk_mib"):
+        await replicate(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE projects SET quota = '{}' WHERE name = 'default'")
+    await replicate(fleet)
+    async with fleet.connection() as connection:
+        assert (await projects.usage(connection, "default")).disk_mib == before.disk_mib + 4096

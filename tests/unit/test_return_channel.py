@@ -68,6 +68,20 @@ async def test_a_full_return_channel_makes_its_sender_wait() -> None:
     await waiting
 
 
+async def test_all_is_said_once_the_peer_has_acknowledged_all() -> None:
+    sender = ReturnSender(lambda _: True)
+    await sender.drain()
+    await sender.send(b"x")
+    await sender.send(b"y")
+    draining = asyncio.create_task(sender.drain())
+    for number in (0, 1):
+        sender.taken(number)
+        await asyncio.sleep(0)
+        assert not draining.done()
+    sender.taken(2)
+    await draining
+
+
 async def test_unacknowledged_messages_are_repeated_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[Frame] = []
     sender = ReturnSender(accepting(frames))

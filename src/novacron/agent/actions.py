@@ -48,6 +48,7 @@ class Action(StrEnum):
     DELETE_BACKUP = "delete-backup"
     RESTORE = "restore"
     REPLICATE = "replicate"
+    COMPARE = "compare"
     MERGE_POINTS = "merge-points"
     VOLUME = "volume"
     COPY_OUT = "copy-out"

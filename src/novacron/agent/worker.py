@@ -24,6 +24,7 @@ from novacron.agent.migration.target import MigrationTarget
 from novacron.agent.vm import clone_disk
 from novacron.agent.vm.clone_reconciler import CloneReconciler
 from novacron.agent.vm.context import VmContext
+from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.journal import Record, obey_order
 from novacron.agent.vm.reconciler import IDLE_S, RETRY_S, Reconciler
@@ -298,18 +299,19 @@ class Worker:
 
     async def _remove(self, statement: wire.Statement, *, moved: bool) -> None:
         """Remove every trace of the VM from this node."""
-        await self.destroy(moved=moved)
+        await self.destroy(moved=moved, former=not statement.deleted)
         self._has_left = False
         if statement.order.kind is OrderKind.GONE:
             self.context.services.send(wire.Removed(self.vm))
             self.finished = statement is self.context.statement
 
-    async def destroy(self, *, moved: bool = False) -> None:
-        """End QEMU and remove every trace of the VM; if it has ``moved``, what it had in memory here is kept."""
+    async def destroy(self, *, moved: bool = False, former: bool = False) -> None:
+        """End QEMU and remove every trace of the VM; if it has ``moved``, what it had in memory here is kept, and if it
+        is the ``former`` node of a VM of which a replica is to come, its disk."""
         with self.context.doing(Action.DESTROY) if self.machine.exists() else contextlib.nullcontext():
-            await self._destroy(moved=moved)
+            await self._destroy(moved=moved, former=former)
 
-    async def _destroy(self, *, moved: bool) -> None:
+    async def _destroy(self, *, moved: bool, former: bool) -> None:
         context = self.context
         await self._cancel_transfers()
         await self._clone.cancel()
@@ -320,6 +322,11 @@ class Worker:
                 pages = self._services.pages
                 await pages.keep(self.vm, self.machine, context.memory_bytes(), context.tenant())
                 self._source.send_checkpoint_index()
+        if former and self.machine.has_disk():
+            await self.machine.kill()
+            layers = [*self.machine.home.shared(), self.machine.directory / DISK_LAYER]
+            if await asyncio.to_thread(self._services.replicas.keep_former, self.vm, layers):
+                log.info("a VM's disk is kept for its replica here", vm=self.vm)
         await self.machine.destroy()
         if context.record.post_copy is not None:
             await context.store(post_copy=None)

@@ -63,6 +63,8 @@ def report(run: Object) -> list[str]:
     for step in run["steps"]:
         took = "" if step["took_s"] is None else f", well after {step['took_s']:.0f} s"
         lost = "" if step["lost_s"] is None else f", from {step['lost_s']:.0f} s before (point {step['point']})"
+        if step["lost_s"] is not None and not step["point"]:
+            lost = ", nothing lost"
         error = f": {step['error']}" if step["error"] else ""
         where = f" on {step['node']}" if step["node"] else ""
         lines.append(f"  {step['vm_name']}: {step['phase']}{where}{took}{lost}{error}")
@@ -135,6 +137,24 @@ def failover(
     with output.errors():
         client = Client()
         _follow(client, client.fail_over_plan(plan, confirm or ()), wait)
+
+
+@app.command()
+@options.expand
+def switch(plan: PlanRef, wait: QuietWait = QuietWait(timeout_s=7200)) -> None:
+    """Move all VMs of a plan to where their replicas are, in order: running ones go on running, and nothing is lost."""
+    with output.errors():
+        client = Client()
+        _follow(client, client.switch_plan(plan), wait)
+
+
+@app.command()
+@options.expand
+def failback(plan: PlanRef, wait: QuietWait = QuietWait(timeout_s=7200)) -> None:
+    """Move all VMs of a plan back to where they were before its last failover or switch. Nothing is lost."""
+    with output.errors():
+        client = Client()
+        _follow(client, client.fail_back_plan(plan), wait)
 
 
 @app.command()

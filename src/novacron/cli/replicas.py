@@ -46,6 +46,7 @@ COLUMNS: Columns = {
 DETAILS: Columns = {
     **COLUMNS,
     "POINTS": lambda r: [_point(point) for point in reversed(r["points"])],
+    "LAST ROUND": lambda r: _round(r),
     "KEEPS": lambda r: f"{r['points_kept']} points",
     "AGE": lambda r: output.age(r["created_at"]),
 }
@@ -60,6 +61,12 @@ def state(replica: Object) -> str:
     if replica["late_at"] is None and replica["points"]:
         return "not followed"
     return "current" if replica["points"] else "first copy"
+
+
+def _round(replica: Object) -> str:
+    """Say how it was known what the last round had to bring, and why if that was not recorded."""
+    kind, reason = replica["round_kind"], replica["round_reason"]
+    return "-" if kind is None else f"{kind}: {reason}" if reason else str(kind)
 
 
 def _point(point: Object) -> str:

@@ -1,4 +1,4 @@
-"""Lets replicas go whose VM or whose node is gone."""
+"""Lets replicas go whose VM or whose node is gone, and notes when those whose VM comes or leaves are late."""
 
 from __future__ import annotations
 

@@ -39,6 +39,12 @@ class ReturnSender:
             self._said_at = time.monotonic()
             self._say(frame)
 
+    async def drain(self) -> None:
+        """Return when the peer has acknowledged all."""
+        while self._untaken:
+            self._room.clear()
+            await self._room.wait()
+
     def taken(self, number: int) -> None:
         """The peer acknowledges every frame before ``number``. Raises ProtocolError."""
         if number > self._next:

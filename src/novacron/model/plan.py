@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -47,6 +48,14 @@ class PlanAction(StrEnum):
     """VMs are made of the replicas, connected to nothing, and deleted at the end."""
     FAILOVER = "failover"
     """The VMs themselves go on from their replicas."""
+    SWITCH = "switch"
+    """The VMs move to where their replicas are, and lose nothing."""
+    FAILBACK = "failback"
+    """The VMs move back to where they were before the last failover or switch, and lose nothing."""
+
+
+LEAVING = (PlanAction.FAILOVER, PlanAction.SWITCH)
+"""What a failback is the way back of."""
 
 
 class StepPhase(StrEnum):
@@ -74,6 +83,10 @@ class PlanStep(msgspec.Struct, frozen=True):
     """From the beginning of the run until it was well."""
     made: str = ""
     """The VM that was made to test it; empty: none, or it is deleted."""
+    came_from: str = ""
+    """Where the VM itself was before; empty: it stays where it is."""
+    migration: str = ""
+    """By which it moves."""
     began_at: datetime | None = None
     ended_at: datetime | None = None
     error: str = ""
@@ -114,6 +127,21 @@ class Plan(msgspec.Struct, frozen=True):
     def under_way(self) -> PlanRun | None:
         """Return the run that has not ended."""
         return self.runs[0] if self.runs and self.runs[0].ended_at is None else None
+
+
+def home_of(runs: Sequence[PlanRun], vm: str) -> str:
+    """Return the node to which a failback brings a VM, by the runs before, the newest first: where it was before the
+    last failovers and switches that no failback has undone; empty: nowhere. Pure."""
+    home = ""
+    for run in runs:
+        step = next((step for step in run.steps if step.vm == vm and step.came_from), None)
+        if step is None:
+            continue
+        if run.action in LEAVING:  # one that was not well afterwards has gone, too
+            home = step.came_from
+        elif step.phase is StepPhase.READY:
+            break
+    return home
 
 
 def next_step(run: PlanRun, delays: dict[str, int], now: datetime) -> int | None:

@@ -25,7 +25,7 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vcpus: Amount | None = None
     memory_mib: Amount | None = None
     disk_mib: Amount | None = None
-    """Disks of VMs, and volumes."""
+    """Disks of VMs, each once more for each replica, and volumes."""
     snapshots: Amount | None = None
     snapshot_mib: Amount | None = None
     """What snapshots can take: the disk of the VM, and its memory if they have it."""

@@ -33,6 +33,17 @@ class ReplicaPhase(StrEnum):
     DELETING = "deleting"
 
 
+class RoundKind(StrEnum):
+    """How it was known what a round had to bring."""
+
+    RECORDED = "recorded"
+    """QEMU recorded what the guest wrote since the point before."""
+    COMPARED = "compared"
+    """Both nodes compared what they have, block by block."""
+    WHOLE = "whole"
+    """All that the VM's own layers hold was sent."""
+
+
 class ReplicaPoint(msgspec.Struct, frozen=True):
     """A moment of the VM's disk that the replica has as a whole."""
 
@@ -68,6 +79,10 @@ class Replica(msgspec.Struct, frozen=True):
     """From when on the newest point is older than promised, if no other comes."""
     reason_code: str = ""
     """``error``, for programs: one of ``WaitCode``."""
+    round_kind: RoundKind | None = None
+    """Of the last round that brought a point; None: none has yet."""
+    round_reason: str = ""
+    """Why more was done than to send what QEMU recorded; empty: it was not."""
     project: str = DEFAULT
 
 

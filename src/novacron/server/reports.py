@@ -94,7 +94,7 @@ class Reports:
                 kept = [replicas.PointReport(p.number, p.age_s, p.sent_bytes, p.quiesced) for p in points]
                 await replicas.stands(connection, node, id, kept, used_bytes)
             case wire.ReplicaRound() as sent:
-                ended = replicas.RoundReport(sent.id, sent.error, sent.code, sent.unchanged)
+                ended = replicas.RoundReport(sent.id, sent.error, sent.code, sent.unchanged, sent.kind, sent.reason)
                 await replicas.round_ended(connection, node, ended)
             case wire.VolumeStands() as volume:
                 stands = volumes.VolumeState(volume.phase, volume.used_bytes, volume.error, volume.code)

@@ -24,8 +24,8 @@ from novacron.model.plan import (
     is_done,
     next_step,
 )
-from novacron.model.vm import Vm, VmAction, VmState
-from novacron.store import events, projects, replica_failover, replicas, vms
+from novacron.model.vm import Power, Vm, VmAction, VmState
+from novacron.store import events, plan_moves, projects, replica_failover, replicas, vms
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX
 from novacron.store.replica_failover import FailoverRequest
@@ -168,17 +168,22 @@ async def _begin_step(connection: Connection, plan: Plan, step: PlanStep, now: d
     plan_run = plan.runs[0]
     try:
         async with connection.transaction():  # what fails is taken back, and the run goes on
-            return await _start(connection, plan.project, plan_run, step, now)
+            return await _start(connection, plan.project, plan_run, plan.runs[1:], step, now)
     except NovaError as error:
         return msgspec.structs.replace(
             step, phase=StepPhase.FAILED, began_at=now, ended_at=now, error=error.detail[:ERROR_LENGTH_MAX]
         )
 
 
-async def _start(connection: Connection, project: str, run: PlanRun, step: PlanStep, now: datetime) -> PlanStep:
-    """Let a VM go on from its newest point, or make one of it. Raises NovaError."""
-    if (await vms.get(connection, step.vm)).project != project:
+async def _start(
+    connection: Connection, project: str, run: PlanRun, earlier: Sequence[PlanRun], step: PlanStep, now: datetime
+) -> PlanStep:
+    """Let a VM go on from its newest point, or make one of it, or move it. Raises NovaError."""
+    vm = await vms.get(connection, step.vm, lock=True)
+    if vm.project != project:
         raise Conflict(f"VM {step.vm_name} is not in project {project} any more")
+    if run.action in (PlanAction.SWITCH, PlanAction.FAILBACK):
+        return await plan_moves.start(connection, vm, run, earlier, step, now)
     of_vm = [replica for replica in await replicas.of_vm(connection, step.vm) if replica.points]
     if not of_vm:
         raise Conflict(f"VM {step.vm_name} has no replica with a point")
@@ -189,12 +194,12 @@ async def _start(connection: Connection, project: str, run: PlanRun, step: PlanS
         name = f"test-{secrets.token_hex(6)}"
         made = (await replica_failover.try_out(connection, replica.id, name, point.number, run.actor)).id
     else:
-        vm = await vms.get(connection, step.vm)
         confirm = vm.node if vm.node in run.confirm else None
         request = FailoverRequest(replica.id, point.number, confirm)
         await replica_failover.fail_over(connection, step.vm, request, run.actor)
     return msgspec.structs.replace(
         step, phase=StepPhase.STARTING, node=replica.node, point=point.number, made=made, began_at=now,
+        came_from="" if made else vm.node or vm.lost_on or "",
         lost_s=round(max(0.0, (now - point.at).total_seconds()), 1),
     )  # fmt: skip
 
@@ -206,6 +211,8 @@ async def _look(connection: Connection, run: PlanRun, step: PlanStep, item: Plan
     except NotFound:
         return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error="the VM was deleted")
     began_at = step.began_at or run.began_at
+    if step.migration and (why := await plan_moves.why_ended(connection, step, vm)):
+        return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=why[:ERROR_LENGTH_MAX])
     if _is_well(vm, item):
         took_s = round((now - run.began_at).total_seconds(), 1)
         return msgspec.structs.replace(step, phase=StepPhase.READY, ended_at=now, took_s=took_s, error="")
@@ -217,8 +224,12 @@ async def _look(connection: Connection, run: PlanRun, step: PlanStep, item: Plan
 
 
 def _is_well(vm: Vm, item: PlanVm) -> bool:
-    """Say whether a VM that has begun to go on is as its plan wants it."""
-    runs = vm.clone_of is None and vm.status.state is VmState.RUNNING
+    """Say whether a VM that has begun to go on is as its plan wants it; one that is to be off need not run."""
+    if vm.clone_of is not None or vm.migration is not None:
+        return False
+    if vm.spec.power is Power.STOPPED and vm.status.state is VmState.STOPPED:
+        return True
+    runs = vm.status.state is VmState.RUNNING
     return runs and (item.wait_for is PlanWait.RUNNING or vm.status.guest is not None)
 
 

@@ -18,7 +18,9 @@ from novacron.store.database import Connection
 from novacron.store.rows import object_of
 
 USAGE = """
-    SELECT u.vms, u.vcpus, u.memory_mib, u.disk_mib, u.snapshots, u.networks,
+    SELECT u.vms, u.vcpus, u.memory_mib, u.snapshots, u.networks,
+           (u.disk_mib + (SELECT coalesce(sum(v.disk_mib), 0) FROM replicas r JOIN vms v ON v.id = r.vm
+                          WHERE r.project = u.project))::bigint AS disk_mib,
            (SELECT count(*) FROM migrations m WHERE m.project = u.project AND m.finished_at IS NULL AND m.cause = $2)
            AS migrations,
            (SELECT count(*) FROM forwards f WHERE f.project = u.project) AS forwards,

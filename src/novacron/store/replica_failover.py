@@ -61,6 +61,7 @@ async def start_from(connection: Connection, vm: Vm, replica: Replica, point: in
     of = CloneOf(vm.id, vm.name, linked=True, replica=source)
     at = next(kept.at for kept in replica.points if kept.number == source.point)
     status = begun_elsewhere(vm.status, f"starts on {replica.node} from its replica: {why}")
+    await replicas.turn(connection, vm, replica, vm.node or vm.lost_on, events.SYSTEM)
     await connection.execute("DELETE FROM snapshots WHERE vm = $1", vm.id)
     await connection.execute(
         "UPDATE replicas SET late_at = NULL, error = '', reason_code = '' WHERE id = $1", replica.id

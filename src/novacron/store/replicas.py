@@ -12,8 +12,17 @@ import msgspec
 
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, PreconditionFailed
-from novacron.model.node import Node
-from novacron.model.replica import FIRST_COPY_S, POINTS, RPO_S, Replica, ReplicaPhase, ReplicaPoint, late_after_s
+from novacron.model.node import SITE_DEFAULT, Node
+from novacron.model.replica import (
+    FIRST_COPY_S,
+    POINTS,
+    RPO_S,
+    Replica,
+    ReplicaPhase,
+    ReplicaPoint,
+    RoundKind,
+    late_after_s,
+)
 from novacron.model.vm import Vm
 from novacron.store import events, nodes, projects, vms, volumes
 from novacron.store.database import Connection
@@ -42,7 +51,7 @@ class NewReplica(NamedTuple):
 
 
 async def create(connection: Connection, ref: str, new: NewReplica, actor: str) -> Replica:
-    """Let a VM be replicated. Raises NotFound, IllegalState, Conflict, InvalidInput."""
+    """Let a VM be replicated. Raises NotFound, IllegalState, Conflict, InvalidInput, QuotaExceeded."""
     vm = await vms.get(connection, ref, lock=True)
     if vm.deleting or vm.node is None:
         raise IllegalState(f"VM {vm.name} is on no node", hint=f"see: novacron vm show {vm.name}")
@@ -50,7 +59,7 @@ async def create(connection: Connection, ref: str, new: NewReplica, actor: str) 
     usage = await connection.fetchval("SELECT count(*) FROM replicas WHERE vm = $1", vm.id)
     if usage >= limits.REPLICAS_PER_VM_MAX:
         raise Conflict(f"VM {vm.name} has {usage} replicas", hint="delete one: novacron replica list")
-    await projects.lock_usage(connection, vm.project)
+    before = await projects.lock_usage(connection, vm.project)
     node = await _choose(connection, vm, new)
     try:
         row = await connection.fetchrow(
@@ -63,9 +72,29 @@ async def create(connection: Connection, ref: str, new: NewReplica, actor: str) 
         raise Conflict(
             f"VM {vm.name} has a replica on node {node.name}", field="node", hint="see: novacron replica list"
         ) from None
+    await projects.check_quota(connection, vm.project, before)
     replica = of_row(row)
     await _record(connection, replica, "ReplicaAsked", f"on node {node.name}, every {new.rpo_s} s", actor)
     return replica
+
+
+async def turn(connection: Connection, vm: Vm, of: Replica, node: str | None, actor: str) -> None:
+    """A VM is about to go on where its replica ``of`` is: let it be replicated as before to ``node``, where it was, so
+    that it can come back with what changed. Nothing happens where that can't be, or is so already."""
+    row = None if node is None else await connection.fetchrow("SELECT spec FROM nodes WHERE name = $1", node)
+    count = await connection.fetchval("SELECT count(*) FROM replicas WHERE vm = $1", vm.id)
+    if row is None or node == of.node or count >= limits.REPLICAS_PER_VM_MAX:
+        return
+    late_s, site = float(max(FIRST_COPY_S, late_after_s(of.rpo_s))), row["spec"].get("site", SITE_DEFAULT)
+    turned = await connection.fetchrow(
+        "INSERT INTO replicas (id, vm, vm_name, node, site, phase, rpo_s, points_kept, project, late_at)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $10))"
+        " ON CONFLICT (vm, node) DO NOTHING RETURNING *",
+        f"replica-{secrets.token_hex(8)}", vm.id, vm.name, node, site, ReplicaPhase.FOLLOWING, of.rpo_s,
+        of.points_kept, vm.project, late_s,
+    )  # fmt: skip
+    if turned is not None:
+        await _record(connection, of_row(turned), "ReplicaTurned", f"{of.id} is followed by one on node {node}", actor)
 
 
 async def _check_disk(connection: Connection, vm: Vm) -> None:
@@ -283,6 +312,8 @@ class RoundReport(NamedTuple):
     error: str
     code: str
     unchanged: bool
+    kind: RoundKind | None = None
+    reason: str = ""
 
 
 async def round_ended(connection: Connection, node: str, report: RoundReport) -> None:
@@ -304,6 +335,9 @@ async def round_ended(connection: Connection, node: str, report: RoundReport) ->
             replica.id, msgspec.to_builtins(points), _late_at(replica.created_at, points, replica.rpo_s),
         )  # fmt: skip
         return
+    if report.kind is not None:
+        await _round_came(connection, replica, report.kind, report.reason[:ERROR_LENGTH_MAX])
+        return
     error, code = report.error[:ERROR_LENGTH_MAX], hindrance(report.error, report.code)
     if not error or (error, code) == (replica.error, replica.reason_code):
         return
@@ -312,26 +346,44 @@ async def round_ended(connection: Connection, node: str, report: RoundReport) ->
         await _record(connection, replica, "ReplicaFailed", error)
 
 
+async def _round_came(connection: Connection, replica: Replica, kind: RoundKind, reason: str) -> None:
+    if (kind, reason) == (replica.round_kind, replica.round_reason):
+        return
+    await connection.execute(
+        "UPDATE replicas SET round_kind = $2, round_reason = $3 WHERE id = $1", replica.id, kind, reason
+    )
+    if kind is RoundKind.WHOLE:
+        await _record(connection, replica, "ReplicaSentWhole", reason)
+
+
 # the controller's
 
 
 async def left_over(connection: Connection) -> Sequence[str]:
-    """Return the replicas whose VM or whose node is gone."""
+    """Return the replicas whose VM or whose node is gone, and those whose VM has come to them or left them."""
     rows = await connection.fetch(
-        "SELECT r.id FROM replicas r WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.name = r.node)"
-        " OR (r.phase = 'following' AND NOT EXISTS (SELECT FROM vms v WHERE v.id = r.vm))"
+        "SELECT r.id FROM replicas r LEFT JOIN vms v ON v.id = r.vm"
+        " WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.name = r.node)"
+        " OR (r.phase = 'following' AND (v.id IS NULL OR (r.node = v.node) = (r.late_at IS NOT NULL)))"
     )
     return [row["id"] for row in rows]
 
 
 async def clear(connection: Connection, id: str) -> None:
-    """Let a replica go whose VM or whose node is gone. Raises NotFound."""
+    """Let a replica go whose VM or whose node is gone; one whose VM has come to it is not late. Raises NotFound."""
     replica = await get(connection, id, lock=True)
     if not await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE name = $1)", replica.node):
         await connection.execute("DELETE FROM replicas WHERE id = $1", id)
         await _record(connection, replica, "ReplicaLost", f"node {replica.node} is gone")
     elif not await connection.fetchval("SELECT EXISTS (SELECT FROM vms WHERE id = $1)", replica.vm):
         await connection.execute("UPDATE replicas SET phase = 'deleting', late_at = NULL WHERE id = $1", id)
+    else:
+        is_away = await connection.fetchval("SELECT node <> $2 FROM vms WHERE id = $1", replica.vm, replica.node)
+        late_s = float(max(FIRST_COPY_S, late_after_s(replica.rpo_s)))
+        await connection.execute(
+            "UPDATE replicas SET late_at = CASE WHEN $2 THEN now() + make_interval(secs => $3) END WHERE id = $1",
+            id, bool(is_away), late_s,
+        )  # fmt: skip
 
 
 async def _record(connection: Connection, replica: Replica, reason: str, message: str, actor: str = "system") -> None:

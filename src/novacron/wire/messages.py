@@ -65,7 +65,7 @@ from novacron.wire.vms import (
 )
 from novacron.wire.volumes import VolumeHandled, Volumes, VolumeStands, VolumeWanted
 
-PROTOCOL = 14
+PROTOCOL = 15
 
 FromAgent = (
     Hello

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from novacron.model.replica import AGE_S_MAX, PointCount, ReplicaPhase, RpoSeconds
+from novacron.model.replica import AGE_S_MAX, PointCount, ReplicaPhase, RoundKind, RpoSeconds
 from novacron.model.replica_source import PointNumber, ReplicaId
 from novacron.wire.base import Message
 
@@ -79,3 +79,7 @@ class ReplicaRound(Message, frozen=True):
     error: str = ""
     code: str = ""
     unchanged: bool = False
+    kind: RoundKind | None = None
+    """How it was known what to send; None: nothing was sent."""
+    reason: str = ""
+    """Why more was done than to send what was recorded."""

@@ -51,6 +51,22 @@ function ofPlan(me: Me, plan: Plan): Operation[] {
       run: (v) => answered(client.POST("/api/v1/plans/{ref}/actions/failover", { ...at, body: { confirm: lines(v["confirm"]) } })),
     },
     {
+      label: m("Switch"),
+      subject,
+      refusal: refusalFor(me, "operate", plan.project) ?? busy,
+      warning: m("All its VMs move to where their replicas are. Running ones go on running, and nothing is lost."),
+      command: () => `novacron plan switch ${plan.name}`,
+      run: () => answered(client.POST("/api/v1/plans/{ref}/actions/switch", at)),
+    },
+    {
+      label: m("Fail back"),
+      subject,
+      refusal: refusalFor(me, "operate", plan.project) ?? busy,
+      warning: m("All its VMs move back to where they were before the last failover or switch. Nothing is lost."),
+      command: () => `novacron plan failback ${plan.name}`,
+      run: () => answered(client.POST("/api/v1/plans/{ref}/actions/failback", at)),
+    },
+    {
       label: m("Stop"),
       subject,
       refusal: refusal ?? (runs ? null : m("No run is under way.")),
@@ -76,7 +92,7 @@ export function Plans({ me }: { me: Me }): ReactElement {
     { title: m("VMs"), width: "5rem", cell: (plan) => String(plan.vms.length) },
     { title: m("Last run"), width: "9rem", cell: (plan) => <RunLabel run={plan.runs[0]} />, text: (plan) => stateOf(plan.runs[0]) },
     { title: m("Begun"), width: "12rem", cell: (plan) => (plan.runs[0] === undefined ? "-" : <When at={plan.runs[0].began_at} />), text: (plan) => plan.runs[0]?.began_at ?? "" },
-    { title: "", width: "22rem", cell: (plan) => <OperationBar operations={ofPlan(me, plan)} /> },
+    { title: "", width: "30rem", cell: (plan) => <OperationBar operations={ofPlan(me, plan)} /> },
   ];
   const create: Operation = {
     label: m("Create a plan"),

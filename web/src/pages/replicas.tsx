@@ -28,7 +28,8 @@ function newest(replica: Replica): Replica["points"][number] | undefined {
 }
 
 function pointsOf(replica: Replica): string {
-  return replica.points.map((point) => `${point.number}: ${time(point.at)}, ${bytes(point.sent_bytes)}`).join("\n");
+  const points = replica.points.map((point) => `${point.number}: ${time(point.at)}, ${bytes(point.sent_bytes)}`);
+  return (replica.round_reason ? [...points, `${replica.round_kind}: ${replica.round_reason}`] : points).join("\n");
 }
 
 function points(v: Values): { rpo_s: number | undefined; points: number | undefined } {

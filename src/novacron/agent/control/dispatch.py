@@ -134,3 +134,4 @@ class Dispatcher:
     def forget(self) -> None:
         """The link is gone: the next connection says everything again."""
         self._untaken.clear()
+        self._parts.host.replicas.forget()

@@ -17,11 +17,13 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from novacron.agent.migration import replica_pages
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.blocks import data_places, pages_of, places
+from novacron.disk.errors import Unacceptable
 from novacron.disk.images import LocalImage
 from novacron.dwcp.page_codec import DIGEST_BYTES, Base, PageHash
 from novacron.dwcp.page_store import ZERO_PAGE, FileBase, PageStore, ScatteredBase, index_of, read_index
@@ -211,18 +213,30 @@ class KnownPages:
             self.store.load_index, tenant.project, CHECKPOINT_INDEX, vm, CHECKPOINT, PageHash(tenant.key)
         )  # fmt: skip
 
-    async def for_disk(self, vm: str, image: LocalImage, tenant: Tenant) -> tuple[Base, ...]:
-        """Return what may spare the disk of a VM that comes here sending pages."""
+    async def for_disk(
+        self, vm: str, image: LocalImage, tenant: Tenant, replica: Sequence[Path] = ()
+    ) -> tuple[Base, ...]:
+        """Return what may spare the disk of a VM that comes here sending pages. ``replica``: the layers of its replica
+        here, from the lowest up."""
         bases: list[Base] = []
         if IMAGE in self._reuse:
             with contextlib.suppress(OSError):
                 bases += await self.of_disk(image, tenant)
         if CHECKPOINT in self._reuse:
-            layer = await self._load(DISK, vm, tenant)
-            if layer is not None:
+            if replica and image.disk is not None:  # newer than what the VM left here at its last move
+                bases += await self._of_replica(vm, image.disk, tenant, replica)
+            elif (layer := await self._load(DISK, vm, tenant)) is not None:
                 layer.kind = CHECKPOINT
                 bases.append(layer)
         return tuple(bases)
+
+    async def _of_replica(self, vm: str, disk: Path, tenant: Tenant, layers: Sequence[Path]) -> list[Base]:
+        hash = PageHash(tenant.key)
+        try:
+            return [await asyncio.to_thread(replica_pages.base_of, CHECKPOINT, vm, disk, layers, hash)]
+        except (Unacceptable, OSError) as error:
+            log.warning("a VM's replica can't spare its move anything", vm=vm, error=str(error))
+            return []
 
     async def _of_local_vm(self, sibling: LocalVm, hash: PageHash, survey: _Survey | None) -> Base | None:
         """Return the pages of a running VM, as they were when it was surveyed, or are now; what changes after that is

@@ -142,7 +142,8 @@ class MigrationTarget:
     async def _terms(self, assignment: wire.Assignment, image: LocalImage, *, of_disk: bool) -> ReceiveOptions:
         host, tenant = self._services, tenant_of(assignment)
         if of_disk:
-            bases = await host.pages.for_disk(self._context.vm, image, tenant)
+            layers = await host.replicas.newest_layers(self._context.vm)
+            bases = await host.pages.for_disk(self._context.vm, image, tenant, layers)
         else:
             bases = await host.pages.for_arrival(self._context.vm, image, tenant, host.neighbours())
         return ReceiveOptions(

@@ -9,6 +9,7 @@ first stops naming the point between them, and what was begun is done again afte
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import struct
@@ -24,6 +25,7 @@ from novacron.disk.errors import Unacceptable
 from novacron.disk.files import allocated, make_durable
 from novacron.model.errors import MALFORMED
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.limits import SHARED_LAYERS_MAX
 from novacron.model.replica import AGE_S_MAX
 from novacron.model.waiting import WaitCode
 from novacron.wire import messages as wire
@@ -59,6 +61,9 @@ class PointList(msgspec.Struct, frozen=True):
     points: tuple[Point, ...] = ()
     base: int = 0
     """The last point that brought all of the disk: layers of earlier rounds are of no use."""
+    former: str = ""
+    """A name for what is below the first point, if that is not its own: what the VM left here when it went on
+    elsewhere. It is no point: nobody may go back to it."""
 
 
 class Layer(NamedTuple):
@@ -103,7 +108,7 @@ class ReplicaPoints:
     time, and raise OSError."""
 
     def __init__(self, directory: Path, vm: str) -> None:
-        self.directory, self._vm = directory, vm
+        self.directory, self.vm = directory, vm
         self._manifest = PointList(vm)
 
     def open(self) -> None:
@@ -115,7 +120,7 @@ class ReplicaPoints:
                 self._manifest = msgspec.json.decode((self.directory / MANIFEST).read_bytes(), type=PointList)
             except MALFORMED as error:
                 raise Unacceptable(f"its list of points is damaged: {error}", WaitCode.FILE_LOST) from error
-        if self._manifest.vm != self._vm:
+        if self._manifest.vm != self.vm:
             raise Unacceptable("it is a replica of another VM", WaitCode.STEP_FAILED)
         self._remove_useless()
 
@@ -125,12 +130,13 @@ class ReplicaPoints:
 
     @property
     def newest(self) -> int:
-        """Return the number of the newest point, 0 for none."""
-        return self._manifest.points[-1].number if self._manifest.points else 0
+        """Return the number of the newest point, or of what lies below the first; 0 for none."""
+        return self._manifest.points[-1].number if self._manifest.points else self._manifest.base
 
     @property
     def newest_round(self) -> str:
-        return self._manifest.points[-1].round if self._manifest.points else ""
+        """Return over what the next round lies; empty: there is nothing."""
+        return self._manifest.points[-1].round if self._manifest.points else self._manifest.former
 
     def stands(self) -> tuple[wire.PointStands, ...]:
         """Return the points as the server is told of them."""
@@ -159,9 +165,30 @@ class ReplicaPoints:
             path.rename(self.directory / layer_name(point.number, place))
         (self.directory / RECEIVING).rmdir()
         make_durable(self.directory)
-        kept = () if whole else self._manifest.points
-        base = point.number if whole else self._manifest.base
-        self._write(PointList(self._vm, (*kept, point), base))
+        if whole:
+            self._write(PointList(self.vm, (point,), point.number))
+        else:
+            self._write(msgspec.structs.replace(self._manifest, points=(*self._manifest.points, point)))
+        self._remove_useless()
+
+    def adopt(self, former: Path, disk_bytes: int, name: str) -> None:
+        """Take what a VM has left here of its disk, from the lowest layer up: the next round lies over it. It is newer
+        than the points that are here, which go. May be done again after a kill. Raises Unacceptable, OSError."""
+        left = sorted(former.iterdir(), key=lambda path: int(path.name))
+        if len(left) > SHARED_LAYERS_MAX // 2:
+            raise Unacceptable(f"it has {len(left)} layers, too many for points over them", WaitCode.STEP_FAILED)
+        for path in left:
+            check_layer(path, disk_bytes)
+        number = self.newest + 1
+        for place, path in enumerate(left):
+            target = self.directory / layer_name(number, place)
+            target.unlink(missing_ok=True)
+            os.link(path, target)
+            os.chown(target, os.geteuid(), os.getegid())
+            target.chmod(0o600)
+        self._write(PointList(self.vm, (), number, name))
+        shutil.rmtree(former)
+        make_durable(self.directory)
         self._remove_useless()
 
     def _remove_useless(self) -> None:
@@ -175,7 +202,7 @@ class ReplicaPoints:
 
         They are the lowest ones, or, where VMs have those as their own, the lowest ones above."""
         while len(self._manifest.points) > points_kept:
-            self._write(PointList(self._vm, self._manifest.points[1:], self._manifest.base))
+            self._write(msgspec.structs.replace(self._manifest, points=self._manifest.points[1:]))
         layers = self._layers()
         first = next((number for number, layer in enumerate(layers) if layer.path.stat().st_nlink == 1), len(layers))
         if not self._manifest.points or len(layers) < first + 2:
@@ -193,6 +220,10 @@ class ReplicaPoints:
     @property
     def layer_count(self) -> int:
         return len(self._layers())
+
+    def newest_layers(self) -> list[Path]:
+        """Return the layers over which the next round lies, from the lowest up."""
+        return [layer.path for layer in self._layers()]
 
     def layers_of(self, number: int) -> list[Path] | None:
         """Return the layers of a point, from the lowest up; None: it is not there."""

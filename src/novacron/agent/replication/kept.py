@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from novacron.agent.actions import Action, doing
 from novacron.agent.images.named_work import NamedWork
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.replicas.points import Point, ReplicaPoints, check_layer
+from novacron.agent.replicas.reservations import Reservations
 from novacron.agent.replicas.shelf import KeptReplica
 from novacron.agent.replication import rounds
+from novacron.agent.replication.comparison import Answering, ComparisonPlayer
 from novacron.agent.vm.directory import UIDS_MAX
 from novacron.disk import layers
+from novacron.disk.chain import Chain
 from novacron.disk.convert import ToolUser
 from novacron.disk.errors import Unacceptable
 from novacron.disk.files import NewFile
 from novacron.disk.stream import DiskPlayer, Head, StreamError, VolumeSink
 from novacron.dwcp.backoff import Backoff
 from novacron.dwcp.frames import ErrorCode, ProtocolError
+from novacron.dwcp.page_codec import PageHash
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
 from novacron.model.limits import SHARED_LAYERS_MAX
 from novacron.model.replica import ReplicaPhase
@@ -36,6 +42,8 @@ log = logs.get(__name__)
 SPARE_BYTES = 1 << 30
 """What rounds leave free of the node's file system."""
 RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
+GIVEN_UP_S_MIN, GIVEN_UP_S_MAX = 0.2, 5.0
+"""How often it is looked whether a VM that went on elsewhere is given up here."""
 EXPECTED = (ReceiveFailed, Unacceptable, OSError, TimeoutError)
 
 
@@ -48,10 +56,11 @@ class KeptReplicas:
         self._uid = None if settings.uid_base is None else settings.uid_base + UIDS_MAX - 1
         self._unsaid: dict[str, wire.ReplicaKept] = {}
         self._saying = False
-        self._work = NamedWork("replica", self._see_to, lambda _is_kept: None)
+        self._work = NamedWork("replica", self._see_to, lambda _is_kept: host.replicas.clear_formers())
 
     def tell(self, kept: tuple[wire.ReplicaKept, ...], tasks: asyncio.TaskGroup) -> None:
         """Keep these; what is here of others stays as it is: the server may have forgotten them by mistake."""
+        self._host.replicas.tell(replica.vm for replica in kept if replica.phase is not ReplicaPhase.DELETING)
         self._work.tell({f"{replica.id}.{hash(replica):x}": replica for replica in kept}, tasks)
         self._unsaid = {replica.id: replica for replica in kept if replica.phase is not ReplicaPhase.DELETING}
         if not self._saying:
@@ -90,6 +99,8 @@ class KeptReplicas:
 
     async def _keep(self, replica: wire.ReplicaKept, kept: KeptReplica, backoff: Backoff) -> None:
         """Take rounds in until one fails."""
+        if replica.peer:
+            await self._adopt(replica, kept)
         await self._report(replica)
         while replica.peer:
             async with kept.taking:  # work on what the server said before may still end
@@ -99,6 +110,26 @@ class KeptReplicas:
             await self._merge(replica, kept)
         await asyncio.Event().wait()  # until the server says who sends
 
+    async def _adopt(self, replica: wire.ReplicaKept, kept: KeptReplica) -> None:
+        """Begin with what the VM has left here, if it was here before: then only what differs has to come."""
+        backoff = Backoff(GIVEN_UP_S_MIN, GIVEN_UP_S_MAX)
+        while (self._host.settings.vms_dir / replica.vm).exists():  # it is given up first
+            pause_s = backoff.next_s()
+            await asyncio.sleep(pause_s)
+        former = self._host.replicas.former(replica.vm)
+        if not former.exists():
+            return
+        await kept.open()
+        async with kept.taking, kept.lock:
+            try:
+                await asyncio.to_thread(
+                    kept.points.adopt, former, self._image(replica).disk_bytes, secrets.token_hex(8)
+                )
+                log.info("what a VM left here is the base of its replica", vm=replica.vm, replica=replica.id)
+            except Unacceptable as error:
+                log.warning("what a VM left here is of no use", vm=replica.vm, replica=replica.id, error=str(error))
+                await asyncio.to_thread(shutil.rmtree, former, True)
+
     async def _report(self, replica: wire.ReplicaKept) -> None:
         kept = self._host.replicas.find(replica.id, replica.vm)
         await kept.open()
@@ -107,28 +138,71 @@ class KeptReplicas:
 
     async def _take(self, replica: wire.ReplicaKept, kept: KeptReplica) -> None:
         """Take the next round in, whenever it comes. Raises those of EXPECTED."""
-        host = self._host
-        terms = ReceiveOptions(replica.page_key, host.settings.rings_dir, outage_s=host.settings.outage_s)
-        image = host.images.get(replica.image)
-        if image is None or image.disk is None or not image.is_(replica.image_digest):
-            raise Unacceptable(f"this node does not hold image {replica.image}", WaitCode.IMAGE_MISSING)
-        arrival = _Arrival(max(replica.disk_mib << 20, image.info.disk_bytes), kept.points, time.time)
-        with host.listener.expect(rounds.session_of(replica.id, replica.peer), replica.peer, terms) as session:
-            await session.receive(DiskPlayer(arrival.open))
+        host, image = self._host, self._image(replica)
+        await kept.open()
+        arrival = _Arrival(image.disk_bytes, kept.points, host.replicas.rooms, time.time)
+        name = rounds.session_of(replica.id, replica.peer)
+        comparing = asyncio.create_task(self._compare(replica, kept, image.path))
+        try:
+            with host.listener.expect(name, replica.peer, self._terms(replica)) as session:
+                await session.receive(DiskPlayer(arrival.open))
+        finally:
+            arrival.end()
+            comparing.cancel()
+            await asyncio.gather(comparing, return_exceptions=True)
 
-    async def _merge(self, replica: wire.ReplicaKept, kept: KeptReplica) -> None:
+    def _terms(self, replica: wire.ReplicaKept) -> ReceiveOptions:
+        settings = self._host.settings
+        return ReceiveOptions(replica.page_key, settings.rings_dir, outage_s=settings.outage_s)
+
+    def _image(self, replica: wire.ReplicaKept) -> _Below:
+        """Return the disk over which the layers lie. Raises Unacceptable."""
         image = self._host.images.get(replica.image)
         if image is None or image.disk is None or not image.is_(replica.image_digest):
-            return
+            raise Unacceptable(f"this node does not hold image {replica.image}", WaitCode.IMAGE_MISSING)
+        return _Below(image.disk, max(replica.disk_mib << 20, image.info.disk_bytes))
+
+    async def _compare(self, replica: wire.ReplicaKept, kept: KeptReplica, image: Path) -> None:
+        """Answer how the newest disk differs from the sender's, whenever that asks; until cancelled."""
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
+        name, digest = rounds.comparison_of(replica.id, replica.peer), PageHash(replica.page_key).digest
+
+        def open_disk() -> tuple[Chain, str]:
+            if not kept.points.newest_round:
+                raise Unacceptable("it has nothing of the disk yet")
+            return Chain(image, kept.points.newest_layers()), kept.points.newest_round
+
+        while True:
+            with self._host.listener.expect(name, replica.peer, self._terms(replica)) as session:
+                answering = Answering(session, open_disk, digest, asyncio.get_running_loop())
+                try:
+                    await session.receive(ComparisonPlayer(answering))
+                    backoff.reset()
+                    continue
+                except EXPECTED as error:
+                    log.warning("a replica could not be compared", replica=replica.id, error=str(error))
+                finally:
+                    answering.close()
+            await asyncio.sleep(backoff.next_s())
+
+    async def _merge(self, replica: wire.ReplicaKept, kept: KeptReplica) -> None:
+        image = self._image(replica)
         user = ToolUser(
             lambda command: command if self._uid is None else confined(command, Account(self._uid)), self._uid
         )
         async with kept.lock:
             while (merge := await asyncio.to_thread(kept.points.to_merge, replica.points_kept)) is not None:
                 with doing(Action.MERGE_POINTS, vm=replica.vm, replica=replica.id):
-                    below = [image.disk, *merge.below]
+                    below = [image.path, *merge.below]
                     await layers.merge(below, merge.lower.path, merge.upper.path, SPARE_BYTES, user)
                     await asyncio.to_thread(kept.points.merged, merge)
+
+
+class _Below(NamedTuple):
+    """The image's disk, and how large the VM's is."""
+
+    path: Path
+    disk_bytes: int
 
 
 class _HeadFile(NewFile):
@@ -147,9 +221,9 @@ class _HeadFile(NewFile):
 class _Arrival:
     """A round that comes in."""
 
-    def __init__(self, disk_bytes: int, points: ReplicaPoints, clock: Callable[[], float]) -> None:
+    def __init__(self, disk_bytes: int, points: ReplicaPoints, rooms: Reservations, clock: Callable[[], float]) -> None:
         """``disk_bytes``: how large the VM's disk is."""
-        self._disk_bytes, self._points, self._clock = disk_bytes, points, clock
+        self._disk_bytes, self._points, self._rooms, self._clock = disk_bytes, points, rooms, clock
         self._name = rounds.RoundName("", "")
         self._began_s = 0.0
         self._directory = Path()
@@ -163,14 +237,18 @@ class _Arrival:
         if self._name.since and self._points.layer_count >= SHARED_LAYERS_MAX:
             raise StreamError("a VM that was made of the replica has its layers: delete that VM first")
         self._directory = self._points.receiving()
-        free = shutil.disk_usage(self._directory).free
         *layers_, last = head.volumes
         needed = sum(volume.size_bytes for volume in head.volumes)
-        if needed > free - SPARE_BYTES:
+        free = self._rooms.reserve(self._directory, needed, SPARE_BYTES)
+        if free is not None:
             raise StreamError(f"there is no room for {needed} bytes: {free} are free for replicas")
         files = [NewFile(self._directory / str(place), layer.size_bytes) for place, layer in enumerate(layers_)]
         # Flushed last: the sender is told that all went well only once it is a point.
         return [*files, _HeadFile(self._directory / rounds.HEAD, last.size_bytes, self._add)]
+
+    def end(self) -> None:
+        """It has come, or will not."""
+        self._rooms.release(self._directory)
 
     def _add(self) -> None:
         path = self._directory / rounds.HEAD

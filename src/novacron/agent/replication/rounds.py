@@ -41,6 +41,24 @@ class RoundName(NamedTuple):
     since: str
 
 
+class Compared(msgspec.Struct, frozen=True):
+    """How the newest disk of a replica differs from its sender's: the answer to a comparison.
+
+    ``since``: the round that brought it; empty: there is none. ``differ``: runs of blocks, packed.
+    """
+
+    since: str = ""
+    disk_bytes: int = 0
+    differ: bytes = b""
+    lacks: str = ""
+    """Why there is no disk to compare with."""
+
+
+def comparison_of(replica: str, sender: str) -> str:
+    """Return the name of the session that asks how a replica differs."""
+    return f"{replica}.{sender}.compared"
+
+
 def session_of(replica: str, sender: str) -> str:
     """Return the name of the session that carries rounds of a replica from a node."""
     return f"{replica}.{sender}"

@@ -24,8 +24,9 @@ from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.images.named_work import NamedWork
 from novacron.agent.migration import disk_mirror
 from novacron.agent.migration.services import NodeServices
-from novacron.agent.replication import rounds
-from novacron.agent.replication.rounds import RoundHead, RoundName
+from novacron.agent.replication import comparison, rounds
+from novacron.agent.replication.comparison import Answer
+from novacron.agent.replication.rounds import Compared, RoundHead, RoundName
 from novacron.agent.vm import clone_disk, firmware_state
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
@@ -33,13 +34,16 @@ from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.quiesce import Quiesce
 from novacron.agent.vm.tenant import tenant_of
-from novacron.disk import files, overlay
+from novacron.disk import difference, files, overlay
+from novacron.disk.chain import BLOCK_BYTES, Chain
 from novacron.disk.errors import Unacceptable
 from novacron.disk.overlay import OverlayFailed
 from novacron.disk.written_extents import CLUSTER_BYTES, written_extents
 from novacron.dwcp.backoff import Backoff
 from novacron.dwcp.frames import ErrorCode
-from novacron.dwcp.sender import Sender, SendFailed, SendOptions
+from novacron.dwcp.page_codec import PageHash
+from novacron.dwcp.sender import CONNECTION_LOST, Sender, SendFailed, SendOptions
+from novacron.model.replica import RoundKind
 from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu import block, dirty_bitmaps
 from novacron.qemu.block import CopyPlan
@@ -59,6 +63,9 @@ RECORDS_MAX = 4
 """Of rounds that may be the receiver's newest one."""
 AT_ONCE = 4
 """Rounds of this node that are copied and sent side by side."""
+OFF = "the VM did not run, and only a running QEMU records what is written"
+NO_RECORD = "what was written was not recorded: it is the first round of this QEMU"
+RECORD_NOT_WHOLE = "the record of what was written is not whole: the disk has a new layer, or was resized"
 EXPECTED = (
     Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, BadState, SendFailed, OSError, TimeoutError,
 )  # fmt: skip
@@ -70,6 +77,13 @@ class _Layers(NamedTuple):
     paths: Sequence[Path]
     """From the lowest up."""
     head: RoundHead
+
+
+class _SentRound(NamedTuple):
+    """A round that has become a point: how it was known what to send, and why more than that was done."""
+
+    kind: RoundKind
+    reason: str
 
 
 class SentReplicas:
@@ -108,7 +122,10 @@ class SentReplicas:
             context = self._find_vm(replica.vm)
             if context is None:
                 raise Unacceptable("the VM is not here any more", WaitCode.VM_GONE)
-            return wire.ReplicaRound(replica.id, unchanged=not await rounds_.next(context))
+            sent = await rounds_.next(context)
+            if sent is None:
+                return wire.ReplicaRound(replica.id, unchanged=True)
+            return wire.ReplicaRound(replica.id, kind=sent.kind, reason=sent.reason)
         except EXPECTED as error:
             log.warning("a round of a replica failed", replica=replica.id, error=str(error))
             return wire.ReplicaRound(replica.id, str(error) or type(error).__name__, code_of(error))
@@ -128,8 +145,8 @@ class _Rounds:
         self._at_rest: tuple[int, ...] = ()
         """What tells the disk of a VM that was off at the last round from any later one."""
 
-    async def next(self, context: VmContext) -> bool:
-        """Send the next round; return whether there was anything to send. Raises those of EXPECTED."""
+    async def next(self, context: VmContext) -> _SentRound | None:
+        """Send the next round; return what it was, or None: there was nothing to send. Raises those of EXPECTED."""
         await context.wait_until_known()
         image = context.image()
         if image.disk is None or image.encryption_key or context.spec().encryption_key:
@@ -138,15 +155,19 @@ class _Rounds:
             raise Unacceptable("volumes are not replicated yet: detach them, or back them up")
         at_rest = await asyncio.to_thread(_at_rest, context)
         if at_rest and at_rest == self._at_rest and self._replica.has_points:
-            return False
+            return None
         plan = _Plan(self._replica.id)
         if self._confirmed and self._replica.has_points and await plan.is_unchanged(context, self._confirmed):
-            return False
+            return None
         replica = self._replica
         self._confirmed = ""
         try:
             with doing(Action.REPLICATE, vm=replica.vm, replica=replica.id, target=replica.peer):
-                await self._send(context, plan, await self._copy(context, plan))
+                await self._reach()
+                copied = await self._copy(context, plan)
+                if not plan.since:
+                    copied = await self._reduced(context, plan, copied)
+                await self._send(context, plan, copied)
         except SendFailed as error:
             await plan.give_up(context, lacks_below=error.code is ErrorCode.NOTHING_BELOW)
             raise
@@ -158,7 +179,60 @@ class _Rounds:
         await plan.keep(context)
         self._confirmed = plan.round
         self._at_rest = at_rest if at_rest == await asyncio.to_thread(_at_rest, context) else ()
-        return True
+        return _SentRound(plan.kind, plan.reason)
+
+    async def _reduced(self, context: VmContext, plan: _Plan, copied: _Layers) -> _Layers:
+        """Leave of a copy of all layers only what the receiver does not have, if it has anything of the disk."""
+        try:
+            with doing(Action.COMPARE, vm=self._replica.vm, replica=self._replica.id, target=self._replica.peer):
+                reduced, lacks = await self._difference(context, plan, copied)
+        except Unacceptable as error:  # of layers that are not as QEMU makes them for a guest
+            reduced, lacks = None, str(error)
+        if reduced is None:
+            plan.kind, plan.reason = RoundKind.WHOLE, f"{plan.reason}; all was sent: {lacks}"
+            return copied
+        plan.kind = RoundKind.COMPARED
+        head = msgspec.structs.replace(copied.head, changed_bytes=reduced.stat().st_size)
+        return _Layers([reduced], head)
+
+    async def _difference(self, context: VmContext, plan: _Plan, copied: _Layers) -> tuple[Path | None, str]:
+        """Return a layer with what the receiver does not have; or None, and why. Raises Unacceptable, SendFailed,
+        OSError."""
+        image, digests = context.image(), self._scratch / comparison.VOLUME
+        assert image.disk is not None
+        digest = PageHash(tenant_of(context.assigned()).key).digest
+        chain = await asyncio.to_thread(Chain, image.disk, copied.paths)
+        with chain:
+            await asyncio.to_thread(comparison.describe, chain, digest, digests)
+            found = await self._ask(context, digests, comparison.key_check(digest))
+            if not found.since:
+                return None, found.lacks
+            if found.disk_bytes > chain.size_bytes:
+                return None, f"the disk there has {found.disk_bytes} bytes, and this one fewer: {chain.size_bytes}"
+            reduced = self._scratch / "difference.qcow2"
+            differ = comparison.unpack(found.differ, -(-chain.size_bytes // BLOCK_BYTES))
+            await asyncio.to_thread(difference.write, reduced, chain.size_bytes, differ, chain.read)
+        plan.since = found.since
+        return reduced, ""
+
+    async def _ask(self, context: VmContext, digests: Path, check: str) -> Compared:
+        """Ask the receiver how its newest disk differs from the one of which these are the digests."""
+        answer = Answer()
+        sender = self._session(context, rounds.comparison_of(self._replica.id, self._host.identity.name))
+        async with sender:
+            sender.on_back = answer.take
+            await disk_mirror.send_files([(comparison.VOLUME, digests)], sender, check)
+        return answer.result()
+
+    async def _reach(self) -> None:
+        """See that the peer is there, before anything is copied for it. Raises SendFailed."""
+        connections, peer = self._host.connections, pki.node_host(self._replica.peer)
+        endpoint = parse_endpoint(self._replica.endpoint)
+        try:
+            connections.give(endpoint, peer, await connections.take(endpoint, peer))
+        except CONNECTION_LOST as error:
+            where = self._replica.endpoint
+            raise SendFailed(f"can't reach its node at {where}: {error or type(error).__name__}") from error
 
     async def _copy(self, context: VmContext, plan: _Plan) -> _Layers:
         """Copy what a round has to bring, as it is at one moment."""
@@ -191,21 +265,21 @@ class _Rounds:
             )
 
     async def _send(self, context: VmContext, plan: _Plan, layers: _Layers) -> None:
-        host, replica = self._host, self._replica
         age_s = time.monotonic() - plan.moment_s
         head = self._scratch / rounds.HEAD
         head.write_bytes(msgspec.msgpack.encode(msgspec.structs.replace(layers.head, age_s=age_s)))
-        options = SendOptions(
-            tenant_of(context.assigned()).key, host.settings.rings_dir, outage_s=host.settings.outage_s
-        )
-        session = rounds.session_of(replica.id, host.identity.name)
-        sender = Sender(
-            parse_endpoint(replica.endpoint), pki.node_host(replica.peer), session, host.connections, options
-        )
+        sender = self._session(context, rounds.session_of(self._replica.id, self._host.identity.name))
         named = [*((f"layer-{place}", path) for place, path in enumerate(layers.paths)), (rounds.HEAD, head)]
         async with sender:
             plan.offered = True
             await disk_mirror.send_files(named, sender, rounds.below(RoundName(plan.round, plan.since)))
+
+    def _session(self, context: VmContext, name: str) -> Sender:
+        host, replica = self._host, self._replica
+        options = SendOptions(
+            tenant_of(context.assigned()).key, host.settings.rings_dir, outage_s=host.settings.outage_s
+        )
+        return Sender(parse_endpoint(replica.endpoint), pki.node_host(replica.peer), name, host.connections, options)
 
 
 class _Plan:
@@ -222,6 +296,7 @@ class _Plan:
         """A moment before that of which the round is."""
         self.offered = False
         """The receiver may have got it."""
+        self.kind, self.reason = RoundKind.RECORDED, OFF
 
     async def is_unchanged(self, context: VmContext, round: str) -> bool:
         """Say whether the guest has written nothing since a round. Raises MonitorFailed."""
@@ -239,6 +314,9 @@ class _Plan:
         # The newest one. If the receiver has no such point, it says so, and the one before is tried.
         record = min(usable, key=lambda record: record.dirty_bytes, default=None)
         self.since, self.dirty_bytes = ("", 0) if record is None else (record.since, record.dirty_bytes)
+        self.reason = ""
+        if record is None:
+            self.reason = RECORD_NOT_WHOLE if await self._records(monitor) else NO_RECORD
         self.moment_s = time.monotonic()
         return CopyPlan("" if record is None else record.name, dirty_bitmaps.name_of(self._replica, self.round))
 
@@ -246,7 +324,8 @@ class _Plan:
         """Return how much a round copies at most, of a layer that takes so much. Raises MonitorFailed."""
         monitor = _monitor(context)
         records = [] if monitor is None else await self._records(monitor)
-        return min((record.dirty_bytes for record in records if record.works), default=layer_bytes)
+        whole_bytes = 2 * layer_bytes  # that, and what of it differs
+        return min((record.dirty_bytes for record in records if record.works), default=whole_bytes)
 
     async def keep(self, context: VmContext) -> None:
         """The receiver has the round as a point: only what is written after it counts from now on."""

@@ -140,8 +140,8 @@ class Reconciler:
         if run_state in ("running", "paused"):
             await self._settle_running(assignment)
         snapshots_wait = assignment.snapshots and not self._requests.stopping
-        if snapshots_wait and await self._work_on(assignment.snapshots[0], run_state):
-            return 0
+        if snapshots_wait and (pause_s := await self._work_on(assignment.snapshots[0], run_state)) is not None:
+            return pause_s
         self._report(assignment, run_state)
         return self._pause_s(assignment, now)
 
@@ -287,11 +287,22 @@ class Reconciler:
         self._context.exit_expected = True
         await self._machine.kill()  # the next step starts it
 
-    async def _work_on(self, snapshot: wire.SnapshotWanted, run_state: str) -> bool:
-        """Work on a snapshot, once; say whether there was anything to do."""
-        context = self._context
+    async def _work_on(self, snapshot: wire.SnapshotWanted, run_state: str) -> float | None:
+        """Work on a snapshot, once; return when to look again, or None where there was nothing to do."""
+        context, copying = self._context, self._machine.copying
         if self._snapshot_done == snapshot:
-            return False
+            return None
+        if snapshot.phase is not SnapshotPhase.REVERTING:
+            return await self._work_alone(snapshot, run_state)
+        # The copy would be of no moment that the disk ever had. Nobody waits here: who copies may wait for this worker.
+        if copying.locked():
+            log.info("a revert waits until the disk is copied", vm=context.vm, snapshot=snapshot.id)
+            return RETRY_S
+        async with copying:
+            return await self._work_alone(snapshot, run_state)
+
+    async def _work_alone(self, snapshot: wire.SnapshotWanted, run_state: str) -> float:
+        context = self._context
         error, code, done = "", "", snapshots.NOTHING_TO_TELL
         reverting, starting = snapshot.phase is SnapshotPhase.REVERTING, run_state == snapshots.NOT_STARTED
         context.exit_expected = reverting and (starting or not snapshot.memory)
@@ -320,7 +331,7 @@ class Reconciler:
                 code,
             )
         )
-        return True
+        return 0
 
     def _is_to_load(self, assignment: wire.Assignment) -> bool:
         """Say whether the VM is to have the memory of a snapshot next."""

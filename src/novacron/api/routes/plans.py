@@ -92,6 +92,22 @@ async def fail_over_plan(
     return await _begin(request, ref, PlanAction.FAILOVER, (data or FailOverPlan()).confirm)
 
 
+@post(
+    "/{ref:str}/actions/switch", summary="Move all VMs of a plan to their replicas, without loss", status_code=202,
+    opt=authorization.in_project(Right.OPERATE),
+)  # fmt: skip
+async def switch_plan(request: ApiRequest, ref: FromPath[str]) -> Response[Plan]:
+    return await _begin(request, ref, PlanAction.SWITCH, ())
+
+
+@post(
+    "/{ref:str}/actions/failback", summary="Move all VMs of a plan back to where they were, without loss",
+    status_code=202, opt=authorization.in_project(Right.OPERATE),
+)  # fmt: skip
+async def fail_back_plan(request: ApiRequest, ref: FromPath[str]) -> Response[Plan]:
+    return await _begin(request, ref, PlanAction.FAILBACK, ())
+
+
 async def _begin(request: ApiRequest, ref: str, action: PlanAction, confirm: tuple[str, ...]) -> Response[Plan]:
     id = await authorization.resolve(request, "plan", ref)
 
@@ -113,7 +129,17 @@ async def stop_plan(request: ApiRequest, ref: FromPath[str]) -> Response[Plan]:
 
 router = Router(
     "/plans",
-    route_handlers=[list_plans, show_plan, create_plan, delete_plan, test_plan, fail_over_plan, stop_plan],
+    route_handlers=[
+        list_plans,
+        show_plan,
+        create_plan,
+        delete_plan,
+        test_plan,
+        fail_over_plan,
+        switch_plan,
+        fail_back_plan,
+        stop_plan,
+    ],
     tags=["replicas"],
     opt=authorization.in_project(),
 )

@@ -23,6 +23,15 @@ class AsyncPlanCalls(AsyncConnection):
         """Begin to let all VMs of a plan go on from their replicas; ``confirm``: the nodes whose hosts are off."""
         return await self.act("plans", ref, "failover", {"confirm": list(confirm)})
 
+    async def switch_plan(self, ref: str) -> Object:
+        """Begin to move all VMs of a plan to where their replicas are; nothing is lost."""
+        return await self.act("plans", ref, "switch")
+
+    async def fail_back_plan(self, ref: str) -> Object:
+        """Begin to move all VMs of a plan back to where they were before its last failover or switch; nothing is
+        lost."""
+        return await self.act("plans", ref, "failback")
+
     async def stop_plan(self, ref: str) -> Object:
         """Begin no further VM of the run that is under way."""
         return await self.act("plans", ref, "stop")

@@ -24,6 +24,15 @@ class PlanCalls(Connection):
         """Begin to let all VMs of a plan go on from their replicas; ``confirm``: the nodes whose hosts are off."""
         return self.act("plans", ref, "failover", {"confirm": list(confirm)})
 
+    def switch_plan(self, ref: str) -> Object:
+        """Begin to move all VMs of a plan to where their replicas are; nothing is lost."""
+        return self.act("plans", ref, "switch")
+
+    def fail_back_plan(self, ref: str) -> Object:
+        """Begin to move all VMs of a plan back to where they were before its last failover or switch; nothing is
+        lost."""
+        return self.act("plans", ref, "failback")
+
     def stop_plan(self, ref: str) -> Object:
         """Begin no further VM of the run that is under way."""
         return self.act("plans", ref, "stop")

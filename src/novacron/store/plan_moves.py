@@ -1,0 +1,83 @@
+"""Steps of plans that move VMs to where their replicas are, or back: nothing is lost, and nothing that a VM has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from novacron.model.errors import Conflict, NotFound
+from novacron.model.migration import MigrationPhase
+from novacron.model.plan import PlanAction, PlanRun, PlanStep, StepPhase, home_of
+from novacron.model.replica import Replica
+from novacron.model.vm import Vm
+from novacron.store import migrations, nodes, replicas
+from novacron.store.database import Connection
+from novacron.store.migrations import MoveRequest
+
+
+async def start(
+    connection: Connection, vm: Vm, run: PlanRun, earlier: Sequence[PlanRun], step: PlanStep, now: datetime
+) -> PlanStep:
+    """Begin to move a VM; a replica follows at the node that it leaves from now on. Raises NovaError."""
+    if run.action is PlanAction.SWITCH:
+        replica = await _elsewhere(connection, vm)
+    else:
+        home = home_of(earlier, vm.id)
+        if not home:
+            raise Conflict(
+                f"VM {vm.name} is where it was: no failover or switch of this plan is to be undone",
+                hint="see its reports: novacron plan show",
+            )
+        if vm.node == home:
+            return msgspec.structs.replace(
+                step, phase=StepPhase.READY, node=home, began_at=now, ended_at=now, took_s=0.0, lost_s=0.0
+            )
+        replica = await _at_home(connection, vm, home)
+    await replicas.turn(connection, vm, replica, vm.node, run.actor)
+    request = MoveRequest(actor=run.actor, target=replica.node)
+    migration = await migrations.create(connection, vm.id, request)
+    return msgspec.structs.replace(
+        step, phase=StepPhase.STARTING, node=replica.node, came_from=vm.node or "", migration=migration.id,
+        began_at=now, lost_s=0.0,
+    )  # fmt: skip
+
+
+async def why_ended(connection: Connection, step: PlanStep, vm: Vm) -> str:
+    """Say why the move of a step did not come about; empty: it is under way, or the VM is there."""
+    if vm.node == step.node or vm.migration == step.migration:
+        return ""
+    try:
+        moved = await migrations.get(connection, step.migration)
+    except NotFound:
+        return f"it did not move: it is on node {vm.node}"
+    if moved.phase in (MigrationPhase.FAILED, MigrationPhase.ABORTED):
+        return f"it did not move, and goes on where it is: {moved.error or moved.phase}"
+    return ""
+
+
+async def _elsewhere(connection: Connection, vm: Vm) -> Replica:
+    """Return the replica to which a VM switches: the one with the newest point. Raises Conflict."""
+    for replica in await replicas.of_vm(connection, vm.id):
+        if replica.points and replica.node != vm.node:
+            return replica
+    raise Conflict(f"VM {vm.name} has no replica with a point elsewhere", hint="see: novacron replica list")
+
+
+async def _at_home(connection: Connection, vm: Vm, home: str) -> Replica:
+    """Return the replica on the node where a VM was, or else in its site. Raises Conflict."""
+    of_vm = [replica for replica in await replicas.of_vm(connection, vm.id) if replica.node != vm.node]
+    sites = [node.spec.site for node in await nodes.some(connection, [home])]
+    near = [replica for replica in of_vm if replica.node == home] or [
+        replica for replica in of_vm if replica.site in sites
+    ]
+    if not near:
+        raise Conflict(
+            f"VM {vm.name} has no replica on node {home}, where it was, nor in its site",
+            hint=f"replicate it there, then repeat: novacron vm replicate {vm.name} --to-node {home}",
+        )
+    if not near[0].points:
+        why = near[0].error or "its first round is not there yet"
+        raise Conflict(f"the replica of VM {vm.name} on node {near[0].node} has no point: {why}")
+    return near[0]

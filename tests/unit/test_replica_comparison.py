@@ -1,0 +1,221 @@
+"""Comparisons of a VM's disk with what the node that keeps its replica has: what differs is found, and only that."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from novacron.agent.replicas.points import Point, ReplicaPoints
+from novacron.agent.replicas.shelf import ReplicaShelf
+from novacron.agent.replication import comparison
+from novacron.agent.replication.comparison import (
+    NO_BLOCK,
+    RECORD,
+    RUN,
+    VOLUME,
+    Answer,
+    Answering,
+    Comparison,
+    ComparisonPlayer,
+)
+from novacron.agent.replication.rounds import Compared
+from novacron.disk import difference
+from novacron.disk.chain import BLOCK_BYTES, Chain
+from novacron.disk.errors import Unacceptable
+from novacron.disk.stream import PAGE, DiskRecorder, StreamError, VolumeInfo
+from novacron.dwcp.page_codec import PageHash
+from novacron.model.firmware_state import FirmwareState
+from tests.chance import fixed_seed
+from tests.unit.test_replica_points import content, image, layer
+
+DIGEST = PageHash(b"k" * 32).digest
+BLOCKS = (4 << 20) // BLOCK_BYTES
+__all__ = ["image"]
+
+
+def compared(here: Chain, sender: Chain, path: Path) -> list[int]:
+    """Return the blocks that a comparison finds, by way of what goes over the wire."""
+    comparison.describe(sender, DIGEST, path)
+    raw = path.read_bytes()
+    assert raw and len(raw) % PAGE == 0
+    found = Comparison(here, DIGEST)
+    for block, digest in RECORD.iter_unpack(raw[: len(raw) // RECORD.size * RECORD.size]):
+        if block != NO_BLOCK:
+            found.take(block, digest)
+    found.end()
+    return list(comparison.unpack(comparison.pack(sorted(found.differ)), BLOCKS))
+
+
+def test_what_differs_is_found_whatever_either_side_wrote(image: Path, tmp_path: Path) -> None:
+    ours = [layer(tmp_path / "a", "-P 1 0 64k", "-P 2 64k 64k", "-z 128k 64k", "-P 105 192k 64k", "-P 9 256k 64k")]
+    theirs = [layer(tmp_path / "b", "-P 1 0 64k", "-P 3 64k 64k", "-P 105 320k 64k", "-P 7 384k 64k")]
+    with Chain(image, ours) as here, Chain(image, theirs) as sender:
+        # Blocks 3 and 5 are as in the image ("i" is 105), though a layer has them.
+        assert compared(here, sender, tmp_path / "digests") == [1, 2, 4, 6]
+
+
+def test_a_layer_of_what_differs_makes_one_disk_of_the_other(image: Path, tmp_path: Path) -> None:
+    chance = random.Random(fixed_seed())
+    for case in range(5):
+        chains = []
+        for side in "ab":
+            writes = [
+                f"-P {chance.randrange(3)} {chance.randrange(BLOCKS)}x64k"
+                for _ in range(12)
+            ]  # fmt: skip
+            blocks = sorted({int(write.split()[2].removesuffix("x64k")): write.split()[1] for write in writes}.items())
+            path = tmp_path / f"{case}{side}"
+            values = {block: bytes([int(value)]) * BLOCK_BYTES for block, value in blocks}
+            difference.write(path, 4 << 20, list(values), values.__getitem__)
+            chains.append([path])
+        with Chain(image, chains[0]) as here, Chain(image, chains[1]) as sender:
+            differ = compared(here, sender, tmp_path / f"digests{case}")
+            difference.write(tmp_path / f"d{case}", sender.size_bytes, differ, sender.read)
+        wanted = content(image, chains[1], tmp_path / "raw")
+        assert content(image, [*chains[0], tmp_path / f"d{case}"], tmp_path / "raw") == wanted
+        with Chain(image, chains[0]) as here, Chain(image, chains[0]) as same:
+            assert compared(here, same, tmp_path / f"same{case}") == []
+
+
+def test_digests_that_are_not_in_order_are_refused(image: Path, tmp_path: Path) -> None:
+    with Chain(image, [layer(tmp_path / "a", "-P 1 0 64k")]) as here:
+        found = Comparison(here, DIGEST)
+        found.take(4, b"")
+        with pytest.raises(StreamError, match="not in order"):
+            found.take(4, b"")
+
+
+@pytest.mark.parametrize(
+    ("packed", "why"),
+    [
+        (b"no zlib", "can't be read"), (zlib.compress(b"odd"), "can't be read"),
+        (zlib.compress(RUN.pack(0, 1))[:-5], "too long"), (zlib.compress(RUN.pack(60, 5)), "does not have"),
+        (zlib.compress(RUN.pack(9, 1) + RUN.pack(9, 1)), "does not have"), (zlib.compress(RUN.pack(1, 0)), "not have"),
+    ],
+)  # fmt: skip
+def test_answers_that_make_no_sense_are_refused(packed: bytes, why: str) -> None:
+    with pytest.raises(StreamError, match=why):
+        list(comparison.unpack(packed, BLOCKS))
+
+
+def test_an_answer_counts_as_a_whole() -> None:
+    answer = Answer()
+    answer.take(b"\0\0\0\5\x85")
+    with pytest.raises(StreamError, match="not whole"):
+        answer.result()
+
+
+class Back:
+    """A return channel whose peer takes what is sent, or never says that it did."""
+
+    def __init__(self, *, is_heard: bool = True) -> None:
+        self.answer, self.is_heard = Answer(), is_heard
+
+    async def send(self, data: bytes) -> None:
+        for at in range(0, len(data), 7):
+            self.answer.take(data[at : at + 7])
+
+    async def drain(self) -> None:
+        if not self.is_heard:
+            await asyncio.Event().wait()
+
+
+async def asked(back: Back, opened: Callable[[], tuple[Chain, str]], digests: bytes, check: str) -> Compared:
+    """Let digests come in as a session's stream, and return the answer."""
+    answering = Answering(Mock(back=back), opened, DIGEST, asyncio.get_running_loop())
+    player = ComparisonPlayer(answering)
+
+    def play() -> None:
+        recorder = DiskRecorder([VolumeInfo(VOLUME, len(digests), check)])
+        player.write(recorder.read())
+        recorder.select(0)
+        player.write(recorder.read())
+        recorder.write(0, digests)
+        player.write(recorder.read())
+        player.finish()
+
+    try:
+        playing = asyncio.create_task(asyncio.to_thread(play))
+        if not back.is_heard:
+            player.abort()
+        await playing
+    finally:
+        answering.close()
+    return back.answer.result()
+
+
+async def test_a_receiver_answers_which_blocks_differ(image: Path, tmp_path: Path) -> None:
+    ours, theirs = [layer(tmp_path / "a", "-P 1 0 64k")], [layer(tmp_path / "b", "-P 2 0 128k")]
+    with Chain(image, theirs) as sender:
+        comparison.describe(sender, DIGEST, tmp_path / "digests")
+    digests, check = (tmp_path / "digests").read_bytes(), comparison.key_check(DIGEST)
+    found = await asked(Back(), lambda: (Chain(image, ours), "f" * 16), digests, check)
+    assert (found.since, found.disk_bytes, list(comparison.unpack(found.differ, BLOCKS))) == ("f" * 16, 4 << 20, [0, 1])
+
+    def nothing() -> tuple[Chain, str]:
+        raise Unacceptable("it has nothing of the disk yet")
+
+    assert await asked(Back(), nothing, digests, check) == Compared(lacks="it has nothing of the disk yet")
+    with pytest.raises(StreamError, match="different keys"):
+        await asked(Back(), nothing, digests, "00")
+    with pytest.raises(StreamError, match="could not be given"):
+        await asked(Back(is_heard=False), nothing, digests, check)
+
+
+def test_what_a_vm_left_is_the_base_of_its_replica_and_no_point(image: Path, tmp_path: Path) -> None:
+    shelf = ReplicaShelf(tmp_path / "replicas")
+    left = [layer(tmp_path / "shared", "-P 1 0 64k"), layer(tmp_path / "own", "-P 2 64k 64k")]
+    wanted = content(image, left, tmp_path / "raw")
+    shelf.tell(["vm-b"])
+    assert not shelf.keep_former("vm-a", left), "no replica of it is to come here"
+    shelf.forget()
+    assert shelf.keep_former("vm-a", left) and shelf.keep_former("vm-a", left), "the server has not said so yet"
+    for path in left:
+        path.unlink()
+    shelf.tell(["vm-a"])
+    shelf.clear_formers()
+    points = shelf.find("replica-1", "vm-a").points
+    points.open()
+    points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+    assert (points.points, points.newest_round, shelf.former("vm-a").exists()) == ((), "f" * 16, False)
+    assert content(image, points.newest_layers(), tmp_path / "raw") == wanted
+    again = ReplicaPoints(points.directory, "vm-a")
+    again.open()
+    assert again.newest_round == "f" * 16 and again.layers_of(again.newest) is None, "nobody may go back to it"
+    layer(again.receiving() / "0", "-P 3 128k 64k")
+    again.add(Point(again.newest + 1, "1" * 16, 1.0, 1, False, FirmwareState()), whole=False)
+    [point] = again.points
+    chain = again.layers_of(point.number)
+    assert chain is not None and len(chain) == 3 and again.newest_round == "1" * 16
+    merge = again.to_merge(1)
+    assert merge is not None and merge.lower.path == chain[0]
+
+
+def test_what_a_vm_left_goes_when_no_replica_is_to_come(tmp_path: Path) -> None:
+    shelf = ReplicaShelf(tmp_path / "replicas")
+    assert shelf.keep_former("vm-a", [layer(tmp_path / "own")])
+    shelf.clear_formers()
+    assert shelf.former("vm-a").exists(), "nobody has said yet"
+    shelf.tell(())
+    shelf.clear_formers()
+    assert not shelf.former("vm-a").exists()
+
+
+def test_what_a_vm_left_is_refused_if_it_leads_elsewhere_or_is_too_large(tmp_path: Path) -> None:
+    shelf = ReplicaShelf(tmp_path / "replicas")
+    points = shelf.find("replica-1", "vm-a").points
+    points.open()
+    for layers, why in (
+        ([layer(tmp_path / "large", size=8 << 20)], "8388608 bytes"),
+        ([layer(tmp_path / "x")] * 5, "5 layers"),
+    ):
+        assert shelf.keep_former("vm-a", layers)
+        with pytest.raises(Unacceptable, match=why):
+            points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+        assert points.newest_round == ""
