@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from novacron.agent import identity
@@ -17,12 +20,13 @@ from novacron.client import Client, load_config
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
 from novacron.model.token import decode_ticket
-from novacron.model.vm import Power, VmState, VmStatus
+from novacron.model.vm import Guest, Power, VmState, VmStatus
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
 IMAGE = "simulated"
 JOIN_TRIES = 60
+CHANGES_EVERY_S = 0.1
 STATES = {Power.RUNNING: VmState.RUNNING, Power.STOPPED: VmState.STOPPED, Power.PAUSED: VmState.PAUSED}
 
 
@@ -33,11 +37,27 @@ class SimulatedAgent:
         self._number = self._acknowledged = 0
         self._since = time.monotonic()
         self._sent: dict[str, VmStatus] = {}
+        self._epochs: dict[str, int] = {}
+        self._changes = itertools.count(1)
+        self._turn: Iterator[str] = iter(())
         self._link = LinkClient(who, self._hello, self._receive, self._lost, self._beat, lambda: None)
         self._name = who.name
 
     async def run(self) -> None:
         await self._link.run()
+
+    def change(self) -> None:
+        """Report something new of the next VM, if there is one."""
+        vm = next(self._turn, None)
+        if vm is None:
+            self._turn = iter(list(self._sent))
+            vm = next(self._turn, None)
+        status = None if vm is None else self._sent.get(vm)
+        if vm is None or status is None or status.state is not VmState.RUNNING:
+            return
+        guest = Guest(hostname=f"change-{next(self._changes)}")
+        self._sent[vm] = msgspec.structs.replace(status, guest=guest)
+        self._link.send(wire.Observed(vm, self._epochs[vm], self._sent[vm]))
 
     def _hello(self) -> wire.Hello:
         inventory = Inventory(
@@ -75,8 +95,9 @@ class SimulatedAgent:
         status = VmStatus(
             state=state, machine="pc-i440fx-7.2", reboots=assignment.spec.reboots, resets=assignment.spec.resets
         )
-        if self._sent.get(statement.vm) != status:
-            self._sent[statement.vm] = status
+        known = self._sent.get(statement.vm)
+        if known is None or msgspec.structs.replace(known, guest=None) != status:
+            self._sent[statement.vm], self._epochs[statement.vm] = status, statement.order.epoch
             self._link.send(wire.Observed(statement.vm, statement.order.epoch, status))
 
 
@@ -104,12 +125,32 @@ def _join(client: Client, home: Path, name: str) -> identity.Identity:
     raise RuntimeError(f"{name} is not let in")
 
 
-async def _run(who: list[identity.Identity]) -> None:
+async def _run(who: list[identity.Identity], changes: Path) -> None:
+    agents = [SimulatedAgent(identity_) for identity_ in who]
     async with asyncio.TaskGroup() as group:
-        for number, identity_ in enumerate(who):
-            group.create_task(SimulatedAgent(identity_).run())
+        for number, agent in enumerate(agents):
+            group.create_task(agent.run())
             if number % 20 == 19:
                 await asyncio.sleep(0.05)
+        group.create_task(_change(agents, changes))
+
+
+async def _change(agents: list[SimulatedAgent], changes: Path) -> None:
+    """Let VMs change, as often a second as the file says."""
+    due = 0.0
+    for agent in itertools.cycle(agents):
+        while due < 1:
+            await asyncio.sleep(CHANGES_EVERY_S)
+            due += CHANGES_EVERY_S * _rate(changes)
+        due -= 1
+        agent.change()
+
+
+def _rate(changes: Path) -> float:
+    try:
+        return float(changes.read_text() or 0)
+    except FileNotFoundError:
+        return 0.0
 
 
 def main() -> None:
@@ -117,12 +158,13 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--changes", type=Path, required=True, help="file that says how many VMs change a second")
     options = parser.parse_args()
     logs.set_up("agents", "error")
     who = _joined(options.directory, options.first, options.count)
     print(json.dumps({"joined": len(who)}), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(_run(who))
+        uvloop.run(_run(who, options.changes))
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ class Stand:
         self.client: Client
         self.server: subprocess.Popen[bytes]
         self.agents: list[subprocess.Popen[str]] = []
+        self._changes = directory / "changes"
 
     @contextlib.contextmanager
     def run(self) -> Iterator[Stand]:
@@ -137,7 +138,8 @@ class Stand:
         for first in range(0, self.nodes, each):
             process = subprocess.Popen(
                 [sys.executable, "-m", "bench.agents", "--directory", str(self.directory / "nodes"),
-                 "--first", str(first), "--count", str(min(each, self.nodes - first))],
+                 "--first", str(first), "--count", str(min(each, self.nodes - first)),
+                 "--changes", str(self._changes)],
                 stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
             self.agents.append(process)
@@ -162,6 +164,15 @@ class Stand:
             if done["failed"]:
                 raise RuntimeError(f"{done['items'][0]}")
         until(lambda: not list(self.client.list("vms", limit=1, state="pending")), "all VMs are as they should be", 600)
+
+    @contextlib.contextmanager
+    def changing(self, per_s: float) -> Iterator[None]:
+        """Let so many running VMs change a second, each in turn, for as long as the block runs."""
+        try:
+            self._changes.write_text(str(per_s / len(self.agents)))
+            yield
+        finally:
+            self._changes.write_text("0")
 
     def memory_mib(self) -> float:
         return _rss_mib(self.server.pid)

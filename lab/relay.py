@@ -23,7 +23,8 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def _join(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def join(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Join a connection to a port of this machine until either end closes."""
     try:
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
@@ -34,7 +35,7 @@ async def _join(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamW
 
 async def main(netns: str, ports: list[int]) -> None:
     servers = [
-        await asyncio.start_server(functools.partial(_join, port), sock=listen_within(netns, port)) for port in ports
+        await asyncio.start_server(functools.partial(join, port), sock=listen_within(netns, port)) for port in ports
     ]
     print("ready", flush=True)
     await asyncio.gather(*(server.serve_forever() for server in servers))

@@ -25,12 +25,14 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "prediction": (),
     "recovery": (),
     "rollout": (),
+    "web": ("--only", "page", "changes", "memory", "streams"),
 }
 """All programs, with what of each takes few guests: the rest of them is in the slow matrix."""
 ONLY_SLOW = {"backup", "recovery"}
 """What they do is tested in every run, in test_vm_backups.py and test_database_cluster.py."""
 TIMEOUT_S, LONG_TIMEOUT_S = 230.0, 900.0
-NEEDS_NAMESPACES = ("main", "machines", "dwcp", "fleet", "backup")
+NEEDS_NAMESPACES = ("main", "machines", "dwcp", "fleet", "backup", "web")
+NEEDS_NO_WRK = ("web",)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def run(name: str, arguments: tuple[str, ...], tmp_path: Path, lacks: list[str],
     """Run a benchmark with a tiny load and check the form of its results."""
     if lacks and name in NEEDS_NAMESPACES:
         pytest.skip("; ".join(lacks))
-    if shutil.which("wrk") is None:
+    if name not in NEEDS_NO_WRK and shutil.which("wrk") is None:
         pytest.skip("wrk is not installed: script/setup wrk installs it")
     written = tmp_path / "figures.json"
     done = subprocess.run(

@@ -19,7 +19,8 @@ from novacron.client import Client
 from novacron.control.forecasts import AFTER_S
 from novacron.model.capacity_forecast import CapacityForecast, CapacityResource, GrowthRate, ResourceHistory, foresee
 from novacron.model.load_forecast import ForecastKind, ForecastModel
-from novacron.store import capacity, forecasts
+from novacron.model.load_hours import NodeHour, VmHour
+from novacron.store import capacity, forecasts, load_history
 from novacron.store.database import connect
 from novacron.store.forecasts import NewForecast, RoundSummary
 from tests.integration.conftest import Api
@@ -60,6 +61,10 @@ async def _store(url: str) -> None:
         await forecasts.score_nodes(connection, hour())
         await connection.execute("DELETE FROM node_forecasts WHERE node = 'node-c'")
         await capacity.replace(connection, [site_full("west"), site_full("east")])
+        hours = [int((hour() - timedelta(hours=ago)).timestamp()) for ago in (2, 26, 24 * 20)]
+        for at_s in hours:
+            await load_history.store_nodes(connection, [NodeHour("node-a", at_s, 3.0, 1.5, 1.0, 1.0, 2.0)])
+            await load_history.store_vms(connection, [VmHour("vm-a", at_s, 250, 75)])
     finally:
         await connection.close()
 
@@ -118,6 +123,18 @@ def test_accuracy_is_answered_for_each_kind(ask: Api) -> None:
     assert ask("GET", "/api/v1/forecasts/accuracy?days=0").problem["field"] == "days"
 
 
+def test_the_load_of_past_hours_is_listed(ask: Api) -> None:
+    ago = [(hour() - timedelta(hours=hours)).isoformat().replace("+00:00", "Z") for hours in (24 * 20, 26, 2)]
+    for path, peak, mean in (("vms/vm-a", 2.5, 0.75), ("nodes/node-a", 3.0, 1.5)):
+        hours = [{"hour": at, "cpu_peak": peak, "cpu_mean": mean} for at in ago]
+        assert ask("GET", f"/api/v1/{path}/load").body["items"] == hours[1:], "the last two weeks"
+        assert ask("GET", f"/api/v1/{path}/load?days=60").body["items"] == hours
+    assert ask("GET", "/api/v1/vms/vm-b/load").body["items"] == []
+    assert ask("GET", "/api/v1/nodes/nowhere/load").status == 404
+    assert ask("GET", "/api/v1/vms/vm-a/load?days=61").problem["field"] == "days"
+    assert "2.50" in novacron("vm", "load", "vm-a", "--days", "2") and "1.50" in novacron("node", "load", "node-a")
+
+
 def test_capacity_is_paged_filtered_and_said_in_words(ask: Api) -> None:
     first = ask("GET", "/api/v1/capacity?limit=1").body
     assert first["items"][0]["name"] == "east" and first["items"][0]["full_on"] == "2026-04-11"
@@ -151,7 +168,9 @@ def test_a_project_sees_forecasts_of_its_own_vms_alone(served: Served, ask: Api)
     }
     assert seen == {"shop": 0, "default": len(VMS)}
     assert ask("GET", "/api/v1/forecasts/vms?project=default", token=tokens["shop"]).status == 404
-    for path in ("forecasts/nodes", "forecasts/accuracy", "capacity"):
+    assert ask("GET", "/api/v1/vms/vm-a/load", token=tokens["default"]).status == 200
+    assert ask("GET", "/api/v1/vms/vm-a/load", token=tokens["shop"]).status == 404
+    for path in ("forecasts/nodes", "forecasts/accuracy", "capacity", "nodes/node-a/load"):
         assert ask("GET", f"/api/v1/{path}", token=tokens["default"]).status == 403
 
 

@@ -11,21 +11,25 @@ from novacron.api.access.vm_usage import VmUsage, VmUsed, parse
 from novacron.cli.top import By, used
 from novacron.model.errors import Unavailable
 
-LABELS = 'vm="vm-1",name="web",project="shop"'
+LABELS = 'name="web",project="shop",vm="vm-1"'
+"""As agents write them: in the order of their names."""
 TEXT = f"""# HELP novacron_vm_cpu_seconds_total Processor time of its QEMU.
 novacron_vm_cpu_seconds_total{{{LABELS}}} 12.5
-novacron_vm_disk_read_bytes_total{{{LABELS},disk="a"}} 1e3
-novacron_vm_disk_read_bytes_total{{{LABELS},disk="b"}} 24
+novacron_vm_disk_read_bytes_total{{disk="a",{LABELS}}} 1e3
+novacron_vm_disk_read_bytes_total{{{LABELS},zone="b"}} 24
 novacron_vm_memory_bytes{{{LABELS}}} NaN
 novacron_vm_vcpus{{{LABELS}}} -1
 novacron_vm_vcpus{{{LABELS}}} many
 novacron_vm_other{{{LABELS}}} 5
 novacron_host_load1 3
+novacron_vm_vcpus{{name="\\",vm=\\"vm-2",vm="vm-1"}} 4
+novacron_vm_vcpus{{name=",vm=",other="1"}} 5
+x novacron_vm_vcpus{{vm="vm-3"}} 6
 """
 
 
 def test_only_what_can_be_counted_counts() -> None:
-    assert parse(TEXT) == {"vm-1": VmUsed(cpu_s=12.5, disk_read_bytes=1024.0)}
+    assert parse(TEXT) == {"vm-1": VmUsed(cpu_s=12.5, vcpus=4.0, disk_read_bytes=1024.0)}
     assert parse("\x00garbage{") == {}
 
 

@@ -23,6 +23,7 @@ import {
 import { lazy, type ReactElement, Suspense, useEffect, useState } from "react";
 import { Link, Redirect, Route, Router, Switch, useLocation } from "wouter";
 import type { Me } from "./api";
+import { Boundary } from "./components/boundary";
 import { Notices } from "./components/notices";
 import { OperationDialog } from "./components/operation";
 import { Keyboard } from "./components/palette";
@@ -137,7 +138,9 @@ function Frame({ me }: { me: Me }): ReactElement {
   return (
     <Page masthead={masthead} sidebar={sidebar} mainContainerId="main" skipToContent={<SkipToContent href="#main">{t("Skip to the content")}</SkipToContent>}>
       <PageSection isFilled aria-label={t("Content")}>
-        <Pages me={me} />
+        <Boundary key={at}>
+          <Pages me={me} />
+        </Boundary>
       </PageSection>
       <OperationDialog />
       <Keyboard pages={ENTRIES} />

@@ -2,7 +2,7 @@
 import { keepPreviousData, useInfiniteQuery, type UseInfiniteQueryResult } from "@tanstack/react-query";
 import { useEffect, useMemo } from "react";
 import { t } from "./i18n";
-import { store, useWatchState } from "./live";
+import { store, useConnection } from "./live";
 import type { ListMeta } from "./refetch";
 import type { Kind, Kinds } from "./store";
 
@@ -44,7 +44,7 @@ export function useList<K extends Kind>(
   fetchPage: (query: PageQuery) => Promise<Page<Kinds[K]>>,
   { moves = () => false, belongs = () => true, allowed = true }: Following<K> = {},
 ): List {
-  const { state } = useWatchState();
+  const state = useConnection();
   const meta: ListMeta = { kind, moves: moves as ListMeta["moves"], belongs: belongs as ListMeta["belongs"] };
   const query = useInfiniteQuery({
     queryKey: ["list", kind, parameters],
@@ -52,15 +52,16 @@ export function useList<K extends Kind>(
     enabled: allowed && state !== "connecting", // the answer must not be older than the stream's beginning
     initialPageParam: null as string | null,
     placeholderData: keepPreviousData,
-    queryFn: async ({ pageParam }) => {
-      const at = store.revision;
-      const page = await fetchPage({
-        limit: PAGE_SIZE,
-        ...(pageParam === null ? {} : { cursor: pageParam }),
-        ...(at === 0 ? {} : { min_revision: at }),
-      });
-      return { keys: store.admit(kind, page.items, page.revision), next: page.next };
-    },
+    queryFn: ({ pageParam }) =>
+      store.asking(async () => {
+        const at = store.revision;
+        const page = await fetchPage({
+          limit: PAGE_SIZE,
+          ...(pageParam === null ? {} : { cursor: pageParam }),
+          ...(at === 0 ? {} : { min_revision: at }),
+        });
+        return { keys: store.admit(kind, page.items, page.revision), next: page.next };
+      }),
     getNextPageParam: (page) => page.next,
   });
   const loaded = useKeys(query);

@@ -1,5 +1,5 @@
 /** Joins the stream, the store and the lists: what pages show follows what happens, without polling. */
-import { QueryClient, type QueryKey } from "@tanstack/react-query";
+import { QueryCache, QueryClient, type QueryKey } from "@tanstack/react-query";
 import { useCallback, useSyncExternalStore } from "react";
 import { ApiError, whenSessionEnds } from "./api";
 import { sessionEnded } from "./session";
@@ -9,14 +9,26 @@ import { Watch, type WatchState } from "./watch";
 
 export const store = new ObjectStore();
 const TRIES_MAX = 4;
+/** What could not be had for now is asked for again so much later, for as long as somebody looks at it. */
+const LATER_MS = 10_000;
+
+/** The server is busy or away, or nothing came at all: it will not stay like that. */
+function passes(error: unknown): boolean {
+  return !(error instanceof ApiError) || error.status === 429 || error.status >= 500;
+}
 
 export const queries = new QueryClient({
+  queryCache: new QueryCache({
+    onError: (error, query) => {
+      if (passes(error) && query.queryKey[0] === "list") refetchSoon(query.queryKey, LATER_MS);
+    },
+  }),
   defaultOptions: {
     queries: {
       staleTime: Infinity, // the stream says what has changed
       refetchOnWindowFocus: false,
       refetchOnReconnect: false,
-      retry: (failures, error) => failures < TRIES_MAX && !(error instanceof ApiError && error.status < 500),
+      retry: (failures, error) => failures < TRIES_MAX && passes(error),
       retryDelay: (failures) => Math.min(4000, 250 * 2 ** failures),
     },
     mutations: { retry: false },
@@ -95,6 +107,11 @@ document.addEventListener("visibilitychange", () => {
 function subscribeState(heard: () => void): () => void {
   stateListeners.add(heard);
   return () => stateListeners.delete(heard);
+}
+
+/** Whether the stream can be relied on; unlike `useWatchState`, it changes with that only. */
+export function useConnection(): WatchState {
+  return useSyncExternalStore(subscribeState, () => state);
 }
 
 export function useWatchState(): { state: WatchState; revision: number; since: number } {

@@ -21,6 +21,10 @@ function become(next: Session): void {
   listeners.forEach((heard) => heard());
 }
 
+export function isLoggedIn(): boolean {
+  return session.state === "in";
+}
+
 export function useSession(): Session {
   return useSyncExternalStore(
     (heard) => {

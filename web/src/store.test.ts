@@ -37,24 +37,43 @@ describe("ObjectStore", () => {
     expect(store.revision).toBe(3);
   });
 
-  it("does not let an answer of before bring back what was deleted meanwhile", () => {
+  it("does not let an answer of before bring back what was deleted meanwhile", async () => {
     const store = new ObjectStore();
-    store.receive({ kind: "vm", deleted: "a", revision: 9 });
-    expect(store.admit("vm", [vm("a", 3), vm("b", 4)], 8)).toEqual(["b"]);
+    await store.asking(async () => {
+      store.receive({ kind: "vm", deleted: "a", revision: 9 });
+      await Promise.resolve();
+      expect(store.admit("vm", [vm("a", 3), vm("b", 4)], 8)).toEqual(["b"]);
+    });
     expect(store.get("vm", "a")).toBeUndefined();
   });
 
-  it("prefers a change that came before the older answer that first names its object", () => {
+  it("prefers a change that came before the older answer that first names its object", async () => {
     const store = new ObjectStore();
-    store.receive({ kind: "vm", object: vm("a", 9, "new"), revision: 9 });
-    expect(store.get("vm", "a")).toBeUndefined();
-    store.admit("vm", [vm("a", 3, "old")], 8);
+    await store.asking(async () => {
+      store.receive({ kind: "vm", object: vm("a", 9, "new"), revision: 9 });
+      expect(store.get("vm", "a")).toBeUndefined();
+      await Promise.resolve();
+      store.admit("vm", [vm("a", 3, "old")], 8);
+    });
     expect(store.get("vm", "a")?.name).toBe("new");
   });
 
-  it("remembers changes only for as long as answers may be on their way", () => {
+  it("remembers changes until the last answer that was under way has come", async () => {
+    const store = new ObjectStore();
+    let answer = (): void => undefined;
+    const slow = store.asking(() => new Promise<void>((come) => (answer = come)));
+    await store.asking(() => Promise.resolve());
+    store.receive({ kind: "vm", deleted: "a", revision: 5 });
+    expect(store.admit("vm", [vm("a", 3)], 4)).toEqual([]);
+    answer();
+    await slow;
+    expect(store.admit("vm", [vm("a", 3)], 4)).toEqual(["a"]);
+  });
+
+  it("remembers changes for no longer than a while, whatever is under way", () => {
     let now = 0;
     const store = new ObjectStore(() => now);
+    void store.asking(() => new Promise(() => undefined));
     store.receive({ kind: "vm", deleted: "a", revision: 1 });
     now = REMEMBERED_MS + 1;
     store.receive({ revision: 2 });

@@ -90,7 +90,7 @@ interface Recent {
   at: number;
 }
 
-/** How long changes are remembered of objects that nobody has asked for: answers that were made before them may still come. */
+/** How long changes are remembered at most while an answer is under way that may have been made before them. */
 export const REMEMBERED_MS = 120_000;
 /** How many events are kept: there is no end to them. */
 export const EVENTS_MAX = 3_000;
@@ -104,6 +104,7 @@ export class ObjectStore {
   revision = 0;
   private readonly objects: { [K in Kind]: Map<string, Kinds[K]> };
   private readonly recent = new Map<string, Recent>();
+  private answersUnderWay = 0;
   private pending: Message[] = [];
   private readonly ofObject = new Map<string, Set<() => void>>();
   private readonly ofChanges = new Set<(changes: Change[]) => void>();
@@ -137,6 +138,17 @@ export class ObjectStore {
   onChanges(heard: (changes: Change[]) => void): () => void {
     this.ofChanges.add(heard);
     return () => this.ofChanges.delete(heard);
+  }
+
+  /** Ask for something and `admit` it: changes that come meanwhile are remembered, for the answer may be older than they are. */
+  async asking<T>(ask: () => Promise<T>): Promise<T> {
+    this.answersUnderWay += 1;
+    try {
+      return await ask();
+    } finally {
+      this.answersUnderWay -= 1;
+      if (this.answersUnderWay === 0) this.recent.clear();
+    }
   }
 
   /** Take in an answer that is as of `revision`; return the keys of the objects in it that still exist. */
@@ -223,6 +235,7 @@ export class ObjectStore {
   }
 
   private remember(kind: Kind, key: string, revision: number, object: Kinds[Kind] | null): void {
+    if (this.answersUnderWay === 0) return;
     const name = `${kind}/${key}`;
     this.recent.delete(name); // the latest are at the end
     this.recent.set(name, { revision, object, at: this.clock() });

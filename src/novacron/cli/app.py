@@ -17,6 +17,7 @@ from novacron.cli import (
     invitations,
     keys,
     links,
+    load,
     login,
     migrations,
     networks,
@@ -61,6 +62,8 @@ vms.app.command()(guests.pull)
 vms.app.command(context_settings={"allow_interspersed_args": False})(ssh.ssh)
 vms.app.command("forward-port")(ssh.forward_port)
 vms.app.command()(top.top)
+vms.app.command("load")(load.of_vm)
+nodes.app.command("load")(load.of_node)
 vms.app.command()(vm_unreconciled.unreconciled)
 vms.app.command()(vm_unreconciled.adopt)
 vms.app.command()(vm_unreconciled.forget)

@@ -899,6 +899,14 @@ class RuleSpecBody(TypedDict, total=False):
     group: str | None
 
 
+class ScriptErrorBody(TypedDict, total=False):
+    """An error of a script. Don't trust it: whoever has a session can report anything."""
+
+    message: Required[str]
+    stack: str
+    page: str
+
+
 class SeedBody(TypedDict, total=False):
     """First-boot data for cloud-init (NoCloud). An omitted field leaves the image's own setting."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
@@ -45,6 +46,17 @@ class VmHour(NamedTuple):
     hour_s: int
     peak_percent: int
     mean_percent: int
+
+
+class PastHour(msgspec.Struct, frozen=True):
+    """What a VM used in an hour, or the VMs of a node together."""
+
+    hour: datetime
+    """When it began."""
+    cpu_peak: float
+    """Processors that were used in the busiest half minute."""
+    cpu_mean: float
+    """Processors that were used on average."""
 
 
 class FinishedHours(NamedTuple):

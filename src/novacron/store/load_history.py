@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import TypeVar
 
-from novacron.model.load_hours import NodeHour, VmHour
+from novacron.model.load_hours import NodeHour, PastHour, VmHour
 from novacron.store.database import Connection
 
 BATCH = 2000
@@ -44,6 +44,15 @@ STORE_VMS = """
         peaks_percent[$2] = greatest(d.peaks_percent[$2], excluded.peak_percent),
         means_percent[$2] = excluded.means_percent[$2]
 """
+READ_NODE = """
+    SELECT day, hour, peak[hour], mean[hour] FROM node_load_days, generate_series(1, 24) AS hour
+    WHERE node = $1 AND day >= $2 AND peak[hour] IS NOT NULL ORDER BY day, hour
+"""
+READ_VM = """
+    SELECT day, hour, peaks_percent[hour] / 100.0::float, means_percent[hour] / 100.0::float
+    FROM vm_load_days, generate_series(1, 24) AS hour
+    WHERE vm = $1 AND day >= $2 AND peaks_percent[hour] IS NOT NULL ORDER BY day, hour
+"""
 
 
 def place(hour_s: int) -> tuple[date, int]:
@@ -73,6 +82,20 @@ async def store_vms(connection: Connection, hours: Sequence[VmHour]) -> None:
         STORE_VMS, day, hour, [item.vm for item in hours], [item.peak_percent for item in hours],
         [item.mean_percent for item in hours],
     )  # fmt: skip
+
+
+async def of_node(connection: Connection, name: str, since: date) -> list[PastHour]:
+    """Return the known hours of a node from a day on."""
+    return [_past(*row) for row in await connection.fetch(READ_NODE, name, since)]
+
+
+async def of_vm(connection: Connection, id: str, since: date) -> list[PastHour]:
+    """Return the known hours of a VM from a day on."""
+    return [_past(*row) for row in await connection.fetch(READ_VM, id, since)]
+
+
+def _past(day: date, hour: int, peak: float, mean: float) -> PastHour:
+    return PastHour(datetime.combine(day, time(hour - 1), UTC), round(peak, 3), round(mean, 3))
 
 
 def batches(hours: Sequence[Hour]) -> list[list[Hour]]:

@@ -27,14 +27,6 @@ const OF_MIGRATION: Record<MigrationPhase, Colour> = {
   preparing: "blue",
   transferring: "blue",
 };
-const UNDER_WAY: Record<MigrationPhase, boolean> = {
-  aborted: false,
-  completed: false,
-  failed: false,
-  pending: true,
-  preparing: true,
-  transferring: true,
-};
 
 const OF_VOLUME: Record<VolumePhase, Colour> = {
   creating: "blue",
@@ -43,10 +35,6 @@ const OF_VOLUME: Record<VolumePhase, Colour> = {
   failed: "red",
   ready: "green",
 };
-
-export function isUnderWay(phase: MigrationPhase): boolean {
-  return UNDER_WAY[phase];
-}
 
 // A newer server may answer with a state that this page does not know yet.
 const known = <S extends string>(colours: Record<S, Colour>, state: S): Colour => colours[state] ?? "grey";

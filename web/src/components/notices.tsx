@@ -30,6 +30,11 @@ export function refused(title: string, error: unknown): void {
   change([...notices.slice(1 - SHOWN_MAX), { id: next++, title, kind: "danger", ...words(error) }]);
 }
 
+/** Something failed that nobody asked for. */
+export function failed(title: string, text: string): void {
+  change([...notices.slice(1 - SHOWN_MAX), { id: next++, title, text, hint: null, kind: "danger" }]);
+}
+
 export function said(title: string, kind: "success" | "info" = "success"): void {
   const id = next++;
   change([...notices.slice(1 - SHOWN_MAX), { id, title, kind, text: "", hint: null }]);

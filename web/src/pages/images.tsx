@@ -13,11 +13,11 @@ import type { Column } from "../components/table";
 import { bytes, percent } from "../format";
 import { m, t } from "../i18n";
 import { useList } from "../list";
-import { useWatchState } from "../live";
+import { useConnection } from "../live";
 import { refusalFor } from "../session";
 
 export function useImages(): { images: Image[]; error: unknown; loading: boolean } {
-  const { state } = useWatchState();
+  const state = useConnection();
   const query = useQuery({
     queryKey: ["images"],
     enabled: state !== "connecting",

@@ -3,7 +3,9 @@ import { Button, Progress, Title } from "@patternfly/react-core";
 import type { ReactElement } from "react";
 import { Link } from "wouter";
 import { answered, client, type Me, type Migration } from "../api";
-import { isUnderWay, MigrationLabel, When } from "../components/labels";
+import { MigrationCharts } from "../charts/migration";
+import { MigrationLabel, When } from "../components/labels";
+import { isUnderWay } from "../components/phases";
 import { refused, said } from "../components/notices";
 import { type Column, LiveTable } from "../components/table";
 import { bytes, duration, percent } from "../format";
@@ -56,6 +58,7 @@ export function MigrationProgress({ migration, me }: { migration: Migration; me:
       {migration.waits_for !== null && <p>{t("Waits: {reason}", { reason: migration.waits_for })}</p>}
       {migration.error !== null && <p>{migration.error}</p>}
       {savings(migration) !== "" && <p>{t("Not sent: {savings}", { savings: savings(migration) })}</p>}
+      <MigrationCharts migration={migration} />
     </section>
   );
 }

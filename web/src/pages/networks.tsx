@@ -2,6 +2,7 @@
 import type { ReactElement } from "react";
 import { Link } from "wouter";
 import { answered, client, type FloatingAddress, type Forward, type Me, type Network, type SecurityGroup } from "../api";
+import { WhatReachesWhat } from "../charts/reach_view";
 import { When } from "../components/labels";
 import { LiveList } from "../components/live_list";
 import { metadataFields, metadataOf } from "../components/metadata";
@@ -120,6 +121,7 @@ export function Networks({ me }: { me: Me }): ReactElement {
   return (
     <div className="nc-page">
       <LiveList kind="network" title={m("Networks")} list={list} columns={columns} empty={m("There is no network.")} create={createNetwork(me)} />
+      <WhatReachesWhat />
       <FloatingAddresses me={me} />
       <Forwards me={me} />
     </div>

@@ -2,6 +2,7 @@
 import { Label } from "@patternfly/react-core";
 import type { ReactElement } from "react";
 import { answered, client, type Drain, type Me, type Node, type Schemas, type UnreconciledVm } from "../api";
+import { PastLoad } from "../charts/load";
 import { When } from "../components/labels";
 import { LiveList } from "../components/live_list";
 import { metadataFields, metadataOf } from "../components/metadata";
@@ -56,6 +57,13 @@ function ofNode(me: Me, node: Node): Operation[] {
     ...operations,
     { label: m("Drain"), subject, refusal, fields: drainFields(), warning: m("Its VMs move to other nodes, and no new ones are placed on it."), command: (v) => `novacron node drain ${node.name} --policy ${v["policy"]}`, run: (v) => answered(client.POST("/api/v1/nodes/{name}/actions/drain", { ...at, body: drainOf(v) })) },
     changeNode(node, refusal),
+    {
+      label: m("Load"),
+      subject,
+      command: () => `novacron node load ${node.name} --days 60`,
+      run: () => answered(client.GET("/api/v1/nodes/{name}/load", { params: { ...at.params, query: { days: 60 } } })),
+      show: ({ items }: Schemas["PastLoad"]) => <PastLoad hours={items} empty={m("No hour of its load is known yet: one is, soon after it has ended.")} />,
+    },
     { label: m("Rename"), subject, refusal: manages, fields: [{ name: "name", label: m("Name"), value: node.name }], command: (v) => `novacron node rename ${node.name} ${v["name"]}`, run: (v) => answered(client.POST("/api/v1/nodes/{name}/actions/rename", { ...at, body: { name: v["name"] ?? "" } })) },
     { label: m("Log level"), subject, refusal, fields: [{ name: "level", label: m("Level"), options: LEVELS, value: "info", help: m("Until the agent restarts.") }], command: (v) => `novacron log-level ${v["level"]} --node ${node.name}`, run: (v) => answered(client.PUT("/api/v1/nodes/{name}/log-level", { ...at, body: { level: v["level"] as Schemas["Level"] } })) },
     {
@@ -137,7 +145,7 @@ function columns(me: Me): readonly Column<Node>[] {
     { title: m("Memory"), width: "7rem", cell: (node) => mib(node.status.reported?.memory_mib ?? node.status.inventory?.memory_mib ?? 0) },
     { title: m("QEMU"), width: "6rem", cell: (node) => node.status.inventory?.qemu_version ?? "-" },
     { title: m("Runs with"), width: "6rem", cell: (node) => node.status.inventory?.accelerator.kind ?? "-" },
-    { title: "", width: "38rem", cell: (node) => <OperationBar operations={ofNode(me, node)} /> },
+    { title: "", width: "42rem", cell: (node) => <OperationBar operations={ofNode(me, node)} /> },
   ];
 }
 

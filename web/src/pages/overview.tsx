@@ -3,7 +3,7 @@ import { Alert, Card, CardBody, CardTitle, Title } from "@patternfly/react-core"
 import type { ReactElement } from "react";
 import { Link } from "wouter";
 import { answered, client, type Me } from "../api";
-import { isUnderWay } from "../components/labels";
+import { isUnderWay } from "../components/phases";
 import { mib } from "../format";
 import { useList } from "../list";
 import { useAll } from "../live";

@@ -3,6 +3,7 @@ import { Title } from "@patternfly/react-core";
 import { useQuery } from "@tanstack/react-query";
 import type { ReactElement } from "react";
 import { answered, client, type Link, type Me, type Schemas } from "../api";
+import { MapOfSites } from "../charts/site_map_view";
 import { When } from "../components/labels";
 import { LiveList } from "../components/live_list";
 import { Refusal } from "../components/notices";
@@ -61,6 +62,7 @@ export function Sites({ me }: { me: Me }): ReactElement {
           { title: "", width: "16rem", cell: (site) => <OperationBar operations={ofSite(me, site)} /> },
         ]}
       />
+      <MapOfSites me={me} />
       <Links me={me} />
       <Rebalancing me={me} />
     </div>

@@ -14,11 +14,12 @@ import { useQuery } from "@tanstack/react-query";
 import { lazy, type ReactElement, type ReactNode, Suspense, useState } from "react";
 import { Link } from "wouter";
 import { ApiError, answered, client, type Me, type Vm } from "../api";
+import { VmLoad } from "../charts/load";
 import { VmActions } from "../components/act";
 import { VmStateLabel, When } from "../components/labels";
 import { Refusal } from "../components/notices";
 import { bytes, mib } from "../format";
-import { store, useObject, useWatchState } from "../live";
+import { store, useConnection, useObject } from "../live";
 import { may } from "../session";
 import { EventTable } from "./events";
 import { MigrationProgress } from "./migrations";
@@ -32,22 +33,23 @@ const DisplayConsole = lazy(() => import("../console/display"));
 
 /** Ask for the VM once; the stream keeps it current. */
 function useVm(id: string): { vm: Vm | undefined; error: unknown } {
-  const { state } = useWatchState();
+  const state = useConnection();
   const query = useQuery({
     queryKey: ["object", "vm", id],
     enabled: state !== "connecting",
-    queryFn: async () => {
-      const at = store.revision;
-      try {
-        const parameters = { path: { ref: id }, query: at === 0 ? {} : { min_revision: at } };
-        const vm = await answered(client.GET("/api/v1/vms/{ref}", { params: parameters }));
-        store.admit("vm", [vm], Math.max(at, vm.revision));
-        return vm.id;
-      } catch (error) {
-        if (error instanceof ApiError && error.status === 404) store.drop("vm", id);
-        throw error;
-      }
-    },
+    queryFn: () =>
+      store.asking(async () => {
+        const at = store.revision;
+        try {
+          const parameters = { path: { ref: id }, query: at === 0 ? {} : { min_revision: at } };
+          const vm = await answered(client.GET("/api/v1/vms/{ref}", { params: parameters }));
+          store.admit("vm", [vm], Math.max(at, vm.revision));
+          return vm.id;
+        } catch (error) {
+          if (error instanceof ApiError && error.status === 404) store.drop("vm", id);
+          throw error;
+        }
+      }),
   });
   const vm = useObject("vm", id);
   return { vm, error: query.error };
@@ -80,6 +82,7 @@ export function VmPage({ id, me }: { id: string; me: Me }): ReactElement {
       <Summary vm={vm} />
       <MoreActions vm={vm} me={me} />
       {writes && <Consoles vm={vm} />}
+      <VmLoad vm={vm} />
       <Interfaces vm={vm} me={me} />
       <Snapshots vm={vm} me={me} />
       {writes && <GuestView vm={vm} me={me} />}
@@ -91,7 +94,7 @@ export function VmPage({ id, me }: { id: string; me: Me }): ReactElement {
 }
 
 function RunningMigration({ id, me }: { id: string; me: Me }): ReactElement | null {
-  const { state } = useWatchState();
+  const state = useConnection();
   useQuery({
     queryKey: ["object", "migration", id],
     enabled: state !== "connecting",

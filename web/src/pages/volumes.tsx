@@ -1,7 +1,7 @@
 /** Volumes, and the pools that hold them. */
 import type { ReactElement } from "react";
 import { Link, useSearchParams } from "wouter";
-import { answered, client, type Me, type Volume } from "../api";
+import { answered, client, type Me, type Schemas, type Volume } from "../api";
 import { VolumeLabel } from "../components/labels";
 import { LiveList } from "../components/live_list";
 import { metadataFields, metadataOf } from "../components/metadata";
@@ -9,9 +9,9 @@ import { checked, given, number, type Operation, OperationBar } from "../compone
 import { PlainList } from "../components/plain";
 import type { Column } from "../components/table";
 import { bytes, mib } from "../format";
-import { m } from "../i18n";
+import { m, t } from "../i18n";
 import { useList } from "../list";
-import { refusalFor } from "../session";
+import { may, refusalFor } from "../session";
 
 function createVolume(me: Me): Operation {
   return {
@@ -102,6 +102,28 @@ function ofVolume(me: Me, volume: Volume): Operation[] {
   ];
 }
 
+type Foreseen = Schemas["CapacityForecast"];
+type Pool = Schemas["PoolOnNode"] & { foreseen: Foreseen | undefined };
+
+const FORECASTS_MAX = 5_000;
+
+/** Pools, and when each is full; who may not see the fleet sees pools alone. */
+async function poolsOf(me: Me): Promise<{ items: Pool[] }> {
+  const [{ items }, foreseen] = await Promise.all([answered(client.GET("/api/v1/pools")), may(me, "read", null) ? fullPools() : []]);
+  const byName = new Map(foreseen.map((one) => [one.name, one]));
+  return { items: items.map((pool) => ({ ...pool, foreseen: byName.get(`${pool.node}/${pool.name}`) ?? byName.get(pool.name) })) };
+}
+
+async function fullPools(): Promise<Foreseen[]> {
+  const found: Foreseen[] = [];
+  for (let cursor: string | undefined; ; ) {
+    const page = await answered(client.GET("/api/v1/capacity", { params: { query: { resource: "pool", limit: 500, cursor } } }));
+    found.push(...page.items);
+    if (page.next === null || found.length >= FORECASTS_MAX) return found;
+    cursor = page.next;
+  }
+}
+
 export function Volumes({ me }: { me: Me }): ReactElement {
   const [address, setAddress] = useSearchParams();
   const sort = address.get("sort") ?? "name";
@@ -126,7 +148,7 @@ export function Volumes({ me }: { me: Me }): ReactElement {
       <PlainList
         title={m("Pools")}
         name={["pools"]}
-        fetchPage={() => answered(client.GET("/api/v1/pools"))}
+        fetchPage={() => poolsOf(me)}
         keyOf={(pool) => `${pool.node}/${pool.name}`}
         empty={m("No node has a pool.")}
         columns={[
@@ -138,6 +160,8 @@ export function Volumes({ me }: { me: Me }): ReactElement {
           { title: m("Volumes"), width: "6rem", cell: (pool) => pool.volumes },
           { title: m("Promised"), width: "7rem", cell: (pool) => bytes(pool.promised_bytes) },
           { title: m("Used"), width: "7rem", cell: (pool) => bytes(pool.used_bytes) },
+          { title: m("Full on"), width: "8rem", cell: (pool) => pool.foreseen?.full_on ?? "-" },
+          { title: m("In words"), width: "minmax(12rem, 3fr)", cell: (pool) => <span title={pool.foreseen?.words}>{pool.foreseen?.words ?? t("Nothing is foreseen of it.")}</span>, text: (pool) => pool.foreseen?.words ?? "" },
         ]}
       />
     </div>

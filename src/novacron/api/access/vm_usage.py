@@ -18,7 +18,10 @@ Ask = Callable[[str, Question[bytes]], Awaitable[bytes]]
 
 FRESH_S = 2.0
 NODES_AT_ONCE_MAX = 16
-LINE = re.compile(r'novacron_vm_(\w+)\{vm="([^"]{1,64})"[^}]*\} (\S{1,32})')
+LINE = re.compile(
+    r'^novacron_vm_(\w+)\{(?:\w+="(?:[^"\\\n]|\\.)*",)*?vm="([^"\\\n]{1,64})"(?:,[^\n]*)?\} (\S{1,32})', re.MULTILINE
+)
+"""A metric of a VM; ``vm`` is the label of that name, wherever it stands, and nothing within another's value."""
 FIELDS = {
     "cpu_seconds_total": "cpu_s",
     "vcpus": "vcpus",

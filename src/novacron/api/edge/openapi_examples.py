@@ -95,6 +95,7 @@ EXAMPLES: dict[str, object] = {
     "probeLink": {"source": "host-a", "target": "host-b"},
     "putLink": {"rate_bytes_per_s": 50000000},
     "recoverVm": {"confirm": "host-a"},
+    "reportPageError": {"message": "TypeError: node is undefined", "page": "/ui/nodes"},
     "renameNode": {"name": "host-d"},
     "setLogLevel": {"level": "debug"},
     "setNodeLogLevel": {"level": "debug"},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 from litestar import Router, get
+from litestar.params import QueryParameter
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
@@ -28,12 +31,15 @@ class UsageOfVms(msgspec.Struct):
 
 
 @get("/", summary="Show what running VMs use")
-async def show_vm_usage(request: ApiRequest) -> UsageOfVms:
+async def show_vm_usage(
+    request: ApiRequest, vm: Annotated[str | None, QueryParameter(description="only this one, by id or name")] = None
+) -> UsageOfVms:
     context = services(request)
     condition = authorization.visible(request, "vm")
+    entries = context.cache.all("vm").values() if vm is None else [authorization.seen(request, "vm", vm)]
     wanted = [
         entry.body
-        for entry in context.cache.all("vm").values()
+        for entry in entries
         if entry.body["node"] is not None
         and (condition is None or any(entry.body[field] == value for field, value in condition))
     ]

@@ -75,6 +75,12 @@ class AsyncNodeCalls(AsyncConnection):
         items: list[Object] = answered["items"]
         return items
 
+    async def node_load(self, name: str, days: int = 14) -> list[Object]:
+        """Return what the VMs of a node used together in each hour of the last days that is known."""
+        path = f"/api/v1/nodes/{quoted(name)}/load?{protocol.query({'days': str(days)})}"
+        hours: list[Object] = (await self._object("GET", path))["items"]
+        return hours
+
     async def metrics(self, node: str | None = None) -> str:
         """Return the metrics of the server, or of a node's agent, in Prometheus' text format.
 

@@ -94,10 +94,17 @@ class VmCalls(Connection):
         url = self.config.url.replace("https://", "wss://") + ticket["path"]
         return self._transport.run(Console, url, self.config.ca)
 
-    def vm_usage(self) -> list[Object]:
-        """Return what each running VM has used since its QEMU began: two looks make a rate."""
-        usages: list[Object] = (self._object("GET", "/api/v1/vm-usage"))["items"]
+    def vm_usage(self, vm: str | None = None) -> list[Object]:
+        """Return what each running VM, or one, has used since its QEMU began: two looks make a rate."""
+        asked = "" if vm is None else f"?{protocol.query({'vm': vm})}"
+        usages: list[Object] = (self._object("GET", f"/api/v1/vm-usage{asked}"))["items"]
         return usages
+
+    def vm_load(self, ref: str, days: int = 14) -> list[Object]:
+        """Return what a VM used in each hour of the last days that is known."""
+        path = f"/api/v1/vms/{quoted(ref)}/load?{protocol.query({'days': str(days)})}"
+        hours: list[Object] = (self._object("GET", path))["items"]
+        return hours
 
     def console_log(self, vm: str, bytes_max: int = 64 * 1024) -> bytes:
         """Return the end of what a VM printed on its serial line. It comes from the guest: it may hold anything."""
