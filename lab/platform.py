@@ -82,8 +82,13 @@ def open_directory(prefix: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+patience = 1.0
+"""How many times longer than its limit a wait lasts: a machine may have other things to do."""
+
+
 def until(condition: Callable[[], T | None], what: str, timeout_s: float = 30.0) -> T:
     """Wait until ``condition()`` is true and return it. Raises AssertionError naming ``what``."""
+    timeout_s *= patience
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()

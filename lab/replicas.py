@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import ssl
@@ -22,6 +23,9 @@ class Replica:
 
     def __init__(self, directory: Path, database: str, more: tuple[str, ...]) -> None:
         self.state = directory / "server"
+        given = dict(itertools.pairwise(more)).get("--tls-authority")
+        self.trusted = self.state / "ca.crt" if given is None else Path(given)
+        """The authority of the certificate that the API shows."""
         self.port, link_port = free_ports(2)
         arguments = [
             "server", "--state-dir", str(directory), "--port", str(self.port),
@@ -38,13 +42,13 @@ class Replica:
         return f"https://127.0.0.1:{self.port}"
 
     def is_ready(self) -> bool:
-        """Say whether it reports ready, asked as a load balancer asks."""
+        """Say whether it reports that it serves everything, asked as a load balancer asks."""
         if not (self.state / "ca.crt").exists():
             return False
-        context = ssl.create_default_context(cadata=(self.state / "ca.crt").read_text())
+        context = ssl.create_default_context(cadata=self.trusted.read_text())
         try:
             with urllib3.PoolManager(ssl_context=context) as pool:
-                return bool(pool.request("GET", f"{self.url}/readyz", retries=False, timeout=2).status == 200)
+                return bool(pool.request("GET", f"{self.url}/readyz", retries=False, timeout=2).data == b"ok\n")
         except urllib3.exceptions.HTTPError:
             return False
 

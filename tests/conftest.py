@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 from xdist.workermanage import WorkerController
 
+from lab import platform as lab_platform
 from lab.blocked_loops import DEBUG_MODE, blocked_loops
 from lab.copied_postgres import CopiedPostgres
 from lab.hosts import Lab, lab, missing
@@ -32,6 +33,8 @@ survive_hangups()  # tests hold locks of repositories
 _numbers = itertools.count(1)
 
 SLOW_FILES = 20
+PATIENCE = 3.0
+"""A wait that ends well ends as soon as ever; only what is broken takes longer."""
 
 hypothesis.settings.register_profile(
     "novacron",
@@ -54,6 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_configure(config: pytest.Config) -> None:
     Platform.new_postgres = CopiedPostgres
+    lab_platform.patience = PATIENCE
     if DEBUG_MODE:
         logging.getLogger("asyncio").addHandler(blocked_loops)
 

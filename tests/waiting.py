@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable
 
+from lab import platform
 from lab.platform import until
 
 __all__ = ["eventually", "pause", "pause_async", "until"]
@@ -18,6 +19,7 @@ async def eventually(
     condition: Callable[[], object | Awaitable[object]], what: str = "it is so", timeout_s: float = 20.0
 ) -> None:
     """Wait in an event loop until ``condition()`` is true. Raises AssertionError naming ``what``."""
+    timeout_s *= platform.patience
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()

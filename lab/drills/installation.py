@@ -65,7 +65,7 @@ class Installation:
             context = ssl.create_default_context(cadata=authority.read_text())
             with urllib3.PoolManager(ssl_context=context) as pool:
                 url = f"https://127.0.0.1:{self.port}/readyz"
-                return bool(pool.request("GET", url, retries=False, timeout=2).status == 200)
+                return bool(pool.request("GET", url, retries=False, timeout=2).data == b"ok\n")
         except (urllib3.exceptions.HTTPError, ssl.SSLError):
             return False
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from novacron import settings_file
+from novacron.model import limits
 from novacron.model.proxy_header import ProxyHeader
 
 if TYPE_CHECKING:  # imported where they are needed: commands that need neither start faster
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # imported where they are needed: commands that need neither 
     from novacron.backup.places import Place
     from novacron.local.database_archiver import ArchiverSettings
     from novacron.model.access import Role
+    from novacron.server.given_certificate import GivenCertificate
     from novacron.server.settings import ServerSettings
 
 STATE_DIR = Path("/var/lib/novacron")
@@ -61,6 +63,17 @@ class ServerOptions:
     port: Annotated[int, typer.Option(help="port of the API")] = 7443
     link_port: Annotated[int, typer.Option(help="port for the agents' links")] = 7444
     advertise: Advertise = None
+    tls_certificate: Annotated[
+        Path | None,
+        typer.Option(
+            help="file with a certificate for the API by another authority, and those in between (PEM);"
+            " by default the server issues itself one"
+        ),
+    ] = None
+    tls_key: Annotated[Path | None, typer.Option(help="file with its key (PEM)")] = None
+    tls_authority: Annotated[
+        Path | None, typer.Option(help="file with that authority's certificate (PEM), if not a public one")
+    ] = None
     reads_per_s: Annotated[float, typer.Option(min=0.5, help="limit of reading requests for each token")] = 5000
     writes_per_s: Annotated[float, typer.Option(min=0.5, help="limit of changing requests for each token")] = 500
     strangers_per_s: Annotated[
@@ -98,6 +111,15 @@ class ServerOptions:
             "--leave-after", help="seconds to keep serving, marked not ready, before it stops: for rolling restarts"
         ),
     ] = 0
+    reads_away_s: Annotated[
+        float,
+        typer.Option(
+            "--reads-while-away",
+            min=0,
+            max=limits.READS_AWAY_S_MAX,
+            help="seconds to answer reads from memory while the database is away; 0: refuse them at once",
+        ),
+    ] = limits.READS_AWAY_S
     oidc: Annotated[
         Path | None,
         typer.Option(help="file that names the OpenID Connect provider for logins; see docs/how-to/access.md"),
@@ -218,8 +240,24 @@ class ServerOptions:
             keep_days=self.backup_days,
         )
 
+    def _given_certificate(self) -> GivenCertificate | None:
+        """Raises BadParameter."""
+        from novacron.server.given_certificate import GivenCertificate
+
+        files = {"--tls-certificate": self.tls_certificate, "--tls-key": self.tls_key}
+        if not any((*files.values(), self.tls_authority)):
+            return None
+        for option, file in files.items():
+            if file is None:
+                raise typer.BadParameter("a certificate and its key are given together", param_hint=option)
+        assert self.tls_certificate is not None and self.tls_key is not None
+        return GivenCertificate(
+            self.tls_certificate.absolute(), self.tls_key.absolute(),
+            None if self.tls_authority is None else self.tls_authority.absolute(),
+        )  # fmt: skip
+
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
-        """Return the settings of a server with a database at this URL."""
+        """Return the settings of a server with a database at this URL. Raises BadParameter."""
         from novacron.api.access.catalogues import CatalogueSettings
         from novacron.api.access.client_address import ProxySettings
         from novacron.api.edge.rate_limits import RateSettings
@@ -227,12 +265,13 @@ class ServerOptions:
         from novacron.server.settings import AuditSettings, SecondFactorSettings, ServerSettings
 
         same = (
-            "host", "port", "link_port", "advertise", "leave_s", "workers", "pool", "oidc", "fence", "key_age_days",
-            "new_keys", "drain_limit_s", "platform_key", "former_platform_key",
+            "host", "port", "link_port", "advertise", "leave_s", "reads_away_s", "workers", "pool", "oidc", "fence",
+            "key_age_days", "new_keys", "drain_limit_s", "platform_key", "former_platform_key",
         )  # fmt: skip
         return ServerSettings(
             database_url=database,
             state_dir=state_dir,
+            given_certificate=self._given_certificate(),
             rates=RateSettings(self.reads_per_s, self.writes_per_s, self.strangers_per_s),
             proxies=ProxySettings(
                 tuple(str(network) for network in _ranges(self.trusted_proxy, "--trusted-proxy")), self.proxy_header

@@ -171,20 +171,33 @@ def test_a_support_bundle_holds_diagnostics_and_no_secret(site: Platform, tmp_pa
     assert again.returncode == 1 and "exists" in again.stderr
 
 
-def test_a_server_that_is_not_ready_gives_all_reasons(site: Platform, api: Api) -> None:
-    answer = api("GET", "/readyz", token=None)
-    assert answer.status == 200
+def test_while_the_database_is_away_reads_go_on_and_all_reasons_are_given(site: Platform, api: Api) -> None:
+    assert api("GET", "/readyz", token=None).status == 200
+    nodes = [node["name"] for node in api("GET", "/api/v1/nodes").body["items"]]
+    revision = api("GET", "/api/v1/nodes").body["revision"]
     site.postgres.kill()
     try:
 
         def away() -> bool:
             readiness = api("GET", "/readyz", token=None)
-            return readiness.status == 503 and str(readiness.body).count("not ready: ") >= 2
+            return readiness.status == 200 and str(readiness.body).count("only reads: ") == 2
 
         until(away, "both reasons are said", 20)
+        until(lambda: "age" in api("GET", "/api/v1/nodes").headers, "an answer says how old it is", 20)
+        assert [node["name"] for node in api("GET", "/api/v1/nodes").body["items"]] == nodes
+        assert api("GET", f"/api/v1/nodes?min_revision={revision + 1000}").status == 503
+        assert api("POST", "/api/v1/vms", {"name": "away", "vcpus": 1, "memory_mib": 64, "image": "tiny"}).status == 503
+        shown = site.cli("node", "list")
+        assert nodes[0] in shown.stdout and "s old: the server's database is away" in shown.stderr
+        assert "only reads" in site.cli("doctor", check=False).stdout
     finally:
         site.postgres.start()
-    until(lambda: api("GET", "/readyz", token=None).status == 200, "it is ready again", 30)
+
+    def back() -> bool:
+        answer = api("GET", "/api/v1/nodes")
+        return answer.status == 200 and "age" not in answer.headers and site.client.ready() == (True, "ok")
+
+    until(back, "it serves everything again", 30)
     for node in site.agents:
         site.wait_node(node)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 import asyncpg
@@ -82,6 +84,29 @@ async def test_repeats_in_one_statement_are_counted_too(database: Database) -> N
         )
     rows = await stored(database)
     assert len(rows) == PER_MINUTE_MAX and sum(row["count"] for row in rows) == 30
+
+
+async def test_transactions_at_once_make_no_more_than_one_after_the_other(database: Database) -> None:
+    """Each writes of several objects, in an order of its own."""
+
+    async def write(number: int) -> None:
+        objects = ["vm-1", "vm-2", "vm-3"][:: 1 if number % 2 else -1]
+        async with database.transaction() as connection:
+            happened = [events.NewEvent("vm", object, "web", f"R{number % 8}", "", project="p") for object in objects]
+            await events.record_all(connection, happened)
+
+    await asyncio.gather(*map(write, range(40)))
+    rows = await stored(database)
+    assert Counter(row["object"] for row in rows) == dict.fromkeys(("vm-1", "vm-2", "vm-3"), PER_MINUTE_MAX)
+    assert sum(row["count"] for row in rows) == 120
+
+
+async def test_that_a_vm_is_elsewhere_is_not_put_out_of_sight(database: Database) -> None:
+    await happen(
+        database, "Lost", "Placed", "Starting", "Failed", "FailedOver", "Running", "Started", "Failed", "Ready"
+    )
+    reasons = {row["reason"] for row in await stored(database)}
+    assert "FailedOver" in reasons and "Ready" in reasons and len(reasons) == PER_MINUTE_MAX
 
 
 async def test_a_vm_that_fails_again_and_again_makes_five_events_a_minute(database: Database) -> None:

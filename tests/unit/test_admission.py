@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple, cast
@@ -61,7 +62,8 @@ class Server:
     """The API over a watch cache."""
 
     def __init__(self, proxies: ProxySettings | None = None, **rates: float) -> None:
-        self.cache, self.recorder, self._revision = Cache(), Recorder(), 0
+        self.lag_s = 0.0
+        self.cache, self.recorder, self._revision = Cache(30, lambda: self.lag_s), Recorder(), 0
         self.live = LiveCalls(self.cache.callers)
         parts = {"cache": self.cache, "recorder": self.recorder, "live": self.live}
         authority = types.SimpleNamespace(trust_mark="0123456789abcdef")
@@ -151,6 +153,39 @@ async def test_a_list_comes_from_the_cache_until_it_changes(server: Server) -> N
     assert await came_from_its_route()
     await server.change("vm", "vm-1", None)
     assert (await server.get("/api/v1/vms?name=web*")).names == ["web-3"]
+
+
+async def test_while_the_database_is_away_reads_are_answered_from_memory_with_their_age(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.vm("vm-a", "web")
+    (before,) = [await server.get("/api/v1/vms")]
+    assert before.status == 200 and b"age" not in before.headers
+    now, server.lag_s = time.monotonic(), 12.7
+    server.cache.lost()
+    for path in ("/api/v1/vms", "/api/v1/vms/vm-a", "/api/v1/nodes"):
+        answer = await server.get(path)
+        assert (answer.status, answer.headers[b"age"]) == (200, b"12"), path
+    assert (await server.get("/api/v1/events", accept="text/event-stream")).status == 503
+    assert (await server.get("/api/v1/vms/vm-a", method="DELETE")).status == 503
+    assert (await server.get("/api/v1/vms", secret="nova_wrong")).status == 401
+
+    server.lag_s = 31.0
+    monkeypatch.setattr(time, "monotonic", lambda: now + 18.3)
+    for path in ("/api/v1/vms", "/api/v1/vms/vm-a", "/api/v1/nodes"):
+        assert (await server.get(path)).status == 503, path
+
+    server.lag_s = 0.0
+    await server.start()
+    await server.vm("vm-a", "web")
+    assert b"age" not in (await server.get("/api/v1/vms")).headers
+
+
+async def test_a_server_that_never_had_everything_answers_nothing() -> None:
+    server = Server()
+    server.cache.lost()
+    assert not server.cache.answers()
+    assert (await server.get("/api/v1/vms")).status == 503
 
 
 async def test_unknown_callers_are_refused(server: Server) -> None:

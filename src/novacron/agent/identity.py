@@ -249,7 +249,7 @@ def renewed_at_start(identity: Identity, offer: JoinOffer) -> Identity:
 def _ask(ticket: JoinTicket, name: str, key: pki.Key) -> Mapping[str, str]:
     """Return what the server gives a host that joins. Raises InvalidInput with what it said."""
     body = {"name": name, "secret": ticket.secret, "csr": pki.certificate_request(key, name).decode()}
-    context = ssl.create_default_context(cadata=ticket.ca_pem)
+    context = ssl.create_default_context(cadata=ticket.ca_pem or None)
     with urllib3.PoolManager(ssl_context=context) as pool:
         try:
             answer = pool.request("POST", f"{ticket.api_url}/api/v1/join", json=body, timeout=JOIN_TIMEOUT_S, retries=2)

@@ -143,7 +143,8 @@ def trust(
     with output.errors(), _errors():
         name = context or context_name()
         ca = authorities.trust(name)
-        say(f"{name}: trusts {ca.count('BEGIN CERTIFICATE')} authorities")
+        count = ca.count("BEGIN CERTIFICATE")
+        say(f"{name}: trusts {f'{count} authorities' if count else 'whom this machine trusts'}")
 
 
 @app.command()

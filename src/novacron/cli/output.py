@@ -16,6 +16,7 @@ import typer
 from novacron.cli import authorities
 from novacron.client import ApiError, Unreachable
 from novacron.client.errors import ArchiveError
+from novacron.client.protocol import answer_ages
 from novacron.terminal import safe, say, say_json, say_yaml
 
 EXIT_FAILED = 1
@@ -232,12 +233,20 @@ def fail(message: str, code: int, hint: str = "") -> typer.Exit:
     return typer.Exit(code)
 
 
+def _say_age() -> None:
+    """Say so when what was shown may be old."""
+    age_s = max(answer_ages.values(), default=0)
+    if age_s:
+        say(f"note: this may be {age_s} s old: the server's database is away, and it answers from memory", err=True)
+
+
 @contextmanager
 def errors() -> Iterator[None]:
     """Turn the SDK's errors into one message and an exit code."""
     try:
         yield
         authorities.follow()
+        _say_age()
     except ApiError as error:
         code = {401: EXIT_UNAUTHENTICATED, 404: EXIT_NOT_FOUND, 503: EXIT_UNREACHABLE}.get(error.status, EXIT_REFUSED)
         raise fail(_as_typed(error), EXIT_USAGE if error.status == 400 else code, error.hint) from None

@@ -39,6 +39,10 @@ AUTHORITIES = "novacron-authorities"
 """Header of every answer: which authorities the server wants to be trusted."""
 served_authorities: dict[str, str] = {}
 """That header's value, by URL, as each server said it last."""
+AGE = "age"
+"""Header of an answer from memory while the server's database is away: how old it may be, in seconds."""
+answer_ages: dict[str, int] = {}
+"""That header's value, by URL, as each server said it last; 0: the answer was current."""
 
 
 class HttpReply(NamedTuple):
@@ -47,6 +51,12 @@ class HttpReply(NamedTuple):
     authorities: str = ""
     cookies: tuple[str, ...] = ()
     """Values of ``Set-Cookie``."""
+    age_s: int = 0
+
+
+def age_s(value: str | None) -> int:
+    """Return the age that an answer's header says; a wrong one counts as none."""
+    return int(value) if value is not None and value.isascii() and value.isdecimal() else 0
 
 
 def retry_delay_s(attempt: int, status: int | None) -> float | None:

@@ -37,6 +37,8 @@ INVITATIONS_PER_PROJECT_MAX, INVITATION_S = 200, 14 * 24 * 3600
 TOKEN_S_MAX, DEVICE_S = 10 * 365 * 24 * 3600, 365 * 24 * 3600
 AUDIT_RETENTION_S, API_LOG_RETENTION_S = 400 * 24 * 3600, 14 * 24 * 3600
 
+READS_AWAY_S, READS_AWAY_S_MAX = 30.0, 600.0
+"""For how long reads are answered from memory while the database is away: by default, at most."""
 REQUEST_BODY_BYTES_MAX = 1024 * 1024
 PAGE_SIZE_MAX = 500
 BATCH_MAX = 100

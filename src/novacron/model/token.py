@@ -64,7 +64,8 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class JoinTicket(msgspec.Struct, frozen=True):
-    """The content of a join token: the server's addresses, its certificate authority, and a one-time secret."""
+    """The content of a join token: the server's addresses, whom to trust when the API is asked (PEM; empty: whom the
+    host trusts), and a one-time secret."""
 
     api_url: str
     link_url: str

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from novacron import pki
+from novacron.model.errors import NovaError
 from novacron.server.settings import ServerSettings
 from novacron.store import events
 from novacron.store.database import Database
+from novacron.supervise import Rarely
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -23,6 +25,14 @@ LOOK_S = 1.0
 def hosts(settings: ServerSettings) -> list[str]:
     """Return the names and addresses by which a server is reached, as its certificate has them."""
     return list(dict.fromkeys([settings.public_host, "localhost", "127.0.0.1", socket.gethostname()]))
+
+
+def check_given(settings: ServerSettings) -> None:
+    """Look at the certificate that was given for the API, if one was, and log what is wrong with it. Raises
+    InvalidInput where nobody could be served with it."""
+    given = settings.given_certificate
+    for trouble in [] if given is None else given.check(settings.public_host):
+        log.error("users can't verify the API", why=trouble)
 
 
 def renew(authority: pki.Authority, directory: Path, hosts: list[str]) -> list[str]:
@@ -56,7 +66,7 @@ async def _record(settings: ServerSettings, database: Database, reason: str, mes
 
 async def follow(files: Sequence[Path], changed: Callable[[], None]) -> None:
     """Call ``changed`` whenever one of the files is another, until cancelled; again when it could not take them."""
-    seen = marks(files)
+    seen, log_now = marks(files), Rarely()
     while True:
         await asyncio.sleep(LOOK_S)
         found = marks(files)
@@ -65,8 +75,9 @@ async def follow(files: Sequence[Path], changed: Callable[[], None]) -> None:
         try:
             changed()
             seen = found
-        except (OSError, ValueError) as error:
-            log.error("new certificates can't be used", error=str(error), retry_s=LOOK_S)
+        except (OSError, ValueError, NovaError) as error:  # also while only one of two files is another
+            if log_now.due(str(error)):
+                log.error("new certificates can't be used", error=str(error), retry_s=LOOK_S)
 
 
 def marks(files: Sequence[Path]) -> list[tuple[int, int]]:

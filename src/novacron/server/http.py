@@ -70,16 +70,16 @@ class Front:
 
     def __init__(
         self, settings: ServerSettings, database: Database, authority: pki.Authority, keys: KeyFollower,
-        agents: Agents, certificate: tuple[Path, Path],
+        agents: Agents,
     ) -> None:  # fmt: skip
-        self.cache, self.fleet = Cache(), FleetIndex()
+        self._feed = Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY)
+        self.cache, self.fleet = Cache(settings.reads_away_s, self._feed.lag_s), FleetIndex()
         self.changed: list[Heard] = [self.fleet.changed]
         self.resync: list[Callable[[], None]] = [self.fleet.clear]
         self.certified: list[Callable[[], None]] = [authority.reload]
         self._settings = settings
-        self._certificates = (settings.state_dir / "ca.crt", *certificate)
-        self._shown = certificates.marks(certificate)
-        self._feed = Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY)
+        self._certificates = (settings.state_dir / "ca.crt", *settings.own_certificate, *settings.api_certificate)
+        self._shown = certificates.marks(settings.api_certificate)
         self._processes = Processes(settings.state_dir / "metrics")
         self._metrics = Metrics(self._processes, lambda: seen(self.cache))
         self._log_now = Rarely()
@@ -98,11 +98,12 @@ class Front:
             PlatformKeys.of(settings.platform_key, settings.former_platform_key),
             _catalogues(settings),
             VmUsage(agents.ask),
+            functools.partial(_trust, settings, authority),
         )  # fmt: skip
         pages = WebUi(create_app(services), {"oidc": services.oidc is not None})
         self._admission = Admission(pages, services, self._rates, settings.proxies)
         self.certified.append(self._admission.certified)
-        self._http = _granian(settings, self._admission, *certificate)
+        self._http = _granian(settings, self._admission, *settings.api_certificate)
 
     async def run(self) -> None:
         """Answer until cancelled, or until ``leave`` is over."""
@@ -159,13 +160,14 @@ class Front:
                 raise
 
     def use_certificates(self) -> None:
-        """Take new certificates into use. Raises OSError, ValueError.
+        """Take new certificates into use. Raises OSError, ValueError, InvalidInput.
 
         Requests and streams that are open go on; WebSockets end when the certificate that the API shows is another.
         """
+        certificates.check_given(self._settings)
         for certified in self.certified:
             certified()
-        shown = certificates.marks(self._certificates[1:])
+        shown = certificates.marks(self._settings.api_certificate)
         if shown != self._shown:
             self._shown = shown
             self._http.reload()
@@ -210,6 +212,11 @@ def _keep_what_is_here() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     gc.collect()
     gc.freeze()
+
+
+def _trust(settings: ServerSettings, authority: pki.Authority) -> str:
+    """Return whom clients of the API have to trust (PEM). Raises OSError."""
+    return authority.pem.decode() if settings.given_certificate is None else settings.given_certificate.trust()
 
 
 def _second_factors(settings: ServerSettings, keys: KeyRing) -> SecondFactorChecks:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
@@ -95,8 +95,9 @@ def keep_context(path: Path, settings: ServerSettings, authority: pki.Authority,
     name = "local" if settings.public_host in LOOPBACK else settings.public_host.replace(":", ".")
     try:
         with context_file.changing(path) as contexts:
-            ca, authorities = authority.pem.decode(), authority.trust_mark
-            context = contexts.add_beside(name, context_file.Context(url, secret, ca, authorities=authorities))
+            given = settings.given_certificate
+            ca = authority.pem.decode() if given is None else given.trust()
+            context = contexts.add_beside(name, context_file.Context(url, secret, ca, authorities=authority.trust_mark))
     except (context_file.SettingsError, OSError) as error:
         raise InvalidInput(
             str(error), field="NOVACRON_CONFIG", hint="mend the file, or name another with NOVACRON_CONFIG"
@@ -158,6 +159,7 @@ def _lock(directory: Path) -> FolderLock:
 
 
 async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
+    certificates.check_given(settings)
     authority = pki.Authority.open(settings.state_dir)
     database = await _open_database(settings.database_url, settings.pool)
     try:
@@ -173,8 +175,8 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         context = pki.agent_link_tls(ca, certificate, key)
         Processes(settings.state_dir / "metrics").begin()
         settings.log_level.unlink(missing_ok=True)
-        _measure_certificates({"authority": ca, "server": certificate})
-        front = Front(settings, database, authority, keys, link, (certificate, key))
+        _measure_certificates(settings)
+        front = Front(settings, database, authority, keys, link)
         controllers = Controllers(database, front.fleet, link, audit_chain, settings.fence, settings.lifetimes)
         front.changed += [controllers.changed, link.changed, _count_migrations()]
         front.resync.append(link.resync)
@@ -242,7 +244,10 @@ def _answers(host: str, port: int) -> bool:
         return False
 
 
-def _measure_certificates(files: Mapping[str, Path]) -> None:
+def _measure_certificates(settings: ServerSettings) -> None:
+    files = {"authority": settings.state_dir / "ca.crt", "server": settings.own_certificate[0]}
+    if settings.given_certificate is not None:
+        files["api"] = settings.given_certificate.certificate
     gauge("novacron_certificate_expiry_timestamp_seconds").read = lambda: {
         (name,): pki.expires_at_s(file.read_bytes()) for name, file in files.items()
     }

@@ -15,6 +15,7 @@ from novacron.model import limits
 from novacron.model.access import Role
 from novacron.model.drain import TIME_LIMIT_S_DEFAULT
 from novacron.model.token import Lifetimes
+from novacron.server.given_certificate import GivenCertificate
 from novacron.store.database import POOL_DEFAULT
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -48,11 +49,15 @@ class ServerSettings(msgspec.Struct, frozen=True):
     link_port: int = 7444
     advertise: str | None = None
     """Address or name by which nodes and users reach this server; ``host`` if not given."""
+    given_certificate: GivenCertificate | None = None
+    """What the API shows; None: a certificate of this installation's own authority."""
     rates: RateSettings = RateSettings()
     proxies: ProxySettings = ProxySettings()
     lifetimes: Lifetimes = Lifetimes()
     leave_s: float = 0.0
     """How long it goes on serving after a stop request, while it reports that it is not ready."""
+    reads_away_s: float = limits.READS_AWAY_S
+    """For how long reads are answered from memory while the database is away."""
     workers: int = 1
     """Processes that answer people."""
     pool: int = POOL_DEFAULT
@@ -82,6 +87,17 @@ class ServerSettings(msgspec.Struct, frozen=True):
     @property
     def public_host(self) -> str:
         return self.advertise or self.host
+
+    @property
+    def own_certificate(self) -> tuple[Path, Path]:
+        """Return this server's certificate by the installation's own authority, and its key."""
+        return self.state_dir / "server.crt", self.state_dir / "server.key"
+
+    @property
+    def api_certificate(self) -> tuple[Path, Path]:
+        """Return the certificate that the API shows, and its key."""
+        given = self.given_certificate
+        return self.own_certificate if given is None else (given.certificate, given.key)
 
     @property
     def log_level(self) -> Path:

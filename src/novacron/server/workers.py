@@ -82,8 +82,7 @@ async def work(settings: ServerSettings) -> None:
     database = await Database.open(settings.database_url, settings.pool)
     try:
         keys = await KeyFollower.open(database, settings.state_dir, authority)
-        certificate = (settings.state_dir / "server.crt", settings.state_dir / "server.key")
-        front = Front(settings, database, authority, keys, relay, certificate)
+        front = Front(settings, database, authority, keys, relay)
         running = asyncio.create_task(front.run())
         following = asyncio.create_task(supervise("keys", keys.follow))
         waits = [asyncio.create_task(stop.wait()), asyncio.create_task(relay.gone.wait())]

@@ -19,12 +19,20 @@ IN_TURN = "/* in turn */ true"
 
 
 class Table:
-    """Where rows go: the table's columns with their types."""
+    """Where rows go: the table's columns with their types. ``turns``: the column by whose values the rows of one
+    statement are ordered, because to write one is to wait for whoever writes of the same."""
 
-    def __init__(self, name: str, columns: dict[str, str]) -> None:
+    def __init__(self, name: str, columns: dict[str, str], turns: str | None = None) -> None:
         values = ", ".join(f"${n}::{type}[]" for n, type in enumerate(columns.values(), 1))
         self.columns = tuple(columns)
         self.insert = f"INSERT INTO {name} ({', '.join(columns)}) SELECT * FROM unnest({values})"
+        self._turns = None if turns is None else self.columns.index(turns)
+
+    def arguments(self, rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """Return rows as ``insert`` takes them: its columns."""
+        turns = self._turns
+        ordered = rows if turns is None else sorted(rows, key=lambda row: str(row[turns]))
+        return list(map(list, zip(*ordered, strict=True)))
 
 
 class _Pending:
@@ -42,7 +50,7 @@ async def add(connection: Connection, table: Table, rows: Sequence[Sequence[Any]
     if pending is not None:
         pending.rows.setdefault(table, []).extend(rows)
     elif rows:
-        await connection.execute(table.insert, *map(list, zip(*rows, strict=True)))
+        await connection.execute(table.insert, *table.arguments(rows))
 
 
 async def execute(connection: Connection, statement: str, *arguments: object) -> None:
@@ -94,8 +102,8 @@ def all_at_once(
         statement, tuple(table.insert for table in rows), answer and answer[0], turn and turn[0], tuple(counts)
     )
     values = [*arguments, *(turn[1] if turn else ())]
-    for added in rows.values():
-        values += map(list, zip(*added, strict=True))
+    for table, added in rows.items():
+        values += table.arguments(added)
     return text, [*values, *(answer[1] if answer else ())]
 
 
@@ -126,7 +134,7 @@ def numbered(statement: str, after: int) -> str:
 
 async def write(connection: Connection, pending: _Pending) -> None:
     """Write what was collected."""
-    parts = [(table.insert, tuple(map(list, zip(*rows, strict=True)))) for table, rows in pending.rows.items() if rows]
+    parts = [(table.insert, tuple(table.arguments(rows))) for table, rows in pending.rows.items() if rows]
     parts += pending.statements
     if not parts:
         return

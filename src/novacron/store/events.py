@@ -33,6 +33,7 @@ EVENTS = deferred_writes.Table(
         "kind": "text", "object": "text", "name": "text", "reason": "text", "message": "text", "actor": "text",
         "project": "text",
     },
+    turns="object",
 )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ class Authentication(AbstractAuthenticationMiddleware):
     """Admits requests with a valid token or session; all routes but those marked ``exclude_from_auth`` need one."""
 
     async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
-        if not services(connection).cache.ready:
+        cache = services(connection).cache
+        if not (cache.answers() if _reads(connection) else cache.ready):
             raise Unavailable(
                 "this server has lost its database connection and does not answer from old data", hint="try again"
             )
@@ -31,6 +32,15 @@ class Authentication(AbstractAuthenticationMiddleware):
         caller = _by_header(connection, header) if header is not None else _by_cookie(connection)
         services(connection).recorder.used(caller.id, address_of(connection))
         return AuthenticationResult(user=caller, auth=caller.id)
+
+
+def _reads(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+    """Say whether a request only reads what there is: it may be answered from memory while the database is away.
+
+    Streams and consoles are not: they would last longer than that may.
+    """
+    streams = "text/event-stream" in connection.headers.get("accept", "")
+    return connection.scope.get("method") in ("GET", "HEAD") and not streams
 
 
 def _by_header(connection: ASGIConnection[Any, Any, Any, Any], header: str) -> Caller:

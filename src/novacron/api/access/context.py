@@ -88,6 +88,8 @@ class Services(msgspec.Struct):
     platform_keys: PlatformKeys
     catalogues: Catalogues
     usage: VmUsage
+    trust: Callable[[], str]
+    """Returns whom clients of the API have to trust (PEM); empty: whom their machines trust. Raises OSError."""
 
 
 ApiRequest = Request[Caller, str, Any]

@@ -287,13 +287,16 @@ class Admission:
     async def _answer_from_cache(self, request: _Request, send: Send) -> bool:
         """Answer if the response cache can, and say whether it could."""
         caller = request.caller
-        if request.method != "GET" or caller is None or not self._services.cache.ready:
+        cache = self._services.cache
+        if request.method != "GET" or caller is None or not (cache.ready or cache.answers()):
             return False
         answer = self._response_cache.answer(request.path, request.scope["query_string"], request.headers, caller)
         if answer is None:
             return False
         status, fields, body, route = answer
         headers = fields + request.limit_headers + self._everywhere
+        if (lag_s := cache.lag_s()) >= 1:
+            headers.append(_age(lag_s))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         self._services.recorder.used(caller.id, request.address)
@@ -324,7 +327,9 @@ class Admission:
             ) as span,
         ):  # fmt: skip
             capture = self._response_cache.capture(request.scope, request.headers, request.caller)
-            response = _Response(request, send, capture, self._everywhere)
+            lag_s = self._services.cache.lag_s() if request.method in ("GET", "HEAD") else 0.0
+            extra = [_age(lag_s), *self._everywhere] if lag_s >= 1 else self._everywhere
+            response = _Response(request, send, capture, extra)
             try:
                 await self._run(request, receive, response)
             finally:
@@ -407,6 +412,11 @@ class _Response:
         if self._capture is not None:
             self._capture.take(message)
         await self.send_raw(message)
+
+
+def _age(lag_s: float) -> Header:
+    """Return the header that says how old an answer from memory may be (RFC 9111, 5.1)."""
+    return b"age", b"%d" % lag_s
 
 
 def _end_span(span: traces.Span, request: _Request, status: int, route: str) -> None:

@@ -89,6 +89,10 @@ KINDS = {
 }  # fmt: skip
 ETAG = {"description": "The revision, for If-Match and If-None-Match.", "schema": {"type": "string"}}
 LOCATION = {"description": "Where the new object is.", "schema": {"type": "string", "format": "uri-reference"}}
+AGE = {
+    "description": "Only while the database is away: how many seconds old the answer may be.",
+    "schema": {"type": "integer"},
+}
 RETRY = {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}}
 NOT_MODIFIED = {"description": "The object or list has not changed since the ETag in If-None-Match."}
 
@@ -243,6 +247,8 @@ def _describe_success(status: str, response: dict[str, Any], answer: object) -> 
         is_json = answer is not None and media == JSON
         content["schema"] = schemas.reference(answer) if is_json else {"type": "string", "format": "binary"}
     headers = {"ETag": ETAG} if has_etag(answer) else {}
+    if headers and status == "200":
+        headers["Age"] = AGE
     response["headers"] = headers | ({"Location": LOCATION} if status == "201" else {})
     if not response["headers"]:
         del response["headers"]

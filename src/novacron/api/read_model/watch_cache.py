@@ -1,12 +1,13 @@
 """The watch cache: every hot object with its JSON already encoded, fed by the change feed.
 
-A read costs no query and is never older than the feed's lag. ``revision`` tells up to which transaction the cache is
-complete, so a client can wait for its own write.
+A read costs no query and is never older than the feed's lag, which ``lag_s`` tells. ``revision`` tells up to which
+transaction the cache is complete, so a client can wait for its own write.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
@@ -77,11 +78,17 @@ def _deliveries(changes: list[Change]) -> Iterator[Delivery]:
 class Cache:
     """All objects of one replica."""
 
-    def __init__(self) -> None:
+    def __init__(self, away_s_max: float = 0.0, lag_s: Callable[[], float] = lambda: 0.0) -> None:
+        """``away_s_max``: for how long reads are answered without the feed; ``lag_s``: for how many seconds this has
+        not had all that there was."""
         for reason in ("unknown", "defect"):  # a series exists before its first change: its first increase is seen
             counter("novacron_feed_skipped_changes_total").add(reason, count=0)
         self.revision = 0
         self.ready = False
+        """The feed is followed."""
+        self.lag_s = lag_s
+        self._away_s_max = away_s_max
+        self._away_since: float | None = None
         self._kinds: dict[str, dict[str, Entry]] = {}
         self.callers = Callers()
         self._names: dict[tuple[str, str], dict[str, str]] = {}
@@ -245,13 +252,20 @@ class Cache:
 
     async def _advance(self, revision: int) -> None:
         self.revision = max(self.revision, revision)
-        self.ready = True
+        self.ready, self._away_since = True, None
         for came in [came for came, true in self._waiting.items() if not came.done() and true()]:
             came.set_result(None)
 
     def lost(self) -> None:
-        """Note that the feed is interrupted: answers would become outdated."""
-        self.ready = False
+        """Note that the feed is interrupted: answers become outdated."""
+        if self.ready:
+            self.ready, self._away_since = False, time.monotonic() - self.lag_s()
+
+    def answers(self) -> bool:
+        """Say whether reads are answered: the feed is followed, or was until lately."""
+        if self.ready:
+            return True
+        return self._away_since is not None and time.monotonic() - self._away_since <= self._away_s_max
 
     def _take(self, change: Change) -> bool:
         """Apply a change; say whether there was anything to change. One that can't be applied concerns its object only,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 from litestar import Router, get, post
 from litestar.params import FromPath, JSONBody
@@ -79,7 +81,7 @@ class _Subject(msgspec.Struct, frozen=True):
 
 @get("/authority", summary="Show the certificate authorities to trust", opt=authorization.SELF)
 async def show_authority(request: ApiRequest) -> TrustedAuthorities:
-    return TrustedAuthorities(services(request).authority.pem.decode())
+    return TrustedAuthorities(await asyncio.to_thread(services(request).trust))
 
 
 router = Router("/", route_handlers=[list_keys, rotate_key, finish_key, show_authority], tags=["keys"])

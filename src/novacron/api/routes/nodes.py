@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -225,7 +226,7 @@ async def create_join_token(request: ApiRequest, data: JSONBody[CreateJoinToken]
     context = services(request)
     async with replies.change(request) as connection:
         secret = await tokens.create_join(connection, data.node, data.ttl_s, request.user.name, accept=data.accept)
-    ticket = JoinTicket(context.api_url, context.link_url, context.authority.pem.decode(), secret)
+    ticket = JoinTicket(context.api_url, context.link_url, await asyncio.to_thread(context.trust), secret)
     return JoinToken(encode_ticket(ticket), data.ttl_s)
 
 

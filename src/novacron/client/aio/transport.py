@@ -43,7 +43,8 @@ class AsyncTransport:
             why = await asyncio.to_thread(explain, self._config, error)
             raise Unreachable(f"no answer from {self._config.url}: {why}") from error
         authorities = response.headers.get(protocol.AUTHORITIES, "")
-        return HttpReply(response.status_code, response.content, authorities)
+        age_s = protocol.age_s(response.headers.get(protocol.AGE))
+        return HttpReply(response.status_code, response.content, authorities, age_s=age_s)
 
     async def stream(self, path: str, headers: dict[str, str]) -> AsyncIterator[bytes]:
         """Yield the pieces of a long answer as they come. Raises ApiError, Unreachable."""

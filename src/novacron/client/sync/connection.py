@@ -39,6 +39,12 @@ class Connection:
         """Close the connections."""
         self._transport.close()
 
+    @property
+    def age_s(self) -> int:
+        """How many seconds old the last answer may be; 0: current. While its database is away, a server answers reads
+        from memory for a while; send ``min_revision`` where that will not do."""
+        return protocol.answer_ages.get(self.config.url, 0)
+
     def request(
         self, method: str, path: str, body: Object | None = None, raw: bytes | None = None, **headers: str
     ) -> Any:  # noqa: ANN401 - JSON
@@ -75,6 +81,7 @@ class Connection:
                     raise
             else:
                 protocol.served_authorities[self.config.url] = answer.authorities
+                protocol.answer_ages[self.config.url] = answer.age_s
                 delay_s = protocol.retry_delay_s(attempt, answer.status)
                 if delay_s is None:
                     return answer

@@ -83,9 +83,10 @@ class NodeCalls(Connection):
         return (self.fetch(path)).decode()
 
     def ready(self) -> tuple[bool, str]:
-        """Return whether the server can serve, and if not, why. Raises Unreachable."""
+        """Return whether the server can serve everything, and if not, why. Raises Unreachable."""
         answer = self._transport.send("GET", "/readyz", {}, timeout_s=protocol.PROBE_TIMEOUT_S)
-        return answer.status == 200, answer.body.decode(errors="replace").strip()
+        said = answer.body.decode(errors="replace").strip()
+        return answer.status == 200 and said == "ok", said
 
     def log_level(self) -> str:
         """Return the server's log level."""

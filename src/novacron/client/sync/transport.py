@@ -104,7 +104,8 @@ class Transport:
             response = self._request(connection, method, path, headers, body, timeout_s)
             authorities = response.headers.get(protocol.AUTHORITIES, "")
             cookies = tuple(response.headers.get_all("Set-Cookie", ()))
-            answer = HttpReply(response.status, response.read(), authorities, cookies)
+            age_s = protocol.age_s(response.headers.get(protocol.AGE))
+            answer = HttpReply(response.status, response.read(), authorities, cookies, age_s)
         except BaseException:
             connection.close()
             raise

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Iterator, Mapping
 
 import urllib3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from novacron import context_file
 from novacron.client.api import config_path
@@ -62,7 +63,7 @@ class ServerSetup(ServiceSetup):
         """Wait until requests are answered. Raises SetupFailed."""
         address = "127.0.0.1" if settings.host in WILDCARDS else settings.host
         deadline = time.monotonic() + ANSWERS_S_MAX
-        while (objection := _objection(address, settings.port)) and time.monotonic() < deadline:
+        while (objection := _objection(address, settings)) and time.monotonic() < deadline:
             time.sleep(POLL_S)
         if objection:
             raise SetupFailed(f"the server does not answer: {objection}; see: journalctl -u {SERVER.unit}")
@@ -74,7 +75,7 @@ class ServerSetup(ServiceSetup):
             if not made.current:
                 return ()  # another server of this installation has made the administrator
             first = made.get(made.current)
-            is_local = settings.host in (*WILDCARDS, *LOOPBACK)
+            is_local = settings.host in (*WILDCARDS, *LOOPBACK) and settings.given_certificate is None
             url = f"https://127.0.0.1:{settings.port}" if is_local else settings.url(settings.port)
             with context_file.changing(config_path()) as contexts:
                 if contexts.name_of(url, first.token):
@@ -86,14 +87,13 @@ class ServerSetup(ServiceSetup):
         return (f"context {name} in {config_path()}, for the administrator{use}",)
 
 
-def _objection(address: str, port: int) -> str:
-    """Return why a server does not answer; empty: it does."""
+def _objection(address: str, settings: ServerSettings) -> str:
+    """Return why a server of this host does not answer; empty: it does."""
     try:
-        trusted = ssl.create_default_context(cafile=FILES / "ca.crt")
-        with urllib3.HTTPSConnectionPool(
-            address, port, ssl_context=trusted, server_hostname="localhost", assert_hostname="localhost"
-        ) as pool:
+        shown = x509.load_pem_x509_certificate(settings.api_certificate[0].read_bytes())
+        fingerprint = shown.fingerprint(hashes.SHA256()).hex()
+        with urllib3.HTTPSConnectionPool(address, settings.port, assert_fingerprint=fingerprint) as pool:
             answer = pool.request("GET", "/readyz", timeout=REQUEST_S, retries=False)
-    except (urllib3.exceptions.HTTPError, OSError) as error:
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         return str(error)
     return "" if answer.status == 200 else answer.data.decode(errors="replace")[:200]
