@@ -144,3 +144,9 @@ def test_a_profile_is_the_mean_of_days_and_what_differs_from_it() -> None:
 
 def test_a_move_that_takes_longer_than_assumed_may_not_be_worth_it() -> None:
     assert is_worth(AUTO, 10.0, 0.0) and not is_worth(AUTO, 10.0, 3600.0)
+
+
+def test_nodes_that_can_not_be_helped_keep_no_other_from_being_helped() -> None:
+    stuck = [at_noon(f"huge-{name}", name, 30.0) for name in "defgh"]
+    nodes = [*NODES, *(node(name, cpus=8) for name in "defgh")]
+    assert {move.source for move in decided([*stuck, *CROWD], nodes=nodes).moves} == {"a"}

@@ -28,6 +28,9 @@ UPPER_DEVIATIONS = 2.0
 """What a load stays below 98 % of the time, in standard deviations above its mean."""
 TARGETS_MAX = 12
 """Moves are considered to this many nodes: those with the most room in their fullest hour."""
+ASKED_MAX = 32
+"""Moves are considered from this many nodes: the worst ``SOURCES_MAX`` first, others only where these can not be
+helped."""
 CHANGES_MAX = 600
 """Possible moves that are looked at for each one that is chosen: about 20 ms."""
 TARGET_SHARE_MAX = 0.8
@@ -184,7 +187,7 @@ class Outlook:
 
     def asked(self) -> list[str]:
         """Return the nodes whose VMs ``prevent`` may look at."""
-        return self.overloaded()[: SOURCES_MAX + self.settings.concurrency]
+        return self.overloaded()[:ASKED_MAX]
 
     def targets(self) -> list[str]:
         """Return the nodes with the most room in their fullest hour."""
@@ -195,10 +198,10 @@ class Outlook:
 
         return sorted(self.nodes, key=lambda name: (-room(name), name))[:TARGETS_MAX]
 
-    def departures(self, there: Mapping[str, list[VmAhead]]) -> list[_Departure]:
-        """Return what the departure of each VM of the worst nodes would prevent, most first."""
+    def departures(self, sources: Sequence[str], there: Mapping[str, list[VmAhead]]) -> list[_Departure]:
+        """Return what the departure of each VM of some nodes would prevent, most first."""
         found = []
-        for source in self.overloaded()[:SOURCES_MAX]:
+        for source in sources:
             before = self.nodes[source].over.harm
             for vm in there.get(source, ()):
                 left = self._changed(vm, source)
@@ -287,16 +290,18 @@ def prevent(outlook: Outlook, vms: Sequence[VmAhead], under_way: int) -> Decisio
 
 
 def _best(outlook: Outlook, there: Mapping[str, list[VmAhead]]) -> _Change | None:
-    best, least, tried = None, outlook.settings.relief_minutes_min, 0
-    targets = outlook.targets()
-    for departure in outlook.departures(there):
-        if departure.gain <= least or tried > CHANGES_MAX:
-            break
-        for target in targets:
-            if target == departure.source:
-                continue
-            tried += 1
-            change = outlook.change(departure, target, least)
-            if change is not None and refusal(outlook.fleet, departure.vm.load, target) is None:
-                best, least = change, change.gain
-    return best
+    """Return the best move from the worst nodes that can be helped."""
+    tried, targets, worst = 0, outlook.targets(), outlook.asked()
+    for first in range(0, len(worst), SOURCES_MAX):
+        best, least = None, outlook.settings.relief_minutes_min
+        for departure in outlook.departures(worst[first : first + SOURCES_MAX], there):
+            if departure.gain <= least or tried > CHANGES_MAX:
+                break
+            for target in targets:
+                change = None if target == departure.source else outlook.change(departure, target, least)
+                tried += target != departure.source
+                if change is not None and refusal(outlook.fleet, departure.vm.load, target) is None:
+                    best, least = change, change.gain
+        if best is not None:
+            return best
+    return None
