@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.prediction_replay import MHZ_A_PROCESSOR, WEEK, Replay, ReplaySize, staged
 from novacron.model.node import Load, Node
 from novacron.model.overload import HOURS, Ahead, HourlyUse, Outlook, VmAhead, ahead, expected, prevent
 from novacron.model.placement import Fleet, Wish
-from novacron.model.rebalance import Decision, RebalanceMode, Settings, VmLoad, is_worth, memory_refusal
+from novacron.model.rebalance import Decision, RebalanceBasis, RebalanceMode, Settings, VmLoad, is_worth, memory_refusal
 from novacron.prediction.profiles import usual
 from tests.support.fleet import node, vm
 
@@ -150,3 +151,18 @@ def test_nodes_that_can_not_be_helped_keep_no_other_from_being_helped() -> None:
     stuck = [at_noon(f"huge-{name}", name, 30.0) for name in "defgh"]
     nodes = [*NODES, *(node(name, cpus=8) for name in "defgh")]
     assert {move.source for move in decided([*stuck, *CROWD], nodes=nodes).moves} == {"a"}
+
+
+def test_a_replayed_week_of_busy_noons_has_half_the_overload_of_averages_with_no_more_moves() -> None:
+    """What ``script/bench prediction`` does with other people's VMs, with made-up ones."""
+    random = np.random.default_rng(1)
+    hours = np.arange(8 * WEEK) // 12 % 24
+    busy = random.choice([9, 12, 15], 48)[:, None] == hours
+    mhz = MHZ_A_PROCESSOR * np.where(busy, 1.6, 0.2) * random.uniform(0.8, 1.2, busy.shape)
+    stage = staged(mhz, ReplaySize(nodes=6, vms=48, days=3, used=0.3))
+    by_average = Replay(stage, Settings(basis=RebalanceBasis.AVERAGE, rounds=1)).run()
+    by_forecast = Replay(stage, Settings()).run()
+    nothing = Replay(stage, None).run()
+    assert nothing.overload_minutes > 0 and nothing.moves == 0
+    assert by_forecast.overload_minutes <= 0.5 * by_average.overload_minutes, (nothing, by_average, by_forecast)
+    assert by_forecast.moves <= by_average.moves and by_forecast.overfilled == by_average.overfilled == 0

@@ -28,11 +28,11 @@ UPPER_DEVIATIONS = 2.0
 """What a load stays below 98 % of the time, in standard deviations above its mean."""
 TARGETS_MAX = 12
 """Moves are considered to this many nodes: those with the most room in their fullest hour."""
-ASKED_MAX = 32
+ASKED_MAX = 24
 """Moves are considered from this many nodes: the worst ``SOURCES_MAX`` first, others only where these can not be
 helped."""
-CHANGES_MAX = 600
-"""Possible moves that are looked at for each one that is chosen: about 20 ms."""
+DEPARTURES_MAX = 20
+"""Of this many VMs at a time it is looked at where they could go: so a choice takes 40 ms at most."""
 TARGET_SHARE_MAX = 0.8
 """A target may be overloaded for this share of the time from which a source is relieved, or of the time for which this
 source would be: else the next VM would be moved from it."""
@@ -291,17 +291,22 @@ def prevent(outlook: Outlook, vms: Sequence[VmAhead], under_way: int) -> Decisio
 
 def _best(outlook: Outlook, there: Mapping[str, list[VmAhead]]) -> _Change | None:
     """Return the best move from the worst nodes that can be helped."""
-    tried, targets, worst = 0, outlook.targets(), outlook.asked()
+    targets, worst = outlook.targets(), outlook.asked()
     for first in range(0, len(worst), SOURCES_MAX):
-        best, least = None, outlook.settings.relief_minutes_min
-        for departure in outlook.departures(worst[first : first + SOURCES_MAX], there):
-            if departure.gain <= least or tried > CHANGES_MAX:
-                break
-            for target in targets:
-                change = None if target == departure.source else outlook.change(departure, target, least)
-                tried += target != departure.source
-                if change is not None and refusal(outlook.fleet, departure.vm.load, target) is None:
-                    best, least = change, change.gain
+        departures = outlook.departures(worst[first : first + SOURCES_MAX], there)
+        best = _best_of(outlook, departures[:DEPARTURES_MAX], targets)
         if best is not None:
             return best
     return None
+
+
+def _best_of(outlook: Outlook, departures: Sequence[_Departure], targets: Sequence[str]) -> _Change | None:
+    best, least = None, outlook.settings.relief_minutes_min
+    for departure in departures:
+        if departure.gain <= least:
+            break
+        for target in targets:
+            change = None if target == departure.source else outlook.change(departure, target, least)
+            if change is not None and refusal(outlook.fleet, departure.vm.load, target) is None:
+                best, least = change, change.gain
+    return best
