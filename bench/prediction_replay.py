@@ -16,7 +16,7 @@ import numpy as np
 from bench.fleet_load import node
 from bench.report import Figure
 from novacron.model.limits import NODE_MEMORY_RESERVE_MIB
-from novacron.model.overload import HourlyUse, Outlook, VmAhead, prevent
+from novacron.model.overload import HourlyUse, NodesAhead, VmAhead, prevent
 from novacron.model.placement import Fleet, Wish
 from novacron.model.rebalance import (
     Decision,
@@ -163,7 +163,7 @@ class Replay:
         np.add.at(mean, self._where, means)
         np.add.at(variance, self._where, variances)
         uses = {name: _use(now, mean, variance, number) for number, name in enumerate(self._names)}
-        outlook = Outlook(self._fleet, uses, settings, hour)
+        outlook = NodesAhead(self._fleet, uses, settings, hour)
         asked = outlook.asked()
         vms = [VmAhead(self._load(n, at), _use(self._average, means, variances, n)) for n in self._on(asked)]
         return prevent(outlook, vms, 0)

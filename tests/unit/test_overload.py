@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bench.prediction_replay import MHZ_A_PROCESSOR, WEEK, Replay, ReplaySize, staged
 from novacron.model.node import Load, Node
-from novacron.model.overload import HOURS, Ahead, HourlyUse, Outlook, VmAhead, ahead, expected, prevent
+from novacron.model.overload import HOURS, Ahead, HourlyUse, NodesAhead, VmAhead, ahead, expected, prevent
 from novacron.model.placement import Fleet, Wish
 from novacron.model.rebalance import Decision, RebalanceBasis, RebalanceMode, Settings, VmLoad, is_worth, memory_refusal
 from novacron.prediction.profiles import usual
@@ -54,7 +54,7 @@ def decided(
 ) -> Decision:
     fleet, uses = stage(vms, nodes)
     before = dict(fleet.loads)
-    decision = prevent(Outlook(fleet, uses, settings, hour), vms, under_way)
+    decision = prevent(NodesAhead(fleet, uses, settings, hour), vms, under_way)
     assert fleet.loads == before, "nothing is moved by deciding"
     return decision
 
@@ -118,7 +118,7 @@ def test_lost_and_cordoned_nodes_are_left_alone() -> None:
     nodes = [NODES[0], lost, node("c", cpus=8, cordoned=True)]
     assert not decided(CROWD, nodes=nodes).moves
     fleet, uses = stage(CROWD, [node("a", cpus=8, cordoned=True), *NODES[1:]])
-    assert Outlook(fleet, uses, AUTO, NIGHT).asked() == []
+    assert NodesAhead(fleet, uses, AUTO, NIGHT).asked() == []
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.floats(0, 9)), min_size=HOURS, max_size=HOURS), st.floats(0.1, 30))

@@ -13,7 +13,7 @@ from novacron.control.drain import Foresee
 from novacron.control.objects import Objects
 from novacron.model.errors import NovaError
 from novacron.model.migration import Cause
-from novacron.model.overload import UNKNOWN_SPREAD, Outlook, prevent
+from novacron.model.overload import UNKNOWN_SPREAD, NodesAhead, prevent
 from novacron.model.placement import Fleet
 from novacron.model.rebalance import (
     Decision,
@@ -36,7 +36,7 @@ MOVE_S_MAX = 60.0
 """Time limit of measuring what a move would be like, and of asking for it."""
 
 
-class Choice(NamedTuple):
+class MovesChosen(NamedTuple):
     """What was decided, and how long each VM was taken to move, in seconds."""
 
     decision: Decision
@@ -77,16 +77,18 @@ class Rebalance(msgspec.Struct):
             if decision.moves and not known_already:
                 await rebalancing.record(connection, now.settings.mode, decision)
 
-    async def _choose_by_forecast(self, connection: Connection, nodes: Fleet, now: rebalancing.Rebalancing) -> Choice:
+    async def _choose_by_forecast(
+        self, connection: Connection, nodes: Fleet, now: rebalancing.Rebalancing
+    ) -> MovesChosen:
         hour = datetime.fromtimestamp(self.clock(), UTC).hour
         uses = await load_profiles.uses(connection, UNKNOWN_SPREAD)
-        outlook = Outlook(nodes, uses.of, now.settings, hour)
+        outlook = NodesAhead(nodes, uses.of, now.settings, hour)
         vms = await rebalancing.vms_ahead(connection, outlook.asked())
         decision = prevent(outlook, vms, await rebalancing.under_way(connection))
         if uses.unusual:
             thin = f"; {uses.unusual} of {uses.vms} VMs are taken to go on as in the last hour: too little is known"
             decision = msgspec.structs.replace(decision, why=decision.why + thin)
-        return Choice(decision, {vm.load.wish.id: vm.load.move_s for vm in vms})
+        return MovesChosen(decision, {vm.load.wish.id: vm.load.move_s for vm in vms})
 
     async def _move(
         self, database: Database, move: Move, assumed_s: float, now: rebalancing.Rebalancing
@@ -108,11 +110,11 @@ class Rebalance(msgspec.Struct):
         return msgspec.structs.replace(move, why=f"{move.why}; foreseen: {foreseen.total_s:.0f} s")
 
 
-async def _choose_by_average(connection: Connection, nodes: Fleet, now: rebalancing.Rebalancing) -> Choice:
+async def _choose_by_average(connection: Connection, nodes: Fleet, now: rebalancing.Rebalancing) -> MovesChosen:
     uses = await rebalancing.uses(connection)
     since = Since(now.rounds, await rebalancing.under_way(connection))
     vms = await rebalancing.loads(connection, sources(nodes, uses, now.settings.concurrency))
-    return Choice(decide(nodes, uses, vms, now.settings, since), {vm.wish.id: vm.move_s for vm in vms})
+    return MovesChosen(decide(nodes, uses, vms, now.settings, since), {vm.wish.id: vm.move_s for vm in vms})
 
 
 def _same(before: Decision, now: Decision) -> bool:

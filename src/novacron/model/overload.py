@@ -156,7 +156,7 @@ class _Change(NamedTuple):
     gain: float
 
 
-class Outlook:
+class NodesAhead:
     """What is foreseen of every node that is ready and not cordoned, while moves are chosen."""
 
     def __init__(self, fleet: Fleet, uses: Mapping[str, HourlyUse], settings: Settings, hour: int) -> None:
@@ -251,9 +251,9 @@ class Outlook:
         return self._with[id, name]
 
 
-def prevent(outlook: Outlook, vms: Sequence[VmAhead], under_way: int) -> Decision:
+def prevent(outlook: NodesAhead, vms: Sequence[VmAhead], under_way: int) -> Decision:
     """Return which VMs to move now, so that nodes will not be overloaded. ``vms``: at least those of the nodes that
-    ``Outlook.asked`` returns."""
+    ``NodesAhead.asked`` returns."""
     fleet, settings, total = outlook.fleet, outlook.settings, round(outlook.total, 1)
     hurt = outlook.overloaded()
     if not hurt:
@@ -289,7 +289,7 @@ def prevent(outlook: Outlook, vms: Sequence[VmAhead], under_way: int) -> Decisio
     return Decision(0.0, 0, tuple(moves), why + ("" if moves else "; no move would prevent enough of it"), total)
 
 
-def _best(outlook: Outlook, there: Mapping[str, list[VmAhead]]) -> _Change | None:
+def _best(outlook: NodesAhead, there: Mapping[str, list[VmAhead]]) -> _Change | None:
     """Return the best move from the worst nodes that can be helped."""
     targets, worst = outlook.targets(), outlook.asked()
     for first in range(0, len(worst), SOURCES_MAX):
@@ -300,7 +300,7 @@ def _best(outlook: Outlook, there: Mapping[str, list[VmAhead]]) -> _Change | Non
     return None
 
 
-def _best_of(outlook: Outlook, departures: Sequence[_Departure], targets: Sequence[str]) -> _Change | None:
+def _best_of(outlook: NodesAhead, departures: Sequence[_Departure], targets: Sequence[str]) -> _Change | None:
     best, least = None, outlook.settings.relief_minutes_min
     for departure in departures:
         if departure.gain <= least:
