@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.prediction_migrations import migration_figures
+from bench.prediction_replay import FULL, SMOKE, replay_figures
 from bench.prediction_round import round_figures
 from bench.report import Figure, parser, report
 from novacron.prediction import load
@@ -171,7 +172,7 @@ def main() -> None:
     size = (NODES_SMOKE, DRAWS_SMOKE) if options.smoke else (NODES, DRAWS)
     figures = [
         *peak_figures(mhz, *size), *quarter_figures(mhz, capacity), *migration_figures(options.migrations),
-        *round_figures(smoke=options.smoke),
+        *replay_figures(mhz, SMOKE if options.smoke else FULL), *round_figures(smoke=options.smoke),
     ]  # fmt: skip
     report("prediction", figures, options.json, smoke=options.smoke)
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 import statistics
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
@@ -17,9 +17,10 @@ from lab.platform import open_directory
 from novacron.control.forecasts import AFTER_S, Forecasts
 from novacron.control.objects import Objects
 from novacron.model.load_hours import HOUR_S, SAMPLES_OF_HOUR_MIN
+from novacron.model.overload import UNKNOWN_SPREAD
 from novacron.model.vm import VmSpec
 from novacron.server.load_history import LoadHistory
-from novacron.store import forecasts
+from novacron.store import forecasts, load_profiles
 from novacron.store.database import Database, connect
 
 FILL_S_MAX = 900.0
@@ -67,6 +68,8 @@ async def _fill(url: str, size: FleetSize) -> None:
         await connection.execute("INSERT INTO node_loads (node, memory_mib) SELECT name, 1024 FROM nodes")
         spec = msgspec.to_builtins(VmSpec(image="tiny", memory_mib=1024))
         await connection.execute(VMS, size.vms, size.nodes, spec)
+        await connection.execute("INSERT INTO vm_loads (vm, cpus, measured_at) SELECT id, 0.5, now() FROM vms")
+        await connection.execute('UPDATE vms SET status = \'{"state": "running"}\'')
         await connection.execute(NODE_DAYS, size.nodes, NOW.date())
         await connection.execute(VM_DAYS, size.vms, NOW.date())
         await connection.execute("ANALYZE")
@@ -92,10 +95,10 @@ async def _store_hour(database: Database, size: FleetSize) -> tuple[float, float
     return taken_s, time.perf_counter() - began
 
 
-async def _round(database: Database) -> tuple[float, list[float], list[float]]:
+async def _round(database: Database, at: datetime = NOW) -> tuple[float, list[float], list[float]]:
     """Return how long a round took, and meanwhile the pauses of this process's loop and of a page of forecasts."""
     objects = Objects("forecasts")
-    await Forecasts(lambda: NOW.timestamp() + AFTER_S, ROUND_S_MAX).step(database, objects)
+    await Forecasts(lambda: at.timestamp() + AFTER_S, ROUND_S_MAX).step(database, objects)
     ended = asyncio.create_task(objects.finish())
     began, late, pages = time.perf_counter(), list[float](), list[float]()
     while not ended.done():
@@ -117,23 +120,32 @@ async def _measure(url: str, size: FleetSize) -> list[Figure]:
     try:
         taken_s, stored_s = await _store_hour(database, size)
         round_s, late, pages = await _round(database)
+        profiles_s, _, _ = await _round(database, NOW + timedelta(hours=1))
         async with database.connection() as connection:
+            began = time.perf_counter()
+            uses = await load_profiles.uses(connection, UNKNOWN_SPREAD)
+            added_s = time.perf_counter() - began
             bytes_of = {
                 table: await connection.fetchval("SELECT pg_total_relation_size($1::regclass)", table)
-                for table in ("vm_load_days", "node_load_days")
+                for table in ("vm_load_days", "node_load_days", "vm_profiles")
             }
             vm_rows = await connection.fetchval("SELECT count(*) FROM vm_load_days")
-            made = await connection.fetchrow("SELECT nodes, vms, took_s FROM forecast_rounds")
+            made = await connection.fetchrow("SELECT nodes, vms, took_s FROM forecast_rounds WHERE hour = $1", NOW)
     finally:
         await database.close()
     if made is None or (made["nodes"], made["vms"]) != tuple(size):
         raise RuntimeError(f"not all were foreseen: {made}")
+    if (len(uses.of), uses.vms, uses.unusual) != (*size, 0):
+        raise RuntimeError(f"not all VMs have a profile: {uses.unusual} of {uses.vms} have none")
     return [
         Figure(f"a round for {size.nodes} nodes and {size.vms} VMs", round_s, "s", 60),
         Figure("  ... p99 pause of the server's event loop meanwhile", 1e3 * _p99(late), "ms", 50),
         Figure(f"  ... p99 of reading {PAGE} VMs' forecasts meanwhile", 1e3 * _p99(pages), "ms", 50),
+        Figure("  ... the round after it, with VMs' profiles", profiles_s, "s", 60),
         Figure("summing up a node's report, in the server's loop", 1e6 * taken_s, "us"),
         Figure("storing that hour", stored_s, "s"),
+        Figure("adding up what all VMs of each node usually use, for rebalancing", added_s, "s"),
+        Figure("database for a VM's profile", bytes_of["vm_profiles"] / size.vms / 1024, "KiB"),
         Figure("database for a VM and 60 days of history", 60 * bytes_of["vm_load_days"] / vm_rows / 1024, "KiB"),
         Figure(f"database for {size.nodes} nodes and 29 days", bytes_of["node_load_days"] / 2**20, "MiB"),
     ]

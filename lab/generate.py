@@ -69,6 +69,7 @@ CHOICES: tuple[type[StrEnum], ...] = (
     key.KeyName,
     migration.MigrationPolicy,
     vm.Power,
+    rebalance.RebalanceBasis,
     rebalance.RebalanceMode,
     vm.Restart,
 )

@@ -37,7 +37,7 @@ SHARED_CLASS_NAMES = {
     "AntiAffinityScope", "AuditOutcome", "BootDevice", "CapacityResource", "CpuKind", "DiskBus", "Display",
     "DrainPolicy", "DrillName", "DrillVerdict", "Encryption",
     "Firmware", "ImageFormat", "Ipv6Addresses", "KeyName", "MigrationPolicy", "NicModel", "Os", "Power",
-    "RebalanceMode", "Restart",
+    "RebalanceBasis", "RebalanceMode", "Restart",
 }  # fmt: skip
 """Enums of the model that the client, which does not load the model, has a generated copy of (client/choices.py)."""
 

@@ -9,15 +9,17 @@ import typer
 from novacron.cli import options, output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
-from novacron.client.choices import RebalanceMode
+from novacron.client.choices import RebalanceBasis, RebalanceMode
 
 app = typer.Typer(no_args_is_help=True, help="Rebalance the load of nodes.")
 
 
 DETAILS: Columns = {
     "MODE": lambda r: r["settings"]["mode"],
-    "IMBALANCE": lambda r: None if r["decision"] is None else f"{r['decision']['imbalance']:.3f}",
-    "ACTS ABOVE": lambda r: f"{r['settings']['imbalance_min']:g}, for {r['settings']['rounds']} rounds",
+    "BASIS": lambda r: r["settings"]["basis"],
+    "OVERLOAD": lambda r: _overload(r["decision"]),
+    "IMBALANCE": lambda r: None if _is_by_forecast(r) or r["decision"] is None else f"{r['decision']['imbalance']:.3f}",
+    "ACTS ABOVE": lambda r: _threshold(r["settings"]),
     "ROUNDS": lambda r: r["rounds"],
     "DECIDED": lambda r: None if r["decided_at"] is None else f"{output.age(r['decided_at'])} ago",
     "WHY": lambda r: None if r["decision"] is None else r["decision"]["why"],
@@ -25,6 +27,22 @@ DETAILS: Columns = {
     "COOL-DOWN": lambda r: f"{r['settings']['cool_down_s']} s",
     "CONCURRENCY": lambda r: r["settings"]["concurrency"],
 }
+
+
+def _is_by_forecast(rebalancing: Object) -> bool:
+    return bool(rebalancing["settings"]["basis"] == RebalanceBasis.FORECAST)
+
+
+def _overload(decision: Object | None) -> str | None:
+    if decision is None or decision["overload_minutes"] is None:
+        return None
+    return f"{decision['overload_minutes']:.0f} minutes of all nodes in the next day"
+
+
+def _threshold(settings: Object) -> str:
+    if settings["basis"] == RebalanceBasis.FORECAST:
+        return f"{settings['overload_minutes_min']:g} minutes of a node over {100 * settings['cpu_share']:.0f} % CPU"
+    return f"{settings['imbalance_min']:g}, for {settings['rounds']} rounds"
 
 
 @app.command()
@@ -36,8 +54,12 @@ def show(output_: Output = OutputFormat.TABLE) -> None:
 
 SET_OPTIONS = (
     options.option("mode", RebalanceMode, help="off; advise: only report what it would move; auto: move VMs"),
-    options.option("imbalance_min", float, "--imbalance", help="imbalance of loads above which VMs move"),
-    options.option("rounds", int, help="minutes for which the imbalance must last"),
+    options.option("basis", RebalanceBasis, help="forecast: move before overload that is foreseen; average: even out"),
+    options.option("overload_minutes_min", float, "--overload-minutes", help="foreseen overload from which VMs move"),
+    options.option("relief_minutes_min", float, "--relief-minutes", help="overload that a move has to prevent"),
+    options.option("cpu_share", float, help="share of a node's CPUs above which it is overloaded"),
+    options.option("imbalance_min", float, "--imbalance", help="for averages: imbalance above which VMs move"),
+    options.option("rounds", int, help="for averages: minutes for which the imbalance must last"),
     options.option("cool_down_s", int, "--cool-down", help="seconds before a VM moves again"),
     options.option("concurrency", int, help="limit of concurrent moves"),
 )  # fmt: skip

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from novacron.model.migration import MigrationPolicy
     from novacron.model.network import Direction, Encryption, Ipv6Addresses, NetworkKind, Protocol
     from novacron.model.plan import PlanWait
-    from novacron.model.rebalance import RebalanceMode
+    from novacron.model.rebalance import RebalanceBasis, RebalanceMode
     from novacron.model.second_factor import FactorKind
     from novacron.model.user import UserKind
     from novacron.model.vm import Display, Firmware, Power, Restart
@@ -944,6 +944,11 @@ class SettingsBody(TypedDict, total=False):
     cost_per_s: float
     cool_down_s: int
     concurrency: int
+    basis: RebalanceBasis | Literal["forecast", "average"]
+    cpu_share: float
+    overload_minutes_min: float
+    relief_minutes_min: float
+    cost_per_minute: float
 
 
 class StopVmBody(TypedDict, total=False):

@@ -184,6 +184,13 @@ class Power(StrEnum):
     STOPPED = "stopped"
 
 
+class RebalanceBasis(StrEnum):
+    """What decides about moves."""
+
+    FORECAST = "forecast"
+    AVERAGE = "average"
+
+
 class RebalanceMode(StrEnum):
     """What is done about an imbalance."""
 

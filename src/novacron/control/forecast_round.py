@@ -31,8 +31,9 @@ from novacron.model.load_forecast import ForecastKind, ForecastModel, judge
 from novacron.model.load_hours import KEPT
 from novacron.prediction import rounds
 from novacron.prediction.load import Floats, Hours
+from novacron.prediction.profiles import PROFILE_DAYS, usual
 from novacron.prediction.trend import trend
-from novacron.store import capacity, forecasts, load_history
+from novacron.store import capacity, forecasts, load_history, load_profiles
 from novacron.store.database import connect
 from novacron.store.forecasts import NewForecast, RoundSummary
 
@@ -59,13 +60,16 @@ class RoundOrder(msgspec.Struct, frozen=True):
 
 
 async def make(connection: asyncpg.Connection, hour: datetime) -> RoundSummary:
-    """Score what came, foresee the hour and the capacity, and once a day the week of VMs."""
+    """Score what came, foresee the hour and the capacity, and once a day the week of VMs, and in the round after that
+    their profiles: each reads all VMs' days."""
     began = time.perf_counter()
     await forecasts.score_nodes(connection, hour)
     await forecasts.score_vms(connection, hour.date())
     await _judge(connection, hour)
     nodes, fit_s = await _foresee_nodes(connection, hour)
     vms = await _foresee_vms(connection, hour.date())
+    if not vms:
+        await _make_profiles(connection, hour.date())
     await _foresee_capacity(connection, hour.date())
     await _prune(connection, hour.date())
     summary = RoundSummary(round(time.perf_counter() - began, 3), nodes, vms, round(fit_s, 3))
@@ -145,6 +149,36 @@ async def _foresee_vms(connection: asyncpg.Connection, today: date) -> int:
     async with connection.transaction():  # all of a day's or none: they are looked for once a day
         await forecasts.store_vms(connection, today, made)
     return len(made)
+
+
+async def _make_profiles(connection: asyncpg.Connection, today: date) -> None:
+    """Say what VMs usually use at each hour, once a day."""
+    if await load_profiles.are_made(connection, today):
+        return
+    first = today - timedelta(days=PROFILE_DAYS)
+    for vms in await load_profiles.batches(connection):
+        rows = await load_profiles.days(connection, vms, first, today)
+        await load_profiles.store(connection, profiles_of(rows, first, today))
+
+
+def profiles_of(rows: list[Any], first: date, today: date) -> list[load_profiles.NewProfile]:
+    """Return the profile of each VM that has one. ``rows``: its days from ``first`` on, in percent of a processor."""
+    names = sorted({row["vm"] for row in rows})
+    if not names:
+        return []
+    place = {name: number for number, name in enumerate(names)}
+    where = np.array([(place[row["vm"]], (row["day"] - first).days) for row in rows]).T
+    hours = []
+    for field in ("means_percent", "peaks_percent"):
+        table = np.full((len(names), (today - first).days, 24), np.nan)
+        table[where[0], where[1]] = np.array([row[field] for row in rows], dtype=np.float64) / PERCENT  # None is NaN
+        hours.append(table)
+    means, variances = usual(*hours)
+    known = np.isfinite(means).all(1) & np.isfinite(variances).all(1)
+    return [
+        load_profiles.NewProfile(names[number], today, means[number].tolist(), variances[number].tolist())
+        for number in np.flatnonzero(known)
+    ]
 
 
 def chosen(names: list[str], outlook: rounds.Outlook, known: Any, set_aside: bool) -> list[NewForecast | None]:  # noqa: ANN401

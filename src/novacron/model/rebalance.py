@@ -1,8 +1,9 @@
 """Rebalancing: few and worthwhile moves, decided from measured load. Pure.
 
-A node's load combines the share of its processors that its VMs use and the share of its memory that they have. Moves
-are chosen one after another, each by how much it reduces the sum of the squares of the loads. Loads are averages over
-an hour, so that a short peak moves nothing.
+``model.overload`` decides by forecasts; here are decisions by averages, and what both need. A node's load combines the
+share of its processors that its VMs use and the share of its memory that they have. Moves are chosen one after another,
+each by how much it reduces the sum of the squares of the loads. Loads are averages over an hour, so that a short peak
+moves nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from novacron.model import limits
 from novacron.model.fit import capacity
+from novacron.model.node import Node
 from novacron.model.placement import Fleet, Wish
 
 CPU_SHARE, MEMORY_SHARE = 0.7, 0.3
@@ -36,6 +39,15 @@ class RebalanceMode(StrEnum):
     """Move VMs."""
 
 
+class RebalanceBasis(StrEnum):
+    """What decides about moves."""
+
+    FORECAST = "forecast"
+    """The overload of nodes that is foreseen for the next day, without a move and with it."""
+    AVERAGE = "average"
+    """How unevenly nodes were loaded, on average over the last hour."""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The policy by which the fleet is rebalanced."""
 
@@ -52,6 +64,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A VM is not moved again for this long."""
     concurrency: Annotated[int, Meta(ge=1, le=64)] = 4
     """The most moves at the same time."""
+    basis: RebalanceBasis = RebalanceBasis.FORECAST
+    """What decides about moves. ``imbalance_min``, ``rounds``, ``gain_min`` and ``cost_per_s`` count for the average
+    only, what follows for the forecast only."""
+    cpu_share: Annotated[float, Meta(ge=0.1, le=2.0)] = 0.95
+    """A node is overloaded while its VMs want more than this share of its processors."""
+    overload_minutes_min: Annotated[float, Meta(ge=0.5, le=1440.0)] = 10.0
+    """Nothing is moved from a node that is foreseen to be overloaded for fewer minutes of the next day."""
+    relief_minutes_min: Annotated[float, Meta(ge=0.1, le=1440.0)] = 4.0
+    """The least minutes of overload that a move has to prevent, after its cost."""
+    cost_per_minute: Annotated[float, Meta(ge=0.0, le=60.0)] = 0.2
+    """The cost of a minute of a migration, in minutes of overload."""
 
 
 class VmLoad(msgspec.Struct, frozen=True):
@@ -77,6 +100,7 @@ class Move(msgspec.Struct, frozen=True):
     source: str
     target: str
     gain: float
+    """What it is worth: minutes of overload that it prevents, or by how much the sum of squared loads falls."""
     why: str
 
 
@@ -89,6 +113,38 @@ class Decision(msgspec.Struct, frozen=True):
     """Consecutive rounds in which the imbalance was too high, including this one."""
     moves: tuple[Move, ...]
     why: str
+    overload_minutes: float | None = None
+    """Minutes of the next day for which nodes are foreseen to be overloaded, added up; null: the average decides."""
+
+
+def memory_refusal(node: Node, given_mib: int, more_mib: int) -> str | None:
+    """Return why a node has no room for so much more memory, or None if it has.
+
+    Rebalancing takes no risk with memory: it never overcommits, whatever placement may do.
+    """
+    inventory = node.status.inventory
+    size_mib = 0 if inventory is None else inventory.memory_mib - limits.NODE_MEMORY_RESERVE_MIB
+    if given_mib + more_mib <= size_mib:
+        return None
+    return (
+        f"node {node.name} has {size_mib} MiB of memory for VMs, {given_mib} MiB of which are given to VMs:"
+        f" {more_mib} MiB more do not fit, and rebalancing never overcommits memory"
+    )
+
+
+def refusal(fleet: Fleet, vm: VmLoad, target: str) -> str | None:
+    """Return why rebalancing does not move a VM to a node, or None."""
+    given_mib = fleet.loads[target].memory_mib
+    return (
+        memory_refusal(fleet.nodes[target], given_mib, vm.wish.spec.memory_mib) or fleet.judge(vm.wish, target).refusal
+    )
+
+
+def is_worth(settings: Settings, gain: float, longer_s: float) -> bool:
+    """Say whether a move with this gain is still worth it, if it takes so much longer than was assumed."""
+    if settings.basis is RebalanceBasis.AVERAGE:
+        return gain - settings.cost_per_s * longer_s > settings.gain_min
+    return gain - settings.cost_per_minute * longer_s / 60.0 > settings.relief_minutes_min
 
 
 def smoothed(old: float | None, new: float, passed_s: float) -> float:
@@ -210,7 +266,7 @@ def _best(
         gain -= settings.cost_per_s * vm.move_s
         if gain <= settings.gain_min or (best is not None and gain <= best[0]):
             continue
-        if loads[target] + more < loads[source] and fleet.judge(vm.wish, target).refusal is None:
+        if loads[target] + more < loads[source] and refusal(fleet, vm, target) is None:
             best = gain, vm, source, target
     if best is None:
         return None

@@ -9,10 +9,12 @@ from datetime import datetime
 import asyncpg
 import msgspec
 
+from novacron.model.errors import NoCapacity
+from novacron.model.overload import HourlyUse, VmAhead
 from novacron.model.placement import Wish
-from novacron.model.rebalance import Decision, NodeUse, RebalanceMode, Settings, VmLoad, smoothed
+from novacron.model.rebalance import Decision, NodeUse, RebalanceMode, Settings, VmLoad, memory_refusal, smoothed
 from novacron.model.vm import VmSpec
-from novacron.store import events, fleet
+from novacron.store import events, fleet, load_profiles, nodes
 from novacron.store.database import Connection
 from novacron.store.rows import decode_each
 
@@ -92,7 +94,7 @@ async def uses(connection: Connection) -> dict[str, NodeUse]:
     return {row["node"]: NodeUse(row["cpus"], row["memory_mib"]) for row in rows}
 
 
-async def loads(connection: Connection, nodes: Sequence[str]) -> list[VmLoad]:
+async def loads(connection: Connection, on: Sequence[str]) -> list[VmLoad]:
     """Return what is known of every VM on these nodes. One that can't be decoded is left out: it is not moved."""
     rows = await connection.fetch(
         """
@@ -109,7 +111,7 @@ async def loads(connection: Connection, nodes: Sequence[str]) -> list[VmLoad]:
         WHERE v.node = ANY($2)
         """,
         MEASURED_S_MAX,
-        nodes,
+        on,
     )
     return decode_each("vms", rows, _load)
 
@@ -122,6 +124,32 @@ def _load(row: asyncpg.Record) -> VmLoad:
         math.inf if row["moved_s"] is None else row["moved_s"], row["movable"],
         float(elapsed_s) if elapsed_s else spec.memory_mib * 2**20 / RATE_BYTES_PER_S,
     )  # fmt: skip
+
+
+async def vms_ahead(connection: Connection, on: Sequence[str]) -> list[VmAhead]:
+    """Return every VM on these nodes with what it usually uses."""
+    vms = await loads(connection, on)
+    usual = await load_profiles.of_vms(connection, [vm.wish.id for vm in vms])
+    return [
+        VmAhead(vm, HourlyUse(vm.cpus, *usual[vm.wish.id]) if vm.wish.id in usual else HourlyUse.unusual(vm.cpus))
+        for vm in vms
+    ]
+
+
+async def check_memory(connection: Connection, node: str, vm: str) -> None:
+    """Raise NoCapacity if the memory of a node does not hold a VM that was just sent there, with all that are there or
+    on their way. Whoever asks has taken the turn of placement (``nodes.take_turn``)."""
+    row = await connection.fetchrow(
+        "SELECT (SELECT memory_mib FROM node_loads WHERE node = $1) + (SELECT sum((v.spec ->> 'memory_mib')::bigint)"
+        " FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL AND m.target = $1)::bigint AS given,"
+        " (SELECT (spec ->> 'memory_mib')::bigint FROM vms WHERE id = $2) AS more",
+        node, vm,
+    )  # fmt: skip
+    if row is None or row["given"] is None or row["more"] is None:
+        return
+    why = memory_refusal(await nodes.get(connection, node), row["given"] - row["more"], row["more"])
+    if why is not None:
+        raise NoCapacity(why, field="target", hint="see: novacron node list")
 
 
 async def under_way(connection: Connection) -> int:

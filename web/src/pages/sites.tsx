@@ -148,19 +148,25 @@ function Links({ me }: { me: Me }): ReactElement {
 }
 
 const MODES = Object.keys({ off: true, advise: true, auto: true } satisfies Record<Schemas["RebalanceMode"], true>);
+const BASES = Object.keys({ forecast: true, average: true } satisfies Record<Schemas["RebalanceBasis"], true>);
 /** Settings that are numbers, as they are called. */
-const FIGURES: Record<Exclude<keyof Settings, "mode">, string> = {
-  imbalance_min: m("Imbalance from which VMs are moved"),
-  rounds: m("Rounds for which it must last"),
-  gain_min: m("Least gain of a move"),
-  cost_per_s: m("Cost of a second of a migration"),
+const FIGURES: Record<Exclude<keyof Settings, "mode" | "basis">, string> = {
+  cpu_share: m("Share of a node's processors above which it is overloaded"),
+  overload_minutes_min: m("Minutes of foreseen overload from which VMs are moved"),
+  relief_minutes_min: m("Least minutes of overload that a move prevents"),
+  cost_per_minute: m("Cost of a minute of a migration, in minutes of overload"),
+  imbalance_min: m("By averages: imbalance from which VMs are moved"),
+  rounds: m("By averages: rounds for which it must last"),
+  gain_min: m("By averages: least gain of a move"),
+  cost_per_s: m("By averages: cost of a second of a migration"),
   cool_down_s: m("Seconds before a VM is moved again"),
   concurrency: m("Moves at once"),
 };
 
 function settingsOf(values: Values): Settings {
   const figures = Object.keys(FIGURES).map((name) => [name, Number(values[name])]);
-  return { mode: values["mode"] as Schemas["RebalanceMode"], ...Object.fromEntries(figures) };
+  const basis = values["basis"] as Schemas["RebalanceBasis"];
+  return { mode: values["mode"] as Schemas["RebalanceMode"], basis, ...Object.fromEntries(figures) };
 }
 
 function Rebalancing({ me }: { me: Me }): ReactElement {
@@ -176,9 +182,10 @@ function Rebalancing({ me }: { me: Me }): ReactElement {
     refusal: refusalFor(me, "operate"),
     fields: [
       { name: "mode", label: m("Mode"), options: MODES, value: settings.mode ?? "off", help: m("advise only says what it would do.") },
+      { name: "basis", label: m("Basis"), options: BASES, value: settings.basis ?? "forecast", help: m("forecast prevents overload; average evens loads out.") },
       ...Object.entries(FIGURES).map(([name, label]) => ({ name, label, value: String(settings[name as keyof typeof FIGURES] ?? "") })),
     ],
-    command: (v) => `novacron rebalance set --mode ${given(v["mode"]) ?? "off"}`,
+    command: (v) => `novacron rebalance set --mode ${given(v["mode"]) ?? "off"} --basis ${given(v["basis"]) ?? "forecast"}`,
     run: (v) => answered(client.PUT("/api/v1/rebalancing", { body: settingsOf(v) })),
   };
   const moves: readonly Column<Schemas["Move"]>[] = [

@@ -1,0 +1,148 @@
+"""Rebalancing by forecasts: real PostgreSQL, the real round, the controller."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from novacron.control.forecasts import AFTER_S, Forecasts
+from novacron.control.objects import Objects
+from novacron.control.rebalance import Rebalance
+from novacron.model.errors import NoCapacity
+from novacron.model.forecast import Forecast
+from novacron.model.overload import UNKNOWN_SPREAD
+from novacron.model.probe import MoveForeseen, PathMeasured
+from novacron.model.rebalance import RebalanceMode, Settings
+from novacron.store import events, load_profiles, migrations, rebalancing
+from novacron.store.database import Database
+from tests.support.stored_fleet import add_node, add_vm
+
+NIGHT = datetime(2026, 3, 2, 2, tzinfo=UTC)
+PATH = PathMeasured("a", "b", 1.0, 1 << 20, 1e8, 1e8, 1.0, 0.1, 0.1, 0, 1)
+VMS = 4
+NOON = 12
+"""The hour in which each VM uses 1.5 processors; the node has 4."""
+
+
+@pytest.fixture
+async def fleet(database: Database) -> Database:
+    """Four VMs on node a, of which each is busy at noon, every day; nodes b and c are empty."""
+    async with database.transaction() as connection:
+        for name in "abc":
+            await add_node(connection, name)
+        for number in range(VMS):
+            await add_vm(connection, f"vm-{number}", at="a", memory_mib=512)
+        await connection.execute(
+            "INSERT INTO vm_loads (vm, cpus, measured_at) SELECT id, 0.1, clock_timestamp() FROM vms"
+        )
+    return database
+
+
+async def learn(database: Database, days: int = 14) -> None:
+    """Store days of all VMs, and make two rounds: the second one has the profiles."""
+    async with database.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO vm_load_days (vm, day, peak_percent, hours, peaks_percent, means_percent)"
+            " SELECT id, $1::date - d, 170, 24, array_agg((CASE h WHEN $3 THEN 170 ELSE 12 END)::smallint ORDER BY h),"
+            " array_agg((CASE h WHEN $3 THEN 150 ELSE 10 END)::smallint ORDER BY h)"
+            " FROM vms, generate_series(1, $2::int) AS d, generate_series(0, 23) AS h GROUP BY id, d",
+            NIGHT.date(), days, NOON,
+        )  # fmt: skip
+    for at in (NIGHT - timedelta(hours=1), NIGHT):
+        objects, now_s = Objects("forecasts"), at.timestamp() + AFTER_S
+        await Forecasts(lambda now_s=now_s: now_s).step(database, objects)  # type: ignore[misc]
+        await objects.finish()
+        assert objects.failure("round") is None, objects.failure("round")
+
+
+async def foresee(vm: str, source: str, target: str) -> MoveForeseen:
+    return MoveForeseen(1 << 29, 0, 1.0, PATH, Forecast(True, 30.0, 100.0))
+
+
+async def rebalance(database: Database, settings: Settings) -> rebalancing.Rebalancing:
+    async with database.transaction() as connection:
+        await rebalancing.configure(connection, settings, "test")
+    await Rebalance(foresee, clock=NIGHT.timestamp).step(database, Objects("rebalance"))
+    async with database.connection() as connection:
+        return await rebalancing.get(connection)
+
+
+async def test_a_round_learns_what_is_usual_and_nodes_add_it_up(fleet: Database) -> None:
+    await learn(fleet)
+    async with fleet.connection() as connection:
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD)
+        (means, variances) = (await load_profiles.of_vms(connection, ["vm-0", "vm-none"]))["vm-0"]
+    assert means[NOON] == pytest.approx(1.5) and means[NOON + 1] == pytest.approx(0.1)
+    assert variances[NOON] == pytest.approx((0.2 / 2.5) ** 2)
+    assert uses.of["a"].means[NOON] == pytest.approx(6.0) and uses.of["a"].now == pytest.approx(0.4)
+    assert (uses.vms, uses.unusual) == (VMS, 0) and set(uses.of) == {"a"}
+
+
+async def test_an_overload_that_comes_at_noon_is_prevented_at_night_and_recorded(fleet: Database) -> None:
+    await learn(fleet)
+    now = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
+    assert now.decision is not None and now.decision.overload_minutes is not None
+    assert now.decision.overload_minutes > 55 and len(now.decision.moves) == 2, now.decision
+    assert {move.target for move in now.decision.moves} <= {"b", "c"}
+    assert "most at 12:00 UTC" in now.decision.moves[0].why and "foreseen: 30 s" in now.decision.moves[0].why
+    async with fleet.connection() as connection:
+        told = await connection.fetch("SELECT object FROM events WHERE reason = 'Rebalanced'")
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD)
+    assert len(told) == 2
+    assert uses.of["a"].means[NOON] == pytest.approx(3.0), "what is on its way counts where it goes"
+    again = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
+    assert again.decision is not None and not again.decision.moves, "no more than that"
+
+
+async def test_it_can_only_advise(fleet: Database) -> None:
+    await learn(fleet)
+    now = await rebalance(fleet, Settings(mode=RebalanceMode.ADVISE))
+    assert now.decision is not None and len(now.decision.moves) == 2
+    async with fleet.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM migrations") == 0
+        assert await connection.fetchval("SELECT count(*) FROM events WHERE reason = 'RebalanceAdvised'") == 2
+
+
+async def test_where_little_is_known_the_last_hour_decides_and_that_is_said(fleet: Database) -> None:
+    await learn(fleet, days=1)
+    quiet = await rebalance(fleet, Settings(mode=RebalanceMode.ADVISE))
+    assert quiet.decision is not None and not quiet.decision.moves
+    assert "4 of 4 VMs are taken to go on as in the last hour" in quiet.decision.why
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vm_loads SET cpus = 1.5")
+    busy = await rebalance(fleet, Settings(mode=RebalanceMode.ADVISE))
+    assert busy.decision is not None and busy.decision.moves
+
+
+async def test_a_move_that_would_overfill_memory_is_refused_in_its_transaction(fleet: Database) -> None:
+    """Placement may overcommit the target; a decision that was made before others came there is not carried out."""
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE nodes SET spec = spec || '{\"memory_overcommit\": 4.0}'")
+        await add_vm(connection, "there", at="b", memory_mib=3800)
+    request = migrations.MoveRequest(actor=events.REBALANCING, target="b")
+    with pytest.raises(NoCapacity, match="never overcommits"):
+        async with fleet.transaction() as connection:
+            await migrations.create(connection, "vm-0", request)
+            await rebalancing.check_memory(connection, "b", "vm-0")
+    async with fleet.transaction() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM migrations") == 0
+        await migrations.create(connection, "vm-0", migrations.MoveRequest(actor=events.REBALANCING, target="c"))
+        await rebalancing.check_memory(connection, "c", "vm-0")
+
+
+async def test_a_day_that_is_damaged_spoils_no_other_vms_profile(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO vm_load_days (vm, day, peak_percent, hours, peaks_percent, means_percent)"
+            " VALUES ('vm-0', $1, 10, 1, '{1}', '{}')",
+            NIGHT.date() - timedelta(days=15),
+        )
+        await connection.execute(
+            "INSERT INTO vm_load_days (vm, day, peak_percent, hours, peaks_percent, means_percent)"
+            " VALUES ('vm-0', $1, 10, 1, '{1}', '{}')",
+            NIGHT.date() - timedelta(days=14),
+        )
+    async with fleet.transaction() as connection:
+        rows = await load_profiles.days(connection, ["vm-0"], NIGHT.date() - timedelta(days=14), NIGHT.date())
+    assert not rows
