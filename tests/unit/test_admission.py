@@ -181,6 +181,25 @@ async def test_while_the_database_is_away_reads_are_answered_from_memory_with_th
     assert b"age" not in (await server.get("/api/v1/vms")).headers
 
 
+async def test_who_waited_while_the_database_went_away_is_told_the_age_then(server: Server) -> None:
+    await server.vm("vm-a", "web")
+    waits = [asyncio.create_task(server.get("/api/v1/vms/vm-a?newer_than=99&timeout_s=1")) for _ in range(2)]
+    await asyncio.sleep(0)
+    server.lag_s = 5.0
+    server.cache.lost()
+    for wait in waits:
+        answer = await wait
+        assert (answer.status, answer.headers.get(b"age")) == (200, b"5"), answer.body
+    server.lag_s = 0.0
+    await server.start()
+    await server.vm("vm-a", "web")
+    wait = asyncio.create_task(server.get("/api/v1/vms/vm-a?newer_than=99&timeout_s=1"))
+    await asyncio.sleep(0)
+    server.lag_s = 31.0
+    server.cache.lost()
+    assert (await wait).status == 503
+
+
 async def test_a_server_that_never_had_everything_answers_nothing() -> None:
     server = Server()
     server.cache.lost()

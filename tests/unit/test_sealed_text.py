@@ -30,6 +30,7 @@ def test_what_the_database_has_is_what_a_node_is_told() -> None:
     seed = SealedSeed(hostname="web", nameservers=("192.0.2.1",), generation=3, sealed=seal(KEY, TEXT))
     stored = msgspec.convert(msgspec.json.decode(msgspec.json.encode(seed)), SealedSeed)
     assert stored == seed and stored.sealed is not None
+    assert msgspec.json.decode(msgspec.json.encode(SealedSeed(generation=1))) == {"generation": 1}  # others read it
     told = stored.opened(unseal(KEY, stored.sealed))
     assert type(told) is StoredSeed
     assert (told.user_data, told.hostname, told.nameservers, told.generation) == (TEXT, "web", ("192.0.2.1",), 3)

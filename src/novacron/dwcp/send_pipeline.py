@@ -133,5 +133,5 @@ class SendPipeline:
         counters, compressor = self._counters, self._compressor
         return StageClocks(
             time.monotonic(), self._looking_up_s, compressor.busy_s, compressor.cpu_s, counters.blocked_s,
-            counters.starved_s / max(1, counters.streams), counters.delivered_bytes,
+            counters.starved_s, counters.delivered_bytes,
         )  # fmt: skip

@@ -276,7 +276,7 @@ class Sender:
                 await self._until(lambda: not path.idle)
                 waited_from = time.monotonic()
                 await self._until(lambda: bool(self._window.unsent) and not path.idle)
-                self.counters.starved_s += time.monotonic() - waited_from
+                self.counters.starved_s += (time.monotonic() - waited_from) / max(1, self.counters.streams)
                 frame = self._window.take_unsent()
                 if frame is None:
                     continue

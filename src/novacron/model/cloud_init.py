@@ -56,7 +56,7 @@ class StoredSeed(Seed, frozen=True):
     """How often it has changed: for each, the guest takes itself for a new instance, and applies it."""
 
 
-class SealedSeed(StoredSeed, frozen=True):
+class SealedSeed(StoredSeed, frozen=True, omit_defaults=True):
     """As the database has it: the user data of a VM that is encrypted at rest are ``sealed``."""
 
     sealed: SealedText | None = None

@@ -26,7 +26,7 @@ def why_not_ready(url: str, ca: Path) -> str:
             answer = pool.request("GET", f"{url}/readyz", retries=False, timeout=READY_S_MAX)
     except (urllib3.exceptions.HTTPError, OSError) as error:
         return f"{url}: {error}"
-    if answer.status == 200:
+    if answer.status == 200 and answer.data == b"ok\n":
         return ""
     return f"{url}/readyz answered {answer.status}: {answer.data[:200].decode(errors='replace').strip()}"
 

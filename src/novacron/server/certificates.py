@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from novacron import pki
-from novacron.model.errors import NovaError
 from novacron.server.settings import ServerSettings
 from novacron.store import events
 from novacron.store.database import Database
@@ -75,7 +74,7 @@ async def follow(files: Sequence[Path], changed: Callable[[], None]) -> None:
         try:
             changed()
             seen = found
-        except (OSError, ValueError, NovaError) as error:  # also while only one of two files is another
+        except (OSError, ValueError) as error:
             if log_now.due(str(error)):
                 log.error("new certificates can't be used", error=str(error), retry_s=LOOK_S)
 

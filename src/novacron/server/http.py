@@ -160,15 +160,20 @@ class Front:
                 raise
 
     def use_certificates(self) -> None:
-        """Take new certificates into use. Raises OSError, ValueError, InvalidInput.
+        """Take new certificates into use. Raises OSError, ValueError.
 
         Requests and streams that are open go on; WebSockets end when the certificate that the API shows is another.
+        One that was given and can't be used is left until its files change again: the others are not its business.
         """
-        certificates.check_given(self._settings)
         for certified in self.certified:
             certified()
         shown = certificates.marks(self._settings.api_certificate)
         if shown != self._shown:
+            try:
+                certificates.check_given(self._settings)
+            except InvalidInput as error:
+                log.error("the new certificate for the API can't be used", error=str(error), hint=error.hint)
+                return
             self._shown = shown
             self._http.reload()
         log.info("new certificates are in use")

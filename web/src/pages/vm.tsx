@@ -98,11 +98,13 @@ function RunningMigration({ id, me }: { id: string; me: Me }): ReactElement | nu
   useQuery({
     queryKey: ["object", "migration", id],
     enabled: state !== "connecting",
-    queryFn: async () => {
-      const migration = await answered(client.GET("/api/v1/migrations/{id}", { params: { path: { id } } }));
-      store.admit("migration", [migration], Math.max(store.revision, migration.revision));
-      return migration.id;
-    },
+    queryFn: async () =>
+      await store.asking(async () => {
+        const asOf = store.revision;
+        const migration = await answered(client.GET("/api/v1/migrations/{id}", { params: { path: { id } } }));
+        store.admit("migration", [migration], Math.max(asOf, migration.revision));
+        return migration.id;
+      }),
   });
   const migration = useObject("migration", id);
   return migration === undefined ? null : <MigrationProgress migration={migration} me={me} />;

@@ -327,9 +327,9 @@ class Admission:
             ) as span,
         ):  # fmt: skip
             capture = self._response_cache.capture(request.scope, request.headers, request.caller)
-            lag_s = self._services.cache.lag_s() if request.method in ("GET", "HEAD") else 0.0
-            extra = [_age(lag_s), *self._everywhere] if lag_s >= 1 else self._everywhere
-            response = _Response(request, send, capture, extra)
+            response = _Response(request, send, capture, self._everywhere)
+            if request.method in ("GET", "HEAD"):
+                response.lag_s = self._services.cache.lag_s
             try:
                 await self._run(request, receive, response)
             finally:
@@ -401,6 +401,8 @@ class _Response:
         self.status = 500
         self.started = False
         self.send_raw = send
+        self.lag_s: Callable[[], float] = lambda: 0.0
+        """Returns how old the answer may be, in seconds."""
         self._capture = capture
         self._headers = [(b"x-request-id", request.id.encode()), *request.limit_headers, *everywhere]
 
@@ -409,6 +411,8 @@ class _Response:
             self.status, self.started = message["status"], True
             own = {name for name, _ in message["headers"]}
             message["headers"] = [*message["headers"], *(header for header in self._headers if header[0] not in own)]
+            if (lag_s := self.lag_s()) >= 1:
+                message["headers"].append(_age(lag_s))
         if self._capture is not None:
             self._capture.take(message)
         await self.send_raw(message)

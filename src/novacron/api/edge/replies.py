@@ -17,7 +17,7 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import text
 from novacron.api.read_model import long_poll
 from novacron.model import limits
-from novacron.model.errors import InvalidInput, NotFound
+from novacron.model.errors import InvalidInput, NotFound, Unavailable
 from novacron.model.key import KeyName
 from novacron.model.vm import Vm
 from novacron.store import audit, create_groups, events, idempotency
@@ -94,6 +94,8 @@ async def one(
     entry = authorization.find(request, kind, ref) if owned else cache.get(kind, ref)
     if entry is not None and newer_than is not None and entry.revision <= newer_than:
         entry = await cache.changed(kind, str(entry.body.get("id", ref)), newer_than, timeout_s)
+        if not cache.answers():
+            raise Unavailable("this server has lost its database connection meanwhile", hint="try again")
     if entry is None:
         raise authorization.no_such(kind, ref)
     headers = {"ETag": etag(entry.revision), "Cache-Control": "no-cache"}

@@ -13,7 +13,7 @@ from novacron.model.encryption import SealedText
 from novacron.model.errors import Conflict
 from novacron.model.project import Project
 from novacron.sealed_text import seal
-from novacron.store import new_vms, project_keys
+from novacron.store import new_vms, project_keys, vms
 
 
 class HasSeed(Protocol):
@@ -43,14 +43,23 @@ async def of_new(request: ApiRequest, new: new_vms.NewVm, project: str) -> new_v
 async def with_sealed_changes(request: ApiRequest, id: str, changes: C) -> C:
     """Return changes of a VM whose user data are encrypted if the VM is. Raises Unavailable, Conflict, InvalidInput."""
     seed, entry = changes.cloud_init, services(request).cache.get("vm", id)
-    if seed is UNSET or seed.user_data is UNSET or entry is None:
+    key = "" if entry is None else entry.body["spec"].get("encryption_key", "")
+    if seed is UNSET or not key:
         return changes
     check_seed(seed.of(Seed()))
-    sealed = await _sealed(request, seed.user_data, entry.body["spec"].get("encryption_key", ""))
+    text = seed.user_data
+    if text is UNSET and not (text := await _stored_in_the_clear(request, id)):
+        return changes
     own = {field: getattr(seed, field) for field in SeedChanges.__struct_fields__}
-    plain = seed.user_data if sealed is None else ""
-    sealed_changes = SealedSeedChanges(**{**own, "user_data": plain, "sealed": sealed})
+    sealed_changes = SealedSeedChanges(**{**own, "user_data": "", "sealed": await _sealed(request, text, key)})
     return msgspec.structs.replace(changes, cloud_init=sealed_changes)  # type: ignore[type-var]  # it is a struct
+
+
+async def _stored_in_the_clear(request: ApiRequest, id: str) -> str:
+    """Return the user data of a VM that were stored before such were encrypted."""
+    async with services(request).database.connection() as connection:
+        seed = await vms.seed_of(connection, id)
+    return "" if seed is None else seed.user_data
 
 
 async def _sealed(request: ApiRequest, text: str, key: str) -> SealedText | None:

@@ -96,4 +96,4 @@ def _objection(address: str, settings: ServerSettings) -> str:
             answer = pool.request("GET", "/readyz", timeout=REQUEST_S, retries=False)
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         return str(error)
-    return "" if answer.status == 200 else answer.data.decode(errors="replace")[:200]
+    return "" if answer.data == b"ok\n" else answer.data.decode(errors="replace")[:200]
