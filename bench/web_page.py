@@ -153,5 +153,8 @@ def memory(web: Web, session: CDPSession) -> Memory:
 
 def _own_mb(pid: int) -> float:
     """Return what a process has alone, without what it shares."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty"))) / 1e3
