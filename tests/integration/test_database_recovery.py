@@ -27,6 +27,7 @@ from novacron.local.database_archiver import SLOT, ArchiverSettings
 from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.database_recovery import Restorable
 from novacron.local.postgres import Postgres
+from tests.support.stopped import standing_still
 from tests.waiting import pause, until
 
 ARCHIVED_S_MAX = 60.0
@@ -181,7 +182,8 @@ def test_a_lost_disk_costs_at_most_a_minute(installation: Installation) -> None:
         installation.wait_archived(written)
         assert datetime.now(UTC) - began < timedelta(seconds=ARCHIVED_S_MAX)
         kept = installation.state / "kept"
-        shutil.copytree(installation.repository, kept)
+        with standing_still(_archivers()):  # a copy of what is being written would be of no one moment
+            shutil.copytree(installation.repository, kept)
     shutil.rmtree(installation.state / "postgres")
     shutil.rmtree(installation.spool)
     shutil.rmtree(installation.repository)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from novacron.disk import cloud_init
-from novacron.model.cloud_init import SeedChanges, StoredSeed
+from novacron.model.cloud_init import SealedSeed, SeedChanges
 from novacron.model.cpu import CpuKind, CpuModel
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, NovaError
 from novacron.model.network import NetworkKind, NetworkSpec, NicSpec, Protocol
@@ -196,7 +196,7 @@ async def test_user_data_changes_and_the_guest_takes_itself_for_a_new_instance(d
     await change.set(cloud_init=SeedChanges(user_data="#!/bin/sh\necho two"))
     async with database.connection() as connection:
         seed = await vms.seed_of(connection, web.id)
-    assert seed == StoredSeed(hostname="shop", user_data="#!/bin/sh\necho two", generation=2)
+    assert seed == SealedSeed(hostname="shop", user_data="#!/bin/sh\necho two", generation=2)
     written = cloud_init.files(seed, id=web.id, name="web", macs=[OWN], address=None)
     assert f'"{web.id}-2"'.encode() in written["meta-data"] and b"two" in written["user-data"]
     with pytest.raises(NovaError, match="nothing that cloud-init knows") as why:

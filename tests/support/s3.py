@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ import httpx
 
 from lab.platform import free_ports, until
 from novacron import pki
+from tests.support.stopped import standing_still
 
 REGION = "us-east-1"
 START_S_MAX = 60.0
@@ -123,11 +122,8 @@ class S3Server:
     def standing_still(self) -> Iterator[None]:
         """Let it answer nothing for a while, and close no connection."""
         assert self.process is not None
-        os.kill(self.process.pid, signal.SIGSTOP)
-        try:
+        with standing_still([self.process.pid]):
             yield
-        finally:
-            os.kill(self.process.pid, signal.SIGCONT)
 
     def new_bucket(self, name: str, *, object_lock: bool = False) -> str:
         """Have a bucket."""
