@@ -115,6 +115,58 @@ async def test_where_little_is_known_the_last_hour_decides_and_that_is_said(flee
     assert busy.decision is not None and busy.decision.moves
 
 
+class Picky:
+    """Foresees that moves of some VMs do not end, and keeps what it was asked."""
+
+    def __init__(self, *, refuse: int) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.refused: set[str] = set()
+        self._refuse = refuse
+
+    async def __call__(self, vm: str, source: str, target: str) -> MoveForeseen:
+        self.asked.append((vm, target))
+        if len(self.refused) < self._refuse:
+            self.refused.add(vm)
+        return MoveForeseen(1 << 29, 0, 1.0, PATH, Forecast(vm not in self.refused, 30.0, 100.0, "it writes too fast"))
+
+
+async def test_where_a_move_is_refused_another_vm_moves_and_it_is_not_asked_again_for_a_while(fleet: Database) -> None:
+    await learn(fleet)
+    foresee, now_s = Picky(refuse=2), [NIGHT.timestamp()]
+    controller, objects = Rebalance(foresee, clock=lambda: now_s[0]), Objects("rebalance")
+    async with fleet.transaction() as connection:
+        await rebalancing.configure(connection, Settings(mode=RebalanceMode.AUTO), "test")
+    await controller.step(fleet, objects)
+    async with fleet.connection() as connection:
+        decision = (await rebalancing.get(connection)).decision
+        moving = {row["vm"] for row in await connection.fetch("SELECT vm FROM migrations")}
+    assert decision is not None and {move.vm for move in decision.moves} == moving
+    assert len(moving) == 2 and not moving & foresee.refused, "the other two help as well"
+    assert "refused: vm-" in decision.why and "it would not end: it writes too fast" in decision.why
+    refused = {pair for pair in foresee.asked if pair[0] in foresee.refused}
+    async with fleet.transaction() as connection:  # as if they had come back, long ago
+        await connection.execute("UPDATE vms SET migration = NULL")
+        await connection.execute("DELETE FROM migrations")
+    foresee.asked.clear()
+    now_s[0] += 540
+    await controller.step(fleet, objects)
+    assert not refused & set(foresee.asked), "they rest for ten minutes"
+
+
+async def test_a_vm_whose_move_failed_rests_like_one_that_moved(fleet: Database) -> None:
+    await learn(fleet)
+    now = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
+    assert now.decision is not None and len(now.decision.moves) == 2
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE migrations SET phase = 'failed', finished_at = clock_timestamp()")
+        await connection.execute("UPDATE vms SET migration = NULL")
+        rest = {load.wish.id for load in await rebalancing.loads(connection, ["a"]) if load.moved_s < 60}
+    assert rest == {move.vm for move in now.decision.moves}
+    again = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
+    assert again.decision is not None and not rest & {move.vm for move in again.decision.moves}
+    assert len(again.decision.moves) == 2
+
+
 async def test_a_move_that_would_overfill_memory_is_refused_in_its_transaction(fleet: Database) -> None:
     """Placement may overcommit the target; a decision that was made before others came there is not carried out."""
     async with fleet.transaction() as connection:

@@ -95,7 +95,9 @@ async def uses(connection: Connection) -> dict[str, NodeUse]:
 
 
 async def loads(connection: Connection, on: Sequence[str]) -> list[VmLoad]:
-    """Return what is known of every VM on these nodes. One that can't be decoded is left out: it is not moved."""
+    """Return what is known of every VM on these nodes. One that can't be decoded is left out: it is not moved.
+
+    A move of rebalancing's that failed or was aborted counts as one, too: the next would likely end like it."""
     rows = await connection.fetch(
         """
         SELECT v.id, v.name, v.project, v.spec, v.node, coalesce(l.cpus, 0) AS cpus,
@@ -105,8 +107,10 @@ async def loads(connection: Connection, on: Sequence[str]) -> list[VmLoad]:
                AND NOT EXISTS (SELECT FROM snapshots s WHERE s.vm = v.id) AS movable,
                extract(epoch FROM clock_timestamp() - m.finished_at)::float AS moved_s, m.elapsed_s
         FROM vms v LEFT JOIN vm_loads l ON l.vm = v.id LEFT JOIN LATERAL (
-            SELECT finished_at, progress -> 'elapsed_s' AS elapsed_s FROM migrations
-            WHERE vm = v.id AND phase = 'completed' ORDER BY finished_at DESC LIMIT 1
+            SELECT max(finished_at) FILTER (WHERE phase = 'completed' OR cause = 'rebalance') AS finished_at,
+                (array_agg(progress -> 'elapsed_s' ORDER BY finished_at DESC) FILTER (WHERE phase = 'completed'))[1]
+                AS elapsed_s
+            FROM migrations WHERE vm = v.id AND finished_at IS NOT NULL
         ) m ON true
         WHERE v.node = ANY($2)
         """,
