@@ -11,8 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.prediction_replay import MHZ_A_PROCESSOR, WEEK, Replay, ReplaySize, staged
+from novacron.model import overload
+from novacron.model.constraints import Taint
 from novacron.model.node import Load, Node
-from novacron.model.overload import HOURS, Ahead, HourlyUse, NodesAhead, VmAhead, ahead, expected, prevent
+from novacron.model.overload import (
+    HOURS,
+    JUDGED_MAX,
+    JUDGED_OF_VM_MAX,
+    TARGETS_MAX,
+    Ahead,
+    HourlyUse,
+    NodesAhead,
+    VmAhead,
+    ahead,
+    expected,
+    prevent,
+)
 from novacron.model.placement import Fleet, Wish
 from novacron.model.rebalance import Decision, RebalanceBasis, RebalanceMode, Settings, VmLoad, is_worth, memory_refusal
 from novacron.prediction.profiles import usual
@@ -151,6 +165,21 @@ def test_nodes_that_can_not_be_helped_keep_no_other_from_being_helped() -> None:
     stuck = [at_noon(f"huge-{name}", name, 30.0) for name in "defgh"]
     nodes = [*NODES, *(node(name, cpus=8) for name in "defgh")]
     assert {move.source for move in decided([*stuck, *CROWD], nodes=nodes).moves} == {"a"}
+
+
+def test_nodes_that_take_no_vm_hide_none_that_does_however_much_room_they_have() -> None:
+    tainted = [node(f"t-{number:02}", cpus=64, taints=(Taint("gpu"),)) for number in range(TARGETS_MAX + 3)]
+    full = [node(f"f-{number:02}", cpus=64, memory_mib=600) for number in range(TARGETS_MAX + 3)]
+    assert {move.target for move in decided(CROWD, nodes=[*tainted, *full, *NODES]).moves} == {"b", "c"}
+
+
+def test_a_choice_judges_only_so_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    monkeypatch.setattr(overload, "refusal", lambda _fleet, _vm, target: judged.append(target) or "no")
+    crowd = [at_noon(f"vm-{number}", "a", 3.0) for number in range(8)]
+    nodes = [node(f"n-{number:03}", cpus=8) for number in range(JUDGED_OF_VM_MAX + 50)]
+    assert not decided(crowd, nodes=[*NODES, *nodes]).moves
+    assert len(judged) == JUDGED_MAX and len(set(judged)) == JUDGED_OF_VM_MAX
 
 
 def test_a_replayed_week_of_busy_noons_has_half_the_overload_of_averages_with_no_more_moves() -> None:

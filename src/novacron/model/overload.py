@@ -27,12 +27,17 @@ CERTAIN_SQUARED = 4.0**2
 UPPER_DEVIATIONS = 2.0
 """What a load stays below 98 % of the time, in standard deviations above its mean."""
 TARGETS_MAX = 12
-"""Moves are considered to this many nodes: those with the most room in their fullest hour."""
+"""A VM's move is considered to this many nodes: of those that take it, the ones with the most room in their fullest
+hour."""
+JUDGED_MAX = 2000
+"""So often a choice looks whether a node takes a VM, ..."""
+JUDGED_OF_VM_MAX = 500
+"""... and so often for one VM."""
 ASKED_MAX = 24
 """Moves are considered from this many nodes: the worst ``SOURCES_MAX`` first, others only where these can not be
 helped."""
 DEPARTURES_MAX = 20
-"""Of this many VMs at a time it is looked at where they could go: so a choice takes 40 ms at most."""
+"""Of this many VMs at a time it is looked at where they could go: so a choice takes about 40 ms."""
 TARGET_SHARE_MAX = 0.8
 """A target may be overloaded for this share of the time from which a source is relieved, or of the time for which this
 source would be: else the next VM would be moved from it."""
@@ -170,6 +175,7 @@ class NodesAhead:
         self._vms: dict[str, Ahead] = {}
         self._with: dict[tuple[str, str], _Foreseen] = {}
         """Of each VM and node: the node without it, if it is there, else with it."""
+        self._rooms: dict[str, float] = {}
 
     @property
     def total(self) -> float:
@@ -190,13 +196,14 @@ class NodesAhead:
         return self.overloaded()[:ASKED_MAX]
 
     def targets(self) -> list[str]:
-        """Return the nodes with the most room in their fullest hour."""
+        """Return all nodes, those with the most room in their fullest hour first."""
+        return sorted(self.nodes, key=lambda name: (-self._room(name), name))
 
-        def room(name: str) -> float:
+    def _room(self, name: str) -> float:
+        if name not in self._rooms:
             load = self.nodes[name].load
-            return self.capacity(name) - max(load.upper(passed) for passed in range(HOURS))
-
-        return sorted(self.nodes, key=lambda name: (-room(name), name))[:TARGETS_MAX]
+            self._rooms[name] = self.capacity(name) - max(load.upper(passed) for passed in range(HOURS))
+        return self._rooms[name]
 
     def departures(self, sources: Sequence[str], there: Mapping[str, list[VmAhead]]) -> list[_Departure]:
         """Return what the departure of each VM of some nodes would prevent, most first."""
@@ -222,6 +229,7 @@ class NodesAhead:
     def apply(self, change: _Change) -> None:
         for name, node in ((change.source, change.left), (change.target, change.filled)):
             self.nodes[name] = node
+            self._rooms.pop(name, None)
             for key in [key for key in self._with if key[1] == name]:
                 del self._with[key]
 
@@ -291,22 +299,36 @@ def prevent(outlook: NodesAhead, vms: Sequence[VmAhead], under_way: int) -> Deci
 
 def _best(outlook: NodesAhead, there: Mapping[str, list[VmAhead]]) -> _Change | None:
     """Return the best move from the worst nodes that can be helped."""
-    targets, worst = outlook.targets(), outlook.asked()
+    targets, worst, left = outlook.targets(), outlook.asked(), JUDGED_MAX
     for first in range(0, len(worst), SOURCES_MAX):
         departures = outlook.departures(worst[first : first + SOURCES_MAX], there)
-        best = _best_of(outlook, departures[:DEPARTURES_MAX], targets)
-        if best is not None:
+        best, judged = _best_of(outlook, departures[:DEPARTURES_MAX], targets, left)
+        left -= judged
+        if best is not None or left <= 0:
             return best
     return None
 
 
-def _best_of(outlook: NodesAhead, departures: Sequence[_Departure], targets: Sequence[str]) -> _Change | None:
-    best, least = None, outlook.settings.relief_minutes_min
+def _best_of(
+    outlook: NodesAhead, departures: Sequence[_Departure], targets: Sequence[str], judged_max: int
+) -> tuple[_Change | None, int]:
+    """Return the best move of these VMs, and how often it was judged whether a node takes one."""
+    best, least, judged = None, outlook.settings.relief_minutes_min, 0
     for departure in departures:
         if departure.gain <= least:
             break
+        looked = min(JUDGED_OF_VM_MAX, judged_max - judged)
+        taking = 0
         for target in targets:
-            change = None if target == departure.source else outlook.change(departure, target, least)
-            if change is not None and refusal(outlook.fleet, departure.vm.load, target) is None:
+            if taking == TARGETS_MAX or looked == 0:
+                break
+            if target == departure.source:
+                continue
+            looked, judged = looked - 1, judged + 1
+            if refusal(outlook.fleet, departure.vm.load, target) is not None:
+                continue
+            taking += 1
+            change = outlook.change(departure, target, least)
+            if change is not None:
                 best, least = change, change.gain
-    return best
+    return best, judged
