@@ -15,6 +15,7 @@ from novacron.model import overload
 from novacron.model.constraints import Taint
 from novacron.model.node import Load, Node
 from novacron.model.overload import (
+    CHOICES_MAX,
     HOURS,
     JUDGED_MAX,
     JUDGED_OF_VM_MAX,
@@ -180,6 +181,12 @@ def test_a_choice_judges_only_so_many_nodes(monkeypatch: pytest.MonkeyPatch) -> 
     nodes = [node(f"n-{number:03}", cpus=8) for number in range(JUDGED_OF_VM_MAX + 50)]
     assert not decided(crowd, nodes=[*NODES, *nodes]).moves
     assert len(judged) == JUDGED_MAX and len(set(judged)) == JUDGED_OF_VM_MAX
+
+
+def test_few_moves_are_chosen_at_once_whatever_is_permitted() -> None:
+    crowd = [at_noon(f"vm-{number}", "a", 3.0) for number in range(30)]
+    nodes = [NODES[0], *(node(f"n-{number:02}", cpus=8) for number in range(20))]
+    assert len(decided(crowd, nodes=nodes, settings=msgspec.structs.replace(AUTO, concurrency=64)).moves) == CHOICES_MAX
 
 
 def test_a_replayed_week_of_busy_noons_has_half_the_overload_of_averages_with_no_more_moves() -> None:

@@ -33,6 +33,8 @@ JUDGED_MAX = 2000
 """So often a choice looks whether a node takes a VM, ..."""
 JUDGED_OF_VM_MAX = 500
 """... and so often for one VM."""
+CHOICES_MAX = 8
+"""So many moves are chosen at once; the next ones a minute later. Meanwhile its process does nothing else."""
 ASKED_MAX = 24
 """Moves are considered from this many nodes: the worst ``SOURCES_MAX`` first, others only where these can not be
 helped."""
@@ -271,7 +273,7 @@ def prevent(outlook: NodesAhead, vms: Sequence[VmAhead], under_way: int) -> Deci
         f"{len(hurt)} of {len(outlook.nodes)} nodes will be overloaded, most {hurt[0]}, for"
         f" {outlook.nodes[hurt[0]].over.minutes:.0f} minutes of the next day"
     )
-    room = settings.concurrency - under_way
+    room = min(CHOICES_MAX, settings.concurrency - under_way)
     if room <= 0:
         return Decision(0.0, 0, (), f"{why}; {under_way} moves are under way already", total)
     there: dict[str, list[VmAhead]] = {}
