@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from novacron.control.forecasts import AFTER_S, Forecasts
@@ -93,6 +94,20 @@ async def test_an_overload_that_comes_at_noon_is_prevented_at_night_and_recorded
     assert uses.of["a"].means[NOON] == pytest.approx(3.0), "what is on its way counts where it goes"
     again = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
     assert again.decision is not None and not again.decision.moves, "no more than that"
+
+
+async def test_servers_one_version_apart_read_each_others_settings(database: Database) -> None:
+    async with database.transaction() as connection:
+        await rebalancing.configure(connection, Settings(mode=RebalanceMode.AUTO, concurrency=2), "test")
+        stored = await connection.fetchval("SELECT settings FROM rebalancing")
+        assert stored == {"mode": "auto", "concurrency": 2}, "an older server refuses fields that it does not know"
+        await connection.execute(
+            'UPDATE rebalancing SET settings = settings || \'{"weekdays": true, "basis": "oracle"}\''
+        )
+        settings = (await rebalancing.get(connection)).settings
+    assert settings == Settings(mode=RebalanceMode.AUTO, concurrency=2), "what a newer one has added is left out"
+    with pytest.raises(msgspec.ValidationError, match="weekdays"):
+        msgspec.convert({"weekdays": True}, Settings)  # as the body of a request
 
 
 async def test_it_can_only_advise(fleet: Database) -> None:

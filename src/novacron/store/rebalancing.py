@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -16,7 +17,7 @@ from novacron.model.rebalance import Decision, NodeUse, RebalanceMode, Settings,
 from novacron.model.vm import VmSpec
 from novacron.store import events, fleet, load_profiles, nodes
 from novacron.store.database import Connection
-from novacron.store.rows import decode_each
+from novacron.store.rows import decode_each, report_bad_row
 
 MEASURED_S_MAX = 600.0
 """A VM that was not measured for so long is taken to use what was measured last, and is not moved."""
@@ -35,12 +36,33 @@ class Rebalancing(msgspec.Struct, frozen=True):
 
 async def get(connection: Connection) -> Rebalancing:
     row = await connection.fetchrow("SELECT settings, rounds, decision, decided_at FROM rebalancing")
-    return msgspec.convert(dict(row or {}), Rebalancing)
+    stored = dict(row or {})
+    return msgspec.convert(stored | {"settings": read(stored["settings"])}, Rebalancing)
+
+
+def read(stored: Mapping[str, Any]) -> Settings:
+    """Return stored settings. What a newer server has stored and this one does not know, or not so, is left out: during
+    an update both read them."""
+    known: dict[str, Any] = {}
+    for field in Settings.__struct_fields__:
+        if field in stored:
+            try:
+                known[field] = getattr(msgspec.convert({field: stored[field]}, Settings), field)
+            except msgspec.ValidationError as error:
+                report_bad_row("rebalancing", field, error)
+    return Settings(**known)
+
+
+def stored_form(settings: Settings) -> dict[str, Any]:
+    """Return settings as they are stored: only what differs from the defaults, so that an older server, which takes no
+    field that it does not know, can read them where they say nothing new."""
+    usual = msgspec.to_builtins(Settings())
+    return {field: value for field, value in msgspec.to_builtins(settings).items() if value != usual[field]}
 
 
 async def configure(connection: Connection, settings: Settings, actor: str) -> Rebalancing:
     """Set rebalancing up anew."""
-    await connection.execute("UPDATE rebalancing SET settings = $1, rounds = 0", msgspec.to_builtins(settings))
+    await connection.execute("UPDATE rebalancing SET settings = $1, rounds = 0", stored_form(settings))
     said = ", ".join(f"{field} {value}" for field, value in msgspec.to_builtins(settings).items())
     await events.record(
         connection, events.NewEvent("rebalancing", "rebalancing", "rebalancing", "Configured", said, actor)
