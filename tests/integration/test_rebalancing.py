@@ -51,10 +51,14 @@ async def learn(database: Database, days: int = 14) -> None:
             NIGHT.date(), days, NOON,
         )  # fmt: skip
     for at in (NIGHT - timedelta(hours=1), NIGHT):
-        objects, now_s = Objects("forecasts"), at.timestamp() + AFTER_S
-        await Forecasts(lambda now_s=now_s: now_s).step(database, objects)  # type: ignore[misc]
-        await objects.finish()
-        assert objects.failure("round") is None, objects.failure("round")
+        await make_round(database, at)
+
+
+async def make_round(database: Database, at: datetime) -> None:
+    objects, now_s = Objects("forecasts"), at.timestamp() + AFTER_S
+    await Forecasts(lambda: now_s).step(database, objects)
+    await objects.finish()
+    assert objects.failure("round") is None, objects.failure("round")
 
 
 async def foresee(vm: str, source: str, target: str) -> MoveForeseen:
@@ -72,12 +76,38 @@ async def rebalance(database: Database, settings: Settings) -> rebalancing.Rebal
 async def test_a_round_learns_what_is_usual_and_nodes_add_it_up(fleet: Database) -> None:
     await learn(fleet)
     async with fleet.connection() as connection:
-        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD)
-        (means, variances) = (await load_profiles.of_vms(connection, ["vm-0", "vm-none"]))["vm-0"]
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD, NIGHT.date())
+        (means, variances) = (await load_profiles.of_vms(connection, ["vm-0", "vm-none"], NIGHT.date()))["vm-0"]
     assert means[NOON] == pytest.approx(1.5) and means[NOON + 1] == pytest.approx(0.1)
     assert variances[NOON] == pytest.approx((0.2 / 2.5) ** 2)
     assert uses.of["a"].means[NOON] == pytest.approx(6.0) and uses.of["a"].now == pytest.approx(0.4)
     assert (uses.vms, uses.unusual) == (VMS, 0) and set(uses.of) == {"a"}
+
+
+async def test_a_round_that_was_ended_halfway_is_gone_on_with(fleet: Database) -> None:
+    await learn(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute("DELETE FROM vm_profiles WHERE vm = 'vm-1'")
+        await connection.execute("UPDATE vm_profiles SET day = day - 1 WHERE vm = 'vm-2'")
+        assert await load_profiles.batches(connection, NIGHT.date()) == [["vm-1", "vm-2"]], "only what is left"
+    await make_round(fleet, NIGHT + timedelta(hours=1))
+    async with fleet.connection() as connection:
+        days = await connection.fetch("SELECT vm, day FROM vm_profiles ORDER BY vm")
+    assert [tuple(row) for row in days] == [(f"vm-{number}", NIGHT.date()) for number in range(VMS)]
+
+
+async def test_an_old_profile_does_not_count_and_is_removed(fleet: Database) -> None:
+    await learn(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vm_profiles SET day = day - 14 WHERE vm = 'vm-0'")
+        await connection.execute("UPDATE vm_profiles SET day = day - 15 WHERE vm = 'vm-1'")
+        await connection.execute("DELETE FROM vm_load_days")
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD, NIGHT.date())
+        known = await load_profiles.of_vms(connection, [f"vm-{number}" for number in range(VMS)], NIGHT.date())
+    assert uses.unusual == 1 and set(known) == {"vm-0", "vm-2", "vm-3"}
+    await make_round(fleet, NIGHT + timedelta(hours=1))
+    async with fleet.connection() as connection:
+        assert {row["vm"] for row in await connection.fetch("SELECT vm FROM vm_profiles")} == set(known)
 
 
 async def test_an_overload_that_comes_at_noon_is_prevented_at_night_and_recorded(fleet: Database) -> None:
@@ -89,7 +119,7 @@ async def test_an_overload_that_comes_at_noon_is_prevented_at_night_and_recorded
     assert "most at 12:00 UTC" in now.decision.moves[0].why and "foreseen: 30 s" in now.decision.moves[0].why
     async with fleet.connection() as connection:
         told = await connection.fetch("SELECT object FROM events WHERE reason = 'Rebalanced'")
-        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD)
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD, NIGHT.date())
     assert len(told) == 2
     assert uses.of["a"].means[NOON] == pytest.approx(3.0), "what is on its way counts where it goes"
     again = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))

@@ -176,7 +176,12 @@ def test_nodes_that_take_no_vm_hide_none_that_does_however_much_room_they_have()
 
 def test_a_choice_judges_only_so_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[str] = []
-    monkeypatch.setattr(overload, "refusal", lambda _fleet, _vm, target: judged.append(target) or "no")
+
+    def refuse(_fleet: Fleet, _vm: VmLoad, target: str) -> str:
+        judged.append(target)
+        return "no"
+
+    monkeypatch.setattr(overload, "refusal", refuse)
     crowd = [at_noon(f"vm-{number}", "a", 3.0) for number in range(8)]
     nodes = [node(f"n-{number:03}", cpus=8) for number in range(JUDGED_OF_VM_MAX + 50)]
     assert not decided(crowd, nodes=[*NODES, *nodes]).moves

@@ -140,10 +140,10 @@ class Rebalance(msgspec.Struct):
     async def _choose_by_forecast(
         self, connection: Connection, nodes: Fleet, now: rebalancing.Rebalancing, rests: AbstractSet[str]
     ) -> MovesChosen:
-        hour = datetime.fromtimestamp(self.clock(), UTC).hour
-        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD)
-        outlook = NodesAhead(nodes, uses.of, now.settings, hour)
-        vms = await rebalancing.vms_ahead(connection, outlook.asked())
+        at = datetime.fromtimestamp(self.clock(), UTC)
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD, at.date())
+        outlook = NodesAhead(nodes, uses.of, now.settings, at.hour)
+        vms = await rebalancing.vms_ahead(connection, outlook.asked(), at.date())
         loads = self._movable([vm.load for vm in vms], rests)
         vms = [vm._replace(load=load) for vm, load in zip(vms, loads, strict=True)]
         decision = prevent(outlook, vms, await rebalancing.under_way(connection))

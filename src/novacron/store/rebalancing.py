@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 import asyncpg
@@ -152,10 +152,10 @@ def _load(row: asyncpg.Record) -> VmLoad:
     )  # fmt: skip
 
 
-async def vms_ahead(connection: Connection, on: Sequence[str]) -> list[VmAhead]:
+async def vms_ahead(connection: Connection, on: Sequence[str], today: date) -> list[VmAhead]:
     """Return every VM on these nodes with what it usually uses."""
     vms = await loads(connection, on)
-    usual = await load_profiles.of_vms(connection, [vm.wish.id for vm in vms])
+    usual = await load_profiles.of_vms(connection, [vm.wish.id for vm in vms], today)
     return [
         VmAhead(vm, HourlyUse(vm.cpus, *usual[vm.wish.id]) if vm.wish.id in usual else HourlyUse.unusual(vm.cpus))
         for vm in vms
