@@ -33,7 +33,7 @@ async def fleet(database: Database) -> Database:
         for name in "abc":
             await add_node(connection, name)
         for number in range(VMS):
-            await add_vm(connection, f"vm-{number}", at="a", memory_mib=512)
+            await add_vm(connection, f"vm-{number}", at="a", memory_mib=512, vcpus=2)
         await connection.execute(
             "INSERT INTO vm_loads (vm, cpus, measured_at) SELECT id, 0.1, clock_timestamp() FROM vms"
         )
@@ -82,6 +82,20 @@ async def test_a_round_learns_what_is_usual_and_nodes_add_it_up(fleet: Database)
     assert variances[NOON] == pytest.approx((0.2 / 2.5) ** 2)
     assert uses.of["a"].means[NOON] == pytest.approx(6.0) and uses.of["a"].now == pytest.approx(0.4)
     assert (uses.vms, uses.unusual) == (VMS, 0) and set(uses.of) == {"a"}
+
+
+async def test_a_vm_that_was_made_smaller_is_foreseen_with_the_processors_that_it_has(fleet: Database) -> None:
+    await learn(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vms SET spec = spec || '{\"vcpus\": 1}'")
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD, NIGHT.date())
+        vms = await rebalancing.vms_ahead(connection, ["a"], NIGHT.date())
+    assert uses.of["a"].means[NOON] == pytest.approx(4.0) and uses.of["a"].means[NIGHT.hour] == pytest.approx(0.4)
+    node = uses.of["a"]
+    together = [sum(vm.use.means[hour] for vm in vms) for hour in range(24)]
+    spread = [sum(vm.use.variances[hour] for vm in vms) for hour in range(24)]
+    assert together == pytest.approx(node.means, abs=1e-6), "VMs and nodes are foreseen alike"
+    assert spread == pytest.approx(node.variances, abs=1e-6)
 
 
 async def test_a_round_that_was_ended_halfway_is_gone_on_with(fleet: Database) -> None:

@@ -103,6 +103,13 @@ def test_a_load_that_is_new_counts_now_and_fades() -> None:
     assert ahead(CROWD[0].use, NIGHT).means[NOON - NIGHT] == pytest.approx(3.0)
 
 
+def test_no_more_is_usual_of_a_vm_than_it_has_processors() -> None:
+    use = CROWD[0].use.capped(1.5)
+    assert use.means[NOON] == 1.5 and use.means[NOON + 1] == 0.1
+    assert use.variances[NOON] == pytest.approx(0.01 / 4) and use.variances[NOON + 1] == 0.01
+    assert CROWD[0].use.capped(3.0) is CROWD[0].use
+
+
 def test_nothing_is_moved_without_a_good_reason() -> None:
     assert not decided(CROWD, under_way=4).moves and "under way already" in decided(CROWD, under_way=4).why
     for change in ({"moved_s": 3600.0}, {"movable": False}, {"move_s": 7 * 24 * 3600.0}):

@@ -63,6 +63,17 @@ class HourlyUse(NamedTuple):
         """Return what is taken to be usual where only the last hour is known: that it goes on."""
         return cls(now, (now,) * HOURS, ((UNKNOWN_SPREAD * now) ** 2,) * HOURS)
 
+    def capped(self, cpus: float) -> HourlyUse:
+        """Return the same of a VM that now has only so many processors: where it used more, its load shrinks as a
+        whole, so the deviation does by the same factor."""
+        if max(self.means) <= cpus:
+            return self
+        factors = [min(1.0, cpus / mean) if mean > 0.0 else 1.0 for mean in self.means]
+        means = [mean * factor for mean, factor in zip(self.means, factors, strict=True)]
+        return HourlyUse(
+            self.now, means, [spread * factor**2 for spread, factor in zip(self.variances, factors, strict=True)]
+        )
+
 
 class Ahead(NamedTuple):
     """What will be used in the next hours, the present one first."""

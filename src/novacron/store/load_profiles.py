@@ -22,18 +22,26 @@ STORE = f"""
     SELECT n.vm, n.day, n.means, n.variances FROM {NEW} n JOIN vms v ON v.id = n.vm
     ON CONFLICT (vm) DO UPDATE SET day = excluded.day, means = excluded.means, variances = excluded.variances
 """
-USUAL = ", ".join(f"sum(coalesce(p.means[{hour}], l.cpus))" for hour in range(1, HOURS + 1))
-SPREADS = ", ".join(f"sum(coalesce(p.variances[{hour}], ($1 * l.cpus) ^ 2))" for hour in range(1, HOURS + 1))
+CAPPED = "least(1, c.vcpus / nullif(p.means[{hour}], 0))"
+USUAL = ", ".join(
+    f"sum(coalesce(p.means[{hour}] * {CAPPED.format(hour=hour)}, l.cpus))" for hour in range(1, HOURS + 1)
+)
+SPREADS = ", ".join(
+    f"sum(coalesce(p.variances[{hour}] * {CAPPED.format(hour=hour)} ^ 2, ($1 * l.cpus) ^ 2))"
+    for hour in range(1, HOURS + 1)
+)
 USES = f"""
     SELECT coalesce(m.target, v.node) AS node, sum(l.cpus)::float AS now, count(*)::int AS vms,
         (count(*) FILTER (WHERE p.vm IS NULL))::int AS unusual,
         ARRAY[{USUAL}]::float[] AS means, ARRAY[{SPREADS}]::float[] AS variances
     FROM vms v JOIN vm_loads l ON l.vm = v.id LEFT JOIN vm_profiles p ON p.vm = v.id AND p.day >= $2
         LEFT JOIN migrations m ON m.id = v.migration AND m.finished_at IS NULL
+        CROSS JOIN LATERAL (SELECT (v.spec ->> 'vcpus')::float AS vcpus OFFSET 0) c
     WHERE v.node IS NOT NULL AND v.status ->> 'state' IN ('starting', 'running', 'paused', 'stopping', 'unknown')
     GROUP BY 1
 """
-"""A VM that is on its way counts where it is going to: what it does on the other node is over soon."""
+"""A VM that is on its way counts where it is going to: what it does on the other node is over soon. No more is
+usual of a VM than it has processors (as in ``HourlyUse.capped``)."""
 
 
 class NewProfile(NamedTuple):

@@ -157,7 +157,12 @@ async def vms_ahead(connection: Connection, on: Sequence[str], today: date) -> l
     vms = await loads(connection, on)
     usual = await load_profiles.of_vms(connection, [vm.wish.id for vm in vms], today)
     return [
-        VmAhead(vm, HourlyUse(vm.cpus, *usual[vm.wish.id]) if vm.wish.id in usual else HourlyUse.unusual(vm.cpus))
+        VmAhead(
+            vm,
+            HourlyUse(vm.cpus, *usual[vm.wish.id]).capped(vm.wish.spec.vcpus)
+            if vm.wish.id in usual
+            else HourlyUse.unusual(vm.cpus),
+        )
         for vm in vms
     ]
 
