@@ -140,6 +140,26 @@ async def test_an_overload_that_comes_at_noon_is_prevented_at_night_and_recorded
     assert again.decision is not None and not again.decision.moves, "no more than that"
 
 
+async def test_moves_are_only_advised_until_half_of_the_vms_are_known(fleet: Database) -> None:
+    await learn(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute("DELETE FROM vm_profiles WHERE vm IN ('vm-0', 'vm-1', 'vm-2')")
+        await connection.execute("UPDATE vm_loads SET cpus = 1.5")
+    early = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
+    assert early.decision is not None and early.decision.moves
+    assert "3 of 4 VMs" in early.decision.why and "moves are only advised" in early.decision.why
+    async with fleet.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM migrations") == 0
+        assert await connection.fetchval("SELECT count(*) FROM events WHERE reason = 'Rebalanced'") == 0
+        assert await connection.fetchval("SELECT count(*) FROM events WHERE reason = 'RebalanceAdvised'") > 0
+    await make_round(fleet, NIGHT + timedelta(hours=1))
+    now = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
+    assert now.decision is not None and "only advised" not in now.decision.why
+    async with fleet.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM migrations") == len(now.decision.moves) > 0
+        assert await connection.fetchval("SELECT count(*) FROM events WHERE reason = 'Rebalanced'") > 0
+
+
 async def test_servers_one_version_apart_read_each_others_settings(database: Database) -> None:
     async with database.transaction() as connection:
         await rebalancing.configure(connection, Settings(mode=RebalanceMode.AUTO, concurrency=2), "test")

@@ -37,8 +37,8 @@ log = logs.get(__name__)
 
 MOVE_S_MAX = 60.0
 """Time limit of measuring what a move would be like, and of asking for it."""
-
-
+UNUSUAL_SHARE_MAX = 0.5
+"""While nothing usual is known of a greater share of VMs, as after an update, moves by forecasts are only advised."""
 CHOICES_MAX = 3
 """In a round moves are chosen so often, the later times in the place of those that were refused."""
 
@@ -48,6 +48,8 @@ class MovesChosen(NamedTuple):
 
     decision: Decision
     move_s: dict[str, float]
+    known_enough: bool = True
+    """False: moves are only advised, whatever the mode."""
 
 
 class _Round(msgspec.Struct):
@@ -74,9 +76,10 @@ class Rebalance(msgspec.Struct):
         chosen = await self._choose(database, round_, objects)
         if chosen is None:
             return
-        now, (decision, _) = chosen
+        now, (decision, _, known_enough) = chosen
         round_.wanted = len(decision.moves)
-        if now.settings.mode is RebalanceMode.AUTO:
+        mode = now.settings.mode if known_enough else RebalanceMode.ADVISE
+        if mode is RebalanceMode.AUTO:
             await self._carry_out(database, objects, round_, chosen)
             for _ in range(CHOICES_MAX - 1):
                 if len(round_.begun) >= round_.wanted:
@@ -90,8 +93,8 @@ class Rebalance(msgspec.Struct):
         async with database.transaction() as connection:
             known_already = now.decision is not None and _same(now.decision, decision)
             await rebalancing.decided(connection, decision)
-            if decision.moves and not known_already:
-                await rebalancing.record(connection, now.settings.mode, decision)
+            if decision.moves and (mode is RebalanceMode.AUTO or not known_already):
+                await rebalancing.record(connection, mode, decision)
 
     async def _choose(
         self, database: Database, round_: _Round, objects: Objects
@@ -112,7 +115,7 @@ class Rebalance(msgspec.Struct):
         chosen: tuple[rebalancing.Rebalancing, MovesChosen],
     ) -> None:  # fmt: skip
         """Begin the moves that were chosen; remember which ones were refused."""
-        now, (decision, move_s) = chosen
+        now, (decision, move_s, _) = chosen
         planned = {move.vm: move for move in decision.moves[: round_.wanted - len(round_.begun)]}
         begun: dict[str, Move] = {}
         refused: dict[str, str] = {}
@@ -147,10 +150,13 @@ class Rebalance(msgspec.Struct):
         loads = self._movable([vm.load for vm in vms], rests)
         vms = [vm._replace(load=load) for vm, load in zip(vms, loads, strict=True)]
         decision = prevent(outlook, vms, await rebalancing.under_way(connection))
+        known_enough = uses.unusual <= UNUSUAL_SHARE_MAX * uses.vms
         if uses.unusual:
             thin = f"; {uses.unusual} of {uses.vms} VMs are taken to go on as in the last hour: too little is known"
+            if now.settings.mode is RebalanceMode.AUTO and not known_enough:
+                thin += ", so moves are only advised until half of the VMs are known for two days"
             decision = msgspec.structs.replace(decision, why=decision.why + thin)
-        return MovesChosen(decision, {vm.load.wish.id: vm.load.move_s for vm in vms})
+        return MovesChosen(decision, {vm.load.wish.id: vm.load.move_s for vm in vms}, known_enough)
 
     async def _choose_by_average(
         self, connection: Connection, nodes: Fleet, now: rebalancing.Rebalancing, rests: AbstractSet[str]
