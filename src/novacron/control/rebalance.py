@@ -52,10 +52,14 @@ class MovesChosen(NamedTuple):
     """False: moves are only advised, whatever the mode."""
 
 
-class _Round(msgspec.Struct):
+_Chosen = tuple[rebalancing.Rebalancing, MovesChosen]
+"""How rebalancing was set up, and what that led to."""
+
+
+class _RoundSoFar(msgspec.Struct):
     """What was begun and what was refused in a round."""
 
-    wanted: int = 0
+    wanted: int
     """As many moves as were chosen first."""
     begun: list[Move] = []
     refused: set[str] = set()
@@ -72,23 +76,13 @@ class Rebalance(msgspec.Struct):
     refused: RefusedMoves = msgspec.field(default_factory=RefusedMoves)
 
     async def step(self, database: Database, objects: Objects) -> None:
-        round_ = _Round()
-        chosen = await self._choose(database, round_, objects)
+        chosen = await self._choose(database, objects, frozenset())
         if chosen is None:
             return
         now, (decision, _, known_enough) = chosen
-        round_.wanted = len(decision.moves)
         mode = now.settings.mode if known_enough else RebalanceMode.ADVISE
         if mode is RebalanceMode.AUTO:
-            await self._carry_out(database, objects, round_, chosen)
-            for _ in range(CHOICES_MAX - 1):
-                if len(round_.begun) >= round_.wanted:
-                    break
-                again = await self._choose(database, round_, objects)
-                if again is None or again[0].settings != now.settings or not again[1].decision.moves:
-                    break
-                await self._carry_out(database, objects, round_, again)
-            decision = msgspec.structs.replace(decision, moves=tuple(round_.begun))
+            decision = msgspec.structs.replace(decision, moves=tuple(await self._begin(database, objects, chosen)))
         decision = msgspec.structs.replace(decision, why=decision.why + self.refused.words(self.clock()))
         async with database.transaction() as connection:
             known_already = now.decision is not None and _same(now.decision, decision)
@@ -96,24 +90,32 @@ class Rebalance(msgspec.Struct):
             if decision.moves and (mode is RebalanceMode.AUTO or not known_already):
                 await rebalancing.record(connection, mode, decision)
 
-    async def _choose(
-        self, database: Database, round_: _Round, objects: Objects
-    ) -> tuple[rebalancing.Rebalancing, MovesChosen] | None:
-        """Return what is decided now; None while rebalancing is off."""
+    async def _begin(self, database: Database, objects: Objects, first: _Chosen) -> list[Move]:
+        """Begin the moves that were chosen, and others in the place of those that were refused; return which began."""
+        round_ = _RoundSoFar(len(first[1].decision.moves))
+        await self._carry_out(database, objects, round_, first)
+        for _ in range(CHOICES_MAX - 1):
+            if len(round_.begun) >= round_.wanted:
+                break
+            again = await self._choose(database, objects, round_.refused)
+            if again is None or again[0].settings != first[0].settings or not again[1].decision.moves:
+                break
+            await self._carry_out(database, objects, round_, again)
+        return round_.begun
+
+    async def _choose(self, database: Database, objects: Objects, refused: AbstractSet[str]) -> _Chosen | None:
+        """Return what is decided now, without some VMs; None while rebalancing is off."""
         async with database.connection() as connection:
             now = await rebalancing.get(connection)
             if now.settings.mode is RebalanceMode.OFF:
                 return None
             nodes = await fleet.load(connection) if self.index is None or not self.index.ready else self.index.fleet
-            rests = round_.refused.union(objects.resting())
+            rests = refused | set(objects.resting())
             by_forecast = now.settings.basis is RebalanceBasis.FORECAST
             choose = self._choose_by_forecast if by_forecast else self._choose_by_average
             return now, await choose(connection, nodes, now, rests)
 
-    async def _carry_out(
-        self, database: Database, objects: Objects, round_: _Round,
-        chosen: tuple[rebalancing.Rebalancing, MovesChosen],
-    ) -> None:  # fmt: skip
+    async def _carry_out(self, database: Database, objects: Objects, round_: _RoundSoFar, chosen: _Chosen) -> None:
         """Begin the moves that were chosen; remember which ones were refused."""
         now, (decision, move_s, _) = chosen
         planned = {move.vm: move for move in decision.moves[: round_.wanted - len(round_.begun)]}

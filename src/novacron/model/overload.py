@@ -10,8 +10,9 @@ Moves are chosen one after another, each by how many minutes of the next day's o
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from novacron.model.placement import Fleet
@@ -312,36 +313,41 @@ def prevent(outlook: NodesAhead, vms: Sequence[VmAhead], under_way: int) -> Deci
 
 def _best(outlook: NodesAhead, there: Mapping[str, list[VmAhead]]) -> _Change | None:
     """Return the best move from the worst nodes that can be helped."""
-    targets, worst, left = outlook.targets(), outlook.asked(), JUDGED_MAX
+    judge, worst = _Judge(outlook), outlook.asked()
     for first in range(0, len(worst), SOURCES_MAX):
         departures = outlook.departures(worst[first : first + SOURCES_MAX], there)
-        best, judged = _best_of(outlook, departures[:DEPARTURES_MAX], targets, left)
-        left -= judged
-        if best is not None or left <= 0:
+        best = _best_of(outlook, departures[:DEPARTURES_MAX], judge)
+        if best is not None:
             return best
     return None
 
 
-def _best_of(
-    outlook: NodesAhead, departures: Sequence[_Departure], targets: Sequence[str], judged_max: int
-) -> tuple[_Change | None, int]:
-    """Return the best move of these VMs, and how often it was judged whether a node takes one."""
-    best, least, judged = None, outlook.settings.relief_minutes_min, 0
+class _Judge:
+    """Says which nodes take a VM, a limited number of times."""
+
+    def __init__(self, outlook: NodesAhead) -> None:
+        self._outlook, self._targets, self._left = outlook, outlook.targets(), JUDGED_MAX
+
+    def taking(self, departure: _Departure) -> Iterator[str]:
+        """Yield the nodes with the most room of those that take a VM."""
+        source, vm, found = departure.source, departure.vm.load, 0
+        others = (name for name in self._targets if name != source)
+        for target in itertools.islice(others, min(JUDGED_OF_VM_MAX, self._left)):
+            self._left -= 1
+            if refusal(self._outlook.fleet, vm, target) is None:
+                yield target
+                found += 1
+                if found == TARGETS_MAX:
+                    return
+
+
+def _best_of(outlook: NodesAhead, departures: Sequence[_Departure], judge: _Judge) -> _Change | None:
+    best, least = None, outlook.settings.relief_minutes_min
     for departure in departures:
         if departure.gain <= least:
             break
-        looked = min(JUDGED_OF_VM_MAX, judged_max - judged)
-        taking = 0
-        for target in targets:
-            if taking == TARGETS_MAX or looked == 0:
-                break
-            if target == departure.source:
-                continue
-            looked, judged = looked - 1, judged + 1
-            if refusal(outlook.fleet, departure.vm.load, target) is not None:
-                continue
-            taking += 1
+        for target in judge.taking(departure):
             change = outlook.change(departure, target, least)
             if change is not None:
                 best, least = change, change.gain
-    return best, judged
+    return best
