@@ -123,7 +123,7 @@ async def _measure(url: str, size: FleetSize) -> list[Figure]:
         profiles_s, _, _ = await _round(database, NOW + timedelta(hours=1))
         async with database.connection() as connection:
             began = time.perf_counter()
-            uses = await load_profiles.uses(connection, UNKNOWN_SPREAD)
+            uses = await load_profiles.uses(connection, UNKNOWN_SPREAD, NOW.date())
             added_s = time.perf_counter() - began
             bytes_of = {
                 table: await connection.fetchval("SELECT pg_total_relation_size($1::regclass)", table)

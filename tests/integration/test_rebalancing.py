@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from novacron.control.forecasts import AFTER_S, Forecasts
@@ -32,7 +33,7 @@ async def fleet(database: Database) -> Database:
         for name in "abc":
             await add_node(connection, name)
         for number in range(VMS):
-            await add_vm(connection, f"vm-{number}", at="a", memory_mib=512)
+            await add_vm(connection, f"vm-{number}", at="a", memory_mib=512, vcpus=2)
         await connection.execute(
             "INSERT INTO vm_loads (vm, cpus, measured_at) SELECT id, 0.1, clock_timestamp() FROM vms"
         )
@@ -50,10 +51,14 @@ async def learn(database: Database, days: int = 14) -> None:
             NIGHT.date(), days, NOON,
         )  # fmt: skip
     for at in (NIGHT - timedelta(hours=1), NIGHT):
-        objects, now_s = Objects("forecasts"), at.timestamp() + AFTER_S
-        await Forecasts(lambda now_s=now_s: now_s).step(database, objects)  # type: ignore[misc]
-        await objects.finish()
-        assert objects.failure("round") is None, objects.failure("round")
+        await make_round(database, at)
+
+
+async def make_round(database: Database, at: datetime) -> None:
+    objects, now_s = Objects("forecasts"), at.timestamp() + AFTER_S
+    await Forecasts(lambda: now_s).step(database, objects)
+    await objects.finish()
+    assert objects.failure("round") is None, objects.failure("round")
 
 
 async def foresee(vm: str, source: str, target: str) -> MoveForeseen:
@@ -71,12 +76,52 @@ async def rebalance(database: Database, settings: Settings) -> rebalancing.Rebal
 async def test_a_round_learns_what_is_usual_and_nodes_add_it_up(fleet: Database) -> None:
     await learn(fleet)
     async with fleet.connection() as connection:
-        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD)
-        (means, variances) = (await load_profiles.of_vms(connection, ["vm-0", "vm-none"]))["vm-0"]
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD, NIGHT.date())
+        (means, variances) = (await load_profiles.of_vms(connection, ["vm-0", "vm-none"], NIGHT.date()))["vm-0"]
     assert means[NOON] == pytest.approx(1.5) and means[NOON + 1] == pytest.approx(0.1)
     assert variances[NOON] == pytest.approx((0.2 / 2.5) ** 2)
     assert uses.of["a"].means[NOON] == pytest.approx(6.0) and uses.of["a"].now == pytest.approx(0.4)
     assert (uses.vms, uses.unusual) == (VMS, 0) and set(uses.of) == {"a"}
+
+
+async def test_a_vm_that_was_made_smaller_is_foreseen_with_the_processors_that_it_has(fleet: Database) -> None:
+    await learn(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vms SET spec = spec || '{\"vcpus\": 1}'")
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD, NIGHT.date())
+        vms = await rebalancing.vms_ahead(connection, ["a"], NIGHT.date())
+    assert uses.of["a"].means[NOON] == pytest.approx(4.0) and uses.of["a"].means[NIGHT.hour] == pytest.approx(0.4)
+    node = uses.of["a"]
+    together = [sum(vm.use.means[hour] for vm in vms) for hour in range(24)]
+    spread = [sum(vm.use.variances[hour] for vm in vms) for hour in range(24)]
+    assert together == pytest.approx(node.means, abs=1e-6), "VMs and nodes are foreseen alike"
+    assert spread == pytest.approx(node.variances, abs=1e-6)
+
+
+async def test_a_round_that_was_ended_halfway_is_gone_on_with(fleet: Database) -> None:
+    await learn(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute("DELETE FROM vm_profiles WHERE vm = 'vm-1'")
+        await connection.execute("UPDATE vm_profiles SET day = day - 1 WHERE vm = 'vm-2'")
+        assert await load_profiles.batches(connection, NIGHT.date()) == [["vm-1", "vm-2"]], "only what is left"
+    await make_round(fleet, NIGHT + timedelta(hours=1))
+    async with fleet.connection() as connection:
+        days = await connection.fetch("SELECT vm, day FROM vm_profiles ORDER BY vm")
+    assert [tuple(row) for row in days] == [(f"vm-{number}", NIGHT.date()) for number in range(VMS)]
+
+
+async def test_an_old_profile_does_not_count_and_is_removed(fleet: Database) -> None:
+    await learn(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vm_profiles SET day = day - 14 WHERE vm = 'vm-0'")
+        await connection.execute("UPDATE vm_profiles SET day = day - 15 WHERE vm = 'vm-1'")
+        await connection.execute("DELETE FROM vm_load_days")
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD, NIGHT.date())
+        known = await load_profiles.of_vms(connection, [f"vm-{number}" for number in range(VMS)], NIGHT.date())
+    assert uses.unusual == 1 and set(known) == {"vm-0", "vm-2", "vm-3"}
+    await make_round(fleet, NIGHT + timedelta(hours=1))
+    async with fleet.connection() as connection:
+        assert {row["vm"] for row in await connection.fetch("SELECT vm FROM vm_profiles")} == set(known)
 
 
 async def test_an_overload_that_comes_at_noon_is_prevented_at_night_and_recorded(fleet: Database) -> None:
@@ -88,11 +133,45 @@ async def test_an_overload_that_comes_at_noon_is_prevented_at_night_and_recorded
     assert "most at 12:00 UTC" in now.decision.moves[0].why and "foreseen: 30 s" in now.decision.moves[0].why
     async with fleet.connection() as connection:
         told = await connection.fetch("SELECT object FROM events WHERE reason = 'Rebalanced'")
-        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD)
+        uses = await load_profiles.uses(connection, UNKNOWN_SPREAD, NIGHT.date())
     assert len(told) == 2
     assert uses.of["a"].means[NOON] == pytest.approx(3.0), "what is on its way counts where it goes"
     again = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
     assert again.decision is not None and not again.decision.moves, "no more than that"
+
+
+async def test_moves_are_only_advised_until_half_of_the_vms_are_known(fleet: Database) -> None:
+    await learn(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute("DELETE FROM vm_profiles WHERE vm IN ('vm-0', 'vm-1', 'vm-2')")
+        await connection.execute("UPDATE vm_loads SET cpus = 1.5")
+    early = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
+    assert early.decision is not None and early.decision.moves
+    assert "3 of 4 VMs" in early.decision.why and "moves are only advised" in early.decision.why
+    async with fleet.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM migrations") == 0
+        assert await connection.fetchval("SELECT count(*) FROM events WHERE reason = 'Rebalanced'") == 0
+        assert await connection.fetchval("SELECT count(*) FROM events WHERE reason = 'RebalanceAdvised'") > 0
+    await make_round(fleet, NIGHT + timedelta(hours=1))
+    now = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
+    assert now.decision is not None and "only advised" not in now.decision.why
+    async with fleet.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM migrations") == len(now.decision.moves) > 0
+        assert await connection.fetchval("SELECT count(*) FROM events WHERE reason = 'Rebalanced'") > 0
+
+
+async def test_servers_one_version_apart_read_each_others_settings(database: Database) -> None:
+    async with database.transaction() as connection:
+        await rebalancing.configure(connection, Settings(mode=RebalanceMode.AUTO, concurrency=2), "test")
+        stored = await connection.fetchval("SELECT settings FROM rebalancing")
+        assert stored == {"mode": "auto", "concurrency": 2}, "an older server refuses fields that it does not know"
+        await connection.execute(
+            'UPDATE rebalancing SET settings = settings || \'{"weekdays": true, "basis": "oracle"}\''
+        )
+        settings = (await rebalancing.get(connection)).settings
+    assert settings == Settings(mode=RebalanceMode.AUTO, concurrency=2), "what a newer one has added is left out"
+    with pytest.raises(msgspec.ValidationError, match="weekdays"):
+        msgspec.convert({"weekdays": True}, Settings)  # as the body of a request
 
 
 async def test_it_can_only_advise(fleet: Database) -> None:
@@ -113,6 +192,58 @@ async def test_where_little_is_known_the_last_hour_decides_and_that_is_said(flee
         await connection.execute("UPDATE vm_loads SET cpus = 1.5")
     busy = await rebalance(fleet, Settings(mode=RebalanceMode.ADVISE))
     assert busy.decision is not None and busy.decision.moves
+
+
+class Picky:
+    """Foresees that moves of some VMs do not end, and keeps what it was asked."""
+
+    def __init__(self, *, refuse: int) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.refused: set[str] = set()
+        self._refuse = refuse
+
+    async def __call__(self, vm: str, source: str, target: str) -> MoveForeseen:
+        self.asked.append((vm, target))
+        if len(self.refused) < self._refuse:
+            self.refused.add(vm)
+        return MoveForeseen(1 << 29, 0, 1.0, PATH, Forecast(vm not in self.refused, 30.0, 100.0, "it writes too fast"))
+
+
+async def test_where_a_move_is_refused_another_vm_moves_and_it_is_not_asked_again_for_a_while(fleet: Database) -> None:
+    await learn(fleet)
+    foresee, now_s = Picky(refuse=2), [NIGHT.timestamp()]
+    controller, objects = Rebalance(foresee, clock=lambda: now_s[0]), Objects("rebalance")
+    async with fleet.transaction() as connection:
+        await rebalancing.configure(connection, Settings(mode=RebalanceMode.AUTO), "test")
+    await controller.step(fleet, objects)
+    async with fleet.connection() as connection:
+        decision = (await rebalancing.get(connection)).decision
+        moving = {row["vm"] for row in await connection.fetch("SELECT vm FROM migrations")}
+    assert decision is not None and {move.vm for move in decision.moves} == moving
+    assert len(moving) == 2 and not moving & foresee.refused, "the other two help as well"
+    assert "refused: vm-" in decision.why and "it would not end: it writes too fast" in decision.why
+    refused = {pair for pair in foresee.asked if pair[0] in foresee.refused}
+    async with fleet.transaction() as connection:  # as if they had come back, long ago
+        await connection.execute("UPDATE vms SET migration = NULL")
+        await connection.execute("DELETE FROM migrations")
+    foresee.asked.clear()
+    now_s[0] += 540
+    await controller.step(fleet, objects)
+    assert not refused & set(foresee.asked), "they rest for ten minutes"
+
+
+async def test_a_vm_whose_move_failed_rests_like_one_that_moved(fleet: Database) -> None:
+    await learn(fleet)
+    now = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
+    assert now.decision is not None and len(now.decision.moves) == 2
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE migrations SET phase = 'failed', finished_at = clock_timestamp()")
+        await connection.execute("UPDATE vms SET migration = NULL")
+        rest = {load.wish.id for load in await rebalancing.loads(connection, ["a"]) if load.moved_s < 60}
+    assert rest == {move.vm for move in now.decision.moves}
+    again = await rebalance(fleet, Settings(mode=RebalanceMode.AUTO))
+    assert again.decision is not None and not rest & {move.vm for move in again.decision.moves}
+    assert len(again.decision.moves) == 2
 
 
 async def test_a_move_that_would_overfill_memory_is_refused_in_its_transaction(fleet: Database) -> None:

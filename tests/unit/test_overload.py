@@ -11,8 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.prediction_replay import MHZ_A_PROCESSOR, WEEK, Replay, ReplaySize, staged
+from novacron.model import overload
+from novacron.model.constraints import Taint
 from novacron.model.node import Load, Node
-from novacron.model.overload import HOURS, Ahead, HourlyUse, NodesAhead, VmAhead, ahead, expected, prevent
+from novacron.model.overload import (
+    CHOICES_MAX,
+    HOURS,
+    JUDGED_MAX,
+    JUDGED_OF_VM_MAX,
+    TARGETS_MAX,
+    Ahead,
+    HourlyUse,
+    NodesAhead,
+    VmAhead,
+    ahead,
+    expected,
+    prevent,
+)
 from novacron.model.placement import Fleet, Wish
 from novacron.model.rebalance import Decision, RebalanceBasis, RebalanceMode, Settings, VmLoad, is_worth, memory_refusal
 from novacron.prediction.profiles import usual
@@ -88,6 +103,13 @@ def test_a_load_that_is_new_counts_now_and_fades() -> None:
     assert ahead(CROWD[0].use, NIGHT).means[NOON - NIGHT] == pytest.approx(3.0)
 
 
+def test_no_more_is_usual_of_a_vm_than_it_has_processors() -> None:
+    use = CROWD[0].use.capped(1.5)
+    assert use.means[NOON] == 1.5 and use.means[NOON + 1] == 0.1
+    assert use.variances[NOON] == pytest.approx(0.01 / 4) and use.variances[NOON + 1] == 0.01
+    assert CROWD[0].use.capped(3.0) is CROWD[0].use
+
+
 def test_nothing_is_moved_without_a_good_reason() -> None:
     assert not decided(CROWD, under_way=4).moves and "under way already" in decided(CROWD, under_way=4).why
     for change in ({"moved_s": 3600.0}, {"movable": False}, {"move_s": 7 * 24 * 3600.0}):
@@ -151,6 +173,32 @@ def test_nodes_that_can_not_be_helped_keep_no_other_from_being_helped() -> None:
     stuck = [at_noon(f"huge-{name}", name, 30.0) for name in "defgh"]
     nodes = [*NODES, *(node(name, cpus=8) for name in "defgh")]
     assert {move.source for move in decided([*stuck, *CROWD], nodes=nodes).moves} == {"a"}
+
+
+def test_nodes_that_take_no_vm_hide_none_that_does_however_much_room_they_have() -> None:
+    tainted = [node(f"t-{number:02}", cpus=64, taints=(Taint("gpu"),)) for number in range(TARGETS_MAX + 3)]
+    full = [node(f"f-{number:02}", cpus=64, memory_mib=600) for number in range(TARGETS_MAX + 3)]
+    assert {move.target for move in decided(CROWD, nodes=[*tainted, *full, *NODES]).moves} == {"b", "c"}
+
+
+def test_a_choice_judges_only_so_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+
+    def refuse(_fleet: Fleet, _vm: VmLoad, target: str) -> str:
+        judged.append(target)
+        return "no"
+
+    monkeypatch.setattr(overload, "refusal", refuse)
+    crowd = [at_noon(f"vm-{number}", "a", 3.0) for number in range(8)]
+    nodes = [node(f"n-{number:03}", cpus=8) for number in range(JUDGED_OF_VM_MAX + 50)]
+    assert not decided(crowd, nodes=[*NODES, *nodes]).moves
+    assert len(judged) == JUDGED_MAX and len(set(judged)) == JUDGED_OF_VM_MAX
+
+
+def test_few_moves_are_chosen_at_once_whatever_is_permitted() -> None:
+    crowd = [at_noon(f"vm-{number}", "a", 3.0) for number in range(30)]
+    nodes = [NODES[0], *(node(f"n-{number:02}", cpus=8) for number in range(20))]
+    assert len(decided(crowd, nodes=nodes, settings=msgspec.structs.replace(AUTO, concurrency=64)).moves) == CHOICES_MAX
 
 
 def test_a_replayed_week_of_busy_noons_has_half_the_overload_of_averages_with_no_more_moves() -> None:

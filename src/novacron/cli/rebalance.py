@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Rebalance the load of nodes.")
 
 DETAILS: Columns = {
     "MODE": lambda r: r["settings"]["mode"],
-    "BASIS": lambda r: r["settings"]["basis"],
+    "BASIS": lambda r: _basis(r["settings"]),
     "OVERLOAD": lambda r: _overload(r["decision"]),
     "IMBALANCE": lambda r: None if _is_by_forecast(r) or r["decision"] is None else f"{r['decision']['imbalance']:.3f}",
     "ACTS ABOVE": lambda r: _threshold(r["settings"]),
@@ -29,18 +29,23 @@ DETAILS: Columns = {
 }
 
 
+def _basis(settings: Object) -> str:
+    """Return what decides: the average, where a server is older and does not say it."""
+    return str(settings.get("basis", RebalanceBasis.AVERAGE.value))
+
+
 def _is_by_forecast(rebalancing: Object) -> bool:
-    return bool(rebalancing["settings"]["basis"] == RebalanceBasis.FORECAST)
+    return _basis(rebalancing["settings"]) == RebalanceBasis.FORECAST
 
 
 def _overload(decision: Object | None) -> str | None:
-    if decision is None or decision["overload_minutes"] is None:
+    if decision is None or decision.get("overload_minutes") is None:
         return None
     return f"{decision['overload_minutes']:.0f} minutes of all nodes in the next day"
 
 
 def _threshold(settings: Object) -> str:
-    if settings["basis"] == RebalanceBasis.FORECAST:
+    if _basis(settings) == RebalanceBasis.FORECAST:
         return f"{settings['overload_minutes_min']:g} minutes of a node over {100 * settings['cpu_share']:.0f} % CPU"
     return f"{settings['imbalance_min']:g}, for {settings['rounds']} rounds"
 

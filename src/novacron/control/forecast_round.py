@@ -152,11 +152,9 @@ async def _foresee_vms(connection: asyncpg.Connection, today: date) -> int:
 
 
 async def _make_profiles(connection: asyncpg.Connection, today: date) -> None:
-    """Say what VMs usually use at each hour, once a day."""
-    if await load_profiles.are_made(connection, today):
-        return
+    """Say what VMs usually use at each hour, once a day. A round that was ended halfway is gone on with by the next."""
     first = today - timedelta(days=PROFILE_DAYS)
-    for vms in await load_profiles.batches(connection):
+    for vms in await load_profiles.batches(connection, today):
         rows = await load_profiles.days(connection, vms, first, today)
         await load_profiles.store(connection, profiles_of(rows, first, today))
 
@@ -240,6 +238,7 @@ PRUNED = (
     ("vm_forecasts", "day", KEPT.vm_forecast_days),
     ("forecast_rounds", "hour", KEPT.node_forecast_days),
     ("capacity_days", "day", KEPT.capacity_days),
+    ("vm_profiles", "day", load_profiles.KEPT_DAYS),
 )
 
 

@@ -10,8 +10,9 @@ Moves are chosen one after another, each by how many minutes of the next day's o
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from novacron.model.placement import Fleet
@@ -27,12 +28,19 @@ CERTAIN_SQUARED = 4.0**2
 UPPER_DEVIATIONS = 2.0
 """What a load stays below 98 % of the time, in standard deviations above its mean."""
 TARGETS_MAX = 12
-"""Moves are considered to this many nodes: those with the most room in their fullest hour."""
+"""A VM's move is considered to this many nodes: of those that take it, the ones with the most room in their fullest
+hour."""
+JUDGED_MAX = 2000
+"""So often a choice looks whether a node takes a VM, ..."""
+JUDGED_OF_VM_MAX = 500
+"""... and so often for one VM."""
+CHOICES_MAX = 8
+"""So many moves are chosen at once; the next ones a minute later. Meanwhile its process does nothing else."""
 ASKED_MAX = 24
 """Moves are considered from this many nodes: the worst ``SOURCES_MAX`` first, others only where these can not be
 helped."""
 DEPARTURES_MAX = 20
-"""Of this many VMs at a time it is looked at where they could go: so a choice takes 40 ms at most."""
+"""Of this many VMs at a time it is looked at where they could go: so a choice takes about 40 ms."""
 TARGET_SHARE_MAX = 0.8
 """A target may be overloaded for this share of the time from which a source is relieved, or of the time for which this
 source would be: else the next VM would be moved from it."""
@@ -55,6 +63,17 @@ class HourlyUse(NamedTuple):
     def unusual(cls, now: float) -> HourlyUse:
         """Return what is taken to be usual where only the last hour is known: that it goes on."""
         return cls(now, (now,) * HOURS, ((UNKNOWN_SPREAD * now) ** 2,) * HOURS)
+
+    def capped(self, cpus: float) -> HourlyUse:
+        """Return the same of a VM that now has only so many processors: where it used more, its load shrinks as a
+        whole, so the deviation does by the same factor."""
+        if max(self.means) <= cpus:
+            return self
+        factors = [min(1.0, cpus / mean) if mean > 0.0 else 1.0 for mean in self.means]
+        means = [mean * factor for mean, factor in zip(self.means, factors, strict=True)]
+        return HourlyUse(
+            self.now, means, [spread * factor**2 for spread, factor in zip(self.variances, factors, strict=True)]
+        )
 
 
 class Ahead(NamedTuple):
@@ -170,6 +189,7 @@ class NodesAhead:
         self._vms: dict[str, Ahead] = {}
         self._with: dict[tuple[str, str], _Foreseen] = {}
         """Of each VM and node: the node without it, if it is there, else with it."""
+        self._rooms: dict[str, float] = {}
 
     @property
     def total(self) -> float:
@@ -190,13 +210,14 @@ class NodesAhead:
         return self.overloaded()[:ASKED_MAX]
 
     def targets(self) -> list[str]:
-        """Return the nodes with the most room in their fullest hour."""
+        """Return all nodes, those with the most room in their fullest hour first."""
+        return sorted(self.nodes, key=lambda name: (-self._room(name), name))
 
-        def room(name: str) -> float:
+    def _room(self, name: str) -> float:
+        if name not in self._rooms:
             load = self.nodes[name].load
-            return self.capacity(name) - max(load.upper(passed) for passed in range(HOURS))
-
-        return sorted(self.nodes, key=lambda name: (-room(name), name))[:TARGETS_MAX]
+            self._rooms[name] = self.capacity(name) - max(load.upper(passed) for passed in range(HOURS))
+        return self._rooms[name]
 
     def departures(self, sources: Sequence[str], there: Mapping[str, list[VmAhead]]) -> list[_Departure]:
         """Return what the departure of each VM of some nodes would prevent, most first."""
@@ -222,6 +243,7 @@ class NodesAhead:
     def apply(self, change: _Change) -> None:
         for name, node in ((change.source, change.left), (change.target, change.filled)):
             self.nodes[name] = node
+            self._rooms.pop(name, None)
             for key in [key for key in self._with if key[1] == name]:
                 del self._with[key]
 
@@ -263,7 +285,7 @@ def prevent(outlook: NodesAhead, vms: Sequence[VmAhead], under_way: int) -> Deci
         f"{len(hurt)} of {len(outlook.nodes)} nodes will be overloaded, most {hurt[0]}, for"
         f" {outlook.nodes[hurt[0]].over.minutes:.0f} minutes of the next day"
     )
-    room = settings.concurrency - under_way
+    room = min(CHOICES_MAX, settings.concurrency - under_way)
     if room <= 0:
         return Decision(0.0, 0, (), f"{why}; {under_way} moves are under way already", total)
     there: dict[str, list[VmAhead]] = {}
@@ -291,22 +313,41 @@ def prevent(outlook: NodesAhead, vms: Sequence[VmAhead], under_way: int) -> Deci
 
 def _best(outlook: NodesAhead, there: Mapping[str, list[VmAhead]]) -> _Change | None:
     """Return the best move from the worst nodes that can be helped."""
-    targets, worst = outlook.targets(), outlook.asked()
+    judge, worst = _Judge(outlook), outlook.asked()
     for first in range(0, len(worst), SOURCES_MAX):
         departures = outlook.departures(worst[first : first + SOURCES_MAX], there)
-        best = _best_of(outlook, departures[:DEPARTURES_MAX], targets)
+        best = _best_of(outlook, departures[:DEPARTURES_MAX], judge)
         if best is not None:
             return best
     return None
 
 
-def _best_of(outlook: NodesAhead, departures: Sequence[_Departure], targets: Sequence[str]) -> _Change | None:
+class _Judge:
+    """Says which nodes take a VM, a limited number of times."""
+
+    def __init__(self, outlook: NodesAhead) -> None:
+        self._outlook, self._targets, self._left = outlook, outlook.targets(), JUDGED_MAX
+
+    def taking(self, departure: _Departure) -> Iterator[str]:
+        """Yield the nodes with the most room of those that take a VM."""
+        source, vm, found = departure.source, departure.vm.load, 0
+        others = (name for name in self._targets if name != source)
+        for target in itertools.islice(others, min(JUDGED_OF_VM_MAX, self._left)):
+            self._left -= 1
+            if refusal(self._outlook.fleet, vm, target) is None:
+                yield target
+                found += 1
+                if found == TARGETS_MAX:
+                    return
+
+
+def _best_of(outlook: NodesAhead, departures: Sequence[_Departure], judge: _Judge) -> _Change | None:
     best, least = None, outlook.settings.relief_minutes_min
     for departure in departures:
         if departure.gain <= least:
             break
-        for target in targets:
-            change = None if target == departure.source else outlook.change(departure, target, least)
-            if change is not None and refusal(outlook.fleet, departure.vm.load, target) is None:
+        for target in judge.taking(departure):
+            change = outlook.change(departure, target, least)
+            if change is not None:
                 best, least = change, change.gain
     return best

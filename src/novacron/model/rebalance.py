@@ -90,6 +90,8 @@ class VmLoad(msgspec.Struct, frozen=True):
     movable: bool = True
     move_s: float = 0.0
     """Estimated seconds that a move takes."""
+    barred: frozenset[str] = frozenset()
+    """Nodes to which a move was refused a short while ago."""
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -134,6 +136,8 @@ def memory_refusal(node: Node, given_mib: int, more_mib: int) -> str | None:
 
 def refusal(fleet: Fleet, vm: VmLoad, target: str) -> str | None:
     """Return why rebalancing does not move a VM to a node, or None."""
+    if target in vm.barred:
+        return f"a move of {vm.name} to {target} was refused a short while ago"
     given_mib = fleet.loads[target].memory_mib
     return (
         memory_refusal(fleet.nodes[target], given_mib, vm.wish.spec.memory_mib) or fleet.judge(vm.wish, target).refusal

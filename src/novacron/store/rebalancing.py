@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -16,7 +17,7 @@ from novacron.model.rebalance import Decision, NodeUse, RebalanceMode, Settings,
 from novacron.model.vm import VmSpec
 from novacron.store import events, fleet, load_profiles, nodes
 from novacron.store.database import Connection
-from novacron.store.rows import decode_each
+from novacron.store.rows import decode_each, report_bad_row
 
 MEASURED_S_MAX = 600.0
 """A VM that was not measured for so long is taken to use what was measured last, and is not moved."""
@@ -35,12 +36,33 @@ class Rebalancing(msgspec.Struct, frozen=True):
 
 async def get(connection: Connection) -> Rebalancing:
     row = await connection.fetchrow("SELECT settings, rounds, decision, decided_at FROM rebalancing")
-    return msgspec.convert(dict(row or {}), Rebalancing)
+    stored = dict(row or {})
+    return msgspec.convert(stored | {"settings": read(stored["settings"])}, Rebalancing)
+
+
+def read(stored: Mapping[str, Any]) -> Settings:
+    """Return stored settings. What a newer server has stored and this one does not know, or not so, is left out: during
+    an update both read them."""
+    known: dict[str, Any] = {}
+    for field in Settings.__struct_fields__:
+        if field in stored:
+            try:
+                known[field] = getattr(msgspec.convert({field: stored[field]}, Settings), field)
+            except msgspec.ValidationError as error:
+                report_bad_row("rebalancing", field, error)
+    return Settings(**known)
+
+
+def stored_form(settings: Settings) -> dict[str, Any]:
+    """Return settings as they are stored: only what differs from the defaults, so that an older server, which takes no
+    field that it does not know, can read them where they say nothing new."""
+    usual = msgspec.to_builtins(Settings())
+    return {field: value for field, value in msgspec.to_builtins(settings).items() if value != usual[field]}
 
 
 async def configure(connection: Connection, settings: Settings, actor: str) -> Rebalancing:
     """Set rebalancing up anew."""
-    await connection.execute("UPDATE rebalancing SET settings = $1, rounds = 0", msgspec.to_builtins(settings))
+    await connection.execute("UPDATE rebalancing SET settings = $1, rounds = 0", stored_form(settings))
     said = ", ".join(f"{field} {value}" for field, value in msgspec.to_builtins(settings).items())
     await events.record(
         connection, events.NewEvent("rebalancing", "rebalancing", "rebalancing", "Configured", said, actor)
@@ -95,7 +117,9 @@ async def uses(connection: Connection) -> dict[str, NodeUse]:
 
 
 async def loads(connection: Connection, on: Sequence[str]) -> list[VmLoad]:
-    """Return what is known of every VM on these nodes. One that can't be decoded is left out: it is not moved."""
+    """Return what is known of every VM on these nodes. One that can't be decoded is left out: it is not moved.
+
+    A move of rebalancing's that failed or was aborted counts as one, too: the next would likely end like it."""
     rows = await connection.fetch(
         """
         SELECT v.id, v.name, v.project, v.spec, v.node, coalesce(l.cpus, 0) AS cpus,
@@ -105,8 +129,10 @@ async def loads(connection: Connection, on: Sequence[str]) -> list[VmLoad]:
                AND NOT EXISTS (SELECT FROM snapshots s WHERE s.vm = v.id) AS movable,
                extract(epoch FROM clock_timestamp() - m.finished_at)::float AS moved_s, m.elapsed_s
         FROM vms v LEFT JOIN vm_loads l ON l.vm = v.id LEFT JOIN LATERAL (
-            SELECT finished_at, progress -> 'elapsed_s' AS elapsed_s FROM migrations
-            WHERE vm = v.id AND phase = 'completed' ORDER BY finished_at DESC LIMIT 1
+            SELECT max(finished_at) FILTER (WHERE phase = 'completed' OR cause = 'rebalance') AS finished_at,
+                (array_agg(progress -> 'elapsed_s' ORDER BY finished_at DESC) FILTER (WHERE phase = 'completed'))[1]
+                AS elapsed_s
+            FROM migrations WHERE vm = v.id AND finished_at IS NOT NULL
         ) m ON true
         WHERE v.node = ANY($2)
         """,
@@ -126,12 +152,17 @@ def _load(row: asyncpg.Record) -> VmLoad:
     )  # fmt: skip
 
 
-async def vms_ahead(connection: Connection, on: Sequence[str]) -> list[VmAhead]:
+async def vms_ahead(connection: Connection, on: Sequence[str], today: date) -> list[VmAhead]:
     """Return every VM on these nodes with what it usually uses."""
     vms = await loads(connection, on)
-    usual = await load_profiles.of_vms(connection, [vm.wish.id for vm in vms])
+    usual = await load_profiles.of_vms(connection, [vm.wish.id for vm in vms], today)
     return [
-        VmAhead(vm, HourlyUse(vm.cpus, *usual[vm.wish.id]) if vm.wish.id in usual else HourlyUse.unusual(vm.cpus))
+        VmAhead(
+            vm,
+            HourlyUse(vm.cpus, *usual[vm.wish.id]).capped(vm.wish.spec.vcpus)
+            if vm.wish.id in usual
+            else HourlyUse.unusual(vm.cpus),
+        )
         for vm in vms
     ]
 
