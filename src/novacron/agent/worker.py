@@ -99,6 +99,8 @@ class Worker:
         self._began_at = self._services.clock.monotonic()
         self._has_left = False
         """The guest has left, as far as the network goes; its memory is still needed."""
+        self._has_owned = False
+        """The VM's disk that is here is one that it ran with, and not what a move has brought of it so far."""
         self._contradicted: wire.Contradicted | None = None
         """What was said last of what the server does not know."""
 
@@ -271,6 +273,8 @@ class Worker:
     async def _obey(self, statement: wire.Statement) -> OrderVerdict:
         """Note, durably, the epoch of what the server says; return what may be done now."""
         context, before = self.context, self.context.record
+        if before.held.claim is not Claim.NONE:  # else what is left of it is being removed
+            self._has_owned = before.held.claim is not Claim.INCOMING and not before.damaged
         after, verdict = _obey_statement(before, statement)
         if after == before:
             if verdict is OrderVerdict.RUN:
@@ -299,8 +303,8 @@ class Worker:
 
     async def _remove(self, statement: wire.Statement, *, moved: bool) -> None:
         """Remove every trace of the VM from this node."""
-        await self.destroy(moved=moved, former=not statement.deleted)
-        self._has_left = False
+        await self.destroy(moved=moved, former=self._has_owned and not statement.deleted)
+        self._has_left = self._has_owned = False
         if statement.order.kind is OrderKind.GONE:
             self.context.services.send(wire.Removed(self.vm))
             self.finished = statement is self.context.statement
