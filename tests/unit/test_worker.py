@@ -191,3 +191,17 @@ async def test_only_a_disk_that_a_vm_ran_with_is_kept_for_its_replica(
     assert worker.context.record.held == OwnershipRecord(3, Claim.NONE)
     assert worker._services.replicas.former("vm-a").exists() is kept
     assert not (tmp_path / "vms" / "vm-a").exists()
+
+
+async def test_a_vm_is_given_up_though_its_disk_cannot_be_kept_for_its_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bool:
+        raise OSError(28, "No space left on device")
+
+    sent_messages.clear()
+    worker = with_disk(tmp_path, Claim.OWNER)
+    monkeypatch.setattr(worker._services.replicas, "keep_former", full)
+    worker.set_desired(wire.Statement("vm-a", Order(OrderKind.GONE, 3), None))
+    await worker._step()
+    assert sent_messages == [wire.Removed("vm-a")] and not (tmp_path / "vms" / "vm-a").exists()

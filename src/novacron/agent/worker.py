@@ -327,13 +327,20 @@ class Worker:
                 await pages.keep(self.vm, self.machine, context.memory_bytes(), context.tenant())
                 self._source.send_checkpoint_index()
         if former and self.machine.has_disk():
-            await self.machine.kill()
-            layers = [*self.machine.home.shared(), self.machine.directory / DISK_LAYER]
-            if await asyncio.to_thread(self._services.replicas.keep_former, self.vm, layers):
-                log.info("a VM's disk is kept for its replica here", vm=self.vm)
+            await self._keep_former()
         await self.machine.destroy()
         if context.record.post_copy is not None:
             await context.store(post_copy=None)
+
+    async def _keep_former(self) -> None:
+        """Keep the VM's disk for a replica that is to come; without it, that only costs more."""
+        await self.machine.kill()
+        layers = [*self.machine.home.shared(), self.machine.directory / DISK_LAYER]
+        try:
+            if await asyncio.to_thread(self._services.replicas.keep_former, self.vm, layers):
+                log.info("a VM's disk is kept for its replica here", vm=self.vm)
+        except OSError as error:
+            log.warning("a VM's disk can't be kept for its replica here", vm=self.vm, error=str(error))
 
     async def _run(self, statement: wire.Statement) -> float:
         """Do the next step with a VM that this node owns; return when to look again."""
