@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import operator
 import random
 import zlib
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from novacron.agent.replicas import points as points_module
 from novacron.agent.replicas.points import Point, ReplicaPoints
 from novacron.agent.replicas.shelf import ReplicaShelf
 from novacron.agent.replication import comparison
@@ -32,7 +35,7 @@ from novacron.disk.stream import PAGE, DiskRecorder, StreamError, VolumeInfo
 from novacron.dwcp.page_codec import PageHash
 from novacron.model.firmware_state import FirmwareState
 from tests.chance import fixed_seed
-from tests.unit.test_replica_points import content, image, layer
+from tests.unit.test_replica_points import arrive, content, image, layer, numbers, reopened
 
 DIGEST = PageHash(b"k" * 32).digest
 BLOCKS = (4 << 20) // BLOCK_BYTES
@@ -195,6 +198,89 @@ def test_what_a_vm_left_is_the_base_of_its_replica_and_no_point(image: Path, tmp
     assert chain is not None and len(chain) == 3 and again.newest_round == "1" * 16
     merge = again.to_merge(1)
     assert merge is not None and merge.lower.path == chain[0]
+
+
+@pytest.fixture
+def left_beside_points(tmp_path: Path) -> tuple[ReplicaShelf, ReplicaPoints]:
+    """A VM goes away from a node that has points of it."""
+    shelf = ReplicaShelf(tmp_path / "replicas")
+    points = shelf.find("replica-1", "vm-a").points
+    points.open()
+    arrive(points, 1, "-P 1 0 64k", whole=True)
+    arrive(points, 2, "-P 2 64k 64k")
+    assert shelf.keep_former("vm-a", [layer(tmp_path / "shared", "-P 8 0 64k"), layer(tmp_path / "own", "-P 9 1M 64k")])
+    return shelf, points
+
+
+def reads(image: Path, points: ReplicaPoints, number: int, raw: Path) -> bytes:
+    chain = points.layers_of(number)
+    assert chain is not None
+    return content(image, chain, raw)
+
+
+def test_points_stay_until_a_round_over_what_the_vm_left_is_one(
+    left_beside_points: tuple[ReplicaShelf, ReplicaPoints], image: Path, tmp_path: Path
+) -> None:
+    shelf, points = left_beside_points
+    before = reads(image, points, 2, tmp_path / "raw")
+    points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+    for seen in (points, reopened(points)):
+        assert numbers(seen) == [1, 2] and seen.newest_round == "f" * 16 and seen.layer_count == 2
+        assert reads(image, seen, 2, tmp_path / "raw") == before, "nothing has come yet: they are all that there is"
+        assert content(image, seen.newest_layers(), tmp_path / "raw")[1 << 20] == 9
+        merge = seen.to_merge(2)
+        assert merge is None
+    shelf.keep_former("vm-a", [layer(tmp_path / "again", "-P 7 1M 64k")])  # it was here, and goes, once more
+    points.adopt(shelf.former("vm-a"), 4 << 20, "e" * 16)
+    assert numbers(points) == [1, 2] and points.newest_round == "e" * 16 and points.layer_count == 1
+    arrive(points, points.newest + 1, "-P 3 2M 64k")
+    for seen in (points, reopened(points)):
+        [number] = numbers(seen)
+        disk = reads(image, seen, number, tmp_path / "raw")
+        assert (disk[0], disk[1 << 20], disk[2 << 20]) == (ord("i"), 7, 3) and seen.layer_count == 2
+        assert len(list(seen.directory.iterdir())) == 3, "the points before are gone, with their layers"
+
+
+def test_a_whole_round_takes_the_place_of_what_the_vm_left_and_of_the_points(
+    left_beside_points: tuple[ReplicaShelf, ReplicaPoints],
+) -> None:
+    shelf, points = left_beside_points
+    points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+    arrive(points, points.newest + 1, "-P 3 2M 64k", whole=True)
+    assert len(numbers(points)) == points.layer_count == 1 and points.newest_round != "f" * 16
+
+
+@pytest.mark.parametrize("step", ["os.link", "os.chown", "points.make_durable", "private_file.write", "shutil.rmtree"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_points_outlive_a_kill_while_what_the_vm_left_is_taken(
+    left_beside_points: tuple[ReplicaShelf, ReplicaPoints], image: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, step: str, nth: int,
+) -> None:  # fmt: skip
+    shelf, points = left_beside_points
+    before = reads(image, points, 2, tmp_path / "raw")
+    calls = 0
+    where = (
+        f"novacron.agent.replicas.{step}" if step.startswith("points.") else f"novacron.agent.replicas.points.{step}"
+    )
+    real = operator.attrgetter(step.removeprefix("points."))(points_module)
+
+    def killed(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(where, killed)
+        points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+    again = reopened(points)
+    assert numbers(again) == [1, 2] and reads(image, again, 2, tmp_path / "raw") == before
+    if shelf.former("vm-a").exists():
+        again.adopt(shelf.former("vm-a"), 4 << 20, "e" * 16)
+    assert again.layer_count == 2 and content(image, again.newest_layers(), tmp_path / "raw")[1 << 20] == 9
+    arrive(again, again.newest + 1, "-P 3 2M 64k")
+    assert len(numbers(reopened(again))) == 1
 
 
 def test_what_a_vm_left_goes_when_no_replica_is_to_come(tmp_path: Path) -> None:
