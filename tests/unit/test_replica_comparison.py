@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import operator
 import random
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
+import msgspec
 import pytest
 
 from novacron.agent.replicas import points as points_module
@@ -28,12 +30,17 @@ from novacron.agent.replication.comparison import (
     ComparisonPlayer,
 )
 from novacron.agent.replication.rounds import Compared
+from novacron.agent.replication.sent import _Plan, _Rounds
 from novacron.disk import difference
 from novacron.disk.chain import BLOCK_BYTES, Chain
 from novacron.disk.errors import Unacceptable
 from novacron.disk.stream import PAGE, DiskRecorder, StreamError, VolumeInfo
+from novacron.dwcp.frames import ErrorCode, ProtocolError
 from novacron.dwcp.page_codec import PageHash
+from novacron.dwcp.sender import SendFailed
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.replica import RoundKind
+from novacron.wire import messages as wire
 from tests.chance import fixed_seed
 from tests.unit.test_replica_points import arrive, content, image, layer, numbers, reopened
 
@@ -165,7 +172,7 @@ async def test_a_receiver_answers_which_blocks_differ(image: Path, tmp_path: Pat
         raise Unacceptable("it has nothing of the disk yet")
 
     assert await asked(Back(), nothing, digests, check) == Compared(lacks="it has nothing of the disk yet")
-    with pytest.raises(StreamError, match="different keys"):
+    with pytest.raises(ProtocolError, match="different keys"):
         await asked(Back(), nothing, digests, "00")
     with pytest.raises(StreamError, match="could not be given"):
         await asked(Back(is_heard=False), nothing, digests, check)
@@ -198,6 +205,76 @@ def test_what_a_vm_left_is_the_base_of_its_replica_and_no_point(image: Path, tmp
     assert chain is not None and len(chain) == 3 and again.newest_round == "1" * 16
     merge = again.to_merge(1)
     assert merge is not None and merge.lower.path == chain[0]
+
+
+@pytest.mark.parametrize("fails_in", ["opening", "reading", "the end"])
+async def test_a_receiver_that_cannot_read_its_disk_says_so(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_in: str
+) -> None:
+    """Else no round would ever come that takes the place of what is damaged."""
+    theirs = ["-P 2 0 64k"] if fails_in == "reading" else []
+    ours, sent = [layer(tmp_path / "a", "-P 1 1M 64k")], [layer(tmp_path / "b", *theirs)]
+    with Chain(image, sent) as sender:
+        comparison.describe(sender, DIGEST, tmp_path / "digests")
+
+    def damaged(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def opened() -> tuple[Chain, str]:
+        monkeypatch.setattr(Chain, "read", damaged)
+        return Chain(image, ours if fails_in != "opening" else [tmp_path / "lost"]), "f" * 16
+
+    digests, check = (tmp_path / "digests").read_bytes(), comparison.key_check(DIGEST)
+    found = await asked(Back(), opened, digests, check)
+    why = "No such file or directory" if fails_in == "opening" else "Input/output error"
+    assert found == Compared(lacks=f"the disk there can't be read: {why}")
+
+
+async def test_a_receiver_says_so_if_more_differs_than_an_answer_may_name(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Chain(image, [layer(tmp_path / "b", "-P 2 0 64k", "-P 2 128k 64k")]) as sender:
+        comparison.describe(sender, DIGEST, tmp_path / "digests")
+    monkeypatch.setattr(comparison, "ANSWER_BYTES_MAX", 2 * RUN.size)
+    digests, check = (tmp_path / "digests").read_bytes(), comparison.key_check(DIGEST)
+    back = Back()
+    monkeypatch.setattr(back.answer, "take", back.answer._raw.extend)
+    monkeypatch.setattr(back.answer, "result", lambda: msgspec.msgpack.decode(back.answer._raw[4:], type=Compared))
+    found = await asked(back, lambda: (Chain(image, [layer(tmp_path / "a")]), "f" * 16), digests, check)
+    assert found == Compared(lacks="what differs is in 2 places, too many for an answer")
+
+
+def test_an_answer_that_is_too_long_is_refused_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "ANSWER_BYTES_MAX", 4)
+    answer = Answer()
+    for _ in range(9):
+        answer.take(b"12345")  # which must not end the session
+    with pytest.raises(StreamError, match="too long"):
+        answer.result()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_sent"),
+    [
+        (StreamError("the answer to a comparison is too long"), True), (Unacceptable("compressed"), True),
+        (OSError(errno.ENOSPC, "No space left"), True), (SendFailed("EIO", ErrorCode.LOCAL_FAILURE), True),
+        (SendFailed("the link broke"), False), (SendFailed("refused", ErrorCode.NOT_EXPECTED), False),
+        (TimeoutError(), False), (ConnectionResetError(), False),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_compared_is_sent_as_a_whole_and_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, is_sent: bool
+) -> None:
+    wanted = wire.ReplicaSent("replica-0123456789abcdef", "vm-a", "host-b", "host-b:7445", 30, True)
+    rounds = _Rounds(Mock(), wanted, tmp_path)
+    monkeypatch.setattr(rounds, "_difference", AsyncMock(side_effect=error))
+    plan, copied = _Plan(wanted.id), Mock()
+    if not is_sent:
+        with pytest.raises(type(error)):
+            await rounds._reduced(Mock(), plan, copied)
+        return
+    assert await rounds._reduced(Mock(), plan, copied) is copied
+    assert plan.kind is RoundKind.WHOLE and plan.reason.endswith(f"; all was sent: it could not be compared: {error}")
 
 
 @pytest.fixture
