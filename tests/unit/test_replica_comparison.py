@@ -126,6 +126,7 @@ class Back:
 
     def __init__(self, *, is_heard: bool = True) -> None:
         self.answer, self.is_heard = Answer(), is_heard
+        self.session = Mock(back=self, has_failed=False)
 
     async def send(self, data: bytes) -> None:
         for at in range(0, len(data), 7):
@@ -138,7 +139,7 @@ class Back:
 
 async def asked(back: Back, opened: Callable[[], tuple[Chain, str]], digests: bytes, check: str) -> Compared:
     """Let digests come in as a session's stream, and return the answer."""
-    answering = Answering(Mock(back=back), opened, DIGEST, asyncio.get_running_loop())
+    answering = Answering(back.session, opened, DIGEST, asyncio.get_running_loop())
     player = ComparisonPlayer(answering)
 
     def play() -> None:
@@ -205,6 +206,34 @@ def test_what_a_vm_left_is_the_base_of_its_replica_and_no_point(image: Path, tmp
     assert chain is not None and len(chain) == 3 and again.newest_round == "1" * 16
     merge = again.to_merge(1)
     assert merge is not None and merge.lower.path == chain[0]
+
+
+@pytest.mark.parametrize("ends", ["while it looks", "while it answers"])
+async def test_a_receiver_gives_an_answer_up_when_its_session_fails(image: Path, tmp_path: Path, ends: str) -> None:
+    """The thread that answers would else be waited for, and no other session could begin."""
+    ours = [layer(tmp_path / "a", "-P 1 0 128k")]
+    with Chain(image, [layer(tmp_path / "b")]) as sender:
+        comparison.describe(sender, DIGEST, tmp_path / "digests")
+    digests, check = (tmp_path / "digests").read_bytes(), comparison.key_check(DIGEST)
+    back, reads = Back(), 0
+
+    class FailingChain(Chain):
+        def read(self, block: int) -> bytes:
+            nonlocal reads
+            reads += 1
+            back.session.has_failed = True
+            return super().read(block)
+
+    async def drain() -> None:
+        back.session.has_failed = True
+        await asyncio.Event().wait()
+
+    chain = FailingChain if ends == "while it looks" else Chain
+    back.drain = drain  # type: ignore[method-assign]
+    why = "nobody waits" if ends == "while it looks" else "could not be given"
+    with pytest.raises(StreamError, match=why):
+        await asyncio.wait_for(asked(back, lambda: (chain(image, ours), "f" * 16), digests, check), 30)
+    assert reads == (ends == "while it looks")
 
 
 @pytest.mark.parametrize("fails_in", ["opening", "reading", "the end"])

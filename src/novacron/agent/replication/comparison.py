@@ -59,7 +59,7 @@ def describe(chain: Chain, digest: Digest, path: Path) -> None:
 
 
 def pack(blocks: Iterable[int]) -> bytes:
-    """Return blocks, in order, as packed runs. Raises Unacceptable where that would be no answer that a sender takes."""
+    """Return blocks, in order, as packed runs. Raises Unacceptable where a sender would not take so many."""
     runs: list[list[int]] = []
     for block in blocks:
         if runs and sum(runs[-1]) == block and runs[-1][1] < RUN_BLOCKS_MAX:
@@ -93,10 +93,13 @@ def unpack(packed: bytes, end: int) -> Iterator[int]:
 
 
 class Comparison:
-    """Finds the blocks in which a sender's disk differs from one that is here, as its digests come in, in order."""
+    """Finds the blocks in which a sender's disk differs from one that is here, as its digests come in, in order.
 
-    def __init__(self, chain: Chain, digest: Digest) -> None:
-        self._chain, self._digest = chain, digest
+    ``is_over``: nobody waits for the answer any more.
+    """
+
+    def __init__(self, chain: Chain, digest: Digest, is_over: Callable[[], bool] = lambda: False) -> None:
+        self._chain, self._digest, self._is_over = chain, digest, is_over
         self._own = iter(chain.written())
         self._own_next = next(self._own, None)
         self._last = -1
@@ -112,12 +115,14 @@ class Comparison:
             self.differ.append(block)
 
     def end(self) -> None:
-        """There are no more."""
+        """There are no more. Raises StreamError, Unacceptable, OSError."""
         self._look_at_own(None)
 
     def _look_at_own(self, before: int | None) -> None:
         """Look at the blocks that only this disk's layers have: the sender's are as in its image."""
         while self._own_next is not None and (before is None or self._own_next <= before):
+            if self._is_over():
+                raise StreamError("nobody waits for the answer to a comparison any more")
             block = self._own_next
             self._own_next = next(self._own, None)
             if block != before and self._chain.read(block) != self._chain.below(block):
@@ -152,7 +157,7 @@ class Answering(VolumeSink):
             raise ProtocolError(why, ErrorCode.NOT_EXPECTED)
         try:
             self._chain, self._since = self._open_disk()
-            self._comparison = Comparison(self._chain, self._digest)
+            self._comparison = Comparison(self._chain, self._digest, self._is_over)
         except (Unacceptable, OSError) as error:
             self._lacks = _why(error)
         return [self]
@@ -183,7 +188,7 @@ class Answering(VolumeSink):
         sending = asyncio.run_coroutine_threadsafe(self._answer(self._found()), self._loop)
         for _ in range(int(ANSWER_S_MAX / LOOK_S)):
             done, _rest = concurrent.futures.wait([sending], timeout=LOOK_S)
-            if done or self._given_up.is_set():
+            if done or self._is_over():
                 break
         if not sending.done():
             sending.cancel()
@@ -206,6 +211,9 @@ class Answering(VolumeSink):
         raw = msgspec.msgpack.encode(found)
         await self._session.back.send(len(raw).to_bytes(4, "big") + raw)
         await self._session.back.drain()
+
+    def _is_over(self) -> bool:
+        return self._given_up.is_set() or self._session.has_failed
 
     def give_up(self) -> None:
         """The session is over: nobody waits for the answer."""
