@@ -224,6 +224,34 @@ def test_home_is_where_a_vm_was_before_all_that_no_failback_has_undone() -> None
     assert home_of([away], "db") == ""
 
 
+async def set_back(database: Database, plan: Plan, by_s: float) -> None:
+    """Let the step that has begun last have begun earlier."""
+    async with database.transaction() as connection:
+        stored = await plans.get(connection, plan.id)
+        run = stored.runs[0]
+        [step] = run.steps
+        assert step.began_at is not None
+        early = msgspec.structs.replace(step, began_at=step.began_at - timedelta(seconds=by_s))
+        await plans._store(connection, stored, msgspec.structs.replace(run, steps=(early,)))
+
+
+async def test_the_time_that_a_vm_has_to_be_well_begins_when_its_move_has_ended(fleet: Database) -> None:  # noqa: F811
+    plan = await planned(fleet, PlanVm("web", timeout_s=30))
+    async with fleet.transaction() as connection:
+        await runs(connection)
+    await begin(fleet, plan, PlanAction.SWITCH)
+    await followed(fleet, plan)
+    await set_back(fleet, plan, 3600)
+    assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING, "its move is under way"
+    await becomes(fleet, "web", "unknown")
+    await arrives(fleet, "web", "b")
+    assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING, "it has just arrived"
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE migrations SET finished_at = finished_at - interval '31 s'")
+    run = await followed(fleet, plan)
+    assert "not running within 30 s" in run.steps[0].error and run.ended_at is not None
+
+
 async def test_a_vm_that_is_not_well_in_time_fails_and_its_guest_agent_can_be_asked_for(
     fleet: Database,  # noqa: F811
 ) -> None:
@@ -233,14 +261,7 @@ async def test_a_vm_that_is_not_well_in_time_fails_and_its_guest_agent_can_be_as
     [made] = await vms_of(fleet)
     await becomes(fleet, made, "running")
     assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING
-    async with fleet.transaction() as connection:
-        run = (await plans.get(connection, plan.id)).runs[0]
-        [step] = run.steps
-        assert step.began_at is not None
-        early = msgspec.structs.replace(step, began_at=step.began_at - timedelta(seconds=31))
-        await plans._store(
-            connection, await plans.get(connection, plan.id), msgspec.structs.replace(run, steps=(early,))
-        )
+    await set_back(fleet, plan, 31)
     run = await followed(fleet, plan)
     assert "not guest-agent within 30 s" in run.steps[0].error and run.ended_at is not None
     assert await vms_of(fleet) == []

@@ -35,7 +35,7 @@ class PlanVm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delay_s: Delay = 0
     wait_for: PlanWait = PlanWait.RUNNING
     timeout_s: StartTimeout = 600
-    """How long it may take until it is well."""
+    """How long it may take until it is well, from when it was begun, or, if it moves, from when its move has ended."""
 
 
 PlanVms = Annotated[tuple[PlanVm, ...], Meta(min_length=1, max_length=limits.VMS_PER_PLAN_MAX)]

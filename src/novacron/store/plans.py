@@ -209,18 +209,26 @@ async def _look(connection: Connection, run: PlanRun, step: PlanStep, item: Plan
     try:
         vm = await vms.get(connection, step.made or step.vm)
     except NotFound:
-        return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error="the VM was deleted")
+        return _failed(step, "the VM was deleted", now)
     began_at = step.began_at or run.began_at
-    if step.migration and (why := await plan_moves.why_ended(connection, step, vm)):
-        return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=why[:ERROR_LENGTH_MAX])
+    if step.migration:
+        move = await plan_moves.look(connection, step, vm)
+        if move.is_under_way:
+            return step
+        if move.error:
+            return _failed(step, move.error, now)
+        began_at = move.ended_at or began_at
     if _is_well(vm, item):
         took_s = round((now - run.began_at).total_seconds(), 1)
         return msgspec.structs.replace(step, phase=StepPhase.READY, ended_at=now, took_s=took_s, error="")
     if (now - began_at).total_seconds() > item.timeout_s:
         why = vm.status.reason or f"it is {vm.status.state}"
-        error = f"not {item.wait_for} within {item.timeout_s} s: {why}"
-        return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=error[:ERROR_LENGTH_MAX])
+        return _failed(step, f"not {item.wait_for} within {item.timeout_s} s: {why}", now)
     return step
+
+
+def _failed(step: PlanStep, why: str, now: datetime) -> PlanStep:
+    return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=why[:ERROR_LENGTH_MAX])
 
 
 def _is_well(vm: Vm, item: PlanVm) -> bool:
