@@ -12,6 +12,7 @@ from novacron.control import plans as controller
 from novacron.control.objects import Objects
 from novacron.model.errors import Conflict, InvalidInput
 from novacron.model.plan import (
+    RUNS_KEPT,
     Plan,
     PlanAction,
     PlanRun,
@@ -21,6 +22,7 @@ from novacron.model.plan import (
     StepPhase,
     home_of,
     is_done,
+    kept_runs,
     next_step,
 )
 from novacron.model.replica import Replica
@@ -222,6 +224,43 @@ def test_home_is_where_a_vm_was_before_all_that_no_failback_has_undone() -> None
     assert home_of([run(PlanAction.FAILBACK, "b"), away], "web") == ""
     assert home_of([run(PlanAction.FAILBACK, "b", StepPhase.FAILED), away], "web") == "a"
     assert home_of([away], "db") == ""
+
+
+def test_the_runs_that_say_where_a_vm_was_outlive_those_that_do_not() -> None:
+    def run(id: int, action: PlanAction, phase: StepPhase = StepPhase.READY, **came_from: str) -> PlanRun:
+        steps = tuple(PlanStep(vm, vm, phase, came_from=node) for vm, node in came_from.items())
+        return PlanRun(f"run-{id}", action, "me", NOW, steps)
+
+    history = [
+        run(1, PlanAction.SWITCH, web="x"), run(2, PlanAction.FAILBACK, web="b"),
+        run(3, PlanAction.SWITCH, web="a", db="a"), run(4, PlanAction.FAILBACK, web="b"),
+        run(5, PlanAction.FAILOVER, db="b"), *(run(number, PlanAction.TEST, db="") for number in range(6, 90)),
+    ]  # fmt: skip
+    kept: tuple[PlanRun, ...] = ()
+    for new in history:
+        kept = kept_runs((new, *kept))
+        assert len(kept) <= RUNS_KEPT + 1
+    assert [old.id for old in kept[RUNS_KEPT:]] == ["run-3"] and len(kept) == RUNS_KEPT + 1
+    assert (home_of(kept, "db"), home_of(kept, "web")) == ("a", ""), "what was undone is not undone again"
+    undone = kept_runs((run(90, PlanAction.FAILBACK, db="c"), *kept))
+    assert len(undone) == RUNS_KEPT and home_of(undone, "db") == ""
+
+
+async def test_a_failback_finds_the_way_after_many_tests(fleet: Database) -> None:  # noqa: F811
+    plan = await planned(fleet, PlanVm("web"))
+    async with fleet.transaction() as connection:
+        await runs(connection)
+    await begin(fleet, plan, PlanAction.SWITCH)
+    await followed(fleet, plan)
+    await arrives(fleet, "web", "b")
+    await followed(fleet, plan)
+    async with fleet.transaction() as connection:
+        stored = await plans.get(connection, plan.id)
+        tests = [PlanRun(f"run-{n}", PlanAction.TEST, "me", NOW, (), ended_at=NOW) for n in range(RUNS_KEPT - 1)]
+        await connection.execute("UPDATE plans SET runs = $1", msgspec.to_builtins([*tests, *stored.runs]))
+    for _ in range(3):
+        await begin(fleet, plan, PlanAction.FAILBACK)
+        assert "no point" in (await followed(fleet, plan)).steps[0].error, "and not that it is where it was"
 
 
 async def set_back(database: Database, plan: Plan, by_s: float) -> None:

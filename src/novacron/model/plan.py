@@ -15,6 +15,7 @@ from novacron.model.node import NodeName
 from novacron.model.project import DEFAULT
 
 RUNS_KEPT = 20
+"""Of a plan, beside those that a failback needs: one for each of its VMs at most."""
 
 Delay = Annotated[int, Meta(ge=0, le=3600)]
 StartTimeout = Annotated[int, Meta(ge=30, le=7200)]
@@ -113,7 +114,8 @@ class PlanRun(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A plan as stored and as the API shows it. ``runs``: the last ones, the newest first."""
+    """A plan as stored and as the API shows it. ``runs``: the last ones, the newest first, and those from before that
+    say where a failback brings a VM."""
 
     id: str
     name: str
@@ -132,16 +134,40 @@ class Plan(msgspec.Struct, frozen=True):
 def home_of(runs: Sequence[PlanRun], vm: str) -> str:
     """Return the node to which a failback brings a VM, by the runs before, the newest first: where it was before the
     last failovers and switches that no failback has undone; empty: nowhere. Pure."""
-    home = ""
+    left = _left_first(runs, vm)
+    return "" if left is None else next(step.came_from for step in left.steps if step.vm == vm and step.came_from)
+
+
+def _left_first(runs: Sequence[PlanRun], vm: str) -> PlanRun | None:
+    """Return the first of the failovers and switches of a VM that no failback has undone."""
+    left = None
     for run in runs:
         step = next((step for step in run.steps if step.vm == vm and step.came_from), None)
         if step is None:
             continue
         if run.action in LEAVING:  # one that was not well afterwards has gone, too
-            home = step.came_from
+            left = run
         elif step.phase is StepPhase.READY:
             break
-    return home
+    return left
+
+
+def kept_runs(runs: Sequence[PlanRun]) -> tuple[PlanRun, ...]:
+    """Return those of a plan's runs, the newest first, that are kept: the last ones, and older ones that a failback
+    needs. Of these only that is kept which it needs, because the failbacks that have undone the rest go. Pure."""
+    recent, older = runs[:RUNS_KEPT], runs[RUNS_KEPT:]
+    needed: dict[str, set[str]] = {}
+    for vm in {step.vm for run in older for step in run.steps if step.came_from}:
+        left = _left_first(runs, vm)
+        if left is not None:
+            needed.setdefault(left.id, set()).add(vm)
+    return (*recent, *(_only_of(run, needed[run.id]) for run in older if run.id in needed))
+
+
+def _only_of(run: PlanRun, of: set[str]) -> PlanRun:
+    """Return a run that says only of these VMs where they were."""
+    steps = (step if step.vm in of else msgspec.structs.replace(step, came_from="") for step in run.steps)
+    return msgspec.structs.replace(run, steps=tuple(steps))
 
 
 def next_step(run: PlanRun, delays: dict[str, int], now: datetime) -> int | None:

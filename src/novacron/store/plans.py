@@ -12,7 +12,6 @@ import msgspec
 from novacron.model import limits
 from novacron.model.errors import Conflict, InvalidInput, NotFound, NovaError
 from novacron.model.plan import (
-    RUNS_KEPT,
     Plan,
     PlanAction,
     PlanRun,
@@ -22,6 +21,7 @@ from novacron.model.plan import (
     PlanWait,
     StepPhase,
     is_done,
+    kept_runs,
     next_step,
 )
 from novacron.model.vm import Power, Vm, VmAction, VmState
@@ -106,7 +106,7 @@ async def begin(
     run = PlanRun(f"run-{secrets.token_hex(8)}", action, actor, await _now(connection), steps, confirm)
     row = await connection.fetchrow(
         "UPDATE plans SET runs = $2 WHERE id = $1 RETURNING *",
-        id, msgspec.to_builtins((run, *plan.runs)[:RUNS_KEPT]),
+        id, msgspec.to_builtins(kept_runs((run, *plan.runs))),
     )  # fmt: skip
     await _record(connection, plan, "PlanBegun", f"{action}, {run.id}", actor)
     return _plan(row)
