@@ -186,12 +186,15 @@ async def test_a_switch_that_breaks_leaves_the_vm_where_it_is_and_says_why(fleet
         await runs(connection, "db", "stopped")
     await begin(fleet, plan, PlanAction.SWITCH)
     await followed(fleet, plan)
+    assert set(await of_vm(fleet)) == {"a", "b"}
     await arrives(fleet, "web", "a", "failed")
     run = await followed(fleet, plan)
+    assert set(await of_vm(fleet)) == {"b"}, "no replica of a VM stays beside it"
     assert run.steps[0].error == "it did not move, and goes on where it is: the link broke"
     assert run.steps[1].phase is StepPhase.STARTING, "it holds up no other"
     await arrives(fleet, "db", "b")
     run = await followed(fleet, plan)
+    assert set(await of_vm(fleet, "db")) == {"a", "b"}
     assert run.steps[1].phase is StepPhase.READY, "a VM that is off is well where it is to be"
     await begin(fleet, plan, PlanAction.FAILBACK)
     assert (await followed(fleet, plan)).steps[0].phase is StepPhase.READY, "it is there already"

@@ -88,6 +88,8 @@ class PlanStep(msgspec.Struct, frozen=True):
     """Where the VM itself was before; empty: it stays where it is."""
     migration: str = ""
     """By which it moves."""
+    turned: str = ""
+    """The replica that was made for it where it was; empty: there was one, or there can't be."""
     began_at: datetime | None = None
     ended_at: datetime | None = None
     error: str = ""

@@ -36,12 +36,12 @@ async def start(
                 step, phase=StepPhase.READY, node=home, began_at=now, ended_at=now, took_s=0.0, lost_s=0.0
             )
         replica = await _at_home(connection, vm, home)
-    await replicas.turn(connection, vm, replica, vm.node, run.actor)
+    turned = await replicas.turn(connection, vm, replica, vm.node, run.actor)
     request = MoveRequest(actor=run.actor, target=replica.node)
     migration = await migrations.create(connection, vm.id, request)
     return msgspec.structs.replace(
         step, phase=StepPhase.STARTING, node=replica.node, came_from=vm.node or "", migration=migration.id,
-        began_at=now, lost_s=0.0,
+        turned=turned, began_at=now, lost_s=0.0,
     )  # fmt: skip
 
 

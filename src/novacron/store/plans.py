@@ -216,6 +216,8 @@ async def _look(connection: Connection, run: PlanRun, step: PlanStep, item: Plan
         if move.is_under_way:
             return step
         if move.error:
+            if step.turned:
+                await replicas.turn_back(connection, vm, step.turned, run.actor)
             return _failed(step, move.error, now)
         began_at = move.ended_at or began_at
     if _is_well(vm, item):
