@@ -266,6 +266,22 @@ async def test_a_failback_finds_the_way_after_many_tests(fleet: Database) -> Non
         assert "no point" in (await followed(fleet, plan)).steps[0].error, "and not that it is where it was"
 
 
+async def test_a_run_of_a_later_version_is_read_and_left_to_it(fleet: Database) -> None:  # noqa: F811
+    """While the server is rolled out, both versions work on one database, and the old one may come back."""
+    plan = await planned(fleet, PlanVm("web"))
+    await begin(fleet, plan)
+    async with fleet.transaction() as connection:
+        await connection.execute("""UPDATE plans SET runs = jsonb_set(runs, '{0,action}', '"rehearse"')""")
+    run = await followed(fleet, plan)
+    assert (run.action, run.action.is_known, run.steps[0].phase) == ("rehearse", False, StepPhase.WAITING)
+    with pytest.raises(Conflict, match="a rehearse of plan shop is under way"):
+        await begin(fleet, plan)
+    async with fleet.transaction() as connection:
+        await plans.stop(connection, plan.id, "me")
+        stored = await connection.fetchval("SELECT runs -> 0 ->> 'action' FROM plans")
+    assert stored == "rehearse" and all(action.is_known for action in PlanAction)
+
+
 async def set_back(database: Database, plan: Plan, by_s: float) -> None:
     """Let the step that has begun last have begun earlier."""
     async with database.transaction() as connection:

@@ -54,6 +54,20 @@ class PlanAction(StrEnum):
     FAILBACK = "failback"
     """The VMs move back to where they were before the last failover or switch, and lose nothing."""
 
+    @classmethod
+    def _missing_(cls, value: object) -> PlanAction | None:
+        """Keep the word for an action that a later version has: its runs can be read, and stay as they are."""
+        if not isinstance(value, str):
+            return None
+        unknown = str.__new__(cls, value)
+        unknown._name_ = unknown._value_ = value
+        return unknown
+
+    @property
+    def is_known(self) -> bool:
+        """Say whether this version can do it."""
+        return self.value in set(PlanAction)
+
 
 LEAVING = (PlanAction.FAILOVER, PlanAction.SWITCH)
 """What a failback is the way back of."""
@@ -149,7 +163,7 @@ def _left_first(runs: Sequence[PlanRun], vm: str) -> PlanRun | None:
             continue
         if run.action in LEAVING:  # one that was not well afterwards has gone, too
             left = run
-        elif step.phase is StepPhase.READY:
+        elif run.action is PlanAction.FAILBACK and step.phase is StepPhase.READY:
             break
     return left
 

@@ -142,7 +142,7 @@ async def follow(connection: Connection, id: str) -> bool:
     """Do the next thing of a run that is under way; return whether there may be more to do at once."""
     plan = await get(connection, id, lock=True)
     run = plan.under_way
-    if run is None:
+    if run is None or not run.action.is_known:  # a server of a later version, which has begun it, goes on with it
         return False
     now = await _now(connection)
     if is_done(run):
