@@ -12,6 +12,7 @@ from novacron.control import plans as controller
 from novacron.control.objects import Objects
 from novacron.model.errors import Conflict, InvalidInput
 from novacron.model.plan import (
+    RUNS_KEPT,
     Plan,
     PlanAction,
     PlanRun,
@@ -21,6 +22,7 @@ from novacron.model.plan import (
     StepPhase,
     home_of,
     is_done,
+    kept_runs,
     next_step,
 )
 from novacron.model.replica import Replica
@@ -184,12 +186,15 @@ async def test_a_switch_that_breaks_leaves_the_vm_where_it_is_and_says_why(fleet
         await runs(connection, "db", "stopped")
     await begin(fleet, plan, PlanAction.SWITCH)
     await followed(fleet, plan)
+    assert set(await of_vm(fleet)) == {"a", "b"}
     await arrives(fleet, "web", "a", "failed")
     run = await followed(fleet, plan)
+    assert set(await of_vm(fleet)) == {"b"}, "no replica of a VM stays beside it"
     assert run.steps[0].error == "it did not move, and goes on where it is: the link broke"
     assert run.steps[1].phase is StepPhase.STARTING, "it holds up no other"
     await arrives(fleet, "db", "b")
     run = await followed(fleet, plan)
+    assert set(await of_vm(fleet, "db")) == {"a", "b"}
     assert run.steps[1].phase is StepPhase.READY, "a VM that is off is well where it is to be"
     await begin(fleet, plan, PlanAction.FAILBACK)
     assert (await followed(fleet, plan)).steps[0].phase is StepPhase.READY, "it is there already"
@@ -224,6 +229,87 @@ def test_home_is_where_a_vm_was_before_all_that_no_failback_has_undone() -> None
     assert home_of([away], "db") == ""
 
 
+def test_the_runs_that_say_where_a_vm_was_outlive_those_that_do_not() -> None:
+    def run(id: int, action: PlanAction, phase: StepPhase = StepPhase.READY, **came_from: str) -> PlanRun:
+        steps = tuple(PlanStep(vm, vm, phase, came_from=node) for vm, node in came_from.items())
+        return PlanRun(f"run-{id}", action, "me", NOW, steps)
+
+    history = [
+        run(1, PlanAction.SWITCH, web="x"), run(2, PlanAction.FAILBACK, web="b"),
+        run(3, PlanAction.SWITCH, web="a", db="a"), run(4, PlanAction.FAILBACK, web="b"),
+        run(5, PlanAction.FAILOVER, db="b"), *(run(number, PlanAction.TEST, db="") for number in range(6, 90)),
+    ]  # fmt: skip
+    kept: tuple[PlanRun, ...] = ()
+    for new in history:
+        kept = kept_runs((new, *kept))
+        assert len(kept) <= RUNS_KEPT + 1
+    assert [old.id for old in kept[RUNS_KEPT:]] == ["run-3"] and len(kept) == RUNS_KEPT + 1
+    assert (home_of(kept, "db"), home_of(kept, "web")) == ("a", ""), "what was undone is not undone again"
+    undone = kept_runs((run(90, PlanAction.FAILBACK, db="c"), *kept))
+    assert len(undone) == RUNS_KEPT and home_of(undone, "db") == ""
+
+
+async def test_a_failback_finds_the_way_after_many_tests(fleet: Database) -> None:  # noqa: F811
+    plan = await planned(fleet, PlanVm("web"))
+    async with fleet.transaction() as connection:
+        await runs(connection)
+    await begin(fleet, plan, PlanAction.SWITCH)
+    await followed(fleet, plan)
+    await arrives(fleet, "web", "b")
+    await followed(fleet, plan)
+    async with fleet.transaction() as connection:
+        stored = await plans.get(connection, plan.id)
+        tests = [PlanRun(f"run-{n}", PlanAction.TEST, "me", NOW, (), ended_at=NOW) for n in range(RUNS_KEPT - 1)]
+        await connection.execute("UPDATE plans SET runs = $1", msgspec.to_builtins([*tests, *stored.runs]))
+    for _ in range(3):
+        await begin(fleet, plan, PlanAction.FAILBACK)
+        assert "no point" in (await followed(fleet, plan)).steps[0].error, "and not that it is where it was"
+
+
+async def test_a_run_of_a_later_version_is_read_and_left_to_it(fleet: Database) -> None:  # noqa: F811
+    """While the server is rolled out, both versions work on one database, and the old one may come back."""
+    plan = await planned(fleet, PlanVm("web"))
+    await begin(fleet, plan)
+    async with fleet.transaction() as connection:
+        await connection.execute("""UPDATE plans SET runs = jsonb_set(runs, '{0,action}', '"rehearse"')""")
+    run = await followed(fleet, plan)
+    assert (run.action, run.action.is_known, run.steps[0].phase) == ("rehearse", False, StepPhase.WAITING)
+    with pytest.raises(Conflict, match="a rehearse of plan shop is under way"):
+        await begin(fleet, plan)
+    async with fleet.transaction() as connection:
+        await plans.stop(connection, plan.id, "me")
+        stored = await connection.fetchval("SELECT runs -> 0 ->> 'action' FROM plans")
+    assert stored == "rehearse" and all(action.is_known for action in PlanAction)
+
+
+async def set_back(database: Database, plan: Plan, by_s: float) -> None:
+    """Let the step that has begun last have begun earlier."""
+    async with database.transaction() as connection:
+        stored = await plans.get(connection, plan.id)
+        run = stored.runs[0]
+        [step] = run.steps
+        assert step.began_at is not None
+        early = msgspec.structs.replace(step, began_at=step.began_at - timedelta(seconds=by_s))
+        await plans._store(connection, stored, msgspec.structs.replace(run, steps=(early,)))
+
+
+async def test_the_time_that_a_vm_has_to_be_well_begins_when_its_move_has_ended(fleet: Database) -> None:  # noqa: F811
+    plan = await planned(fleet, PlanVm("web", timeout_s=30))
+    async with fleet.transaction() as connection:
+        await runs(connection)
+    await begin(fleet, plan, PlanAction.SWITCH)
+    await followed(fleet, plan)
+    await set_back(fleet, plan, 3600)
+    assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING, "its move is under way"
+    await becomes(fleet, "web", "unknown")
+    await arrives(fleet, "web", "b")
+    assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING, "it has just arrived"
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE migrations SET finished_at = finished_at - interval '31 s'")
+    run = await followed(fleet, plan)
+    assert "not running within 30 s" in run.steps[0].error and run.ended_at is not None
+
+
 async def test_a_vm_that_is_not_well_in_time_fails_and_its_guest_agent_can_be_asked_for(
     fleet: Database,  # noqa: F811
 ) -> None:
@@ -233,14 +319,7 @@ async def test_a_vm_that_is_not_well_in_time_fails_and_its_guest_agent_can_be_as
     [made] = await vms_of(fleet)
     await becomes(fleet, made, "running")
     assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING
-    async with fleet.transaction() as connection:
-        run = (await plans.get(connection, plan.id)).runs[0]
-        [step] = run.steps
-        assert step.began_at is not None
-        early = msgspec.structs.replace(step, began_at=step.began_at - timedelta(seconds=31))
-        await plans._store(
-            connection, await plans.get(connection, plan.id), msgspec.structs.replace(run, steps=(early,))
-        )
+    await set_back(fleet, plan, 31)
     run = await followed(fleet, plan)
     assert "not guest-agent within 30 s" in run.steps[0].error and run.ended_at is not None
     assert await vms_of(fleet) == []

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import operator
 import random
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
+import msgspec
 import pytest
 
+from novacron.agent.replicas import points as points_module
 from novacron.agent.replicas.points import Point, ReplicaPoints
 from novacron.agent.replicas.shelf import ReplicaShelf
 from novacron.agent.replication import comparison
@@ -25,14 +30,19 @@ from novacron.agent.replication.comparison import (
     ComparisonPlayer,
 )
 from novacron.agent.replication.rounds import Compared
+from novacron.agent.replication.sent import _Plan, _Rounds
 from novacron.disk import difference
 from novacron.disk.chain import BLOCK_BYTES, Chain
 from novacron.disk.errors import Unacceptable
 from novacron.disk.stream import PAGE, DiskRecorder, StreamError, VolumeInfo
+from novacron.dwcp.frames import ErrorCode, ProtocolError
 from novacron.dwcp.page_codec import PageHash
+from novacron.dwcp.sender import SendFailed
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.replica import RoundKind
+from novacron.wire import messages as wire
 from tests.chance import fixed_seed
-from tests.unit.test_replica_points import content, image, layer
+from tests.unit.test_replica_points import arrive, content, image, layer, numbers, reopened
 
 DIGEST = PageHash(b"k" * 32).digest
 BLOCKS = (4 << 20) // BLOCK_BYTES
@@ -116,6 +126,7 @@ class Back:
 
     def __init__(self, *, is_heard: bool = True) -> None:
         self.answer, self.is_heard = Answer(), is_heard
+        self.session = Mock(back=self, has_failed=False)
 
     async def send(self, data: bytes) -> None:
         for at in range(0, len(data), 7):
@@ -128,7 +139,7 @@ class Back:
 
 async def asked(back: Back, opened: Callable[[], tuple[Chain, str]], digests: bytes, check: str) -> Compared:
     """Let digests come in as a session's stream, and return the answer."""
-    answering = Answering(Mock(back=back), opened, DIGEST, asyncio.get_running_loop())
+    answering = Answering(back.session, opened, DIGEST, asyncio.get_running_loop())
     player = ComparisonPlayer(answering)
 
     def play() -> None:
@@ -162,7 +173,7 @@ async def test_a_receiver_answers_which_blocks_differ(image: Path, tmp_path: Pat
         raise Unacceptable("it has nothing of the disk yet")
 
     assert await asked(Back(), nothing, digests, check) == Compared(lacks="it has nothing of the disk yet")
-    with pytest.raises(StreamError, match="different keys"):
+    with pytest.raises(ProtocolError, match="different keys"):
         await asked(Back(), nothing, digests, "00")
     with pytest.raises(StreamError, match="could not be given"):
         await asked(Back(is_heard=False), nothing, digests, check)
@@ -195,6 +206,187 @@ def test_what_a_vm_left_is_the_base_of_its_replica_and_no_point(image: Path, tmp
     assert chain is not None and len(chain) == 3 and again.newest_round == "1" * 16
     merge = again.to_merge(1)
     assert merge is not None and merge.lower.path == chain[0]
+
+
+@pytest.mark.parametrize("ends", ["while it looks", "while it answers"])
+async def test_a_receiver_gives_an_answer_up_when_its_session_fails(image: Path, tmp_path: Path, ends: str) -> None:
+    """The thread that answers would else be waited for, and no other session could begin."""
+    ours = [layer(tmp_path / "a", "-P 1 0 128k")]
+    with Chain(image, [layer(tmp_path / "b")]) as sender:
+        comparison.describe(sender, DIGEST, tmp_path / "digests")
+    digests, check = (tmp_path / "digests").read_bytes(), comparison.key_check(DIGEST)
+    back, reads = Back(), 0
+
+    class FailingChain(Chain):
+        def read(self, block: int) -> bytes:
+            nonlocal reads
+            reads += 1
+            back.session.has_failed = True
+            return super().read(block)
+
+    async def drain() -> None:
+        back.session.has_failed = True
+        await asyncio.Event().wait()
+
+    chain = FailingChain if ends == "while it looks" else Chain
+    back.drain = drain  # type: ignore[method-assign]
+    why = "nobody waits" if ends == "while it looks" else "could not be given"
+    with pytest.raises(StreamError, match=why):
+        await asyncio.wait_for(asked(back, lambda: (chain(image, ours), "f" * 16), digests, check), 30)
+    assert reads == (ends == "while it looks")
+
+
+@pytest.mark.parametrize("fails_in", ["opening", "reading", "the end"])
+async def test_a_receiver_that_cannot_read_its_disk_says_so(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_in: str
+) -> None:
+    """Else no round would ever come that takes the place of what is damaged."""
+    theirs = ["-P 2 0 64k"] if fails_in == "reading" else []
+    ours, sent = [layer(tmp_path / "a", "-P 1 1M 64k")], [layer(tmp_path / "b", *theirs)]
+    with Chain(image, sent) as sender:
+        comparison.describe(sender, DIGEST, tmp_path / "digests")
+
+    def damaged(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def opened() -> tuple[Chain, str]:
+        monkeypatch.setattr(Chain, "read", damaged)
+        return Chain(image, ours if fails_in != "opening" else [tmp_path / "lost"]), "f" * 16
+
+    digests, check = (tmp_path / "digests").read_bytes(), comparison.key_check(DIGEST)
+    found = await asked(Back(), opened, digests, check)
+    why = "No such file or directory" if fails_in == "opening" else "Input/output error"
+    assert found == Compared(lacks=f"the disk there can't be read: {why}")
+
+
+async def test_a_receiver_says_so_if_more_differs_than_an_answer_may_name(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Chain(image, [layer(tmp_path / "b", "-P 2 0 64k", "-P 2 128k 64k")]) as sender:
+        comparison.describe(sender, DIGEST, tmp_path / "digests")
+    monkeypatch.setattr(comparison, "ANSWER_BYTES_MAX", 2 * RUN.size)
+    digests, check = (tmp_path / "digests").read_bytes(), comparison.key_check(DIGEST)
+    back = Back()
+    monkeypatch.setattr(back.answer, "take", back.answer._raw.extend)
+    monkeypatch.setattr(back.answer, "result", lambda: msgspec.msgpack.decode(back.answer._raw[4:], type=Compared))
+    found = await asked(back, lambda: (Chain(image, [layer(tmp_path / "a")]), "f" * 16), digests, check)
+    assert found == Compared(lacks="what differs is in 2 places, too many for an answer")
+
+
+def test_an_answer_that_is_too_long_is_refused_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "ANSWER_BYTES_MAX", 4)
+    answer = Answer()
+    for _ in range(9):
+        answer.take(b"12345")  # which must not end the session
+    with pytest.raises(StreamError, match="too long"):
+        answer.result()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_sent"),
+    [
+        (StreamError("the answer to a comparison is too long"), True), (Unacceptable("compressed"), True),
+        (OSError(errno.ENOSPC, "No space left"), True), (SendFailed("EIO", ErrorCode.LOCAL_FAILURE), True),
+        (SendFailed("the link broke"), False), (SendFailed("refused", ErrorCode.NOT_EXPECTED), False),
+        (TimeoutError(), False), (ConnectionResetError(), False),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_compared_is_sent_as_a_whole_and_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, is_sent: bool
+) -> None:
+    wanted = wire.ReplicaSent("replica-0123456789abcdef", "vm-a", "host-b", "host-b:7445", 30, True)
+    rounds = _Rounds(Mock(), wanted, tmp_path)
+    monkeypatch.setattr(rounds, "_difference", AsyncMock(side_effect=error))
+    plan, copied = _Plan(wanted.id), Mock()
+    if not is_sent:
+        with pytest.raises(type(error)):
+            await rounds._reduced(Mock(), plan, copied)
+        return
+    assert await rounds._reduced(Mock(), plan, copied) is copied
+    assert plan.kind is RoundKind.WHOLE and plan.reason.endswith(f"; all was sent: it could not be compared: {error}")
+
+
+@pytest.fixture
+def left_beside_points(tmp_path: Path) -> tuple[ReplicaShelf, ReplicaPoints]:
+    """A VM goes away from a node that has points of it."""
+    shelf = ReplicaShelf(tmp_path / "replicas")
+    points = shelf.find("replica-1", "vm-a").points
+    points.open()
+    arrive(points, 1, "-P 1 0 64k", whole=True)
+    arrive(points, 2, "-P 2 64k 64k")
+    assert shelf.keep_former("vm-a", [layer(tmp_path / "shared", "-P 8 0 64k"), layer(tmp_path / "own", "-P 9 1M 64k")])
+    return shelf, points
+
+
+def reads(image: Path, points: ReplicaPoints, number: int, raw: Path) -> bytes:
+    chain = points.layers_of(number)
+    assert chain is not None
+    return content(image, chain, raw)
+
+
+def test_points_stay_until_a_round_over_what_the_vm_left_is_one(
+    left_beside_points: tuple[ReplicaShelf, ReplicaPoints], image: Path, tmp_path: Path
+) -> None:
+    shelf, points = left_beside_points
+    before = reads(image, points, 2, tmp_path / "raw")
+    points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+    for seen in (points, reopened(points)):
+        assert numbers(seen) == [1, 2] and seen.newest_round == "f" * 16 and seen.layer_count == 2
+        assert reads(image, seen, 2, tmp_path / "raw") == before, "nothing has come yet: they are all that there is"
+        assert content(image, seen.newest_layers(), tmp_path / "raw")[1 << 20] == 9
+        merge = seen.to_merge(2)
+        assert merge is None
+    shelf.keep_former("vm-a", [layer(tmp_path / "again", "-P 7 1M 64k")])  # it was here, and goes, once more
+    points.adopt(shelf.former("vm-a"), 4 << 20, "e" * 16)
+    assert numbers(points) == [1, 2] and points.newest_round == "e" * 16 and points.layer_count == 1
+    arrive(points, points.newest + 1, "-P 3 2M 64k")
+    for seen in (points, reopened(points)):
+        [number] = numbers(seen)
+        disk = reads(image, seen, number, tmp_path / "raw")
+        assert (disk[0], disk[1 << 20], disk[2 << 20]) == (ord("i"), 7, 3) and seen.layer_count == 2
+        assert len(list(seen.directory.iterdir())) == 3, "the points before are gone, with their layers"
+
+
+def test_a_whole_round_takes_the_place_of_what_the_vm_left_and_of_the_points(
+    left_beside_points: tuple[ReplicaShelf, ReplicaPoints],
+) -> None:
+    shelf, points = left_beside_points
+    points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+    arrive(points, points.newest + 1, "-P 3 2M 64k", whole=True)
+    assert len(numbers(points)) == points.layer_count == 1 and points.newest_round != "f" * 16
+
+
+@pytest.mark.parametrize("step", ["os.link", "os.chown", "points.make_durable", "private_file.write", "shutil.rmtree"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_points_outlive_a_kill_while_what_the_vm_left_is_taken(
+    left_beside_points: tuple[ReplicaShelf, ReplicaPoints], image: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, step: str, nth: int,
+) -> None:  # fmt: skip
+    shelf, points = left_beside_points
+    before = reads(image, points, 2, tmp_path / "raw")
+    calls = 0
+    where = (
+        f"novacron.agent.replicas.{step}" if step.startswith("points.") else f"novacron.agent.replicas.points.{step}"
+    )
+    real = operator.attrgetter(step.removeprefix("points."))(points_module)
+
+    def killed(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(where, killed)
+        points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+    again = reopened(points)
+    assert numbers(again) == [1, 2] and reads(image, again, 2, tmp_path / "raw") == before
+    if shelf.former("vm-a").exists():
+        again.adopt(shelf.former("vm-a"), 4 << 20, "e" * 16)
+    assert again.layer_count == 2 and content(image, again.newest_layers(), tmp_path / "raw")[1 << 20] == 9
+    arrive(again, again.newest + 1, "-P 3 2M 64k")
+    assert len(numbers(reopened(again))) == 1
 
 
 def test_what_a_vm_left_goes_when_no_replica_is_to_come(tmp_path: Path) -> None:

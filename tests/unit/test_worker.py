@@ -8,6 +8,7 @@ from unittest.mock import AsyncMock
 import msgspec
 import pytest
 
+from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.worker import Worker
 from novacron.model.migration import MigrationKind, Side
@@ -169,3 +170,38 @@ async def test_an_older_state_folder_runs_nothing_that_has_moved_since(
     await worker._step()
     started.assert_not_called()
     assert Journal(tmp_path / "journal").load_one("vm-a").held == OwnershipRecord(6, Claim.NONE)
+
+
+def with_disk(directory: Path, claim: Claim) -> Worker:
+    """Return the worker of a VM of which this node has a disk, and remembers this claim."""
+    (directory / "vms" / "vm-a").mkdir(parents=True)
+    (directory / "vms" / "vm-a" / DISK_LAYER).write_bytes(b"layer")
+    return Worker("vm-a", Record(OwnershipRecord(2, claim)), services_in(directory))
+
+
+@pytest.mark.parametrize(("claim", "kept"), [(Claim.OWNER, True), (Claim.RELEASED, True), (Claim.INCOMING, False)])
+@pytest.mark.parametrize("kind", [OrderKind.GONE, OrderKind.RECEIVE])
+async def test_only_a_disk_that_a_vm_ran_with_is_kept_for_its_replica(
+    tmp_path: Path, claim: Claim, kept: bool, kind: OrderKind
+) -> None:
+    """What a move that failed has brought of the disk must not take the place of the replica's points."""
+    worker = with_disk(tmp_path, claim)
+    worker.set_desired(wire.Statement("vm-a", Order(kind, 3), None))
+    await worker._step()
+    assert worker.context.record.held == OwnershipRecord(3, Claim.NONE)
+    assert worker._services.replicas.former("vm-a").exists() is kept
+    assert not (tmp_path / "vms" / "vm-a").exists()
+
+
+async def test_a_vm_is_given_up_though_its_disk_cannot_be_kept_for_its_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bool:
+        raise OSError(28, "No space left on device")
+
+    sent_messages.clear()
+    worker = with_disk(tmp_path, Claim.OWNER)
+    monkeypatch.setattr(worker._services.replicas, "keep_former", full)
+    worker.set_desired(wire.Statement("vm-a", Order(OrderKind.GONE, 3), None))
+    await worker._step()
+    assert sent_messages == [wire.Removed("vm-a")] and not (tmp_path / "vms" / "vm-a").exists()

@@ -99,6 +99,8 @@ class Worker:
         self._began_at = self._services.clock.monotonic()
         self._has_left = False
         """The guest has left, as far as the network goes; its memory is still needed."""
+        self._has_owned = False
+        """The VM's disk that is here is one that it ran with, and not what a move has brought of it so far."""
         self._contradicted: wire.Contradicted | None = None
         """What was said last of what the server does not know."""
 
@@ -271,6 +273,8 @@ class Worker:
     async def _obey(self, statement: wire.Statement) -> OrderVerdict:
         """Note, durably, the epoch of what the server says; return what may be done now."""
         context, before = self.context, self.context.record
+        if before.held.claim is not Claim.NONE:  # else what is left of it is being removed
+            self._has_owned = before.held.claim is not Claim.INCOMING and not before.damaged
         after, verdict = _obey_statement(before, statement)
         if after == before:
             if verdict is OrderVerdict.RUN:
@@ -299,8 +303,8 @@ class Worker:
 
     async def _remove(self, statement: wire.Statement, *, moved: bool) -> None:
         """Remove every trace of the VM from this node."""
-        await self.destroy(moved=moved, former=not statement.deleted)
-        self._has_left = False
+        await self.destroy(moved=moved, former=self._has_owned and not statement.deleted)
+        self._has_left = self._has_owned = False
         if statement.order.kind is OrderKind.GONE:
             self.context.services.send(wire.Removed(self.vm))
             self.finished = statement is self.context.statement
@@ -323,13 +327,20 @@ class Worker:
                 await pages.keep(self.vm, self.machine, context.memory_bytes(), context.tenant())
                 self._source.send_checkpoint_index()
         if former and self.machine.has_disk():
-            await self.machine.kill()
-            layers = [*self.machine.home.shared(), self.machine.directory / DISK_LAYER]
-            if await asyncio.to_thread(self._services.replicas.keep_former, self.vm, layers):
-                log.info("a VM's disk is kept for its replica here", vm=self.vm)
+            await self._keep_former()
         await self.machine.destroy()
         if context.record.post_copy is not None:
             await context.store(post_copy=None)
+
+    async def _keep_former(self) -> None:
+        """Keep the VM's disk for a replica that is to come; without it, that only costs more."""
+        await self.machine.kill()
+        layers = [*self.machine.home.shared(), self.machine.directory / DISK_LAYER]
+        try:
+            if await asyncio.to_thread(self._services.replicas.keep_former, self.vm, layers):
+                log.info("a VM's disk is kept for its replica here", vm=self.vm)
+        except OSError as error:
+            log.warning("a VM's disk can't be kept for its replica here", vm=self.vm, error=str(error))
 
     async def _run(self, statement: wire.Statement) -> float:
         """Do the next step with a VM that this node owns; return when to look again."""

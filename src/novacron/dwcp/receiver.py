@@ -114,6 +114,11 @@ class ReceiveSession:
         self._begin_by: float | None = None
         self._heard_at = time.monotonic()
 
+    @property
+    def has_failed(self) -> bool:
+        """Say whether the session can't go on: nobody hears what is said over it."""
+        return self._failure is not None
+
     def fail(self, reason: str, code: ErrorCode = ErrorCode.UNSPECIFIED) -> None:
         """End the session: its reader and its connections learn why."""
         self._failure = self._failure or (reason, code)

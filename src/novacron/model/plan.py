@@ -15,6 +15,7 @@ from novacron.model.node import NodeName
 from novacron.model.project import DEFAULT
 
 RUNS_KEPT = 20
+"""Of a plan, beside those that a failback needs: one for each of its VMs at most."""
 
 Delay = Annotated[int, Meta(ge=0, le=3600)]
 StartTimeout = Annotated[int, Meta(ge=30, le=7200)]
@@ -35,7 +36,7 @@ class PlanVm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delay_s: Delay = 0
     wait_for: PlanWait = PlanWait.RUNNING
     timeout_s: StartTimeout = 600
-    """How long it may take until it is well."""
+    """How long it may take until it is well, from when it was begun, or, if it moves, from when its move has ended."""
 
 
 PlanVms = Annotated[tuple[PlanVm, ...], Meta(min_length=1, max_length=limits.VMS_PER_PLAN_MAX)]
@@ -52,6 +53,20 @@ class PlanAction(StrEnum):
     """The VMs move to where their replicas are, and lose nothing."""
     FAILBACK = "failback"
     """The VMs move back to where they were before the last failover or switch, and lose nothing."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> PlanAction | None:
+        """Keep the word for an action that a later version has: its runs can be read, and stay as they are."""
+        if not isinstance(value, str):
+            return None
+        unknown = str.__new__(cls, value)
+        unknown._name_ = unknown._value_ = value
+        return unknown
+
+    @property
+    def is_known(self) -> bool:
+        """Say whether this version can do it."""
+        return self.value in set(PlanAction)
 
 
 LEAVING = (PlanAction.FAILOVER, PlanAction.SWITCH)
@@ -87,6 +102,8 @@ class PlanStep(msgspec.Struct, frozen=True):
     """Where the VM itself was before; empty: it stays where it is."""
     migration: str = ""
     """By which it moves."""
+    turned: str = ""
+    """The replica that was made for it where it was; empty: there was one, or there can't be."""
     began_at: datetime | None = None
     ended_at: datetime | None = None
     error: str = ""
@@ -113,7 +130,8 @@ class PlanRun(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A plan as stored and as the API shows it. ``runs``: the last ones, the newest first."""
+    """A plan as stored and as the API shows it. ``runs``: the last ones, the newest first, and those from before that
+    say where a failback brings a VM."""
 
     id: str
     name: str
@@ -132,16 +150,40 @@ class Plan(msgspec.Struct, frozen=True):
 def home_of(runs: Sequence[PlanRun], vm: str) -> str:
     """Return the node to which a failback brings a VM, by the runs before, the newest first: where it was before the
     last failovers and switches that no failback has undone; empty: nowhere. Pure."""
-    home = ""
+    left = _left_first(runs, vm)
+    return "" if left is None else next(step.came_from for step in left.steps if step.vm == vm and step.came_from)
+
+
+def _left_first(runs: Sequence[PlanRun], vm: str) -> PlanRun | None:
+    """Return the first of the failovers and switches of a VM that no failback has undone."""
+    left = None
     for run in runs:
         step = next((step for step in run.steps if step.vm == vm and step.came_from), None)
         if step is None:
             continue
         if run.action in LEAVING:  # one that was not well afterwards has gone, too
-            home = step.came_from
-        elif step.phase is StepPhase.READY:
+            left = run
+        elif run.action is PlanAction.FAILBACK and step.phase is StepPhase.READY:
             break
-    return home
+    return left
+
+
+def kept_runs(runs: Sequence[PlanRun]) -> tuple[PlanRun, ...]:
+    """Return those of a plan's runs, the newest first, that are kept: the last ones, and older ones that a failback
+    needs. Of these only that is kept which it needs, because the failbacks that have undone the rest go. Pure."""
+    recent, older = runs[:RUNS_KEPT], runs[RUNS_KEPT:]
+    needed: dict[str, set[str]] = {}
+    for vm in {step.vm for run in older for step in run.steps if step.came_from}:
+        left = _left_first(runs, vm)
+        if left is not None:
+            needed.setdefault(left.id, set()).add(vm)
+    return (*recent, *(_only_of(run, needed[run.id]) for run in older if run.id in needed))
+
+
+def _only_of(run: PlanRun, of: set[str]) -> PlanRun:
+    """Return a run that says only of these VMs where they were."""
+    steps = (step if step.vm in of else msgspec.structs.replace(step, came_from="") for step in run.steps)
+    return msgspec.structs.replace(run, steps=tuple(steps))
 
 
 def next_step(run: PlanRun, delays: dict[str, int], now: datetime) -> int | None:

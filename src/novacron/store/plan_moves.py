@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 
@@ -35,26 +36,38 @@ async def start(
                 step, phase=StepPhase.READY, node=home, began_at=now, ended_at=now, took_s=0.0, lost_s=0.0
             )
         replica = await _at_home(connection, vm, home)
-    await replicas.turn(connection, vm, replica, vm.node, run.actor)
+    turned = await replicas.turn(connection, vm, replica, vm.node, run.actor)
     request = MoveRequest(actor=run.actor, target=replica.node)
     migration = await migrations.create(connection, vm.id, request)
     return msgspec.structs.replace(
         step, phase=StepPhase.STARTING, node=replica.node, came_from=vm.node or "", migration=migration.id,
-        began_at=now, lost_s=0.0,
+        turned=turned, began_at=now, lost_s=0.0,
     )  # fmt: skip
 
 
-async def why_ended(connection: Connection, step: PlanStep, vm: Vm) -> str:
-    """Say why the move of a step did not come about; empty: it is under way, or the VM is there."""
-    if vm.node == step.node or vm.migration == step.migration:
-        return ""
+class StepMove(NamedTuple):
+    """How far the move of a step is."""
+
+    error: str
+    """Why it did not come about."""
+    ended_at: datetime | None
+    """None: it is under way, or that is not known any more."""
+    is_under_way: bool = False
+    """It has limits of its own."""
+
+
+async def look(connection: Connection, step: PlanStep, vm: Vm) -> StepMove:
+    """Return how far the move of a step is."""
+    if vm.migration == step.migration:
+        return StepMove("", None, is_under_way=True)
     try:
         moved = await migrations.get(connection, step.migration)
     except NotFound:
-        return f"it did not move: it is on node {vm.node}"
-    if moved.phase in (MigrationPhase.FAILED, MigrationPhase.ABORTED):
-        return f"it did not move, and goes on where it is: {moved.error or moved.phase}"
-    return ""
+        return StepMove("" if vm.node == step.node else f"it did not move: it is on node {vm.node}", None)
+    why = ""
+    if vm.node != step.node and moved.phase in (MigrationPhase.FAILED, MigrationPhase.ABORTED):
+        why = f"it did not move, and goes on where it is: {moved.error or moved.phase}"
+    return StepMove(why, moved.finished_at)
 
 
 async def _elsewhere(connection: Connection, vm: Vm) -> Replica:

@@ -12,7 +12,6 @@ import msgspec
 from novacron.model import limits
 from novacron.model.errors import Conflict, InvalidInput, NotFound, NovaError
 from novacron.model.plan import (
-    RUNS_KEPT,
     Plan,
     PlanAction,
     PlanRun,
@@ -22,6 +21,7 @@ from novacron.model.plan import (
     PlanWait,
     StepPhase,
     is_done,
+    kept_runs,
     next_step,
 )
 from novacron.model.vm import Power, Vm, VmAction, VmState
@@ -106,7 +106,7 @@ async def begin(
     run = PlanRun(f"run-{secrets.token_hex(8)}", action, actor, await _now(connection), steps, confirm)
     row = await connection.fetchrow(
         "UPDATE plans SET runs = $2 WHERE id = $1 RETURNING *",
-        id, msgspec.to_builtins((run, *plan.runs)[:RUNS_KEPT]),
+        id, msgspec.to_builtins(kept_runs((run, *plan.runs))),
     )  # fmt: skip
     await _record(connection, plan, "PlanBegun", f"{action}, {run.id}", actor)
     return _plan(row)
@@ -142,7 +142,7 @@ async def follow(connection: Connection, id: str) -> bool:
     """Do the next thing of a run that is under way; return whether there may be more to do at once."""
     plan = await get(connection, id, lock=True)
     run = plan.under_way
-    if run is None:
+    if run is None or not run.action.is_known:  # a server of a later version, which has begun it, goes on with it
         return False
     now = await _now(connection)
     if is_done(run):
@@ -209,18 +209,28 @@ async def _look(connection: Connection, run: PlanRun, step: PlanStep, item: Plan
     try:
         vm = await vms.get(connection, step.made or step.vm)
     except NotFound:
-        return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error="the VM was deleted")
+        return _failed(step, "the VM was deleted", now)
     began_at = step.began_at or run.began_at
-    if step.migration and (why := await plan_moves.why_ended(connection, step, vm)):
-        return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=why[:ERROR_LENGTH_MAX])
+    if step.migration:
+        move = await plan_moves.look(connection, step, vm)
+        if move.is_under_way:
+            return step
+        if move.error:
+            if step.turned:
+                await replicas.turn_back(connection, vm, step.turned, run.actor)
+            return _failed(step, move.error, now)
+        began_at = move.ended_at or began_at
     if _is_well(vm, item):
         took_s = round((now - run.began_at).total_seconds(), 1)
         return msgspec.structs.replace(step, phase=StepPhase.READY, ended_at=now, took_s=took_s, error="")
     if (now - began_at).total_seconds() > item.timeout_s:
         why = vm.status.reason or f"it is {vm.status.state}"
-        error = f"not {item.wait_for} within {item.timeout_s} s: {why}"
-        return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=error[:ERROR_LENGTH_MAX])
+        return _failed(step, f"not {item.wait_for} within {item.timeout_s} s: {why}", now)
     return step
+
+
+def _failed(step: PlanStep, why: str, now: datetime) -> PlanStep:
+    return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=why[:ERROR_LENGTH_MAX])
 
 
 def _is_well(vm: Vm, item: PlanVm) -> bool:

@@ -78,13 +78,14 @@ async def create(connection: Connection, ref: str, new: NewReplica, actor: str) 
     return replica
 
 
-async def turn(connection: Connection, vm: Vm, of: Replica, node: str | None, actor: str) -> None:
+async def turn(connection: Connection, vm: Vm, of: Replica, node: str | None, actor: str) -> str:
     """A VM is about to go on where its replica ``of`` is: let it be replicated as before to ``node``, where it was, so
-    that it can come back with what changed. Nothing happens where that can't be, or is so already."""
+    that it can come back with what changed. Return the new replica's id; empty where that can't be, or is so
+    already."""
     row = None if node is None else await connection.fetchrow("SELECT spec FROM nodes WHERE name = $1", node)
     count = await connection.fetchval("SELECT count(*) FROM replicas WHERE vm = $1", vm.id)
     if row is None or node == of.node or count >= limits.REPLICAS_PER_VM_MAX:
-        return
+        return ""
     late_s, site = float(max(FIRST_COPY_S, late_after_s(of.rpo_s))), row["spec"].get("site", SITE_DEFAULT)
     turned = await connection.fetchrow(
         "INSERT INTO replicas (id, vm, vm_name, node, site, phase, rpo_s, points_kept, project, late_at)"
@@ -93,8 +94,21 @@ async def turn(connection: Connection, vm: Vm, of: Replica, node: str | None, ac
         f"replica-{secrets.token_hex(8)}", vm.id, vm.name, node, site, ReplicaPhase.FOLLOWING, of.rpo_s,
         of.points_kept, vm.project, late_s,
     )  # fmt: skip
-    if turned is not None:
-        await _record(connection, of_row(turned), "ReplicaTurned", f"{of.id} is followed by one on node {node}", actor)
+    if turned is None:
+        return ""
+    replica = of_row(turned)
+    await _record(connection, replica, "ReplicaTurned", f"{of.id} is followed by one on node {node}", actor)
+    return replica.id
+
+
+async def turn_back(connection: Connection, vm: Vm, id: str, actor: str) -> None:
+    """A VM stays where it is: delete the replica that ``turn`` has made there, unless it has become one of use."""
+    try:
+        replica = await get(connection, id, lock=True)
+    except NotFound:
+        return
+    if replica.node == vm.node and not replica.points and replica.phase is ReplicaPhase.FOLLOWING:
+        await delete(connection, id, actor)
 
 
 async def _check_disk(connection: Connection, vm: Vm) -> None:

@@ -33,6 +33,8 @@ from novacron.wire import messages as wire
 MANIFEST = "points.json"
 RECEIVING = "receiving"
 """Where the layers of a round are until all of it is there."""
+ADOPTED = ".adopted"
+"""How what a VM left is called while it is removed, because it is in the replica now."""
 LAYER = re.compile(r"^layer-([0-9]{16})-([0-9]{2})\.qcow2\Z")
 HEAD = struct.Struct(">4sIQIIQIIQQIIQQ")
 MAGIC, VERSION = b"QFI\xfb", 3
@@ -64,6 +66,9 @@ class PointList(msgspec.Struct, frozen=True):
     former: str = ""
     """A name for what is below the first point, if that is not its own: what the VM left here when it went on
     elsewhere. It is no point: nobody may go back to it."""
+    former_round: int = 0
+    """The number of the layers that the VM left, while the points are still those from before: the first round over
+    them takes the place of all. 0: the points, if there are any, lie over what the VM left."""
 
 
 class Layer(NamedTuple):
@@ -130,13 +135,15 @@ class ReplicaPoints:
 
     @property
     def newest(self) -> int:
-        """Return the number of the newest point, or of what lies below the first; 0 for none."""
-        return self._manifest.points[-1].number if self._manifest.points else self._manifest.base
+        """Return the highest number that a point has, or what the VM left; 0 for none."""
+        return self._manifest.former_round or self._newest_point
 
     @property
     def newest_round(self) -> str:
         """Return over what the next round lies; empty: there is nothing."""
-        return self._manifest.points[-1].round if self._manifest.points else self._manifest.former
+        if self._manifest.former_round or not self._manifest.points:
+            return self._manifest.former
+        return self._manifest.points[-1].round
 
     def stands(self) -> tuple[wire.PointStands, ...]:
         """Return the points as the server is told of them."""
@@ -147,7 +154,7 @@ class ReplicaPoints:
         )
 
     def used_bytes(self) -> int:
-        return allocated(layer.path for layer in self._layers())
+        return allocated(layer.path for layer in (*self._layers(), *self._former_layers()))
 
     def receiving(self) -> Path:
         """Return an empty directory for the layers of a round."""
@@ -167,34 +174,45 @@ class ReplicaPoints:
         make_durable(self.directory)
         if whole:
             self._write(PointList(self.vm, (point,), point.number))
+        elif self._manifest.former_round:
+            self._write(PointList(self.vm, (point,), self._manifest.former_round, self._manifest.former))
         else:
             self._write(msgspec.structs.replace(self._manifest, points=(*self._manifest.points, point)))
         self._remove_useless()
 
     def adopt(self, former: Path, disk_bytes: int, name: str) -> None:
-        """Take what a VM has left here of its disk, from the lowest layer up: the next round lies over it. It is newer
-        than the points that are here, which go. May be done again after a kill. Raises Unacceptable, OSError."""
+        """Take what a VM has left here of its disk, from the lowest layer up: the next round lies over it. The points
+        that are here stay until that round is a point. May be done again after a kill. Raises Unacceptable, OSError."""
         left = sorted(former.iterdir(), key=lambda path: int(path.name))
         if len(left) > SHARED_LAYERS_MAX // 2:
             raise Unacceptable(f"it has {len(left)} layers, too many for points over them", WaitCode.STEP_FAILED)
         for path in left:
             check_layer(path, disk_bytes)
+        self._remove_useless()
         number = self.newest + 1
         for place, path in enumerate(left):
             target = self.directory / layer_name(number, place)
-            target.unlink(missing_ok=True)
             os.link(path, target)
             os.chown(target, os.geteuid(), os.getegid())
             target.chmod(0o600)
-        self._write(PointList(self.vm, (), number, name))
-        shutil.rmtree(former)
+            with target.open("rb") as file:
+                os.fsync(file.fileno())  # QEMU was killed: the last of it may be in memory alone
         make_durable(self.directory)
+        if self._manifest.points:
+            self._write(msgspec.structs.replace(self._manifest, former=name, former_round=number))
+        else:
+            self._write(PointList(self.vm, (), number, name))
+        adopted = former.with_suffix(ADOPTED)
+        shutil.rmtree(adopted, ignore_errors=True)
+        former.rename(adopted)  # so that a kill leaves no part of it to be adopted
+        shutil.rmtree(adopted, ignore_errors=True)
+        make_durable(former.parent)
         self._remove_useless()
 
     def _remove_useless(self) -> None:
         """Remove layers of rounds that did not become points, and those below the last whole one."""
         for layer in self._all_layers():
-            if not self._manifest.base <= layer.round <= self.newest:
+            if not self._is_of_points(layer) and layer.round != self._manifest.former_round:
                 layer.path.unlink()
 
     def to_merge(self, points_kept: int) -> Merge | None:
@@ -219,11 +237,12 @@ class ReplicaPoints:
 
     @property
     def layer_count(self) -> int:
-        return len(self._layers())
+        """Return how many layers there are over which the next round lies."""
+        return len(self.newest_layers())
 
     def newest_layers(self) -> list[Path]:
         """Return the layers over which the next round lies, from the lowest up."""
-        return [layer.path for layer in self._layers()]
+        return [layer.path for layer in self._former_layers() or self._layers()]
 
     def layers_of(self, number: int) -> list[Path] | None:
         """Return the layers of a point, from the lowest up; None: it is not there."""
@@ -241,7 +260,19 @@ class ReplicaPoints:
 
     def _layers(self) -> list[Layer]:
         """Return the layers of which points consist, from the lowest up."""
-        return [layer for layer in self._all_layers() if self._manifest.base <= layer.round <= self.newest]
+        return [layer for layer in self._all_layers() if self._is_of_points(layer)]
+
+    def _former_layers(self) -> list[Layer]:
+        """Return the layers that the VM left, while no point lies over them."""
+        number = self._manifest.former_round
+        return [layer for layer in self._all_layers() if layer.round == number] if number else []
+
+    @property
+    def _newest_point(self) -> int:
+        return self._manifest.points[-1].number if self._manifest.points else self._manifest.base
+
+    def _is_of_points(self, layer: Layer) -> bool:
+        return self._manifest.base <= layer.round <= self._newest_point
 
     def _all_layers(self) -> list[Layer]:
         layers = [

@@ -21,6 +21,7 @@ from novacron.agent.replication.rounds import Compared
 from novacron.disk.chain import BLOCK_BYTES, Chain
 from novacron.disk.errors import Unacceptable
 from novacron.disk.stream import PAGE, DiskPlayer, Head, StreamError, VolumeSink
+from novacron.dwcp.frames import ErrorCode, ProtocolError
 from novacron.dwcp.page_codec import DIGEST_BYTES
 from novacron.dwcp.receiver import ReceiveSession
 from novacron.model.errors import MALFORMED
@@ -34,6 +35,8 @@ RUN_BLOCKS_MAX = (1 << 32) - 1
 BLOCKS_MAX = 16 << 20
 """1 TiB that was written."""
 ANSWER_BYTES_MAX = 64 << 20
+HEAD_BYTES_MAX = 4096
+"""Of an answer, beside the blocks that differ."""
 ANSWER_S_MAX, LOOK_S = 300.0, 0.2
 Digest = Callable[[bytes], bytes]
 
@@ -56,14 +59,19 @@ def describe(chain: Chain, digest: Digest, path: Path) -> None:
 
 
 def pack(blocks: Iterable[int]) -> bytes:
-    """Return blocks, in order, as packed runs."""
+    """Return blocks, in order, as packed runs. Raises Unacceptable where a sender would not take so many."""
     runs: list[list[int]] = []
     for block in blocks:
         if runs and sum(runs[-1]) == block and runs[-1][1] < RUN_BLOCKS_MAX:
             runs[-1][1] += 1
         else:
             runs.append([block, 1])
-    return zlib.compress(b"".join(RUN.pack(*run) for run in runs))
+    packed = b""
+    if len(runs) * RUN.size < ANSWER_BYTES_MAX:
+        packed = zlib.compress(b"".join(RUN.pack(*run) for run in runs))
+    if not 0 < len(packed) < ANSWER_BYTES_MAX - HEAD_BYTES_MAX:
+        raise Unacceptable(f"what differs is in {len(runs)} places, too many for an answer")
+    return packed
 
 
 def unpack(packed: bytes, end: int) -> Iterator[int]:
@@ -85,10 +93,13 @@ def unpack(packed: bytes, end: int) -> Iterator[int]:
 
 
 class Comparison:
-    """Finds the blocks in which a sender's disk differs from one that is here, as its digests come in, in order."""
+    """Finds the blocks in which a sender's disk differs from one that is here, as its digests come in, in order.
 
-    def __init__(self, chain: Chain, digest: Digest) -> None:
-        self._chain, self._digest = chain, digest
+    ``is_over``: nobody waits for the answer any more.
+    """
+
+    def __init__(self, chain: Chain, digest: Digest, is_over: Callable[[], bool] = lambda: False) -> None:
+        self._chain, self._digest, self._is_over = chain, digest, is_over
         self._own = iter(chain.written())
         self._own_next = next(self._own, None)
         self._last = -1
@@ -104,12 +115,14 @@ class Comparison:
             self.differ.append(block)
 
     def end(self) -> None:
-        """There are no more."""
+        """There are no more. Raises StreamError, Unacceptable, OSError."""
         self._look_at_own(None)
 
     def _look_at_own(self, before: int | None) -> None:
         """Look at the blocks that only this disk's layers have: the sender's are as in its image."""
         while self._own_next is not None and (before is None or self._own_next <= before):
+            if self._is_over():
+                raise StreamError("nobody waits for the answer to a comparison any more")
             block = self._own_next
             self._own_next = next(self._own, None)
             if block != before and self._chain.read(block) != self._chain.below(block):
@@ -136,16 +149,17 @@ class Answering(VolumeSink):
         self._given_up = threading.Event()
 
     def open(self, head: Head) -> list[VolumeSink]:
-        """Return where the digests go. Raises StreamError, OSError."""
+        """Return where the digests go. Raises StreamError, ProtocolError."""
         if [volume.name for volume in head.volumes] != [VOLUME]:
             raise StreamError("the stream is no comparison of a disk")
         if head.volumes[0].below != key_check(self._digest):
-            raise StreamError("the two nodes have different keys of the VM's project at this moment")
+            why = "the two nodes have different keys of the VM's project at this moment"
+            raise ProtocolError(why, ErrorCode.NOT_EXPECTED)
         try:
             self._chain, self._since = self._open_disk()
-            self._comparison = Comparison(self._chain, self._digest)
-        except Unacceptable as error:
-            self._lacks = str(error)
+            self._comparison = Comparison(self._chain, self._digest, self._is_over)
+        except (Unacceptable, OSError) as error:
+            self._lacks = _why(error)
         return [self]
 
     def write(self, offset: int, data: bytes) -> None:
@@ -161,8 +175,10 @@ class Answering(VolumeSink):
             for block, digest in RECORD.iter_unpack(data[:whole]):
                 if block != NO_BLOCK:
                     self._comparison.take(block, digest)
-        except Unacceptable as error:
-            self._comparison, self._lacks = None, str(error)
+        except StreamError:
+            raise
+        except (Unacceptable, OSError) as error:
+            self._comparison, self._lacks = None, _why(error)
 
     def zero(self, offset: int, length: int) -> None:
         raise StreamError("the digests of a disk's blocks can't be zeros")
@@ -172,7 +188,7 @@ class Answering(VolumeSink):
         sending = asyncio.run_coroutine_threadsafe(self._answer(self._found()), self._loop)
         for _ in range(int(ANSWER_S_MAX / LOOK_S)):
             done, _rest = concurrent.futures.wait([sending], timeout=LOOK_S)
-            if done or self._given_up.is_set():
+            if done or self._is_over():
                 break
         if not sending.done():
             sending.cancel()
@@ -183,17 +199,21 @@ class Answering(VolumeSink):
         if self._comparison is not None and self._chain is not None:
             try:
                 self._comparison.end()
-            except Unacceptable as error:
-                self._lacks = str(error)
-            else:
-                differ = sorted(self._comparison.differ)
-                return Compared(self._since, self._chain.size_bytes, pack(differ))
+                differ = pack(sorted(self._comparison.differ))
+                return Compared(self._since, self._chain.size_bytes, differ)
+            except StreamError:
+                raise
+            except (Unacceptable, OSError) as error:
+                self._lacks = _why(error)
         return Compared(lacks=self._lacks)
 
     async def _answer(self, found: Compared) -> None:
         raw = msgspec.msgpack.encode(found)
         await self._session.back.send(len(raw).to_bytes(4, "big") + raw)
         await self._session.back.drain()
+
+    def _is_over(self) -> bool:
+        return self._given_up.is_set() or self._session.has_failed
 
     def give_up(self) -> None:
         """The session is over: nobody waits for the answer."""
@@ -203,6 +223,10 @@ class Answering(VolumeSink):
         if self._chain is not None:
             self._chain.close()
             self._chain = None
+
+
+def _why(error: Exception) -> str:
+    return f"the disk there can't be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
 class ComparisonPlayer(DiskPlayer):
@@ -223,13 +247,14 @@ class Answer:
         self._raw = bytearray()
 
     def take(self, data: bytes) -> None:
-        """Raises StreamError."""
-        self._raw += data
-        if len(self._raw) > ANSWER_BYTES_MAX:
-            raise StreamError("the answer to a comparison is too long")
+        """Take the next part; of an answer that is too long, none after that. The session goes on."""
+        if len(self._raw) <= ANSWER_BYTES_MAX:
+            self._raw += data
 
     def result(self) -> Compared:
         """Return the answer, once the session has ended. Raises StreamError."""
+        if len(self._raw) > ANSWER_BYTES_MAX:
+            raise StreamError("the answer to a comparison is too long")
         if len(self._raw) < 4 or len(self._raw) != 4 + int.from_bytes(self._raw[:4], "big"):
             raise StreamError("the answer to a comparison is not whole")
         try:

@@ -119,12 +119,11 @@ class KeptReplicas:
         former = self._host.replicas.former(replica.vm)
         if not former.exists():
             return
+        disk_bytes = self._image(replica).disk_bytes  # an image that is missing may come yet
         await kept.open()
         async with kept.taking, kept.lock:
             try:
-                await asyncio.to_thread(
-                    kept.points.adopt, former, self._image(replica).disk_bytes, secrets.token_hex(8)
-                )
+                await asyncio.to_thread(kept.points.adopt, former, disk_bytes, secrets.token_hex(8))
                 log.info("what a VM left here is the base of its replica", vm=replica.vm, replica=replica.id)
             except Unacceptable as error:
                 log.warning("what a VM left here is of no use", vm=replica.vm, replica=replica.id, error=str(error))

@@ -186,8 +186,12 @@ class _Rounds:
         try:
             with doing(Action.COMPARE, vm=self._replica.vm, replica=self._replica.id, target=self._replica.peer):
                 reduced, lacks = await self._difference(context, plan, copied)
-        except Unacceptable as error:  # of layers that are not as QEMU makes them for a guest
-            reduced, lacks = None, str(error)
+        except (Unacceptable, OSError, SendFailed) as error:
+            # Layers that are not as QEMU makes them for a guest, a disk that can't be read, an answer that makes no
+            # sense: that may be so again each time. What a link does is tried again.
+            if not _is_of_comparison(error):
+                raise
+            reduced, lacks = None, f"it could not be compared: {error}"
         if reduced is None:
             plan.kind, plan.reason = RoundKind.WHOLE, f"{plan.reason}; all was sent: {lacks}"
             return copied
@@ -350,6 +354,13 @@ class _Plan:
 
     async def _records(self, monitor: Monitor) -> list[WriteRecord]:
         return [record for record in await dirty_bitmaps.records(monitor) if record.repository == self._replica]
+
+
+def _is_of_comparison(error: Exception) -> bool:
+    """Say whether a comparison failed by itself, so that a whole round may still go well."""
+    if isinstance(error, SendFailed):
+        return error.code is ErrorCode.LOCAL_FAILURE
+    return not isinstance(error, (ConnectionError, TimeoutError))
 
 
 def _monitor(context: VmContext) -> Monitor | None:

@@ -43,7 +43,7 @@ CLOCK_BEHIND_S = 0.5
 """A guest that stood still this long is asked to set its clock."""
 STABLE_S = 60.0
 """A VM that ran this long has not crashed "again" when it next does."""
-
+REVERT_WAITS = "goes back to its snapshot once its disk is copied, for a replica, a backup or a clone"
 
 BEGINS = frozenset((Step.START, Step.CONTINUE))
 """Steps that let a guest run which did not."""
@@ -297,6 +297,7 @@ class Reconciler:
         # The copy would be of no moment that the disk ever had. Nobody waits here: who copies may wait for this worker.
         if copying.locked():
             log.info("a revert waits until the disk is copied", vm=context.vm, snapshot=snapshot.id)
+            context.report(STATES.get(run_state, VmState.UNKNOWN), REVERT_WAITS)
             return RETRY_S
         async with copying:
             return await self._work_alone(snapshot, run_state)
