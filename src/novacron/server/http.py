@@ -58,6 +58,7 @@ log = logs.get(__name__)
 FEED_RETRY_S = 0.5
 GC_THRESHOLDS = 10_000, 20, 1000
 """Young objects are looked through often, all of them hardly ever: what the cache holds is in no cycle."""
+LISTEN_TRIES, LISTEN_AGAIN_S, IN_USE = 30, 0.5, "Address already in use"
 LEAVE_S_MAX = 10.0
 """How long requests may take that are worked on when the server ends."""
 
@@ -121,11 +122,25 @@ class Front:
         async with asyncio.TaskGroup() as group:
             others = [group.create_task(supervise(name, work), name=name) for name, work in works.items()]
             try:
-                await self._http.serve()
+                await self._serve()
             finally:
                 for task in others:
                     task.cancel()
         await self._shared.close()
+
+    async def _serve(self) -> None:
+        """Listen and answer until stopped. A connection that leaves from the API's port, which a system may choose for
+        it while no server runs, keeps the port for as long as it lasts. Raises RuntimeError."""
+        for tries_left in range(LISTEN_TRIES, 0, -1):
+            try:
+                await self._http.serve()
+            except RuntimeError as error:
+                if IN_USE not in str(error) or tries_left == 1:
+                    raise
+            else:
+                return
+            log.warning("the API's port is in use", port=self._settings.port, again_s=LISTEN_AGAIN_S)
+            await asyncio.sleep(LISTEN_AGAIN_S)
 
     async def leave(self) -> None:
         """Say for a while that this server is not ready, then take no more requests, and finish those that are here."""
