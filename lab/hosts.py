@@ -165,6 +165,8 @@ class Lab:
         if not self.namespaces:
             return
         for host in self.hosts:
+            if (RUN_NETNS / str(host.netns)).exists():  # of a process that was killed and had this one's number
+                run("ip", "netns", "delete", str(host.netns))
             run("ip", "netns", "add", str(host.netns))
         a, b = (str(host.netns) for host in self.hosts)
         bdp = int(self.wan.rate_bit_per_s / 8 * self.wan.rtt_ms / 1e3)

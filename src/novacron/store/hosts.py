@@ -168,7 +168,7 @@ def _why(tries: Tries) -> str:
     for task, server in tries.items():
         host = UrlParts.of(server).hosts
         error = _error(task)
-        words.append(f"{host}: {(str(error) or type(error).__name__) if error else 'it does not answer'}")
+        words.append(f"{host}: {_answer_of(error)}")
     return f"no server of the database takes writes ({'; '.join(words)})"
 
 
@@ -179,3 +179,10 @@ def _notice_silence(connection: asyncpg.Connection) -> None:
         of_kernel.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in TCP_OPTIONS.items():
             of_kernel.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _answer_of(error: BaseException | None) -> str:
+    """Return in words why a host is not used; None: its time was over."""
+    if error is None or (isinstance(error, TimeoutError) and not str(error)):
+        return "it does not answer"
+    return str(error) or type(error).__name__
