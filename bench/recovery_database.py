@@ -101,7 +101,7 @@ def database_figures(size: Size) -> list[Figure]:
             replica.server.stop()
     return [
         *(median(f"database, {case}: longest gap for writers", gaps[case], "s", BOUNDS[case]) for case in size.cases),
-        median("database, all cases: longest gap for readers of the API", read_gaps, "s"),
+        median("database, all cases: longest gap for readers of the API", read_gaps, "s", 0.1),
         Figure("  ... acknowledged writes", len(writer.acknowledged), "rows", size.writes, at_least=True),
         Figure("  ... of these lost", lost, "rows", 0),
     ]
