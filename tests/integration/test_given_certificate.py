@@ -16,7 +16,7 @@ from lab.replicas import Replica, serving
 from novacron import context_file, pki
 from novacron.agent import identity as identities
 from novacron.cli import authorities
-from novacron.client import Client, Config
+from novacron.client import ApiError, Client, Config
 from novacron.client.config import load_config
 from novacron.model.token import decode_ticket
 from tests.waiting import pause, until
@@ -89,6 +89,19 @@ def test_a_host_joins_through_it_and_trusts_the_installation_afterwards(
     assert ticket.ca_pem == given.authority.read_text()
     identity = identities.join(tmp_path / "identity", ticket, "host-a")
     assert identity.ca.read_text() == (replica.state / "ca.crt").read_text()
+
+
+def test_files_that_are_away_are_said_and_hold_up_nothing_else(server: tuple[Replica, Client], given: Given) -> None:
+    _, client = server
+    away = given.authority.with_name("away")
+    given.authority.rename(away)
+    try:
+        with pytest.raises(ApiError, match="authority of the API's certificate can't be read") as refused:
+            client.join_token("host-b")
+        assert refused.value.status == 503
+    finally:
+        away.rename(given.authority)
+    assert client.join_token("host-b")
 
 
 def test_one_that_is_renewed_is_shown_by_all_processes_without_a_restart(

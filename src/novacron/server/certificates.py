@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from novacron import pki
+from novacron.model.errors import Unavailable
 from novacron.server.settings import ServerSettings
 from novacron.store import events
 from novacron.store.database import Database
@@ -32,6 +34,31 @@ def check_given(settings: ServerSettings) -> None:
     given = settings.given_certificate
     for trouble in [] if given is None else given.check(settings.public_host):
         log.error("users can't verify the API", why=trouble)
+
+
+def trust(settings: ServerSettings, authority: pki.Authority) -> str:
+    """Return whom clients of the API have to trust (PEM); empty: whom their machines trust. Raises Unavailable."""
+    given = settings.given_certificate
+    try:
+        return authority.pem.decode() if given is None else given.trust()
+    except OSError as error:
+        raise Unavailable(
+            f"the authority of the API's certificate can't be read: {error}",
+            hint="put --tls-authority's file back",
+        ) from None
+
+
+def expiries(settings: ServerSettings) -> dict[tuple[str, ...], float]:
+    """Return when each certificate of this server ends; one that can't be read now, such as while it is replaced, is
+    left out."""
+    files = {"authority": settings.state_dir / "ca.crt", "server": settings.own_certificate[0]}
+    if settings.given_certificate is not None:
+        files["api"] = settings.given_certificate.certificate
+    ends = dict[tuple[str, ...], float]()
+    for name, file in files.items():
+        with contextlib.suppress(OSError, ValueError):
+            ends[name,] = pki.expires_at_s(file.read_bytes())
+    return ends
 
 
 def renew(authority: pki.Authority, directory: Path, hosts: list[str]) -> list[str]:

@@ -99,7 +99,7 @@ class Front:
             PlatformKeys.of(settings.platform_key, settings.former_platform_key),
             _catalogues(settings),
             VmUsage(agents.ask),
-            functools.partial(_trust, settings, authority),
+            functools.partial(certificates.trust, settings, authority),
         )  # fmt: skip
         pages = WebUi(create_app(services), {"oidc": services.oidc is not None})
         self._admission = Admission(pages, services, self._rates, settings.proxies)
@@ -232,11 +232,6 @@ def _keep_what_is_here() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     gc.collect()
     gc.freeze()
-
-
-def _trust(settings: ServerSettings, authority: pki.Authority) -> str:
-    """Return whom clients of the API have to trust (PEM). Raises OSError."""
-    return authority.pem.decode() if settings.given_certificate is None else settings.given_certificate.trust()
 
 
 def _second_factors(settings: ServerSettings, keys: KeyRing) -> SecondFactorChecks:

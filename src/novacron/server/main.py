@@ -95,8 +95,7 @@ def keep_context(path: Path, settings: ServerSettings, authority: pki.Authority,
     name = "local" if settings.public_host in LOOPBACK else settings.public_host.replace(":", ".")
     try:
         with context_file.changing(path) as contexts:
-            given = settings.given_certificate
-            ca = authority.pem.decode() if given is None else given.trust()
+            ca = certificates.trust(settings, authority)
             context = contexts.add_beside(name, context_file.Context(url, secret, ca, authorities=authority.trust_mark))
     except (context_file.SettingsError, OSError) as error:
         raise InvalidInput(
@@ -175,7 +174,7 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         context = pki.agent_link_tls(ca, certificate, key)
         Processes(settings.state_dir / "metrics").begin()
         settings.log_level.unlink(missing_ok=True)
-        _measure_certificates(settings)
+        gauge("novacron_certificate_expiry_timestamp_seconds").read = lambda: certificates.expiries(settings)
         front = Front(settings, database, authority, keys, link)
         controllers = Controllers(database, front.fleet, link, audit_chain, settings.fence, settings.lifetimes)
         front.changed += [controllers.changed, link.changed, _count_migrations()]
@@ -242,15 +241,6 @@ def _answers(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def _measure_certificates(settings: ServerSettings) -> None:
-    files = {"authority": settings.state_dir / "ca.crt", "server": settings.own_certificate[0]}
-    if settings.given_certificate is not None:
-        files["api"] = settings.given_certificate.certificate
-    gauge("novacron_certificate_expiry_timestamp_seconds").read = lambda: {
-        (name,): pki.expires_at_s(file.read_bytes()) for name, file in files.items()
-    }
 
 
 def _audit_chain(settings: ServerSettings) -> AuditChain:

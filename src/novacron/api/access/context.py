@@ -89,7 +89,7 @@ class Services(msgspec.Struct):
     catalogues: Catalogues
     usage: VmUsage
     trust: Callable[[], str]
-    """Returns whom clients of the API have to trust (PEM); empty: whom their machines trust. Raises OSError."""
+    """Returns whom clients of the API have to trust (PEM); empty: whom their machines trust. Raises Unavailable."""
 
 
 ApiRequest = Request[Caller, str, Any]
