@@ -290,6 +290,15 @@ async def test_a_contradiction_ends_when_its_node_has_nothing_of_the_vm_any_more
     assert (await stored(fleet, "web")).unreconciled is not None, "that it has it no more is what it said"
 
 
+async def test_what_a_migration_brought_that_the_database_has_forgotten_is_removed(fleet: Database) -> None:
+    for _ in range(2):
+        await said(fleet, "b", "web", 1, Claim.INCOMING)
+    vm = await stored(fleet, "web")
+    assert (vm.node, vm.epoch, vm.unreconciled) == ("a", 2, None), "the node obeys the next epoch"
+    assert await orders(fleet, "b", "web") == {"web": (OrderKind.GONE, 2)}
+    assert await orders(fleet, "a", "web") == {"web": (OrderKind.OWN, 2)}
+
+
 async def test_a_migration_that_only_the_old_database_knows_ends_and_moves_nothing(fleet: Database) -> None:
     async with fleet.transaction() as connection:
         await connection.execute(
@@ -517,7 +526,7 @@ async def test_a_vm_that_is_adopted_elsewhere_begins_once_a_damaged_record_is_no
     assert await orders(fleet, "c", "web") == {"web": (OrderKind.OWN, vm.epoch + 1)}
 
 
-@pytest.mark.parametrize("held", [OwnershipRecord(1, Claim.RELEASED), OwnershipRecord(3, Claim.RELEASED), None])
+@pytest.mark.parametrize("held", [OwnershipRecord(0, Claim.RELEASED), OwnershipRecord(3, Claim.RELEASED), None])
 async def test_a_nodes_own_word_ends_what_its_damaged_record_left_open(
     fleet: Database, held: OwnershipRecord | None
 ) -> None:
@@ -526,7 +535,7 @@ async def test_a_nodes_own_word_ends_what_its_damaged_record_left_open(
     await connect(fleet, "b", "web")
     await connect(fleet, "b", sound=None if held is None else NodeRecord("web", held))
     vm = await stored(fleet, "web")
-    if held is None or held.epoch == 1:
+    if held is None or held.epoch == 0:
         assert vm.unreconciled is None
     else:
         assert "node b has given it away, at epoch 3" in str(vm.unreconciled)

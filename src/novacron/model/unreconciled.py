@@ -63,10 +63,22 @@ def contradiction(node: str, held: OwnershipRecord, recorded: Recorded | None) -
         return None
     if held.epoch > recorded.epoch:
         return Contradiction.GONE if held.claim is Claim.NONE else Contradiction.LATER
+    if held.claim in (Claim.OWNER, Claim.RELEASED) and recorded.node != node:
+        return Contradiction.LATER  # at one epoch a VM has one owner
     if held.claim is Claim.OWNER:
-        return None if recorded.node == node else Contradiction.LATER
+        return None
     is_to_run_it = recorded.node == node and not recorded.migrating and not recorded.deleting
     return Contradiction.GONE if is_to_run_it else None
+
+
+def forgotten_arrival(node: str, held: OwnershipRecord, recorded: Recorded) -> bool:
+    """Say whether a node waits for a VM that does not come: its migration was in a newer database, or has
+    ended.
+
+    The node may not remove it at this epoch by itself: whether it has promised to have everything is not written down.
+    """
+    elsewhere = recorded.node != node and not recorded.migrating and not recorded.deleted
+    return held.claim is Claim.INCOMING and held.epoch == recorded.epoch and elsewhere
 
 
 class DescribedVolume(msgspec.Struct, frozen=True):

@@ -12,7 +12,14 @@ import msgspec
 
 from novacron.model.names import Name
 from novacron.model.ownership import Claim, OwnershipRecord
-from novacron.model.unreconciled import EPOCHS_UNSEEN, Contradiction, Recorded, UnreconciledVm, contradiction
+from novacron.model.unreconciled import (
+    EPOCHS_UNSEEN,
+    Contradiction,
+    Recorded,
+    UnreconciledVm,
+    contradiction,
+    forgotten_arrival,
+)
 from novacron.model.vm import Vm, VmState
 from novacron.store import events, unreconciled, vms
 from novacron.store.database import Connection
@@ -149,6 +156,8 @@ async def _compare(
     if recorded is not None and _both_removed(node, held, recorded):
         await _remove(connection, record.vm, held.epoch)
         return True
+    if recorded is not None and forgotten_arrival(node, held, recorded):
+        await _let_arrival_end(connection, node, record.vm, held.epoch)
     how = contradiction(node, held, recorded)
     if how is not None:
         said = _Said(how, held, f"{WORDS[held.claim]}, at epoch {held.epoch}")
@@ -159,6 +168,17 @@ async def _compare(
 def _both_removed(node: str, held: OwnershipRecord, recorded: Recorded) -> bool:
     """Say whether a VM that is being deleted, says the database, is removed already."""
     return recorded.deleting and recorded.node == node and held.claim is Claim.NONE and held.epoch >= recorded.epoch
+
+
+async def _let_arrival_end(connection: Connection, node: str, id: str, epoch: int) -> None:
+    """Let a node remove what a migration brought that the database does not know: it obeys the next epoch."""
+    done = await connection.execute(
+        "UPDATE vms SET epoch = epoch + 1 WHERE id = $1 AND epoch = $2 AND migration IS NULL"
+        " AND node IS DISTINCT FROM $3",
+        id, epoch, node,
+    )  # fmt: skip
+    if done == "UPDATE 1":
+        log.warning("a node holds what a forgotten migration brought; it is to remove that", node=node, vm=id)
 
 
 async def _remove(connection: Connection, id: str, epoch: int) -> None:
