@@ -212,6 +212,8 @@ def agent(context: typer.Context, options: AgentOptions) -> None:
             _show_settings(context, options)
         elif options.rejoin is not None:
             _rejoin(settings.state_dir / "identity", options.rejoin)
+        elif options.state_moved:
+            _take_state(settings.state_dir, settings.host_path)
         else:
             run(settings, options.join)
     except typer.BadParameter as error:
@@ -244,6 +246,21 @@ def _rejoin(identity_dir: Path, token: str) -> None:
     until = pki.utc(pki.expires_at_s(identity.certificate.read_bytes()))
     say(f"node {identity.name} has a certificate until {until}")
     say("its agent uses it within minutes if it runs; if not: systemctl start novacron-agent")
+
+
+def _take_state(state_dir: Path, host_path: Path) -> None:
+    """Let a state folder belong to this host. Raises InvalidInput."""
+    from novacron.agent.host import host_identity
+    from novacron.model.errors import InvalidInput
+
+    if not state_dir.is_dir():
+        raise InvalidInput(f"there is no state folder {state_dir}", field="state-dir")
+    try:
+        host_identity.note(host_path)
+    except OSError as error:
+        raise InvalidInput(f"can't write {host_path}: {error.strerror}", field="state-dir") from None
+    say(f"{state_dir} belongs to this host now")
+    say("start its agent: systemctl start novacron-agent")
 
 
 def main() -> None:

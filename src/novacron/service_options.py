@@ -313,6 +313,13 @@ class AgentOptions:
             " an agent that runs uses it",
         ),
     ] = None
+    state_moved: Annotated[
+        bool,
+        typer.Option(
+            "--state-moved",
+            help="the state folder was moved to this host for good, and its former host is off: note that, and end",
+        ),
+    ] = False
     state_dir: StateDir = None
     images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None
     name: Annotated[str | None, typer.Option(help="name of this node; default: the host's name")] = None

@@ -27,7 +27,7 @@ Made = TypeVar("Made")
 Options = TypeVar("Options", bound=type)
 FILE_BYTES_MAX = 1 << 20
 LINE_CHARACTERS_MAX = 100
-ONCE = frozenset({"settings", "check-settings", "rejoin", "new-keys"})
+ONCE = frozenset({"settings", "check-settings", "rejoin", "state-moved", "new-keys"})
 """Options that would be wrong at every start: they belong on the command line."""
 PASSWORD = re.compile(r"(?<=://)[^\s:/@]*:[^\s/@]+(?=@)")
 READABLE_BY_ALL = 0o004

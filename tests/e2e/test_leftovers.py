@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,12 @@ def test_no_copy_of_a_state_folder_is_used_while_its_vms_run(victim: Platform) -
             said = refused(copy)
             assert f"{vm['id']} (process {pid}, in {state / 'vms' / vm['id']})" in said
             assert f"--state-dir {state.parent}" in said, "it names the folder to use"
+            note = Path(other_disk) / "agent" / "host.json"
+            note.write_text('{"hardware": "", "system": "another"}')
+            assert "comes from another host, which may run the same VMs" in refused(copy)
+            moved = [sys.executable, "-m", "novacron", "agent", "--state-moved", "--state-dir", other_disk]
+            subprocess.run(moved, check=True, capture_output=True, timeout=60)
+            assert f"{vm['id']} (process {pid}" in refused(copy), "its VM runs here all the same"
         # An older copy in the folder's place.
         state.rename(f"{state}-bad")
         shutil.copytree(Path(other_disk) / "agent", state, symlinks=True)

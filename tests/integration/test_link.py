@@ -272,15 +272,42 @@ def client() -> Iterator[Client]:
 
 @contextlib.asynccontextmanager
 async def connected(
-    client: Client, directory: Path, name: str, *, accept: bool = True
+    client: Client, directory: Path, name: str, *, accept: bool = True, boot: str = ""
 ) -> AsyncIterator[ClientConnection]:
     """Connect to a real server as a node does that has just joined."""
     ticket = decode_ticket(await asyncio.to_thread(client.join_token, name, 3600, accept))
     identity = await asyncio.to_thread(identities.join, directory, ticket, name)
     url = identity.link_url.replace("https://", "wss://")
     async with connect(url, ssl=identity.tls(server=False), compression=None, proxy=None) as link:
-        await link.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, ())))
+        await link.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, (), boot=boot)))
         yield link
+
+
+async def refused_with(identity: Identity, boot: str) -> str:
+    """Connect as a node's agent on a host that was booted at another time; return why the server ends that."""
+    url = identity.link_url.replace("https://", "wss://")
+    async with connect(url, ssl=identity.tls(server=False), compression=None, proxy=None) as link:
+        await link.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, (), boot=boot)))
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while True:
+                await link.recv()
+    assert link.close_code == REFUSED
+    return str(link.close_reason)
+
+
+async def test_a_copy_of_a_node_on_another_host_is_refused_while_the_node_is_heard(
+    client: Client, tmp_path: Path
+) -> None:
+    async with asyncio.timeout(30), connected(client, tmp_path, "host-twice", boot="first") as link:
+        await link.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))
+        assert await acknowledged(link) == 1
+        identity = identities.load(tmp_path)
+        assert identity is not None
+        assert "works on another host now" in await refused_with(identity, "second")
+        await link.send(codec.encode(wire.Heartbeat(2, 1, 0.0, ())))
+        assert await acknowledged(link) == 2, "it stays connected"
+    said = await asyncio.to_thread(lambda: list(client.list("events", object="host-twice")))
+    assert [event["reason"] for event in said].count("TwoHosts") == 1
 
 
 async def acknowledged(link: ClientConnection) -> int:

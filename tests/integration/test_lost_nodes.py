@@ -168,6 +168,20 @@ async def test_a_vm_of_a_silent_node_is_recovered_without_removing_the_node(flee
     assert (await nodes_of_vms(fleet))["shared"] == "b"
 
 
+async def test_another_host_takes_a_nodes_place_only_once_that_is_silent(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        assert not await leases.another_host(connection, "a", "first"), "nobody knows from where it was heard"
+        await leases.begin(connection, "a", boot="first")
+        await connection.execute("UPDATE node_leases SET renewed_at = now()")
+        found = [await leases.another_host(connection, node, boot) for node in "ab" for boot in ("first", "second", "")]
+        assert found == [False, True, False, False, False, False]
+        await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '11 s'")
+        assert not await leases.another_host(connection, "a", "second"), "the host was booted again"
+        await leases.begin(connection, "a", boot="second")
+        await connection.execute("UPDATE node_leases SET renewed_at = now()")
+        assert await leases.another_host(connection, "a", "first")
+
+
 async def test_a_recovered_vm_waits_for_a_node_that_has_its_shared_volume_and_says_so(fleet: Database) -> None:
     await add_volume(fleet, "shared-1", "shared", "shared")
     await remove(fleet)

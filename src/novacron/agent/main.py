@@ -23,6 +23,7 @@ from novacron.agent.control.link import LinkClient, Renamed
 from novacron.agent.control.peers import PeerWatch
 from novacron.agent.control.queries import Subjects
 from novacron.agent.control.transfers import Transfers
+from novacron.agent.host import host_identity
 from novacron.agent.host import inventory as inventories
 from novacron.agent.host.clock import SystemClock
 from novacron.agent.host.conditions import HostConditions
@@ -66,6 +67,7 @@ from novacron.model.ownership import Claim
 from novacron.model.token import JoinTicket
 from novacron.net import tap
 from novacron.qemu import userfaults
+from novacron.qemu.lease_guard import boot_id
 from novacron.state_lock import FolderInUse, FolderLock
 from novacron.supervise import FewTasks, supervise
 from novacron.telemetry import logs, traces
@@ -238,7 +240,7 @@ class Agent:
         self._conditions.resync()
         self._host.networks.problems.resync()
         held = tuple(worker.held() for worker in self._workers.values())
-        return wire.Hello(wire.PROTOCOL, self._images.inventory, held, self._host.database_mark.mark)
+        return wire.Hello(wire.PROTOCOL, self._images.inventory, held, self._host.database_mark.mark, boot_id())
 
     def _receive(self, message: wire.Message) -> None:
         self._dispatcher.take(message)
@@ -375,6 +377,7 @@ def _begin(settings: AgentSettings, offer: JoinOffer, presence: contextlib.ExitS
     What can keep this agent from beginning is looked at first: a token is used up only then. Raises InvalidInput.
     """
     identity = identities.load(settings.identity_dir)
+    host_identity.check(settings.host_path)
     if identity is not None:
         identity = identities.renewed_at_start(identity, offer)
         settings = msgspec.structs.replace(settings, owner=identity.owner)

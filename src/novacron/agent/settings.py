@@ -65,6 +65,11 @@ class AgentSettings(msgspec.Struct, frozen=True):
         return self.state_dir / "wireguard.key"
 
     @property
+    def host_path(self) -> Path:
+        """Where it is noted which host this state folder is on."""
+        return self.state_dir / "host.json"
+
+    @property
     def lease_path(self) -> Path:
         return self.state_dir / "lease"
 

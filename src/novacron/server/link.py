@@ -41,7 +41,7 @@ from novacron.server.reader import Reader, Takers
 from novacron.server.reports import Reports
 from novacron.server.repository_prunes import RepositoryUpkeep
 from novacron.server.session import ConsoleChannel, NodeSession
-from novacron.store import conditions, database_marks, identities, leases, nodes, reconciling
+from novacron.store import conditions, database_marks, events, identities, leases, nodes, reconciling
 from novacron.store.certificates import REJOIN
 from novacron.store.database import Database
 from novacron.store.feed import Change
@@ -60,6 +60,10 @@ CONNECTIONS = counter("novacron_link_connections_total")
 BREAKS = counter("novacron_link_breaks_total")
 
 NO_PLATFORM_KEY = PlatformKeys(None)
+TWO_HOSTS = (
+    "node {name} works on another host now; if its state folder was copied here, remove the copy, and let this host"
+    " join under a name of its own"
+)
 FORESEE_S = 1.0
 GREETED_MAX = 6
 """Nodes that connect and are looked up at once: all of them come when the server has started."""
@@ -282,8 +286,23 @@ class LinkServer:
         if name != certified:
             await self._rename(session, socket)
             return False
+        if await self._is_elsewhere(session.node, hello.boot):
+            await self._refuse(session, TWO_HOSTS.format(name=session.node))
+            return False
         await self._welcome(session, hello)
         return True
+
+    async def _is_elsewhere(self, node: str, boot: str) -> bool:
+        """Say whether a node works on another host at this moment: this one has a copy of its state folder, or of its
+        whole disk."""
+        async with self._greeting, self._database.transaction() as connection:
+            found = await leases.another_host(connection, node, boot)
+            if found:
+                said = events.NewEvent(
+                    "node", node, node, "TwoHosts", f"another host asks to be node {node}, and is refused"
+                )
+                await events.record(connection, said)
+        return found
 
     async def _hello(self, socket: ServerConnection) -> wire.Hello:
         """Return the first message. Raises InvalidInput when it is none of this protocol, or other nodes could not act
@@ -307,7 +326,7 @@ class LinkServer:
             await self._database.transact(lambda connection: database_marks.compare(connection, node, hello.database))
             await self._database.transact(lambda connection: reconciling.take(connection, node, records, whole=True))
         async with self._greeting, self._database.transaction() as connection:
-            session.generation = await leases.begin(connection, node, [vm.vm for vm in hello.held if vm.record is None])
+            session.generation = await leases.begin(connection, node, _unread(hello), hello.boot)
             stored = await nodes.get(connection, node)
             session.clock = ClockSkew(stored.status.clock_skew_s)
             session.accepted, session.inventory = (stored.spec.accepted, stored.spec.capacity), hello.inventory
@@ -348,3 +367,8 @@ class LinkServer:
                         await session.send(wire.CertificateIssued(certificate))
                         log.info("a node was renamed", node=session.node)
                         return
+
+
+def _unread(hello: wire.Hello) -> list[str]:
+    """Return the VMs of which a host can't read what it has written down."""
+    return [vm.vm for vm in hello.held if vm.record is None]

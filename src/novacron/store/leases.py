@@ -9,22 +9,34 @@ import msgspec
 from novacron.model.lease import LEASE_S, MARGIN_S, STEADY_S, VOTERS_MAX, Sign
 from novacron.store.database import Connection
 
+ANOTHER_HOST_S = 10.0
+"""For how long a node that was heard keeps another host from its place. A host that is booted again takes longer."""
 SIGN_S = 8.0
 """How long it counts that a node was seen by another one."""
 
 
-async def begin(connection: Connection, node: str, damaged: Sequence[str] = ()) -> int:
+async def another_host(connection: Connection, node: str, boot: str) -> bool:
+    """Say whether a node was heard a moment ago from a host that was booted at another time than this one."""
+    found: bool | None = await connection.fetchval(
+        "SELECT boot <> $2 AND renewed_at > clock_timestamp() - make_interval(secs => $3) FROM node_leases"
+        " WHERE node = $1 AND boot <> ''",
+        node, boot, ANOTHER_HOST_S,
+    )  # fmt: skip
+    return bool(boot and found)
+
+
+async def begin(connection: Connection, node: str, damaged: Sequence[str] = (), boot: str = "") -> int:
     """A node has connected: return the generation that its heartbeats belong to. Only those renew its lease: a node
     that connects again and again, and says nothing, has none. ``damaged``: the VMs of which it can't read what it has
-    written down."""
+    written down; ``boot``: what tells this start of its host from others."""
     await connection.execute(
         "INSERT INTO node_leases (node, renewed_at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING", node
     )
     generation: int = await connection.fetchval(
         "UPDATE node_leases SET record_damaged = EXISTS (SELECT FROM unnest($2::text[]) AS d (vm)"
         " WHERE NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.vm = d.vm AND u.node = $1))"
-        " WHERE node = $1 RETURNING generation",
-        node, list(damaged),
+        ", boot = $3 WHERE node = $1 RETURNING generation",
+        node, list(damaged), boot,
     )  # fmt: skip
     return generation
 

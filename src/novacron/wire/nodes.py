@@ -35,6 +35,8 @@ class Hello(Message, frozen=True):
     held: tuple[HeldVm, ...]
     database: DatabaseMark | None = None
     """How far the server's database had come when the host was heard last."""
+    boot: Annotated[str, Meta(max_length=64)] = ""
+    """An id that the host's kernel makes at each boot: two hosts at a time are never one node."""
 
 
 class PeerSeen(msgspec.Struct, frozen=True):
