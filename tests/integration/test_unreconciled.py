@@ -297,6 +297,9 @@ async def test_what_a_migration_brought_that_the_database_has_forgotten_is_remov
     assert (vm.node, vm.epoch, vm.unreconciled) == ("a", 2, None), "the node obeys the next epoch"
     assert await orders(fleet, "b", "web") == {"web": (OrderKind.GONE, 2)}
     assert await orders(fleet, "a", "web") == {"web": (OrderKind.OWN, 2)}
+    await said(fleet, "a", "web", 4)
+    await said(fleet, "b", "web", 2, Claim.INCOMING)
+    assert (await stored(fleet, "web")).epoch == 2, "a VM that is unreconciled stays as it is"
 
 
 async def test_a_migration_that_only_the_old_database_knows_ends_and_moves_nothing(fleet: Database) -> None:

@@ -173,7 +173,7 @@ def _both_removed(node: str, held: OwnershipRecord, recorded: Recorded) -> bool:
 async def _let_arrival_end(connection: Connection, node: str, id: str, epoch: int) -> None:
     """Let a node remove what a migration brought that the database does not know: it obeys the next epoch."""
     done = await connection.execute(
-        "UPDATE vms SET epoch = epoch + 1 WHERE id = $1 AND epoch = $2 AND migration IS NULL"
+        "UPDATE vms SET epoch = epoch + 1 WHERE id = $1 AND epoch = $2 AND migration IS NULL AND unreconciled IS NULL"
         " AND node IS DISTINCT FROM $3",
         id, epoch, node,
     )  # fmt: skip
