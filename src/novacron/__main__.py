@@ -60,7 +60,7 @@ def up(
     dwcp_host: Annotated[str, typer.Option(help="address to listen on for other nodes' migrations")] = "127.0.0.1",
     network: Annotated[
         bool,
-        typer.Option("--network/--no-network", help="begin with a network for VMs that name none"),
+        typer.Option("--network/--no-network", help="create a default network for VMs that name none"),
     ] = True,
 ) -> None:
     """Run everything on this machine: embedded PostgreSQL, the server, and one agent."""

@@ -105,17 +105,17 @@ def apply(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be done")] = False,
     prune: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help=f"delete those of this kind in the project that no file has: one of"
+        typer.Option(metavar="KIND", help=f"delete objects of this kind in the project that are in no file: one of"
                      f" {', '.join(PRUNABLE)}; can be repeated", show_default=False),
     ] = None,
     prune_filter: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD=VALUE", help="... but only those with this value, as --filter of lists",
+        typer.Option(metavar="FIELD=VALUE", help="limit --prune to objects with this value, as --filter does for lists",
                      show_default=False),
     ] = None,
     yes: options.Yes = False,
 ) -> None:  # fmt: skip
-    """Make objects as YAML files say: create what is missing, change what differs, leave the rest.
+    """Apply YAML files: create what is missing, change what differs, leave the rest.
 
     Each document has a kind and the fields that the API takes: see novacron explain KIND. Shows first what differs.
     """

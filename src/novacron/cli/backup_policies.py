@@ -89,17 +89,27 @@ def covers(policy: Object) -> str:
 
 
 KEEP_OPTIONS = (
-    options.option("keep.last", int, "--keep-last", min=0, help="keep so many of the newest"),
-    options.option("keep.hourly", int, "--keep-hourly", min=0, help="keep the newest of each of so many hours"),
-    options.option("keep.daily", int, "--keep-daily", min=0, help="keep the newest of each of so many days, in UTC"),
-    options.option("keep.weekly", int, "--keep-weekly", min=0, help="keep the newest of each of so many weeks"),
-    options.option("keep.monthly", int, "--keep-monthly", min=0, help="keep the newest of each of so many months"),
-    options.option("keep.yearly", int, "--keep-yearly", min=0, help="keep the newest of each of so many years"),
+    options.option("keep.last", int, "--keep-last", min=0, help="number of newest backups to keep"),
+    options.option(
+        "keep.hourly", int, "--keep-hourly", min=0, help="number of hours of which to keep the newest backup"
+    ),
+    options.option(
+        "keep.daily", int, "--keep-daily", min=0, help="number of days (UTC) of which to keep the newest backup"
+    ),
+    options.option(
+        "keep.weekly", int, "--keep-weekly", min=0, help="number of weeks of which to keep the newest backup"
+    ),
+    options.option(
+        "keep.monthly", int, "--keep-monthly", min=0, help="number of months of which to keep the newest backup"
+    ),
+    options.option(
+        "keep.yearly", int, "--keep-yearly", min=0, help="number of years of which to keep the newest backup"
+    ),
 )
 PROBE_OPTIONS = (
     options.option(
         "probe.command", str, "--probe-command", convert=parse_command, metavar="COMMAND",
-        help="the VM has started once its guest agent runs this, without a shell, and it ends with exit code 0",
+        help="the VM has started once its guest agent can run this (no shell) with exit code 0",
     ),
     options.option(
         "probe.line", str, "--probe-line", metavar="TEXT",
@@ -118,31 +128,31 @@ POLICY_OPTIONS = (
     options.option("time_zone", str, help="time zone of the schedule, such as Europe/Paris; by default UTC"),
     options.option(
         "jitter_s", str, "--jitter", convert=parse_duration, metavar="TIME",
-        help="spread the VMs over so long after each time of the schedule; by default 30m",
+        help="time over which the VMs are spread after each scheduled time; by default 30m",
     ),
     options.option(
         "start_within_s", str, "--start-within", convert=_or_none, metavar="TIME",
-        help="a backup that could not begin for so long waits for the next time; none: it begins whenever it can",
+        help="time after which a backup that could not begin waits for the next time; none: it begins when it can",
     ),
     options.option(
         "max_age_s", str, "--max-age", convert=_or_none, metavar="TIME",
-        help="promise that no VM's newest backup is older; none: what the schedule makes possible",
+        help="age that no VM's newest backup may exceed; none: derived from the schedule",
     ),
     *KEEP_OPTIONS,
     options.option(
         "verify_days", str, "--verify-days", convert=parse_days, metavar="DAYS",
-        help="read each backup back, and again after so many days; none: never; by default 30",
+        help="days after which each backup is read back again; none: never; by default 30",
     ),
     options.option(
         "prove_days", str, "--prove-days", convert=parse_days, metavar="DAYS",
-        help="start a VM of each backup to prove it, and again after so many days; none: never, as by default",
+        help="days after which each backup is proved again, by starting a VM from it; none: never (default)",
     ),
     *PROBE_OPTIONS,
     options.option(
         "vms", list[str], "--vm", convert=options.without_empty, autocompletion=names_of("vms"),
         help="a VM to back up; can be repeated; without VMs and tags: all of the project",
     ),
-    options.option("tags", str, "--tag", convert=parse_tags, help="back up VMs with one of these tags, with commas"),
+    options.option("tags", str, "--tag", convert=parse_tags, help="VMs with any of these tags, comma-separated"),
 )  # fmt: skip
 ENABLED = options.option("enabled", bool, "--enabled/--disabled", help="whether it does anything")
 
@@ -196,7 +206,7 @@ def create(
     ],
     fields: Annotated[Object, POLICY_OPTIONS],
 ) -> None:
-    """Create a policy that backs VMs up by itself, daily if no schedule is given."""
+    """Create a policy that backs up VMs automatically, daily if no schedule is given."""
     with output.errors():
         created = Client().create_backup_policy(name, repository, **fields)
         say(f"{name}: created; it promises that no VM's newest backup is older than {duration(created['promise_s'])}")
@@ -211,7 +221,7 @@ def set_(
         str | None, typer.Option(help="another repository", autocompletion=names_of("backup-repositories"))
     ] = None,
 ) -> None:
-    """Change a policy. Times of its schedule that have passed do not count after that."""
+    """Change a policy. Scheduled times that have already passed are skipped."""
     changes = changes if repository is None else {**changes, "repository": repository}
     with output.errors():
         check_given(changes)
@@ -228,7 +238,7 @@ def set_(
 
 @app.command()
 def run(policy: PolicyRef) -> None:
-    """Back all VMs of a policy up now."""
+    """Back up all VMs of a policy now."""
     with output.errors():
         Client().run_backup_policy(policy)
         say(f"{policy}: its VMs are being backed up; see: novacron backup list --policy {policy}")

@@ -33,7 +33,7 @@ RepositoryRef = Annotated[
 ]  # fmt: skip
 PRUNE_DAYS = options.option(
     "prune_days", str, "--prune-days", convert=parse_days, metavar="DAYS",
-    help="free the room of deleted backups every so many days, on each node; none: never; by default 7",
+    help="days between two prunes on each node, which free the space of deleted backups; none: never; by default 7",
 )  # fmt: skip
 RESTORE_OPTIONS = (
     options.option("node", str, help="node to run on; by default the one that made the backup"),
@@ -125,7 +125,7 @@ def list_repositories(listing: Listing = Listing()) -> None:
 
 @repositories.command("show")
 def show_repository(repository: RepositoryRef, output_: Output = OutputFormat.TABLE) -> None:
-    """Show a repository, and when the room of deleted backups was freed on each node."""
+    """Show a repository, and when each node last freed the space of deleted backups."""
     with output.errors():
         output.fields(Client().get("backup-repositories", repository), REPOSITORY_DETAILS, output_)
 
@@ -146,7 +146,7 @@ def create_repository(
 @repositories.command("set")
 @options.expand
 def set_repository(repository: RepositoryRef, changes: Annotated[Object, (PRUNE_DAYS,)]) -> None:
-    """Change how often the room of deleted backups is freed."""
+    """Change how often the space of deleted backups is freed."""
     with output.errors():
         check_given(changes)
         Client().configure_backup_repository(repository, **changes)
@@ -155,7 +155,7 @@ def set_repository(repository: RepositoryRef, changes: Annotated[Object, (PRUNE_
 
 @repositories.command("prune")
 def prune_repository(repository: RepositoryRef) -> None:
-    """Free the room of deleted backups now, on each node that has backups in the repository."""
+    """Free the space of deleted backups now, on each node that has backups in the repository."""
     with output.errors():
         Client().prune_backup_repository(repository)
         say(f"{repository}: is being pruned; see: novacron backup repository show {repository}")
@@ -234,7 +234,7 @@ def verify(backup: BackupId, wait: QuietWait = QuietWait(timeout_s=3600)) -> Non
 def prove(
     backup: BackupId, probe: Annotated[Object, PROBE_OPTIONS], wait: QuietWait = QuietWait(timeout_s=7200)
 ) -> None:
-    """Make a VM of a backup, connected to nothing, that has to start; it is deleted then."""
+    """Prove that a backup boots: start a VM from it that is connected to nothing, then delete that VM."""
     with output.errors():
         client = Client()
         asked = client.prove_backup(backup, **probe.get("probe", {}))
@@ -255,7 +255,7 @@ def prove(
 def picture(
     backup: BackupId, file: Annotated[Path, typer.Argument(help="PNG file to write", show_default=False)]
 ) -> None:
-    """Save what the VM showed that was made of a backup to prove it."""
+    """Save the picture of the screen that was taken when a backup was proved."""
     with output.errors():
         file.write_bytes(Client().backup_picture(backup))
 
@@ -274,7 +274,7 @@ def restore(
     yes: options.Yes = False,
     wait: Wait = Wait(wait=True, timeout_s=7200),
 ) -> None:
-    """Make a new VM of a backup, with new addresses, or put it in the place of its VM's disk."""
+    """Restore a backup into a new VM, with new addresses, or in place of its VM's disk."""
     if in_place == (name is not None):
         raise typer.BadParameter("give the name of the new VM, or --in-place", param_hint="'NAME'")
     if in_place and "node" in fields:
@@ -307,7 +307,7 @@ def _replace(client: Client, backup: str, *, yes: bool, wait: Wait) -> None:
 @app.command()
 @options.expand
 def delete(backup: BackupId, wait: QuietWait = QuietWait(timeout_s=3600)) -> None:
-    """Take a backup out of its repository, or stop making it. restic prune frees the space."""
+    """Delete a backup from its repository, or cancel it. restic prune frees the space."""
     with output.errors():
         _delete(Client(), backup, wait)
 
@@ -333,7 +333,7 @@ def expire(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be deleted")] = False,
     wait: QuietWait = QuietWait(timeout_s=3600),
 ) -> None:
-    """Delete the backups of a VM that no rule keeps, in each repository by itself. Damaged and failed ones stay."""
+    """Delete the backups of a VM that no rule keeps, separately in each repository. Damaged and failed ones stay."""
     from novacron.retention import Keep, kept  # loaded by this command only
 
     keep = Keep(**counts.get("keep", {}))

@@ -15,7 +15,7 @@ from novacron.client import Client
 from novacron.client.choices import DrillName, DrillVerdict
 from novacron.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Rehearse disasters: drills that change nothing that lasts.")
+app = typer.Typer(no_args_is_help=True, help="Rehearse disasters, with drills that leave no lasting changes.")
 
 DAY_S = 86_400
 RUNS_SHOWN = 12
@@ -91,11 +91,13 @@ class RunOptions:
     ] = None
     vms: Annotated[int, typer.Option(min=1, max=50, help="of backup-proofs: backups of how many VMs to prove")] = 3
     min_days: Annotated[
-        int, typer.Option(min=1, max=365, help="of certificates: each has to be valid for so many days")
+        int, typer.Option(min=1, max=365, help="of certificates: days for which each must still be valid")
     ] = 7
-    promised: Annotated[str, typer.Option(help="in which time it has to be well again")] = "1h"
-    loss: Annotated[str, typer.Option(help="of database-restore: so much may be lost, such as 60s or 26h")] = "60s"
-    no_record: Annotated[bool, typer.Option("--no-record", help="don't tell the server how it went")] = False
+    promised: Annotated[str, typer.Option(help="promised time to recover")] = "1h"
+    loss: Annotated[str, typer.Option(help="of database-restore: promised limit of data loss, such as 60s or 26h")] = (
+        "60s"
+    )
+    no_record: Annotated[bool, typer.Option("--no-record", help="don't record the result on the server")] = False
     output: Output = OutputFormat.TABLE
 
 
@@ -124,7 +126,7 @@ def show(name: Name, output_: Output = OutputFormat.TABLE) -> None:
 @app.command()
 @options.expand
 def run(name: Name, how: RunOptions = RunOptions()) -> None:
-    """Run a drill, and record how it went. It changes nothing that lasts, and fails where it can't promise that."""
+    """Run a drill, and record the result. It leaves no lasting changes, and fails where that can't be guaranteed."""
     from novacron.cli import drill_runs
 
     asked = drill_runs.DrillHow(

@@ -13,7 +13,9 @@ from novacron.client import Client
 from novacron.client.choices import CapacityResource
 from novacron.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Foresee the load of nodes and VMs, and compare forecasts with what came.")
+app = typer.Typer(
+    no_args_is_help=True, help="Forecast the load of nodes and VMs, and compare past forecasts with the outcome."
+)
 
 
 def _of(item: Object, field: str) -> object:
@@ -78,7 +80,7 @@ def nodes(
     listing: Listing = Listing(),
     site: Annotated[str | None, typer.Option(help="only nodes of this site", show_default=False)] = None,
 ) -> None:
-    """Foresee the next hour of nodes: the most processors that their VMs will use, with a 90 % interval."""
+    """Forecast the peak CPU use of nodes in the next hour, with a 90 % interval."""
     listing.show("forecasts/nodes", NODES, site=site)
 
 
@@ -88,7 +90,7 @@ def vms(
     listing: Listing = Listing(),
     node: Annotated[str | None, typer.Option(help="only VMs of this node", show_default=False)] = None,
 ) -> None:
-    """Foresee the next seven days of VMs: the most processors that each will use, with a 90 % interval."""
+    """Forecast the peak CPU use of VMs in the next seven days, with a 90 % interval."""
     listing.show("forecasts/vms", VMS, node=node)
 
 
@@ -97,7 +99,7 @@ def accuracy(
     days: Annotated[int, typer.Option(min=1, max=3650, help="how many days to look back")] = 7,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Compare forecasts with what came: errors as shares of it, and how often it was in the 90 % interval."""
+    """Compare past forecasts with the outcome: relative errors, and how often it was within the 90 % interval."""
     with output.errors():
         items = Client().forecast_accuracy(days)
         output.rows(items, ACCURACY, output_)
@@ -108,14 +110,14 @@ def accuracy(
 
 def capacity(
     resource: Annotated[CapacityResource | None, typer.Option(help="only this kind", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many at most, those that are full first")] = 40,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="show at most this many, soonest first")] = 40,
     name: Annotated[
         str | None, typer.Option(help="only this site, pool (NODE/POOL), quota (PROJECT/FIELD) or node",
                                  show_default=False)
     ] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:  # fmt: skip
-    """Say when sites, pools, quotas and the database are full at the growth of the last months: the first one first."""
+    """Forecast when sites, pools, quotas and the database will be full, soonest first."""
     with output.errors():
         given = {"resource": resource, "name": name}
         found = list(Client().list("capacity", None, **{field: value for field, value in given.items() if value}))

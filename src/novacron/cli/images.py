@@ -43,7 +43,7 @@ CATALOGUED = "catalogue:"
 @options.expand
 def list_(
     tag: metadata.TagFilter = None,
-    remote: Annotated[bool, typer.Option("--remote", help="what the server's catalogues have instead")] = False,
+    remote: Annotated[bool, typer.Option("--remote", help="list what the server's catalogues offer instead")] = False,
     listing: Listing = Listing(),
 ) -> None:
     """List images and the nodes that hold them, or those that can be imported by their names."""

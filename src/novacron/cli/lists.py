@@ -90,7 +90,7 @@ class Listing:
             " means another one; can be repeated",
         ),
     ] = None
-    sort: Annotated[str | None, typer.Option(help="order by this field or column; -FIELD: falling")] = None
+    sort: Annotated[str | None, typer.Option(help="sort by this field or column; -FIELD for descending order")] = None
     watch: Annotated[bool, typer.Option("--watch", "-w", help="keep showing what changes, until interrupted")] = False
     output: Output = OutputFormat.TABLE
 

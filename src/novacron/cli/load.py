@@ -25,7 +25,7 @@ def of_vm(
     days: Days = 1,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Show how many processors a VM used in each past hour: in the busiest half minute, and on average."""
+    """Show a VM's CPU use in each past hour: the busiest half minute, and the average."""
     with output.errors():
         output.rows(Client().vm_load(vm, days), COLUMNS, output_)
 
@@ -35,6 +35,6 @@ def of_node(
     days: Days = 1,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Show how many processors the VMs of a node used together in each past hour: at most, and on average."""
+    """Show the CPU use of a node's VMs in each past hour: peak and average."""
     with output.errors():
         output.rows(Client().node_load(node, days), COLUMNS, output_)

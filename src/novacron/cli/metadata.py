@@ -20,11 +20,9 @@ def parse_tags(text: str) -> list[str]:
 
 
 OPTIONS = (
-    options.option("display_name", str, help="how people call it; empty: by its name"),
+    options.option("display_name", str, help="display name, in any script; empty removes it"),
     options.option("description", str, help="what it is for"),
-    options.option(
-        "tags", str, convert=parse_tags, help="words to find it by, with commas between them, instead of those it has"
-    ),
+    options.option("tags", str, convert=parse_tags, help="tags, separated by commas; they replace the present ones"),
 )
 Changes = Annotated[Object, OPTIONS]
 COLUMNS: Columns = {

@@ -292,7 +292,7 @@ def _merged(current: dict[str, str], changes: Iterable[str], default: str) -> di
 
 @app.command()
 def accept(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
-    """Accept a host that has joined as a node, or the CPUs and memory that a node reports by now."""
+    """Accept a host that has joined as a node, or the CPUs and memory that a node reports now."""
     _set(node, "accept", output_)
 
 
@@ -446,7 +446,8 @@ def join_token(
     node: Annotated[str, typer.Option(help="name of the host, which alone can use it", show_default=False)],
     ttl: Annotated[int, typer.Option(min=60, help="seconds until it expires")] = 3600,
     accept: Annotated[
-        bool, typer.Option("--accept", help="accept the host at once; without, it is cordoned until: node accept")
+        bool,
+        typer.Option("--accept", help="accept the host at once; otherwise it is cordoned until novacron node accept"),
     ] = False,
     file: Annotated[
         Path | None, typer.Option(help="write it to this file, which only you can read, instead of printing it")

@@ -56,7 +56,7 @@ def option(
 
 Confirm = Annotated[
     str | None,
-    typer.Option(metavar="NODE", help="name of the node that is gone, as your word that its host is off"),
+    typer.Option(metavar="NODE", help="name of the node that is gone, to confirm that its host is off"),
 ]
 
 

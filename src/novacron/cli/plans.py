@@ -15,7 +15,9 @@ from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Manage recovery plans: VMs that go on from their replicas, in order.")
+app = typer.Typer(
+    no_args_is_help=True, help="Manage recovery plans: VMs that are started from their replicas, in order."
+)
 
 PlanRef = Annotated[
     str,

@@ -59,9 +59,9 @@ def show(output_: Output = OutputFormat.TABLE) -> None:
 
 SET_OPTIONS = (
     options.option("mode", RebalanceMode, help="off; advise: only report what it would move; auto: move VMs"),
-    options.option("basis", RebalanceBasis, help="forecast: move before overload that is foreseen; average: even out"),
-    options.option("overload_minutes_min", float, "--overload-minutes", help="foreseen overload from which VMs move"),
-    options.option("relief_minutes_min", float, "--relief-minutes", help="overload that a move has to prevent"),
+    options.option("basis", RebalanceBasis, help="forecast: move VMs before an overload; average: balance averages"),
+    options.option("overload_minutes_min", float, "--overload-minutes", help="expected overload from which VMs move"),
+    options.option("relief_minutes_min", float, "--relief-minutes", help="minutes of it that a move must prevent"),
     options.option("cpu_share", float, help="share of a node's CPUs above which it is overloaded"),
     options.option("imbalance_min", float, "--imbalance", help="for averages: imbalance above which VMs move"),
     options.option("rounds", int, help="for averages: minutes for which the imbalance must last"),

@@ -17,14 +17,16 @@ from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
 from novacron.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Show replicas of VMs: copies of their disks on other sites, that follow.")
+app = typer.Typer(
+    no_args_is_help=True, help="Show replicas: copies of VMs' disks that are kept up to date on other sites."
+)
 
 ReplicaId = Annotated[str, typer.Argument(metavar="replica", help="id of the replica", show_default=False)]
 RPO = options.option(
     "rpo_s", str, "--rpo", convert=parse_duration, metavar="TIME",
-    help="a round begins so long after the one before, from 5s to 24h; by default 30s",
+    help="interval between two rounds, from 5s to 24h; by default 30s",
 )  # fmt: skip
-POINTS = options.option("points", int, "--points", help="how many of the newest points are kept, 1 to 6; by default 3")
+POINTS = options.option("points", int, "--points", help="number of points to keep, 1 to 6; by default 3")
 REPLICATE = (
     options.option("site", str, "--to-site", help="site that gets the replica; the platform chooses the node"),
     options.option("node", str, "--to-node", help="node that gets the replica"),
@@ -88,7 +90,7 @@ def list_(
 
 @app.command()
 def show(replica: ReplicaId, output_: Output = OutputFormat.TABLE) -> None:
-    """Show a replica and its points: the moments from which the VM can go on."""
+    """Show a replica and its points in time, from which the VM can continue."""
     with output.errors():
         output.fields(Client().get("replicas", replica), DETAILS, output_)
 
@@ -96,7 +98,7 @@ def show(replica: ReplicaId, output_: Output = OutputFormat.TABLE) -> None:
 @app.command("set")
 @options.expand
 def set_(replica: ReplicaId, changes: Annotated[Object, (RPO, POINTS)]) -> None:
-    """Change how often a replica follows, and how many points it keeps."""
+    """Change a replica's interval, and how many points it keeps."""
     with output.errors():
         check_given(changes)
         Client().configure_replica(replica, **changes)
@@ -125,7 +127,7 @@ def try_(
     point: Annotated[int | None, typer.Option(help="number of the point; the newest if not given")] = None,
     wait: Wait = Wait(wait=True, timeout_s=3600),
 ) -> None:
-    """Make a VM of a replica, connected to nothing, to see whether it starts. The replica goes on following."""
+    """Start a VM from a replica, connected to nothing, to see whether it boots. Replication continues."""
     with output.errors():
         client = Client()
         finish(client, client.try_replica(replica, name, point=point), ("running",), wait)
@@ -159,7 +161,7 @@ def failover(
     confirm: options.Confirm = None,
     wait: Wait = Wait(wait=True, timeout_s=600),
 ) -> None:
-    """Let a VM whose node is gone go on from a replica. What it wrote after the point is lost."""
+    """Continue a VM whose node is gone from a replica. What it wrote after that point is lost."""
     with output.errors():
         client = Client()
         found = client.get("vms", vm)

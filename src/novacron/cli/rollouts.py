@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # loaded where they are needed: other commands start faster
     from novacron.rollout.orders import Orders
 
 app = typer.Typer(
-    no_args_is_help=True, help="Bring a new version of the server behind HAProxy, watch it, and go back by itself."
+    no_args_is_help=True, help="Roll out a new server version behind HAProxy, watch it, and roll back automatically."
 )
 
 
@@ -36,7 +36,7 @@ class StartStrategy(StrEnum):
     CANARY = "canary"
 
 
-Version = Annotated[str, typer.Option(help="version to bring, such as 1.2.0", show_default=False)]
+Version = Annotated[str, typer.Option(help="version to roll out, such as 1.2.0", show_default=False)]
 At = Annotated[Path | None, typer.Option("--state-dir", help=f"directory with the journal; default: {STATE_DIR}")]
 Settings = Annotated[
     Path | None, typer.Option("--settings", help=f"TOML file that names it; default: {SETTINGS} if it is there")
@@ -166,7 +166,7 @@ def begin(context: typer.Context, version: Version, options: RolloutOptions = Ro
 @app.command()
 @expand
 def resume(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
-    """Let a rollout go on that waits, or whose process has ended."""
+    """Resume a rollout that is paused, or whose process has ended."""
     from novacron.rollout.model import RolloutState
 
     with _errors():
@@ -182,7 +182,7 @@ def resume(context: typer.Context, options: RolloutOptions = RolloutOptions()) -
 @app.command()
 @expand
 def abort(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
-    """Let a rollout go back at once, and wait until the old version has all requests."""
+    """Roll back a rollout in progress, and wait until the old version serves all requests."""
     with _errors():
         _back(_orders(context, options).abort())
 
@@ -190,7 +190,7 @@ def abort(context: typer.Context, options: RolloutOptions = RolloutOptions()) ->
 @app.command()
 @expand
 def accept(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
-    """After a rollout that failed: keep the version that serves now, with all requests, and end the other one."""
+    """After a failed rollout: keep the version that serves now, with all requests, and stop the other one."""
     from novacron.rollout.model import RolloutState
 
     with _errors():
@@ -204,7 +204,7 @@ def accept(context: typer.Context, options: RolloutOptions = RolloutOptions()) -
 @app.command()
 @expand
 def rollback(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
-    """Go back to the version before, whether a rollout is under way or done."""
+    """Roll back to the previous version, whether a rollout is in progress or done."""
     from novacron.rollout.model import RolloutState
 
     with _errors():
@@ -218,7 +218,7 @@ def rollback(context: typer.Context, options: RolloutOptions = RolloutOptions())
 
 @app.command()
 def pause(settings: Settings = None, state_dir: At = None) -> None:
-    """Let a rollout wait where it is. What it watches is still watched, and sends it back."""
+    """Pause a rollout where it is. It is still watched, and still rolls back."""
     from novacron.rollout.orders import Orders
 
     with _errors():
@@ -228,7 +228,7 @@ def pause(settings: Settings = None, state_dir: At = None) -> None:
 
 @app.command()
 def status(settings: Settings = None, state_dir: At = None, output_: Output = OutputFormat.TABLE) -> None:
-    """Show the newest rollout, and what it has done last."""
+    """Show the newest rollout and its latest steps."""
     with _errors():
         journal = _journal(settings, state_dir)
         rollout = journal.last()
@@ -244,7 +244,7 @@ def history(
     state_dir: At = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """List rollouts, newest first, or show what one of them did."""
+    """List rollouts, newest first, or show the steps of one."""
     with _errors():
         journal = _journal(settings, state_dir)
         if number is not None:

@@ -60,18 +60,18 @@ class RunHow:
     ] = None
     here: Annotated[
         list[HerePlace] | None,
-        typer.Option(help="machine that this one is, so that its steps run here; can be repeated"),
+        typer.Option(help="role of this machine, whose steps run here; can be repeated"),
     ] = None
     answered: Annotated[
         list[str] | None,
-        typer.Option(metavar="STEP", help="question to which the answer is yes; can be repeated"),
+        typer.Option(metavar="STEP", help="step whose question is answered with yes; can be repeated"),
     ] = None
     stop_alerts: Annotated[
         str | None,
         typer.Option(metavar="FILE|URL", help="firing alerts: one in the runbook's stop-on that begins ends the run"),
     ] = None
     log: Annotated[Path | None, typer.Option(help="log to write; default: below ~/.local/state/novacron")] = None
-    resume: Annotated[Path | None, typer.Option(help="log of a run to go on with, behind what it has done")] = None
+    resume: Annotated[Path | None, typer.Option(help="log of a run to resume")] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would run")] = False
     yes: Annotated[bool, typer.Option("--yes", help="don't ask before destructive steps")] = False
 

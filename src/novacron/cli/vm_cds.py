@@ -25,7 +25,7 @@ def insert(
 
 
 def eject(vm: VmRef, drive: Drive = 1) -> None:
-    """Take out what is in a CD-ROM drive of a VM, even if the guest has locked it."""
+    """Eject the disc from a CD-ROM drive of a VM, even if the guest has locked the drive."""
     _change_cd(vm, drive, None)
 
 

@@ -11,7 +11,7 @@ from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Give a VM network interfaces, move them to other networks, take them.")
+app = typer.Typer(no_args_is_help=True, help="Add, change and remove network interfaces of VMs.")
 
 VmRef = Annotated[str, typer.Argument(metavar="vm", help="name or id of the VM", show_default=False)]
 Mac = Annotated[str, typer.Argument(help="MAC address of the interface, see: novacron vm nic list", show_default=False)]
@@ -68,7 +68,7 @@ def set_(
 
 @app.command()
 def remove(vm: VmRef, mac: Mac) -> None:
-    """Take an interface from a VM that is off."""
+    """Remove an interface from a VM that is off."""
     with output.errors():
         _say(Client().remove_nic(vm, mac))
 

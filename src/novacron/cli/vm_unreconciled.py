@@ -44,7 +44,7 @@ ADOPT_OPTIONS = (
     options.option("name", str, help="new name, if another VM has taken its own"),
     options.option("project", str, "--into-project", help="project, if its own is not in the database"),
     options.option(
-        "confirm", str, metavar="NAME", help="name of the VM, as your word that no other node runs it"
+        "confirm", str, metavar="NAME", help="name of the VM, to confirm that no other node runs it"
     ),
 )  # fmt: skip
 
@@ -91,7 +91,8 @@ def _adopt_all(client: Client, node: str | None) -> None:
 def forget(
     vm: VmRef,
     confirm: Annotated[
-        str | None, typer.Option(metavar="NAME", help="name of the VM, as your word that its copy on nodes may go")
+        str | None,
+        typer.Option(metavar="NAME", help="name of the VM, to confirm that the copies on nodes may be deleted"),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:

@@ -182,7 +182,7 @@ FILTERS = (
     options.option("node", str, help="only VMs on this node"),
     options.option("state", str, help="only VMs in this state"),
     options.option("image", str, help="only VMs of this image"),
-    options.option("name", str, help="only the VM of this name, or all whose names begin so: web*"),
+    options.option("name", str, help="only the VM with this name; web* stands for all names that begin with web"),
 )
 
 
@@ -413,7 +413,7 @@ def recover(
     ] = False,
     wait: Wait = Wait(),
 ) -> None:
-    """Let a VM run again whose node is gone: on another node, or on the same one once that has joined again."""
+    """Recover a VM whose node is gone, on another node or on the same one once it has joined again."""
     with output.errors():
         client = Client()
         found = client.get("vms", vm)
