@@ -29,6 +29,8 @@ from tests import schedule
 from tests.schedule import WholeFiles
 
 pytest.register_assert_rewrite("tests.support")
+from tests.support.readable import nobody_reads  # noqa: E402 (its asserts are rewritten, too)
+
 survive_hangups()  # tests hold locks of repositories
 _numbers = itertools.count(1)
 
@@ -159,6 +161,7 @@ def site(images: Path, lacks: list[str]) -> Iterator[Platform]:
         open_directory("nvs-") as directory,
         lab(f"nvs{os.getpid()}", default_cache(), namespaces=not lacks) as hosts,
         platform(directory / "p", hosts, images, PlatformOptions(server=_catalogue(directory))) as running,
+        nobody_reads(running),
     ):
         yield running
 
@@ -183,5 +186,9 @@ def wan(lacks: list[str]) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def victim(wan: Lab, images: Path) -> Iterator[Platform]:
     """A platform whose processes tests may kill."""
-    with open_directory("nvv-") as directory, platform(directory / "p", wan, images) as running:
+    with (
+        open_directory("nvv-") as directory,
+        platform(directory / "p", wan, images) as running,
+        nobody_reads(running),
+    ):
         yield running

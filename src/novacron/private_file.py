@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 PRIVATE = 0o600
 UMASK = 0o077
@@ -26,6 +27,18 @@ def write(path: Path, data: bytes, mode: int = PRIVATE, owner: tuple[int, int] |
         file.flush()
         os.fsync(descriptor)
     temporary.replace(path)
+
+
+def opened(path: Path, mode: str = "wb") -> BinaryIO:
+    """Open a file to write it a piece at a time, as ``open`` does; one that is made only its owner can read.
+
+    Raises OSError.
+    """
+    return open(path, mode, opener=_private)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, PRIVATE)
 
 
 def readable_by_others(path: Path) -> bool:

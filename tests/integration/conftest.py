@@ -23,6 +23,7 @@ from novacron import pki
 from novacron.client import Client, NotFoundError
 from novacron.dwcp.listener import Listener
 from tests.support.dwcp import Ends
+from tests.support.readable import nobody_reads
 from tests.support.s3 import S3Server, running_s3_server
 from tests.support.vm_backups import new_repository
 
@@ -121,6 +122,7 @@ def sending(collector: Collector, share: float, prefix: str, images: Path, lacks
         open_directory(f"{prefix}-") as directory,
         lab(f"{prefix}{os.getpid()}", default_cache(), namespaces=not lacks) as hosts,
         platform(directory / "p", hosts, images, options) as running,
+        nobody_reads(running),
     ):
         yield running
 

@@ -83,6 +83,7 @@ def test_a_vm_comes_back_from_its_archive(
     wait_until_console_shows(site, vm, "changed")
     file = tmp_path / "vm.tar"
     assert "a disk of 8.0 MiB" in site.cli("vm", "export", vm["name"], str(file)).stdout
+    assert file.stat().st_mode & 0o077 == 0, "nobody else reads the VM's disk"
     with tarfile.open(file) as opened:
         assert opened.getnames() == ["vm.json", "disk.qcow2"]
         about = json.loads(opened.extractfile("vm.json").read())  # type: ignore[union-attr]

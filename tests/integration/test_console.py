@@ -138,6 +138,7 @@ def test_the_display_is_available_to_a_vnc_viewer_and_as_a_screenshot(
         serving.communicate(timeout=10)
     file = tmp_path / "picture.png"
     site.cli("vm", "screenshot", vm["name"], str(file))
+    assert file.stat().st_mode & 0o077 == 0
     data = file.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n") and struct.unpack("!II", data[16:24]) == (width, height)
     length = struct.unpack("!I", data[8:12])[0]

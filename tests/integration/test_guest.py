@@ -70,6 +70,7 @@ def reach_into(site: Platform, name: str, directory: Path) -> None:
     sent.write_bytes(bytes(range(256)) * 5000)  # more than two pieces
     site.cli("vm", "push", name, str(sent), "/tmp/file")
     site.cli("vm", "pull", name, "/tmp/file", str(received))
+    assert received.stat().st_mode & 0o077 == 0
     assert received.read_bytes() == sent.read_bytes()
     refused = site.cli("vm", "pull", name, "/no/such/file", str(directory / "none"), check=False)
     assert refused.returncode == 2 and "/no/such/file" in refused.stderr and not (directory / "none").exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from lab.platform import Platform
@@ -28,6 +30,14 @@ def readable_by_others(root: Path) -> list[Path]:
         elif mode & (0o002 if stat.S_ISSOCK(mode) else 0o004) and not stat.S_ISLNK(mode):
             found.append(path)
     return found
+
+
+@contextlib.contextmanager
+def nobody_reads(platform: Platform) -> Iterator[Platform]:
+    """Yield a platform; at the end, fail if other users of its hosts can read anything that was written meanwhile."""
+    yield platform
+    found = everything_readable(platform)
+    assert found == [], "other users of a host can read it: see docs/reference/on-disk-formats.md"
 
 
 def everything_readable(platform: Platform) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from novacron import private_file
 from novacron.cli import backup_policies, options, output, progress
 from novacron.cli.backup_policies import KEEP_OPTIONS, PROBE_OPTIONS, parse_days
 from novacron.cli.lists import Listing
@@ -257,7 +258,9 @@ def picture(
 ) -> None:
     """Save the picture of the screen that was taken when a backup was proved."""
     with output.errors():
-        file.write_bytes(Client().backup_picture(backup))
+        picture = Client().backup_picture(backup)
+        with private_file.opened(file) as opened:
+            opened.write(picture)
 
 
 @app.command()

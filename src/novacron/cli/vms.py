@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from novacron import private_file
 from novacron.cli import metadata, options, output, progress, updates, vm_backup, vm_memory
 from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
@@ -447,7 +448,9 @@ def display(
 def screenshot(vm: VmRef, file: Annotated[Path, typer.Argument(help="PNG file to write", show_default=False)]) -> None:
     """Save a screenshot of the VM's display."""
     with output.errors():
-        file.write_bytes(Client().screenshot(vm))
+        shown = Client().screenshot(vm)
+        with private_file.opened(file) as opened:
+            opened.write(shown)
         say(f"{vm}: {file}")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from novacron import private_file
 from novacron.client.api import Client
 from novacron.client.archive_format import ABOUT, ABOUT_BYTES_MAX, CARRIED, DISK, FORMAT, ArchivedDisk, ArchivedVm, read
 from novacron.client.errors import ApiError, ArchiveError, Unreachable
@@ -48,14 +49,14 @@ def export(
         raise ArchiveError(f"VM {vm} was not exported: {done['error'] if done else 'its export is gone'}")
     head = _head(client, done)
     if not part.exists() or part.stat().st_size < len(head):
-        part.write_bytes(head)
+        private_file.write(part, head)  # it holds the VM's disk, and its TPM's secrets
     digest = hashlib.sha256()
     with part.open("rb") as there:
         there.seek(len(head))
         while held := there.read(1 << 20):
             digest.update(held)
     have = part.stat().st_size - len(head)
-    with part.open("ab") as opened:
+    with private_file.opened(part, "ab") as opened:
         while have < done["size_bytes"]:
             piece = _patiently(functools.partial(client.export_data, done["id"], have))
             if not piece:

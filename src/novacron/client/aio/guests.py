@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from novacron import private_file
 from novacron.client import protocol
 from novacron.client.aio.connection import AsyncConnection
 from novacron.client.protocol import Object, quoted
@@ -59,7 +60,7 @@ class AsyncGuestCalls(AsyncConnection):
         """Read a file of a guest into ``file``, which appears once it is complete, and return its length."""
         partial, read = file.with_name(f".{file.name}.part"), 0
         try:
-            with partial.open("wb") as opened:
+            with private_file.opened(partial) as opened:
                 while True:
                     query = protocol.query({"path": guest_path, "offset": str(read)})
                     piece = await self._object("GET", f"/api/v1/vms/{quoted(vm)}/file?{query}")
