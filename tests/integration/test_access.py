@@ -295,7 +295,7 @@ def test_concurrent_requests_do_not_overrun_a_quota(api: Api, limited: Callable[
     assert (refused.problem["code"], refused.problem["field"]) == ("quota-exceeded", "vms")
     assert api("GET", "/api/v1/projects/acc-quota/usage").body["usage"] == {
         "vms": 7, "vcpus": 7, "memory_mib": 448, "disk_mib": 0, "snapshots": 0, "snapshot_mib": 0, "images": 0,
-        "image_mib": 0, "networks": 0, "forwards": 0, "migrations": 0,
+        "image_mib": 0, "backups": 0, "backup_mib": 0, "networks": 0, "forwards": 0, "migrations": 0,
     }  # fmt: skip
     created = next(answer for answer in answers if answer.status == 201).body
     grown = api("PATCH", f"/api/v1/vms/{created['id']}", {"memory_mib": 1000})

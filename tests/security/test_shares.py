@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import pytest
@@ -13,10 +14,10 @@ from novacron.model.errors import QuotaExceeded, Unavailable
 from novacron.model.image import ImportPhase, ImportSpec, Source
 from novacron.model.node import ImageInfo, Inventory
 from novacron.model.project import Quota
-from novacron.store import exports, garbage, imports, nodes, projects
+from novacron.store import backups, exports, garbage, imports, nodes, projects
 from novacron.store.database import Connection, Database
 from tests.support.fleet import node
-from tests.support.stored_fleet import add_node, add_vm
+from tests.support.stored_fleet import add_backup, add_node, add_vm
 
 
 async def test_a_project_takes_half_of_a_node_s_imports_and_no_more(database: Database) -> None:
@@ -119,6 +120,67 @@ async def test_snapshots_and_exports_count_with_what_they_can_take(database: Dat
     async with database.transaction() as connection:
         await exports.delete(connection, export.id, "ann")
         assert (await projects.usage(connection, "default")).image_mib == 0
+
+
+async def test_backups_count_with_what_they_wrote_and_the_first_with_its_disk(database: Database) -> None:
+    """Nothing kept a project from filling the directory that all projects' repositories share."""
+    async with database.transaction() as connection:
+        first = await add_backup(connection)
+        repository = (await backups.get(connection, first)).repository
+        await connection.execute("UPDATE vms SET disk_mib = 2000")
+        await connection.execute("UPDATE backups SET result = result || $1", {"written_bytes": (700 << 20) - 9})
+        await add_vm(connection, "db", "a")
+        await connection.execute("UPDATE vms SET disk_mib = 2000")
+        await connection.execute("UPDATE projects SET quota = $1", {"backups": 3, "backup_mib": 2750})
+
+        async def usage() -> tuple[int, int]:
+            has = await projects.usage(connection, "default")
+            return has.backups, has.backup_mib
+
+        async def refused(vm: str) -> str | None:
+            with pytest.raises(QuotaExceeded) as refusal:
+                async with connection.transaction():
+                    await backups.create(connection, vm, repository, "ann")
+            return refusal.value.field
+
+        assert await usage() == (1, 700)
+        await backups.create(connection, "web", repository, "ann")
+        assert await usage() == (2, 701), "most of its disk is there already"
+        made = await backups.create(connection, "db", repository, "ann")
+        assert await usage() == (3, 2701)
+        await connection.execute("UPDATE backups SET phase = 'failed' WHERE id = $1", made.id)
+        assert await usage() == (2, 701)
+        await connection.execute("UPDATE projects SET quota = $1", {"backup_mib": 2000})
+        assert await refused("db") == "backup_mib"
+        await connection.execute("UPDATE projects SET quota = $1", {"backups": 2})
+        assert await refused("db") == "backups"
+
+
+async def test_a_project_takes_half_of_a_nodes_backups_and_exports(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BACKUPS_PER_PROJECT_MAX", 2)
+    monkeypatch.setattr(limits, "EXPORTS_PER_PROJECT_MAX", 2)
+    async with database.transaction() as connection:
+        repository = (await backups.get(connection, await add_backup(connection))).repository
+        await connection.execute("UPDATE nodes SET status = jsonb_set(status, '{inventory,images,0,kind}', '\"disk\"')")
+        for number in range(3):
+            await add_vm(connection, f"vm-{number}", "a")
+
+    async def asked(work: Callable[[Connection], Awaitable[object]]) -> bool:
+        try:
+            await database.transact(work)
+        except Unavailable as refusal:
+            assert "of project default" in str(refusal) or "exports of project" in str(refusal)
+            return False
+        return True
+
+    async def all_at_once(make: Callable[[Connection, str], Awaitable[object]]) -> int:
+        works = (lambda connection, vm=f"vm-{number}": make(connection, vm) for number in range(3))
+        return sum(await asyncio.gather(*(asked(work) for work in works)))
+
+    assert await all_at_once(lambda connection, vm: backups.create(connection, vm, repository, "ann")) == 2
+    assert await all_at_once(lambda connection, vm: exports.create(connection, vm, "ann")) == 2
 
 
 async def test_an_import_that_does_not_go_on_gives_its_place_to_others(database: Database) -> None:

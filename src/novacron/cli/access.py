@@ -23,8 +23,8 @@ users = typer.Typer(no_args_is_help=True, help="Manage users: people and service
 grants = typer.Typer(no_args_is_help=True, help="Manage who has which role in which project.")
 
 QUOTAS = (
-    "vms", "vcpus", "memory_mib", "disk_mib", "snapshots", "snapshot_mib", "images", "image_mib", "networks",
-    "forwards", "migrations",
+    "vms", "vcpus", "memory_mib", "disk_mib", "snapshots", "snapshot_mib", "images", "image_mib", "backups",
+    "backup_mib", "networks", "forwards", "migrations",
 )  # fmt: skip
 
 

@@ -832,6 +832,8 @@ class QuotaBody(TypedDict, total=False):
     snapshot_mib: int | None
     images: int | None
     image_mib: int | None
+    backups: int | None
+    backup_mib: int | None
     networks: int | None
     forwards: int | None
     migrations: int | None

@@ -100,8 +100,12 @@ VOLUMES_PER_VM_MAX = 16
 SATA_VOLUMES_MAX, IDE_VOLUMES_MAX = 3, 1
 NEW_DISKS_PER_VM_MAX = 8
 EXPORTS_PER_NODE_MAX = 8
+EXPORTS_PER_PROJECT_MAX = EXPORTS_PER_NODE_MAX // 2
+"""Of one project on one node: the rest is for others."""
 BACKUPS_PER_NODE_MAX = 64
 """Backups that wait for one node, or that it makes."""
+BACKUPS_PER_PROJECT_MAX = BACKUPS_PER_NODE_MAX // 2
+"""Those of one project: the rest is for others."""
 BACKUP_REPOSITORIES_PER_PROJECT_MAX = 64
 BACKUP_POLICIES_PER_PROJECT_MAX = 64
 REPLICAS_PER_VM_MAX = 4

@@ -33,6 +33,10 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The project's own, and imports that go on."""
     image_mib: Amount | None = None
     """Disks of the project's own images, of imports that go on, and of exports."""
+    backups: Amount | None = None
+    """Backups of VMs in the project's repositories, and those that are being made."""
+    backup_mib: Amount | None = None
+    """What backups wrote to repositories. The first of a VM counts with the VM's disk while it is made."""
     networks: Amount | None = None
     forwards: Amount | None = None
     """Ports that lead to VMs."""
@@ -51,6 +55,8 @@ class Usage(msgspec.Struct, frozen=True):
     snapshot_mib: int = 0
     images: int = 0
     image_mib: int = 0
+    backups: int = 0
+    backup_mib: int = 0
     networks: int = 0
     forwards: int = 0
     migrations: int = 0
@@ -98,5 +104,6 @@ def _named(field: str) -> str:
         "disk_mib": "MiB of disks",
         "snapshot_mib": "MiB of snapshots",
         "image_mib": "MiB of images, imports and exports",
+        "backup_mib": "MiB of backups",
         "forwards": "forwarded ports",
     }.get(field, field)

@@ -59,7 +59,7 @@ async def create(
     connection: Connection, ref: str, repository: str, actor: str, *, policy: BackupPolicy | None = None
 ) -> Backup:
     """Ask for a backup of a VM as it is now, for a policy if one wants it. Raises NotFound, IllegalState, Conflict,
-    InvalidInput, Unavailable."""
+    InvalidInput, Unavailable, QuotaExceeded."""
     vm = await vms.get(connection, ref, lock=True)
     vms.check_action(vm, VmAction.BACKUP, None)
     into = await backup_repositories.get(connection, repository, lock=True)
@@ -69,16 +69,21 @@ async def create(
             field="repository", hint=f"novacron --project {vm.project} backup repository create NAME",
         )  # fmt: skip
     node = await _node_of(connection, vm)
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('backups'))")  # or many at once would not count
     working = [backup for backup in await _of_node(connection, node) if backup.phase is BackupPhase.MAKING]
     if any(backup.vm == vm.id for backup in working):
         raise Conflict(f"a backup of VM {vm.name} is being made", hint="wait until that is done: novacron backup list")
     if len(working) >= limits.BACKUPS_PER_NODE_MAX:
         raise NodeBusy(f"{len(working)} backups wait for node {node} already", hint="try again later")
+    own = sum(backup.project == vm.project for backup in working)
+    if own >= limits.BACKUPS_PER_PROJECT_MAX:
+        raise NodeBusy(f"{own} backups of project {vm.project} wait for node {node} already", hint="try again later")
     attached = [
         ExcludedVolume(volume.id, volume.name, volume.lun)
         for volume in await volumes.of_vm(connection, vm.id)
         if volume.lun is not None
     ]
+    before = await projects.lock_usage(connection, vm.project)
     row = await connection.fetchrow(
         "INSERT INTO backups (id, vm, vm_name, repository, repository_name, node, spec, phase, excluded_volumes,"
         " trace, project, result, policy) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING *",
@@ -87,6 +92,7 @@ async def create(
         traces.carry(), vm.project, msgspec.to_builtins(BackupResult()),
         "" if policy is None else policy.id,
     )  # fmt: skip
+    await projects.check_quota(connection, vm.project, before)
     backup = of_row(row)
     why = "" if policy is None else f", for backup policy {policy.name}"
     await _record(connection, backup, "BackupAsked", f"{backup.id} into {into.name}{why}", actor)

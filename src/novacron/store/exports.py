@@ -50,11 +50,7 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
         raise IllegalState(f"VM {vm.name} has no disk to export")
     if image.kind == "kernel":
         raise IllegalState(f"VM {vm.name} boots the kernel of its image, so its disk alone would not boot elsewhere")
-    count = await connection.fetchval("SELECT count(*) FROM exports WHERE node = $1", vm.node)
-    if count >= limits.EXPORTS_PER_NODE_MAX:
-        raise Unavailable(
-            f"node {vm.node} already keeps {count} exports", hint="delete one, see: novacron vm exports"
-        )  # fmt: skip
+    await _check_slots(connection, vm.node, vm.project)
     before = await projects.lock_usage(connection, vm.project)
     row = await connection.fetchrow(
         "INSERT INTO exports (id, vm, vm_name, node, spec, phase, trace, disk_mib)"
@@ -66,6 +62,23 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
     await projects.check_quota(connection, vm.project, before)
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "ExportAsked", f"on {vm.node}", actor))
     return _export(row)
+
+
+async def _check_slots(connection: Connection, node: str, project: str) -> None:
+    """Raise Unavailable if a node, or a project there, keeps as many exports as it may."""
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('exports'))")  # or many at once would not count
+    row = await connection.fetchrow(
+        "SELECT count(*) AS all_, count(*) FILTER (WHERE project = $2) AS own FROM exports WHERE node = $1",
+        node, project,
+    )  # fmt: skip
+    assert row is not None
+    whose, count = (f"project {project}", row["own"]) if row["own"] >= limits.EXPORTS_PER_PROJECT_MAX else ("", 0)
+    if not whose and row["all_"] >= limits.EXPORTS_PER_NODE_MAX:
+        whose, count = "all projects", row["all_"]
+    if whose:
+        raise Unavailable(
+            f"node {node} already keeps {count} exports of {whose}", hint="delete one, see: novacron vm exports"
+        )
 
 
 async def get(connection: Connection, id: str) -> Export:

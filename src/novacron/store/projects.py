@@ -34,7 +34,14 @@ USAGE = """
            ((SELECT coalesce(sum(o.size_mib), 0) FROM image_owners o WHERE o.project = u.project)
             + (SELECT coalesce(sum(greatest(i.disk_mib, ceil((i.spec ->> 'size_bytes')::bigint / 1048576.0))), 0)
                FROM imports i WHERE i.project = u.project AND i.finished_at IS NULL)
-            + (SELECT coalesce(sum(e.disk_mib), 0) FROM exports e WHERE e.project = u.project))::bigint AS image_mib
+            + (SELECT coalesce(sum(e.disk_mib), 0) FROM exports e WHERE e.project = u.project))::bigint AS image_mib,
+           (SELECT count(*) FROM backups b WHERE b.project = u.project AND b.phase <> 'failed') AS backups,
+           (SELECT coalesce(sum(CASE
+                WHEN b.phase <> 'making' THEN ceil((b.result ->> 'written_bytes')::bigint / 1048576.0)
+                WHEN EXISTS (SELECT FROM backups o WHERE o.vm = b.vm AND o.repository = b.repository
+                             AND o.phase NOT IN ('making', 'failed')) THEN 1
+                ELSE greatest(1, (SELECT v.disk_mib FROM vms v WHERE v.id = b.vm)) END), 0)
+            FROM backups b WHERE b.project = u.project AND b.phase <> 'failed')::bigint AS backup_mib
     FROM project_usage u WHERE u.project = $1
 """
 

@@ -25,6 +25,8 @@ const LIMITS: Record<keyof Quota, string> = {
   snapshot_mib: m("Snapshots in MiB"),
   images: m("Images"),
   image_mib: m("Images in MiB"),
+  backups: m("Backups"),
+  backup_mib: m("Backups in MiB"),
   networks: m("Networks"),
   forwards: m("Forwarded ports"),
   migrations: m("Migrations at once"),
