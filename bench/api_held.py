@@ -3,145 +3,93 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
+import json
+import secrets
 import ssl
 import statistics
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from bench.api_load import Stand
 from bench.report import Figure
+from lab.held_connections import LASTING, SHORT, HeldConnections, ask, request
 
-OPEN_AT_ONCE = 50
-HELD_S_MAX = 60
-AGAIN_S = 0.5
-"""A holder whose connection was closed opens the next one so much later."""
-KINDS = ("idle", "slow header", "no body", "slow body", "stream", "wait")
+HELD_S_MAX = 180
 ASK_S = 0.01
+MORE_SHARE = 1.2
+"""So many more are begun: those that the server has just closed are on their way again."""
 P99_MS_MAX = 100.0
 
 
 class Callers(NamedTuple):
-    """The tokens of the viewer who holds connections, and of the member who works beside."""
+    """The tokens of the viewer who holds connections, and of the member and the operator who work beside."""
 
     viewer: str
     member: str
+    operator: str
 
 
 def held_figures(stand: Stand, connections: int, seconds: float) -> list[Figure]:
-    """Hold connections without a token and with a viewer's, as idle, slow and streaming as can be, and ask as another
-    user all the while."""
-    client = stand.client
-    secrets = {}
-    for name, role in (("holder", "viewer"), ("worker", "member")):
+    """Hold connections without a token and with a viewer's, as idle, slow and streaming as can be, and ask as others
+    all the while, over a new connection each time."""
+    client, tokens = stand.client, {}
+    for name, role, project in (
+        ("holder", "viewer", "default"), ("worker", "member", "default"), ("night", "operator", None),
+    ):  # fmt: skip
         client.create_user(name, kind="service")
-        client.grant(name, role, "default")
-        secrets[role] = client.create_token(name, user=name)["secret"]
-    vm = next(iter(client.list("vms", limit=1)))
-    callers = Callers(secrets["viewer"], secrets["member"])
-    took_ms, statuses = asyncio.run(_measure(stand, vm, callers, connections, seconds))
-    refused = sum(count for status, count in statuses.items() if status != 200)
-    name = f"{connections:,} connections held by a stranger and a viewer: another user's read, p99 (of {len(took_ms)})"
+        client.grant(name, role, project)
+        tokens[role] = client.create_token(name, user=name)["secret"]
+    vm = str(next(iter(client.list("vms", limit=1)))["id"])
+    callers = Callers(tokens["viewer"], tokens["member"], tokens["operator"])
+    measured = asyncio.run(_measure(stand, vm, callers, connections, seconds))
+    name = f"{connections:,} connections held by a stranger and a viewer"
+    took_ms = measured.took_ms
     return [
-        Figure(name, statistics.quantiles(took_ms, n=100)[98], "ms", P99_MS_MAX),
-        Figure("  ... refused", refused, "", 0),
-    ]
+        Figure(f"{name}: at least so many at once", measured.least, "", connections, at_least=True),
+        Figure(f"  ... others' requests over new connections, p99 (of {len(took_ms)})",
+               statistics.quantiles(took_ms, n=100)[98], "ms", P99_MS_MAX),
+        Figure("  ... refused or not answered", measured.failed, "", 0),
+    ]  # fmt: skip
 
 
-async def _measure(
-    stand: Stand, vm: dict[str, object], callers: Callers, connections: int, seconds: float
-) -> tuple[list[float], Counter[int]]:
-    context = ssl.create_default_context(cadata=stand.client.config.ca)
-    starting, held = asyncio.Semaphore(OPEN_AT_ONCE), Counter[str]()
-    tasks = [
-        asyncio.create_task(_hold(stand, context, KINDS[number % len(KINDS)], vm, callers.viewer, starting, held))
-        for number in range(connections)
-    ]
-    try:
-        for _ in range(HELD_S_MAX * 10):  # those that the server closes are opened again
-            if sum(held.values()) >= connections // 2:
-                break
-            await asyncio.sleep(0.1)
-        return await _ask(stand, context, callers.member, seconds)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+class _Measured(NamedTuple):
+    took_ms: list[float]
+    failed: int
+    least: int
 
 
-@contextlib.asynccontextmanager
-async def _connected(
-    stand: Stand, context: ssl.SSLContext
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", stand.ports[0], ssl=context)
-    try:
-        yield reader, writer
-    finally:
-        writer.transport.abort()
-
-
-def _opening(kind: str, vm: dict[str, object], viewer: str) -> str:
-    """Return what a holder of this kind sends first."""
-    token = f"Authorization: Bearer {viewer}\r\n"
-    return {
-        "idle": "",
-        "slow header": "GET / HTTP/1.1\r\nX: ",
-        "no body": "POST /api/v1/vms HTTP/1.1\r\nHost: n\r\nContent-Length: 100\r\n\r\n",
-        "slow body": f"POST /api/v1/vms HTTP/1.1\r\nHost: n\r\n{token}Content-Length: 100\r\n\r\n",
-        "stream": f"GET /api/v1/events HTTP/1.1\r\nHost: n\r\n{token}Accept: text/event-stream\r\n\r\n",
-        "wait": f"GET /api/v1/vms/{vm['id']}?newer_than=9999999999&timeout_s=60 HTTP/1.1\r\nHost: n\r\n{token}\r\n",
-    }[kind]
-
-
-async def _hold(
-    stand: Stand, context: ssl.SSLContext, kind: str, vm: dict[str, object], viewer: str,
-    starting: asyncio.Semaphore, held: Counter[str],
-) -> None:  # fmt: skip
-    """Hold one connection, and another one when it is closed, until cancelled."""
-    while True:
-        with contextlib.suppress(OSError, TimeoutError):
-            async with contextlib.AsyncExitStack() as stack:
-                async with starting:
-                    reader, writer = await stack.enter_async_context(_connected(stand, context))
-                    writer.write(_opening(kind, vm, viewer).encode())
-                    await writer.drain()
-                held[kind] += 1
-                stack.callback(held.subtract, (kind,))
-                await _dribble(reader, writer, slow=kind.startswith("slow"))
-        await asyncio.sleep(AGAIN_S)
-
-
-async def _dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slow: bool) -> None:
-    """Keep a connection until the server ends it; slow ones send a byte now and then."""
-    while True:
-        try:
-            async with asyncio.timeout(3 if slow else None):
-                if not await reader.read(65536):
-                    return
-        except TimeoutError:
-            writer.write(b"x")
-            await writer.drain()
-
-
-async def _ask(stand: Stand, context: ssl.SSLContext, member: str, seconds: float) -> tuple[list[float], Counter[int]]:
-    """Ask over a connection of its own, many times a second; return how long each took in ms, and the statuses."""
-    took_ms, statuses = list[float](), Counter[int]()
-    until = time.monotonic() + seconds
-    request = f"GET /api/v1/vms?limit=20 HTTP/1.1\r\nHost: n\r\nAuthorization: Bearer {member}\r\n\r\n".encode()
-    async with _connected(stand, context) as (reader, writer):
+async def _measure(stand: Stand, vm: str, callers: Callers, connections: int, seconds: float) -> _Measured:
+    ca = stand.client.config.ca
+    assert ca is not None
+    holders, tls = HeldConnections(stand.ports[0], ca, callers.viewer, vm), ssl.create_default_context(cadata=ca)
+    asked: Iterator[Callable[[], bytes]] = itertools.cycle(
+        [
+            lambda: request("GET", "/api/v1/vms?limit=20", callers.member),
+            lambda: request("GET", "/api/v1/nodes", callers.operator),
+            lambda: request("GET", "/healthz"),
+            lambda: request("POST", "/api/v1/flavors?project=default", callers.member, _flavor()),
+        ]
+    )
+    took_ms, statuses, least = list[float](), Counter[int](), connections * 2
+    short = HeldConnections(stand.ports[0], ca, callers.viewer, vm)
+    async with holders.hold(int(connections * MORE_SHARE), LASTING), short.hold(connections // 4, SHORT):
+        await holders.until_held(connections, HELD_S_MAX)
+        until = time.monotonic() + seconds
         while time.monotonic() < until or len(took_ms) < 2:
-            started = time.perf_counter()
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                int(line.partition(b":")[2])
-                for line in head.lower().split(b"\r\n")
-                if line.startswith(b"content-length")
-            )
-            await reader.readexactly(length)
-            took_ms.append(1e3 * (time.perf_counter() - started))
-            statuses[int(head.split()[1])] += 1
+            try:
+                status, ms = await ask(stand.ports[0], tls, next(asked)())
+                took_ms.append(ms)
+            except (OSError, TimeoutError, asyncio.IncompleteReadError):
+                status = 0
+            statuses[status] += 1
+            least = min(least, holders.held.total())
             await asyncio.sleep(ASK_S)
-    return took_ms, statuses
+    return _Measured(took_ms, sum(count for status, count in statuses.items() if status not in (200, 201)), least)
+
+
+def _flavor() -> bytes:
+    size = {"name": f"held-{secrets.token_hex(4)}", "spec": {"vcpus": 1, "memory_mib": 64}}
+    return json.dumps(size).encode()

@@ -168,6 +168,8 @@ class Authority:
         others = [certificate for certificate in certificates if certificate is not self._issuer.certificate]
         self.trusted = [self._issuer.certificate, *others]
         self.pem = b"".join(_pem(certificate) for certificate in self.trusted)
+        self.roots = [_root(key) for key in dict.fromkeys((self._issuer.key, self._server_issuer.key))]
+        """What is derived from the keys of the CAs that issue, as ``root`` does: first that of nodes."""
 
     @property
     def key_pem(self) -> bytes:
@@ -229,8 +231,7 @@ class Authority:
     def root(self) -> bytes:
         """Return what all secrets of the platform were derived from before they had keys of their own: the first step
         of HKDF (RFC 5869) from the CA's key, which does not give that key away."""
-        secret = self._issuer.key.private_numbers().private_value.to_bytes(32, "big")
-        return hmac.digest(b"novacron", secret, "sha256")
+        return _root(self._issuer.key)
 
     def issue_server(self, directory: Path, hosts: list[str]) -> tuple[Path, Path]:
         """Write the server's certificate for ``hosts`` (names or addresses) and its key; return both paths."""
@@ -257,6 +258,11 @@ class Authority:
             raise ValueError("the certificate request is for another key than the node's")
         builder = _builder(name, self._issuer.certificate.subject, NODE_DAYS, self._clock())
         return _sign(self._issuer, builder, key, [node_host(name)], client=True)
+
+
+def _root(key: Key) -> bytes:
+    secret = key.private_numbers().private_value.to_bytes(32, "big")
+    return hmac.digest(b"novacron", secret, "sha256")
 
 
 def _sign(

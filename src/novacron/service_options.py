@@ -104,6 +104,13 @@ class ServerOptions:
         str | None, typer.Option(envvar="NOVACRON_REDIS_URL", help="Redis or Valkey in which processes share limits")
     ] = None
     workers: Annotated[int, typer.Option(min=1, max=64, help="processes that answer requests")] = 1
+    connections_max: Annotated[
+        int,
+        typer.Option(
+            "--connections-max", min=32, max=limits.CONNECTIONS_MAX,
+            help="connections of clients that each process keeps; with more than half, silent ones are closed",
+        ),
+    ] = limits.CONNECTIONS_MAX  # fmt: skip
     pool: Annotated[int, typer.Option(min=5, max=100, help="database connections of each process")] = 25
     leave_s: Annotated[
         float,
@@ -265,8 +272,8 @@ class ServerOptions:
         from novacron.server.settings import AuditSettings, SecondFactorSettings, ServerSettings
 
         same = (
-            "host", "port", "link_port", "advertise", "leave_s", "reads_away_s", "workers", "pool", "oidc", "fence",
-            "key_age_days", "new_keys", "drain_limit_s", "platform_key", "former_platform_key",
+            "host", "port", "link_port", "advertise", "leave_s", "reads_away_s", "workers", "connections_max", "pool",
+            "oidc", "fence", "key_age_days", "new_keys", "drain_limit_s", "platform_key", "former_platform_key",
         )  # fmt: skip
         return ServerSettings(
             database_url=database,

@@ -77,7 +77,9 @@ def has_voted(statement: wire.Statement) -> bool:
 
 
 def _obey_statement(record: Record, statement: wire.Statement) -> tuple[Record, OrderVerdict]:
-    return obey_order(record, statement.order, voted=has_voted(statement), deleted=statement.deleted)
+    return obey_order(
+        record, statement.order, voted=has_voted(statement), deleted=statement.deleted, proof=statement.proof
+    )
 
 
 class Worker:
@@ -144,13 +146,13 @@ class Worker:
     def held(self) -> wire.HeldVm:
         """Return what this node remembers of the VM, for the server."""
         record = self.context.record
-        return wire.HeldVm(self.vm, None if record.damaged else record.held)
+        return wire.HeldVm(self.vm, None if record.damaged else record.held, record.proof)
 
     def contradict(self) -> None:
         """The server has said something else than what this node knows of the VM, or nothing: tell it, once."""
         record = self.context.record
         description = None if record.held.claim is Claim.NONE else record.description
-        said = wire.Contradicted(self.vm, record.held, description)
+        said = wire.Contradicted(self.vm, record.held, description, record.proof)
         if not record.damaged and said != self._contradicted:
             self._contradicted = said
             self._services.send(said)
@@ -284,6 +286,8 @@ class Worker:
         def obey(record: Record) -> Record:
             nonlocal verdict
             after, verdict = _obey_statement(record, statement)
+            if after.held == record.held and verdict is not OrderVerdict.RUN:
+                return after  # another proof of what it was told before
             return msgspec.structs.replace(after, description=_description(statement))
 
         await context.update(obey)

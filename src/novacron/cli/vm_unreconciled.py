@@ -74,8 +74,9 @@ def adopt(
 def _adopt_all(client: Client, node: str | None) -> None:
     """Adopt each VM that a node has, and say which could not be."""
     had = [
-        item for item in client.list("unreconciled-vms") if item["claim"] == "owner" and node in (None, item["node"])
-    ]
+        item for item in client.list("unreconciled-vms")
+        if item["claim"] == "owner" and node in (None, item["node"]) and item["contradiction"] != "unproven"
+    ]  # fmt: skip
     refused = 0
     for id in dict.fromkeys(item["vm"] for item in had):
         try:

@@ -20,6 +20,12 @@ def way_out(item: dict[str, Any]) -> str:
                 f"if it was deleted: novacron vm adopt {name} --confirm {name}; if the database is right: novacron vm"
                 f" forget {name}"
             )
+        case "unproven":
+            return (
+                f"node {node} can't show that a server has told it so, and nobody waits for it: if that host may be in"
+                f" wrong hands: novacron node remove {node} --force; if it has the VM: novacron vm adopt {name}"
+                f" --node {node} --confirm {name}; if not: novacron vm forget {name}"
+            )
         case "damaged":
             return (
                 f"if another node has it, adopt it from there; if node {node} has it: novacron vm adopt {name}"

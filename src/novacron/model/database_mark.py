@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 NUMBER_MAX = 2**53
+PROOF_LENGTH_MAX = 32
 
 
 class DatabaseMark(msgspec.Struct, frozen=True):
@@ -19,3 +20,5 @@ class DatabaseMark(msgspec.Struct, frozen=True):
 
     server: Annotated[str, Meta(max_length=32, pattern=r"^[0-9a-f]+\Z")]
     number: Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
+    proof: Annotated[str, Meta(max_length=PROOF_LENGTH_MAX)] = ""
+    """That a server has counted so far; empty where no node is told of it, and from older servers."""

@@ -53,6 +53,8 @@ CHANGES_RETENTION_S = 3600
 EVENTS_RETENTION_S = 30 * 24 * 3600
 REVOKED_KEY_RETENTION_S = 60 * 24 * 3600
 """Longer than a node's certificate lasts, whatever clocks say."""
+CONNECTIONS_MAX = 16_384
+"""Of clients, that one process of a server keeps."""
 TOMBSTONE_RETENTION_S = 90 * 24 * 3600
 
 HEARTBEAT_INTERVAL_S = 3.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
+import msgspec
 
 from novacron.model.errors import NovaError, Unavailable
+from novacron.model.ownership import Order
 from novacron.server import node_statements
 from novacron.server.cpu_baseline import CpuBaselines
 from novacron.server.network_audience import NetworkAudience
@@ -34,11 +36,14 @@ class DesiredStateSender:
     """Tells all connected nodes, ``sessions``, by name."""
 
     def __init__(
-        self, database: Database, sessions: Mapping[str, NodeSession], secrets: node_statements.Secrets
-    ) -> None:
+        self, database: Database, sessions: Mapping[str, NodeSession], secrets: node_statements.Secrets,
+        prove: Callable[[str, Order], str] = lambda vm, order: "",
+    ) -> None:  # fmt: skip
+        """``prove`` returns the proof of an order about a VM."""
         self._database = database
         self._sessions = sessions
         self._secrets = secrets
+        self._prove = prove
         self._network_audience = NetworkAudience()
         self._cpu_baselines = CpuBaselines()
         self._log_now = Rarely()
@@ -59,6 +64,8 @@ class DesiredStateSender:
         match change.kind, change.body:
             case "vm", body:
                 self._vm_changed(change.key, body)
+            case "unreconciled-vm", {"contradiction": "unproven"}:
+                pass  # nobody is told anything else for it
             case "unreconciled-vm", _:
                 self._touch(change.key.partition(".")[0])
                 self.wake_all()
@@ -174,7 +181,8 @@ class DesiredStateSender:
                     async with self._reading:
                         messages = await self._read_anew(session)
                     await self._tell_anew(session, messages, last)
-                statements, sent_state.statements = sent_state.differ(sent_state.statements, whole=False), []
+                statements = sent_state.differ(self._proven(sent_state.statements), whole=False)
+                sent_state.statements = []
                 if statements:
                     counter("novacron_link_statements_total").add(count=len(statements))
                     await session.send(wire.Desired(statements, whole=False))
@@ -223,10 +231,14 @@ class DesiredStateSender:
         first, sent_state.begun = not sent_state.begun, True
         for statement in desired.statements:
             self.hold(session, statement.vm)
-        statements = sent_state.differ(desired.statements, whole=True)
+        statements = sent_state.differ(self._proven(desired.statements), whole=True)
         counter("novacron_link_statements_total").add(count=len(statements))
         if statements or first:
             await session.send(wire.Desired(statements, whole=first))
+
+    def _proven(self, statements: Sequence[wire.Statement]) -> list[wire.Statement]:
+        """Return statements with what proves, to a server whose database is older, that they were made."""
+        return [msgspec.structs.replace(s, proof=self._prove(s.vm, s.order)) for s in statements]
 
     async def run(self) -> None:
         """Read how VMs that have changed are to be, for all nodes at once, and let each be told."""

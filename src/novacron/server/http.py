@@ -13,11 +13,12 @@ from pathlib import Path
 import asyncpg
 import msgspec
 from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
+from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server as Granian
 
 from novacron import pki
 from novacron.api.access.catalogues import Catalogues
+from novacron.api.access.client_address import ClientAddresses
 from novacron.api.access.context import Agents, Services
 from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.oidc import Oidc
@@ -40,6 +41,7 @@ from novacron.model.key import KeyName
 from novacron.model.oidc import Provider
 from novacron.platform_key import PlatformKeys
 from novacron.server import certificates, second_factors
+from novacron.server.connections import IdleConnections, most_connections
 from novacron.server.keys import KeyFollower
 from novacron.server.settings import ServerSettings
 from novacron.store.create_groups import CreateGroups
@@ -59,6 +61,10 @@ FEED_RETRY_S = 0.5
 GC_THRESHOLDS = 10_000, 20, 1000
 """Young objects are looked through often, all of them hardly ever: what the cache holds is in no cycle."""
 LISTEN_TRIES, LISTEN_AGAIN_S, IN_USE = 30, 0.5, "Address already in use"
+BACKLOG = 1024
+"""Connections that wait to be accepted."""
+H2_STREAMS_MAX, H2_HEADER_BYTES_MAX = 100, 64 * 1024
+"""Of one HTTP/2 connection at once, and of one request in it."""
 LEAVE_S_MAX = 10.0
 """How long requests may take that are worked on when the server ends."""
 
@@ -103,6 +109,10 @@ class Front:
         )  # fmt: skip
         pages = WebUi(create_app(services), {"oidc": services.oidc is not None})
         self._admission = Admission(pages, services, self._rates, settings.proxies)
+        self._connections = IdleConnections(
+            settings.port, most_connections(settings.connections_max), self._admission.requests,
+            ClientAddresses(settings.proxies).is_proxy,
+        )  # fmt: skip
         self.certified.append(self._admission.certified)
         self._http = _granian(settings, self._admission, *settings.api_certificate)
 
@@ -112,6 +122,7 @@ class Front:
             "feed": self._follow,
             "recorder": self._recorder.run,
             "live-calls": self._live.run,
+            "connections": self._connections.run,
             "second-factors": lambda: second_factors.keep_sealed(self._second_factors, self._database),
             "rates": lambda: share_rates(self._shared, self._rates),
             "metrics": self._processes.run,
@@ -268,9 +279,11 @@ def _granian(settings: ServerSettings, admission: Admission, certificate: Path, 
         port=settings.port,
         interface=Interfaces.ASGI,
         http=HTTPModes.auto,
-        backlog=1024,
+        backlog=BACKLOG,
+        backpressure=most_connections(settings.connections_max),
         ssl_cert=certificate,
         ssl_key=key,
         log_enabled=False,
         http1_settings=HTTP1Settings(header_read_timeout=10_000),
+        http2_settings=HTTP2Settings(max_concurrent_streams=H2_STREAMS_MAX, max_headers_size=H2_HEADER_BYTES_MAX),
     )

@@ -25,6 +25,7 @@ from novacron.model.lease import ClockSkew
 from novacron.model.node import Inventory, NodeSpec
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.reachability import check_reachable
+from novacron.ownership_proofs import OwnershipProofs
 from novacron.platform_key import PlatformKeys
 from novacron.server import dismissal
 from novacron.server.copies import Copies
@@ -43,7 +44,7 @@ from novacron.server.repository_prunes import RepositoryUpkeep
 from novacron.server.session import ConsoleChannel, NodeSession
 from novacron.store import conditions, database_marks, events, identities, leases, nodes, reconciling
 from novacron.store.certificates import REJOIN
-from novacron.store.database import Database
+from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
 from novacron.supervise import FewTasks, Rarely, end_all, supervise, until_one_ends
 from novacron.telemetry import logs
@@ -92,7 +93,8 @@ class LinkServer:
         self._peers = PeerAnnouncer(database, self._sessions, lambda: authority.pem)
         self._greeting = asyncio.Semaphore(GREETED_MAX)
         secrets = ProjectSecrets(keys, platform_keys, lambda: self._desired_state.wake_all())
-        self._desired_state = DesiredStateSender(database, self._sessions, secrets)
+        self._proofs = OwnershipProofs(lambda: authority.roots)
+        self._desired_state = DesiredStateSender(database, self._sessions, secrets, self._proofs.of_order)
         self._repositories = RepositoryUpkeep(database, self._questions, secrets, lambda: self._sessions)
         self._heartbeats = Heartbeats(database, clock)
         self._log_now = Rarely()
@@ -100,7 +102,8 @@ class LinkServer:
         self._load_history = LoadHistory()
         self._takers = Takers(
             database, authority, clock, self._questions, self._images, self._desired_state, self._heartbeats,
-            self._observations, Reports(database, clock, self._load_history.take), Rarely(), mark,
+            self._observations, Reports(database, clock, self._load_history.take, self._proofs.prove), Rarely(),
+            lambda: self._proofs.seal(mark()),
         )  # fmt: skip
         gauge("novacron_link_nodes").read = lambda: {(): len(self._sessions)}
         gauge("novacron_link_consoles").read = lambda: {
@@ -169,8 +172,9 @@ class LinkServer:
             log.warning("what a node has can't be stored", node=node, error=str(error))
 
     def certified(self) -> None:
-        """Tell nodes which CAs to trust."""
+        """Tell nodes which CAs to trust, and prove with the present one's key what they were told."""
         self._peers.changed.set()
+        self._desired_state.wake_all()
 
     def resync(self) -> None:
         """Wake every session: the feed was away."""
@@ -321,10 +325,12 @@ class LinkServer:
     async def _welcome(self, session: NodeSession, hello: wire.Hello) -> None:
         """Let a node be connected; an earlier connection of its ends."""
         node = session.node
-        records = [reconciling.NodeRecord(held.vm, held.record) for held in hello.held]
+        records = [self._remembered(held) for held in hello.held]
         async with self._greeting:  # before anything is said to the node, or given to it
-            await self._database.transact(lambda connection: database_marks.compare(connection, node, hello.database))
+            await self._compare_mark(node, hello.database)
             await self._database.transact(lambda connection: reconciling.take(connection, node, records, whole=True))
+            if all(record.proven for record in records if record.held is not None):
+                await self._database.transact(lambda connection: reconciling.proved(connection, node))
         async with self._greeting, self._database.transaction() as connection:
             session.generation = await leases.begin(connection, node, _unread(hello), hello.boot)
             stored = await nodes.get(connection, node)
@@ -343,6 +349,25 @@ class LinkServer:
         log.info("agent connected", node=node, held=len(hello.held))
         session.look_anew()
         self._peers.changed.set()
+
+    def _remembered(self, held: wire.HeldVm) -> reconciling.NodeRecord:
+        is_proven = held.record is not None and self._proofs.prove(held.vm, held.record, held.proof)
+        return reconciling.NodeRecord(held.vm, held.record, proven=is_proven)
+
+    async def _compare_mark(self, node: str, mark: DatabaseMark | None) -> None:
+        """Look whether a node has seen more of the database than there is. Only servers can say so."""
+        if mark is None:
+            return
+        is_proven = self._proofs.vouch_for(mark)
+
+        async def work(connection: Connection) -> bool:
+            counts = is_proven or await reconciling.is_believed(connection, node)
+            if counts:
+                await database_marks.compare(connection, node, mark)
+            return counts
+
+        if not await self._database.transact(work) and self._log_now.due(f"mark {node}"):
+            log.warning("what a node has seen of the database is not proven, and does not count", node=node)
 
     def _clear_up(self, session: NodeSession) -> None:
         """Let go of everything that belonged to a connection."""

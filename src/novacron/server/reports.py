@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from novacron.model.ownership import OwnershipRecord
 from novacron.model.reachability import check_endpoint, check_reachable
 from novacron.store import (
     backups,
@@ -28,6 +29,7 @@ STOPPED_MAX = 1000
 """Migrations whose guest stands still, of which this process remembers since when."""
 
 
+Prove = Callable[[str, OwnershipRecord, str], bool]
 TakeLoad = Callable[[str, Sequence[tuple[str, float]]], None]
 
 
@@ -39,12 +41,15 @@ class Reports:
     """Stores reports of nodes, each in a transaction of its own."""
 
     def __init__(
-        self, database: Database, clock: Callable[[], float] = time.monotonic, take_load: TakeLoad = _ignore_load
-    ) -> None:
-        """``take_load`` gets what VMs of a node have used of its processors."""
+        self, database: Database, clock: Callable[[], float] = time.monotonic, take_load: TakeLoad = _ignore_load,
+        prove: Prove = lambda vm, held, proof: False,
+    ) -> None:  # fmt: skip
+        """``take_load`` gets what VMs of a node have used of its processors; ``prove`` says whether a server has said
+        what a node remembers of a VM."""
         self._database = database
         self._clock = clock
         self._take_load = take_load
+        self._prove = prove
         self._stopped_at: dict[str, float] = {}
 
     def guest_stopped(self, migration: str) -> None:
@@ -67,8 +72,8 @@ class Reports:
         match message:
             case wire.TargetReady() | wire.Progressed() | wire.Resumed() | wire.Voted() | wire.MigrationFailed():
                 await self._apply_to_migration(connection, node, message)
-            case wire.Contradicted(vm=vm, record=record, description=description):
-                said = reconciling.NodeRecord(vm, record, description)
+            case wire.Contradicted(vm=vm, record=record, description=description, proof=proof):
+                said = reconciling.NodeRecord(vm, record, description, self._prove(vm, record, proof))
                 await reconciling.take(connection, node, [said], whole=False)
             case wire.Removed(vm=vm):
                 await reconciling.ended(connection, node, vm)

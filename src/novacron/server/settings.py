@@ -60,6 +60,8 @@ class ServerSettings(msgspec.Struct, frozen=True):
     """For how long reads are answered from memory while the database is away."""
     workers: int = 1
     """Processes that answer people."""
+    connections_max: int = limits.CONNECTIONS_MAX
+    """Connections of clients that each process keeps."""
     pool: int = POOL_DEFAULT
     """Connections to the database that each process may have, beside two of its own."""
     redis_url: str | None = None

@@ -5,6 +5,7 @@ Either way the VM begins an epoch above all that any node has reported, which bi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import asyncpg
@@ -39,7 +40,8 @@ async def find(connection: Connection, ref: str) -> list[UnreconciledVm]:
     await nodes.take_turn(connection)
     rows = await connection.fetch(
         "SELECT * FROM unreconciled_vms WHERE ($1 IN (id, vm, vm_name) OR vm IN (SELECT id FROM vms WHERE name = $1))"
-        " AND contradiction <> 'ending' ORDER BY claim <> 'owner', epoch DESC, node FOR UPDATE",
+        " AND contradiction <> 'ending' ORDER BY contradiction = 'unproven', claim <> 'owner', epoch DESC, node"
+        " FOR UPDATE",
         ref,
     )
     found = [reconciling.of_row(row) for row in rows]
@@ -75,12 +77,17 @@ async def adopt(connection: Connection, ref: str, how: Adoption, actor: str) -> 
             f"node {record.node} has only a part of VM {record.vm_name}",
             hint="let the node that has it connect, and adopt it from there",
         )
+    if record.contradiction is Contradiction.UNPROVEN and how.confirm != record.vm_name:
+        raise InvalidInput(
+            f"{record.reason}: the node may be in wrong hands", field="confirm",
+            hint=f"if you know that it has the VM, give --confirm {record.vm_name}",
+        )  # fmt: skip
     if record.claim is not Claim.OWNER and how.confirm != record.vm_name:
         raise InvalidInput(
             f"{record.reason}: another node may have it, and connect later", field="confirm",
             hint=f"make sure that no other node runs it, then give --confirm {record.vm_name}",
         )  # fmt: skip
-    epoch = await _settle(connection, every)
+    epoch = await _settle(connection, every, record)
     row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1 FOR UPDATE", record.vm)
     if record.claim is Claim.NONE:
         return await _drop(connection, vms.of_row(row), record, actor)
@@ -97,6 +104,8 @@ async def adopt(connection: Connection, ref: str, how: Adoption, actor: str) -> 
 
 def _may_run(record: UnreconciledVm) -> bool:
     """Say whether a VM may run on a node until that is told otherwise."""
+    if record.contradiction is Contradiction.UNPROVEN:
+        return False  # nobody waits for such a node's word
     return record.claim is Claim.OWNER or record.contradiction is Contradiction.DAMAGED
 
 
@@ -144,7 +153,7 @@ async def forget(connection: Connection, ref: str, confirm: str | None, actor: s
             "nodes end what they have of the VM, with its disk, if the database is right", field="confirm",
             hint=f"to do so, give --confirm {first.vm_name}",
         )  # fmt: skip
-    epoch = await _settle(connection, every)
+    epoch = await _settle(connection, every, first)
     message = "the database is right: " + "; ".join(record.reason for record in every)
     row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1 FOR UPDATE", first.vm)
     if row is None:
@@ -159,7 +168,7 @@ async def forget(connection: Connection, ref: str, confirm: str | None, actor: s
         return None
     vm = vms.of_row(row)
     node, lost_on, status = vm.node, vm.lost_on, VmStatus(machine=vm.status.machine, reason="the database was right")
-    if any(record.node == vm.node and record.claim in (Claim.NONE, Claim.INCOMING) for record in every):
+    if any(record.node == vm.node and record.claim in (Claim.NONE, Claim.INCOMING) for record in _proven(every)):
         lost = await lost_nodes.only_there(connection, vm)
         node, lost_on = None, None if lost is None else vm.node
         if lost is not None:
@@ -171,20 +180,24 @@ async def forget(connection: Connection, ref: str, confirm: str | None, actor: s
         vm.id, node, lost_on, epoch, msgspec.to_builtins(status),
     )  # fmt: skip
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "Forgotten", message, actor, vm.project))
-    await reconciling.let_end(
-        connection, vms.of_row(row), [other for other in every if other.claim is not Claim.NONE and other.node != node]
-    )
+    others = [other for other in _proven(every) if other.claim is not Claim.NONE and other.node != node]
+    await reconciling.let_end(connection, vms.of_row(row), others)
     return await vms.get(connection, vm.id)
 
 
-async def _settle(connection: Connection, every: list[UnreconciledVm]) -> int:
-    """Let a VM be reconciled; return the epoch that it begins, above all that are known."""
+def _proven(every: Iterable[UnreconciledVm]) -> list[UnreconciledVm]:
+    return [record for record in every if record.contradiction is not Contradiction.UNPROVEN]
+
+
+async def _settle(connection: Connection, every: list[UnreconciledVm], decided: UnreconciledVm) -> int:
+    """Let a VM be reconciled; return the epoch that it begins, above all that are known. What is claimed without proof
+    is only known of what was ``decided``."""
     id = every[0].vm
     await connection.execute("DELETE FROM unreconciled_vms WHERE vm = $1 AND contradiction <> 'ending'", id)
     epoch: int = await connection.fetchval(
         "SELECT 1 + greatest($2, (SELECT epoch FROM vms WHERE id = $1),"
         " (SELECT epoch FROM vm_tombstones WHERE vm = $1))",
-        id, max(record.epoch for record in every),
+        id, max(record.epoch for record in [decided, *_proven(every)]),
     )  # fmt: skip
     await reconciling.count(connection, {record.node for record in every})
     return epoch

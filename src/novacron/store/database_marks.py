@@ -25,7 +25,9 @@ async def doubt(connection: Connection, mark: DatabaseMark | None) -> str:
     if mark is None:
         used = await connection.fetchval("SELECT EXISTS (SELECT FROM database_marks)")
         return "this server has not seen it before, and no other one runs" if used else ""
-    number = await connection.fetchval("SELECT number FROM database_marks WHERE server = $1", mark.server)
+    number = await connection.fetchval(
+        "SELECT number FROM database_marks WHERE server = $1 AND NOT superseded", mark.server
+    )
     if number is None or number < mark.number:
         return "it knows less than this server has seen of it"
     if number > mark.number + 1:
@@ -54,7 +56,8 @@ async def begin(connection: Connection, server: str) -> DatabaseMark:
     """A server begins to count, or goes on."""
     number = await connection.fetchval(
         "INSERT INTO database_marks AS m (server, number) VALUES ($1, 1)"
-        " ON CONFLICT (server) DO UPDATE SET number = m.number + 1, ended = false RETURNING number",
+        " ON CONFLICT (server) DO UPDATE SET number = m.number + 1, ended = false, superseded = false"
+        " RETURNING number",
         server,
     )
     return DatabaseMark(server, number)
@@ -63,7 +66,8 @@ async def begin(connection: Connection, server: str) -> DatabaseMark:
 async def count(connection: Connection, mark: DatabaseMark) -> DatabaseMark | None:
     """Count one further; None: the database is not the one in which was counted."""
     number = await connection.fetchval(
-        "UPDATE database_marks SET number = number + 1 WHERE server = $1 AND number >= $2 RETURNING number",
+        "UPDATE database_marks SET number = number + 1 WHERE server = $1 AND number >= $2 AND NOT superseded"
+        " RETURNING number",
         mark.server, mark.number,
     )  # fmt: skip
     return None if number is None else DatabaseMark(mark.server, number)
@@ -93,8 +97,14 @@ async def compare(connection: Connection, node: str, mark: DatabaseMark | None) 
     """Compare what a node has seen of the database with what it is."""
     if mark is None:
         return
-    number = await connection.fetchval("SELECT number FROM database_marks WHERE server = $1", mark.server)
-    known = number is not None and number >= mark.number
+    row = await connection.fetchrow("SELECT number, superseded FROM database_marks WHERE server = $1", mark.server)
+    known = row is not None and (row["superseded"] or row["number"] >= mark.number)
+    if not known:  # what else this server had seen is waited for from now on, and is no news in a year
+        await connection.execute(
+            "INSERT INTO database_marks AS m (server, number, ended, superseded) VALUES ($1, $2, true, true)"
+            " ON CONFLICT (server) DO UPDATE SET ended = true, superseded = true",
+            mark.server, mark.number,
+        )  # fmt: skip
     if not known and not await unreconciled.not_heard(connection):  # else they are waited for already
         await suspect(connection, f"node {node} has seen more of it")
 

@@ -74,7 +74,9 @@ async def all(
     return Decoded(owned.rows, owned.unreadable | {row["id"] for row in unknown})
 
 
-ONLY_ENDING = "NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.vm = vms.id AND u.contradiction <> 'ending')"
+ONLY_ENDING = (
+    "NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.vm = vms.id AND u.contradiction NOT IN ('ending', 'unproven'))"
+)
 """Of an unreconciled VM: the database is right, and others are to end what they have of it."""
 
 

@@ -49,6 +49,14 @@ WORDS = {
     Claim.RELEASED: "has given it away",
     Claim.INCOMING: "was to receive it",
 }
+UNPROVEN_WORDS = "it can't show that a server has told it so"
+UNPROVEN_MAX = 256
+"""Claims without proof that are kept of one node."""
+UNPROVEN_EPOCH_MAX = 2**52
+"""No VM begins an epoch near the end of all epochs because a node says so."""
+BELIEVED_MAX = 4096
+"""Claims of one node that count without proof, for as long as it was given none."""
+NAMED_MAX = 5
 OUTDATED = "the database is older than what nodes know of the VM"
 
 
@@ -75,11 +83,38 @@ class _Reserved(msgspec.Struct):
 
 
 class NodeRecord(NamedTuple):
-    """What a node remembers of a VM, and what it was told last that the VM is. ``held`` None: it can't read that."""
+    """What a node remembers of a VM, and what it was told last that the VM is. ``held`` None: it can't read that.
+    ``proven``: a server has said it, and not the node alone."""
 
     vm: str
     held: OwnershipRecord | None
     description: dict[str, Any] | None = None
+    proven: bool = True
+
+
+class _Said(NamedTuple):
+    """What a node says that contradicts the database. ``counts``: others are kept from acting against it. ``later``:
+    the database is an older one, then."""
+
+    how: Contradiction
+    held: OwnershipRecord
+    words: str
+    counts: bool
+    later: bool
+
+
+class _Before(NamedTuple):
+    """Of which VMs a node knew more than the database before it said anything now, or claimed to without proof."""
+
+    known: frozenset[str]
+    unproven: frozenset[str]
+
+
+class _Found(NamedTuple):
+    """The same, of what it says now."""
+
+    known: set[str]
+    unproven: set[str]
 
 
 def of_row(row: asyncpg.Record | None) -> UnreconciledVm:
@@ -90,95 +125,140 @@ def of_row(row: asyncpg.Record | None) -> UnreconciledVm:
 async def take(connection: Connection, node: str, records: Sequence[NodeRecord], *, whole: bool) -> None:
     """Compare what a node remembers of VMs with the database, and store what contradicts it. ``whole``: the node has
     nothing of any other VM."""
+    mentioned = {record.vm for record in records}
+    records = await _counting(connection, node, records)
     before = await connection.fetch("SELECT vm, claim, contradiction FROM unreconciled_vms WHERE node = $1", node)
     ending = {row["vm"] for row in before if row["contradiction"] == Contradiction.ENDING}
-    touched = await _contradicted(connection, node, records, {row["vm"] for row in before})
+    unproven = frozenset(row["vm"] for row in before if row["contradiction"] == Contradiction.UNPROVEN)
+    known = frozenset(row["vm"] for row in before) - unproven
+    found = await _contradicted(connection, node, records, _Before(known, unproven))
     # What a node had once and does not mention, it has no more; that it has given a VM away remains true.
-    spoken_of = {record.vm for record in records} | (
-        {row["vm"] for row in before if row["claim"] != Claim.NONE} if whole else set()
-    )
+    not_mentioned = {row["vm"] for row in before if row["claim"] != Claim.NONE} - mentioned if whole else set()
     has = {record.vm for record in records if record.held is not None and record.held.claim is not Claim.NONE}
-    agreed = ({row["vm"] for row in before} & spoken_of) - touched - (ending & has)
+    spoken_of = {record.vm for record in records} | not_mentioned
+    agreed = ((known | unproven) & spoken_of) - found.known - found.unproven - (ending & has)
     await connection.execute("DELETE FROM unreconciled_vms WHERE node = $1 AND vm = ANY($2)", node, list(agreed))
-    if touched or agreed:
-        await mark(connection, touched | agreed, [node])
+    if found.known or found.unproven or agreed:
+        await mark(connection, found.known | agreed, [node])
+    if found.unproven and not unproven:
+        await _alarm(connection, node, found.unproven)
+
+
+async def _counting(connection: Connection, node: str, records: Sequence[NodeRecord]) -> list[NodeRecord]:
+    """Return what counts of what a node says: without proof nothing, if it was not accepted, and for some time all that
+    an agent says which was given no proofs before."""
+    if all(record.proven for record in records):
+        return list(records)
+    if await is_believed(connection, node):
+        return [record._replace(proven=number < BELIEVED_MAX) for number, record in enumerate(records)]
+    is_accepted = await connection.fetchval(
+        "SELECT spec -> 'accepted' IS DISTINCT FROM 'false' FROM nodes WHERE name = $1", node
+    )
+    return [record for record in records if record.proven or is_accepted]
+
+
+async def is_believed(connection: Connection, node: str) -> bool:
+    """Say whether a node is believed without proofs: servers have given it none until lately."""
+    is_: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM node_leases l JOIN nodes n ON n.name = l.node WHERE l.node = $1"
+        " AND l.unproven_until > clock_timestamp() AND n.spec -> 'accepted' IS DISTINCT FROM 'false')",
+        node,
+    )
+    return is_
+
+
+async def proved(connection: Connection, node: str) -> None:
+    """A node has shown a proof with everything that it claims: from now on its claims need one."""
+    await connection.execute(
+        "UPDATE node_leases SET unproven_until = NULL WHERE node = $1 AND unproven_until IS NOT NULL", node
+    )
 
 
 async def _contradicted(
-    connection: Connection, node: str, records: Sequence[NodeRecord], before: set[str]
-) -> set[str]:  # fmt: skip
-    """Return the VMs of which a node knows more than the database, or may, and store how. ``before``: those of which it
-    did already."""
+    connection: Connection, node: str, records: Sequence[NodeRecord], before: _Before
+) -> _Found:  # fmt: skip
+    """Return the VMs of which a node knows more than the database, or may, and store how."""
     rows = {row["id"]: row for row in await connection.fetch(RECORDED, [record.vm for record in records])}
-    damaged = [record for record in records if record.held is None]
-    found = {record.vm for record in damaged} & before  # nothing was said to the node of these since
-    unheard_since = await unreconciled.unheard_since(connection, node) if damaged else None
-    for record in damaged:
-        row = rows.get(record.vm)
-        if record.vm not in before and _may_be_later(row, unheard_since):
-            await _store(connection, node, record, _unread(row), row)
-            found.add(record.vm)
+    found = _Found(set(), set())
+    unheard_since = None
+    if any(record.held is None for record in records):
+        unheard_since = await unreconciled.unheard_since(connection, node)
     for record in records:
-        if record.held is not None and await _compare(connection, node, record, record.held, rows.get(record.vm)):
-            found.add(record.vm)
+        vm, row = record.vm, rows.get(record.vm)
+        await _let_arrival_end(connection, node, record, row)
+        said = _said(node, record, row, unheard_since)
+        if (record.held is None and vm in before.known) or await _ended_there(connection, node, record, row):
+            found.known.add(vm)  # of a damaged record: nothing was said to the node since
+        elif said is not None and said.counts:
+            await _store(connection, node, record, said, row)
+            found.known.add(vm)
+        elif said is not None and vm in before.known:
+            found.known.add(vm)  # it stays as it was proven
+        elif said is not None and (vm in before.unproven or len(before.unproven | found.unproven) < UNPROVEN_MAX):
+            await _store(connection, node, record, said, row)
+            found.unproven.add(vm)
     return found
 
 
-class _Said(NamedTuple):
-    """What a node says that contradicts the database."""
-
-    how: Contradiction
-    held: OwnershipRecord
-    words: str
+def _said(
+    node: str, record: NodeRecord, row: asyncpg.Record | None, unheard_since: datetime | None
+) -> _Said | None:  # fmt: skip
+    """Return what of a record contradicts the database. ``unheard_since``: when that was found to be older, if the node
+    was not heard since."""
+    held, recorded = record.held, _recorded(row)
+    if held is None:
+        counts = record.proven or unheard_since is not None
+        return _unread(row, counts=counts) if _may_be_later(row, unheard_since) else None
+    how = contradiction(node, held, recorded)
+    if how is None:
+        return None
+    later = how is not Contradiction.GONE or recorded is None or held.epoch > recorded.epoch
+    words = f"{WORDS[held.claim]}, at epoch {held.epoch}"
+    return _Said(how, held, words, counts=record.proven or not later, later=later)
 
 
 def _may_be_later(row: asyncpg.Record | None, unheard_since: datetime | None) -> bool:
-    """Say whether a record that its node can't read may be of an epoch that the database does not know.
-
-    ``unheard_since``: when the database was found to be older, if the node was not heard since.
-    """
+    """Say whether a record that its node can't read may be of an epoch that the database does not know."""
     if row is None:
         return True
     return unheard_since is not None and not row["deleted"] and row["created_at"] < unheard_since
 
 
-def _unread(row: asyncpg.Record | None) -> _Said:
+def _unread(row: asyncpg.Record | None, *, counts: bool) -> _Said:
     """Return what stands for a record that can't be read: a promise, at an epoch above any that it may be of."""
     held = OwnershipRecord((0 if row is None else row["epoch"]) + EPOCHS_UNSEEN, Claim.RELEASED)
-    return _Said(Contradiction.DAMAGED, held, "may have it: what it has written down of it is damaged")
+    words = "may have it: what it has written down of it is damaged"
+    return _Said(Contradiction.DAMAGED, held, words, counts=counts, later=True)
 
 
-async def _compare(
-    connection: Connection, node: str, record: NodeRecord, held: OwnershipRecord, row: asyncpg.Record | None
-) -> bool:
-    """Store what contradicts the database, and say whether anything does."""
-    recorded = None if row is None else Recorded(*(row[field] for field in Recorded._fields))
-    if recorded is not None and _both_removed(node, held, recorded):
-        await _remove(connection, record.vm, held.epoch)
-        return True
-    if recorded is not None and forgotten_arrival(node, held, recorded):
-        await _let_arrival_end(connection, node, record.vm, held.epoch)
-    how = contradiction(node, held, recorded)
-    if how is not None:
-        said = _Said(how, held, f"{WORDS[held.claim]}, at epoch {held.epoch}")
-        await _store(connection, node, record, said, row)
-    return how is not None
+def _recorded(row: asyncpg.Record | None) -> Recorded | None:
+    return None if row is None else Recorded(*(row[field] for field in Recorded._fields))
 
 
-def _both_removed(node: str, held: OwnershipRecord, recorded: Recorded) -> bool:
-    """Say whether a VM that is being deleted, says the database, is removed already."""
-    return recorded.deleting and recorded.node == node and held.claim is Claim.NONE and held.epoch >= recorded.epoch
+async def _ended_there(connection: Connection, node: str, record: NodeRecord, row: asyncpg.Record | None) -> bool:
+    """Remove a VM that is being deleted, says the database, and is removed already, says its node; say whether it
+    was."""
+    held, recorded = record.held, _recorded(row)
+    if held is None or recorded is None or not recorded.deleting or recorded.node != node:
+        return False
+    if held.claim is not Claim.NONE or held.epoch < recorded.epoch:
+        return False
+    await _remove(connection, record.vm, held.epoch if record.proven else recorded.epoch)
+    return True
 
 
-async def _let_arrival_end(connection: Connection, node: str, id: str, epoch: int) -> None:
+async def _let_arrival_end(connection: Connection, node: str, record: NodeRecord, row: asyncpg.Record | None) -> None:
     """Let a node remove what a migration brought that the database does not know: it obeys the next epoch."""
+    held, recorded = record.held, _recorded(row)
+    if held is None or recorded is None or not record.proven or not forgotten_arrival(node, held, recorded):
+        return
     done = await connection.execute(
         "UPDATE vms SET epoch = epoch + 1 WHERE id = $1 AND epoch = $2 AND migration IS NULL AND unreconciled IS NULL"
         " AND node IS DISTINCT FROM $3",
-        id, epoch, node,
+        record.vm, held.epoch, node,
     )  # fmt: skip
     if done == "UPDATE 1":
-        log.warning("a node holds what a forgotten migration brought; it is to remove that", node=node, vm=id)
+        log.warning("a node holds what a forgotten migration brought; it is to remove that", node=node, vm=record.vm)
 
 
 async def _remove(connection: Connection, id: str, epoch: int) -> None:
@@ -190,20 +270,38 @@ async def _remove(connection: Connection, id: str, epoch: int) -> None:
 async def _store(
     connection: Connection, node: str, record: NodeRecord, said: _Said, row: asyncpg.Record | None
 ) -> None:
-    held, described = said.held, _sound(node, record)
+    held, described, how = said.held, _sound(node, record), said.how
+    words = said.words
+    if not said.counts:
+        how, words = Contradiction.UNPROVEN, f"{said.words}; {UNPROVEN_WORDS}"
+        held = msgspec.structs.replace(held, epoch=min(held.epoch, UNPROVEN_EPOCH_MAX))
     description = described or {}
     name = str(description.get("name") or (row and row["name"]) or record.vm)
     project = (row and row["project"]) or await connection.fetchval(
         "SELECT name FROM projects WHERE id = $1", str(description.get("project", ""))
     )
-    reason = f"node {node} {said.words}; {_known(row)}"
+    reason = f"node {node} {words}; {_known(row)}"
     done = await connection.execute(
-        STORE, f"{record.vm}.{secrets.token_hex(4)}", record.vm, name, node, said.how, held.epoch, held.claim, reason,
+        STORE, f"{record.vm}.{secrets.token_hex(4)}", record.vm, name, node, how, held.epoch, held.claim, reason,
         described, project,
     )  # fmt: skip
-    if done == "INSERT 0 1":
-        await unreconciled.restored(connection)
+    if done == "INSERT 0 1" and said.counts:
+        if said.later:
+            await unreconciled.restored(connection)
         await events.record(connection, events.NewEvent("vm", record.vm, name, "Unreconciled", reason, project=project))
+
+
+async def _alarm(connection: Connection, node: str, ids: Iterable[str]) -> None:
+    """Say that a node claims VMs without proof. Nobody else is concerned."""
+    named = sorted(ids)
+    shown = ", ".join(named[:NAMED_MAX]) + ("..." if len(named) > NAMED_MAX else "")
+    message = (
+        f"it claims to know more than the database of {len(named)} VMs, which no server has told it: {shown}; nobody"
+        f" waits for it; see: novacron vm unreconciled, and if the host may be in wrong hands: novacron node remove"
+        f" {node} --force"
+    )
+    await events.record(connection, events.NewEvent("node", node, node, "UnprovenClaims", message))
+    log.warning("a node claims VMs without proof", node=node, vms=len(named))
 
 
 def _sound(node: str, record: NodeRecord) -> dict[str, Any] | None:
@@ -229,11 +327,15 @@ def _known(row: asyncpg.Record | None) -> str:
 
 async def node_removed(connection: Connection, node: str) -> None:
     """Nobody asks a node any more what it knows: what others know of its VMs counts, above what it knew."""
-    rows = await connection.fetch("DELETE FROM unreconciled_vms WHERE node = $1 RETURNING vm, epoch", node)
+    rows = await connection.fetch(
+        "DELETE FROM unreconciled_vms WHERE node = $1 RETURNING vm, epoch, contradiction", node
+    )
+    rows = [row for row in rows if row["contradiction"] != Contradiction.UNPROVEN]
     await connection.execute(
         "UPDATE vms SET unreconciled = NULL, epoch = greatest(vms.epoch, u.epoch) + 1"
         " FROM unnest($1::text[], $2::bigint[]) AS u (vm, epoch)"
-        " WHERE id = u.vm AND unreconciled IS NOT NULL AND NOT EXISTS (SELECT FROM unreconciled_vms o WHERE o.vm = id)",
+        " WHERE id = u.vm AND unreconciled IS NOT NULL"
+        " AND NOT EXISTS (SELECT FROM unreconciled_vms o WHERE o.vm = id AND o.contradiction <> 'unproven')",
         [row["vm"] for row in rows], [row["epoch"] for row in rows],
     )  # fmt: skip
     await mark(connection, {row["vm"] for row in rows}, [])
@@ -278,7 +380,9 @@ async def mark(connection: Connection, ids: Iterable[str], nodes: Iterable[str])
     """Let VMs and nodes say what is unreconciled of them, or that nothing is any more."""
     for id in sorted(ids):
         reasons = await connection.fetch(
-            "SELECT reason FROM unreconciled_vms WHERE vm = $1 ORDER BY epoch DESC, node", id
+            "SELECT reason FROM unreconciled_vms WHERE vm = $1 AND contradiction <> 'unproven'"
+            " ORDER BY epoch DESC, node",
+            id,
         )
         if reasons:
             await _withhold(connection, id, "; ".join(row["reason"] for row in reasons))
@@ -293,7 +397,8 @@ async def count(connection: Connection, nodes: Iterable[str]) -> None:
     """Let nodes say of how many VMs they know more than the database."""
     await connection.execute(
         "UPDATE nodes n SET status = n.status || jsonb_build_object('unreconciled_vms', u.count) FROM"
-        " (SELECT name, (SELECT count(*) FROM unreconciled_vms WHERE node = name) AS count FROM nodes) u"
+        " (SELECT name, (SELECT count(*) FROM unreconciled_vms WHERE node = name"
+        " AND contradiction <> 'unproven') AS count FROM nodes) u"
         " WHERE n.name = u.name AND n.name = ANY($1)"
         " AND coalesce((n.status ->> 'unreconciled_vms')::bigint, 0) <> u.count",
         sorted(nodes),

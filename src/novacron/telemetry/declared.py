@@ -70,6 +70,11 @@ API = (
         " (rate), too many at once in all (overload) or of one caller (slots), whose body came too late (body), or that"
         " took too long (timeout).", "reason",
     ),
+    _gauge("novacron_api_connections", "Connections of clients that are open."),
+    _counter(
+        "novacron_api_connections_closed_total", "Connections that the server closed because no request was made over"
+        " them for too long (idle), or there were too many (full).", "reason",
+    ),
     _counter("novacron_api_cached_answers_total", "Answers that were there already, with no route asked."),
     _gauge("novacron_api_followers", "Streams of changes that are open."),
     _counter("novacron_api_followers_cut_total", "Followers that were cut off because they read too slowly."),

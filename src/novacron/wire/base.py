@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 REFUSED = 4001
 """Code with which the server closes the connection of an agent that it does not serve, with the reason: the agent tries
 again, but not soon."""
+
+
+Proof = Annotated[str, msgspec.Meta(max_length=64)]
+"""What a server gives with an order, and nobody else can make."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, kw_only=True, omit_defaults=True):

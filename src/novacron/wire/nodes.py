@@ -12,7 +12,7 @@ from novacron.model.database_mark import DatabaseMark
 from novacron.model.finite import Finite
 from novacron.model.node import Inventory
 from novacron.model.ownership import OwnershipRecord
-from novacron.wire.base import Message
+from novacron.wire.base import Message, Proof
 
 STEADY_S_MAX = 1e9
 CLOCK_S_MAX = 1e11
@@ -25,6 +25,8 @@ class HeldVm(msgspec.Struct, frozen=True):
 
     vm: str
     record: OwnershipRecord | None
+    proof: Proof = ""
+    """What the server said with the order of that epoch; empty from older agents, and where an older server gave it."""
 
 
 class Hello(Message, frozen=True):

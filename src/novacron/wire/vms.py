@@ -16,7 +16,7 @@ from novacron.model.migration import MigrationKind, MigrationPolicy, Side
 from novacron.model.ownership import Order, OwnershipRecord
 from novacron.model.snapshot import MachineLayout, SnapshotPhase
 from novacron.model.vm import CloneOf, GuestHardware, MachineType, VmSpec, VmStatus
-from novacron.wire.base import Message
+from novacron.wire.base import Message, Proof
 
 
 class SnapshotWanted(msgspec.Struct, frozen=True):
@@ -127,6 +127,8 @@ class Statement(msgspec.Struct, frozen=True):
     task: Task | None = None
     deleted: bool = False
     """The VM is nowhere any more: nobody needs memory of it."""
+    proof: Proof = ""
+    """For the node to keep with the order's epoch, and to show to a server whose database knows less."""
 
 
 class Desired(Message, frozen=True):
@@ -163,6 +165,8 @@ class Contradicted(Message, frozen=True):
     vm: str
     record: OwnershipRecord
     description: dict[str, Any] | None = None
+    proof: Proof = ""
+    """As in ``HeldVm``."""
 
 
 class Removed(Message, frozen=True):

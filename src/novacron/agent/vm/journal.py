@@ -14,7 +14,7 @@ import msgspec
 from novacron.model.cpu import CpuModel
 from novacron.model.errors import MALFORMED
 from novacron.model.migration import Side
-from novacron.model.ownership import Claim, Order, OrderVerdict, OwnershipRecord, obey
+from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord, obey
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -60,21 +60,35 @@ class Record(msgspec.Struct, frozen=True):
     description: dict[str, Any] | None = None
     """What the server said last of a VM that is this node's: a ``VmDescription``, as JSON values, so that an agent of
     another version reads the rest. A server that knows nothing of the VM learns it from here."""
+    proof: str = ""
+    """What the server gave with the epoch of ``held``, to be shown to a server whose database knows less."""
     damaged: bool = False
     """What was remembered is lost, perhaps a promise: ``held`` says nothing until a later epoch than the first that
     the server has shown since."""
 
 
 def obey_order(
-    record: Record, order: Order, *, voted: bool = False, deleted: bool = False
+    record: Record, order: Order, *, voted: bool = False, deleted: bool = False, proof: str = ""
 ) -> tuple[Record, OrderVerdict]:
     """Return what the node remembers after an order, and what it may do once that is durable.
 
     After damage the first epoch that the server shows may be the one at which something was promised: it binds as if
     it had been. Any later one is obeyed as usual. ``voted``: the server has this node's vote not to run the VM at the
     order's epoch. It binds, though a journal put back from an older copy knows nothing of it. ``deleted``: the VM runs
-    nowhere any more, whatever was promised.
+    nowhere any more, whatever was promised. ``proof`` is the server's of this order.
     """
+    obeyed, verdict = _obey(record, order, voted=voted, deleted=deleted)
+    return msgspec.structs.replace(obeyed, proof=_proof(record, obeyed.held, order, proof)), verdict
+
+
+def _proof(before: Record, held: OwnershipRecord, order: Order, proof: str) -> str:
+    """Return what proves what is held after an order: of the same epoch, and for an owner of the order to own it."""
+    kept = before.proof if held.epoch == before.held.epoch else ""
+    fits = held.epoch == order.epoch and (held.claim is not Claim.OWNER or order.kind is OrderKind.OWN)
+    return proof if proof and fits else kept
+
+
+def _obey(record: Record, order: Order, *, voted: bool, deleted: bool) -> tuple[Record, OrderVerdict]:
     if record.damaged and record.held.claim is Claim.NONE and not deleted:
         return msgspec.structs.replace(record, held=OwnershipRecord(order.epoch, Claim.RELEASED)), OrderVerdict.HOLD
     held, verdict = obey(record.held, order)

@@ -53,18 +53,18 @@ class ClientAddresses:
         The entries are read from the right, where the nearest proxy wrote. The first that is no proxy's own is the
         client: everything left of it is the client's word.
         """
-        if not self._networks or not self._is_proxy(peer):
+        if not self._networks or not self.is_proxy(peer):
             return peer
         address = peer
         for _, entry in zip(range(HOPS_MAX), self._entries(headers), strict=False):
             if entry is None:  # a proxy that does not say it, or not so that it could be understood
                 break
             address = entry
-            if not self._is_proxy(address):
+            if not self.is_proxy(address):
                 break
         return address
 
-    def _is_proxy(self, text: str) -> bool:
+    def is_proxy(self, text: str) -> bool:
         """Say whether an address is one of a proxy that is believed."""
         trusted = self._trusted.get(text)
         if trusted is None:

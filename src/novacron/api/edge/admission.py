@@ -22,6 +22,7 @@ from novacron.api.access.client_address import ClientAddresses, ProxySettings, c
 from novacron.api.access.context import Services
 from novacron.api.access.live_calls import GRACE_S
 from novacron.api.access.recorder import UNSAFE, CompletedCall
+from novacron.api.edge.in_progress import RequestsInProgress
 from novacron.api.edge.rate_limits import Rates
 from novacron.api.edge.refusals import (
     LATE_BODY,
@@ -167,6 +168,7 @@ class Admission:
         self._everywhere: list[Header] = []
         """Headers of every response."""
         self.certified()
+        self.requests = RequestsInProgress()
         self.leaving = False
         """The server is about to end: ``/readyz`` says that it is not ready."""
 
@@ -205,6 +207,17 @@ class Admission:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        if not scope["client"]:
+            await self._pass(scope, receive, send)
+            return
+        peer = self.requests.begin(scope["client"])
+        try:
+            await self._pass(scope, receive, send)
+        finally:
+            self.requests.end(peer)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request or a WebSocket."""
         scope["headers"] = with_one_cookie(scope["headers"])
         if scope["client"]:  # from here on, everywhere: limits, failed logins, logs, the audit log
             peer, port = scope["client"]
