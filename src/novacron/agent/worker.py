@@ -362,7 +362,7 @@ class Worker:
         if task is not None and task.side is Side.SOURCE:
             if assignment.spec.power is Power.STOPPED and task.kind is not MigrationKind.COLD:
                 await self._source.fail(task.migration, "the VM was stopped on request")
-            elif await self._source.step(task):
+            elif not self._reconciler.reboots and await self._source.step(task):
                 return IDLE_S
         return await self._reconciler.step(assignment)
 

@@ -15,6 +15,7 @@ from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import Devices, opened
 from novacron.agent.vm.drives import Drives
 from novacron.agent.vm.hypervisor import MachineFailed
+from novacron.agent.vm.journal import AnewAsked
 from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.media import MediaMissing
@@ -88,6 +89,11 @@ class Reconciler:
         if name == "RESUME" and self._machine.stood_still_s >= CLOCK_BEHIND_S:
             self._context.guest.stood_still()
 
+    @property
+    def reboots(self) -> bool:
+        """The guest was asked to begin anew, and may do so by itself at any moment: it is not to leave before."""
+        return self._requests.rebooting and not self._requests.overdue(self._clock.monotonic())
+
     def note_crash(self, what: str) -> None:
         """QEMU has ended, or hangs, unasked: the next step counts it."""
         self._crashes.append((what, self._clock.monotonic() - self._started_at > STABLE_S))
@@ -123,7 +129,7 @@ class Reconciler:
             await self._devices.settle(assignment)
         self._context.guest.look(run_state)
         now = self._clock.monotonic()
-        self._requests.look(assignment.spec, run_state, now)
+        await self._look_at_requests(assignment.spec, run_state, now)
         step = decide(assignment.spec, self._requests.situation(run_state, self._context.record, now))
         if step is Step.CONTINUE and run_state == snapshots.NOT_STARTED and self._is_to_load(assignment):
             step = Step.NOTHING  # the guest does not boot: it goes on from the snapshot
@@ -144,6 +150,14 @@ class Reconciler:
             return pause_s
         self._report(assignment, run_state)
         return self._pause_s(assignment, now)
+
+    async def _look_at_requests(self, spec: VmSpec, run_state: str, now: float) -> None:
+        context, requests = self._context, self._requests
+        requests.recall(context.record.anew_asked, now, self._clock.time())
+        requests.look(spec, run_state, now)
+        if (done := requests.begun_anew) is not None:
+            await context.store(reboots=max(context.record.reboots, done.reboots), anew_asked=None)
+            requests.recall(None, now, self._clock.time())
 
     async def _run_state(self, assignment: wire.Assignment) -> str:
         try:
@@ -229,13 +243,13 @@ class Reconciler:
                 await self._machine.execute("stop")
                 return 0
             case Step.REBOOT:
-                await context.store(reboots=assignment.spec.reboots)
+                await self._note_anew(AnewAsked(assignment.spec.reboots, self._clock.time()), now)
                 confirmed = await guest_agent.ask_to_end(self._machine, "reboot")
-                if not confirmed and self._requests.must_reset():
+                if not confirmed and self._requests.rebooting:
                     await self._reset()
                 return 0
             case Step.RESET:
-                await context.store(reboots=assignment.spec.reboots, resets=assignment.spec.resets)
+                await self._note_anew(AnewAsked(assignment.spec.reboots, 0.0), now, resets=assignment.spec.resets)
                 await self._reset()
                 return 0
             case Step.POWER_DOWN:
@@ -276,12 +290,18 @@ class Reconciler:
         self._machine.interfaces.drop_late_frames()
         await self._machine.execute("cont")
 
+    async def _note_anew(self, asked: AnewAsked, now: float, **counts: int) -> None:
+        """Remember that the guest is to begin anew, until it has: whatever ends this agent meanwhile, it will."""
+        await self._context.store(anew_asked=asked, **counts)
+        self._requests.recall(asked, now, self._clock.time())
+
     async def _reset(self) -> None:
         """Let the guest begin anew. Memory that was added becomes part of what it begins with: a guest does not use
         modules by itself when it boots. Raises MonitorFailed."""
         hardware, withheld = self._machine.hardware, self._context.assigned().withheld
         if hardware is None or not hardware.dimms_mib or withheld:  # what is withheld could not be started again
             await self._machine.execute("system_reset")
+            self._requests.was_reset()
             return
         await self._machine.execute("stop")  # QEMU writes out what it holds of the disks
         self._context.exit_expected = True
@@ -409,7 +429,7 @@ class Reconciler:
             )
         await context.store(
             machine=machine_type, cpu=assignment.cpu, halted_at_start=None, reboots=assignment.spec.reboots,
-            resets=assignment.spec.resets, hardware_renewals=assignment.spec.hardware_renewals,
+            resets=assignment.spec.resets, hardware_renewals=assignment.spec.hardware_renewals, anew_asked=None,
         )  # fmt: skip
         return 0
 
