@@ -16,7 +16,8 @@ from novacron.model.network import NetworkProblem, NetworkSpec, Protocol
 from novacron.model.probe import MoveForeseen
 from novacron.model.volume import VolumePhase
 from novacron.model.waiting import WaitCode
-from novacron.store import drains, garbage, imports, network_problems, networks, nodes, sites, volumes
+from novacron.store import drains, garbage, imports, lost_nodes, network_problems, networks, nodes, sites, volumes
+from novacron.store import fleet as fleet_store
 from novacron.store.database import Connection, Database
 from tests.support.stored_fleet import add_node, add_vm
 
@@ -120,6 +121,47 @@ def loses_its_node_for_good(kind: str) -> Case:
         return said._replace(event=said.words)  # the node's own event, Removed, is about all
 
     return case
+
+
+# VMs: what their nodes say of them is in ``tests/unit/test_waiting.py``
+
+
+async def reason_of_vm(database: Database, event: str, of: str = "web") -> Reason:
+    """``event``: the reason of the event that says it, which is about ``of``."""
+    async with database.connection() as connection:
+        row = await connection.fetchrow(
+            "SELECT status ->> 'reason_code' AS code, status ->> 'reason' AS words FROM vms WHERE id = 'web'"
+        )
+        said = await connection.fetchval(
+            "SELECT message FROM events WHERE object = $1 AND reason = $2 ORDER BY id DESC LIMIT 1", of, event
+        )
+    assert row is not None
+    return Reason(row["code"], row["words"], said or "")
+
+
+async def has_no_node(database: Database) -> Reason:
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE nodes SET spec = spec || '{\"cordoned\": true}'")
+        await connection.execute("UPDATE vms SET node = NULL, epoch = 0")
+        await fleet_store.place_waiting(connection, ["web"])
+    return await reason_of_vm(database, W.UNPLACED)
+
+
+async def starts_on_a_node_that_is_lost(database: Database) -> Reason:
+    async with database.transaction() as connection:
+        await connection.execute('UPDATE vms SET status = status || \'{"state": "starting"}\'')
+        await lose_a(connection)
+    said = await reason_of_vm(database, "Lost", "a")
+    assert said.event
+    return said._replace(event=said.words)  # the node's event is about all that wait for it
+
+
+async def has_its_disk_on_a_node_that_was_removed(database: Database) -> Reason:
+    async with database.transaction() as connection:
+        await lose_a(connection)
+        await connection.execute("UPDATE nodes SET status = jsonb_set(status, '{inventory,images,0,disk_bytes}', '9')")
+        await lost_nodes.remove_node(connection, "a", "a", "anna")
+    return await reason_of_vm(database, "Lost")
 
 
 async def is_aborted(database: Database) -> Reason:
@@ -281,6 +323,9 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
         (kind, W.NODE_REMOVED): (loses_its_node_for_good(kind), "was removed")
         for kind in ("volume", "import", "export", "backup")
     },
+    ("vm", W.UNPLACED): (has_no_node, "node a is cordoned"),
+    ("vm", W.NODE_LOST): (starts_on_a_node_that_is_lost, NOT_CONNECTED),
+    ("vm", W.DISK_LOST): (has_its_disk_on_a_node_that_was_removed, "was removed, and its disk was only there"),
     ("import", W.ABORTED): (is_aborted, "aborted"),
     ("import", W.QUOTA_EXCEEDED): (is_beyond_its_quota, "5 MiB of images"),
     ("import", W.TIME_LIMIT): (does_not_go_on, "did not go on"),

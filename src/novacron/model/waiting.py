@@ -34,6 +34,8 @@ class WaitCode(StrEnum):
     """The host that had its disk was replaced."""
     DISK_BEING_MADE = "DiskBeingMade"
     """A clone waits for its disk, or a new VM for its further disks."""
+    DISK_BEING_COPIED = "DiskBeingCopied"
+    """It goes back to its snapshot once its disk is copied."""
     DISK_FULL = "DiskFull"
     """It is paused until its disk has room."""
     CRASH_BACK_OFF = "CrashBackOff"
@@ -96,8 +98,8 @@ W = WaitCode
 HINDRANCES: Mapping[str, tuple[WaitCode, ...]] = {
     "vm": (
         W.UNPLACED, W.NODE_LOST, W.NODE_CANT_STORE, W.IMAGE_MISSING, W.LEASE_ENDED, W.NETWORK_NOT_READY,
-        W.START_QUEUED, W.DISK_BEING_MADE, W.DISK_LOST, W.DISK_FULL, W.CRASH_BACK_OFF, W.CANT_GROW, W.CANT_SHRINK,
-        W.MEMORY_FOLLOWS, W.INTERFACE_CLOSED, W.MAY_BE_ELSEWHERE, W.STEP_FAILED,
+        W.START_QUEUED, W.DISK_BEING_MADE, W.DISK_BEING_COPIED, W.DISK_LOST, W.DISK_FULL, W.NO_SPACE, W.CRASH_BACK_OFF,
+        W.CANT_GROW, W.CANT_SHRINK, W.MEMORY_FOLLOWS, W.INTERFACE_CLOSED, W.MAY_BE_ELSEWHERE, W.STEP_FAILED,
     ),
     "volume": (
         W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.POOL_AWAY, W.IMAGE_MISSING, W.FILE_LOST,

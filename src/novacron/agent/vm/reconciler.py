@@ -317,7 +317,7 @@ class Reconciler:
         # The copy would be of no moment that the disk ever had. Nobody waits here: who copies may wait for this worker.
         if copying.locked():
             log.info("a revert waits until the disk is copied", vm=context.vm, snapshot=snapshot.id)
-            context.report(STATES.get(run_state, VmState.UNKNOWN), REVERT_WAITS)
+            context.report(STATES.get(run_state, VmState.UNKNOWN), REVERT_WAITS, WaitCode.DISK_BEING_COPIED)
             return RETRY_S
         async with copying:
             return await self._work_alone(snapshot, run_state)
