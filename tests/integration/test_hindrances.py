@@ -100,12 +100,16 @@ def loses_its_node(kind: str) -> Case:
             await ADD[kind](connection)
         async with database.transaction() as connection:
             await lose_a(connection)
-        said = await reason_of(database, f"{kind}s", "error", "web" if kind in ("export", "backup", "snapshot") else "")
+        said = await reason_of(database, f"{kind}s", "error")
+        async with database.connection() as connection:
+            told = await connection.fetch("SELECT message FROM events WHERE object = 'a' AND reason = 'Lost'")
+        (lost,) = told
+        assert f"waiting for it: 1 {kind}" in lost["message"], "one event of the node for all"
         async with database.transaction() as connection:
             await connection.execute("UPDATE node_leases SET renewed_at = now() WHERE node = 'a'")
             await nodes.mark_lost(connection, ["a"], 16.0)
         assert (await reason_of(database, f"{kind}s", "error"))[:2] == ("", ""), "its node is back"
-        return said
+        return said._replace(event=said.words)
 
     return case
 
@@ -152,7 +156,7 @@ async def starts_on_a_node_that_is_lost(database: Database) -> Reason:
         await connection.execute('UPDATE vms SET status = status || \'{"state": "starting"}\'')
         await lose_a(connection)
     said = await reason_of_vm(database, "Lost", "a")
-    assert said.event
+    assert "waiting for it: 1 VM" in said.event
     return said._replace(event=said.words)  # the node's event is about all that wait for it
 
 

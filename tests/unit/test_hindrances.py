@@ -1,7 +1,7 @@
 """Whatever keeps an object from what was asked has a code and words: those that a node says, and those of drains.
 
-What the server itself says is in ``tests/integration/test_hindrances.py``, what VMs wait for on their nodes in
-``test_waiting.py``.
+What the server itself says is in ``tests/integration/test_hindrances.py`` and ``test_hindered_runs.py``, what VMs wait
+for on their nodes in ``test_waiting.py``.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ from novacron.qemu.guest import GuestSilent
 from novacron.qemu.monitor import MonitorFailed
 from novacron.store.drains import Waiting
 from novacron.wire import messages as wire
+from tests.integration import test_hindered_runs as of_runs
 from tests.integration import test_hindrances as by_server
 from tests.unit.test_waiting import VM_CASES
 
@@ -373,7 +374,7 @@ async def test_what_keeps_an_object_from_what_was_asked_is_said_with_a_code_and_
 def test_every_hindrance_has_a_case_that_is_tried() -> None:
     every = {(kind, code) for kind, codes in HINDRANCES.items() for code in codes}
     of_vms = {("vm", code) for code in VM_CASES}
-    assert CASES.keys() | by_server.CASES.keys() | of_vms == every
+    assert CASES.keys() | by_server.CASES.keys() | of_runs.CASES.keys() | of_vms == every
 
 
 def test_every_code_hinders_something_and_is_on_the_page_with_each_kind() -> None:

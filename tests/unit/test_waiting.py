@@ -158,6 +158,17 @@ def guest_can_t_shrink(site: Site) -> None:
     site.begun = lambda worker: setattr(worker.context.balloon, "settle", AsyncMock(return_value=why))
 
 
+def guest_stood_still(site: Site) -> None:
+    runs(site)
+    site.machine.stood_still_s = 30.0
+    site.begun = lambda worker: worker._reconciler.on_event("RESUME")
+
+
+def guest_uses_little(site: Site) -> None:
+    runs(site)
+    site.begun = lambda worker: setattr(worker.context.guest, "unused", "its guest uses 256 MiB of memory")
+
+
 def interface_closes(site: Site) -> None:
     runs(site)
     site.services.networks.closed["vm-a"] = "interface 0 in network lan is closed: syntax"
@@ -211,7 +222,11 @@ VM_CASES: dict[WaitCode, list[Waits]] = {
     W.CRASH_BACK_OFF: [
         Waits(qemu_dies_again, VmState.FAILED, "crashed; starts again in", remembered=Record(crashes=6))
     ],
-    W.CANT_GROW: [Waits(guest_can_t_grow, VmState.RUNNING, "no slot is free")],
+    W.CANT_GROW: [
+        Waits(guest_can_t_grow, VmState.RUNNING, "no slot is free"),
+        Waits(guest_uses_little, VmState.RUNNING, "its guest uses 256 MiB"),
+    ],
+    W.GUEST_CLOCK_BEHIND: [Waits(guest_stood_still, VmState.RUNNING, "may be behind by 30 s: no guest agent")],
     W.CANT_SHRINK: [Waits(guest_can_t_shrink, VmState.RUNNING, "not 32")],
     W.MEMORY_FOLLOWS: [
         Waits(runs, VmState.RUNNING, "on its way from node host-b", remembered=Record(post_copy=FROM_B))

@@ -24,6 +24,7 @@ from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound
 from novacron.model.node import holds
 from novacron.model.snapshot import ExcludedVolume
 from novacron.model.vm import CloneOf, Vm, VmAction, is_off, mac_addresses, with_mac_addresses
+from novacron.model.waiting import WaitCode
 from novacron.store import (
     backup_repositories,
     clones,
@@ -49,6 +50,8 @@ class NodeBusy(Unavailable):
 
 class NodeAway(Unavailable):
     """The node on which the VM's disk is is not connected."""
+
+    hinders = WaitCode.NODE_LOST
 
 
 def of_row(row: asyncpg.Record | None) -> Backup:

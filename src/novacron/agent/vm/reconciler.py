@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any
 
 import msgspec
@@ -87,7 +88,9 @@ class Reconciler:
         """QEMU says that something has happened."""
         self._requests.on_event(name)
         if name == "RESUME" and self._machine.stood_still_s >= CLOCK_BEHIND_S:
-            self._context.guest.stood_still()
+            self._context.guest.stood_still(self._machine.stood_still_s)
+        elif name == "RESET":
+            self._context.guest.booted()
 
     @property
     def reboots(self) -> bool:
@@ -177,7 +180,7 @@ class Reconciler:
         if context.arrived_by is not None:
             self._services.send(wire.Resumed(context.arrived_by))
             self._services.networks.arrived(context.vm)
-            context.guest.stood_still()
+            context.guest.stood_still(0.0)
             context.arrived_by = None
 
     async def _settle_running(self, assignment: wire.Assignment) -> None:
@@ -197,10 +200,15 @@ class Reconciler:
 
     def _lacks(self) -> tuple[str, WaitCode | None]:
         """Return what a running guest does not get, and why."""
-        if self._grow_error or self._shrink_error:
-            code = WaitCode.CANT_GROW if self._grow_error else WaitCode.CANT_SHRINK
-            return self._grow_error or self._shrink_error, code
-        return self._drives_wait, WaitCode.IMAGE_MISSING if self._drives_wait else None
+        guest = self._context.guest
+        reasons = (
+            (self._grow_error, WaitCode.CANT_GROW),
+            (self._shrink_error, WaitCode.CANT_SHRINK),
+            (self._drives_wait, WaitCode.IMAGE_MISSING),
+            (guest.unused, WaitCode.CANT_GROW),
+            (guest.clock, WaitCode.GUEST_CLOCK_BEHIND),
+        )
+        return next(((words, code) for words, code in reasons if words), ("", None))
 
     def _report(self, assignment: wire.Assignment, run_state: str) -> None:
         context, spec = self._context, assignment.spec
@@ -332,7 +340,7 @@ class Reconciler:
                 context.check_may_run()  # to go back to a snapshot lets the guest go on
                 done = await snapshots.work(self._machine, snapshot, run_state, context.disk_key())
             if reverting and snapshot.memory:
-                context.guest.stood_still()
+                context.guest.stood_still(inf)
         except (SnapshotFailed, KeyMissing) as failure:
             error, code = str(failure), code_of(failure)
             if reverting and starting and snapshot.starts_vm:  # it was off, and is off
