@@ -266,6 +266,7 @@ async def is_outside_of_what_the_site_forwards(database: Database) -> Reason:
 READ_ONLY = NetworkProblem("lan", W.NETWORK_NOT_READY, "can't set network lan up: Read-only file system")
 CLOSED = NetworkProblem("lan", W.INTERFACE_CLOSED, "interface 0 of inside takes no traffic")
 IN_USE = NetworkProblem("lan", W.PORT_IN_USE, "the gateway's host itself listens", protocol=Protocol.TCP, port=30022)
+REFUSED = NetworkProblem("lan", W.RULES_REFUSED, "its rules are refused: syntax", protocol=Protocol.TCP, port=30022)
 UNROUTED = NetworkProblem("lan", W.NOT_ROUTED, "192.0.2.7 is on no subnet", address="192.0.2.7")
 
 
@@ -339,6 +340,7 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("forward", W.NETWORK_NOT_READY): (is_said_by_its_gateway("forwards", READ_ONLY, "inside"), "Read-only"),
     ("forward", W.PORT_IN_USE): (is_said_by_its_gateway("forwards", IN_USE, "inside"), "itself listens"),
     ("forward", W.PORT_NOT_ALLOWED): (is_outside_of_what_the_site_forwards, "forwards ports 40000-40010 only"),
+    ("forward", W.RULES_REFUSED): (is_said_by_its_gateway("forwards", REFUSED, "inside"), "rules are refused"),
     ("floating-address", W.NETWORK_NOT_READY): (is_said_by_its_gateway("floating_addresses", READ_ONLY), "Read-only"),
     ("floating-address", W.NOT_ROUTED): (is_said_by_its_gateway("floating_addresses", UNROUTED), "on no subnet"),
     ("drain", W.BLOCKED): (is_blocked, "1 VMs are still on a: web stays:"),

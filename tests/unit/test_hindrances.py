@@ -350,6 +350,10 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("network", W.NETWORK_NOT_READY): (network(failed={"lan": "Read-only file system"}), "Read-only file system"),
     ("network", W.INTERFACE_CLOSED): (network(closed={"lan": {NicKey("vm-a", 0): "syntax"}}), "takes no traffic"),
     ("forward", W.PORT_IN_USE): (network(unforwarded={(Protocol.TCP, 30022)}), "listens at tcp port 30022"),
+    ("forward", W.RULES_REFUSED): (network(refused={"lan": {LAN.entrances[0]: "syntax"}}), "rules are refused: syntax"),
+    ("floating-address", W.RULES_REFUSED): (
+        network(refused={"lan": {LAN.floating[0]: "syntax"}}), "rules are refused: syntax",
+    ),
     ("floating-address", W.NOT_ROUTED): (network(unrouted={"lan": ["192.0.2.7"]}), "route it there"),
     ("drain", W.UNPLACED): (refused_move(NoCapacity("node b is cordoned")), "node b is cordoned"),
     ("drain", W.MOVE_REFUSED): (refused_move(Conflict("it is being cloned")), "it is being cloned"),

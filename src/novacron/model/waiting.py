@@ -82,6 +82,8 @@ class WaitCode(StrEnum):
     """The port is outside the range that the gateway's site allows."""
     NOT_ROUTED = "NotRouted"
     """The address is on no subnet of the gateway's host: it has to be routed there."""
+    RULES_REFUSED = "RulesRefused"
+    """The rules for it are refused by the gateway's host, so nothing comes in that way."""
     INTERFACE_CLOSED = "InterfaceClosed"
     """The rules for an interface are refused, so it takes no traffic."""
     QUOTA_EXCEEDED = "QuotaExceeded"
@@ -131,8 +133,8 @@ HINDRANCES: Mapping[str, tuple[WaitCode, ...]] = {
         W.STEP_FAILED,
     ),
     "network": (W.NO_GATEWAY, W.NETWORK_NOT_READY, W.INTERFACE_CLOSED),
-    "forward": (W.NETWORK_NOT_READY, W.PORT_IN_USE, W.PORT_NOT_ALLOWED),
-    "floating-address": (W.NETWORK_NOT_READY, W.NOT_ROUTED),
+    "forward": (W.NETWORK_NOT_READY, W.PORT_IN_USE, W.PORT_NOT_ALLOWED, W.RULES_REFUSED),
+    "floating-address": (W.NETWORK_NOT_READY, W.NOT_ROUTED, W.RULES_REFUSED),
     "drain": (
         W.BLOCKED, W.TIME_LIMIT, W.UNPLACED, W.MOVE_REFUSED, W.MOVE_FAILED, W.WOULD_NOT_CONVERGE, W.STEP_FAILED,
     ),
