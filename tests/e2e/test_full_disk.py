@@ -74,7 +74,7 @@ def test_a_full_disk_under_an_agent_is_said_keeps_vms_away_and_loses_nothing(
         said = [event for event in victim.client.list("events", object=NODE) if event["reason"] == "DiskFull"]
         assert len(said) == 1
         refused = victim.cli("vm", "create", "late", "--image", "tiny", "--node", NODE, check=False)
-        assert refused.returncode != 0 and "takes no VMs (DiskFull)" in refused.stderr
+        assert refused.returncode != 0 and "takes nothing new (DiskFull)" in refused.stderr
         until_counts_on(victim, client, vm)
 
         victim.agents[NODE].kill()

@@ -61,8 +61,8 @@ async def test_what_agents_find_is_stored_told_once_and_keeps_vms_away(database:
     async with database.transaction() as connection:
         assert await fleet.place_waiting(connection, [vm]) == []
         reason = (await vms.get(connection, vm)).status.reason
-    assert "node a takes no VMs (Partitioned): it can't reach b (no answer within 2 s)" in reason, reason
-    assert "node b takes no VMs (DiskFull): the disk is full; do" in reason
+    assert "node a takes nothing new (Partitioned): it can't reach b (no answer within 2 s)" in reason, reason
+    assert "node b takes nothing new (DiskFull): the disk is full; do" in reason
     await report(database, "b", FINE, PeersSeen(1))
     async with database.transaction() as connection:
         assert await fleet.place_waiting(connection, [vm]) == [vm]

@@ -16,7 +16,8 @@ from novacron.model.network import NetworkProblem, NetworkSpec, Protocol
 from novacron.model.probe import MoveForeseen
 from novacron.model.volume import VolumePhase
 from novacron.model.waiting import WaitCode
-from novacron.store import drains, garbage, imports, network_problems, networks, nodes, sites, volumes
+from novacron.store import drains, garbage, imports, lost_nodes, network_problems, networks, nodes, sites, volumes
+from novacron.store import fleet as fleet_store
 from novacron.store.database import Connection, Database
 from tests.support.stored_fleet import add_node, add_vm
 
@@ -99,12 +100,16 @@ def loses_its_node(kind: str) -> Case:
             await ADD[kind](connection)
         async with database.transaction() as connection:
             await lose_a(connection)
-        said = await reason_of(database, f"{kind}s", "error", "web" if kind in ("export", "backup", "snapshot") else "")
+        said = await reason_of(database, f"{kind}s", "error")
+        async with database.connection() as connection:
+            told = await connection.fetch("SELECT message FROM events WHERE object = 'a' AND reason = 'Lost'")
+        (lost,) = told
+        assert f"waiting for it: 1 {kind}" in lost["message"], "one event of the node for all"
         async with database.transaction() as connection:
             await connection.execute("UPDATE node_leases SET renewed_at = now() WHERE node = 'a'")
             await nodes.mark_lost(connection, ["a"], 16.0)
         assert (await reason_of(database, f"{kind}s", "error"))[:2] == ("", ""), "its node is back"
-        return said
+        return said._replace(event=said.words)
 
     return case
 
@@ -120,6 +125,47 @@ def loses_its_node_for_good(kind: str) -> Case:
         return said._replace(event=said.words)  # the node's own event, Removed, is about all
 
     return case
+
+
+# VMs: what their nodes say of them is in ``tests/unit/test_waiting.py``
+
+
+async def reason_of_vm(database: Database, event: str, of: str = "web") -> Reason:
+    """``event``: the reason of the event that says it, which is about ``of``."""
+    async with database.connection() as connection:
+        row = await connection.fetchrow(
+            "SELECT status ->> 'reason_code' AS code, status ->> 'reason' AS words FROM vms WHERE id = 'web'"
+        )
+        said = await connection.fetchval(
+            "SELECT message FROM events WHERE object = $1 AND reason = $2 ORDER BY id DESC LIMIT 1", of, event
+        )
+    assert row is not None
+    return Reason(row["code"], row["words"], said or "")
+
+
+async def has_no_node(database: Database) -> Reason:
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE nodes SET spec = spec || '{\"cordoned\": true}'")
+        await connection.execute("UPDATE vms SET node = NULL, epoch = 0")
+        await fleet_store.place_waiting(connection, ["web"])
+    return await reason_of_vm(database, W.UNPLACED)
+
+
+async def starts_on_a_node_that_is_lost(database: Database) -> Reason:
+    async with database.transaction() as connection:
+        await connection.execute('UPDATE vms SET status = status || \'{"state": "starting"}\'')
+        await lose_a(connection)
+    said = await reason_of_vm(database, "Lost", "a")
+    assert "waiting for it: 1 VM" in said.event
+    return said._replace(event=said.words)  # the node's event is about all that wait for it
+
+
+async def has_its_disk_on_a_node_that_was_removed(database: Database) -> Reason:
+    async with database.transaction() as connection:
+        await lose_a(connection)
+        await connection.execute("UPDATE nodes SET status = jsonb_set(status, '{inventory,images,0,disk_bytes}', '9')")
+        await lost_nodes.remove_node(connection, "a", "a", "anna")
+    return await reason_of_vm(database, "Lost")
 
 
 async def is_aborted(database: Database) -> Reason:
@@ -220,6 +266,7 @@ async def is_outside_of_what_the_site_forwards(database: Database) -> Reason:
 READ_ONLY = NetworkProblem("lan", W.NETWORK_NOT_READY, "can't set network lan up: Read-only file system")
 CLOSED = NetworkProblem("lan", W.INTERFACE_CLOSED, "interface 0 of inside takes no traffic")
 IN_USE = NetworkProblem("lan", W.PORT_IN_USE, "the gateway's host itself listens", protocol=Protocol.TCP, port=30022)
+REFUSED = NetworkProblem("lan", W.RULES_REFUSED, "its rules are refused: syntax", protocol=Protocol.TCP, port=30022)
 UNROUTED = NetworkProblem("lan", W.NOT_ROUTED, "192.0.2.7 is on no subnet", address="192.0.2.7")
 
 
@@ -281,6 +328,9 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
         (kind, W.NODE_REMOVED): (loses_its_node_for_good(kind), "was removed")
         for kind in ("volume", "import", "export", "backup")
     },
+    ("vm", W.UNPLACED): (has_no_node, "node a is cordoned"),
+    ("vm", W.NODE_LOST): (starts_on_a_node_that_is_lost, NOT_CONNECTED),
+    ("vm", W.DISK_LOST): (has_its_disk_on_a_node_that_was_removed, "was removed, and its disk was only there"),
     ("import", W.ABORTED): (is_aborted, "aborted"),
     ("import", W.QUOTA_EXCEEDED): (is_beyond_its_quota, "5 MiB of images"),
     ("import", W.TIME_LIMIT): (does_not_go_on, "did not go on"),
@@ -290,6 +340,7 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("forward", W.NETWORK_NOT_READY): (is_said_by_its_gateway("forwards", READ_ONLY, "inside"), "Read-only"),
     ("forward", W.PORT_IN_USE): (is_said_by_its_gateway("forwards", IN_USE, "inside"), "itself listens"),
     ("forward", W.PORT_NOT_ALLOWED): (is_outside_of_what_the_site_forwards, "forwards ports 40000-40010 only"),
+    ("forward", W.RULES_REFUSED): (is_said_by_its_gateway("forwards", REFUSED, "inside"), "rules are refused"),
     ("floating-address", W.NETWORK_NOT_READY): (is_said_by_its_gateway("floating_addresses", READ_ONLY), "Read-only"),
     ("floating-address", W.NOT_ROUTED): (is_said_by_its_gateway("floating_addresses", UNROUTED), "on no subnet"),
     ("drain", W.BLOCKED): (is_blocked, "1 VMs are still on a: web stays:"),

@@ -26,7 +26,7 @@ from novacron.agent.host.remnants import RemnantKind, remove_all
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.leftovers import Leftovers, abandoned
 from novacron.agent.vm.port_forward import PortForwards
-from novacron.model.network import VNI_BASE, Direction, Passing, Protocol, VmInterface
+from novacron.model.network import VNI_BASE, Direction, Entrance, Passing, Protocol, VmInterface
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import tap_name
 from novacron.net import firewall, namespace, overlay, router, tap, tunnels
@@ -196,6 +196,39 @@ def test_an_interface_with_refused_rules_is_closed_and_the_others_work(wan: Lab,
     mended = interface("bbbbbbbbbbbb", "10.20.0.4")
     assert wan.hosts[1].within(lambda: firewall.load("nvtest", [mended, good], "10.20.0.2", arrived)) == {}
     assert "flows_nvbbbbbbbbbbbb" in rules_of()
+
+
+def test_one_way_in_that_is_refused_stops_no_other_of_its_network(
+    wan: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = wan.hosts[1]
+    routing = NodeNetworks(AgentSettings(tmp_path, tmp_path, "")).routing
+    name = prefix_of(routing._instance) + "lan"
+    good = Entrance(None, Protocol.TCP, 30022, "10.20.0.3", 22)
+    by_host = Entrance(None, Protocol.TCP, 99999, "10.20.0.3", 22)
+    inside = Entrance(None, Protocol.UDP, 30053, "10.20.0.300", 53)
+    floating = (("192.0.2.7", "10.20.0.3"), ("192.0.2.8", "10.20.0.300"))
+    network = network_on_node(entrances=(good, by_host, inside), floating=floating)
+    monkeypatch.setattr(router, "greet", lambda name, address: None)  # its bridge is not there
+    failed: dict[str, str] = {}
+
+    def settle() -> str:
+        assert routing.settle([network], {network.vni: []}, whole=True) == {}
+        routing.settle_gateways([network], failed, whole=True)
+        return namespace.within(name, lambda: run("nft", "list", "table", "ip", router.TABLE))
+
+    try:
+        host.within(lambda: namespace.create(name))
+        rules = host.within(settle)
+        assert failed == {} and set(routing.refused_ways["lan"]) == {by_host, inside, floating[1]}
+        assert "tcp dport 30022 dnat to 10.20.0.3:22" in rules and "ip daddr 192.0.2.7 dnat to 10.20.0.3" in rules
+        assert "masquerade" in rules and "30053" not in rules
+        of_host = run(*host.prefix, "nft", "list", "table", "ip", routing._table)
+        assert "dport 30022" in of_host and "99999" not in of_host
+    finally:
+        host.within(lambda: routing.settle_gateways([], {}, whole=True))
+        host.within(lambda: namespace.delete(name))
+        host.within(lambda: firewall.nft(f"table ip {routing._table}\ndelete table ip {routing._table}\n"))
 
 
 def test_one_network_that_the_hosts_rules_refuse_does_not_open_or_stop_the_others(wan: Lab, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_running_vm_is_backed_up_again_and_again_and_each_backup_is_restored(
     site.cli("backup", "restore", first["id"], name, "--node", "host-b", "--no-start")
     restored = site.client.get("vms", name)
     assert restored["node"] == "host-b" and restored["clone_of"] is None
-    assert restored["spec"]["mac"] != vm["spec"]["mac"]
+    assert restored["spec"]["mac"] != vm["spec"]["mac"], "which the original still has"
     before = restic(site, repository, "dump", first["result"]["snapshot"], "/vm/disk.raw")
     assert disk_digest(site, restored) == hashlib.sha256(before).hexdigest(), "byte for byte as it was"
     site.cli("vm", "start", name, "--wait")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from novacron.agent.host import conditions as host
 from novacron.agent.host.conditions import DiskLook, HostConditions, MemoryJudge, MemoryLook, judge_disk
 from novacron.agent.host.peer_reach import REACHABLE_AFTER_S, UNREACHABLE_AFTER_S, PeerReach
 from novacron.agent.host.refused_frames import TRUSTED
+from novacron.control import gateways
 from novacron.local.doctor import running
 from novacron.local.doctor.finding import Grade
 from novacron.model.condition import (
@@ -33,8 +37,14 @@ from novacron.model.condition import (
     evaluate,
     worth_an_event,
 )
+from novacron.model.errors import NoCapacity
+from novacron.model.node import Node
 from novacron.model.placement import Fleet, Wish
+from novacron.model.vm import Vm, VmStatus
+from novacron.store import imports, volumes
 from novacron.store.fleet import why_not
+from novacron.store.network_members import Overlay
+from novacron.store.replicas import why_not as why_no_replica
 from novacron.wire import messages as wire
 from tests.support.fleet import node, vm
 
@@ -135,7 +145,8 @@ def test_what_makes_events_of_another_name_already_makes_no_second_one(type: str
     assert not worth_an_event([], [condition(ConditionType(type), R.CLOCK_WRONG)])
 
 
-TYPES = {R.PARTITIONED: "PeersReachable", R.CERTIFICATE_ENDED: "CertificateValid", R.CLOCK_WRONG: "ClockRight"}
+TYPES = {R.PARTITIONED: "PeersReachable", R.CERTIFICATE_ENDED: "CertificateValid", R.CLOCK_WRONG: "ClockRight",
+         R.MEMORY_PRESSURE: "MemoryAvailable"}  # fmt: skip
 
 
 @pytest.mark.parametrize("reason", sorted(KEEPS_VMS_AWAY))
@@ -146,7 +157,57 @@ def test_a_node_that_should_get_no_vms_gets_none_and_the_vm_says_why(reason: Con
     assert Fleet([bad, node("good")], {}).choose(Wish("1", vm())) == "good"
     alone = Fleet([bad], {})
     assert alone.choose(Wish("1", vm())) is None
-    assert why_not(alone, Wish("1", vm())) == f"node bad takes no VMs ({reason}): {wrong.message}"
+    assert why_not(alone, Wish("1", vm())) == f"node bad takes nothing new ({reason}): {wrong.message}"
+
+
+def choose_for_vm(every: list[Node], named: str | None) -> str | None:
+    return Fleet([node for node in every if named in (None, node.name)], {}).choose(Wish("1", vm()))
+
+
+def choose_for_image(every: list[Node], named: str | None) -> str | None:
+    return imports.choose_node(every, named)
+
+
+def choose_for_volume(every: list[Node], named: str | None) -> str | None:
+    return volumes.choose_pool(every, volumes.NewVolume("v", "local", 0, named))[0]
+
+
+def choose_for_replica(every: list[Node], named: str | None) -> str | None:
+    followed = Vm(
+        "vm-a", "a", vm(), VmStatus(), "elsewhere", 1, None, False, None, None, revision=1, created_at=NOW
+    )  # fmt: skip
+    return next(
+        (node.name for node in every if named in (None, node.name) and not why_no_replica(node, followed)), None
+    )
+
+
+def choose_gateway_of_network(every: list[Node], named: str | None) -> str | None:
+    overlay = Overlay("net-a", None, frozenset(("bad", "good")), encrypted=False)
+    every = [node for node in every if named in (None, node.name)]
+    return gateways.look(every, {node.name for node in every}, Counter()).choose(overlay)
+
+
+@pytest.mark.parametrize("reason", sorted(KEEPS_VMS_AWAY))
+@pytest.mark.parametrize(
+    "choose", [choose_for_vm, choose_for_image, choose_for_volume, choose_for_replica, choose_gateway_of_network]
+)
+def test_whoever_chooses_a_node_leaves_out_one_that_is_not_well(
+    choose: Callable[[list[Node], str | None], str | None], reason: ConditionReason
+) -> None:
+    def able(name: str, *conditions: NodeCondition) -> Node:
+        made = node(name, memory_mib=65536)
+        assert made.status.inventory is not None
+        inventory = msgspec.structs.replace(made.status.inventory, networks=True, dwcp_endpoint="10.0.0.1:7445")
+        return msgspec.structs.replace(
+            made, status=msgspec.structs.replace(made.status, inventory=inventory, conditions=conditions)
+        )
+
+    bad = able("bad", condition(ConditionType(TYPES.get(reason, "DiskUsable")), reason))
+    assert choose([able("bad"), able("good")], "bad") == "bad", "while it is well"
+    assert choose([bad, able("good")], None) == "good"
+    for alone, named in (([bad], None), ([bad, able("good")], "bad")):
+        with suppress(NoCapacity):
+            assert choose(alone, named) is None
 
 
 @pytest.mark.parametrize("reason", ["DiskNearlyFull", "PeerUnreachable", "ClockSkewed", "MemoryLow", "NodeLost"])

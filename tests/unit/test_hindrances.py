@@ -1,6 +1,7 @@
 """Whatever keeps an object from what was asked has a code and words: those that a node says, and those of drains.
 
-What the server itself says is in ``tests/integration/test_hindrances.py``, what VMs wait for in ``test_waiting.py``.
+What the server itself says is in ``tests/integration/test_hindrances.py`` and ``test_hindered_runs.py``, what VMs wait
+for on their nodes in ``test_waiting.py``.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ from novacron.qemu.guest import GuestSilent
 from novacron.qemu.monitor import MonitorFailed
 from novacron.store.drains import Waiting
 from novacron.wire import messages as wire
+from tests.integration import test_hindered_runs as of_runs
 from tests.integration import test_hindrances as by_server
+from tests.unit.test_waiting import VM_CASES
 
 W = WaitCode
 PAGE = Path(__file__).parents[2] / "docs/reference/reasons.md"
@@ -347,6 +350,10 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("network", W.NETWORK_NOT_READY): (network(failed={"lan": "Read-only file system"}), "Read-only file system"),
     ("network", W.INTERFACE_CLOSED): (network(closed={"lan": {NicKey("vm-a", 0): "syntax"}}), "takes no traffic"),
     ("forward", W.PORT_IN_USE): (network(unforwarded={(Protocol.TCP, 30022)}), "listens at tcp port 30022"),
+    ("forward", W.RULES_REFUSED): (network(refused={"lan": {LAN.entrances[0]: "syntax"}}), "rules are refused: syntax"),
+    ("floating-address", W.RULES_REFUSED): (
+        network(refused={"lan": {LAN.floating[0]: "syntax"}}), "rules are refused: syntax",
+    ),
     ("floating-address", W.NOT_ROUTED): (network(unrouted={"lan": ["192.0.2.7"]}), "route it there"),
     ("drain", W.UNPLACED): (refused_move(NoCapacity("node b is cordoned")), "node b is cordoned"),
     ("drain", W.MOVE_REFUSED): (refused_move(Conflict("it is being cloned")), "it is being cloned"),
@@ -369,8 +376,9 @@ async def test_what_keeps_an_object_from_what_was_asked_is_said_with_a_code_and_
 
 
 def test_every_hindrance_has_a_case_that_is_tried() -> None:
-    every = {(kind, code) for kind, codes in HINDRANCES.items() if kind != "vm" for code in codes}
-    assert CASES.keys() | by_server.CASES.keys() == every
+    every = {(kind, code) for kind, codes in HINDRANCES.items() for code in codes}
+    of_vms = {("vm", code) for code in VM_CASES}
+    assert CASES.keys() | by_server.CASES.keys() | of_runs.CASES.keys() | of_vms == every
 
 
 def test_every_code_hinders_something_and_is_on_the_page_with_each_kind() -> None:

@@ -13,19 +13,23 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from novacron.agent.vm.journal import AnewAsked
 from novacron.agent.vm.power import PowerRequests, Situation, Step, decide
+from novacron.model import limits
 from novacron.model.vm import Power, Restart, VmAction, VmSpec
 from novacron.store.vms import power_changes
 
 LENGTH = 5
 STEPS_MAX = 20
-LONG_S, MOMENT_S = 1000.0, 1.0
+LONG_S, MOMENT_S, UNIX_S = 1000.0, 1.0, 1_700_000_000.0
 REQUESTS = ("start", "stop", "kill", "pause", "resume", "reboot", "reset")
 EVENTS = (
     "guest powers off",
     "guest resets",
     "QEMU dies",
     "guest does what it was asked",
+    "its agent restarts",
+    "it migrates",
     "a moment passes",
     "long passes",
 )
@@ -38,6 +42,7 @@ class Record(msgspec.Struct):
     halted_at_start: int | None = None
     reboots: int = 0
     resets: int = 0
+    anew_asked: AnewAsked | None = None
 
 
 class World:
@@ -51,16 +56,19 @@ class World:
         self.pending: str | None = None
         """What the guest will do later, having been asked."""
         self.resets_asked = self.resets_done = 0
+        self.owed = False
+        """The guest was to begin anew, and has not yet."""
         self.settle()
 
     def key(self) -> tuple[object, ...]:
         """Return what the future depends on: counters and times relative to now."""
         spec, record = self.spec, self.record
         situation = self.requests.situation(self.run_state, record, self.now)
+        asked = record.anew_asked is not None
         halted = record.halted_at_start == spec.starts
         behind = (spec.reboots - record.reboots, spec.resets - record.resets, self.resets_asked - self.resets_done)
         times = (situation.rebooting_s, situation.stopping_s, situation.stop_revoked)
-        return spec.power, spec.stop_timeout_s, self.run_state, halted, *behind, *times, self.pending
+        return spec.power, spec.stop_timeout_s, self.run_state, halted, asked, *behind, *times, self.pending, self.owed
 
     def happens(self, what: str) -> bool:
         """Let something happen; say whether it can."""
@@ -68,6 +76,7 @@ class World:
             case "start" | "stop" | "pause" | "resume" | "reboot" | "reset":
                 self._request(VmAction(what), None)
                 self.resets_asked += what in ("reboot", "reset")
+                self.owed |= what in ("reboot", "reset") and self.run_state != "absent"
             case "kill":
                 self._request(VmAction.STOP, 0)
             case "guest powers off" | "guest resets" if self.run_state != "running":
@@ -85,6 +94,10 @@ class World:
                 if self.pending is None or self.run_state != "running":
                     return False
                 self._power_off() if self.pending == "power off" else self._reset()
+            case "its agent restarts":
+                self.requests = PowerRequests()
+            case "it migrates":
+                return self._migrate()
             case _:
                 self.now += LONG_S if what == "long passes" else MOMENT_S
         self.settle()
@@ -93,10 +106,19 @@ class World:
     def _request(self, action: VmAction, stop_timeout_s: int | None) -> None:
         self.spec = msgspec.structs.replace(self.spec, **power_changes(self.spec, action, stop_timeout_s))
 
+    def _migrate(self) -> bool:
+        """Go on at another node, which begins with what was done here; say whether the VM may leave."""
+        waits = self.requests.rebooting and not self.requests.overdue(self.now)
+        if self.run_state not in ("running", "paused") or self.requests.stopping or waits:
+            return False
+        self.requests, self.record.anew_asked = PowerRequests(), None
+        self.settle()
+        return True
+
     def settle(self) -> None:
         """Take steps as the reconciler does until there is nothing to do."""
         for _ in range(STEPS_MAX):
-            self.requests.look(self.spec, self.run_state, self.now)
+            self._look()
             situation = self.requests.situation(self.run_state, self.record, self.now)
             step = decide(self.spec, situation)
             if step is Step.NOTHING:
@@ -105,10 +127,22 @@ class World:
             self._do(step, situation)
         raise AssertionError(f"it never rests: {self.key()}")
 
+    def _look(self) -> None:
+        requests, record = self.requests, self.record
+        requests.recall(record.anew_asked, self.now, UNIX_S + self.now)
+        requests.look(self.spec, self.run_state, self.now)
+        if requests.begun_anew is not None:
+            record.reboots = max(record.reboots, requests.begun_anew.reboots)
+            self._note_anew(None)
+
+    def _note_anew(self, asked: AnewAsked | None) -> None:
+        self.record.anew_asked = asked
+        self.requests.recall(asked, self.now, UNIX_S + self.now)
+
     def _do(self, step: Step, situation: Situation) -> None:
         match step:
             case Step.START:
-                self.run_state, self.pending = "running", None
+                self.run_state, self.pending, self.owed = "running", None, False
                 self.record = Record(None, self.spec.reboots, self.spec.resets)
             case Step.CONTINUE | Step.MAKE_ROOM:
                 self.run_state = "running"
@@ -119,10 +153,11 @@ class World:
             case Step.MARK_HALTED:
                 self.record.halted_at_start = self.spec.starts
             case Step.RESET:
-                self.record.reboots, self.record.resets = self.spec.reboots, self.spec.resets
+                self._note_anew(AnewAsked(self.spec.reboots, 0.0))
+                self.record.resets = self.spec.resets
                 self._reset()
             case Step.REBOOT:
-                self.record.reboots = self.spec.reboots
+                self._note_anew(AnewAsked(self.spec.reboots, UNIX_S + self.now))
                 self._ask_to_reboot()
             case Step.POWER_DOWN:
                 assert situation.run_state == "running"
@@ -138,12 +173,12 @@ class World:
         elif self.reboot == "later":
             self.pending = "reboot"
         confirmed = self.reboot in ("at once", "later", "never")
-        if not confirmed and self.requests.must_reset():
+        if not confirmed and self.requests.rebooting:
             self._reset()
 
     def _reset(self) -> None:
         self.resets_done += 1
-        self.pending = None
+        self.pending, self.owed = None, False
         self.requests.on_event("RESET")
 
     def _power_off(self) -> None:
@@ -163,6 +198,7 @@ class World:
         assert self.run_state == expected, f"{history}: {self.run_state}, not {expected}"
         assert not self.requests.stopping, f"{history}: it stops for ever"
         assert self.resets_done <= self.resets_asked, f"{history}: a reset that nobody asked for"
+        assert not (self.owed and self.run_state == "running"), f"{history}: it never began anew, as it was asked to"
 
 
 def histories(world: World) -> Iterator[tuple[tuple[str, ...], World]]:
@@ -190,6 +226,21 @@ def test_no_sequence_ends_in_a_stuck_state_or_resets_unasked(power_off: str, res
             copy.deepcopy(world).check_rest(history)
             states += 1
         assert states > 50, "sequences lead to many states"
+
+
+@pytest.mark.parametrize("interrupted", ["its agent restarts", "it migrates"])
+def test_a_guest_that_ignores_a_reboot_is_reset_once_whatever_happens_meanwhile(interrupted: str) -> None:
+    world = World("at once", "never", Restart.ON_FAILURE)
+    for what in ("reboot", "a moment passes", interrupted, "long passes", interrupted, "long passes"):
+        world.happens(what)
+    assert (world.resets_done, world.owed, world.record.reboots) == (1, False, 1)
+
+
+def test_a_clock_that_was_set_does_not_put_a_reset_off(now: float = 100.0) -> None:
+    for asked_at in (UNIX_S - 1e6, UNIX_S + 1e6):
+        requests = PowerRequests()
+        requests.recall(AnewAsked(1, asked_at), now, UNIX_S)
+        assert requests.overdue(now + limits.REBOOT_S_MAX)
 
 
 def test_a_start_that_follows_a_stop_wins_whether_the_guest_powers_off_or_not() -> None:

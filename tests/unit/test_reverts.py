@@ -11,6 +11,7 @@ from novacron.agent.vm import snapshots
 from novacron.agent.vm.reconciler import RETRY_S, REVERT_WAITS, Reconciler
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import VmState
+from novacron.model.waiting import WaitCode
 from novacron.wire import messages as wire
 
 
@@ -36,7 +37,8 @@ async def test_a_revert_waits_for_a_copy_and_keeps_others_away(
     async with copying:
         assert await reconciler._work_on(snapshot, "running") == (RETRY_S if waits else 0)
     said = [call.args for call in context.report.call_args_list]
-    assert said == ([(VmState.RUNNING, REVERT_WAITS)] if waits else []), "what becomes of the VM meanwhile is seen"
+    expected = [(VmState.RUNNING, REVERT_WAITS, WaitCode.DISK_BEING_COPIED)] if waits else []
+    assert said == expected, "what becomes of the VM meanwhile is seen"
     if waits:
         assert worked == [] and await reconciler._work_on(snapshot, "running") == 0
     assert worked == [True] and not copying.locked()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 from unittest.mock import AsyncMock, Mock
 
 import pytest
@@ -14,18 +17,21 @@ import typer
 
 from novacron.agent.host.network_problems import InterfaceClosed
 from novacron.agent.vm.hypervisor import MachineFailed
-from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.journal import Journal, PostCopy, Record
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
 from novacron.cli import nodes
 from novacron.client.choices import DrainPolicy
 from novacron.client.protocol import waits_for
 from novacron.disk.images import LocalImage
+from novacron.model.migration import Side
 from novacron.model.network import NicSpec
 from novacron.model.ownership import Order, OrderKind
-from novacron.model.vm import Power, VmSpec, VmState, VmStatus
+from novacron.model.snapshot import SnapshotPhase
+from novacron.model.vm import CloneOf, GuestHardware, Power, VmSpec, VmState, VmStatus
 from novacron.model.waiting import WaitCode
 from novacron.net.tap import NetworkFailed
+from novacron.qemu.monitor import MonitorFailed
 from novacron.store.owned import _event_of
 from novacron.wire import messages as wire
 from tests.support.agent import services_in
@@ -38,7 +44,10 @@ READ_ONLY = "can't set network lan up: Read-only file system"
 class Site:
     """A worker whose machine is simulated, and what it says."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, patch: pytest.MonkeyPatch | None = None) -> None:
+        self.patch = patch or pytest.MonkeyPatch()
+        self.begun: Callable[[Worker], object] = lambda worker: None
+        """What happens to the worker before its first step."""
         self.services = services_in(directory)
         self.services.pages = Mock(prepare=AsyncMock())
         self.said: list[Any] = []
@@ -47,14 +56,18 @@ class Site:
         self.services.hypervisor = Mock(machine=lambda vm, on_event: self.machine)
         self.services.images["tiny"] = Mock(spec=LocalImage, disk=None, info=Mock(disk_bytes=0))
 
-    async def start(self, spec: VmSpec = RUNS, machine: str = "", withheld: str = "") -> list[wire.Observed]:
-        """Let the VM be started once; return what was observed."""
-        worker = Worker("vm-a", Record(), self.services)
+    async def start(self, spec: VmSpec = RUNS, remembered: Record = Record(), **given: Any) -> list[wire.Observed]:
+        """Let the VM be looked at once, as it is to run; return what was observed."""
+        worker = Worker("vm-a", remembered, self.services)
         assignment = wire.Assignment(
-            "vm-a", "a", spec, False, machine, 0, None, "default", bytes(32), withheld=withheld
+            "vm-a", "a", spec, False, given.pop("machine", ""), 0, None, "default", bytes(32), **given
         )
+        self.begun(worker)
         worker.set_desired(wire.Statement("vm-a", Order(OrderKind.OWN, 4), assignment, None))
         await worker._try_step()
+        if assignment.clone_of is not None:  # it is made beside
+            await asyncio.sleep(0)
+            await worker._clone.cancel()
         return [message for message in self.said if isinstance(message, wire.Observed)]
 
 
@@ -93,49 +106,146 @@ def journal_fails(site: Site) -> None:
 
 LAN = VmSpec(image="tiny", power=Power.RUNNING, starts=1, nics=(NicSpec("lan"),))
 HA = VmSpec(image="tiny", power=Power.RUNNING, starts=1, ha=True)
-CASES: dict[str, tuple[Callable[[Site], None], VmSpec, VmState, str, str]] = {
-    "image": (no_image, RUNS, VmState.STARTING, "ImageMissing", "waits for image tiny from another node"),
-    "another-image": (another_image, RUNS, VmState.STARTING, "ImageMissing", "another image as tiny"),
-    "lease": (lambda site: None, HA, VmState.STARTING, "LeaseEnded", "no heartbeat"),
-    "queue": (queue_is_full, RUNS, VmState.STARTING, "StartQueued", "other VMs of its node"),
-    "network": (network_fails, LAN, VmState.STARTING, "NetworkNotReady", f"waits for network lan: {READ_ONLY}"),
-    "networks": (all_networks_fail, LAN, VmState.STARTING, "NetworkNotReady", READ_ONLY),
-    "storage": (journal_fails, RUNS, VmState.PENDING, "NodeCantStore", "No space left on device"),
-}
 
 
-@pytest.mark.parametrize("case", CASES)
-async def test_a_vm_that_waits_on_its_node_says_what_for(case: str, tmp_path: Path) -> None:
-    breaks, spec, state, code, words = CASES[case]
-    site = Site(tmp_path)
-    breaks(site)
-    first = (await site.start(spec))[0]
-    assert (first.status.state, first.status.reason_code) == (state, code) and words in first.status.reason
-    assert first.epoch == 4, "the server takes no report of an earlier epoch"
+class Waits(NamedTuple):
+    """How a VM comes to wait on its node, and what it says then."""
+
+    breaks: Callable[[Site], object]
+    state: VmState
+    words: str
+    spec: VmSpec = RUNS
+    said: int = -1
+    """Which of the reports: a start that fails follows one that begins."""
+    given: Mapping[str, Any] = {}
+    """Of its assignment."""
+    remembered: Record = Record()
 
 
-@pytest.mark.parametrize(
-    ("breaks", "code", "words"),
-    [
-        (network_fails, "NetworkNotReady", READ_ONLY),
-        (interface_is_closed, "InterfaceClosed", "interface 0 in network lan is closed"),
-        (qemu_fails, "StepFailed", "no tap"),
+def runs(site: Site, run_state: str = "running") -> None:
+    site.machine.pid, site.machine.run_state = 1, run_state
+
+
+def disk_is_gone(site: Site) -> None:
+    site.services.images["tiny"] = Mock(spec=LocalImage, disk=Path("disk.raw"), info=Mock(disk_bytes=1 << 20))
+
+
+def disk_has_no_room(site: Site) -> None:
+    runs(site, "io-error")
+    site.machine.directory.mkdir(parents=True)
+    site.patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+
+
+def disk_is_copied(site: Site) -> None:
+    runs(site)
+    site.machine.copying = Mock(locked=lambda: True)
+
+
+def qemu_dies_again(site: Site) -> None:
+    site.begun = lambda worker: worker._reconciler.__dict__.update(_started_at=site.services.clock.monotonic())
+
+
+def guest_can_t_grow(site: Site) -> None:
+    runs(site)
+    site.machine.grow_hardware = AsyncMock(side_effect=MonitorFailed("no slot is free"))  # type: ignore[method-assign]
+
+
+def guest_can_t_shrink(site: Site) -> None:
+    runs(site)
+    site.machine.monitor = Mock(execute=AsyncMock(return_value=[]))  # type: ignore[assignment]
+    site.machine.hardware = GuestHardware(1, 64, balloon=True)
+    why = "its guest has 64 MiB of memory, not 32"
+    site.begun = lambda worker: setattr(worker.context.balloon, "settle", AsyncMock(return_value=why))
+
+
+def guest_stood_still(site: Site) -> None:
+    runs(site)
+    site.machine.stood_still_s = 30.0
+    site.begun = lambda worker: worker._reconciler.on_event("RESUME")
+
+
+def guest_uses_little(site: Site) -> None:
+    runs(site)
+    site.begun = lambda worker: setattr(worker.context.guest, "unused", "its guest uses 256 MiB of memory")
+
+
+def interface_closes(site: Site) -> None:
+    runs(site)
+    site.services.networks.closed["vm-a"] = "interface 0 in network lan is closed: syntax"
+
+
+def storage_is_full(site: Site) -> None:
+    site.machine.start = AsyncMock(side_effect=OSError(errno.ENOSPC, "No space left on device"))  # type: ignore[method-assign]
+
+
+def making(id: str) -> wire.VolumeAttached:
+    return wire.VolumeAttached(id, "local", 0, 1, False, None, None, None, detaching=False, moves=True, making=True)
+
+
+REVERTS = wire.SnapshotWanted("snap-1", SnapshotPhase.REVERTING, False, False, 1)
+FROM_B = PostCopy("mig-1", Side.TARGET, "host-b")
+W = WaitCode
+VM_CASES: dict[WaitCode, list[Waits]] = {
+    W.IMAGE_MISSING: [
+        Waits(no_image, VmState.STARTING, "waits for image tiny from another node"),
+        Waits(another_image, VmState.STARTING, "another image as tiny"),
     ],
-)
-async def test_a_vm_whose_start_fails_says_why(
-    breaks: Callable[[Site], None], code: str, words: str, tmp_path: Path
+    W.LEASE_ENDED: [Waits(lambda site: None, VmState.STARTING, "no heartbeat", HA)],
+    W.START_QUEUED: [Waits(queue_is_full, VmState.STARTING, "other VMs of its node", said=0)],
+    W.NETWORK_NOT_READY: [
+        Waits(network_fails, VmState.STARTING, f"waits for network lan: {READ_ONLY}", LAN, said=0),
+        Waits(all_networks_fail, VmState.STARTING, READ_ONLY, LAN, said=0),
+        Waits(network_fails, VmState.FAILED, READ_ONLY, LAN),
+    ],
+    W.NODE_CANT_STORE: [Waits(journal_fails, VmState.PENDING, "No space left on device")],
+    W.INTERFACE_CLOSED: [
+        Waits(interface_is_closed, VmState.FAILED, "interface 0 in network lan is closed", LAN),
+        Waits(interface_closes, VmState.RUNNING, "interface 0 in network lan is closed", LAN),
+    ],
+    W.STEP_FAILED: [Waits(qemu_fails, VmState.FAILED, "no tap")],
+    W.NO_SPACE: [Waits(storage_is_full, VmState.FAILED, "No space left on device")],
+    W.MAY_BE_ELSEWHERE: [
+        Waits(lambda site: None, VmState.STARTING, "an older database", given={"withheld": "an older database"})
+    ],
+    W.DISK_BEING_MADE: [
+        Waits(lambda site: None, VmState.STARTING, "further disks", given={"volumes": (making("vol-1"),)}),
+        Waits(
+            lambda site: None, VmState.PENDING, "is being made from that of web", said=0,
+            given={"clone_of": CloneOf("vm-web", "web", linked=False)},
+        ),
+    ],
+    W.DISK_BEING_COPIED: [
+        Waits(disk_is_copied, VmState.RUNNING, "once its disk is copied", given={"snapshots": (REVERTS,)})
+    ],
+    W.DISK_LOST: [Waits(disk_is_gone, VmState.FAILED, "novacron vm recover", given={"machine": "pc-q35-7.2"})],
+    W.DISK_FULL: [Waits(disk_has_no_room, VmState.PAUSED, "its disk is full: 1 MiB are free")],
+    W.CRASH_BACK_OFF: [
+        Waits(qemu_dies_again, VmState.FAILED, "crashed; starts again in", remembered=Record(crashes=6))
+    ],
+    W.CANT_GROW: [
+        Waits(guest_can_t_grow, VmState.RUNNING, "no slot is free"),
+        Waits(guest_uses_little, VmState.RUNNING, "its guest uses 256 MiB"),
+    ],
+    W.GUEST_CLOCK_BEHIND: [Waits(guest_stood_still, VmState.RUNNING, "may be behind by 30 s: no guest agent")],
+    W.CANT_SHRINK: [Waits(guest_can_t_shrink, VmState.RUNNING, "not 32")],
+    W.MEMORY_FOLLOWS: [
+        Waits(runs, VmState.RUNNING, "on its way from node host-b", remembered=Record(post_copy=FROM_B))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "number"), [(code, n) for code, waits in VM_CASES.items() for n in range(len(waits))])
+async def test_what_keeps_a_vm_on_its_node_is_said_with_a_code_and_words(
+    code: WaitCode, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = Site(tmp_path)
-    breaks(site)
-    last = (await site.start(LAN))[-1]
-    assert (last.status.state, last.status.reason_code) == (VmState.FAILED, code) and words in last.status.reason
-
-
-async def test_a_vm_that_may_be_elsewhere_is_not_begun_and_says_so(tmp_path: Path) -> None:
-    site = Site(tmp_path)
-    first = (await site.start(withheld="an older database was put back"))[0]
-    assert (first.status.state, first.status.reason_code) == (VmState.STARTING, "MayBeElsewhere")
-    assert first.status.reason == "an older database was put back" and site.machine.pid is None
+    waits = VM_CASES[code][number]
+    site = Site(tmp_path, monkeypatch)
+    waits.breaks(site)
+    said = (await site.start(waits.spec, waits.remembered, **waits.given))[waits.said]
+    status = said.status
+    assert (status.state, status.reason_code, waits.words in status.reason) == (waits.state, code, True), status
+    assert said.epoch == 4, "the server takes no report of an earlier epoch"
+    assert _event_of(VmStatus(waits.state), status) == code, "an event says so when it begins"
 
 
 async def test_a_vm_that_starts_waits_for_nothing(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import msgspec
 import pytest
 
 from novacron.agent.vm.directory import DISK_LAYER
-from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.journal import AnewAsked, Journal, Record
+from novacron.agent.vm.power import Step, decide
 from novacron.agent.worker import Worker
 from novacron.model.migration import MigrationKind, Side
 from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord
@@ -66,6 +67,63 @@ async def test_crash_counts_survive_the_agents_own_death(worker: Worker, tmp_pat
     worker._reconciler.note_crash("test")
     await worker._reconciler._count_crashes()
     assert Journal(tmp_path / "journal").load_one("vm-a").crashes == 2
+
+
+async def reboots_asked(worker: Worker, run_state: str = "running") -> None:
+    """Let a worker do the next steps of a VM that was asked to reboot once; its guest agent takes requests."""
+    machine = Mock(guest_listens=True, hardware=None, execute=AsyncMock(), status=AsyncMock(return_value=run_state))
+    machine.guest.shut_down = AsyncMock()
+    worker._reconciler._machine = machine
+    asked = assigned(Restart.ON_FAILURE)
+    worker.context.assignment = msgspec.structs.replace(asked, spec=msgspec.structs.replace(asked.spec, reboots=1))
+    now = worker._services.clock.monotonic()
+    reconciler, assignment = worker._reconciler, worker.context.assigned()
+    await reconciler._look_at_requests(assignment.spec, run_state, now)
+    situation = reconciler._requests.situation(run_state, worker.context.record, now)
+    step = decide(assignment.spec, situation)
+    if step is not Step.NOTHING:
+        await reconciler._do(step, assignment, run_state, now)
+
+
+async def test_a_reboot_outlives_the_agent_that_asked_the_guest(worker: Worker, tmp_path: Path) -> None:
+    await reboots_asked(worker)
+    journal = Journal(tmp_path / "journal")
+    again = Worker("vm-a", journal.load_one("vm-a"), services_in(tmp_path))
+    await reboots_asked(again)
+    again._reconciler._machine.guest.shut_down.assert_not_called()  # type: ignore[attr-defined]
+    assert again._reconciler.reboots, "it may do so yet"
+    assert again.context.record.reboots == 0
+    again._reconciler.on_event("RESET")
+    await reboots_asked(again)
+    remembered = journal.load_one("vm-a")
+    assert (remembered.reboots, remembered.anew_asked) == (1, None)
+
+
+async def test_a_guest_that_ignored_a_reboot_is_reset_by_a_later_agent(worker: Worker, tmp_path: Path) -> None:
+    await reboots_asked(worker)
+    journal = Journal(tmp_path / "journal")
+    long_ago = msgspec.structs.replace(journal.load_one("vm-a"), anew_asked=AnewAsked(1, 1.0))
+    again = Worker("vm-a", long_ago, services_in(tmp_path))
+    for look in range(3):
+        await reboots_asked(again)
+        execute = again._reconciler._machine.execute
+        done = [call.args for call in execute.await_args_list]  # type: ignore[attr-defined]
+        assert done == ([("system_reset",)] if look == 0 else []), "once"
+    assert journal.load_one("vm-a").reboots == 1
+
+
+async def test_a_vm_leaves_once_it_has_rebooted(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    await reboots_asked(worker)
+    leaves, stays = AsyncMock(return_value=True), AsyncMock(return_value=0.0)
+    monkeypatch.setattr(worker._source, "step", leaves)
+    monkeypatch.setattr(worker._reconciler, "step", stays)
+    task = wire.Task("mig-a", Side.SOURCE, MigrationKind.LIVE, "host-b", 1, "127.0.0.1:1")
+    statement = wire.Statement("vm-a", Order(OrderKind.OWN, 1), worker.context.assigned(), task)
+    await worker._run(statement)
+    assert (leaves.await_count, stays.await_count) == (0, 1)
+    worker._reconciler.on_event("RESET")
+    await worker._run(statement)
+    assert (leaves.await_count, stays.await_count) == (1, 1)
 
 
 @pytest.mark.parametrize(

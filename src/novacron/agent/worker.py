@@ -33,7 +33,7 @@ from novacron.model.migration import MigrationKind, Side
 from novacron.model.ownership import Claim, OrderKind, OrderVerdict
 from novacron.model.unreconciled import DescribedVolume, VmDescription
 from novacron.model.vm import Power, VmState
-from novacron.model.waiting import WaitCode
+from novacron.model.waiting import WaitCode, code_of
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -229,7 +229,7 @@ class Worker:
             context.report(VmState.RUNNING, context.missing_memory_reason(), WaitCode.MEMORY_FOLLOWS)
         elif context.owns():
             state = VmState.FAILED if self.machine.pid is None else VmState.UNKNOWN
-            code = WaitCode.STEP_FAILED
+            code = code_of(error)
             if isinstance(error, NetworkFailed):
                 is_closed = isinstance(error, InterfaceClosed)
                 code = WaitCode.INTERFACE_CLOSED if is_closed else WaitCode.NETWORK_NOT_READY
@@ -366,7 +366,7 @@ class Worker:
         if task is not None and task.side is Side.SOURCE:
             if assignment.spec.power is Power.STOPPED and task.kind is not MigrationKind.COLD:
                 await self._source.fail(task.migration, "the VM was stopped on request")
-            elif await self._source.step(task):
+            elif not self._reconciler.reboots and await self._source.step(task):
                 return IDLE_S
         return await self._reconciler.step(assignment)
 

@@ -42,6 +42,11 @@ RESTORE_OPTIONS = (
         "power", bool, "--start/--no-start", default=True, help="start the new VM at once",
         convert=lambda starts: "running" if starts else "stopped",
     ),
+    options.option(
+        "keep_macs", bool, "--keep-mac/--new-mac",
+        help="give it the MAC addresses of the VM that was backed up, or new ones; by default those that no other VM"
+        " has",
+    ),
 )  # fmt: skip
 ENDS = ("Restored", "RestoreFailed")
 """Events that say how it ended to replace a VM's disk."""
@@ -277,11 +282,13 @@ def restore(
     yes: options.Yes = False,
     wait: Wait = Wait(wait=True, timeout_s=7200),
 ) -> None:
-    """Restore a backup into a new VM, with new addresses, or in place of its VM's disk."""
+    """Restore a backup into a new VM, with its MAC addresses where they are free, or in place of its VM's disk."""
     if in_place == (name is not None):
         raise typer.BadParameter("give the name of the new VM, or --in-place", param_hint="'NAME'")
     if in_place and "node" in fields:
         raise typer.BadParameter("a VM stays on its node when its disk is replaced", param_hint="'--node'")
+    if in_place and "keep_macs" in fields:
+        raise typer.BadParameter("a VM keeps its addresses when its disk is replaced", param_hint="'--keep-mac'")
     with output.errors():
         client = Client()
         if in_place:

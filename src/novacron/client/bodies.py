@@ -884,11 +884,14 @@ class ReplicateVmBody(TypedDict, total=False):
 
 
 class RestoreBackupBody(TypedDict, total=False):
-    """The VM to make of a backup. ``node``: by default the one that made the backup."""
+    """The VM to make of a backup. ``node``: by default the one that made the backup. ``keep_macs``: give it the MAC
+    addresses of the VM that was backed up, or (false) new ones; by default those that no other VM has.
+    """
 
     name: Required[str]
     node: str | None
     power: Power | Literal["running", "paused", "stopped"]
+    keep_macs: bool | None
 
 
 class RuleSpecBody(TypedDict, total=False):

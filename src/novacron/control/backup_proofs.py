@@ -24,6 +24,7 @@ from novacron.model.backup_proof import (
 from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.guest_command import GuestCommand, NewCommand
 from novacron.model.vm import Display, Vm, VmState
+from novacron.model.waiting import WaitCode, refusal_code
 from novacron.store import backup_proofs, backups
 from novacron.store.database import Connection, Database
 from novacron.telemetry import logs
@@ -90,7 +91,7 @@ class BackupProofs:
         async with database.connection() as connection:
             vm = await backup_proofs.vm_of(connection, backup)
         if vm is None:
-            await self._fail(database, backup, None, "its VM was deleted")
+            await self._fail(database, backup, None, "its VM was deleted", WaitCode.VM_GONE)
         elif backup.proof.phase is ProofPhase.RESTORING:
             await self._restoring(database, backup, backup.proof, vm)
         else:
@@ -102,9 +103,9 @@ class BackupProofs:
                 await backup_proofs.begin(connection, backup.id)
         except NovaError as error:  # its node has no room, the image is not there, the project's quota is used up
             if _seconds_since(proof.since) > WAITING_S_MAX:
-                await self._fail(database, backup, None, error.detail)
+                await self._fail(database, backup, None, error.detail, refusal_code(error))
             else:
-                await self._say(database, backup, error.detail)
+                await self._say(database, backup, error.detail, refusal_code(error))
 
     async def _restoring(self, database: Database, backup: Backup, proof: BackupProof, vm: Vm) -> None:
         if vm.clone_of is None and vm.status.state is VmState.RUNNING:
@@ -113,30 +114,36 @@ class BackupProofs:
                 if current is not None:
                     await backup_proofs.enter(connection, current, ProofPhase.STARTING)
         elif vm.clone_of is None and vm.status.state is VmState.FAILED:
-            await self._fail(database, backup, None, f"its VM did not start: {vm.status.reason}")
+            await self._fail(database, backup, None, f"its VM did not start: {vm.status.reason}", vm.status.reason_code)
         elif vm.status.state is VmState.FAILED and _seconds_since(proof.since) > UNRESTORABLE_S_MAX:
-            await self._fail(database, backup, None, vm.status.reason or "its disk can't be made")
+            await self._fail(
+                database, backup, None, vm.status.reason or "its disk can't be made", vm.status.reason_code
+            )
         elif _seconds_since(proof.since) > RESTORING_S_MAX:
-            await self._fail(database, backup, None, f"its VM was not made in time: {vm.status.reason}")
+            why = f"its VM was not made in time: {vm.status.reason}"
+            await self._fail(database, backup, None, why, WaitCode.TIME_LIMIT)
         elif vm.status.reason:
-            await self._say(database, backup, vm.status.reason)
+            await self._say(database, backup, vm.status.reason, vm.status.reason_code)
 
     async def _starting(self, database: Database, backup: Backup, proof: BackupProof, vm: Vm) -> None:
         took_s = _seconds_since(proof.since)
         if vm.status.state in (VmState.FAILED, VmState.STOPPED):
-            await self._fail(database, backup, None, f"its VM is {vm.status.state}: {vm.status.reason or 'it ended'}")
+            why = f"its VM is {vm.status.state}: {vm.status.reason or 'it ended'}"
+            await self._fail(database, backup, None, why, vm.status.reason_code)
             return
         try:
             answer = await self._look(vm, proof)
         except (_NotYet, NovaError) as error:
             words = str(error) if isinstance(error, _NotYet) else error.detail
             if took_s > proof.probe.timeout_s:
-                await self._fail(database, backup, vm, f"not within {proof.probe.timeout_s} s: {words}")
+                await self._fail(
+                    database, backup, vm, f"not within {proof.probe.timeout_s} s: {words}", WaitCode.TIME_LIMIT
+                )
             else:
                 await self._say(database, backup, words)
             return
         proved = msgspec.structs.replace(
-            proof, phase=ProofPhase.PROVED, start_s=round(took_s, 1), answer=answer, error=""
+            proof, phase=ProofPhase.PROVED, start_s=round(took_s, 1), answer=answer, error="", reason_code=""
         )
         await self._end(database, backup, proved, await self._picture(vm))
 
@@ -183,19 +190,21 @@ class BackupProofs:
             return png if len(png) <= PICTURE_BYTES_MAX else None
         return None
 
-    async def _fail(self, database: Database, backup: Backup, vm: Vm | None, error: str) -> None:
+    async def _fail(self, database: Database, backup: Backup, vm: Vm | None, error: str, code: str) -> None:
         assert backup.proof is not None
-        failed = msgspec.structs.replace(backup.proof, phase=ProofPhase.FAILED, error=error, answer="", start_s=None)
+        failed = msgspec.structs.replace(
+            backup.proof, phase=ProofPhase.FAILED, error=error, reason_code=code, answer="", start_s=None
+        )
         await self._end(database, backup, failed, await self._picture(vm))
 
     async def _end(self, database: Database, backup: Backup, outcome: BackupProof, picture: bytes | None) -> None:
         async with database.transaction() as connection:
             await backup_proofs.end(connection, backup, outcome, picture)
 
-    async def _say(self, database: Database, backup: Backup, error: str) -> None:
-        if backup.proof is not None and backup.proof.error != error:
+    async def _say(self, database: Database, backup: Backup, error: str, code: str = "") -> None:
+        if backup.proof is not None and (backup.proof.error, backup.proof.reason_code) != (error, code):
             async with database.transaction() as connection:
-                await backup_proofs.say(connection, backup.id, error)
+                await backup_proofs.say(connection, backup.id, error, code)
 
     async def _same(self, connection: Connection, seen: Backup) -> Backup | None:
         """Return the backup, locked, if its proof is as it was seen."""

@@ -19,6 +19,7 @@ from novacron.model.backup_schedule import (
     offset_s,
 )
 from novacron.model.errors import NovaError, Unavailable
+from novacron.model.waiting import refusal_code
 from novacron.retention import kept
 from novacron.store import backup_policies, backup_proofs, backups, events, vm_backups
 from novacron.store.backup_calendar import Calendar
@@ -124,7 +125,7 @@ class BackupPolicies:
             except Exception as error:  # of this VM, unless the database is away
                 why = _error_of(error, policy=policy.name, vm=vm.id)
                 if (now - since).total_seconds() >= self._patience_s:
-                    problems.append(PolicyProblem(vm.id, vm.name, why))
+                    problems.append(PolicyProblem(vm.id, vm.name, why, refusal_code(error)))
         return problems
 
     async def _verify(self, database: Database, policy: BackupPolicy) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from novacron.control.objects import Objects
+from novacron.model.fit import refusal_of_all
 from novacron.model.network import choose_gateway
 from novacron.model.node import Node
 from novacron.store import leases, network_members, network_problems, networks, nodes, sites
@@ -14,8 +15,8 @@ from novacron.store.database import Database
 from novacron.store.network_members import Overlay
 
 NONE_ABLE = (
-    "no node can be its gateway, so its guests reach nothing outside: one has to be ready, not cordoned, and able to"
-    " have networks, encrypted ones if all traffic is to be (see: novacron node list)"
+    "no node can be its gateway, so its guests reach nothing outside: one has to be ready, well, not cordoned, and"
+    " able to have networks, encrypted ones if all traffic is to be (see: novacron node list)"
 )
 
 
@@ -26,7 +27,7 @@ async def step(database: Database, objects: Objects) -> None:
             return
         all_nodes = await nodes.all(connection)
         alive = {node.name for node in all_nodes} - await leases.dead(connection)
-    fleet = _look(all_nodes, alive, Counter(overlay.gateway for overlay in overlays.values()))
+    fleet = look(all_nodes, alive, Counter(overlay.gateway for overlay in overlays.values()))
 
     async def choose(name: str) -> None:
         overlay = overlays[name]
@@ -40,7 +41,7 @@ async def step(database: Database, objects: Objects) -> None:
     await objects.each(overlays, choose)
 
 
-class _Nodes(NamedTuple):
+class Candidates(NamedTuple):
     """The nodes, as far as they may be gateways."""
 
     alive: set[str]
@@ -58,9 +59,9 @@ class _Nodes(NamedTuple):
         return chosen
 
 
-def _look(every: Sequence[Node], alive: set[str], held: Counter[str | None]) -> _Nodes:
+def look(every: Sequence[Node], alive: set[str], held: Counter[str | None]) -> Candidates:
     """Return what of the nodes counts. ``held``: of how many networks each is the gateway."""
-    return _Nodes(
+    return Candidates(
         alive,
         alive - {node.name for node in every if node.spec.cordoned or _may_be(node)},
         {node.name: held[node.name] for node in every if _may_be(node)},
@@ -72,7 +73,7 @@ def _look(every: Sequence[Node], alive: set[str], held: Counter[str | None]) -> 
 def _may_be(node: Node) -> bool:
     """Say whether a node can be a gateway."""
     inventory = node.status.inventory
-    return node.status.ready and not node.spec.cordoned and inventory is not None and inventory.networks
+    return refusal_of_all(node) is None and inventory is not None and inventory.networks
 
 
 def _can_encrypt(node: Node) -> bool:

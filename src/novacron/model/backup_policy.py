@@ -89,6 +89,8 @@ class PolicyProblem(msgspec.Struct, frozen=True):
     vm: str
     vm_name: str
     error: str
+    reason_code: str = ""
+    """The same for programs: a ``WaitCode``."""
 
 
 class BackupPolicy(msgspec.Struct, frozen=True):

@@ -72,5 +72,8 @@ class BackupProof(msgspec.Struct, frozen=True):
     """What the guest said. It may say anything."""
     error: str = ""
     """Why the backup is not proved, or what the proof waits for."""
+    reason_code: str = ""
+    """The same for programs: a ``WaitCode``; empty while nothing keeps it, or if the guest has not shown what it was
+    to show."""
     picture: bool = False
     """There is a picture of the VM's screen, as it was at the end."""

@@ -87,9 +87,11 @@ R = ConditionReason
 KEEPS_VMS_AWAY = frozenset(
     (
         R.PARTITIONED, R.DISK_FULL, R.DISK_READ_ONLY, R.DISK_FAILS, R.DISK_HANGS, R.CERTIFICATE_ENDED, R.CLOCK_WRONG,
+        R.MEMORY_PRESSURE,
     )
 )  # fmt: skip
-"""With these reasons, a node gets no VMs that are not on it yet."""
+"""With these reasons, a node gets nothing that is not on it yet: no VM, image, volume or replica, and no network as its
+gateway (``fit.refusal_of_all``)."""
 REPORTED_BY_AGENT = frozenset((ConditionType.DISK, ConditionType.MEMORY, ConditionType.OVERLAY))
 EVENTS_OF_THEIR_OWN = frozenset((ConditionType.CERTIFICATE, ConditionType.CLOCK, ConditionType.DATABASE))
 """Their changes make other events already: CertificateEnding, ClockSkewed, Lost."""

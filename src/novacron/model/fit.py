@@ -40,14 +40,10 @@ def refusal(
     ``networks``: all networks, by name.
     """
     inventory = node.status.inventory
-    if not node.status.ready or inventory is None:
-        return f"node {node.name} is not ready: {node.status.reason}"
-    if not node.spec.accepted:
-        return f"node {node.name} has not been accepted: see novacron node accept --help"
-    if node.spec.cordoned:
-        return f"node {node.name} is cordoned"
+    if inventory is None:
+        return _not_ready(node)
     return (
-        _refusal_by_conditions(node)
+        refusal_of_all(node)
         or _refusal_by_rules(node, vm)
         or (None if image_comes or holds(node, vm.image) else f"node {node.name} does not hold image {vm.image}")
         or (None if media_come else _refusal_by_media(node, vm))
@@ -56,10 +52,24 @@ def refusal(
     )
 
 
-def _refusal_by_conditions(node: Node) -> str | None:
-    """Return what is wrong with the node that keeps VMs away."""
+def refusal_of_all(node: Node, *, named: bool = False) -> str | None:
+    """Return why a node gets nothing that is not on it yet, whatever it is, or None if it does.
+
+    Whoever chooses a node for anything asks this. ``named``: a user has chosen it, which a cordon does not forbid.
+    """
+    if not node.status.ready or node.status.inventory is None:
+        return _not_ready(node)
+    if not node.spec.accepted:
+        return f"node {node.name} has not been accepted: see novacron node accept --help"
+    if node.spec.cordoned and not named:
+        return f"node {node.name} is cordoned"
     wrong = next((condition for condition in node.status.conditions if condition.keeps_vms_away), None)
-    return None if wrong is None else f"node {node.name} takes no VMs ({wrong.reason}): {wrong.message}"
+    return None if wrong is None else f"node {node.name} takes nothing new ({wrong.reason}): {wrong.message}"
+
+
+def _not_ready(node: Node) -> str:
+    why = f": {node.status.reason}" if node.status.reason else ""
+    return f"node {node.name} is not ready{why}"
 
 
 def _refusal_by_rules(node: Node, vm: VmSpec) -> str | None:

@@ -107,6 +107,9 @@ class PlanStep(msgspec.Struct, frozen=True):
     began_at: datetime | None = None
     ended_at: datetime | None = None
     error: str = ""
+    """Why it failed, or what it waits for."""
+    reason_code: str = ""
+    """The same for programs: a ``WaitCode``, while it waits its VM's own."""
 
 
 class PlanRun(msgspec.Struct, frozen=True):

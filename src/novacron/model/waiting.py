@@ -6,6 +6,8 @@ import errno
 from collections.abc import Mapping
 from enum import StrEnum
 
+from novacron.model.errors import NoCapacity, NovaError, QuotaExceeded
+
 
 class WaitCode(StrEnum):
     """What keeps an object from what was asked: its ``reason_code``, and the reason of an event when it begins."""
@@ -34,14 +36,18 @@ class WaitCode(StrEnum):
     """The host that had its disk was replaced."""
     DISK_BEING_MADE = "DiskBeingMade"
     """A clone waits for its disk, or a new VM for its further disks."""
+    DISK_BEING_COPIED = "DiskBeingCopied"
+    """It goes back to its snapshot once its disk is copied."""
     DISK_FULL = "DiskFull"
     """It is paused until its disk has room."""
     CRASH_BACK_OFF = "CrashBackOff"
     """It starts again after a pause, because it has crashed."""
     CANT_GROW = "CantGrow"
-    """The guest does not take processors or memory that were added."""
+    """The guest does not take processors or memory that were added, or does not use them."""
     CANT_SHRINK = "CantShrink"
     """The guest does not give memory back."""
+    GUEST_CLOCK_BEHIND = "GuestClockBehind"
+    """It stood still, and its guest's clock was not set since, or is wrong though it was."""
     MEMORY_FOLLOWS = "MemoryFollows"
     """It runs while its memory is still on its way."""
     STEP_FAILED = "StepFailed"
@@ -76,10 +82,16 @@ class WaitCode(StrEnum):
     """The port is outside the range that the gateway's site allows."""
     NOT_ROUTED = "NotRouted"
     """The address is on no subnet of the gateway's host: it has to be routed there."""
+    RULES_REFUSED = "RulesRefused"
+    """The rules for it are refused by the gateway's host, so nothing comes in that way."""
     INTERFACE_CLOSED = "InterfaceClosed"
     """The rules for an interface are refused, so it takes no traffic."""
     QUOTA_EXCEEDED = "QuotaExceeded"
     """The project's quota does not allow it."""
+    REFUSED = "Refused"
+    """What it is to have, or to do next, is refused as things are now."""
+    MIGRATION_QUEUED = "MigrationQueued"
+    """Its nodes, or the links between them, carry as many moves as they may."""
     MOVE_REFUSED = "MoveRefused"
     """The VM can't be moved now."""
     MOVE_FAILED = "MoveFailed"
@@ -96,8 +108,9 @@ W = WaitCode
 HINDRANCES: Mapping[str, tuple[WaitCode, ...]] = {
     "vm": (
         W.UNPLACED, W.NODE_LOST, W.NODE_CANT_STORE, W.IMAGE_MISSING, W.LEASE_ENDED, W.NETWORK_NOT_READY,
-        W.START_QUEUED, W.DISK_BEING_MADE, W.DISK_LOST, W.DISK_FULL, W.CRASH_BACK_OFF, W.CANT_GROW, W.CANT_SHRINK,
-        W.MEMORY_FOLLOWS, W.INTERFACE_CLOSED, W.MAY_BE_ELSEWHERE, W.STEP_FAILED,
+        W.START_QUEUED, W.DISK_BEING_MADE, W.DISK_BEING_COPIED, W.DISK_LOST, W.DISK_FULL, W.NO_SPACE, W.CRASH_BACK_OFF,
+        W.CANT_GROW, W.CANT_SHRINK, W.GUEST_CLOCK_BEHIND, W.MEMORY_FOLLOWS, W.INTERFACE_CLOSED, W.MAY_BE_ELSEWHERE,
+        W.STEP_FAILED,
     ),
     "volume": (
         W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.POOL_AWAY, W.IMAGE_MISSING, W.FILE_LOST,
@@ -114,17 +127,24 @@ HINDRANCES: Mapping[str, tuple[WaitCode, ...]] = {
         W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_GONE, W.FILE_LOST, W.TIME_LIMIT,
         W.STEP_FAILED,
     ),
-    "replica": (W.NODE_CANT_STORE, W.NO_SPACE, W.VM_GONE, W.STEP_FAILED),
+    "replica": (W.NODE_LOST, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_GONE, W.STEP_FAILED),
     "snapshot": (
         W.NODE_LOST, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_OFF, W.GUEST_SILENT, W.DOES_NOT_FIT, W.FILE_LOST,
         W.STEP_FAILED,
     ),
     "network": (W.NO_GATEWAY, W.NETWORK_NOT_READY, W.INTERFACE_CLOSED),
-    "forward": (W.NETWORK_NOT_READY, W.PORT_IN_USE, W.PORT_NOT_ALLOWED),
-    "floating-address": (W.NETWORK_NOT_READY, W.NOT_ROUTED),
+    "forward": (W.NETWORK_NOT_READY, W.PORT_IN_USE, W.PORT_NOT_ALLOWED, W.RULES_REFUSED),
+    "floating-address": (W.NETWORK_NOT_READY, W.NOT_ROUTED, W.RULES_REFUSED),
     "drain": (
         W.BLOCKED, W.TIME_LIMIT, W.UNPLACED, W.MOVE_REFUSED, W.MOVE_FAILED, W.WOULD_NOT_CONVERGE, W.STEP_FAILED,
     ),
+    "migration": (W.MIGRATION_QUEUED,),
+    "plan": (
+        W.UNPLACED, W.QUOTA_EXCEEDED, W.REFUSED, W.NODE_LOST, W.MIGRATION_QUEUED, W.MOVE_FAILED, W.VM_GONE,
+        W.TIME_LIMIT, W.ABORTED,
+    ),
+    "proof": (W.UNPLACED, W.QUOTA_EXCEEDED, W.REFUSED, W.DISK_BEING_MADE, W.VM_GONE, W.TIME_LIMIT),
+    "backup-policy": (W.NODE_LOST, W.QUOTA_EXCEEDED, W.REFUSED),
 }  # fmt: skip
 """What may keep each kind of object from what was asked."""
 
@@ -133,6 +153,18 @@ OF_ERRNO = {
     errno.EROFS: W.NODE_CANT_STORE, errno.EIO: W.NODE_CANT_STORE,
 }  # fmt: skip
 CAUSES_MAX = 8
+
+
+def refusal_code(error: Exception) -> WaitCode:
+    """Return the code of what the control plane refuses: the error's own ``hinders``, or what kind of error it is."""
+    own = getattr(error, "hinders", None)
+    if isinstance(own, WaitCode):
+        return own
+    if isinstance(error, NoCapacity):
+        return W.UNPLACED
+    if isinstance(error, QuotaExceeded):
+        return W.QUOTA_EXCEEDED
+    return W.REFUSED if isinstance(error, NovaError) else code_of(error)
 
 
 def code_of(error: BaseException) -> WaitCode:

@@ -126,6 +126,14 @@ class GuestAgent:
         """Let the guest set its clock, to so many ns since 1970, after it stood still. Raises GuestSilent."""
         await self._ask("guest-set-time", {"time": now_ns})
 
+    async def time_ns(self) -> int:
+        """Return the guest's clock, in ns since 1970, as it tells. Raises GuestSilent."""
+        raw = await self._ask("guest-get-time")
+        try:
+            return msgspec.json.decode(raw, type=int)
+        except MALFORMED:
+            raise GuestSilent("the guest agent talks nonsense when asked guest-get-time") from None
+
     async def memory_mib(self) -> int:
         """Return how much memory the guest's kernel uses, as it tells. Raises GuestSilent."""
         about, raw = await self._ask("guest-get-memory-block-info"), await self._ask("guest-get-memory-blocks")

@@ -84,16 +84,19 @@ async def begin(connection: Connection, id: str) -> None:
 async def enter(connection: Connection, backup: Backup, phase: ProofPhase, **changes: object) -> Backup:
     """Store how far a proof is that is under way, with what changes beside."""
     assert backup.proof is not None
-    changes = {"phase": phase, "since": await _now(connection), "error": "", **changes}
+    changes = {"phase": phase, "since": await _now(connection), "error": "", "reason_code": "", **changes}
     return await _store(connection, backup, msgspec.structs.replace(backup.proof, **changes))
 
 
-async def say(connection: Connection, id: str, error: str) -> None:
-    """Store what a proof waits for."""
+async def say(connection: Connection, id: str, error: str, code: str) -> None:
+    """Store what a proof waits for; an event says it when that begins."""
     backup = await backups.get(connection, id, lock=True)
-    if is_under_way(backup) and backup.proof is not None and backup.proof.error != error[:ERROR_LENGTH_MAX]:
-        proof = msgspec.structs.replace(backup.proof, error=error[:ERROR_LENGTH_MAX])
-        await _store(connection, backup, proof)
+    before, error = backup.proof, error[:ERROR_LENGTH_MAX]
+    if not is_under_way(backup) or before is None or (before.error, before.reason_code) == (error, code):
+        return
+    await _store(connection, backup, msgspec.structs.replace(before, error=error, reason_code=code))
+    if code not in ("", before.reason_code):
+        await _record(connection, backup, code, f"the proof of {id}: {error}")
 
 
 async def end(connection: Connection, seen: Backup, outcome: BackupProof, picture: bytes | None) -> None:

@@ -23,11 +23,13 @@ from novacron.model.backup_source import BackupSource
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
 from novacron.model.node import holds
 from novacron.model.snapshot import ExcludedVolume
-from novacron.model.vm import CloneOf, Vm, VmAction, is_off, with_mac_addresses
+from novacron.model.vm import CloneOf, Vm, VmAction, is_off, mac_addresses, with_mac_addresses
+from novacron.model.waiting import WaitCode
 from novacron.store import (
     backup_repositories,
     clones,
     events,
+    macs,
     new_vms,
     nodes,
     projects,
@@ -48,6 +50,8 @@ class NodeBusy(Unavailable):
 
 class NodeAway(Unavailable):
     """The node on which the VM's disk is is not connected."""
+
+    hinders = WaitCode.NODE_LOST
 
 
 def of_row(row: asyncpg.Record | None) -> Backup:
@@ -168,6 +172,8 @@ class NewRestore(NamedTuple):
     changes: dict[str, Any]
     node: str | None = None
     metadata: Mapping[str, Any] = {}
+    keep_macs: bool | None = False
+    """It gets the MAC addresses that the VM had: True, or it is not made; None, those that no other VM has."""
 
 
 async def restore(connection: Connection, id: str, asked: NewRestore, actor: str) -> Vm:
@@ -184,6 +190,9 @@ async def restore(connection: Connection, id: str, asked: NewRestore, actor: str
         )
     into = await backup_repositories.get(connection, backup.repository)
     spec = msgspec.structs.replace(clones.fresh(backup.spec), **asked.changes)
+    if asked.keep_macs is not False:
+        had = mac_addresses(backup.vm, backup.spec)
+        spec = await macs.of_restored(connection, backup.project, spec, had, must=bool(asked.keep_macs))
     node = asked.node or backup.node
     held = await connection.fetchval("SELECT true FROM nodes WHERE name = $1", node)
     if held and not holds(await nodes.get(connection, node, field="node"), spec.image):

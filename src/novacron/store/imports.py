@@ -19,6 +19,7 @@ from novacron.model.errors import (
     QuotaExceeded,
     Unavailable,
 )
+from novacron.model.fit import refusal_of_all
 from novacron.model.image import Import, ImportPhase, ImportSpec, Source
 from novacron.model.node import ImageInfo, Node
 from novacron.model.project import check
@@ -29,21 +30,28 @@ from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import decode_whole, object_of
 from novacron.telemetry import traces
 
+REASONS_MAX = 3
+"""Nodes of which an error says why they take no image."""
+
 
 def _import(row: asyncpg.Record | None) -> Import:
     return object_of(Import, row)
 
 
-def _choose_node(every: Sequence[Node], name: str | None) -> str:
+def choose_node(every: Sequence[Node], name: str | None) -> str:
     """Return the node of this name, or without one the first that takes new work. Raises NoCapacity."""
-    ready = [node for node in every if node.status.ready]
-    if name is None:
-        chosen = next((node.name for node in ready if not node.spec.cordoned), None)
-    else:
-        chosen = next((node.name for node in ready if node.name == name), None)
-    if chosen is None:
-        raise NoCapacity(f"node {name} is not ready" if name else "no node is ready", hint="see: novacron node list")
-    return chosen
+    reasons: list[str] = []
+    for node in every:
+        if name in (None, node.name):
+            why = refusal_of_all(node, named=name is not None)
+            if why is None:
+                return node.name
+            reasons.append(why)
+    why = "; ".join(reasons[:REASONS_MAX]) or "there is no node"
+    raise NoCapacity(
+        f"no node takes an image now: {why}" if name is None else why,
+        field=None if name is None else "node", hint="see: novacron node list",
+    )  # fmt: skip
 
 
 async def create(connection: Connection, project: str | None, spec: ImportSpec, node: str | None, actor: str) -> Import:
@@ -59,7 +67,7 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
             raise Conflict(
                 f"node {candidate.name} holds an image {spec.name!r}", field="name", hint="choose another name"
             )
-    chosen = _choose_node(every, node)
+    chosen = choose_node(every, node)
     before = None if project is None else await projects.lock_usage(connection, project)
     await _check_slots(connection, chosen, project)
     try:

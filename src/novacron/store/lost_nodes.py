@@ -14,6 +14,7 @@ from novacron.model.lease import LEASE_S, MARGIN_S
 from novacron.model.node import Node
 from novacron.model.vm import Vm, VmAction, VmState, VmStatus
 from novacron.model.volume import PoolKind
+from novacron.model.waiting import WaitCode
 from novacron.store import events, leases, migrations, nodes, reconciling, sizes, unreconciled, vms, volumes
 from novacron.store.database import Connection
 
@@ -118,7 +119,9 @@ async def _release(connection: Connection, vm: Vm, why: str, actor: str, *, disc
 async def _lose(connection: Connection, vm: Vm, what: str) -> None:
     """Keep a VM that no other node can start, without a node."""
     reason = f"node {vm.node} was removed, and {what}: see novacron vm recover {vm.name} --help"
-    status = msgspec.structs.replace(vm.status, state=VmState.FAILED, reason=reason, pid=0, guest=None, hardware=None)
+    status = msgspec.structs.replace(
+        vm.status, state=VmState.FAILED, reason=reason, reason_code=WaitCode.DISK_LOST, pid=0, guest=None, hardware=None
+    )
     await connection.execute(
         "UPDATE vms SET node = NULL, lost_on = node, epoch = epoch + 1, status = $2 WHERE id = $1",
         vm.id, msgspec.to_builtins(status),

@@ -121,6 +121,21 @@ async def of_clone(connection: Connection, source: Vm, spec: VmSpec, wanted: Seq
     return with_addresses(spec, await _free(connection, source.project, wanted))
 
 
+async def of_restored(connection: Connection, project: str, spec: VmSpec, had: Sequence[str], *, must: bool) -> VmSpec:
+    """Return the spec of a VM that is made of a backup, with the MAC addresses that it ``had`` as far as no other VM
+    has them, and free ones for the rest. ``must``: with all that it had. Raises InvalidInput, Conflict."""
+    wanted: list[str | None] = list(had)
+    while (found := await _holder(connection, [address for address in wanted if address], "", project)) is not None:
+        address, holder = found
+        if must:
+            raise Conflict(
+                f"{holder} has the MAC address {address}", field="keep_macs",
+                hint="delete that VM first, or restore with new addresses: --new-mac",
+            )  # fmt: skip
+        wanted[wanted.index(address)] = None
+    return with_addresses(spec, await _free(connection, project, wanted))
+
+
 def _check_count(vm: Vm, wanted: Sequence[str | None]) -> None:
     """Raise InvalidInput unless each interface of a VM gets an address."""
     count = len(mac_addresses(vm.id, vm.spec))

@@ -28,6 +28,7 @@ from novacron.model.node import Node
 from novacron.model.placement import Verdict, Wish
 from novacron.model.vm import Power, Vm, VmAction, VmState, bound_to
 from novacron.model.volume import Volume
+from novacron.model.waiting import WaitCode
 from novacron.store import events, fleet, nodes, projects, snapshots, unreconciled, vms, volumes
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex
@@ -190,8 +191,13 @@ async def been(connection: Connection, vm: str) -> frozenset[str]:
 
 
 async def _event(connection: Connection, m: Migration, reason: str, message: str, actor: str = events.SYSTEM) -> None:
-    """Record what happened, for the migration and in the VM's own history."""
-    await events.record(connection, events.NewEvent("migration", m.id, m.vm_name, reason, message, actor))
+    """Record what happened in the VM's own history, and, if a user has asked for it, for the migration.
+
+    What a drain or the rebalancing tries again and again is another migration each time: only the VM is the same, so
+    that few events tell of it.
+    """
+    if m.cause is Cause.REQUEST:
+        await events.record(connection, events.NewEvent("migration", m.id, m.vm_name, reason, message, actor))
     await events.record(connection, events.NewEvent("vm", m.vm, m.vm_name, f"Migration{reason}", message, actor))
 
 
@@ -246,12 +252,19 @@ async def share(connection: Connection, rates: dict[str, int | None], waits_for:
             rate,
         )
     for id, why in waits_for.items():
-        await connection.execute(
-            "UPDATE migrations SET waits_for = $2"
-            " WHERE id = $1 AND phase = 'pending' AND waits_for IS DISTINCT FROM $2",
+        row = await connection.fetchrow(
+            "UPDATE migrations m SET waits_for = $2 FROM"
+            " (SELECT id, waits_for IS NULL AS begins FROM migrations WHERE id = $1 FOR UPDATE) before"
+            " WHERE m.id = before.id AND m.phase = 'pending' AND m.waits_for IS DISTINCT FROM $2"
+            " RETURNING before.begins, m.vm, m.vm_name, m.project",
             id,
             why,
         )
+        if row is not None and row["begins"]:
+            _, vm, name, project = row.values()
+            said = f"its move waits: {why}"
+            new = events.NewEvent("vm", vm, name, WaitCode.MIGRATION_QUEUED, said, project=project)
+            await events.record(connection, new)
 
 
 async def begin(connection: Connection, id: str) -> None:

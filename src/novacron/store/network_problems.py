@@ -74,8 +74,8 @@ async def _ways_in(
     connection: Connection, network: str, problems: Sequence[NetworkProblem], broken: list[str] | None
 ) -> None:
     """Store what the gateway says of its floating addresses and forwarded ports."""
-    addresses = {problem.address: problem for problem in problems if problem.address is not None}
-    ports = {(str(problem.protocol), problem.port): problem for problem in problems if problem.address is None}
+    addresses = {problem.address: problem for problem in problems if problem.address is not None and not problem.port}
+    exact = {(problem.address, str(problem.protocol), problem.port): problem for problem in problems if problem.port}
     floating = await connection.fetch("SELECT * FROM floating_addresses WHERE network = $1 FOR UPDATE", network)
     for row in floating:
         now = _words(addresses.get(row["address"]), broken)
@@ -85,7 +85,7 @@ async def _ways_in(
     for row in await connection.fetch("SELECT * FROM forwards WHERE network = $1 FOR UPDATE", network):
         if row["reason_code"] == WaitCode.PORT_NOT_ALLOWED:  # the server says that
             continue
-        way = addresses.get(row["address"]) if row["address"] else ports.get((row["protocol"], row["port"]))
+        way = exact.get((row["address"], row["protocol"], row["port"])) or addresses.get(row["address"])
         now = _words(way, broken)
         if await change(connection, "forwards", "id", row, now):
             await events.record(connection, events.NewEvent("vm", row["vm"], row["vm_name"], *now))

@@ -238,23 +238,25 @@ async def mark_lost(connection: Connection, names: Sequence[str], after_s: float
         reason = "no heartbeat" if lost else ""
         await _set_status(connection, row["name"], msgspec.structs.replace(status, ready=not lost, reason=reason))
         if lost:
-            await _hold_up(connection, row["name"])
+            message = f"no heartbeat for {row['age_s']:.0f} s; its VMs may still run"
+            if waiting := await _hold_up(connection, row["name"]):
+                message += f"; waiting for it: {', '.join(waiting)}"
         else:
             await hindered.node_back(connection, row["name"])
-        message = f"no heartbeat for {row['age_s']:.0f} s; its VMs may still run" if lost else "heartbeats are back"
+            message = "heartbeats are back"
         await events.record(
             connection, events.NewEvent("node", row["name"], row["name"], "Lost" if lost else "Ready", message)
         )
 
 
-async def _hold_up(connection: Connection, name: str) -> None:
-    """Say of the VMs that wait for a node that is lost what they wait for: its agent can't. It does once it is back."""
-    why = f"waits for node {name}, which is not connected; see: novacron node show {name}"
-    await connection.execute(
+async def _hold_up(connection: Connection, name: str) -> list[str]:
+    """Say of all that waits for a node that is lost what it waits for: its agent can't. It does once it is back. Return
+    how many objects of each kind wait."""
+    result = await connection.execute(
         "UPDATE vms SET status = status || $2 WHERE node = $1 AND status ->> 'state' IN ('pending', 'starting')",
-        name, {"reason": why, "reason_code": WaitCode.NODE_LOST},
+        name, {"reason": hindered.waits_for(name), "reason_code": WaitCode.NODE_LOST},
     )  # fmt: skip
-    await hindered.node_lost(connection, name)
+    return [*hindered.counted(result, "vms"), *await hindered.node_lost(connection, name)]
 
 
 async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: int | None, actor: str) -> Node:

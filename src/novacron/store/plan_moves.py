@@ -54,12 +54,15 @@ class StepMove(NamedTuple):
     """None: it is under way, or that is not known any more."""
     is_under_way: bool = False
     """It has limits of its own."""
+    waits_for: str = ""
+    """Why it has not begun yet."""
 
 
 async def look(connection: Connection, step: PlanStep, vm: Vm) -> StepMove:
     """Return how far the move of a step is."""
     if vm.migration == step.migration:
-        return StepMove("", None, is_under_way=True)
+        now = await migrations.get(connection, step.migration)
+        return StepMove("", None, is_under_way=True, waits_for=now.waits_for or "")
     try:
         moved = await migrations.get(connection, step.migration)
     except NotFound:

@@ -25,6 +25,7 @@ from novacron.model.plan import (
     next_step,
 )
 from novacron.model.vm import Power, Vm, VmAction, VmState
+from novacron.model.waiting import WaitCode, refusal_code
 from novacron.store import events, plan_moves, projects, replica_failover, replicas, vms
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX
@@ -120,9 +121,7 @@ async def stop(connection: Connection, id: str, actor: str) -> Plan:
         raise Conflict(f"no run of plan {plan.name} is under way", hint=f"novacron plan show {plan.name}")
     now = await _now(connection)
     steps = tuple(
-        msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=f"stopped by {actor}")
-        if step.phase is StepPhase.WAITING
-        else step
+        _failed(step, f"stopped by {actor}", WaitCode.ABORTED, now) if step.phase is StepPhase.WAITING else step
         for step in run.steps
     )
     stopped = await _store(connection, plan, msgspec.structs.replace(run, steps=steps, stopped=True))
@@ -161,6 +160,8 @@ async def follow(connection: Connection, id: str) -> bool:
         return False
     steps = (*run.steps[:number], changed, *run.steps[number + 1 :])
     await _store(connection, plan, msgspec.structs.replace(run, steps=steps))
+    if changed.reason_code not in ("", step.reason_code):
+        await _record(connection, plan, changed.reason_code, f"{step.vm_name}: {changed.error}")
     return True
 
 
@@ -170,9 +171,7 @@ async def _begin_step(connection: Connection, plan: Plan, step: PlanStep, now: d
         async with connection.transaction():  # what fails is taken back, and the run goes on
             return await _start(connection, plan.project, plan_run, plan.runs[1:], step, now)
     except NovaError as error:
-        return msgspec.structs.replace(
-            step, phase=StepPhase.FAILED, began_at=now, ended_at=now, error=error.detail[:ERROR_LENGTH_MAX]
-        )
+        return msgspec.structs.replace(_failed(step, error.detail, refusal_code(error), now), began_at=now)
 
 
 async def _start(
@@ -209,28 +208,38 @@ async def _look(connection: Connection, run: PlanRun, step: PlanStep, item: Plan
     try:
         vm = await vms.get(connection, step.made or step.vm)
     except NotFound:
-        return _failed(step, "the VM was deleted", now)
+        return _failed(step, "the VM was deleted", WaitCode.VM_GONE, now)
     began_at = step.began_at or run.began_at
     if step.migration:
         move = await plan_moves.look(connection, step, vm)
         if move.is_under_way:
-            return step
+            return _waits(step, move.waits_for, WaitCode.MIGRATION_QUEUED if move.waits_for else "")
         if move.error:
             if step.turned:
                 await replicas.turn_back(connection, vm, step.turned, run.actor)
-            return _failed(step, move.error, now)
+            return _failed(step, move.error, WaitCode.MOVE_FAILED, now)
         began_at = move.ended_at or began_at
     if _is_well(vm, item):
         took_s = round((now - run.began_at).total_seconds(), 1)
-        return msgspec.structs.replace(step, phase=StepPhase.READY, ended_at=now, took_s=took_s, error="")
+        well = msgspec.structs.replace(step, phase=StepPhase.READY, ended_at=now, took_s=took_s)
+        return msgspec.structs.replace(well, error="", reason_code="")
     if (now - began_at).total_seconds() > item.timeout_s:
         why = vm.status.reason or f"it is {vm.status.state}"
-        return _failed(step, f"not {item.wait_for} within {item.timeout_s} s: {why}", now)
-    return step
+        return _failed(step, f"not {item.wait_for} within {item.timeout_s} s: {why}", WaitCode.TIME_LIMIT, now)
+    return _waits(step, vm.status.reason, vm.status.reason_code)
 
 
-def _failed(step: PlanStep, why: str, now: datetime) -> PlanStep:
-    return msgspec.structs.replace(step, phase=StepPhase.FAILED, ended_at=now, error=why[:ERROR_LENGTH_MAX])
+def _waits(step: PlanStep, why: str, code: str) -> PlanStep:
+    """Return a step that goes on, with what it waits for. Of other words for the same reason nothing is stored."""
+    if code and code == step.reason_code:
+        return step
+    return msgspec.structs.replace(step, error=why[:ERROR_LENGTH_MAX], reason_code=code)
+
+
+def _failed(step: PlanStep, why: str, code: str, now: datetime) -> PlanStep:
+    return msgspec.structs.replace(
+        step, phase=StepPhase.FAILED, ended_at=now, error=why[:ERROR_LENGTH_MAX], reason_code=code
+    )
 
 
 def _is_well(vm: Vm, item: PlanVm) -> bool:
@@ -257,7 +266,7 @@ async def _end(connection: Connection, plan: Plan, run: PlanRun, now: datetime) 
     ready = sum(step.phase is StepPhase.READY for step in run.steps)
     took_s = (now - run.began_at).total_seconds()
     message = f"{run.action}, {run.id}: {ready} of {len(run.steps)} VMs were well, after {took_s:.0f} s"
-    await _record(connection, plan, "PlanEnded" if ended.is_well else "PlanFailed", message, run.actor)
+    await _record(connection, plan, "PlanEnded" if ended.is_well else "PlanFailed", message)
     return False
 
 
@@ -284,6 +293,6 @@ async def _now(connection: Connection) -> datetime:
     return now
 
 
-async def _record(connection: Connection, plan: Plan, reason: str, message: str, actor: str) -> None:
+async def _record(connection: Connection, plan: Plan, reason: str, message: str, actor: str = events.SYSTEM) -> None:
     new = events.NewEvent("plan", plan.id, plan.name, reason, message, actor, project=plan.project)
     await events.record(connection, new)

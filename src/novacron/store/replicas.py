@@ -12,6 +12,7 @@ import msgspec
 
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, PreconditionFailed
+from novacron.model.fit import refusal_of_all
 from novacron.model.node import SITE_DEFAULT, Node
 from novacron.model.replica import (
     FIRST_COPY_S,
@@ -159,6 +160,8 @@ def why_not(node: Node, vm: Vm) -> str:
         return "the VM itself is on it"
     if not node.status.ready or inventory is None:
         return "it is not connected"
+    if (why := refusal_of_all(node, named=True)) is not None:
+        return why
     if not inventory.dwcp_endpoint:
         return "it takes no migrations"
     held = next((image for image in inventory.images if image.name == vm.spec.image), None)

@@ -10,6 +10,7 @@ import asyncpg
 
 from novacron.model.devices import DiskBus
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
+from novacron.model.fit import refusal_of_all
 from novacron.model.node import Node, holds
 from novacron.model.vm import Firmware, Power, Vm, VmAction, VmState
 from novacron.model.volume import LUNS, Pool, PoolKind, Volume, VolumePhase
@@ -28,6 +29,9 @@ def _volume(row: asyncpg.Record | None) -> Volume:
 def pools_of(node: Node) -> tuple[Pool, ...]:
     """Return the pools that a node has."""
     return node.status.inventory.pools if node.status.inventory else ()
+
+
+SEE_POOLS = "see: novacron pool list"
 
 
 class NewVolume(NamedTuple):
@@ -79,23 +83,31 @@ def choose_pool(every: Sequence[Node], new: NewVolume) -> tuple[str, PoolKind]:
     Raises NotFound, NoCapacity.
     """
     pool, node, image = new.pool, new.node, new.image
-    candidates = [
-        (pool_there.bytes_free, candidate.name, pool_there.kind)
+    having = [
+        (pool_there, candidate)
         for candidate in every
-        if node in (None, candidate.name) and candidate.status.ready and not candidate.spec.cordoned
-        if image is None or holds(candidate, image)
+        if node in (None, candidate.name) and (image is None or holds(candidate, image))
         for pool_there in pools_of(candidate)
         if pool_there.name == pool
     ]
+    reasons = [refusal_of_all(candidate) for _, candidate in having]
+    candidates = [
+        (pool_there.bytes_free, candidate.name, pool_there.kind)
+        for (pool_there, candidate), why in zip(having, reasons, strict=True)
+        if why is None
+    ]
+    if not candidates and any(candidate.status.ready for _, candidate in having):
+        said = "; ".join(why for why in reasons[:3] if why is not None)
+        raise NoCapacity(f"no node takes a volume in pool {pool} now: {said}", field="pool", hint=SEE_POOLS)
     if not candidates:
         where = "no node that is ready" if node is None else f"node {node}, as it is now,"
         what = f"a pool {pool!r}" + ("" if image is None else f", and image {image}")
-        raise NotFound(f"{where} has {what}", field="pool", hint="see: novacron pool list")
+        raise NotFound(f"{where} has {what}", field="pool", hint=SEE_POOLS)
     free, chosen, kind = max(candidates)
     if new.size_mib << 20 > free:
         raise NoCapacity(
             f"pool {pool} has {free >> 20} MiB free on node {chosen}, not {new.size_mib}",
-            field="size_mib", hint="see: novacron pool list",
+            field="size_mib", hint=SEE_POOLS,
         )  # fmt: skip
     return chosen, kind
 

@@ -11,8 +11,9 @@ from novacron import listening
 from novacron.agent.host.instances import RUN_DIR, prefix_of, table_of
 from novacron.agent.host.refused_frames import RefusedFrames
 from novacron.model.network import NetworkOnNode, Protocol, gateway_address
-from novacron.net import firewall, router, tap, tunnels
+from novacron.net import firewall, router, tap, tunnels, ways_in
 from novacron.net.tap import NetworkFailed
+from novacron.net.ways_in import WayIn
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -43,11 +44,33 @@ class HostRouting:
         """Floating addresses of each network that are on no subnet of this host."""
         self._open: dict[str, NetworkOnNode] = {}
         """Networks whose gateway is here, as they were made last."""
+        self._refused_ways: dict[str, tuple[NetworkOnNode, dict[WayIn, str]]] = {}
+        """Networks, by their names, of which some ways in are refused."""
 
     @property
     def loaded(self) -> bool:
         """Say whether the host has rules."""
         return self._rules is not None
+
+    @property
+    def refused_ways(self) -> dict[str, dict[WayIn, str]]:
+        """Ways into each network whose rules are refused, and why: they are left out, and the others work."""
+        return {name: ways for name, (_, ways) in self._refused_ways.items()}
+
+    def _accepted(self, network: NetworkOnNode) -> NetworkOnNode:
+        """Return a network without the ways in that are known to be refused."""
+        known = self._refused_ways.get(network.name)
+        return ways_in.without(network, known[1]) if known is not None and known[0] == network else network
+
+    def _find_refused_ways(self, gateways: list[NetworkOnNode]) -> bool:
+        """Look which ways in are refused; say whether some are that were not known to be."""
+        is_new = False
+        for network in gateways:
+            if self._accepted(network) == network and (found := ways_in.refused(f"{self._table}_check", network)):
+                self._refused_ways[network.name] = network, found
+                is_new = True
+                log.warning("ways into a network are refused", network=network.name, ways=len(found))
+        return is_new
 
     def take_refused_frames(self, overlays: list[NetworkOnNode], ends: tunnels.Tunnels) -> bool:
         """Count what this host's rules have dropped; say whether the rules are gone, because somebody flushed them."""
@@ -61,9 +84,20 @@ class HostRouting:
     def settle(self, gateways: list[NetworkOnNode], ends: dict[int, list[str]], *, whole: bool) -> dict[int, str]:
         """Load the rules of this host. ``ends``: the hosts that have each network, by its VXLAN identifier.
 
-        A network whose part nft refuses is left out, its tunnel closed; return why, by the network's identifier.
-        Raises NetworkFailed.
+        A way into a network that nft refuses is left out; so is a network whose other part it refuses, its tunnel
+        closed: return why, by the network's identifier. Raises NetworkFailed.
         """
+        if whole:
+            self._refused_ways.clear()
+        try:
+            return self._settle(gateways, ends, whole=whole)
+        except firewall.RulesRefused:
+            if not self._find_refused_ways(gateways):
+                raise
+        return self._settle(gateways, ends, whole=whole)
+
+    def _settle(self, gateways: list[NetworkOnNode], ends: dict[int, list[str]], *, whole: bool) -> dict[int, str]:
+        gateways = [self._accepted(network) for network in gateways]
         if not ends and not gateways:
             self._remove_host_rules()
             return {}
@@ -81,6 +115,8 @@ class HostRouting:
             self.refused_frames.begin_anew()
             return {}
         except firewall.RulesRefused:
+            if any(ways_in.refused(f"{self._table}_check", network) for network in gateways):
+                raise
             refused = self._refused_of_host(gateways, ends)
             if not refused:
                 raise
@@ -136,6 +172,10 @@ class HostRouting:
 
     def settle_gateways(self, gateways: list[NetworkOnNode], failed: dict[str, str], *, whole: bool) -> None:
         """Have the ways in and out of the networks whose gateway is here, and no others."""
+        self._refused_ways = {
+            network.name: self._refused_ways[network.name] for network in gateways if network.name in self._refused_ways
+        }
+        gateways = [self._accepted(network) for network in gateways]
         before = router.held()
         gone = before - {address for network in gateways for address in router.floating_of(network)}
         router.silence(gone)
@@ -148,14 +188,24 @@ class HostRouting:
             try:
                 if not whole and self._open.get(network.name) == network:
                     continue
-                router.open_(name, network)
-                router.lead(network)
-                self._announce(network, before, whole=whole)
-                assert network.spec.subnet is not None
-                router.greet(name, gateway_address(network.spec.subnet))
-                self._open[network.name] = network
+                self._open_gateway(name, network, before, whole=whole)
             except NetworkFailed as error:
                 failed[network.name] = str(error)
+
+    def _open_gateway(self, name: str, network: NetworkOnNode, before: set[str], *, whole: bool) -> None:
+        """Have the ways in and out of one network. Raises NetworkFailed."""
+        try:
+            router.open_(name, network)
+        except firewall.RulesRefused:
+            if not self._find_refused_ways([network]):
+                raise
+            network = self._accepted(network)
+            router.open_(name, network)
+        router.lead(network)
+        self._announce(network, before, whole=whole)
+        assert network.spec.subnet is not None
+        router.greet(name, gateway_address(network.spec.subnet))
+        self._open[network.name] = network
 
     def _announce(self, network: NetworkOnNode, before: set[str], *, whole: bool) -> None:
         """Announce the floating addresses of a network, without ``whole`` those that were not held before."""

@@ -10,6 +10,7 @@ from novacron.model.network import NetworkOnNode, NetworkProblem, Protocol
 from novacron.model.waiting import WaitCode
 from novacron.net.firewall import NicKey, key_of
 from novacron.net.tap import NetworkFailed
+from novacron.net.ways_in import WayIn
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -30,6 +31,8 @@ class NetworkTroubles(NamedTuple):
     """Ports that are to be forwarded, and at which this host itself listens."""
     unrouted: Mapping[str, Collection[str]]
     """Floating addresses of each network that are on no subnet of this host."""
+    refused: Mapping[str, Mapping[WayIn, str]] = {}
+    """Ways into each network whose rules are refused, and why."""
 
 
 def found(networks: Iterable[NetworkOnNode], troubles: NetworkTroubles) -> tuple[NetworkProblem, ...]:
@@ -51,6 +54,12 @@ def _of(network: NetworkOnNode, troubles: NetworkTroubles) -> Iterator[NetworkPr
     for address in sorted(troubles.unrouted.get(name, ())):
         words = f"{address} is on no subnet of the gateway's host: route it there"
         yield NetworkProblem(name, code.NOT_ROUTED, words, address=address)
+    for way, why in troubles.refused.get(name, {}).items():
+        words = f"its rules are refused: {why}"[:MESSAGE_LENGTH_MAX]
+        if isinstance(way, tuple):
+            yield NetworkProblem(name, code.RULES_REFUSED, words, address=way[0])
+        else:
+            yield NetworkProblem(name, code.RULES_REFUSED, words, way.address, way.protocol, way.port)
     for entrance in network.entrances:
         if entrance.address is None and (entrance.protocol, entrance.port) in troubles.unforwarded:
             words = (

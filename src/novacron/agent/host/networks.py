@@ -171,7 +171,10 @@ class NodeNetworks:
                 await asyncio.wait_for(self._changed.wait(), RETRY_S if failed else LOOK_S)
 
     def _troubles(self) -> NetworkTroubles:
-        return NetworkTroubles(self._failed, self._closed, self.routing.not_forwarded, self.routing.unrouted)
+        routing = self.routing
+        return NetworkTroubles(
+            self._failed, self._closed, routing.not_forwarded, routing.unrouted, routing.refused_ways
+        )
 
     def trouble(self, network: str) -> str | None:
         """Return why a network can't be set up here, None as far as is known it can."""

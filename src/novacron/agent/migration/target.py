@@ -125,6 +125,7 @@ class MigrationTarget:
             migration=task.migration, machine=assignment.machine, cpu=assignment.cpu, reboots=assignment.reboots,
             resets=assignment.resets, hardware_renewals=assignment.hardware_renewals,
             booted_once_at=assignment.booted_once_at, halted_at_start=assignment.halted_at_start, crashes=0,
+            anew_asked=None,
         )  # fmt: skip
 
     async def _ready(self, task: wire.Task) -> None:

@@ -115,7 +115,7 @@ class CloneReconciler:
             await context.services.clock.sleep(self._restore_backoff.next_s())
         except (MachineFailed, MonitorFailed, OverlayFailed, NoAccount, OSError, TimeoutError) as error:
             why = f"its disk can't be made from {origin}: {error}"
-            context.report(VmState.FAILED, why, WaitCode.STEP_FAILED)
+            context.report(VmState.FAILED, why, code_of(error))
             await self._retries.pause_after(error)
         except Exception as error:  # a defect must neither end the worker nor make a busy loop
             why = f"its disk can't be made: a defect in its agent: {error!r}"

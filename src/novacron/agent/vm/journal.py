@@ -36,6 +36,15 @@ class PostCopy(msgspec.Struct, frozen=True):
     endpoint: str = ""
 
 
+class AnewAsked(msgspec.Struct, frozen=True):
+    """The guest was asked, or is to be made, to begin anew, and has not been seen to."""
+
+    reboots: int
+    """``spec.reboots`` then: so many are done once it has."""
+    at: float
+    """When, in seconds since the epoch; 0: it is to be reset at once."""
+
+
 class Record(msgspec.Struct, frozen=True):
     """What is remembered of one VM."""
 
@@ -47,7 +56,9 @@ class Record(msgspec.Struct, frozen=True):
     halted_at_start: int | None = None
     """``spec.starts`` when the guest powered itself off: it stays off until a later start."""
     reboots: int = 0
+    """How many reboots that were asked for are done."""
     resets: int = 0
+    anew_asked: AnewAsked | None = None
     hardware_renewals: int = 0
     """How many of the spec's ``hardware_renewals`` its last start has followed."""
     booted_once_at: int = -1

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from novacron.agent.vm.journal import AnewAsked
 from novacron.model import limits
 from novacron.model.vm import Power, Restart, VmSpec, VmState
 
@@ -60,7 +61,7 @@ class Situation(msgspec.Struct, frozen=True):
     halted_at_start: int | None = None
     """``spec.starts`` when the guest powered itself off."""
     reboots: int = 0
-    """How many reboots and resets that were asked for are done."""
+    """How many reboots that were asked for are done, or asked of the guest; and how many resets."""
     resets: int = 0
     rebooting_s: float | None = None
     """How long ago the guest was asked to boot again; None: it was not."""
@@ -80,7 +81,25 @@ class PowerRequests:
         self._stopping_at: float | None = None
         self._revoked_at: float | None = None
         self._revoked_for_s = 0.0
+        self._asked: AnewAsked | None = None
+        """What the journal says of a guest that is to begin anew."""
         self._rebooting_at: float | None = None
+        """When it was asked to; None: it was not, or has begun anew since."""
+
+    def recall(self, asked: AnewAsked | None, now: float, unix_now: float) -> None:
+        """Take what the journal says, also of what an earlier agent asked the guest to do."""
+        if asked == self._asked:
+            return
+        self._asked = asked
+        if asked is None:
+            self._rebooting_at = None
+        else:  # the node's clock may have been set since
+            self._rebooting_at = now - min(max(unix_now - asked.at, 0.0), limits.REBOOT_S_MAX)
+
+    @property
+    def begun_anew(self) -> AnewAsked | None:
+        """What the journal says was asked of the guest, and is done: it has begun anew, or has ended."""
+        return self._asked if self._rebooting_at is None else None
 
     def look(self, spec: VmSpec, run_state: str, now: float) -> None:
         """Take note of how the VM is to be, and is: a stop that is revoked is a start."""
@@ -99,7 +118,7 @@ class PowerRequests:
         return Situation(
             run_state,
             halted_at_start=record.halted_at_start,
-            reboots=record.reboots,
+            reboots=record.reboots if self._asked is None else max(record.reboots, self._asked.reboots),
             resets=record.resets,
             rebooting_s=None if self._rebooting_at is None else now - self._rebooting_at,
             stopping_s=None if self._stopping_at is None else now - self._stopping_at,
@@ -111,23 +130,27 @@ class PowerRequests:
         match step:
             case Step.POWER_DOWN:
                 self._stopping_at = now
-            case Step.REBOOT:
-                self._rebooting_at = now
-            case Step.RESET:
-                self._rebooting_at = None
             case Step.KILL:
                 self._stopping_at = self._revoked_at = self._rebooting_at = None
 
-    def must_reset(self) -> bool:
-        """The guest's agent did not confirm the request to boot again: say whether QEMU has to reset it. A guest that
-        boots again at once may do so without a word."""
-        pending, self._rebooting_at = self._rebooting_at is not None, None
-        return pending
+    @property
+    def rebooting(self) -> bool:
+        """The guest was asked to begin anew, and has not been seen to. One that does so at once may do it without
+        confirming the request."""
+        return self._rebooting_at is not None
+
+    def overdue(self, now: float) -> bool:
+        """Say whether a guest that was asked to begin anew should have by now."""
+        return self._rebooting_at is not None and now - self._rebooting_at >= limits.REBOOT_S_MAX
+
+    def was_reset(self) -> None:
+        """QEMU has reset the guest, and its event is to come."""
+        self._rebooting_at = None
 
     def on_event(self, name: str) -> None:
         """QEMU says that something has happened."""
         if name in ("RESET", "EXIT"):
-            self._rebooting_at = None
+            self.was_reset()
 
     @property
     def stopping(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import Devices, opened
 from novacron.agent.vm.drives import Drives
 from novacron.agent.vm.hypervisor import MachineFailed
+from novacron.agent.vm.journal import AnewAsked
 from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.media import MediaMissing
@@ -86,7 +88,14 @@ class Reconciler:
         """QEMU says that something has happened."""
         self._requests.on_event(name)
         if name == "RESUME" and self._machine.stood_still_s >= CLOCK_BEHIND_S:
-            self._context.guest.stood_still()
+            self._context.guest.stood_still(self._machine.stood_still_s)
+        elif name == "RESET":
+            self._context.guest.booted()
+
+    @property
+    def reboots(self) -> bool:
+        """The guest was asked to begin anew, and may do so by itself at any moment: it is not to leave before."""
+        return self._requests.rebooting and not self._requests.overdue(self._clock.monotonic())
 
     def note_crash(self, what: str) -> None:
         """QEMU has ended, or hangs, unasked: the next step counts it."""
@@ -123,7 +132,7 @@ class Reconciler:
             await self._devices.settle(assignment)
         self._context.guest.look(run_state)
         now = self._clock.monotonic()
-        self._requests.look(assignment.spec, run_state, now)
+        await self._look_at_requests(assignment.spec, run_state, now)
         step = decide(assignment.spec, self._requests.situation(run_state, self._context.record, now))
         if step is Step.CONTINUE and run_state == snapshots.NOT_STARTED and self._is_to_load(assignment):
             step = Step.NOTHING  # the guest does not boot: it goes on from the snapshot
@@ -145,6 +154,14 @@ class Reconciler:
         self._report(assignment, run_state)
         return self._pause_s(assignment, now)
 
+    async def _look_at_requests(self, spec: VmSpec, run_state: str, now: float) -> None:
+        context, requests = self._context, self._requests
+        requests.recall(context.record.anew_asked, now, self._clock.time())
+        requests.look(spec, run_state, now)
+        if (done := requests.begun_anew) is not None:
+            await context.store(reboots=max(context.record.reboots, done.reboots), anew_asked=None)
+            requests.recall(None, now, self._clock.time())
+
     async def _run_state(self, assignment: wire.Assignment) -> str:
         try:
             return await self._machine.status()
@@ -163,7 +180,7 @@ class Reconciler:
         if context.arrived_by is not None:
             self._services.send(wire.Resumed(context.arrived_by))
             self._services.networks.arrived(context.vm)
-            context.guest.stood_still()
+            context.guest.stood_still(0.0)
             context.arrived_by = None
 
     async def _settle_running(self, assignment: wire.Assignment) -> None:
@@ -183,10 +200,15 @@ class Reconciler:
 
     def _lacks(self) -> tuple[str, WaitCode | None]:
         """Return what a running guest does not get, and why."""
-        if self._grow_error or self._shrink_error:
-            code = WaitCode.CANT_GROW if self._grow_error else WaitCode.CANT_SHRINK
-            return self._grow_error or self._shrink_error, code
-        return self._drives_wait, WaitCode.IMAGE_MISSING if self._drives_wait else None
+        guest = self._context.guest
+        reasons = (
+            (self._grow_error, WaitCode.CANT_GROW),
+            (self._shrink_error, WaitCode.CANT_SHRINK),
+            (self._drives_wait, WaitCode.IMAGE_MISSING),
+            (guest.unused, WaitCode.CANT_GROW),
+            (guest.clock, WaitCode.GUEST_CLOCK_BEHIND),
+        )
+        return next(((words, code) for words, code in reasons if words), ("", None))
 
     def _report(self, assignment: wire.Assignment, run_state: str) -> None:
         context, spec = self._context, assignment.spec
@@ -229,13 +251,13 @@ class Reconciler:
                 await self._machine.execute("stop")
                 return 0
             case Step.REBOOT:
-                await context.store(reboots=assignment.spec.reboots)
+                await self._note_anew(AnewAsked(assignment.spec.reboots, self._clock.time()), now)
                 confirmed = await guest_agent.ask_to_end(self._machine, "reboot")
-                if not confirmed and self._requests.must_reset():
+                if not confirmed and self._requests.rebooting:
                     await self._reset()
                 return 0
             case Step.RESET:
-                await context.store(reboots=assignment.spec.reboots, resets=assignment.spec.resets)
+                await self._note_anew(AnewAsked(assignment.spec.reboots, 0.0), now, resets=assignment.spec.resets)
                 await self._reset()
                 return 0
             case Step.POWER_DOWN:
@@ -276,12 +298,18 @@ class Reconciler:
         self._machine.interfaces.drop_late_frames()
         await self._machine.execute("cont")
 
+    async def _note_anew(self, asked: AnewAsked, now: float, **counts: int) -> None:
+        """Remember that the guest is to begin anew, until it has: whatever ends this agent meanwhile, it will."""
+        await self._context.store(anew_asked=asked, **counts)
+        self._requests.recall(asked, now, self._clock.time())
+
     async def _reset(self) -> None:
         """Let the guest begin anew. Memory that was added becomes part of what it begins with: a guest does not use
         modules by itself when it boots. Raises MonitorFailed."""
         hardware, withheld = self._machine.hardware, self._context.assigned().withheld
         if hardware is None or not hardware.dimms_mib or withheld:  # what is withheld could not be started again
             await self._machine.execute("system_reset")
+            self._requests.was_reset()
             return
         await self._machine.execute("stop")  # QEMU writes out what it holds of the disks
         self._context.exit_expected = True
@@ -297,7 +325,7 @@ class Reconciler:
         # The copy would be of no moment that the disk ever had. Nobody waits here: who copies may wait for this worker.
         if copying.locked():
             log.info("a revert waits until the disk is copied", vm=context.vm, snapshot=snapshot.id)
-            context.report(STATES.get(run_state, VmState.UNKNOWN), REVERT_WAITS)
+            context.report(STATES.get(run_state, VmState.UNKNOWN), REVERT_WAITS, WaitCode.DISK_BEING_COPIED)
             return RETRY_S
         async with copying:
             return await self._work_alone(snapshot, run_state)
@@ -312,7 +340,7 @@ class Reconciler:
                 context.check_may_run()  # to go back to a snapshot lets the guest go on
                 done = await snapshots.work(self._machine, snapshot, run_state, context.disk_key())
             if reverting and snapshot.memory:
-                context.guest.stood_still()
+                context.guest.stood_still(inf)
         except (SnapshotFailed, KeyMissing) as failure:
             error, code = str(failure), code_of(failure)
             if reverting and starting and snapshot.starts_vm:  # it was off, and is off
@@ -409,7 +437,7 @@ class Reconciler:
             )
         await context.store(
             machine=machine_type, cpu=assignment.cpu, halted_at_start=None, reboots=assignment.spec.reboots,
-            resets=assignment.spec.resets, hardware_renewals=assignment.spec.hardware_renewals,
+            resets=assignment.spec.resets, hardware_renewals=assignment.spec.hardware_renewals, anew_asked=None,
         )  # fmt: skip
         return 0
 

@@ -55,11 +55,13 @@ class BackUpVm(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RestoreBackup(msgspec.Struct, forbid_unknown_fields=True):
-    """The VM to make of a backup. ``node``: by default the one that made the backup."""
+    """The VM to make of a backup. ``node``: by default the one that made the backup. ``keep_macs``: give it the MAC
+    addresses of the VM that was backed up, or (false) new ones; by default those that no other VM has."""
 
     name: Name
     node: NodeName | None = None
     power: Power = Power.RUNNING
+    keep_macs: bool | None = None
 
 
 @get("/", summary="List repositories of backups by name")
@@ -223,7 +225,7 @@ async def show_backup_picture(request: ApiRequest, id: FromPath[str]) -> Respons
 async def restore_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[RestoreBackup]) -> Response[Vm]:
     check_name(data.name)
     id = await authorization.resolve(request, "backup", id)
-    asked = backups.NewRestore(data.name, {"power": data.power}, data.node)
+    asked = backups.NewRestore(data.name, {"power": data.power}, data.node, keep_macs=data.keep_macs)
 
     async def work(connection: Connection) -> Vm:
         return await backups.restore(connection, id, asked, request.user.name)
