@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from novacron.model.errors import Unavailable
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
 from novacron.model.ownership import OrderKind
 from novacron.model.vm import VmSpec, VmState, VmStatus
@@ -92,6 +93,78 @@ async def test_a_volume_that_cannot_be_decoded_is_not_taken_for_one_that_is_gone
         wire.Backups,
         wire.Replicas,
     }
+
+
+KINDS: dict[type[wire.Message], str] = {
+    wire.Networks: "network_members.on_node",
+    wire.Imports: "imports.working",
+    wire.Exports: "exports.on_node",
+    wire.Backups: "backups.on_node",
+    wire.Replicas: "replicas.on_node",
+    wire.Volumes: "volumes.on_node",
+}
+"""What a node is told beside its VMs, and what reads that."""
+
+
+async def _defect(connection: Connection, node: str) -> None:
+    raise RuntimeError("a defect")
+
+
+async def _unstorable(connection: Connection, node: str) -> None:
+    await connection.execute("SELECT 1 / 0")
+
+
+@pytest.mark.parametrize("fails", [_defect, _unstorable])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_defect_with_one_kind_leaves_a_node_told_of_all_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kind: type[wire.Message], fails: object
+) -> None:
+    async with database.transaction() as connection:
+        ids = await _made(connection, 1)
+    monkeypatch.setattr(f"novacron.store.{KINDS[kind]}", fails)
+    name, failed = kind.__name__.lower(), list[str]()
+    before = counter("novacron_work_restarts_total").cell(f"tell-{name}")[0]
+    async with database.transaction(isolation="repeatable_read") as connection:
+        told = await messages(connection, "a", set(ids), SECRETS, NO_BASIS, failed)
+    assert {type(message) for message in told} == {wire.Desired, *KINDS} - {kind}
+    assert [len(message.statements) for message in told if isinstance(message, wire.Desired)] == [1]
+    assert failed == [name] and counter("novacron_work_restarts_total").cell(f"tell-{name}")[0] == before + 1
+
+
+async def test_a_defect_with_one_vm_leaves_a_node_told_of_all_others(database: Database) -> None:
+    async with database.transaction() as connection:
+        ids = await _made(connection)
+        migration = await migrations.create(connection, ids[0], migrations.MoveRequest(actor="ann", target="b"))
+        await migrations.begin(connection, migration.id)
+    failing = {"a", "b"}
+
+    def page_keys(project: str, began: object) -> list[bytes]:
+        if began is not None and failing:  # only of a VM that moves
+            failing.pop()
+            raise RuntimeError("a defect")
+        return [b"k" * 32]
+
+    for node, others in (("a", {ids[1], ids[2], "networks"}), ("b", {"networks"})):
+        failed = list[str]()
+        async with database.transaction(isolation="repeatable_read") as connection:
+            told = await messages(connection, node, set(ids[:1]), PlainSecrets(page_keys), NO_BASIS, failed)
+        stated = {
+            statement.vm for message in told if isinstance(message, wire.Desired) for statement in message.statements
+        }
+        assert stated | {"networks"} == others and failed == ["vms"], "of the VM itself it is told nothing"
+        assert len(told) == len(KINDS) + 1
+
+
+async def test_a_database_that_is_away_is_no_defect_of_one_kind(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(connection: Connection, node: str) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr("novacron.store.exports.on_node", away)
+    with pytest.raises(Unavailable):
+        async with database.transaction(isolation="repeatable_read") as connection:
+            await messages(connection, "a", set(), SECRETS, NO_BASIS)
 
 
 async def test_a_migration_that_cannot_be_decoded_leaves_its_vm_alone_at_both_ends(database: Database) -> None:
