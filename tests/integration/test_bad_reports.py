@@ -22,6 +22,7 @@ from novacron.server.session import NodeSession
 from novacron.store import exports, owned
 from novacron.store.database import Connection, Database
 from novacron.store.leases import Beat
+from novacron.store.rows import Decoded
 from novacron.wire import codec
 from novacron.wire import messages as wire
 from tests.support.project_secrets import PlainSecrets
@@ -139,7 +140,7 @@ async def test_a_node_is_told_soon_of_what_met_a_defect(fleet: Database, monkeyp
     read = exports.on_node
     left = [RuntimeError("a defect")]
 
-    async def on_node(connection: Connection, node: str) -> list[Export]:
+    async def on_node(connection: Connection, node: str) -> Decoded[Export]:
         if left:
             raise left.pop()
         return await read(connection, node)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,12 +89,15 @@ class VmBackups:
         self._made: dict[str, wire.BackupStands] = {}
         """Reports of backups that were made, until the server has heard them."""
 
-    def tell(self, desired: tuple[wire.BackupWanted, ...], tasks: asyncio.TaskGroup) -> None:
-        """Work on these and no others; what is asked of one anew ends what was asked before."""
+    def tell(
+        self, desired: tuple[wire.BackupWanted, ...], tasks: asyncio.TaskGroup, unreadable: Collection[str] = ()
+    ) -> None:
+        """Work on these and no others but those that are unreadable; what is asked of one anew ends what was asked
+        before."""
         named = {_key(backup): backup for backup in desired}
-        self._made = {key: report for key, report in self._made.items() if key in named}
+        self._made = {key: report for key, report in self._made.items() if key in named or report.id in unreadable}
         self.queues.keep({backup.repository for backup in desired})
-        self._work.tell(named, tasks)
+        self._work.tell(named, tasks, unreadable)
 
     def _remove_others(self, is_kept: Callable[[str], bool]) -> None:
         for path in self._scratch.iterdir():

@@ -197,7 +197,7 @@ class DesiredStateSender:
             async with self._database.transaction(isolation="repeatable_read") as connection:
                 node = await nodes.get(connection, session.node)
                 sent_state.basis = basis = node_statements.NodeBasis(
-                    self._cpu_baselines.common(node.status.inventory), node.spec.passthrough
+                    self._cpu_baselines.common(node.status.inventory), node.spec.passthrough, session.knows_unreadable
                 )
                 return await node_statements.messages(
                     connection, session.node, session.held, self._secrets, basis, failed

@@ -15,6 +15,7 @@ from novacron.model.cloud_init import SealedSeed, StoredSeed
 from novacron.model.cpu import CpuKind, CpuModel
 from novacron.model.encryption import DataKey
 from novacron.model.errors import Unavailable
+from novacron.model.image import Import
 from novacron.model.migration import Migration, MigrationPhase, Side
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.snapshot import Snapshot
@@ -36,9 +37,11 @@ from novacron.store import (
     vms,
     volumes,
 )
+from novacron.store.backups import BackupOnNode
 from novacron.store.database import Connection
 from novacron.store.owned import OwnedVm
-from novacron.store.rows import Decoded, UnreadableRow, report_bad_row
+from novacron.store.replicas import FollowedReplica
+from novacron.store.rows import Decoded, UnreadableRow, report_bad_row, whole
 from novacron.store.savepoint import NOBODYS_FAULT, savepoint
 from novacron.supervise import RESTARTS, Rarely
 from novacron.telemetry import logs
@@ -71,6 +74,8 @@ class NodeBasis(NamedTuple):
     cpu: CpuModel | None
     """With which VMs there begin."""
     passthrough: tuple[str, ...]
+    knows_unreadable: bool = False
+    """Its agent leaves alone what messages name as unreadable."""
 
 
 async def messages(
@@ -79,9 +84,11 @@ async def messages(
 ) -> tuple[wire.Message, ...]:  # fmt: skip
     """Return all that ``node`` is to be told, a message of each kind. As for ``statements``.
 
-    What is not in such a message is gone, to the node. So a kind of which a row can't be decoded, or that meets a
-    defect, is left out as a whole: the node goes on with what it was told last. So are networks and volumes while the
-    node has a VM of which only it knows what belongs to it. Kinds that are to be tried again are added to ``failed``.
+    What is not in such a message is gone, to the node. So objects of which a row can't be decoded are named as
+    unreadable. A kind is left out as a whole if it meets a defect, if one of the networks can't be decoded, or if the
+    node's agent does not know what unreadable is: the node goes on with what it was told last. Networks and volumes are
+    left out, too, while the node has a VM of which only it knows what belongs to it. Kinds that are to be tried again
+    are added to ``failed``.
     """
     failed = [] if failed is None else failed
 
@@ -91,17 +98,22 @@ async def messages(
         return wire.Networks(networks, await network_members.hosts(connection) if is_gateway else ())
 
     async def imports_message() -> wire.Message:
-        return wire.Imports(await _wanted_imports(connection, node, secrets))
+        working = _sayable("imports", await imports.working(connection, node), of)
+        return wire.Imports(await _wanted_imports(connection, working.rows, secrets), _ids(working))
 
     async def exports_message() -> wire.Message:
-        on_node = await exports.on_node(connection, node)
-        return wire.Exports(tuple(wire.ExportWanted(item.id, item.vm, item.phase, item.trace) for item in on_node))
+        on_node = _sayable("exports", await exports.on_node(connection, node), of)
+        wanted = (wire.ExportWanted(item.id, item.vm, item.phase, item.trace) for item in on_node.rows)
+        return wire.Exports(tuple(wanted), _ids(on_node))
 
     async def backups_message() -> wire.Message:
-        return wire.Backups(await _wanted_backups(connection, node, secrets))
+        working = _sayable("backups", await backups.on_node(connection, node), of)
+        return wire.Backups(await _wanted_backups(connection, working.rows, secrets), _ids(working))
 
     async def replicas_message() -> wire.Message:
-        return await _replicas(connection, node, secrets)
+        concerned, unreadable_vms = await replicas.on_node(connection, node)
+        sent, kept = await _replicas(connection, node, _sayable("replicas", concerned, of).rows, secrets)
+        return wire.Replicas(sent, kept, _ids(concerned), tuple(sorted(unreadable_vms)))
 
     async def volumes_message() -> wire.Message:
         wanted = await _wanted_volumes(connection, node, secrets)
@@ -140,9 +152,21 @@ async def _all_that_work(
     return results, errors
 
 
-async def _wanted_backups(connection: Connection, node: str, secrets: Secrets) -> tuple[wire.BackupWanted, ...]:
-    """Return the backups that a node has work with, with the keys of their repositories."""
-    working = await backups.on_node(connection, node)
+def _sayable(table: str, decoded: Decoded[T], of: NodeBasis) -> Decoded[T]:
+    """Return rows of which a node can be told. Raises UnreadableRow if it would take what is unreadable for gone."""
+    if not of.knows_unreadable:
+        whole(table, decoded)
+    return decoded
+
+
+def _ids(decoded: Decoded[T]) -> tuple[str, ...]:
+    return tuple(sorted(decoded.unreadable))
+
+
+async def _wanted_backups(
+    connection: Connection, working: Sequence[BackupOnNode], secrets: Secrets
+) -> tuple[wire.BackupWanted, ...]:
+    """Return backups that a node has work with, with the keys of their repositories."""
     keys = await secrets.data_keys(connection, {repository.key for _, repository, _ in working})
     return tuple(
         wire.BackupWanted(
@@ -153,9 +177,10 @@ async def _wanted_backups(connection: Connection, node: str, secrets: Secrets) -
     )  # fmt: skip
 
 
-async def _replicas(connection: Connection, node: str, secrets: Secrets) -> wire.Replicas:
+async def _replicas(
+    connection: Connection, node: str, concerned: Sequence[FollowedReplica], secrets: Secrets
+) -> tuple[tuple[wire.ReplicaSent, ...], tuple[wire.ReplicaKept, ...]]:
     """Return what a node sends and keeps of replicas."""
-    concerned = await replicas.on_node(connection, node)
     sent = [
         wire.ReplicaSent(replica.id, replica.vm, replica.node, endpoint, replica.rpo_s, bool(replica.points))
         for replica, owner, *_ in concerned
@@ -168,7 +193,7 @@ async def _replicas(connection: Connection, node: str, secrets: Secrets) -> wire
         )
         for item in concerned if item.replica.node == node
     ]  # fmt: skip
-    return wire.Replicas(tuple(sent), tuple(kept))
+    return tuple(sent), tuple(kept)
 
 
 def _description(backup: Backup) -> bytes:
@@ -178,9 +203,10 @@ def _description(backup: Backup) -> bytes:
     return msgspec.json.encode({**about, "spec": backup.spec, "excluded_volumes": excluded})
 
 
-async def _wanted_imports(connection: Connection, node: str, secrets: Secrets) -> tuple[wire.ImportWanted, ...]:
+async def _wanted_imports(
+    connection: Connection, working: Sequence[Import], secrets: Secrets
+) -> tuple[wire.ImportWanted, ...]:
     """Return the images that are to come to a node, with the keys of those that are encrypted there."""
-    working = await imports.working(connection, node)
     ids = await imports.keys(connection, {item.spec.name for item in working if item.project is not None})
     keys = await secrets.data_keys(connection, ids.values())
     return tuple(

@@ -172,6 +172,8 @@ class NodeSession:
         """Which CA has issued it."""
         self.clock = ClockSkew(0.0)
         self.beats = Beats()
+        self.knows_unreadable = False
+        """Its agent leaves alone what messages name as unreadable."""
         self.networks: frozenset[str] = frozenset()
         """Those that were sent to it."""
         self.observed: asyncio.Future[None] | None = None

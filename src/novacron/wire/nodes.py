@@ -35,6 +35,9 @@ class Hello(Message, frozen=True):
     held: tuple[HeldVm, ...]
     database: DatabaseMark | None = None
     """How far the server's database had come when the host was heard last."""
+    knows_unreadable: bool = False
+    """Whether the agent leaves alone what messages name as ``unreadable``. To one that does not, a kind of which
+    anything is unreadable is not said."""
 
 
 class PeerSeen(msgspec.Struct, frozen=True):

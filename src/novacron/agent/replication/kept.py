@@ -58,10 +58,13 @@ class KeptReplicas:
         self._saying = False
         self._work = NamedWork("replica", self._see_to, lambda _is_kept: host.replicas.clear_formers())
 
-    def tell(self, kept: tuple[wire.ReplicaKept, ...], tasks: asyncio.TaskGroup) -> None:
+    def tell(self, message: wire.Replicas, tasks: asyncio.TaskGroup) -> None:
         """Keep these; what is here of others stays as it is: the server may have forgotten them by mistake."""
-        self._host.replicas.tell(replica.vm for replica in kept if replica.phase is not ReplicaPhase.DELETING)
-        self._work.tell({f"{replica.id}.{hash(replica):x}": replica for replica in kept}, tasks)
+        kept = message.kept
+        followed = (replica.vm for replica in kept if replica.phase is not ReplicaPhase.DELETING)
+        self._host.replicas.tell((*followed, *message.unreadable_vms))
+        named = {f"{replica.id}.{hash(replica):x}": replica for replica in kept}
+        self._work.tell(named, tasks, message.unreadable)
         self._unsaid = {replica.id: replica for replica in kept if replica.phase is not ReplicaPhase.DELETING}
         if not self._saying:
             self._saying = True
