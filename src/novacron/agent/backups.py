@@ -44,6 +44,7 @@ from novacron.model.image import ImageFormat
 from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu.confine import Account, confined
 from novacron.qemu.monitor import MonitorFailed
+from novacron.supervise import RESTARTS
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -273,10 +274,12 @@ class VmBackups:
                 self._send(wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING))
                 return
             except EXPECTED as error:
-                why = str(error) or type(error).__name__
-                self._send(
-                    wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING, error=why, code=code_of(error))
-                )
+                why, code = str(error) or type(error).__name__, code_of(error)
+            except Exception as error:  # a defect met with one try must not end the others
+                RESTARTS.add("backup")
+                log.exception("defect in a backup", backup=backup.id, phase=backup.phase)
+                why, code = f"its agent has a defect: {type(error).__name__}; see its log", WaitCode.STEP_FAILED
+            self._send(wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING, error=why, code=code))
             await asyncio.sleep(backoff.next_s())
 
     def _storage(self, backup: wire.BackupWanted) -> Storage:

@@ -36,6 +36,7 @@ from novacron.model.image import ImageFormat, ImportPhase, Source
 from novacron.model.vm import BOOT_FILE, ISO
 from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu.confine import Account, confined
+from novacron.supervise import guard
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -218,10 +219,7 @@ class ImageImports:
             self._fail(import_, f"its agent has a defect: {type(error).__name__}; see its log", WaitCode.STEP_FAILED)
         else:
             log.info("an image was imported", image=import_.spec.name)
-            try:
-                await self._arrived()
-            except OSError as error:  # the images are looked at again soon
-                log.warning("can't look at the images", error=str(error))
+            await guard("images", self._arrived)  # they are looked at again soon
             self._report(import_, ImportPhase.DONE, held)
 
     async def _import(self, import_: wire.ImportWanted, scratch: Path) -> int:
