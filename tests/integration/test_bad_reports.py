@@ -12,16 +12,19 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from novacron.model.export import Export
 from novacron.model.vm import Guest, VmState, VmStatus
-from novacron.server import node_statements
+from novacron.server import desired_state, node_statements
 from novacron.server.desired_state import DesiredStateSender
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.observations import Observations
 from novacron.server.session import NodeSession
-from novacron.store import owned
-from novacron.store.database import Database
+from novacron.store import exports, owned
+from novacron.store.database import Connection, Database
 from novacron.store.leases import Beat
+from novacron.store.rows import Decoded
 from novacron.wire import codec
+from novacron.wire import messages as wire
 from tests.support.project_secrets import PlainSecrets
 from tests.support.stored_fleet import add_node, add_vm
 from tests.waiting import eventually
@@ -125,3 +128,30 @@ async def test_a_defect_with_one_vm_leaves_those_that_changed_with_it_told(fleet
     async with running(sender.run()), running(sender.tell(sessions["a"])), running(sender.tell(sessions["b"])):
         sender._touch("bad", "good", "other")
         await eventually(lambda: len(sent["a"]) + len(sent["b"]) >= 2, "the others are told")
+
+
+async def test_a_node_is_told_soon_of_what_met_a_defect(fleet: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[type[wire.Message]] = []
+
+    class Socket:
+        async def send(self, raw: bytes) -> None:
+            kinds.append(type(codec.decode_from_server(raw)[0]))
+
+    read = exports.on_node
+    left = [RuntimeError("a defect")]
+
+    async def on_node(connection: Connection, node: str) -> Decoded[Export]:
+        if left:
+            raise left.pop()
+        return await read(connection, node)
+
+    monkeypatch.setattr(exports, "on_node", on_node)
+    monkeypatch.setattr(desired_state, "KIND_RETRY_S", 0.05)
+    session = NodeSession("a", cast(Any, Socket()))
+    sender = DesiredStateSender(fleet, {"a": session}, PlainSecrets())
+    sender._cpu_baselines.known = True
+    session.look_anew()
+    async with running(sender.tell(session)):
+        await eventually(lambda: wire.Exports in kinds, "it is told of exports, too")
+    assert kinds.index(wire.Desired) < kinds.index(wire.Exports) and kinds.count(wire.Desired) == 1
+    assert session.sent_state.look_anew_at is None, "all is well now"

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from novacron.control.forecasts import AFTER_S, Forecasts
 from novacron.control.objects import Objects
@@ -19,6 +20,7 @@ from novacron.server.reports import Reports
 from novacron.store import capacity, forecasts
 from novacron.store.database import Database
 from novacron.supervise import end_all
+from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
 from tests.support.clock import Clock
 from tests.support.stored_fleet import add_node, add_vm
@@ -248,6 +250,30 @@ async def test_each_hour_is_stored_soon_after_it_has_ended(fleet: Database, monk
     await end_all([running])
     async with fleet.connection() as connection:
         assert await connection.fetchval("SELECT array_agg(vm) FROM vm_load_days") == ["vm-a"], "the other one is gone"
+
+
+async def test_an_hour_that_cant_be_stored_takes_no_other_with_it(
+    fleet: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_history, "RETRY_S", 0.0)
+    monkeypatch.setattr(load_history, "PAUSE_S", 0.0)
+    clock = Clock()
+    clock.now_s = NOW.timestamp() - HOUR_S
+    history = LoadHistory(lambda: clock.now_s)
+    for _ in range(2 * SAMPLES_OF_HOUR_MIN):
+        for node in ("a", "a\0", "b"):  # no text of PostgreSQL
+            history.take(node, [("vm-a", 0.5), ("vm-a\0", 0.5), ("vm-b\0", 0.5)])
+        clock.now_s += 29
+    clock.now_s = NOW.timestamp() + 20
+    before = counter("novacron_work_restarts_total").cell("load history")[0]
+    with capture_logs() as logged:
+        await history.store(fleet)
+    async with fleet.connection() as connection:
+        assert await connection.fetchval("SELECT array_agg(node ORDER BY node) FROM node_load_days") == ["a", "b"]
+        assert await connection.fetchval("SELECT array_agg(vm) FROM vm_load_days") == ["vm-a"]
+    lost = [line["first"] for line in logged if line["log_level"] == "error"]
+    assert lost == ["a\0", "vm-a\0", "vm-b\0"], "what is lost is named"
+    assert counter("novacron_work_restarts_total").cell("load history")[0] > before
 
 
 async def test_what_is_too_old_is_deleted(fleet: Database) -> None:

@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -29,10 +29,12 @@ from novacron.model.node import Accelerator, AcceleratorKind, Inventory
 from novacron.model.token import decode_ticket
 from novacron.model.volume import Pool, PoolKind
 from novacron.server.link import LinkServer
+from novacron.server.session import NodeSession
 from novacron.store.database import Database
 from novacron.wire import codec
 from novacron.wire import messages as wire
 from novacron.wire.base import REFUSED
+from tests.support.stored_fleet import add_node
 from tests.waiting import eventually
 
 INVENTORY = Inventory(
@@ -248,6 +250,18 @@ async def test_a_first_message_that_no_node_may_send_is_answered_with_the_reason
         await refused_each(links, port, context, identity)
     refused = [line["reason"] for line in logged if line["event"] == "an agent is refused"]
     assert refused == [SPOKEN], "said once, however often that agent comes"
+
+
+async def test_what_an_agent_says_that_it_knows_is_remembered(
+    server: Server, tmp_path: Path, database: Database
+) -> None:
+    async with database.transaction() as connection:
+        await add_node(connection, "a")
+    for knows in (False, True):
+        links = LinkServer(database, server.authority, KeyRing.first(b"root"))
+        session = NodeSession("a", cast(Any, None))
+        await links._welcome(session, wire.Hello(wire.PROTOCOL, INVENTORY, (), knows_unreadable=knows))
+        assert session.knows_unreadable is knows
 
 
 async def refused_each(links: LinkServer, port: int, context: ssl.SSLContext, identity: Identity) -> None:

@@ -37,10 +37,12 @@ STEPS = (PlanStep("web", "web"), PlanStep("db", "db"))
 
 
 async def planned(database: Database, *named: PlanVm) -> Plan:
-    """Store VM db beside web, replicas of both on b, and a plan of these VMs, or of both."""
+    """Store VM db, and others that are named, beside web, replicas of all on b, and a plan of these VMs, or of both."""
     async with database.transaction() as connection:
-        await add_vm(connection, "db", "a", image="disk")
-        for vm in ("web", "db"):
+        beside = dict.fromkeys(("db", *(item.vm for item in named if item.vm != "web")))
+        for vm in beside:
+            await add_vm(connection, vm, "a", image="disk")
+        for vm in ("web", *beside):
             replica = await replicas.create(connection, vm, NewReplica(None, "b"), "me")
             await replicas.stands(connection, "b", replica.id, [PointReport(1, 4.0, 10, False)], 10)
         return await plans.create(connection, "default", "shop", named or (PlanVm("db"), PlanVm("web")), "me")
@@ -215,6 +217,93 @@ async def test_a_failover_is_undone_by_a_failback(fleet: Database) -> None:  # n
     await begin(fleet, plan, PlanAction.FAILBACK)
     run = await followed(fleet, plan)
     assert (run.steps[0].phase, run.steps[0].node, run.steps[0].error) == (StepPhase.STARTING, "a", "")
+
+
+BAD_SPEC = """UPDATE vms SET spec = spec || '{"power": "teleport"}' WHERE id = $1"""
+BAD_REPLICA = "UPDATE replicas SET points = '[7]' WHERE vm = $1"
+BROKEN = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'this one is broken'; END $$;
+    CREATE TRIGGER refuse BEFORE UPDATE ON vms FOR EACH ROW WHEN (OLD.id = 'bad') EXECUTE FUNCTION refuse();
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "damage", "why"),
+    [
+        *((action, damage, "can't be read") for action in (PlanAction.FAILOVER, PlanAction.SWITCH, PlanAction.TEST)
+          for damage in (BAD_SPEC, BAD_REPLICA)),
+        (PlanAction.FAILOVER, BROKEN, "an internal error"),
+    ],
+)  # fmt: skip
+async def test_a_vm_that_cant_be_read_stops_no_vm_after_it(
+    fleet: Database,  # noqa: F811
+    action: PlanAction,
+    damage: str,
+    why: str,
+) -> None:
+    plan = await planned(fleet, PlanVm("db"), PlanVm("bad"), PlanVm("web"))
+    async with fleet.transaction() as connection:
+        await runs(connection)
+        await runs(connection, "db")
+        await connection.execute(damage, *(("bad",) if "$1" in damage else ()))
+    if action is PlanAction.FAILOVER:
+        await silence(fleet)
+    await begin(fleet, plan, action, "a")
+    for vm in ("db", "web"):
+        await followed(fleet, plan)
+        if action is PlanAction.SWITCH:
+            await arrives(fleet, vm, "b")
+        else:
+            await becomes(fleet, vm if action is PlanAction.FAILOVER else (await vms_of(fleet))[-1], "running")
+    run = await followed(fleet, plan)
+    assert [step.phase for step in run.steps] == ["ready", "failed", "ready"], run.steps
+    assert why in run.steps[1].error and run.ended_at is not None and await vms_of(fleet) == []
+    async with fleet.connection() as connection:
+        went_on = await connection.fetchval(
+            "SELECT count(*) FROM events WHERE object = 'bad' AND reason = 'FailedOver'"
+        )
+    assert went_on == 0
+
+
+async def test_a_vm_that_cant_be_read_any_more_while_it_starts_stops_no_vm_after_it(fleet: Database) -> None:  # noqa: F811
+    plan = await planned(fleet, PlanVm("db"), PlanVm("web"))
+    await silence(fleet)
+    await begin(fleet, plan, PlanAction.FAILOVER, "a")
+    assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING
+    async with fleet.transaction() as connection:
+        await connection.execute(BAD_SPEC, "db")
+    run = await followed(fleet, plan)
+    assert [step.phase for step in run.steps] == ["failed", "starting"]
+    assert run.steps[0].came_from == "a", "a failback finds where it was"
+
+
+async def test_a_vm_that_cant_be_deleted_after_a_test_keeps_neither_the_others_nor_the_plan(
+    fleet: Database,  # noqa: F811
+) -> None:
+    plan = await planned(fleet)
+    await begin(fleet, plan)
+    for number in range(2):
+        await followed(fleet, plan)
+        await becomes(fleet, (await vms_of(fleet))[number], "running")
+    bad, good = await vms_of(fleet)
+    async with fleet.transaction() as connection:
+        await connection.execute(BAD_SPEC, bad)
+        stored = await plans.get(connection, plan.id)
+        ready = msgspec.structs.replace(stored.runs[0].steps[1], phase=StepPhase.READY, ended_at=NOW)
+        first = stored.runs[0].steps[0]
+        assert first.phase is StepPhase.READY
+        await plans._store(connection, stored, msgspec.structs.replace(stored.runs[0], steps=(first, ready)))
+    run = await followed(fleet, plan)
+    assert run.ended_at is None and [step.made for step in run.steps] == [bad, ""], "it is tried again"
+    assert await vms_of(fleet) == [bad], f"{good} is deleted"
+    async with fleet.transaction() as connection:
+        await connection.execute(
+            "UPDATE plans SET runs = jsonb_set(runs, '{0,steps,0,ended_at}', to_jsonb(now() - interval '1 day'))"
+        )
+    run = await followed(fleet, plan)
+    assert run.ended_at is not None and [step.phase for step in run.steps] == ["failed", "ready"]
+    assert f"VM {bad}, made to test it, can't be deleted" in run.steps[0].error
+    await begin(fleet, plan)
 
 
 def test_home_is_where_a_vm_was_before_all_that_no_failback_has_undone() -> None:

@@ -196,7 +196,7 @@ async def test_an_import_that_does_not_go_on_gives_its_place_to_others(database:
         )
         await garbage.COLLECTORS["imports that stall"](connection)
         left = await imports.working(connection, "host-a")
-        assert [import_.spec.name for import_ in left] == ["slow"]
+        assert [import_.spec.name for import_ in left.rows] == ["slow"]
 
 
 def test_consoles_of_one_project_leave_room_for_others() -> None:

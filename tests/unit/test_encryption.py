@@ -335,11 +335,14 @@ async def test_a_server_gives_out_a_key_until_it_is_erased(monkeypatch: pytest.M
     assert await given.data_keys(connection, {KEY.id}) == {} and given._held == {}
 
 
-async def test_a_key_that_can_not_be_unwrapped_now_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [Unavailable("the service is away"), RuntimeError("a defect"), OSError("no file")])
+async def test_a_key_that_can_not_be_unwrapped_now_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     class Away:
         async def unwrap(self, wrapped: WrappedKey) -> DataKey:
             asked.append(wrapped.id)
-            raise Unavailable("the service is away")
+            raise error
 
     async def read(connection: object, ids: set[str]) -> list[WrappedKey]:
         return [WrappedKey(KEY.id, b"x", "kms")]

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ from novacron.model.image import ImageFormat
 from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu.confine import Account, confined
 from novacron.qemu.monitor import MonitorFailed
+from novacron.supervise import RESTARTS
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -89,12 +90,15 @@ class VmBackups:
         self._made: dict[str, wire.BackupStands] = {}
         """Reports of backups that were made, until the server has heard them."""
 
-    def tell(self, desired: tuple[wire.BackupWanted, ...], tasks: asyncio.TaskGroup) -> None:
-        """Work on these and no others; what is asked of one anew ends what was asked before."""
+    def tell(
+        self, desired: tuple[wire.BackupWanted, ...], tasks: asyncio.TaskGroup, unreadable: Collection[str] = ()
+    ) -> None:
+        """Work on these and no others but those that are unreadable; what is asked of one anew ends what was asked
+        before."""
         named = {_key(backup): backup for backup in desired}
-        self._made = {key: report for key, report in self._made.items() if key in named}
+        self._made = {key: report for key, report in self._made.items() if key in named or report.id in unreadable}
         self.queues.keep({backup.repository for backup in desired})
-        self._work.tell(named, tasks)
+        self._work.tell(named, tasks, unreadable)
 
     def _remove_others(self, is_kept: Callable[[str], bool]) -> None:
         for path in self._scratch.iterdir():
@@ -270,10 +274,12 @@ class VmBackups:
                 self._send(wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING))
                 return
             except EXPECTED as error:
-                why = str(error) or type(error).__name__
-                self._send(
-                    wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING, error=why, code=code_of(error))
-                )
+                why, code = str(error) or type(error).__name__, code_of(error)
+            except Exception as error:  # a defect met with one try must not end the others
+                RESTARTS.add("backup")
+                log.exception("defect in a backup", backup=backup.id, phase=backup.phase)
+                why, code = f"its agent has a defect: {type(error).__name__}; see its log", WaitCode.STEP_FAILED
+            self._send(wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING, error=why, code=code))
             await asyncio.sleep(backoff.next_s())
 
     def _storage(self, backup: wire.BackupWanted) -> Storage:

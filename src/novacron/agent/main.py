@@ -240,7 +240,9 @@ class Agent:
         self._conditions.resync()
         self._host.networks.problems.resync()
         held = tuple(worker.held() for worker in self._workers.values())
-        return wire.Hello(wire.PROTOCOL, self._images.inventory, held, self._host.database_mark.mark, boot_id())
+        return wire.Hello(
+            wire.PROTOCOL, self._images.inventory, held, self._host.database_mark.mark, boot_id(), knows_unreadable=True
+        )
 
     def _receive(self, message: wire.Message) -> None:
         self._dispatcher.take(message)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -34,7 +35,7 @@ from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.database_connection import DatabaseConnection
 from novacron.local.postgres import ARCHIVER_SLOT, PostgresFailed, programs
 from novacron.store import hosts
-from novacron.supervise import BackoffPolicy
+from novacron.supervise import BackoffPolicy, supervise
 from novacron.telemetry import logs
 from novacron.telemetry.shared import Processes
 from novacron.telemetry.values import counter, gauge
@@ -157,7 +158,7 @@ class Archiver:
         try:
             assert process.stderr is not None
             reading = asyncio.create_task(_tail(process.stderr))
-            watching = asyncio.create_task(self._watch_spool(process))
+            watching = asyncio.create_task(supervise("watch-spool", partial(self._watch_spool, process)))
             try:
                 words, _ = await reading, await process.wait()
             finally:
@@ -402,11 +403,24 @@ class Archiver:
             return False
         return True
 
+    async def unless_defect(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run one of the loops; after a defect in it, what is known of the repository is not trusted any more, as if
+        the process had begun again."""
+        try:
+            await loop()
+        except Exception:
+            counter(FAILURES).add()
+            self._forget_repository()
+            raise
+
+    def _forget_repository(self) -> None:
+        self._archive = None  # opened again: another one may be there now
+        self._stored.clear()
+
     def _failed(self, what: str, error: Exception) -> None:
         counter(FAILURES).add()
         if isinstance(error, RepositoryError):
-            self._archive = None  # opened again: another one may be there now
-            self._stored.clear()
+            self._forget_repository()
         log.warning(what, error=str(error) or type(error).__name__)
 
 
@@ -441,12 +455,18 @@ async def _tail(stream: asyncio.StreamReader) -> str:
 
 
 async def run(archiver: Archiver, stop: asyncio.Event) -> None:
-    """Archive until ``stop``; then once more what is received."""
+    """Archive until ``stop``; then once more what is received. A defect in one loop ends none of the others."""
     metrics = Path(archiver.settings.metrics)
     metrics.mkdir(mode=0o700, parents=True, exist_ok=True)
     processes = Processes(metrics)
-    loops = [archiver.receive(), archiver.store(), archiver.make_bases(), processes.run()]
-    tasks: list[asyncio.Task[None]] = [asyncio.create_task(loop) for loop in loops]
+    loops = {
+        "receive-wal": archiver.receive, "store-wal": archiver.store, "base-backups": archiver.make_bases,
+        "shared-metrics": processes.run,
+    }  # fmt: skip
+    tasks: list[asyncio.Task[None]] = [
+        asyncio.create_task(supervise(name, partial(archiver.unless_defect, loop)), name=name)
+        for name, loop in loops.items()
+    ]
     stopped = asyncio.create_task(_when_set(stop))
     try:
         await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)

@@ -30,6 +30,8 @@ ANEW_MAX = 6
 TOUCHED_GATHER_S = 0.003
 """What of VMs changes within it is read together."""
 RETRY_S, DEFECT_RETRY_S = 1.0, 5.0
+KIND_RETRY_S = 60.0
+"""After which all is read again where a defect was met with one kind of it."""
 
 
 class DesiredStateSender:
@@ -173,8 +175,7 @@ class DesiredStateSender:
         last: dict[type[wire.Message], wire.Message] = {}
         sent_state = session.sent_state
         while True:
-            await sent_state.wake.wait()
-            sent_state.wake.clear()
+            await sent_state.wait()
             try:
                 if sent_state.anew and self._cpu_baselines.known:  # if not, the feed's beginning wakes all
                     counter("novacron_link_readings_total").add("all")
@@ -199,15 +200,19 @@ class DesiredStateSender:
         sent_state = session.sent_state
         sent_state.anew, sent_state.statements = False, []
         sent_state.reads += 1
+        failed = list[str]()
         try:
             async with self._database.transaction(isolation="repeatable_read") as connection:
                 node = await nodes.get(connection, session.node)
                 sent_state.basis = basis = node_statements.NodeBasis(
-                    self._cpu_baselines.common(node.status.inventory), node.spec.passthrough
+                    self._cpu_baselines.common(node.status.inventory), node.spec.passthrough, session.knows_unreadable
                 )
-                return await node_statements.messages(connection, session.node, session.held, self._secrets, basis)
+                return await node_statements.messages(
+                    connection, session.node, session.held, self._secrets, basis, failed
+                )
         finally:
             sent_state.reads += 1
+            sent_state.look_anew_at = asyncio.get_running_loop().time() + KIND_RETRY_S if failed else None
 
     async def _tell_anew(
         self,

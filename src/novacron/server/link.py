@@ -335,6 +335,7 @@ class LinkServer:
             session.generation = await leases.begin(connection, node, _unread(hello), hello.boot)
             stored = await nodes.get(connection, node)
             session.clock = ClockSkew(stored.status.clock_skew_s)
+            session.knows_unreadable = hello.knows_unreadable
             session.accepted, session.inventory = (stored.spec.accepted, stored.spec.capacity), hello.inventory
             await nodes.connected(connection, node, hello.inventory)
             await nodes.certified(connection, node, session.certificate_ends_at_s, session.certificate_authority)

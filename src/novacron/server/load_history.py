@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
-from novacron.model.errors import NovaError
-from novacron.model.load_hours import HOUR_S, FinishedHours, LoadHours
+from novacron.model.errors import NovaError, Unavailable
+from novacron.model.load_hours import HOUR_S, LoadHours, NodeHour, VmHour
 from novacron.store import load_history
 from novacron.store.database import YIELDS, Database
+from novacron.supervise import RESTARTS
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter, histogram
 
@@ -22,6 +25,8 @@ PAUSE_S = 0.05
 """Between two statements, so that others are served meanwhile."""
 TRIES_MAX = 6
 RETRY_S, RETRY_S_MAX = 2.0, 60.0
+SPLITS_MAX = 200
+"""How often, in the last try, a batch that can't be stored is halved: enough to find several nodes or VMs in it."""
 
 
 class LoadHistory:
@@ -50,24 +55,61 @@ class LoadHistory:
     async def store(self, database: Database) -> None:
         """Store all hours that are over. What can't be stored after some tries is lost, which is logged."""
         finished = self._hours.finished(self._clock())
+        waiting = [_Batch(load_history.store_nodes, hours) for hours in load_history.batches(finished.nodes)]
+        waiting += [_Batch(load_history.store_vms, hours) for hours in load_history.batches(finished.vms)]
         began, pause_s = time.perf_counter(), RETRY_S
-        for attempt in range(1, TRIES_MAX + 1):
-            try:
-                await self._write(database, finished)
+        for attempt in range(1, TRIES_MAX):
+            waiting = await self._write(database, waiting, attempt)
+            if not waiting:
                 break
-            except NovaError as error:
-                say = log.error if attempt == TRIES_MAX else log.warning
-                say("an hour's load can't be stored", attempt=attempt, tries=TRIES_MAX, error=error.detail)
-                if attempt < TRIES_MAX:
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, RETRY_S_MAX)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_S_MAX)
+        else:
+            await self._write(database, waiting, TRIES_MAX, splits=SPLITS_MAX)
         histogram("novacron_load_history_store_duration_seconds").observe(time.perf_counter() - began)
 
-    async def _write(self, database: Database, finished: FinishedHours) -> None:
-        """Write it; written again it changes nothing. Raises Unavailable."""
-        for nodes in load_history.batches(finished.nodes):
-            await database.transact(partial(load_history.store_nodes, hours=nodes))
+    async def _write(
+        self, database: Database, batches: Sequence[_Batch], attempt: int, splits: int = 0
+    ) -> list[_Batch]:  # fmt: skip
+        """Write batches; written again they change nothing. Return those that could not be written.
+
+        ``splits``: how many of these are halved, to find what in them is the cause; the rest of them is written then.
+        """
+        queue, failed = deque(batches), list[_Batch]()
+        while queue:
+            batch = queue.popleft()
+            try:
+                await database.transact(partial(batch.store, hours=batch.hours))
+            except Unavailable as error:  # so it will be for the others
+                failed += [batch, *queue]
+                self._say_failed(failed, attempt, error)
+                break
+            except Exception as error:  # with what is in this batch: the others are stored
+                if splits > 0 and len(batch.hours) > 1:
+                    splits -= 1
+                    queue.extendleft(reversed(batch.halves()))
+                    continue
+                failed.append(batch)
+                RESTARTS.add("load history")
+                self._say_failed([batch], attempt, error)
             await asyncio.sleep(PAUSE_S)
-        for vms in load_history.batches(finished.vms):
-            await database.transact(partial(load_history.store_vms, hours=vms))
-            await asyncio.sleep(PAUSE_S)
+        return failed
+
+    def _say_failed(self, batches: Sequence[_Batch], attempt: int, error: Exception) -> None:
+        say = log.error if attempt == TRIES_MAX else log.warning
+        say(
+            "an hour's load can't be stored", attempt=attempt, tries=TRIES_MAX, error=str(error),
+            hours=sum(len(batch.hours) for batch in batches), first=batches[0].hours[0][0],
+            exc_info=None if isinstance(error, NovaError) else error,
+        )  # fmt: skip
+
+
+class _Batch(NamedTuple):
+    """Hours that one statement stores."""
+
+    store: Callable[..., Awaitable[None]]
+    hours: Sequence[NodeHour] | Sequence[VmHour]
+
+    def halves(self) -> tuple[_Batch, _Batch]:
+        middle = len(self.hours) // 2
+        return self._replace(hours=self.hours[:middle]), self._replace(hours=self.hours[middle:])

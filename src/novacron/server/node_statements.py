@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -12,6 +14,8 @@ from novacron.model.backup import Backup
 from novacron.model.cloud_init import SealedSeed, StoredSeed
 from novacron.model.cpu import CpuKind, CpuModel
 from novacron.model.encryption import DataKey
+from novacron.model.errors import Unavailable
+from novacron.model.image import Import
 from novacron.model.migration import Migration, MigrationPhase, Side
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.snapshot import Snapshot
@@ -33,13 +37,18 @@ from novacron.store import (
     vms,
     volumes,
 )
+from novacron.store.backups import BackupOnNode
 from novacron.store.database import Connection
 from novacron.store.owned import OwnedVm
-from novacron.store.rows import Decoded, UnreadableRow, report_bad_row
+from novacron.store.replicas import FollowedReplica
+from novacron.store.rows import Decoded, UnreadableRow, report_bad_row, whole
+from novacron.store.savepoint import NOBODYS_FAULT, savepoint
+from novacron.supervise import RESTARTS, Rarely
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
+_log_now = Rarely()
 
 
 class Secrets(Protocol):
@@ -56,6 +65,7 @@ class Secrets(Protocol):
 MOVING = frozenset({MigrationPhase.PREPARING, MigrationPhase.TRANSFERRING})
 """Phases of migrations in which nodes have something to do."""
 HasVm = TypeVar("HasVm", Snapshot, Volume)
+T = TypeVar("T")
 
 
 class NodeBasis(NamedTuple):
@@ -64,17 +74,23 @@ class NodeBasis(NamedTuple):
     cpu: CpuModel | None
     """With which VMs there begin."""
     passthrough: tuple[str, ...]
+    knows_unreadable: bool = False
+    """Its agent leaves alone what messages name as unreadable."""
 
 
 async def messages(
-    connection: Connection, node: str, held: set[str], secrets: Secrets, of: NodeBasis
-) -> tuple[wire.Message, ...]:
+    connection: Connection, node: str, held: set[str], secrets: Secrets, of: NodeBasis,
+    failed: list[str] | None = None,
+) -> tuple[wire.Message, ...]:  # fmt: skip
     """Return all that ``node`` is to be told, a message of each kind. As for ``statements``.
 
-    What is not in such a message is gone, to the node. So a kind of which a row can't be decoded is left out as a
-    whole: the node goes on with what it was told last. So are networks and volumes while the node has a VM of which
-    only it knows what belongs to it.
+    What is not in such a message is gone, to the node. So objects of which a row can't be decoded are named as
+    unreadable. A kind is left out as a whole if it meets a defect, if one of the networks can't be decoded, or if the
+    node's agent does not know what unreadable is: the node goes on with what it was told last. Networks and volumes are
+    left out, too, while the node has a VM of which only it knows what belongs to it. Kinds that are to be tried again
+    are added to ``failed``.
     """
+    failed = [] if failed is None else failed
 
     async def networks_message() -> wire.Message:
         networks = await network_members.on_node(connection, node)
@@ -82,17 +98,22 @@ async def messages(
         return wire.Networks(networks, await network_members.hosts(connection) if is_gateway else ())
 
     async def imports_message() -> wire.Message:
-        return wire.Imports(await _wanted_imports(connection, node, secrets))
+        working = _sayable("imports", await imports.working(connection, node), of)
+        return wire.Imports(await _wanted_imports(connection, working.rows, secrets), _ids(working))
 
     async def exports_message() -> wire.Message:
-        on_node = await exports.on_node(connection, node)
-        return wire.Exports(tuple(wire.ExportWanted(item.id, item.vm, item.phase, item.trace) for item in on_node))
+        on_node = _sayable("exports", await exports.on_node(connection, node), of)
+        wanted = (wire.ExportWanted(item.id, item.vm, item.phase, item.trace) for item in on_node.rows)
+        return wire.Exports(tuple(wanted), _ids(on_node))
 
     async def backups_message() -> wire.Message:
-        return wire.Backups(await _wanted_backups(connection, node, secrets))
+        working = _sayable("backups", await backups.on_node(connection, node), of)
+        return wire.Backups(await _wanted_backups(connection, working.rows, secrets), _ids(working))
 
     async def replicas_message() -> wire.Message:
-        return await _replicas(connection, node, secrets)
+        concerned, unreadable_vms = await replicas.on_node(connection, node)
+        sent, kept = await _replicas(connection, node, _sayable("replicas", concerned, of).rows, secrets)
+        return wire.Replicas(sent, kept, _ids(concerned), tuple(sorted(unreadable_vms)))
 
     async def volumes_message() -> wire.Message:
         wanted = await _wanted_volumes(connection, node, secrets)
@@ -101,20 +122,51 @@ async def messages(
             wanted + tuple(wire.VolumeWanted(id, pool, 0, VolumePhase.DELETING) for id, pool in left_over)
         )
 
-    readers: tuple[Callable[[], Awaitable[wire.Message]], ...] = (
-        networks_message, imports_message, exports_message, backups_message, replicas_message, volumes_message,
-    )  # fmt: skip
+    readers: dict[str, Callable[[], Awaitable[wire.Message]]] = {
+        "networks": networks_message, "imports": imports_message, "exports": exports_message,
+        "backups": backups_message, "replicas": replicas_message, "volumes": volumes_message,
+    }  # fmt: skip
     if await unreconciled.undescribed(connection, node):
-        readers = (imports_message, exports_message, backups_message, replicas_message)
-    desired = wire.Desired(await statements(connection, node, held, secrets, of))
-    others = [message for read in readers if (message := await _unless_unreadable(node, read)) is not None]
-    return (*(m for m in others if isinstance(m, wire.Networks)), desired,
-            *(m for m in others if not isinstance(m, wire.Networks)))  # fmt: skip
+        del readers["networks"], readers["volumes"]
+    desired = wire.Desired(await statements(connection, node, held, secrets, of, failed))
+    told, errors = await _all_that_work(connection, readers)
+    failed += [kind for kind, error in errors.items() if _is_defect(node, kind, error)]
+    first = [told.pop(kind) for kind in ("networks",) if kind in told]
+    return (*first, desired, *told.values())
 
 
-async def _wanted_backups(connection: Connection, node: str, secrets: Secrets) -> tuple[wire.BackupWanted, ...]:
-    """Return the backups that a node has work with, with the keys of their repositories."""
-    working = await backups.on_node(connection, node)
+async def _all_that_work(
+    connection: Connection, readers: Mapping[str, Callable[[], Awaitable[T]]], asking: Collection[str] | None = None
+) -> tuple[dict[str, T], dict[str, Exception]]:
+    """Call all readers, by name; return what each returns, and what those raise that fail. ``asking``: those that ask
+    the database; None: all. Raises Unavailable, and what no reader has caused."""
+    results, errors = dict[str, T](), dict[str, Exception]()
+    for name, read in readers.items():
+        try:
+            async with savepoint(connection) if asking is None or name in asking else contextlib.nullcontext():
+                results[name] = await read()
+        except (*NOBODYS_FAULT, Unavailable):
+            raise
+        except Exception as error:  # with this one; the node is told of the others
+            errors[name] = error
+    return results, errors
+
+
+def _sayable(table: str, decoded: Decoded[T], of: NodeBasis) -> Decoded[T]:
+    """Return rows of which a node can be told. Raises UnreadableRow if it would take what is unreadable for gone."""
+    if not of.knows_unreadable:
+        whole(table, decoded)
+    return decoded
+
+
+def _ids(decoded: Decoded[T]) -> tuple[str, ...]:
+    return tuple(sorted(decoded.unreadable))
+
+
+async def _wanted_backups(
+    connection: Connection, working: Sequence[BackupOnNode], secrets: Secrets
+) -> tuple[wire.BackupWanted, ...]:
+    """Return backups that a node has work with, with the keys of their repositories."""
     keys = await secrets.data_keys(connection, {repository.key for _, repository, _ in working})
     return tuple(
         wire.BackupWanted(
@@ -125,9 +177,10 @@ async def _wanted_backups(connection: Connection, node: str, secrets: Secrets) -
     )  # fmt: skip
 
 
-async def _replicas(connection: Connection, node: str, secrets: Secrets) -> wire.Replicas:
+async def _replicas(
+    connection: Connection, node: str, concerned: Sequence[FollowedReplica], secrets: Secrets
+) -> tuple[tuple[wire.ReplicaSent, ...], tuple[wire.ReplicaKept, ...]]:
     """Return what a node sends and keeps of replicas."""
-    concerned = await replicas.on_node(connection, node)
     sent = [
         wire.ReplicaSent(replica.id, replica.vm, replica.node, endpoint, replica.rpo_s, bool(replica.points))
         for replica, owner, *_ in concerned
@@ -140,7 +193,7 @@ async def _replicas(connection: Connection, node: str, secrets: Secrets) -> wire
         )
         for item in concerned if item.replica.node == node
     ]  # fmt: skip
-    return wire.Replicas(tuple(sent), tuple(kept))
+    return tuple(sent), tuple(kept)
 
 
 def _description(backup: Backup) -> bytes:
@@ -150,9 +203,10 @@ def _description(backup: Backup) -> bytes:
     return msgspec.json.encode({**about, "spec": backup.spec, "excluded_volumes": excluded})
 
 
-async def _wanted_imports(connection: Connection, node: str, secrets: Secrets) -> tuple[wire.ImportWanted, ...]:
+async def _wanted_imports(
+    connection: Connection, working: Sequence[Import], secrets: Secrets
+) -> tuple[wire.ImportWanted, ...]:
     """Return the images that are to come to a node, with the keys of those that are encrypted there."""
-    working = await imports.working(connection, node)
     ids = await imports.keys(connection, {item.spec.name for item in working if item.project is not None})
     keys = await secrets.data_keys(connection, ids.values())
     return tuple(
@@ -179,16 +233,26 @@ async def _wanted_volumes(connection: Connection, node: str, secrets: Secrets) -
     )  # fmt: skip
 
 
-async def _unless_unreadable(node: str, read: Callable[[], Awaitable[wire.Message]]) -> wire.Message | None:
-    """Return a message, or None if a row for it can't be decoded."""
-    try:
-        return await read()
-    except UnreadableRow as error:  # counted and logged where it was read
-        log.warning("a node keeps what it was told of this last", node=node, what=str(error))
-    except msgspec.ValidationError as error:
-        report_bad_row("networks", node, error)
-        log.warning("a node keeps what it was told of this last", node=node, what=f"networks: {error}")
-    return None
+def _is_defect(node: str, kind: str, error: Exception, id: str = "") -> bool:
+    """Count and log why a node is not told of one kind, or of one object; say whether the same rows may be of use
+    another time."""
+    match error:
+        case UnreadableRow():  # counted and logged where it was read
+            is_defect = False
+        case msgspec.ValidationError():
+            report_bad_row(kind, id or node, error)
+            is_defect = False
+        case _:
+            RESTARTS.add(f"tell-{kind}")
+            is_defect = True
+    what = f"{kind} {id}".rstrip()
+    if _log_now.due(f"{node} {what}"):
+        text = f"{type(error).__name__}: {error}"
+        log.warning(
+            "a node keeps what it was told of this last", node=node, what=what, error=text,
+            exc_info=error if is_defect else None,
+        )  # fmt: skip
+    return is_defect
 
 
 def _attached(volume: Volume) -> wire.VolumeAttached:
@@ -342,15 +406,16 @@ class VmReadings:
 
 
 async def statements(
-    connection: Connection, node: str, held: set[str], secrets: Secrets, of: NodeBasis
-) -> tuple[wire.Statement, ...]:
+    connection: Connection, node: str, held: set[str], secrets: Secrets, of: NodeBasis,
+    failed: list[str] | None = None,
+) -> tuple[wire.Statement, ...]:  # fmt: skip
     """Return everything that ``node`` is to know: what it owns, what it receives, and which of ``held`` is gone.
 
     Must run in a REPEATABLE READ transaction. A VM that the database has never known is left out: a restored backup
-    must not make nodes destroy what was created after it. So is a VM of which a row can't be decoded, or that is
-    unreconciled: the node keeps what it has.
+    must not make nodes destroy what was created after it. So is a VM of which a row can't be decoded, that meets a
+    defect (which is said in ``failed``), or that is unreconciled: the node keeps what it has.
     """
-    stated: dict[str, wire.Statement] = {}
+    failed = [] if failed is None else failed
     moving = await migrations.touching(connection, node)
     own = await owned.all(connection, node=node)
     active, ids = {m.vm: m for m in moving.rows}, [vm.id for vm in own.rows]
@@ -359,20 +424,22 @@ async def statements(
     unreadable = moving.unreadable | own.unreadable | snapshot_rows.unreadable | volume_rows.unreadable
     working, having = _by_vm(snapshot_rows.rows), _by_vm(volume_rows.rows)
     keys = await secrets.data_keys(connection, _all_key_ids(own.rows, volume_rows.rows))
-    for vm in own.rows:
-        if vm.id not in unreadable:
-            m = active.get(vm.id)
-            task = await _source_task(connection, m)
-            page_keys = secrets.page_keys(vm.project_id, None if m is None else m.created_at)
-            belongings = _belongings(vm.spec, working.get(vm.id, ()), having.get(vm.id, ()), keys, _keys_beside(vm))
-            stated[vm.id] = _owned(vm, task, belongings, page_keys, of)
+
+    async def of_owner(vm: OwnedVm) -> wire.Statement:
+        m = active.get(vm.id)
+        task = await _source_task(connection, m)
+        page_keys = secrets.page_keys(vm.project_id, None if m is None else m.created_at)
+        belongings = _belongings(vm.spec, working.get(vm.id, ()), having.get(vm.id, ()), keys, _keys_beside(vm))
+        return _owned(vm, task, belongings, page_keys, of)
+
+    readers: dict[str, Callable[[], Awaitable[wire.Statement]]] = {vm.id: partial(of_owner, vm) for vm in own.rows}
     for m in active.values():
-        if m.target == node and m.phase in MOVING and m.vm not in unreadable:
-            try:
-                stated[m.vm] = await _incoming(connection, m, having.get(m.vm, ()), secrets)
-            except msgspec.ValidationError as error:
-                report_bad_row("vms", m.vm, error)
-                unreadable.add(m.vm)
+        if m.target == node and m.phase in MOVING:
+            readers[m.vm] = partial(_incoming, connection, m, having.get(m.vm, ()), secrets)
+    readable = {id: read for id, read in readers.items() if id not in unreadable}
+    stated, errors = await _all_that_work(connection, readable, asking=active.keys())
+    failed += ["vms" for id, error in errors.items() if _is_defect(node, "vms", error, id)]
+    unreadable |= errors.keys()
     return (*stated.values(), *await _gone(connection, held - stated.keys() - unreadable))
 
 

@@ -65,10 +65,10 @@ class ProjectSecrets:
             return None
         try:
             key = await self._platform_keys.unwrap(wrapped)
-        except NovaError as error:
+        except Exception as error:  # of this key; what needs other keys goes on
             if self._log_now.due(wrapped.id):
-                log.error("a project's key can't be unwrapped: what it encrypts can't start", key=wrapped.id,
-                          error=str(error))  # fmt: skip
+                why = str(error) if isinstance(error, NovaError) else type(error).__name__  # its text may have a secret
+                log.error("a project's key can't be unwrapped: what it encrypts can't start", key=wrapped.id, error=why)
             _make_room(self._failed_at)
             self._failed_at[wrapped.id] = time.monotonic()
             self._retry_later()

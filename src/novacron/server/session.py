@@ -117,6 +117,8 @@ class SentState:
         """Counts when that begins, and when it ends: what was read of some VMs meanwhile may be older."""
         self.basis: NodeBasis | None = None
         """None before everything was read, and when it may be another."""
+        self.look_anew_at: float | None = None
+        """When everything has to be read again, on the loop's clock, if nothing happens before; None: never."""
         self.statements: list[wire.Statement] = []
         """To be told next."""
         self._digests: dict[str, bytes] = {}
@@ -124,6 +126,15 @@ class SentState:
     def look_anew(self) -> None:
         self.anew = True
         self.wake.set()
+
+    async def wait(self) -> None:
+        """Wait until there is something to send, or to read."""
+        try:
+            async with asyncio.timeout_at(self.look_anew_at):
+                await self.wake.wait()
+        except TimeoutError:
+            self.anew, self.look_anew_at = True, None
+        self.wake.clear()
 
     def begin_again(self) -> None:
         """Say everything again, as if nothing had been said."""
@@ -161,6 +172,8 @@ class NodeSession:
         """Which CA has issued it."""
         self.clock = ClockSkew(0.0)
         self.beats = Beats()
+        self.knows_unreadable = False
+        """Its agent leaves alone what messages name as unreadable."""
         self.networks: frozenset[str] = frozenset()
         """Those that were sent to it."""
         self.observed: asyncio.Future[None] | None = None

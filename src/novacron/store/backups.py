@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -40,7 +40,7 @@ from novacron.store import (
 )
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
-from novacron.store.rows import decode_whole, object_of
+from novacron.store.rows import UNDECODABLE, Decoded, decode, object_of, report_bad_row
 from novacron.telemetry import traces
 
 
@@ -74,7 +74,8 @@ async def create(
         )  # fmt: skip
     node = await _node_of(connection, vm)
     await connection.execute("SELECT pg_advisory_xact_lock(hashtext('backups'))")  # or many at once would not count
-    working = [backup for backup in await _of_node(connection, node) if backup.phase is BackupPhase.MAKING]
+    of_node = await _of_node(connection, node)
+    working = [backup for backup in of_node.rows if backup.phase is BackupPhase.MAKING]
     if any(backup.vm == vm.id for backup in working):
         raise Conflict(f"a backup of VM {vm.name} is being made", hint="wait until that is done: novacron backup list")
     if len(working) >= limits.BACKUPS_PER_NODE_MAX:
@@ -268,24 +269,30 @@ class BackupOnNode(NamedTuple):
     """The node may make the repository's directory: no backup is known to be in it."""
 
 
-async def _of_node(connection: Connection, node: str) -> Sequence[Backup]:
+async def _of_node(connection: Connection, node: str) -> Decoded[Backup]:
     rows = await connection.fetch(
         "SELECT * FROM backups WHERE node = $1 AND phase = ANY($2) ORDER BY created_at, id", node, list(WORKING)
     )
-    return decode_whole("backups", rows, of_row)
+    return decode("backups", rows, of_row)
 
 
-async def on_node(connection: Connection, node: str) -> list[BackupOnNode]:
-    """Return the backups that a node has to work on, oldest first. Raises UnreadableRow."""
-    working = []
-    for backup in await _of_node(connection, node):
-        repository = await backup_repositories.get(connection, backup.repository)
+async def on_node(connection: Connection, node: str) -> Decoded[BackupOnNode]:
+    """Return the backups that a node has to work on, oldest first, and the ids of those that can't be decoded, or whose
+    repository can't."""
+    working, (backups, unreadable) = list[BackupOnNode](), await _of_node(connection, node)
+    for backup in backups:
+        try:
+            repository = await backup_repositories.get(connection, backup.repository)
+        except UNDECODABLE as error:
+            report_bad_row("backup_repositories", backup.repository, error)
+            unreadable.add(backup.id)
+            continue
         kept = await connection.fetchval(
             "SELECT EXISTS (SELECT FROM backups WHERE repository = $1 AND node = $2 AND result ->> 'snapshot' <> '')",
             repository.id, node,
         )  # fmt: skip
         working.append(BackupOnNode(backup, repository, not kept))
-    return working
+    return Decoded(working, unreadable)
 
 
 class BackupReport(NamedTuple):

@@ -15,7 +15,7 @@ from novacron.model.vm import VmAction, with_mac_addresses
 from novacron.store import events, nodes, projects, vms
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
-from novacron.store.rows import decode_whole, object_of
+from novacron.store.rows import Decoded, decode, object_of
 from novacron.telemetry import traces
 
 
@@ -97,12 +97,12 @@ async def delete(connection: Connection, id: str, actor: str) -> Export:
     return export
 
 
-async def on_node(connection: Connection, node: str) -> list[Export]:
-    """Return the exports that a node is to keep, or to make. Raises UnreadableRow."""
+async def on_node(connection: Connection, node: str) -> Decoded[Export]:
+    """Return the exports that a node is to keep, or to make, and the ids of those that can't be decoded."""
     rows = await connection.fetch(
         "SELECT * FROM exports WHERE node = $1 AND phase <> $2 ORDER BY id", node, ExportPhase.FAILED
     )
-    return decode_whole("exports", rows, _export)
+    return decode("exports", rows, _export)
 
 
 class ExportReport(NamedTuple):

@@ -27,7 +27,7 @@ from novacron.model.waiting import WaitCode
 from novacron.store import events, nodes, projects
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
-from novacron.store.rows import decode_whole, object_of
+from novacron.store.rows import Decoded, decode, object_of
 from novacron.telemetry import traces
 
 REASONS_MAX = 3
@@ -175,12 +175,12 @@ async def expected(connection: Connection, id: str, offset: int, length: int) ->
     return upload
 
 
-async def working(connection: Connection, node: str) -> list[Import]:
-    """Return what a node is to import. Raises UnreadableRow."""
+async def working(connection: Connection, node: str) -> Decoded[Import]:
+    """Return what a node is to import, and the ids of imports that can't be decoded."""
     rows = await connection.fetch(
         "SELECT * FROM imports WHERE node = $1 AND finished_at IS NULL AND NOT aborting ORDER BY created_at", node
     )
-    return decode_whole("imports", rows, _import)
+    return decode("imports", rows, _import)
 
 
 class ImportReport(NamedTuple):

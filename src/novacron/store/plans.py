@@ -30,7 +30,18 @@ from novacron.store import events, plan_moves, projects, replica_failover, repli
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX
 from novacron.store.replica_failover import FailoverRequest
-from novacron.store.rows import object_of
+from novacron.store.rows import UnreadableRow, object_of
+from novacron.store.savepoint import NOBODYS_FAULT, savepoint
+from novacron.supervise import Rarely
+from novacron.telemetry import logs
+from novacron.telemetry.values import counter
+
+log = logs.get(__name__)
+
+_log_now = Rarely()
+
+DELETE_S_MAX = 600
+"""For how long it is tried to delete what a test has made, after its last step."""
 
 
 def _plan(row: asyncpg.Record | None) -> Plan:
@@ -152,10 +163,7 @@ async def follow(connection: Connection, id: str) -> bool:
         return False
     step = run.steps[number]
     item = of.get(step.vm, PlanVm(step.vm))
-    if step.phase is StepPhase.WAITING:
-        changed = await _begin_step(connection, plan, step, now)
-    else:
-        changed = await _look(connection, run, step, item, now)
+    changed = await _do(connection, plan, step, item, now)
     if changed == step:
         return False
     steps = (*run.steps[:number], changed, *run.steps[number + 1 :])
@@ -165,13 +173,43 @@ async def follow(connection: Connection, id: str) -> bool:
     return True
 
 
-async def _begin_step(connection: Connection, plan: Plan, step: PlanStep, now: datetime) -> PlanStep:
-    plan_run = plan.runs[0]
+async def _do(connection: Connection, plan: Plan, step: PlanStep, item: PlanVm, now: datetime) -> PlanStep:
+    """Begin a step, or see how it is; whatever fails ends it, because those after it wait for that."""
+    run = plan.runs[0]
     try:
-        async with connection.transaction():  # what fails is taken back, and the run goes on
-            return await _start(connection, plan.project, plan_run, plan.runs[1:], step, now)
-    except NovaError as error:
-        return msgspec.structs.replace(_failed(step, error.detail, refusal_code(error), now), began_at=now)
+        async with savepoint(connection):
+            if step.phase is StepPhase.WAITING:
+                return await _start(connection, plan.project, run, plan.runs[1:], step, now)
+            return await _look(connection, run, step, item, now)
+    except NOBODYS_FAULT:
+        raise
+    except Exception as error:  # of this VM; the others go on
+        _say_failed(plan, step, error)
+        return _failed(
+            msgspec.structs.replace(step, began_at=step.began_at or now), _why(error), refusal_code(error), now
+        )
+
+
+def _why(error: Exception) -> str:
+    """Say in a report why a step failed."""
+    match error:
+        case NovaError():
+            return error.detail
+        case UnreadableRow() | msgspec.ValidationError() | asyncpg.DataError():
+            return f"what the database has of it can't be read: {error}"
+        case _:
+            return f"an internal error, see the server's log: {type(error).__name__}"
+
+
+def _say_failed(plan: Plan, step: PlanStep, error: Exception) -> None:
+    is_defect = not isinstance(error, NovaError)
+    if is_defect:
+        counter("novacron_controller_objects_total").add("plans", "defect")
+    if _log_now.due(f"{plan.runs[0].id} {step.vm}"):
+        log.warning(
+            "a step of a plan failed", plan=plan.name, run=plan.runs[0].id, vm=step.vm, error=str(error),
+            exc_info=error if is_defect else None,
+        )  # fmt: skip
 
 
 async def _start(
@@ -253,24 +291,59 @@ def _is_well(vm: Vm, item: PlanVm) -> bool:
 
 
 async def _end(connection: Connection, plan: Plan, run: PlanRun, now: datetime) -> bool:
-    """Delete what a test has made, one after the other, then end the run."""
+    """Delete what a test has made, one after the other, then end the run; what can't be deleted for too long is left,
+    because nothing else can be done with the plan before its run has ended."""
+    left: dict[int, str] = {}
     for number, step in enumerate(run.steps):
-        if step.made:
-            await _delete_made(connection, step.made)
+        if not step.made:
+            continue
+        why = await _delete_made(connection, plan, step)
+        if not why:
             changed = msgspec.structs.replace(step, made="")
             steps = (*run.steps[:number], changed, *run.steps[number + 1 :])
             await _store(connection, plan, msgspec.structs.replace(run, steps=steps))
             return True
-    ended = msgspec.structs.replace(run, ended_at=now)
+        left[number] = why
+    if left and (now - _stood_still_at(run)).total_seconds() < DELETE_S_MAX:
+        return False
+    steps = tuple(_not_deleted(step, left[number]) if number in left else step for number, step in enumerate(run.steps))
+    ended = msgspec.structs.replace(run, steps=steps, ended_at=now)
     await _store(connection, plan, ended)
-    ready = sum(step.phase is StepPhase.READY for step in run.steps)
+    ready = sum(step.phase is StepPhase.READY for step in ended.steps)
     took_s = (now - run.began_at).total_seconds()
     message = f"{run.action}, {run.id}: {ready} of {len(run.steps)} VMs were well, after {took_s:.0f} s"
+    if left:
+        message += f"; {len(left)} VMs that were made for it are left"
     await _record(connection, plan, "PlanEnded" if ended.is_well else "PlanFailed", message)
     return False
 
 
-async def _delete_made(connection: Connection, id: str) -> None:
+def _stood_still_at(run: PlanRun) -> datetime:
+    """Return when the last step of a run had ended."""
+    return max((step.ended_at for step in run.steps if step.ended_at is not None), default=run.began_at)
+
+
+def _not_deleted(step: PlanStep, why: str) -> PlanStep:
+    """Return the step of a test whose VM stays: it failed, or nobody would look."""
+    said = f"{step.error}; " if step.error else ""
+    error = f"{said}VM {step.made}, made to test it, can't be deleted: {why}"
+    return msgspec.structs.replace(step, phase=StepPhase.FAILED, error=error[:ERROR_LENGTH_MAX])
+
+
+async def _delete_made(connection: Connection, plan: Plan, step: PlanStep) -> str:
+    """Delete the VM that was made to test one; return why that can't be, empty if it can."""
+    try:
+        async with savepoint(connection):
+            await _delete(connection, step.made)
+    except NOBODYS_FAULT:
+        raise
+    except Exception as error:  # the other ones go
+        _say_failed(plan, step, error)
+        return _why(error)
+    return ""
+
+
+async def _delete(connection: Connection, id: str) -> None:
     try:
         vm = await vms.get(connection, id, lock=True)
     except NotFound:

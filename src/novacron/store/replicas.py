@@ -28,7 +28,7 @@ from novacron.model.vm import Vm
 from novacron.store import events, nodes, projects, vms, volumes
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
-from novacron.store.rows import decode_whole, object_of
+from novacron.store.rows import Decoded, decode, decode_whole, object_of
 
 FOLLOWED = (
     "r.phase = 'following' AND v.node <> r.node AND NOT v.deleting AND v.migration IS NULL AND v.clone_of IS NULL"
@@ -253,8 +253,9 @@ class FollowedReplica(NamedTuple):
     project_id: str
 
 
-async def on_node(connection: Connection, node: str) -> Sequence[FollowedReplica]:
-    """Return the replicas that a node keeps, or sends the rounds of."""
+async def on_node(connection: Connection, node: str) -> tuple[Decoded[FollowedReplica], set[str]]:
+    """Return the replicas that a node keeps, or sends the rounds of, and the ids, and VMs, of those that can't be
+    decoded."""
     rows = await connection.fetch(
         f"SELECT r.*, CASE WHEN {FOLLOWED} THEN v.node END AS owner, coalesce(v.spec ->> 'image', '') AS image,"
         " v.image_digest, coalesce((v.spec ->> 'disk_mib')::bigint, 0) AS disk_mib,"
@@ -263,7 +264,8 @@ async def on_node(connection: Connection, node: str) -> Sequence[FollowedReplica
         f" WHERE r.node = $1 OR (v.node = $1 AND {FOLLOWED}) ORDER BY r.id",
         node,
     )  # fmt: skip
-    return decode_whole("replicas", rows, _followed)
+    followed = decode("replicas", rows, _followed)
+    return followed, {row["vm"] for row in rows if row["id"] in followed.unreadable}
 
 
 def _followed(row: asyncpg.Record) -> FollowedReplica:

@@ -72,10 +72,14 @@ def decode(
 
 def decode_whole(table: str, rows: Iterable[Any], decode_row: Callable[[Any], T], *, key: str = "id") -> list[T]:
     """Decode rows that mean something only together. Raises UnreadableRow if one of them can't be decoded."""
-    decoded, unreadable = decode(table, rows, decode_row, key=key)
-    if unreadable:
-        raise UnreadableRow(f"{table}: {', '.join(sorted(unreadable))[:ERROR_LENGTH_MAX]}")
-    return decoded
+    return whole(table, decode(table, rows, decode_row, key=key))
+
+
+def whole(table: str, decoded: Decoded[T]) -> list[T]:
+    """Return rows that mean something only together. Raises UnreadableRow if one of them could not be decoded."""
+    if decoded.unreadable:
+        raise UnreadableRow(f"{table}: {', '.join(sorted(decoded.unreadable))[:ERROR_LENGTH_MAX]}")
+    return decoded.rows
 
 
 def report_bad_row(table: str, key: str, error: Exception) -> None:

@@ -18,7 +18,7 @@ from novacron.model.waiting import WaitCode
 from novacron.store import events, imports, nodes, projects, sizes, unreconciled, vms
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
-from novacron.store.rows import Decoded, decode, decode_whole, object_of
+from novacron.store.rows import Decoded, decode, decode_each, object_of
 from novacron.telemetry import traces
 
 
@@ -374,13 +374,14 @@ async def of_vms(connection: Connection, ids: Sequence[str]) -> Decoded[Volume]:
 
 
 async def on_node(connection: Connection, node: str) -> list[Volume]:
-    """Return the volumes that a node is to see to. Raises UnreadableRow."""
+    """Return the volumes that a node is to see to, without those that can't be decoded: a node leaves alone what it is
+    not told of."""
     rows = await connection.fetch(
         "SELECT * FROM volumes WHERE node = $1 AND phase <> $2"
         f" AND (phase <> 'deleting' OR {unreconciled.NOT_OF_ONE.format('volumes.id')}) ORDER BY id",
         node, VolumePhase.FAILED,
     )  # fmt: skip
-    return decode_whole("volumes", rows, _volume)
+    return decode_each("volumes", rows, _volume)
 
 
 async def check_movable(connection: Connection, vm: Vm) -> list[Volume]:

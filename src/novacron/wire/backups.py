@@ -33,6 +33,9 @@ class Backups(Message, frozen=True):
     """All backups that this node is to work on; work on others is given up."""
 
     backups: tuple[BackupWanted, ...]
+    unreadable: tuple[str, ...] = ()
+    """Ids of more, of which the server can't read how they are to be: what was said of them last holds, and their files
+    stay."""
 
 
 class BackupStands(Message, frozen=True):

@@ -92,6 +92,9 @@ class Imports(Message, frozen=True):
     """All imports that this node is to work on; others are over."""
 
     imports: tuple[ImportWanted, ...]
+    unreadable: tuple[str, ...] = ()
+    """Ids of more, of which the server can't read how they are to be: what was said of them last holds, and their files
+    stay."""
 
 
 class ImportStands(Message, frozen=True):
@@ -120,6 +123,9 @@ class Exports(Message, frozen=True):
     """All exports that this node is to make, or to keep; others go."""
 
     exports: tuple[ExportWanted, ...]
+    unreadable: tuple[str, ...] = ()
+    """Ids of more, of which the server can't read how they are to be: what was said of them last holds, and their files
+    stay."""
 
 
 class ExportStands(Message, frozen=True):

@@ -39,6 +39,9 @@ class Hello(Message, frozen=True):
     """How far the server's database had come when the host was heard last."""
     boot: Annotated[str, Meta(max_length=64)] = ""
     """An id that the host's kernel makes at each boot: two hosts at a time are never one node."""
+    knows_unreadable: bool = False
+    """Whether the agent leaves alone what messages name as ``unreadable``. To one that does not, a kind of which
+    anything is unreadable is not said."""
 
 
 class PeerSeen(msgspec.Struct, frozen=True):

@@ -49,6 +49,10 @@ class Replicas(Message, frozen=True):
 
     sent: tuple[ReplicaSent, ...]
     kept: tuple[ReplicaKept, ...]
+    unreadable: tuple[str, ...] = ()
+    """Ids of more, of which the server can't read how they are to be: what was said of them last holds."""
+    unreadable_vms: tuple[str, ...] = ()
+    """Their VMs: what these left here of their disks stays."""
 
 
 class PointStands(msgspec.Struct, frozen=True):

@@ -72,15 +72,15 @@ class Dispatcher:
                 parts.peers.tell(message)
             case wire.Revoked(keys=keys):
                 parts.host.revoked.tell(keys)
-            case wire.Imports(imports=imports):
-                parts.subjects.imports.tell(imports, self._tasks)
-            case wire.Exports(exports=exports):
-                parts.subjects.exports.tell(exports, self._tasks)
-            case wire.Backups(backups=backups):
-                parts.subjects.backups.tell(backups, self._tasks)
-            case wire.Replicas(sent=sent, kept=kept):
-                parts.subjects.sent_replicas.tell(sent, self._tasks)
-                parts.subjects.kept_replicas.tell(kept, self._tasks)
+            case wire.Imports(imports=imports, unreadable=unreadable):
+                parts.subjects.imports.tell(imports, self._tasks, unreadable)
+            case wire.Exports(exports=exports, unreadable=unreadable):
+                parts.subjects.exports.tell(exports, self._tasks, unreadable)
+            case wire.Backups(backups=backups, unreadable=unreadable):
+                parts.subjects.backups.tell(backups, self._tasks, unreadable)
+            case wire.Replicas(sent=sent, unreadable=unreadable):
+                parts.subjects.sent_replicas.tell(sent, self._tasks, unreadable)
+                parts.subjects.kept_replicas.tell(message, self._tasks)
             case wire.Networks(networks=networks, hosts=hosts):
                 parts.host.networks.tell(networks, hosts)
             case wire.Volumes(volumes=volumes):

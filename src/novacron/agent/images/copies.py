@@ -21,7 +21,10 @@ from novacron.dwcp.listener import Listener
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
 from novacron.dwcp.sender import Sender, SendFailed, SendOptions
 from novacron.model.vm import BOOT_FILE
+from novacron.telemetry import logs
 from novacron.wire import messages as wire
+
+log = logs.get(__name__)
 
 BEGIN_S_MAX = 60.0
 SPARE_BYTES = 1 << 30
@@ -108,5 +111,8 @@ def clean(settings: AgentSettings) -> None:
         return
     for image in scan(settings.images_dir)[0].values():
         directory = image.directory
-        if image.disk is not None and not directory.is_symlink() and directory.stat().st_uid == os.geteuid():
-            directory.chmod(0o700)
+        try:
+            if image.disk is not None and not directory.is_symlink() and directory.stat().st_uid == os.geteuid():
+                directory.chmod(0o700)
+        except OSError as error:  # the agent begins without that, and the other images are seen to
+            log.warning("others may enter an image's directory", image=image.info.name, error=str(error))

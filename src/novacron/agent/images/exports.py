@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -57,9 +57,11 @@ class VmExports:
         self._exports = NamedWork("export", self._see_to, self._remove_others)
         self._one_by_one = asyncio.Lock()
 
-    def tell(self, desired: tuple[wire.ExportWanted, ...], tasks: asyncio.TaskGroup) -> None:
-        """Keep, or make, these and no others."""
-        self._exports.tell({export.id: export for export in desired}, tasks)
+    def tell(
+        self, desired: tuple[wire.ExportWanted, ...], tasks: asyncio.TaskGroup, unreadable: Collection[str] = ()
+    ) -> None:
+        """Keep, or make, these and no others but those that are unreadable."""
+        self._exports.tell({export.id: export for export in desired}, tasks, unreadable)
 
     def _remove_others(self, is_kept: Callable[[str], bool]) -> None:
         for path in self._directory.iterdir():

@@ -14,7 +14,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,6 +36,7 @@ from novacron.model.image import ImageFormat, ImportPhase, Source
 from novacron.model.vm import BOOT_FILE, ISO
 from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu.confine import Account, confined
+from novacron.supervise import guard
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -151,10 +152,13 @@ class ImageImports:
         self._writing = asyncio.Lock()
         self._reported_at = 0.0
 
-    def tell(self, desired: tuple[wire.ImportWanted, ...], tasks: asyncio.TaskGroup) -> None:
-        """Work on these imports only, and remove the files of others."""
-        self._more = {import_.id: self._more.get(import_.id) or asyncio.Event() for import_ in desired}
-        self._imports.tell({import_.id: import_ for import_ in desired}, tasks)
+    def tell(
+        self, desired: tuple[wire.ImportWanted, ...], tasks: asyncio.TaskGroup, unreadable: Collection[str] = ()
+    ) -> None:
+        """Work on these imports, and go on with those that are unreadable; remove the files of others."""
+        ids = (*(import_.id for import_ in desired), *(id for id in unreadable if id in self._more))
+        self._more = {id: self._more.get(id) or asyncio.Event() for id in ids}
+        self._imports.tell({import_.id: import_ for import_ in desired}, tasks, unreadable)
         self._changed.set()
         for more in self._more.values():
             more.set()
@@ -215,10 +219,7 @@ class ImageImports:
             self._fail(import_, f"its agent has a defect: {type(error).__name__}; see its log", WaitCode.STEP_FAILED)
         else:
             log.info("an image was imported", image=import_.spec.name)
-            try:
-                await self._arrived()
-            except OSError as error:  # the images are looked at again soon
-                log.warning("can't look at the images", error=str(error))
+            await guard("images", self._arrived)  # they are looked at again soon
             self._report(import_, ImportPhase.DONE, held)
 
     async def _import(self, import_: wire.ImportWanted, scratch: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Generic, TypeVar
 
 from novacron.supervise import guard
@@ -15,13 +15,17 @@ T = TypeVar("T")
 class NamedWork(Generic[T]):
     """``work`` runs once for each object that is named and not worked on; ``clear`` runs, in a thread, after each
     statement of the server: it removes the files of all objects but those of which its argument says that they are
-    kept. An object that is no longer named is cleared after its task has ended, never beside it."""
+    kept. An object that is no longer named is cleared after its task has ended, never beside it.
+
+    An object's name is its id, or begins with it and a dot."""
 
     def __init__(
         self, kind: str, work: Callable[[T], Awaitable[None]], clear: Callable[[Callable[[str], bool]], None]
     ) -> None:
         self._kind, self._work, self._clear = kind, work, clear
         self._named: Mapping[str, T] = {}
+        self._unreadable: frozenset[str] = frozenset()
+        """Ids of objects of which the server can't tell how they are to be."""
         self._running: dict[str, asyncio.Task[None]] = {}
         self._clearing = self._clear_due = False
         self._given_up: set[asyncio.Task[None]] = set()
@@ -31,9 +35,12 @@ class NamedWork(Generic[T]):
         """Return what the server said last of an object, or None if it does not name it."""
         return self._named.get(id)
 
-    def tell(self, named: Mapping[str, T], tasks: asyncio.TaskGroup) -> None:
-        """Take all objects by id. ``tasks`` owns the work on them."""
-        self._named = named
+    def tell(self, named: Mapping[str, T], tasks: asyncio.TaskGroup, unreadable: Collection[str] = ()) -> None:
+        """Take all objects by name. ``tasks`` owns the work on them. Of those whose ids are ``unreadable``, what was
+        said last holds."""
+        self._unreadable = frozenset(unreadable)
+        as_before = {name: object_ for name, object_ in self._named.items() if self._is_unreadable(name)}
+        self._named = named = {**as_before, **named}
         for id, task in self._running.items():
             if id not in named:
                 task.cancel()
@@ -73,4 +80,7 @@ class NamedWork(Generic[T]):
             self._clearing = False
 
     def _is_kept(self, id: str) -> bool:
-        return id in self._named or id in self._running
+        return id in self._named or id in self._running or self._is_unreadable(id)
+
+    def _is_unreadable(self, name: str) -> bool:
+        return name.partition(".")[0] in self._unreadable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import shutil
 import time
@@ -33,7 +34,7 @@ from novacron.model.limits import SHARED_LAYERS_MAX
 from novacron.model.replica import ReplicaPhase
 from novacron.model.waiting import WaitCode
 from novacron.qemu.confine import Account, confined
-from novacron.supervise import guard
+from novacron.supervise import RESTARTS, guard
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -58,10 +59,13 @@ class KeptReplicas:
         self._saying = False
         self._work = NamedWork("replica", self._see_to, lambda _is_kept: host.replicas.clear_formers())
 
-    def tell(self, kept: tuple[wire.ReplicaKept, ...], tasks: asyncio.TaskGroup) -> None:
+    def tell(self, message: wire.Replicas, tasks: asyncio.TaskGroup) -> None:
         """Keep these; what is here of others stays as it is: the server may have forgotten them by mistake."""
-        self._host.replicas.tell(replica.vm for replica in kept if replica.phase is not ReplicaPhase.DELETING)
-        self._work.tell({f"{replica.id}.{hash(replica):x}": replica for replica in kept}, tasks)
+        kept = message.kept
+        followed = (replica.vm for replica in kept if replica.phase is not ReplicaPhase.DELETING)
+        self._host.replicas.tell((*followed, *message.unreadable_vms))
+        named = {f"{replica.id}.{hash(replica):x}": replica for replica in kept}
+        self._work.tell(named, tasks, message.unreadable)
         self._unsaid = {replica.id: replica for replica in kept if replica.phase is not ReplicaPhase.DELETING}
         if not self._saying:
             self._saying = True
@@ -76,6 +80,9 @@ class KeptReplicas:
                     await self._report(replica)
                 except EXPECTED as error:
                     log.warning("a replica can't be read now", replica=replica.id, error=str(error))
+                except Exception:  # the others are said
+                    RESTARTS.add("replica-reports")
+                    log.exception("defect while a replica was read", replica=replica.id)
         finally:
             self._saying = False
 
@@ -90,6 +97,9 @@ class KeptReplicas:
                 await self._keep(replica, kept, backoff)
             except EXPECTED as error:
                 log.warning("a replica can't be seen to now", replica=replica.id, error=str(error))
+            except Exception:  # a defect met with what came, or lies here, must not end the work on it
+                RESTARTS.add("replica")
+                log.exception("defect with a replica", replica=replica.id)
             await asyncio.sleep(backoff.next_s())
 
     async def _remove(self, replica: wire.ReplicaKept, kept: KeptReplica) -> None:
@@ -172,16 +182,18 @@ class KeptReplicas:
             return Chain(image, kept.points.newest_layers()), kept.points.newest_round
 
         while True:
-            with self._host.listener.expect(name, replica.peer, self._terms(replica)) as session:
-                answering = Answering(session, open_disk, digest, asyncio.get_running_loop())
-                try:
-                    await session.receive(ComparisonPlayer(answering))
-                    backoff.reset()
-                    continue
-                except EXPECTED as error:
-                    log.warning("a replica could not be compared", replica=replica.id, error=str(error))
-                finally:
-                    answering.close()
+            try:
+                with self._host.listener.expect(name, replica.peer, self._terms(replica)) as session:
+                    answering = Answering(session, open_disk, digest, asyncio.get_running_loop())
+                    with contextlib.closing(answering):
+                        await session.receive(ComparisonPlayer(answering))
+                backoff.reset()
+                continue
+            except EXPECTED as error:
+                log.warning("a replica could not be compared", replica=replica.id, error=str(error))
+            except Exception:  # a defect: nobody waits for this task but to end it
+                RESTARTS.add("replica-comparison")
+                log.exception("defect in a comparison of a replica", replica=replica.id)
             await asyncio.sleep(backoff.next_s())
 
     async def _merge(self, replica: wire.ReplicaKept, kept: KeptReplica) -> None:

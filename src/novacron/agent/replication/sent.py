@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,9 +98,11 @@ class SentReplicas:
         self._work = NamedWork("replica-rounds", self._follow, lambda _is_kept: None)
         self._turns = asyncio.Semaphore(AT_ONCE)
 
-    def tell(self, sent: tuple[wire.ReplicaSent, ...], tasks: asyncio.TaskGroup) -> None:
-        """Send these and no others."""
-        self._work.tell({f"{replica.id}.{hash(replica):x}": replica for replica in sent}, tasks)
+    def tell(
+        self, sent: tuple[wire.ReplicaSent, ...], tasks: asyncio.TaskGroup, unreadable: Collection[str] = ()
+    ) -> None:
+        """Send these and no others but those that are unreadable."""
+        self._work.tell({f"{replica.id}.{hash(replica):x}": replica for replica in sent}, tasks, unreadable)
 
     async def _follow(self, replica: wire.ReplicaSent) -> None:
         """Send rounds, until cancelled."""
