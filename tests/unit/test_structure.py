@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -193,6 +194,12 @@ def test_what_few_processes_need_does_not_delay_the_start_of_all() -> None:
     code = "import sys, novacron.server.main, novacron.agent.main; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not LOADED_WHEN_NEEDED & set(loaded)
+
+
+def test_vms_are_inserted_with_one_list_of_columns() -> None:
+    """A column that a second list lacks would be empty in VMs that came that way."""
+    inserts = [name for name, path in files() for _ in re.findall(r"INSERT\s+INTO\s+vms\b", path.read_text())]
+    assert inserts == ["store/new_vms.py"]
 
 
 def test_the_schedule_of_tests_names_existing_files() -> None:
