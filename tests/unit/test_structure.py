@@ -43,6 +43,13 @@ SHARED_CLASS_NAMES = {
 """Enums of the model that the client, which does not load the model, has a generated copy of (client/choices.py)."""
 
 
+IMPORTED_BY_NAME = {
+    "cli/kinds.py": "one of the modules of commands, for the columns of a kind of object: loaded when it is asked for",
+    "entry.py": "the one module of commands that was typed",
+}
+"""Files that import by a name that they put together, and what."""
+
+
 class Ceiling(NamedTuple):
     """How many there may be."""
 
@@ -200,6 +207,18 @@ def test_vms_are_inserted_with_one_list_of_columns() -> None:
     """A column that a second list lacks would be empty in VMs that came that way."""
     inserts = [name for name, path in files() for _ in re.findall(r"INSERT\s+INTO\s+vms\b", path.read_text())]
     assert inserts == ["store/new_vms.py"]
+
+
+def test_nothing_hides_an_import_behind_its_name() -> None:
+    """No contract and no look for circles sees what is imported by a name that is put together."""
+    hidden = {
+        name for name, path in files()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+        and (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", ""))
+        in ("import_module", "__import__")
+    }  # fmt: skip
+    assert hidden == IMPORTED_BY_NAME.keys()
 
 
 def test_the_schedule_of_tests_names_existing_files() -> None:
