@@ -59,6 +59,8 @@ SINGLE = {
     "whoami": ("access", "whoami"),
 }
 """Commands of no group, likewise."""
+LOOKS_AT_ALL = {("drill", "run")}
+"""Commands that need all others to be loaded: runbooks are compared with them."""
 WITH_VALUE = ("--project", "--context", "--time-zone")
 COMPLETES = "_TYPER_COMPLETE_ARGS"
 """The variable that holds the command line while a shell asks how a word goes on."""
@@ -92,7 +94,7 @@ def narrowed(words: list[str]) -> typer.Typer | None:
     if first in SINGLE:
         return _single(first)
     named = command_in(words)
-    if named is None or named[0] not in GROUPS:
+    if named is None or named[0] not in GROUPS or named in LOOKS_AT_ALL:
         return None
     group, name = named
     module, attribute = GROUPS[group]

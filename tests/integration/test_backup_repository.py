@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -18,10 +19,10 @@ from novacron.backup.disks import BLOCK_BYTES, DiskReader, Extent
 from novacron.backup.errors import Damaged, Locked, NotStored, RepositoryError, WrongKey
 from novacron.backup.key_file import ScryptCost
 from novacron.backup.locks import RepositoryLock
-from novacron.backup.pack import ID_BYTES
+from novacron.backup.pack import ID_BYTES, BlobType
 from novacron.backup.repository import Repository, new_password
 from novacron.backup.snapshot import File
-from novacron.backup.storage import DirectoryStorage, Kind, Storage
+from novacron.backup.storage import FILE_BYTES_MAX, DirectoryStorage, Kind, Storage
 from tests.waiting import until
 
 PASSWORD = new_password()
@@ -155,6 +156,32 @@ def test_damage_is_found_and_named(tmp_path: Path, kind: Kind, damage: Callable[
         for error in repository.check_packs():
             raise error
     assert paths[0].name in str(found.value) or "configuration" in str(found.value)
+
+
+def test_what_is_larger_than_it_may_be_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever keeps the directory, or has the key, may say any length."""
+    storage = DirectoryStorage(tmp_path / "r")
+    repository = _create(storage)
+    written, id = _backup(repository, _disk(tmp_path / "disk", 3))
+    config = storage.root / "config"
+    os.truncate(config, FILE_BYTES_MAX + 1)
+    with pytest.raises(Damaged, match=f"config in {storage.root} is larger than any such file may be"):
+        storage.read(Kind.CONFIG, "config")
+    block = next(block for block in written.file.ids() if block in repository.index)
+    made = dict(repository.snapshots())[id]
+    monkeypatch.setattr("novacron.backup.repository.ENTRIES_MAX", 0)
+    with pytest.raises(Damaged, match="more than 0 entries"):
+        repository.content(made)
+    reads = Mock()
+    monkeypatch.setattr(storage, "read", reads)
+    place = repository.index.find(block)
+    assert place is not None
+    monkeypatch.setattr(repository.index, "find", lambda _: place._replace(blob=place.blob._replace(length=1 << 31)))
+    with pytest.raises(Damaged, match="larger than any blob may be"):
+        repository.load(BlobType.DATA, block)
+    with pytest.raises(Damaged, match="larger than any blob may be"):
+        list(disks.pieces(repository, {block: [0]}))
+    reads.assert_not_called()
 
 
 def test_restic_reads_what_was_damaged_and_stored_again(tmp_path: Path) -> None:

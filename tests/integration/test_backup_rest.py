@@ -6,7 +6,9 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -164,3 +166,39 @@ def test_what_is_wrong_is_said_in_words(server: RestServer, tmp_path: Path) -> N
     ):
         with pytest.raises(RepositoryError, match="is it up"):
             request()
+
+
+class Endless(BaseHTTPRequestHandler):
+    """Answers every read with more than was asked for, as long as anybody takes it."""
+
+    status, said_bytes = 206, 0
+
+    def do_GET(self) -> None:
+        self.send_response(type(self).status)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while type(self).said_bytes < 1 << 30:
+                type(self).said_bytes += self.wfile.write(bytes(1 << 16))
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.mark.parametrize(("status", "why"), [(206, "longer than it should be"), (200, "501")])
+def test_a_server_that_answers_more_than_was_asked_for_fills_no_memory(
+    monkeypatch: pytest.MonkeyPatch, status: int, why: str
+) -> None:
+    monkeypatch.setattr(Endless, "status", status)
+    monkeypatch.setattr(Endless, "said_bytes", 0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    try:
+        storage = RestStorage(RestAddress(f"http://127.0.0.1:{server.server_port}", "vms", None), IMPATIENT)
+        with pytest.raises(RepositoryError, match=why):
+            storage.read(Kind.PACK, "ab" * 32, 0, 4096)
+    finally:
+        server.shutdown()
+        serving.join()
+        server.server_close()
+    assert Endless.said_bytes < 64 << 20, "what the sockets hold, not what it had to say"

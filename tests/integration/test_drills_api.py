@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
 from lab import runbook_runs
 from lab.drills.installation import Installation, installed
 from lab.platform import open_directory, until
 from lab.replicas import Served, serving
+from novacron.__main__ import app
 from novacron.cli import drill_runs
 from novacron.client import ApiError, NotFoundError, choices
 from novacron.local import database_rehearsal
@@ -131,7 +133,8 @@ def test_only_the_last_runs_are_kept_and_a_run_that_is_gone_is_not_found(served:
 def test_the_drill_of_runbooks_finds_a_command_that_is_not_there(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passed = drill_runs.run(choices.DrillName.RUNBOOKS, served.client, drill_runs.DrillHow())
+    how = drill_runs.DrillHow(commands=typer.main.get_command(app))
+    passed = drill_runs.run(choices.DrillName.RUNBOOKS, served.client, how)
     assert passed["verdict"] == "passed", passed["error"]
     page = runbook_runs.PAGES / "incidents/node-down.md"
     (tmp_path / "incidents").mkdir()
@@ -139,7 +142,7 @@ def test_the_drill_of_runbooks_finds_a_command_that_is_not_there(
         page.read_text().replace("novacron node list", "novacron node lost")
     )
     monkeypatch.setattr("novacron.runbooks.page_files.INSTALLED", tmp_path)
-    failed = drill_runs.run(choices.DrillName.RUNBOOKS, served.client, drill_runs.DrillHow())
+    failed = drill_runs.run(choices.DrillName.RUNBOOKS, served.client, how)
     assert failed["verdict"] == "failed" and "incidents/node-down: novacron node lost" in failed["error"]
 
 

@@ -95,9 +95,21 @@ async def test_nobody_connects_to_a_node_that_was_removed(ends: Ends) -> None:
     pool.close()
 
 
-def test_an_agent_that_restarts_without_the_server_refuses_what_it_refused_before(ends: Ends, tmp_path: Path) -> None:
+async def stored(revoked: RevokedKeys) -> None:
+    """Return once what was told is on the disk."""
+    storing = asyncio.create_task(revoked.run())
+    await eventually(lambda: revoked._unstored is None, "the list is stored")
+    storing.cancel()
+    await asyncio.gather(storing, return_exceptions=True)
+
+
+async def test_an_agent_that_restarts_without_the_server_refuses_what_it_refused_before(
+    ends: Ends, tmp_path: Path
+) -> None:
     key = key_of(ends, "a")
-    RevokedKeys(tmp_path / "revoked.json", Admittance(pki.peer_key_hash)).tell([key])
+    revoked = RevokedKeys(tmp_path / "revoked.json", Admittance(pki.peer_key_hash))
+    revoked.tell([key])
+    await stored(revoked)
     after = RevokedKeys(tmp_path / "revoked.json", Admittance(lambda _: key))
     assert not after.admittance.admits(cast(Any, None), cast(Any, None))
 
@@ -107,7 +119,7 @@ def test_an_agent_that_restarts_without_the_server_refuses_what_it_refused_befor
     [None, b"", b'["key', b"{}", b"\xff\xfe", b"[1]"],
     ids=["none", "empty", "cut", "other", "not-utf8", "numbers"],
 )
-def test_an_agent_without_a_readable_list_of_revoked_keys_speaks_with_nobody_until_the_server_sent_it(
+async def test_an_agent_without_a_readable_list_of_revoked_keys_speaks_with_nobody_until_the_server_sent_it(
     tmp_path: Path, list_: bytes | None
 ) -> None:
     path = tmp_path / "revoked.json"
@@ -120,7 +132,8 @@ def test_an_agent_without_a_readable_list_of_revoked_keys_speaks_with_nobody_unt
     revoked = RevokedKeys(path, Admittance(lambda _: "key"))
     assert not revoked.admittance.admits(cast(Any, None), Connection())
     revoked.tell(["another"])
-    assert revoked.admittance.admits(cast(Any, None), Connection())
+    assert revoked.admittance.admits(cast(Any, None), Connection()), "it is not waited for"
+    await stored(revoked)
     again = RevokedKeys(path, Admittance(lambda _: "key"))
     assert again.admittance.admits(cast(Any, None), Connection())
 

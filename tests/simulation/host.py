@@ -129,7 +129,7 @@ class AgentProcess:
             settings.state_dir / "peers.json", host.name, pool, self.services.lease, world.clock, self._lease_over
         )
         self.dispatcher = Dispatcher(
-            Parts(self.services, self.workers, self._add_worker, self.peers, none, none, none, none), cast(Any, None)
+            Parts(self.services, self.workers, self._add, self.peers, none, none, none, none), cast(Any, None)
         )
         if world.leased:
             self._begin(self.peers.run(), "peers")
@@ -145,9 +145,6 @@ class AgentProcess:
     def _send(self, message: wire.Message) -> None:
         if self.alive:
             self.host.world.network.to_server(self.host.name, message)
-
-    def _add_worker(self, vm: str) -> Worker:
-        return self._add(vm, self.services.journal.load_one(vm))
 
     def _add(self, vm: str, record: Record) -> Worker:
         worker = self.workers[vm] = Worker(vm, record, self.services)
@@ -181,6 +178,7 @@ class AgentProcess:
         """Take what is left of a killed agent away."""
         self.alive = False
         self._presence.release()
+        await self.dispatcher.end()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

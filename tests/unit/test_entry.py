@@ -89,7 +89,9 @@ def test_a_command_is_found_behind_the_options_of_all_commands(words: list[str],
     assert entry.command_in(words) == named
 
 
-@pytest.mark.parametrize("words", [["up"], ["vm", "lits"], ["vm", "--help"], ["server", "x"], ["--help"], ["x", "y"]])
+@pytest.mark.parametrize(
+    "words", [["up"], ["drill", "run"], ["vm", "lits"], ["vm", "--help"], ["server", "x"], ["--help"], ["x", "y"]]
+)
 def test_anything_else_takes_the_whole_tree(words: list[str]) -> None:
     assert entry.narrowed(words) is None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from novacron.agent.images.imports import HOLE_BYTES, Writer, _filled
+from novacron.agent.images.writer import HOLE_BYTES, Writer, _filled
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, HOLE_BYTES)), max_size=12))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sized
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import pytest
 
 from novacron.agent.control.consoles import AT_ONCE_MAX, INPUT_BYTES_MAX, ConsoleRequests
 from novacron.agent.control.dispatch import Dispatcher, Parts
+from novacron.agent.vm.journal import Record
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
@@ -22,6 +24,7 @@ from novacron.server.session import ConsoleChannel, NodeSession
 from novacron.supervise import Rarely
 from novacron.wire import codec
 from novacron.wire import messages as wire
+from tests.support.agent import services_in
 from tests.waiting import eventually
 
 
@@ -36,19 +39,19 @@ class Workers:
         self.broken: set[str] = set()
         self.stated: list[str] = []
 
-    def add(self, vm: str) -> Any:
+    def add(self, vm: str, _: Record) -> Any:
         if vm in self.broken:
             raise ValueError("its record is damaged")
         return SimpleNamespace(finished=False, set_desired=lambda statement: self.stated.append(statement.vm))
 
 
 async def test_a_failed_statement_for_one_vm_is_retried_and_delays_no_other(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("novacron.agent.control.dispatch.UNTAKEN_RETRY_S", 0.001)
     workers, none = Workers(), cast(Any, None)
     workers.broken.add("vm-1")
-    parts = Parts(none, {}, workers.add, none, none, none, none, none)
+    parts = Parts(services_in(tmp_path), {}, workers.add, none, none, none, none, none)
     dispatcher = Dispatcher(parts, none)
     dispatcher.take(wire.Desired((statement("vm-1"), statement("vm-2")), whole=False))
     assert workers.stated == ["vm-2"]

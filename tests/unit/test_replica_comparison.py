@@ -7,8 +7,10 @@ import contextlib
 import errno
 import operator
 import random
+import tracemalloc
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest.mock import AsyncMock, Mock
 
@@ -28,13 +30,15 @@ from novacron.agent.replication.comparison import (
     Answering,
     Comparison,
     ComparisonPlayer,
+    OpenedDisk,
+    Runs,
 )
 from novacron.agent.replication.rounds import Compared
 from novacron.agent.replication.sent import _Plan, _Rounds
 from novacron.disk import difference
 from novacron.disk.chain import BLOCK_BYTES, Chain
 from novacron.disk.errors import Unacceptable
-from novacron.disk.stream import PAGE, DiskRecorder, StreamError, VolumeInfo
+from novacron.disk.stream import PAGE, DiskRecorder, Head, StreamError, VolumeInfo
 from novacron.dwcp.frames import ErrorCode, ProtocolError
 from novacron.dwcp.page_codec import PageHash
 from novacron.dwcp.sender import SendFailed
@@ -54,12 +58,12 @@ def compared(here: Chain, sender: Chain, path: Path) -> list[int]:
     comparison.describe(sender, DIGEST, path)
     raw = path.read_bytes()
     assert raw and len(raw) % PAGE == 0
-    found = Comparison(here, DIGEST)
+    found = Comparison(here, DIGEST, sender.size_bytes)
     for block, digest in RECORD.iter_unpack(raw[: len(raw) // RECORD.size * RECORD.size]):
         if block != NO_BLOCK:
             found.take(block, digest)
     found.end()
-    return list(comparison.unpack(comparison.pack(sorted(found.differ)), BLOCKS))
+    return list(comparison.unpack(found.differ.pack(), BLOCKS))
 
 
 def test_what_differs_is_found_whatever_either_side_wrote(image: Path, tmp_path: Path) -> None:
@@ -95,17 +99,62 @@ def test_a_layer_of_what_differs_makes_one_disk_of_the_other(image: Path, tmp_pa
 
 def test_digests_that_are_not_in_order_are_refused(image: Path, tmp_path: Path) -> None:
     with Chain(image, [layer(tmp_path / "a", "-P 1 0 64k")]) as here:
-        found = Comparison(here, DIGEST)
+        found = Comparison(here, DIGEST, 4 << 20)
         found.take(4, b"")
         with pytest.raises(StreamError, match="not in order"):
             found.take(4, b"")
+
+
+def test_digests_of_blocks_that_no_disk_has_are_refused(image: Path, tmp_path: Path) -> None:
+    with Chain(image, [layer(tmp_path / "a", "-P 1 0 64k")]) as here:
+        for disk_bytes, end in ((0, BLOCKS), (8 << 20, 2 * BLOCKS)):  # the sender's disk may have grown since
+            found = Comparison(here, DIGEST, disk_bytes)
+            found.take(end - 1, b"")
+            with pytest.raises(StreamError, match=rf"digest of block {end}, and the disk has {end} blocks"):
+                found.take(end, b"")
+
+
+def test_blocks_that_differ_side_by_side_take_the_room_of_one_run() -> None:
+    runs = Runs()
+    for block in (*range(7, 200_000), 200_001):
+        runs.add(block)
+    assert len(runs) == 2 and list(comparison.unpack(runs.pack(), 200_002)) == [*range(7, 200_000), 200_001]
+    assert list(comparison.unpack(Runs().pack(), 1)) == []
+
+
+def test_an_answer_that_names_many_runs_is_unpacked_as_it_is_used() -> None:
+    """It came from a peer, and a few kilobytes unpack to a thousand times as much."""
+    packed = zlib.compress(b"".join(RUN.pack(2 * number, 1) for number in range(100_000)))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in comparison.unpack(packed, 200_000)) == 100_000
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+
+
+def test_an_answer_that_unpacks_to_more_than_any_may_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "ANSWER_BYTES_MAX", 10 * RUN.size)
+    packed = zlib.compress(b"".join(RUN.pack(number, 1) for number in range(11)))
+    with pytest.raises(StreamError, match="too long"):
+        list(comparison.unpack(packed, BLOCKS))
+
+
+async def test_more_digests_than_any_disk_has_are_refused_before_they_come() -> None:
+    opened = Mock()
+    answering = Answering(Back().session, opened, DIGEST, asyncio.get_running_loop())
+    volume = VolumeInfo(VOLUME, comparison.VOLUME_BYTES_MAX + 1, comparison.key_check(DIGEST))
+    with pytest.raises(StreamError, match="too many to compare"):
+        answering.open(Head(1, (volume,)))
+    opened.assert_not_called()
 
 
 @pytest.mark.parametrize(
     ("packed", "why"),
     [
         (b"no zlib", "can't be read"), (zlib.compress(b"odd"), "can't be read"),
-        (zlib.compress(RUN.pack(0, 1))[:-5], "too long"), (zlib.compress(RUN.pack(60, 5)), "does not have"),
+        (zlib.compress(RUN.pack(0, 1))[:-5], "not whole"), (zlib.compress(RUN.pack(60, 5)), "does not have"),
         (zlib.compress(RUN.pack(9, 1) + RUN.pack(9, 1)), "does not have"), (zlib.compress(RUN.pack(1, 0)), "not have"),
     ],
 )  # fmt: skip
@@ -137,7 +186,7 @@ class Back:
             await asyncio.Event().wait()
 
 
-async def asked(back: Back, opened: Callable[[], tuple[Chain, str]], digests: bytes, check: str) -> Compared:
+async def asked(back: Back, opened: Callable[[], OpenedDisk], digests: bytes, check: str) -> Compared:
     """Let digests come in as a session's stream, and return the answer."""
     answering = Answering(back.session, opened, DIGEST, asyncio.get_running_loop())
     player = ComparisonPlayer(answering)
@@ -166,10 +215,10 @@ async def test_a_receiver_answers_which_blocks_differ(image: Path, tmp_path: Pat
     with Chain(image, theirs) as sender:
         comparison.describe(sender, DIGEST, tmp_path / "digests")
     digests, check = (tmp_path / "digests").read_bytes(), comparison.key_check(DIGEST)
-    found = await asked(Back(), lambda: (Chain(image, ours), "f" * 16), digests, check)
+    found = await asked(Back(), lambda: OpenedDisk(Chain(image, ours), "f" * 16, 4 << 20), digests, check)
     assert (found.since, found.disk_bytes, list(comparison.unpack(found.differ, BLOCKS))) == ("f" * 16, 4 << 20, [0, 1])
 
-    def nothing() -> tuple[Chain, str]:
+    def nothing() -> OpenedDisk:
         raise Unacceptable("it has nothing of the disk yet")
 
     assert await asked(Back(), nothing, digests, check) == Compared(lacks="it has nothing of the disk yet")
@@ -232,7 +281,8 @@ async def test_a_receiver_gives_an_answer_up_when_its_session_fails(image: Path,
     back.drain = drain  # type: ignore[method-assign]
     why = "nobody waits" if ends == "while it looks" else "could not be given"
     with pytest.raises(StreamError, match=why):
-        await asyncio.wait_for(asked(back, lambda: (chain(image, ours), "f" * 16), digests, check), 30)
+        opened = partial(OpenedDisk, chain(image, ours), "f" * 16, 4 << 20)
+        await asyncio.wait_for(asked(back, opened, digests, check), 30)
     assert reads == (ends == "while it looks")
 
 
@@ -249,9 +299,9 @@ async def test_a_receiver_that_cannot_read_its_disk_says_so(
     def damaged(*_: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    def opened() -> tuple[Chain, str]:
+    def opened() -> OpenedDisk:
         monkeypatch.setattr(Chain, "read", damaged)
-        return Chain(image, ours if fails_in != "opening" else [tmp_path / "lost"]), "f" * 16
+        return OpenedDisk(Chain(image, ours if fails_in != "opening" else [tmp_path / "lost"]), "f" * 16, 4 << 20)
 
     digests, check = (tmp_path / "digests").read_bytes(), comparison.key_check(DIGEST)
     found = await asked(Back(), opened, digests, check)
@@ -269,8 +319,9 @@ async def test_a_receiver_says_so_if_more_differs_than_an_answer_may_name(
     back = Back()
     monkeypatch.setattr(back.answer, "take", back.answer._raw.extend)
     monkeypatch.setattr(back.answer, "result", lambda: msgspec.msgpack.decode(back.answer._raw[4:], type=Compared))
-    found = await asked(back, lambda: (Chain(image, [layer(tmp_path / "a")]), "f" * 16), digests, check)
-    assert found == Compared(lacks="what differs is in 2 places, too many for an answer")
+    here = Chain(image, [layer(tmp_path / "a")])
+    found = await asked(back, lambda: OpenedDisk(here, "f" * 16, 4 << 20), digests, check)
+    assert found == Compared(lacks="what differs is in 2 places or more, too many for an answer")
 
 
 def test_an_answer_that_is_too_long_is_refused_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from lab import runbook_history, runbooks_index
+from novacron.__main__ import app
 from novacron.cli import command_check
 from novacron.cli.drill_runs import commands_of
 from novacron.runbooks import library, pages
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs/runbooks"
-TREE = command_check.tree()
+TREE = typer.main.get_command(app)
 ROLES = {"viewer", "member", "operator", "administrator"}
 MACHINES = (" on the server", " on the node", " on the database's machine", " on the new server", " on the new host")
 

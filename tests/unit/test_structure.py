@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -40,6 +41,13 @@ SHARED_CLASS_NAMES = {
     "RebalanceBasis", "RebalanceMode", "Restart",
 }  # fmt: skip
 """Enums of the model that the client, which does not load the model, has a generated copy of (client/choices.py)."""
+
+
+IMPORTED_BY_NAME = {
+    "cli/kinds.py": "one of the modules of commands, for the columns of a kind of object: loaded when it is asked for",
+    "entry.py": "the one module of commands that was typed",
+}
+"""Files that import by a name that they put together, and what."""
 
 
 class Ceiling(NamedTuple):
@@ -193,6 +201,24 @@ def test_what_few_processes_need_does_not_delay_the_start_of_all() -> None:
     code = "import sys, novacron.server.main, novacron.agent.main; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not LOADED_WHEN_NEEDED & set(loaded)
+
+
+def test_vms_are_inserted_with_one_list_of_columns() -> None:
+    """A column that a second list lacks would be empty in VMs that came that way."""
+    inserts = [name for name, path in files() for _ in re.findall(r"INSERT\s+INTO\s+vms\b", path.read_text())]
+    assert inserts == ["store/new_vms.py"]
+
+
+def test_nothing_hides_an_import_behind_its_name() -> None:
+    """No contract and no look for circles sees what is imported by a name that is put together."""
+    hidden = {
+        name for name, path in files()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+        and (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", ""))
+        in ("import_module", "__import__")
+    }  # fmt: skip
+    assert hidden == IMPORTED_BY_NAME.keys()
 
 
 def test_the_schedule_of_tests_names_existing_files() -> None:

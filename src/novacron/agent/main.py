@@ -135,7 +135,7 @@ class Agent:
         )
         self._dispatcher = Dispatcher(
             Parts(
-                host, self._workers, self._add_worker, self._peers, self._volumes, self._console_requests,
+                host, self._workers, self._add, self._peers, self._volumes, self._console_requests,
                 self._transfers, subjects,
             ),
             self._tasks,
@@ -153,6 +153,7 @@ class Agent:
         """Work until cancelled. VMs go on running afterwards. Raises Renamed, in a group."""
         works: dict[str, Callable[[], Awaitable[None]]] = {
             "peers": self._peers.run,
+            "revoked-keys": self._host.revoked.run,
             "conditions": self._conditions.run,
             "networks": self._host.networks.run,
             "images": self._images.run,
@@ -186,9 +187,6 @@ class Agent:
         for pause_s in REMNANT_PAUSES_S:
             await asyncio.sleep(pause_s)
             await asyncio.to_thread(Leftovers(self._settings).remove_remnants)
-
-    def _add_worker(self, vm: str) -> Worker:
-        return self._add(vm, self._host.journal.load_one(vm))
 
     def _add(self, vm: str, record: Record) -> Worker:
         worker = self._workers[vm] = Worker(vm, record, self._host)

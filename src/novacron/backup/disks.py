@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from novacron.backup.errors import Damaged, NotStored
-from novacron.backup.pack import ID_BYTES, BlobType, content_of
+from novacron.backup.pack import ID_BYTES, BlobType, check_length, content_of
 from novacron.backup.repository import Repository
 from novacron.backup.snapshot import File
 from novacron.backup.storage import Kind
@@ -234,12 +234,13 @@ def restore_disk(repository: Repository, file: File, descriptor: int) -> int:
 
 
 def pieces(repository: Repository, blobs: Mapping[bytes, list[T]]) -> Iterator[PackPiece[T]]:
-    """Yield what to read from packs for these blobs of data, few requests for many. Raises NotStored."""
+    """Yield what to read from packs for these blobs of data, few requests for many. Raises NotStored, Damaged."""
     found = []
     for id, uses in blobs.items():
         place = repository.index.find(id)
         if place is None or place.blob.type is not BlobType.DATA:
             raise NotStored(f"data blob {id.hex()} is not in the repository")
+        check_length(place.blob)
         found.append((place.pack, place.blob.offset, place.blob.length, id, uses))
     found.sort(key=lambda blob: blob[:2])
     piece: PackPiece[T] | None = None

@@ -80,11 +80,16 @@ def sealed_blob(key: Key, compressor: zstandard.ZstdCompressor, content: bytes |
     return key.seal(content), 0
 
 
+def check_length(blob: Blob) -> None:
+    """Raise Damaged for a blob that is longer than any may be."""
+    if max(blob.raw_length, blob.length - OVERHEAD_BYTES) > BLOB_BYTES_MAX:
+        raise Damaged(f"{blob.type.word} blob {blob.id.hex()} is larger than any blob may be")
+
+
 def content_of(key: Key, blob: Blob, sealed: bytes | memoryview) -> bytes:
     """Return a blob's content, which is what its id says. Raises Damaged."""
+    check_length(blob)
     what = f"{blob.type.word} blob {blob.id.hex()}"
-    if max(blob.raw_length, blob.length - OVERHEAD_BYTES) > BLOB_BYTES_MAX:
-        raise Damaged(f"{what} is larger than any blob may be")
     content = key.open(sealed, what)
     if blob.raw_length:
         try:

@@ -25,6 +25,7 @@ from novacron.backup.pack import (
     BlobType,
     PackWriter,
     blobs_of,
+    check_length,
     content_of,
     header_bytes,
     sealed_blob,
@@ -42,6 +43,8 @@ LEVEL = 3
 _COMPRESSED = b"\x02"
 """Begins a file that is no pack, once it is compressed."""
 UNPACKED_BYTES_MAX = 256 << 20
+ENTRIES_MAX = 1 << 20
+"""Of one snapshot that is made here: folders may name one another, so that a few stand for any number."""
 
 
 class _Config(msgspec.Struct):
@@ -201,6 +204,7 @@ class Repository:
         place = self.index.find(id)
         if place is None or place.blob.type is not type:
             raise NotStored(f"{type.word} blob {id.hex()} is not in the repository")
+        check_length(place.blob)
         sealed = self.storage.read(Kind.PACK, place.pack.hex(), place.blob.offset, place.blob.length)
         return content_of(self.key, place.blob, sealed)
 
@@ -298,6 +302,8 @@ class Repository:
         while waiting:
             prefix, id = waiting.pop()
             for node in self._tree(id).nodes:
+                if len(found.files) + len(found.folders) >= ENTRIES_MAX:
+                    raise Damaged(f"the snapshot has more than {ENTRIES_MAX} entries")
                 try:
                     self._add(found, prefix, node, waiting)
                 except ValueError as error:
@@ -373,6 +379,7 @@ class Repository:
     def _store_again(self, pack: bytes, blob: Blob) -> None:
         """Store a blob of a pack in another one, if it is whole."""
         with contextlib.suppress(Damaged, NotStored):
+            check_length(blob)
             sealed = self.storage.read(Kind.PACK, pack.hex(), blob.offset, blob.length)
             content = content_of(self.key, blob, sealed)
             if hashlib.sha256(content).digest() == blob.id:

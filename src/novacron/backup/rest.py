@@ -20,11 +20,11 @@ from novacron.backup.addresses import BadAddress
 from novacron.backup.errors import Damaged, NotAllowed, NotStored, RepositoryError
 from novacron.backup.requests import LIMITS, RequestLimits, repeated
 from novacron.backup.rest_address import RestAddress
-from novacron.backup.storage import NAME, Kind, path_of
+from novacron.backup.storage import NAME, Kind, bytes_max, path_of
 
 T = TypeVar("T")
 VERSION = "application/vnd.x.restic.rest.v2"
-CHUNK_BYTES, ANSWER_BYTES_MAX = 1 << 20, 1 << 30
+CHUNK_BYTES, LIST_BYTES_MAX = 1 << 20, 256 << 20
 CONNECTIONS_MAX = 8
 _PASSING = (408, 425, 429)
 """Answers to requests that are worth repeating, as those from 500 on are."""
@@ -64,7 +64,7 @@ class RestStorage:
         headers = {} if offset == 0 and length is None else {"Range": _range(offset, length)}
 
         def request() -> bytes:
-            return self._ask("GET", path, headers=headers)
+            return self._ask("GET", path, headers=headers, most=bytes_max(offset, length))
 
         content = self._repeated(f"{path} can't be read from {self.address}", request)[:length]
         if length is not None and len(content) != length:
@@ -111,27 +111,33 @@ class RestStorage:
         except NotStored:
             return
 
-    def _ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
-        """Send one request; return what the server answers. Raises _UnwantedStatus, HTTPError, OSError."""
+    def _ask(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None,
+        most: int = LIST_BYTES_MAX,
+    ) -> bytes:  # fmt: skip
+        """Send one request; return what the server answers. Raises _UnwantedStatus, HTTPError, OSError; Damaged for
+        more than ``most`` bytes."""
         deadline = time.monotonic() + self._limits.request_s
         base = f"{self.address.server}/{self.address.path}".rstrip("/")
         answer = self._pool.request(
             method, f"{base}/{path}", body=body, headers={**self._headers, **(headers or {})}, redirect=False,
             preload_content=False,
         )  # fmt: skip
-        content = bytearray()
+        content, is_good = bytearray(), answer.status in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT)
         try:
+            if headers and answer.status == http.HTTPStatus.OK:
+                raise _UnwantedStatus(http.HTTPStatus.NOT_IMPLEMENTED)
             while chunk := answer.read(CHUNK_BYTES):
                 content += chunk
-                if len(content) > ANSWER_BYTES_MAX or time.monotonic() > deadline:
+                if len(content) > (most if is_good else CHUNK_BYTES):
+                    raise Damaged(f"{path} in {self.address} is longer than it should be")
+                if time.monotonic() > deadline:
                     raise TimeoutError
         except BaseException:  # the connection has something on it that nobody reads
             answer.close()
             raise
-        if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
+        if not is_good:
             raise _UnwantedStatus(answer.status)
-        if headers and answer.status != http.HTTPStatus.PARTIAL_CONTENT:
-            raise _UnwantedStatus(http.HTTPStatus.NOT_IMPLEMENTED)
         return bytes(content)
 
     def _repeated(self, failing: str, request: Callable[[], T]) -> T:

@@ -19,15 +19,13 @@ from novacron.backup.addresses import BadAddress
 from novacron.backup.errors import Damaged, NotAllowed, NotStored, RepositoryError
 from novacron.backup.requests import LIMITS, RequestLimits, repeated
 from novacron.backup.s3_address import S3Address
-from novacron.backup.storage import NAME, Kind, path_of
+from novacron.backup.storage import NAME, Kind, bytes_max, path_of
 
 if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import ClientConfig, S3Config, S3Credential
 
 T = TypeVar("T")
-OBJECT_BYTES_MAX = 1 << 30
-"""Of what is read at once; packs of restic have 128 MiB at most."""
 KEYS_AT_ONCE = 1000
 """Of a list; servers send as many with one answer."""
 KEYS_MAX = 1 << 22
@@ -71,7 +69,7 @@ class S3Storage:
         def request() -> bytes:
             answer = self._store.get(self._key(kind, name), options=_range(offset, length))
             begin, end = answer.range
-            if end - begin > OBJECT_BYTES_MAX:
+            if end - begin > bytes_max(offset, length):
                 raise Damaged(f"{path_of(kind, name)} in {self.address} is larger than any such file may be")
             return bytes(answer.bytes())
 

@@ -14,6 +14,9 @@ from typing import Protocol
 from novacron.backup.errors import Damaged, NotStored, RepositoryError
 
 NAME = re.compile(r"[0-9a-f]{64}\Z")
+FILE_BYTES_MAX = 256 << 20
+"""Of a file that is read as a whole: whoever keeps the repository may give it any length. Packs have 16 MiB, restic's
+at most 128."""
 """Of every file but the configuration: others are what somebody is about to write, or left."""
 
 
@@ -55,7 +58,9 @@ class DirectoryStorage:
         try:
             with self._path(kind, name).open("rb") as file:
                 file.seek(offset, os.SEEK_SET if offset >= 0 else os.SEEK_END)
-                content = file.read(-1 if length is None else length)
+                if length is None and os.fstat(file.fileno()).st_size - file.tell() > FILE_BYTES_MAX:
+                    raise Damaged(f"{kind}/{name} in {self.root} is larger than any such file may be")
+                content = file.read(FILE_BYTES_MAX if length is None else length)
         except FileNotFoundError:
             raise NotStored(f"{kind}/{name} is not in {self.root}") from None
         except OSError as error:
@@ -97,6 +102,11 @@ class DirectoryStorage:
 
     def _path(self, kind: Kind, name: str) -> Path:
         return self.root / path_of(kind, name)
+
+
+def bytes_max(offset: int, length: int | None) -> int:
+    """Return how much may come of a file that is read: whoever keeps the repository answers what it likes."""
+    return FILE_BYTES_MAX if length is None else max(length, -offset)
 
 
 def path_of(kind: Kind, name: str) -> str:

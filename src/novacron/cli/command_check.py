@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
-import typer.main
 
-
-def tree() -> Any:  # noqa: ANN401 - click's commands, which Typer brings in its own copy
-    """Return all commands, those of servers and agents too: they are loaded here only."""
-    whole: typer.Typer = importlib.import_module("novacron.__main__").app
-    return typer.main.get_command(whole)
-
-
-def check(command: Any, words: Sequence[str]) -> None:  # noqa: ANN401
-    """Let the command line's own parser read the arguments of ``novacron``; what it refuses, it raises."""
+def check(command: Any, words: Sequence[str]) -> None:  # noqa: ANN401 - click's, which Typer brings in its own copy
+    """Let a command's own parser read the arguments of ``novacron``; what it refuses, it raises."""
     context = command.make_context("novacron", list(words))
     while hasattr(command, "commands") and (rest := [*context._protected_args, *context.args]):
         name, command, below = command.resolve_command(context, rest)

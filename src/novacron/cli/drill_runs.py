@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 from novacron import __version__
@@ -55,6 +56,8 @@ class DrillHow:
     proof_s_max: float = 3600.0
     recover_promised_s: float = 3600.0
     loss_promised_s: float = 60.0
+    commands: Any = None
+    """All commands of the program, which runbooks are compared with: click's, which Typer brings in its own copy."""
 
 
 class DrillRecorder:
@@ -205,7 +208,7 @@ def _prove(recorder: DrillRecorder, client: Client, backup: Object, limit_s: flo
 
 
 def _runbooks(recorder: DrillRecorder, client: Client, how: DrillHow) -> None:
-    tree, wrong = command_check.tree(), list[str]()
+    wrong = list[str]()
     with recorder.step("look at each command of each runbook") as said:
         count = 0
         for name in library.names():
@@ -218,7 +221,7 @@ def _runbooks(recorder: DrillRecorder, client: Client, how: DrillHow) -> None:
                 count += 1
                 try:
                     with contextlib.redirect_stderr(io.StringIO()):
-                        command_check.check(tree, words)
+                        command_check.check(how.commands, words)
                 except (Exception, SystemExit) as error:  # whatever the parser raises: the page is wrong
                     wrong.append(f"{name}: novacron {' '.join(words)}: {getattr(error, 'message', None) or error}")
         if wrong:

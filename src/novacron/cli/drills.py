@@ -125,13 +125,14 @@ def show(name: Name, output_: Output = OutputFormat.TABLE) -> None:
 
 @app.command()
 @options.expand
-def run(name: Name, how: RunOptions = RunOptions()) -> None:
+def run(context: typer.Context, name: Name, how: RunOptions = RunOptions()) -> None:
     """Run a drill, and record the result. It leaves no lasting changes, and fails where that can't be guaranteed."""
     from novacron.cli import drill_runs
 
     asked = drill_runs.DrillHow(
         how.repository, str(how.state_dir or ""), str(how.scratch or ""), how.vms, how.min_days,
         recover_promised_s=parse_duration(how.promised), loss_promised_s=parse_duration(how.loss),
+        commands=context.find_root().command,
     )  # fmt: skip
     with output.errors():
         client = Client()

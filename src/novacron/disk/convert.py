@@ -3,6 +3,7 @@ user that owns these two files and nothing else, within limits of memory, time a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -58,7 +59,7 @@ async def convert(
             *("convert", "-q", "-n", "--target-is-zero", "-W", "-m", "8", "-t", "writeback", "-O", "raw"),
             *(_named(readable, format), f"/proc/self/fd/{writable}"),
         ]
-        free = shutil.disk_usage(target).free
+        free = (await asyncio.to_thread(shutil.disk_usage, target)).free
         invocation = Invocation(user.wrap, [*LIMITS, f"--fsize={size_bytes}"], (readable, writable))
         await _run(arguments, invocation, lambda: _lack_of_room(target, spare_bytes, free))
         await sync(target)
@@ -86,7 +87,7 @@ async def flatten(
             *("-t", "writeback", "-O", format.value),
             *(f"json:{json.dumps(node)}", f"/proc/self/fd/{writable}"),
         ]
-        free = shutil.disk_usage(target).free
+        free = (await asyncio.to_thread(shutil.disk_usage, target)).free
         invocation = Invocation(user.wrap, LIMITS, (*descriptors, writable))
         await _run(arguments, invocation, lambda: _lack_of_room(target, spare_bytes, free))
         await sync(target)
@@ -145,11 +146,11 @@ async def _size(descriptor: int, format: ImageFormat, wrap: Wrap) -> int:
 
 
 async def _run(
-    arguments: list[str], invocation: Invocation, stop_reason: Callable[[], str | None] = lambda: None
+    arguments: list[str], invocation: Invocation, stop_reason: Callable[[], str | None] | None = None
 ) -> bytes:
     try:
         return await qemu_img.run(arguments, CONVERT_S_MAX, invocation, stop_reason)
     except ImgFailed as error:
-        full = stop_reason() is not None
+        full = stop_reason is not None and await asyncio.to_thread(stop_reason) is not None
         said = str(error) if full else f"it can't be read as a disk: {error}"
         raise Unacceptable(said, WaitCode.NO_SPACE if full else WaitCode.FILE_REFUSED) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -32,7 +33,7 @@ async def merge(below: Sequence[Path], lower: Path, upper: Path, spare_bytes: in
             _hand_over(descriptor, user.uid, writable=flags == os.O_RDWR)
             file = {"driver": "file", "filename": f"/proc/self/fd/{descriptor}", "locking": "off"}
             node = {"driver": "raw" if node is None else "qcow2", "file": file, **({"backing": node} if node else {})}
-        room = shutil.disk_usage(lower).free
+        room = (await asyncio.to_thread(shutil.disk_usage, lower)).free
 
         def lack_of_room() -> str | None:
             free = shutil.disk_usage(lower).free

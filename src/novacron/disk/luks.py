@@ -5,6 +5,7 @@ The key is random, so what makes guesses at a passphrase slow (PBKDF2) is kept s
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ async def create_volume(path: Path, size_bytes: int, key: DataKey, time_s_max: f
     """Make an encrypted raw volume without data. Raises ImgFailed, OSError."""
     arguments = ["-q", "-f", "luks", "-o", _new_header(key, ""), path.name, str(size_bytes)]
     await run("create", arguments, key, time_s_max, directory=path.parent)
-    has = path.stat().st_size
+    has = (await asyncio.to_thread(path.stat)).st_size
     if has != size_bytes + HEADER_BYTES:
         raise ImgFailed(f"an encrypted volume of {size_bytes} bytes takes {has} bytes, not {size_bytes + HEADER_BYTES}")
 

@@ -43,7 +43,7 @@ async def create(path: Path, below: Path, size_bytes: int, key: DataKey | None) 
     scratch = path.with_suffix(".new")
     options = ("-q", "-f", "qcow2", *luks.new_layer(key), "-F", "raw", "-b", str(below))
     await _img("create", *options, str(scratch), str(size_bytes), key=key)
-    scratch.rename(path)
+    await asyncio.to_thread(scratch.rename, path)
     await asyncio.to_thread(make_durable, path.parent)
 
 
@@ -52,7 +52,7 @@ async def create_blank(path: Path, size_bytes: int, key: DataKey | None) -> None
     encrypted. Raises OverlayFailed."""
     scratch = path.with_suffix(".new")
     await _img("create", "-q", "-f", "qcow2", *luks.new_layer(key), str(scratch), str(size_bytes), key=key)
-    scratch.rename(path)
+    await asyncio.to_thread(scratch.rename, path)
 
 
 def size_bytes(path: Path) -> int:

@@ -44,10 +44,10 @@ class Invocation(NamedTuple):
 
 async def run(
     arguments: Sequence[str], time_s_max: float, invocation: Invocation = Invocation(),
-    stop_reason: Callable[[], str | None] = lambda: None,
+    stop_reason: Callable[[], str | None] | None = None,
 ) -> bytes:  # fmt: skip
-    """Run the tool and return what it printed. ``stop_reason`` is asked every 0.1 s: once it returns a reason, the tool
-    is killed and the reason is the error. Raises ImgFailed."""
+    """Run the tool and return what it printed. ``stop_reason`` is asked every 0.1 s, in a thread: once it returns
+    a reason, the tool is killed and the reason is the error. Raises ImgFailed."""
     command = [IMG, *arguments]
     if invocation.limits:
         command = ["prlimit", *invocation.limits, "--", *command]
@@ -64,7 +64,7 @@ async def run(
         async with asyncio.timeout(time_s_max):
             while not communication.done():
                 await asyncio.wait({communication}, timeout=LOOK_S)
-                if (reason := stop_reason()) is not None:
+                if stop_reason is not None and (reason := await asyncio.to_thread(stop_reason)) is not None:
                     raise ImgFailed(reason)
     except TimeoutError:
         raise ImgFailed(f"{IMG} took longer than {time_s_max:.0f} s") from None

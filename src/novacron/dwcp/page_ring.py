@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ SLOTS = 262_144
 """Pages that a ring holds: 1 GiB."""
 MARGIN = 8192
 """The oldest slots are not named any more: the piece that names them may itself overwrite them."""
+CLOSED_AT_ONCE_BYTES = 16 << 20
 
 
 class PageRing:
@@ -65,7 +67,11 @@ class PageRing:
         return data
 
     def close(self) -> None:
-        os.close(self._file)
+        """Let the pages go. Of a large file that takes tenths of a second, for which an event loop must not wait."""
+        if min(self.next, self._slots) * PAGE > CLOSED_AT_ONCE_BYTES:
+            threading.Thread(target=os.close, args=(self._file,), name="ring").start()
+        else:
+            os.close(self._file)
 
 
 class EncryptedRing(PageRing):

@@ -249,7 +249,8 @@ class Sender:
         """Take what the receiver has: digests that this end has too, and those that it tells."""
         if welcome.slots:
             with contextlib.suppress(OSError):  # a full disk: pages can't be told by their slots then
-                self._ring = open_ring(self._options.ring_dir, min(welcome.slots, SLOTS), self._options.encrypted)
+                slots, options = min(welcome.slots, SLOTS), self._options
+                self._ring = await asyncio.to_thread(open_ring, options.ring_dir, slots, options.encrypted)
         self._encoder = Encoder(self._hash, self._ring)
         self._receiver_index.meet(welcome.bases, self._encoder)
         with contextlib.suppress(TimeoutError):  # later data counts from then on

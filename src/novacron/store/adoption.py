@@ -16,7 +16,7 @@ from novacron.model.ownership import Claim
 from novacron.model.unreconciled import Contradiction, UnreconciledVm, VmDescription, check_described
 from novacron.model.vm import Vm, VmState, VmStatus
 from novacron.model.volume import PoolKind, VolumePhase
-from novacron.store import events, lost_nodes, macs, networks, nodes, projects, reconciling, sizes, vms
+from novacron.store import events, lost_nodes, macs, networks, new_vms, nodes, projects, reconciling, sizes, vms
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
@@ -246,9 +246,7 @@ async def _create(
     await connection.execute("DELETE FROM vm_tombstones WHERE vm = $1", record.vm)
     try:
         row = await connection.fetchrow(
-            "INSERT INTO vms (id, name, spec, status, node, epoch, project, disk_mib, trace, image_digest)"
-            " SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9,"
-            " (SELECT digest FROM image_digests WHERE name = $3::jsonb ->> 'image') RETURNING *",
+            new_vms.INSERT_ADOPTED,
             record.vm, name, msgspec.to_builtins(spec), _status(record, described.machine), record.node, epoch,
             project, disk_mib, traces.carry(),
         )  # fmt: skip

@@ -34,8 +34,10 @@ from novacron.store import (
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
+INTO = "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib, trace, image_digest)"
+"""How each insert of VMs begins: a new column is named here, and the inserts say where it comes from."""
 INSERT = f"""
-    INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib, trace, image_digest)
+    {INTO}
     SELECT new.id, new.name, new.spec, $9::jsonb, new.node, (new.node IS NOT NULL)::int, new.clone_of, $10::text,
            new.disk_mib, new.trace,
            coalesce((SELECT v.image_digest FROM vms v WHERE v.id = new.clone_of ->> 'source'),
@@ -50,9 +52,19 @@ INSERT = f"""
                   AND NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.contradiction <> 'unproven'))
     ON CONFLICT (project, name) DO NOTHING RETURNING *
 """
-"""The only insert of VMs. With a quota ($11) it checks by itself what ``_checked`` does for others: the project still
-has that quota, may use the hosts' network and does not encrypt, has no default network unless the VM is to be in no
-network, the image belongs to no other project, and no VM is unreconciled."""
+"""The insert of VMs that are new. With a quota ($11) it checks by itself what ``_checked`` does for others: the
+project still has that quota, may use the hosts' network and does not encrypt, has no default network unless the VM is
+to be in no network, the image belongs to no other project, and no VM is unreconciled."""
+
+
+INSERT_ADOPTED = f"""
+    {INTO}
+    SELECT $1, $2, $3, $4, $5, $6, NULL, $7, $8, $9,
+           (SELECT digest FROM image_digests WHERE name = $3::jsonb ->> 'image')
+    RETURNING *
+"""
+"""The insert of a VM that a node has and the database does not know. Raises UniqueViolationError where its name is
+taken."""
 
 
 class NewVm(NamedTuple):

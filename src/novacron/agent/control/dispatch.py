@@ -14,6 +14,7 @@ from novacron.agent.control.queries import Subjects
 from novacron.agent.control.transfers import Transfers
 from novacron.agent.host.volumes import NodeVolumes
 from novacron.agent.migration.services import NodeServices
+from novacron.agent.vm.journal import Record
 from novacron.agent.worker import Worker
 from novacron.supervise import FewTasks, Rarely
 from novacron.telemetry import logs
@@ -34,8 +35,8 @@ class Parts(msgspec.Struct, frozen=True):
 
     host: NodeServices
     workers: MutableMapping[str, Worker]
-    add_worker: Callable[[str], Worker]
-    """Begin to look after a VM, as the journal knows it."""
+    add_worker: Callable[[str, Record], Worker]
+    """Begin to look after a VM of which this is remembered."""
     peers: PeerWatch
     volumes: NodeVolumes
     consoles: ConsoleRequests
@@ -53,10 +54,14 @@ class Dispatcher:
         self._questions = FewTasks("question", QUESTIONS_MAX)
         self._untaken: dict[str, wire.Statement] = {}
         """Statements that met a defect, to be taken again."""
+        self._arriving: dict[str, wire.Statement] = {}
+        """What was said last of VMs whose records are being read."""
+        self._reading = FewTasks("records", 1)
         self._log_now = Rarely()
 
     async def end(self) -> None:
         await self._questions.end()
+        await self._reading.end()
 
     def take(self, message: wire.Message) -> None:
         """Take a message of the server."""
@@ -112,17 +117,45 @@ class Dispatcher:
 
     def _take_statement(self, statement: wire.Statement) -> None:
         """Tell a VM's worker; a defect met with one VM is tried again later, and holds up no other."""
+        vm, parts = statement.vm, self._parts
         try:
-            worker = self._parts.workers.get(statement.vm)
-            if worker is None or worker.finished:
-                worker = self._parts.add_worker(statement.vm)
-            worker.set_desired(statement)
-            self._untaken.pop(statement.vm, None)
+            worker = parts.workers.get(vm)
+            if worker is not None and not worker.finished:
+                worker.set_desired(statement)
+            elif vm in self._arriving or parts.host.journal.knows(vm):
+                self._arriving[vm] = statement
+                self._read_records()
+            else:
+                parts.add_worker(vm, Record()).set_desired(statement)
+            self._untaken.pop(vm, None)
         except Exception:
-            self._untaken[statement.vm] = statement
-            SKIPPED.add("defect")
-            if self._log_now.due(statement.vm):
-                log.exception("a VM's desired state can't be applied; trying again", vm=statement.vm)
+            self._leave(statement)
+
+    def _leave(self, statement: wire.Statement) -> None:
+        """What a statement asks for met a defect."""
+        self._untaken[statement.vm] = statement
+        SKIPPED.add("defect")
+        if self._log_now.due(statement.vm):
+            log.exception("a VM's desired state can't be applied; trying again", vm=statement.vm)
+
+    def _read_records(self) -> None:
+        if not self._reading.full:
+            self._reading.start(self._let_arrive())
+
+    async def _let_arrive(self) -> None:
+        """Begin to look after VMs of which the journal knows something: a damaged record is written anew, which the
+        lease's heartbeats must not wait for."""
+        while self._arriving:
+            vm = next(iter(self._arriving))
+            try:
+                record = await asyncio.to_thread(self._parts.host.journal.load_one, vm)
+                if vm in self._arriving:  # the link is still there
+                    self._parts.add_worker(vm, record).set_desired(self._arriving[vm])
+                self._arriving.pop(vm, None)
+            except Exception:
+                statement = self._arriving.pop(vm, None)
+                if statement is not None:
+                    self._leave(statement)
 
     async def retry(self) -> None:
         """Take again, now and then, what met a defect, until cancelled."""
@@ -134,4 +167,5 @@ class Dispatcher:
     def forget(self) -> None:
         """The link is gone: the next connection says everything again."""
         self._untaken.clear()
+        self._arriving.clear()
         self._parts.host.replicas.forget()

@@ -217,24 +217,29 @@ class NodeVolumes:
         """Make the file of an encrypted volume that is to be made. Raises ImgFailed, OSError."""
         if not volume.encryption_key or volume.phase is not VolumePhase.CREATING:
             return
-        path = self._pools.path(volume.pool, volume.id)
-        if path.exists():
+        path, is_there = await asyncio.to_thread(self._look_for, volume)
+        if is_there:
             return
         if volume.key is None:
             raise OSError(f"the server can't unwrap its key {volume.encryption_key}; see the server's log")
         scratch, image = path.with_suffix(".new"), self._image_of(volume.image, volume.image_digest)
         if image is not None and image.encryption_key not in ("", volume.encryption_key):
             raise OSError(f"image {volume.image} is encrypted with another key than the volume: {image.encryption_key}")
-        scratch.unlink(missing_ok=True)
+        await asyncio.to_thread(scratch.unlink, missing_ok=True)
         await luks.create_volume(scratch, volume.size_mib << 20, volume.key, CREATE_S_MAX)
         if image is not None and image.disk is not None:
             await luks.fill_volume(
                 scratch, image.disk, volume.key, CREATE_S_MAX, source_is_encrypted=bool(image.encryption_key)
             )
         await files.sync(scratch)
-        scratch.rename(path)
+        await asyncio.to_thread(scratch.rename, path)
         await asyncio.to_thread(make_durable, path.parent)
         log.info("an encrypted volume is made", volume=volume.id, path=str(path))
+
+    def _look_for(self, volume: wire.VolumeWanted) -> tuple[Path, bool]:
+        """Return where a volume is, and whether it is there. Raises PoolAway, OSError."""
+        path = self._pools.path(volume.pool, volume.id)
+        return path, path.exists()
 
     def _settle(self, volume: wire.VolumeWanted) -> wire.VolumeStands:
         """Let a volume be as it should be, and return how it is. Raises OSError."""

@@ -10,13 +10,11 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import queue
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 
@@ -24,6 +22,7 @@ from novacron.agent.actions import Action, doing
 from novacron.agent.images import encrypted
 from novacron.agent.images.download import Fetch, open_beneath
 from novacron.agent.images.named_work import NamedWork
+from novacron.agent.images.writer import PIECE_BYTES, Hash, Writer
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import UIDS_MAX
 from novacron.disk import convert, extent_maps, formats, luks, unpack
@@ -48,93 +47,8 @@ KINDS = {ImageFormat.ISO: ISO, ImageFormat.BOOT_FILE: BOOT_FILE}
 """Of images that are no VM's disk."""
 SPARE_BYTES = 1 << 30
 """Room that stays free on the disk with the images."""
-Hash: TypeAlias = "hashlib._Hash"
-
-PIECE_BYTES, HOLE_BYTES = 4 << 20, 1 << 16
-PIECES_AHEAD = 8
-SYNC_BYTES = 64 << 20
 REPORT_S = 1.0
 TOLD_S_MAX = 5.0
-ZEROS = bytes(HOLE_BYTES)
-
-
-def _filled(piece: bytes) -> Iterator[tuple[int, int]]:
-    """Return what of a piece is not to be a hole, in blocks that follow each other."""
-    start = None
-    for at in range(0, len(piece), HOLE_BYTES):
-        empty = piece.startswith(ZEROS[: len(piece) - at], at)
-        if start is None and not empty:
-            start = at
-        elif start is not None and empty:
-            yield start, at
-            start = None
-    if start is not None:
-        yield start, len(piece)
-
-
-class Writer:
-    """A file that is written from its beginning: zeros become holes, and its SHA-256 is known at the end.
-
-    Hashing, and bringing what was written to the disk, go on meanwhile in threads of their own. Raises OSError.
-    """
-
-    def __init__(self, path: Path, *, digest: bool = True) -> None:
-        self.held_bytes = 0
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self._hash = hashlib.sha256()
-        self._queue: queue.Queue[bytes | None] = queue.Queue(PIECES_AHEAD)
-        self._unsynced_bytes = 0
-        self._sync_wanted, self._over = threading.Event(), False
-        work = (self._digest, self._sync) if digest else ()
-        self._threads = [threading.Thread(target=each, name="import") for each in work]
-        for thread in self._threads:
-            thread.start()
-
-    def _digest(self) -> None:
-        while (piece := self._queue.get()) is not None:
-            self._hash.update(piece)
-
-    def _sync(self) -> None:
-        while self._sync_wanted.wait() and not self._over:
-            self._sync_wanted.clear()
-            with contextlib.suppress(OSError):  # told when the file is ended
-                os.fdatasync(self._descriptor)
-
-    def write(self, piece: bytes) -> None:
-        """Add at most ``PIECE_BYTES`` bytes."""
-        if self._threads:
-            self._queue.put(piece)
-        self._unsynced_bytes += len(piece)
-        if self._unsynced_bytes >= SYNC_BYTES:
-            self._unsynced_bytes = 0
-            self._sync_wanted.set()
-        for start, end in _filled(piece):
-            block = memoryview(piece)[start:end]
-            while block:  # as much at once as there is: each call is a chance for other threads to come between
-                count = os.pwrite(self._descriptor, block, self.held_bytes + start)
-                block, start = block[count:], start + count
-        self.held_bytes += len(piece)
-
-    def close(self) -> Hash:
-        """End the file and return its SHA-256, which can go on."""
-        try:
-            os.truncate(self._descriptor, self.held_bytes)
-            os.fsync(self._descriptor)
-        finally:
-            self.abandon()
-        return self._hash
-
-    def abandon(self) -> None:
-        if self._threads:
-            self._over = True
-            self._sync_wanted.set()
-            self._queue.put(None)
-            for thread in self._threads:
-                thread.join()
-            self._threads = []
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 class ImageImports:
@@ -225,15 +139,11 @@ class ImageImports:
     async def _import(self, import_: wire.ImportWanted, scratch: Path) -> int:
         """Bring the image here and return how many bytes its file had. Raises Unacceptable, OSError, TimeoutError."""
         target = self._settings.images_dir / import_.spec.name
-        if target.exists():
-            manifest = msgspec.json.decode((target / MANIFEST).read_bytes(), type=Manifest)
-            if manifest.origin == import_.id:
-                return import_.spec.size_bytes  # it was done when an earlier agent was killed
-            raise Unacceptable(f"image {import_.spec.name} exists already")
+        if await asyncio.to_thread(_is_done, import_, target):  # when an earlier agent was killed
+            return import_.spec.size_bytes
         source = scratch / SOURCE
-        if (scratch / MANIFEST).exists():  # an earlier agent was killed just before it was done
+        if await asyncio.to_thread(_begin, scratch):  # an earlier agent was killed just before it was done
             return await self._finish(scratch, target, import_.spec.size_bytes)
-        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         read = await self._receive(import_, source)
         held = await asyncio.to_thread(_held_bytes, source)
         self._report(import_, ImportPhase.CONVERTING, held)
@@ -242,10 +152,11 @@ class ImageImports:
                 read = await asyncio.to_thread(_sha256, source)
             if read.hexdigest() != import_.spec.sha256:
                 raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the given one", WaitCode.DIGEST_WRONG)
-        scratch.chmod(0o711)
+        await asyncio.to_thread(scratch.chmod, 0o711)
         described = await self._convert(import_, source, scratch / DISK, read)
         if import_.encryption_key:
-            _check_room(scratch, luks.file_bytes(described.size_bytes, import_.encryption_key))  # it has no holes
+            held_bytes = luks.file_bytes(described.size_bytes, import_.encryption_key)  # it has no holes
+            await asyncio.to_thread(_check_room, scratch, held_bytes)
             described = await encrypted.make(import_, scratch / DISK, scratch / ENCRYPTED)
         kind = "disk" if import_.spec.format is None else KINDS.get(import_.spec.format, "disk")
         manifest = Manifest(
@@ -255,11 +166,7 @@ class ImageImports:
             origin=import_.id,
             encryption_key=import_.encryption_key,
         )
-        if kind == BOOT_FILE and not import_.encryption_key:
-            (scratch / DISK).chmod(0o644)  # QEMU opens it again, as another user; only we can enter its directory
-        new = scratch / f"{MANIFEST}.new"
-        new.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-        new.rename(scratch / MANIFEST)
+        await asyncio.to_thread(_describe, scratch, manifest)
         return await self._finish(scratch, target, held)
 
     async def _finish(self, scratch: Path, target: Path, held: int) -> int:
@@ -431,6 +338,32 @@ def _examine(source: Path, said: ImageFormat | None) -> tuple[ImageFormat, int |
         size = formats.check(file, format)
         extent_maps.check_whole(file, format)
     return format, size
+
+
+def _is_done(import_: wire.ImportWanted, target: Path) -> bool:
+    """Say whether an image is here by this import. Raises Unacceptable for any other one."""
+    if not target.exists():
+        return False
+    if msgspec.json.decode((target / MANIFEST).read_bytes(), type=Manifest).origin == import_.id:
+        return True
+    raise Unacceptable(f"image {import_.spec.name} exists already")
+
+
+def _begin(scratch: Path) -> bool:
+    """Have a place for an import; say whether all of it is there already. Raises OSError."""
+    if (scratch / MANIFEST).exists():
+        return True
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return False
+
+
+def _describe(scratch: Path, manifest: Manifest) -> None:
+    """Put a manifest beside a disk, whole or not at all. Raises OSError."""
+    if manifest.kind == BOOT_FILE and not manifest.encryption_key:
+        (scratch / DISK).chmod(0o644)  # QEMU opens it again, as another user; only we can enter its directory
+    new = scratch / f"{MANIFEST}.new"
+    new.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    new.rename(scratch / MANIFEST)
 
 
 def _put_in_place(scratch: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
+from novacron.agent.host.clock import finished_in_thread
 from novacron.agent.vm.directory import (
     COMPLETE,
     DISK_LAYER,
@@ -219,7 +220,7 @@ async def make_room(paths: Mapping[str, Path], infos: Iterable[VolumeInfo], keys
     encrypted ones, by the volumes' ids. Raises OSError."""
     sizes = {info.name: info.size_bytes for info in infos}
     for id, path in paths.items():
-        path.unlink(missing_ok=True)
+        await asyncio.to_thread(path.unlink, missing_ok=True)
         if id not in keys:
             await asyncio.to_thread(_make_empty, path, sizes[id])
             continue
@@ -265,7 +266,7 @@ async def offer(machine: VirtualMachine, coming: Coming) -> None:
     """Let disks of a VM that does not run yet be written to. Raises MonitorFailed."""
     assert machine.monitor is not None
     if coming.by_qemu():
-        (machine.directory / INCOMING_DISK_SOCKET).unlink(missing_ok=True)
+        await asyncio.to_thread((machine.directory / INCOMING_DISK_SOCKET).unlink, missing_ok=True)
         await mirror.serve(machine.monitor, Path(INCOMING_DISK_SOCKET), coming.by_qemu())
 
 
@@ -274,9 +275,13 @@ async def withdraw(machine: VirtualMachine, coming: Coming) -> None:
     assert machine.monitor is not None
     if coming.by_qemu():
         await mirror.close(machine.monitor)
-        (machine.directory / INCOMING_DISK_SOCKET).unlink(missing_ok=True)
-    (machine.directory / DISKS_COMPLETE).touch()
-    await asyncio.to_thread(files.make_durable, machine.directory)
+    await asyncio.to_thread(_complete, machine.directory)
+
+
+def _complete(directory: Path) -> None:
+    (directory / INCOMING_DISK_SOCKET).unlink(missing_ok=True)
+    (directory / DISKS_COMPLETE).touch()
+    files.make_durable(directory)
 
 
 def are_whole(machine: VirtualMachine) -> bool:
@@ -292,7 +297,7 @@ def keeps_files(spec: VmSpec, image: LocalImage, volumes: Iterable[VolumeAttache
 
 async def send_state(directory: Path, sender: Sender, image: LocalImage, volumes: Mapping[str, Path]) -> None:
     """Send what a VM that does not run consists of; returns when the peer has it. Raises SendFailed, OSError."""
-    (directory / COMPLETE).write_text("complete\n")
+    await asyncio.to_thread((directory / COMPLETE).write_text, "complete\n")
     named = [(name, path) for name, place in STATE.items() if files.is_plain(path := directory / place)]
     named += volumes.items()
     await send_files(named, sender, image.info.digest)
@@ -340,23 +345,26 @@ async def receive_state(
     parts = {id: path.with_suffix(".part") for id, (path, _) in volumes.items()}
     scratch = directory / ".receiving"
 
+    def put_in_place() -> None:
+        for id, part in parts.items():
+            part.rename(volumes[id][0])
+            files.make_durable(part.parent)
+        for received in sorted(scratch.iterdir(), key=lambda path: path.name == COMPLETE):
+            place = directory / STATE[received.name]
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            received.rename(place)
+        files.make_durable(directory)
+
     def clear() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         for part in parts.values():
             part.unlink(missing_ok=True)
 
     await asyncio.to_thread(clear)
-    scratch.mkdir(parents=True)
+    await asyncio.to_thread(scratch.mkdir, parents=True)
     try:
         await session.receive(DiskPlayer(open_))
-        for id, part in parts.items():
-            part.rename(volumes[id][0])
-            await asyncio.to_thread(files.make_durable, part.parent)
-        for received in sorted(scratch.iterdir(), key=lambda path: path.name == COMPLETE):
-            place = directory / STATE[received.name]
-            place.parent.mkdir(mode=0o700, exist_ok=True)
-            received.rename(place)
-        await asyncio.to_thread(files.make_durable, directory)
+        await finished_in_thread(asyncio.ensure_future(asyncio.to_thread(put_in_place)))
     finally:
         await asyncio.to_thread(clear)
 

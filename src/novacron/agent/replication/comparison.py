@@ -12,8 +12,10 @@ import concurrent.futures
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -34,9 +36,12 @@ RUN = struct.Struct("!QI")
 RUN_BLOCKS_MAX = (1 << 32) - 1
 BLOCKS_MAX = 16 << 20
 """1 TiB that was written."""
+VOLUME_BYTES_MAX = BLOCKS_MAX * RECORD.size + PAGE
 ANSWER_BYTES_MAX = 64 << 20
 HEAD_BYTES_MAX = 4096
 """Of an answer, beside the blocks that differ."""
+PIECE_BYTES = 64 << 10
+"""Of an answer that is unpacked at once."""
 ANSWER_S_MAX, LOOK_S = 300.0, 0.2
 Digest = Callable[[bytes], bytes]
 
@@ -58,61 +63,106 @@ def describe(chain: Chain, digest: Digest, path: Path) -> None:
             file.write(filler[: PAGE - file.tell() % PAGE])
 
 
-def pack(blocks: Iterable[int]) -> bytes:
-    """Return blocks, in order, as packed runs. Raises Unacceptable where a sender would not take so many."""
-    runs: list[list[int]] = []
-    for block in blocks:
-        if runs and sum(runs[-1]) == block and runs[-1][1] < RUN_BLOCKS_MAX:
-            runs[-1][1] += 1
-        else:
-            runs.append([block, 1])
-    packed = b""
-    if len(runs) * RUN.size < ANSWER_BYTES_MAX:
-        packed = zlib.compress(b"".join(RUN.pack(*run) for run in runs))
-    if not 0 < len(packed) < ANSWER_BYTES_MAX - HEAD_BYTES_MAX:
-        raise Unacceptable(f"what differs is in {len(runs)} places, too many for an answer")
-    return packed
+class Runs:
+    """Blocks that come in order, as runs: what a peer says makes no more of them than an answer may name."""
+
+    def __init__(self) -> None:
+        self._firsts = array("Q")
+        self._counts = array("I")
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def add(self, block: int) -> None:
+        """Raises Unacceptable where a sender would not take so many runs."""
+        if self._firsts and self._firsts[-1] + self._counts[-1] == block and self._counts[-1] < RUN_BLOCKS_MAX:
+            self._counts[-1] += 1
+            return
+        if (len(self) + 1) * RUN.size >= ANSWER_BYTES_MAX:
+            raise Unacceptable(f"what differs is in {len(self) + 1} places or more, too many for an answer")
+        self._firsts.append(block)
+        self._counts.append(1)
+
+    def pack(self) -> bytes:
+        """Return them packed. Raises Unacceptable where a sender would not take so many bytes."""
+        packer, packed = zlib.compressobj(), bytearray()
+        for run in zip(self._firsts, self._counts, strict=True):
+            packed += packer.compress(RUN.pack(*run))
+        packed += packer.flush()
+        if len(packed) >= ANSWER_BYTES_MAX - HEAD_BYTES_MAX:
+            raise Unacceptable(f"what differs is in {len(self)} places, too many for an answer")
+        return bytes(packed)
 
 
 def unpack(packed: bytes, end: int) -> Iterator[int]:
-    """Return the blocks of packed runs, all below ``end`` and in order. Raises StreamError."""
-    try:
-        stream = zlib.decompressobj()
-        raw = stream.decompress(packed, ANSWER_BYTES_MAX)
-        runs = [RUN.unpack_from(raw, at) for at in range(0, len(raw), RUN.size)]
-    except (zlib.error, struct.error) as error:
-        raise StreamError(f"the answer to a comparison can't be read: {error}") from error
-    if not stream.eof:
-        raise StreamError("the answer to a comparison is too long")
+    """Return the blocks of packed runs, all below ``end`` and in order. Raises StreamError.
+
+    They are unpacked as they are asked for: an answer of a few kilobytes may stand for millions of runs.
+    """
     at = 0
-    for first, count in runs:
+    for first, count in _runs(packed):
         if first < at or count < 1 or first + count > end:
             raise StreamError("the answer to a comparison names blocks that the disk does not have")
         yield from range(first, first + count)
         at = first + count
 
 
+def _runs(packed: bytes) -> Iterator[tuple[int, int]]:
+    rest = b""
+    try:
+        for piece in _unpacked(packed):
+            raw = rest + piece
+            whole = len(raw) // RUN.size * RUN.size
+            yield from RUN.iter_unpack(raw[:whole])
+            rest = raw[whole:]
+    except zlib.error as error:
+        raise StreamError(f"the answer to a comparison can't be read: {error}") from error
+    if rest:
+        raise StreamError("the answer to a comparison can't be read: its last run is not whole")
+
+
+def _unpacked(packed: bytes) -> Iterator[bytes]:
+    """Return what is packed, a piece at a time. Raises StreamError, zlib.error."""
+    stream, total = zlib.decompressobj(), 0
+    for start in range(0, len(packed), PIECE_BYTES):
+        rest, piece = packed[start : start + PIECE_BYTES], b""
+        while rest or len(piece) == PIECE_BYTES:
+            piece = stream.decompress(rest, PIECE_BYTES)
+            rest = stream.unconsumed_tail
+            total += len(piece)
+            if total > ANSWER_BYTES_MAX:
+                raise StreamError("the answer to a comparison is too long")
+            yield piece
+    if not stream.eof:
+        raise StreamError("the answer to a comparison is not whole")
+
+
 class Comparison:
     """Finds the blocks in which a sender's disk differs from one that is here, as its digests come in, in order.
 
-    ``is_over``: nobody waits for the answer any more.
+    ``disk_bytes``: how large the sender's disk is at most. ``is_over``: nobody waits for the answer any more.
     """
 
-    def __init__(self, chain: Chain, digest: Digest, is_over: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, chain: Chain, digest: Digest, disk_bytes: int, is_over: Callable[[], bool] = lambda: False
+    ) -> None:
         self._chain, self._digest, self._is_over = chain, digest, is_over
+        self._end = -(-max(disk_bytes, chain.size_bytes) // BLOCK_BYTES)
         self._own = iter(chain.written())
         self._own_next = next(self._own, None)
         self._last = -1
-        self.differ: list[int] = []
+        self.differ = Runs()
 
     def take(self, block: int, digest: bytes) -> None:
-        """Raises StreamError for blocks that are not in order, Unacceptable, OSError."""
+        """Raises StreamError for blocks that are not in order or that no disk has, Unacceptable, OSError."""
         if block <= self._last:
             raise StreamError("the digests of a disk's blocks are not in order")
+        if block >= self._end:
+            raise StreamError(f"there is a digest of block {block}, and the disk has {self._end} blocks")
         self._last = block
         self._look_at_own(block)
         if self._digest(self._chain.read(block)) != digest:
-            self.differ.append(block)
+            self.differ.add(block)
 
     def end(self) -> None:
         """There are no more. Raises StreamError, Unacceptable, OSError."""
@@ -126,18 +176,25 @@ class Comparison:
             block = self._own_next
             self._own_next = next(self._own, None)
             if block != before and self._chain.read(block) != self._chain.below(block):
-                self.differ.append(block)
+                self.differ.add(block)
+
+
+class OpenedDisk(NamedTuple):
+    """The disk that is here, and the round that brought it. ``disk_bytes``: how large the sender's is at most."""
+
+    chain: Chain
+    since: str
+    disk_bytes: int
 
 
 class Answering(VolumeSink):
     """Takes the digests of a sender's disk, and answers at their end. Called in a thread that is not the loop's.
 
-    ``open_disk`` returns the disk that is here, and the round that brought it; it raises Unacceptable where there is
-    none.
+    ``open_disk`` raises Unacceptable where there is no disk.
     """
 
     def __init__(
-        self, session: ReceiveSession, open_disk: Callable[[], tuple[Chain, str]], digest: Digest,
+        self, session: ReceiveSession, open_disk: Callable[[], OpenedDisk], digest: Digest,
         loop: asyncio.AbstractEventLoop,
     ) -> None:  # fmt: skip
         self._session, self._open_disk, self._digest, self._loop = session, open_disk, digest, loop
@@ -152,12 +209,15 @@ class Answering(VolumeSink):
         """Return where the digests go. Raises StreamError, ProtocolError."""
         if [volume.name for volume in head.volumes] != [VOLUME]:
             raise StreamError("the stream is no comparison of a disk")
+        if head.volumes[0].size_bytes > VOLUME_BYTES_MAX:
+            raise StreamError(f"the digests of a disk have {head.volumes[0].size_bytes} bytes, too many to compare")
         if head.volumes[0].below != key_check(self._digest):
             why = "the two nodes have different keys of the VM's project at this moment"
             raise ProtocolError(why, ErrorCode.NOT_EXPECTED)
         try:
-            self._chain, self._since = self._open_disk()
-            self._comparison = Comparison(self._chain, self._digest, self._is_over)
+            disk = self._open_disk()
+            self._chain, self._since = disk.chain, disk.since
+            self._comparison = Comparison(disk.chain, self._digest, disk.disk_bytes, self._is_over)
         except (Unacceptable, OSError) as error:
             self._lacks = _why(error)
         return [self]
@@ -199,8 +259,7 @@ class Answering(VolumeSink):
         if self._comparison is not None and self._chain is not None:
             try:
                 self._comparison.end()
-                differ = pack(sorted(self._comparison.differ))
-                return Compared(self._since, self._chain.size_bytes, differ)
+                return Compared(self._since, self._chain.size_bytes, self._comparison.differ.pack())
             except StreamError:
                 raise
             except (Unacceptable, OSError) as error:
@@ -258,6 +317,6 @@ class Answer:
         if len(self._raw) < 4 or len(self._raw) != 4 + int.from_bytes(self._raw[:4], "big"):
             raise StreamError("the answer to a comparison is not whole")
         try:
-            return msgspec.msgpack.decode(self._raw[4:], type=Compared)
+            return msgspec.msgpack.decode(memoryview(self._raw)[4:], type=Compared)
         except MALFORMED as error:
             raise StreamError(f"the answer to a comparison can't be read: {error}") from error

@@ -18,7 +18,7 @@ from novacron.agent.replicas.points import Point, ReplicaPoints, check_layer
 from novacron.agent.replicas.reservations import Reservations
 from novacron.agent.replicas.shelf import KeptReplica
 from novacron.agent.replication import rounds
-from novacron.agent.replication.comparison import Answering, ComparisonPlayer
+from novacron.agent.replication.comparison import Answering, ComparisonPlayer, OpenedDisk
 from novacron.agent.vm.directory import UIDS_MAX
 from novacron.disk import layers
 from novacron.disk.chain import Chain
@@ -151,7 +151,7 @@ class KeptReplicas:
         await kept.open()
         arrival = _Arrival(image.disk_bytes, kept.points, host.replicas.rooms, time.time)
         name = rounds.session_of(replica.id, replica.peer)
-        comparing = asyncio.create_task(self._compare(replica, kept, image.path))
+        comparing = asyncio.create_task(self._compare(replica, kept, image))
         try:
             with host.listener.expect(name, replica.peer, self._terms(replica)) as session:
                 await session.receive(DiskPlayer(arrival.open))
@@ -171,15 +171,16 @@ class KeptReplicas:
             raise Unacceptable(f"this node does not hold image {replica.image}", WaitCode.IMAGE_MISSING)
         return _Below(image.disk, max(replica.disk_mib << 20, image.info.disk_bytes))
 
-    async def _compare(self, replica: wire.ReplicaKept, kept: KeptReplica, image: Path) -> None:
+    async def _compare(self, replica: wire.ReplicaKept, kept: KeptReplica, image: _Below) -> None:
         """Answer how the newest disk differs from the sender's, whenever that asks; until cancelled."""
         backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
         name, digest = rounds.comparison_of(replica.id, replica.peer), PageHash(replica.page_key).digest
 
-        def open_disk() -> tuple[Chain, str]:
+        def open_disk() -> OpenedDisk:
             if not kept.points.newest_round:
                 raise Unacceptable("it has nothing of the disk yet")
-            return Chain(image, kept.points.newest_layers()), kept.points.newest_round
+            chain = Chain(image.path, kept.points.newest_layers())
+            return OpenedDisk(chain, kept.points.newest_round, image.disk_bytes)
 
         while True:
             try:

@@ -262,8 +262,8 @@ class _Rounds:
     async def _check_room(self, context: VmContext, plan: _Plan) -> None:
         """Raise Unacceptable unless there is room for the copy of what may have to be sent."""
         layer = context.machine.directory / DISK_LAYER
-        needed = await plan.most_bytes(context, files.allocated([layer]))
-        free = shutil.disk_usage(self._host.settings.state_dir).free
+        needed = await plan.most_bytes(context, await asyncio.to_thread(files.allocated, [layer]))
+        free = (await asyncio.to_thread(shutil.disk_usage, self._host.settings.state_dir)).free
         if needed + SPARE_BYTES > free:
             raise Unacceptable(
                 f"no room for a copy of what was written: {needed >> 20} MiB, {free >> 20} MiB are free",
@@ -273,7 +273,8 @@ class _Rounds:
     async def _send(self, context: VmContext, plan: _Plan, layers: _Layers) -> None:
         age_s = time.monotonic() - plan.moment_s
         head = self._scratch / rounds.HEAD
-        head.write_bytes(msgspec.msgpack.encode(msgspec.structs.replace(layers.head, age_s=age_s)))
+        content = msgspec.msgpack.encode(msgspec.structs.replace(layers.head, age_s=age_s))
+        await asyncio.to_thread(head.write_bytes, content)
         sender = self._session(context, rounds.session_of(self._replica.id, self._host.identity.name))
         named = [*((f"layer-{place}", path) for place, path in enumerate(layers.paths)), (rounds.HEAD, head)]
         async with sender:

@@ -11,6 +11,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from novacron.agent.host.clock import finished_in_thread
 from novacron.agent.vm.directory import DISK_LAYER, STATE, VmDirectory, next_name, shared_name
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.disk import overlay
@@ -36,12 +37,12 @@ async def share(source: VirtualMachine, clone: VmDirectory, lock: asyncio.Lock, 
 
     Raises OverlayFailed, MonitorFailed, OSError.
     """
-    clone.make()
+    await asyncio.to_thread(clone.make)
     async with source.copying, lock:
         if (source.directory / DISK_LAYER).exists():
             await _freeze(source, key)
             size = overlay.size_bytes(source.directory / DISK_LAYER)
-            _link_shared(source, clone)
+            await asyncio.to_thread(_link_shared, source, clone)
             await overlay.create_blank(clone.path / UNFINISHED, size, key)
     await asyncio.to_thread(_finish, source, clone)
 
@@ -56,7 +57,7 @@ async def copy(
     is copied of one that runs lies within ``around``, and ``planner`` says what of it is copied. Raises OverlayFailed,
     MonitorFailed, OSError.
     """
-    clone.make()
+    await asyncio.to_thread(clone.make)
     path = source.directory / DISK_LAYER
     async with source.copying:
         if path.exists():
@@ -68,7 +69,7 @@ async def copy(
                         raise MonitorFailed("its source was started just now")
                     await overlay.copy(path, clone.path / UNFINISHED)
                 await _forget_snapshots(clone, key)
-            _link_shared(source, clone)
+            await asyncio.to_thread(_link_shared, source, clone)
     await asyncio.to_thread(_finish, source, clone)
 
 
@@ -102,7 +103,7 @@ async def _copy_running(
         await overlay.create_blank(scratch, await block.size_bytes(source.monitor), key)
         source.home.give(COPY)
         await block.copy(source.monitor, COPY, _id_of(key), around, planner)
-        scratch.replace(clone.path / UNFINISHED)
+        await asyncio.to_thread(scratch.replace, clone.path / UNFINISHED)
     finally:
         await asyncio.to_thread(scratch.unlink, missing_ok=True)  # of a large file it takes seconds
 
@@ -153,19 +154,24 @@ async def settle(machine: VirtualMachine, key: str) -> None:
     number = len([path for path in machine.home.shared() if not path.samefile(layer)])
     if machine.monitor is not None and machine.pid is not None:
         await block.put_over(machine.monitor, number + 1, begun.name, key)
-    shared = machine.directory / shared_name(number)
-    with contextlib.suppress(FileExistsError):
-        os.link(layer, shared)
-    os.chown(shared, os.geteuid(), os.getegid())
-    shared.chmod(0o400)
-    scratch = machine.directory / "link.new"
-    scratch.unlink(missing_ok=True)
-    os.link(begun, scratch)
-    scratch.rename(layer)
+    sharing = asyncio.to_thread(_share, layer, machine.directory / shared_name(number), begun)
+    await finished_in_thread(asyncio.ensure_future(sharing))
     for path in candidates:
         if path != begun:
             await asyncio.to_thread(path.unlink)
     await asyncio.to_thread(make_durable, machine.directory)
+
+
+def _share(layer: Path, shared: Path, begun: Path) -> None:
+    """Let a VM's own layer be one that others may have, and what is over it the own one. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        os.link(layer, shared)
+    os.chown(shared, os.geteuid(), os.getegid())
+    shared.chmod(0o400)
+    scratch = layer.with_name("link.new")
+    scratch.unlink(missing_ok=True)
+    os.link(begun, scratch)
+    scratch.rename(layer)
 
 
 def made(directory: Path) -> bool:

@@ -156,6 +156,7 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        self._known = {path.name.partition(".")[0] for path in directory.glob("vm-*")}
 
     def load(self) -> dict[str, Record]:
         """Return every record, and forget VMs that are long gone. Raises OSError."""
@@ -201,6 +202,10 @@ class Journal:
         self.store(vm, record)
         return record
 
+    def knows(self, vm: str) -> bool:
+        """Say, without looking at the disk, whether anything may be remembered of a VM."""
+        return vm in self._known
+
     def has(self, vm: str) -> bool:
         """Say whether anything is remembered of a VM."""
         path = self._directory / f"{vm}.json"
@@ -208,6 +213,7 @@ class Journal:
 
     def store(self, vm: str, record: Record) -> None:
         """Write a record; when this returns it survives a power cut. Raises OSError."""
+        self._known.add(vm)
         self._write(self._directory / f"{vm}.json", _encode(record))
 
     def _write(self, path: Path, content: bytes) -> None:

@@ -96,7 +96,7 @@ class Machine:
 
         What that agent was carrying is lost: its sockets are removed.
         """
-        self.home.clear_sockets()
+        await asyncio.to_thread(self.home.clear_sockets)
         found = await self._find()
         if found is None:
             return False

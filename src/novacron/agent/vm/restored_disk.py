@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from novacron import private_file
 from novacron.agent.actions import Action, doing
+from novacron.agent.host.clock import finished_in_thread
 from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.directory import Purpose
 from novacron.agent.repositories.threads import Stopped, in_thread
@@ -52,7 +53,7 @@ async def make(context: VmContext, source: BackupSource) -> None:
     Raises MachineFailed, Unacceptable, RepositoryError, OverlayFailed, ImgFailed, BadState, NoAccount, OSError.
     """
     home = context.machine.home
-    home.make()
+    await asyncio.to_thread(home.make)
     with doing(Action.RESTORE, trace=context.trace, vm=context.vm, repository=source.repository):
         ready = await _prepare(context, source)
         await give_firmware(context, ready.firmware)
@@ -131,10 +132,13 @@ async def give_firmware(context: VmContext, remembered: Remembered) -> None:
 
 
 async def give_layer(home: VmDirectory, layer: Path) -> None:
+    def put() -> None:
+        layer.rename(home.path / DISK_LAYER)
+        home.give(DISK_LAYER)
+        make_durable(home.path)
+
     await sync(layer)
-    layer.rename(home.path / DISK_LAYER)
-    home.give(DISK_LAYER)
-    await asyncio.to_thread(make_durable, home.path)
+    await finished_in_thread(asyncio.ensure_future(asyncio.to_thread(put)))
 
 
 def _note(home: VmDirectory, name: str, request: str) -> None:
