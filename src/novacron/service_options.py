@@ -324,13 +324,14 @@ class AgentOptions:
     reuse: Annotated[
         str, typer.Option(help="local pages that migrations need not send: of images, of running VMs, of VMs that left")
     ] = "image,sibling,checkpoint"
-    place_memory: Annotated[
+    qemu_loads_memory: Annotated[
         bool,
         typer.Option(
-            "--place-memory/--no-place-memory",
-            help="write the memory of VMs that come into their QEMUs directly, where this host allows it",
+            "--qemu-loads-memory",
+            help="let QEMU itself load the memory of VMs that come here; by default the agent writes most of it into"
+            " QEMU's memory, which takes less of the processor",
         ),
-    ] = True
+    ] = False
     pages_limit: Annotated[int, typer.Option(help="MiB of disk for the memory pages of VMs that left")] = 8192
     imports_dir: Annotated[
         Path | None,
@@ -386,7 +387,7 @@ class AgentOptions:
             dwcp_port=self.dwcp_port,
             outage_s=self.outage,
             reuse=_reused(self.reuse),
-            place_memory=self.place_memory,
+            place_memory=not self.qemu_loads_memory,
             pages_bytes_max=self.pages_limit << 20,
             imports=self.imports_dir,
             imports_local=self.imports_local,

@@ -13,20 +13,23 @@ import pytest
 
 from novacron.agent.migration.direct_placement import PlacingPipe, open_placer
 from novacron.dwcp.pipes import SocketPipe, StreamSink
+from novacron.model.node import AcceleratorKind
 from novacron.model.vm import GuestHardware
 from novacron.qemu import hotplug
+from novacron.qemu.confine import Cgroup
 from novacron.qemu.memory import PAGE, blocks
 from novacron.qemu.monitor import Monitor
 from novacron.qemu.process_memory import PageRun, ProcessMemory, address_of
 from tests.chance import fixed_seed
 from tests.support.bare_qemu import MIB, differing_pages, move, qemu
+from tests.waiting import eventually
 
 PLUGGED_MIB = 128
 PAGES, PAGES_BEFORE = 3000, 300
 """Pages that the guest wrote, and that the target's QEMU did before anything came."""
 GIVEN_BYTES_MAX = 2 * MIB
 """What QEMU may be given: its devices, and memory of theirs."""
-NOBODY, ALLOWED_NOT = 65_534, 77
+NOBODY, REFUSED = 65_534, 77
 WRITE = ProcessMemory.write
 
 
@@ -133,6 +136,29 @@ async def test_a_page_that_is_not_placed_is_found(
         assert await differing_pages(guests.source, guests.target) == [(b"pc.ram", at)]
 
 
+async def test_what_is_placed_is_charged_to_the_vm_and_not_to_its_agent(tmp_path: Path, images: Path) -> None:
+    cgroup = Cgroup(f"test-{os.getpid()}")
+    async with qemu(tmp_path / "a", images / "tiny", 128, incoming=True) as (monitor, pid):
+        try:
+            cgroup.place(pid, 1, 128, AcceleratorKind.TCG)
+            before = cgroup.charged_bytes()
+        except OSError as error:
+            pytest.skip(f"this host counts no memory: {error}")
+        (block, *_) = await blocks(monitor)
+        page = b"p" * PAGE
+        ProcessMemory(pid).write([PageRun(block.address, block.size // PAGE, address_of(page), 0)])
+        charged = cgroup.charged_bytes() - before
+
+    def removed() -> bool:
+        with contextlib.suppress(OSError):  # its process has not quite ended
+            cgroup.remove()
+            return True
+        return False
+
+    await eventually(removed, "its cgroup is removed", 20)
+    assert charged >= block.size - MIB
+
+
 async def test_a_qemu_that_has_ended_is_written_to_no_more(tmp_path: Path, images: Path) -> None:
     async with qemu(tmp_path / "a", images / "tiny", 128, incoming=True) as (monitor, pid):
         memory = ProcessMemory(pid)
@@ -141,19 +167,24 @@ async def test_a_qemu_that_has_ended_is_written_to_no_more(tmp_path: Path, image
         memory.write([PageRun(block.address, 1, address_of(bytes(PAGE)), 0)])
 
 
-async def test_another_user_may_not_write(tmp_path: Path, images: Path) -> None:
-    """What an agent without privileges finds out before the first page."""
+def nobody_may_write(pid: int, address: int) -> bool:
+    """Say whether another user may write to a process's memory, in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setuid(NOBODY)
+            ProcessMemory(pid).check_writable(address)
+        except PermissionError:
+            os._exit(REFUSED)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) != REFUSED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_an_agent_without_privileges_finds_out_before_the_first_page(tmp_path: Path, images: Path) -> None:
     async with qemu(tmp_path / "a", images / "tiny", 128, incoming=True) as (monitor, pid):
         (block, *_) = await blocks(monitor)
         ProcessMemory(pid).check_writable(block.address)
-        child = os.fork()
-        if child == 0:
-            try:
-                os.setuid(NOBODY)
-                ProcessMemory(pid).check_writable(block.address)
-            except PermissionError:
-                os._exit(ALLOWED_NOT)
-            finally:
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == ALLOWED_NOT
+        assert not nobody_may_write(pid, block.address)

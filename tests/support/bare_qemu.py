@@ -70,19 +70,22 @@ async def move(source: Monitor, target: Monitor, directory: Path, passes: int = 
         assert await source.status() == before, "it stood still only while the log began"
         carrying = asyncio.create_task(asyncio.to_thread(carry, server, sink))
 
-        async def completed() -> bool:
+        async def may_end() -> bool:
             status = await transfer.status(source)
             assert status.status in ("active", "completed"), status
-            if status.status == "active" and status.passes >= passes:
-                await transfer.switch(source)
-            return status.status == "completed"
+            return status.passes >= passes
+
+        async def sent() -> bool:
+            return (await transfer.status(source)).status == "completed"
 
         async def arrived() -> bool:
             return await target.status() != "inmigrate"
 
-        await eventually(completed, "the memory is sent", 100)
-        await carrying
-        await eventually(arrived, "the memory is there", 100)
+        await eventually(may_end, "it passes over the memory", 100)
+        await transfer.switch(source)
+        await carrying  # QEMU may not answer before it has sent all
+        await eventually(sent, "the memory is sent")
+        await eventually(arrived, "the memory is there")
 
 
 async def differing_pages(source: tuple[Monitor, int], target: tuple[Monitor, int]) -> list[tuple[bytes, int]]:

@@ -1,4 +1,4 @@
-"""Pages that are taken out of QEMU's stream and placed: memory becomes what QEMU would have made of the whole stream."""
+"""Pages that are taken out of QEMU's stream and placed: memory is what QEMU would have made of all of it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from novacron.agent.migration.direct_placement import PlacingPipe
 from novacron.qemu.memory import MemoryBlock, check_private, touched
 from novacron.qemu.placement import WAITING_BYTES_MAX, PlacedBlock, Placer, Unplaceable
 from novacron.qemu.process_memory import PAGES_MAX, PageRun, ProcessMemory, address_of
-from novacron.qemu.stream import PAGE
-from tests.unit.test_stream import CONFIGURATION, DEVICES, FOOTER, RAM_ID, RAM_START, named, page, stream, word
+from novacron.qemu.stream import PAGE, RAM_START
+from tests.unit.test_stream import CONFIGURATION, DEVICES, FOOTER, RAM_ID, named, page, stream, word
 
 SIZES = {b"pc.ram": 40, b"memory1": 12, b"vga.vram": 8, b"rom": 3}
 """Blocks of a guest's, in pages. The first two are placed."""
@@ -88,7 +88,7 @@ class Qemu:
 
 
 def pass_of(records: list[Record], seeds: Iterator[int]) -> bytes:
-    """Return a pass over the memory as QEMU tells it: a block's name once for all pages of it that follow each other."""
+    """Return a pass over the memory as QEMU tells it: a block's name once for all its pages that follow each other."""
     told, last = b"", b""
     for name, first, count, fill in records:
         for number in range(first, min(first + count, SIZES[name])):
@@ -171,6 +171,7 @@ def test_pages_are_there_before_qemu_is_given_what_follows_them() -> None:
         word(39 * PAGE, 0x08) + named(b"pc.ram") + page(1) + word(40 * PAGE, 0x28) + page(2),
         word(39 * PAGE, 0x08) + named(b"pc.ram") + page(1) + b"".join(word(n * PAGE, 0x22) + b"\0" for n in (39, 40)),
     ],
+    ids=["next page", "far away", "zero", "filled", "end of a run", "end of a run of zeros"],
 )
 def test_no_page_outside_of_its_block_is_placed(record: bytes) -> None:
     memory = Memory(b"pc.ram", SIZES[b"pc.ram"])

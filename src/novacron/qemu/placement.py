@@ -67,6 +67,8 @@ class Placer:
         self._splitter = RamSplitter()
         self._block: PlacedBlock | None = None
         """That of the last record, if its pages are placed."""
+        self.pages = 0
+        """How many were placed, each as often as it came."""
 
     def take(self, data: bytes) -> bytes:
         """Place the pages in the stream's next bytes; return what QEMU is to be given once this has returned.
@@ -94,6 +96,7 @@ class Placer:
             else:
                 placed += self._block.zeros(header, count)
         self._memory.write(placed)
+        self.pages += sum(run.pages for run in placed)
         return b"".join(passed)
 
     def _take_head(

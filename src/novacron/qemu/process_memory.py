@@ -28,7 +28,7 @@ class PageRun(NamedTuple):
     further one ``stride`` bytes after the last: with 0 all are the same."""
 
     address: int
-    count: int
+    pages: int
     source: int
     stride: int
 

@@ -30,8 +30,8 @@ _ADDRESSES = sum(1 << 8 + 72 * (_ZEROS - 1 - number) for number in range(_ZEROS)
 _OFFSETS = sum(number * PAGE << 8 + 72 * (_ZEROS - 1 - number) for number in range(_ZEROS))
 OPAQUE_RUN, ZERO_RUN, PAGES_RUN = 0, 1, 2
 Run = tuple[int, int, int, int, int, bool]
-"""``(kind, at, count, header, space, bare)``: see the page codec. Before runs are merged, an opaque one that is ``bare``
-is the head of a record: all of it but its page, with its header's word and its block."""
+"""``(kind, at, count, header, space, bare)``: see the page codec. Before runs are merged, an opaque one that is
+``bare`` is the head of a record: all of it but its page, with its header's word and its block."""
 
 
 class RamSplitter:

@@ -71,6 +71,7 @@ class PlacingPipe:
 
     def __init__(self, pipe: StreamSink, placer: Placer, on_unknown: Callable[[], None]) -> None:
         self._pipe, self._placer, self._on_unknown = pipe, placer, on_unknown
+        self._given_bytes = 0
 
     def write(self, data: bytes) -> None:
         try:
@@ -80,10 +81,12 @@ class PlacingPipe:
             raise
         if rest:
             self._pipe.write(rest)
+            self._given_bytes += len(rest)
 
     def finish(self) -> None:
         self._placer.finish()
         self._pipe.finish()
+        log.info("a guest's memory was placed", pages=self._placer.pages, given_to_qemu_bytes=self._given_bytes)
 
     def abort(self) -> None:
         self._pipe.abort()
