@@ -338,6 +338,14 @@ class AgentOptions:
     reuse: Annotated[
         str, typer.Option(help="local pages that migrations need not send: of images, of running VMs, of VMs that left")
     ] = "image,sibling,checkpoint"
+    qemu_loads_memory: Annotated[
+        bool,
+        typer.Option(
+            "--qemu-loads-memory",
+            help="let QEMU itself load the memory of VMs that come here; by default the agent writes most of it into"
+            " QEMU's memory, which takes less of the processor",
+        ),
+    ] = False
     pages_limit: Annotated[int, typer.Option(help="MiB of disk for the memory pages of VMs that left")] = 8192
     imports_dir: Annotated[
         Path | None,
@@ -393,6 +401,7 @@ class AgentOptions:
             dwcp_port=self.dwcp_port,
             outage_s=self.outage,
             reuse=_reused(self.reuse),
+            place_memory=not self.qemu_loads_memory,
             pages_bytes_max=self.pages_limit << 20,
             imports=self.imports_dir,
             imports_local=self.imports_local,

@@ -45,6 +45,7 @@ def test_moving_back_costs_almost_nothing_and_preserves_memory(victim: Platform)
             assert progress["wire_bytes"] < 4_000_000 and progress["savings"]["checkpoint"] > 40_000_000
         log = victim.agents[migration["source"]].log
         until(functools.partial(has_text, log, "kept a checkpoint"), "it is kept", 20)
+        assert has_text(victim.agents[target].log, "a guest's memory was placed"), "past QEMU"
         ahead = victim.directory / target / "agent" / "pages" / "default" / f"left-{vm['id']}" / "index"
         until(ahead.exists, "the node that it is on knows what the other keeps", 20)
         pause(1.5)

@@ -54,12 +54,14 @@ def test_a_server_archives_its_database_only_if_it_is_told_where() -> None:
 
 def test_an_agents_options_become_its_settings_in_their_units(tmp_path: Path) -> None:
     options = AgentOptions(
-        state_dir=tmp_path, name="host-a", pages_limit=2, keep_images=0.5, reuse="none", shared_pool=[f"nfs={tmp_path}"]
-    )
+        state_dir=tmp_path, name="host-a", pages_limit=2, keep_images=0.5, reuse="none",
+        shared_pool=[f"nfs={tmp_path}"], qemu_loads_memory=True,
+    )  # fmt: skip
     settings = options.settings()
     assert (settings.state_dir, settings.images_dir) == (tmp_path / "agent", tmp_path / "images")
     assert (settings.pages_bytes_max, settings.keep_images_s, settings.reuse) == (2 << 20, 1800, frozenset())
     assert settings.shared_pools == {"nfs": tmp_path}
+    assert not settings.place_memory and AgentOptions(state_dir=tmp_path).settings().place_memory
 
 
 @pytest.mark.parametrize(

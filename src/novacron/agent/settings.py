@@ -32,6 +32,8 @@ class AgentSettings(msgspec.Struct, frozen=True):
     reuse: frozenset[str] = frozenset(("image", "sibling", "checkpoint"))
     """Which pages that this node has may stand in for sending them: those of images, of VMs that run here, of VMs that
     were here."""
+    place_memory: bool = True
+    """The memory of guests that come is written into their QEMUs from outside, where this host allows it."""
     pages_bytes_max: int = 8 * 1024**3
     """Disk space for what VMs leave behind here."""
     imports: Path | None = None

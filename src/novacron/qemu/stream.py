@@ -30,7 +30,8 @@ _ADDRESSES = sum(1 << 8 + 72 * (_ZEROS - 1 - number) for number in range(_ZEROS)
 _OFFSETS = sum(number * PAGE << 8 + 72 * (_ZEROS - 1 - number) for number in range(_ZEROS))
 OPAQUE_RUN, ZERO_RUN, PAGES_RUN = 0, 1, 2
 Run = tuple[int, int, int, int, int, bool]
-"""``(kind, at, count, header, space, bare)``: see the page codec."""
+"""``(kind, at, count, header, space, bare)``: see the page codec. Before runs are merged, an opaque one that is
+``bare`` is the head of a record: all of it but its page, with its header's word and its block."""
 
 
 class RamSplitter:
@@ -39,15 +40,30 @@ class RamSplitter:
     def __init__(self) -> None:
         self.packaged = False
         """The devices were sent in one package: the guest's memory follows it (post-copy)."""
+        self.lost = False
+        """Something is not known, and what follows may be memory."""
         self._rest = b""
+        self._kind = SECTION_START
+        self._complete = False
+        """The last section of memory has ended."""
         self._find = self._preamble
         self._seen = b""
         self._section = b""
         self._blocks: dict[bytes, int] = {}
         self._block = 0
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What is understood only with what follows it."""
+        return len(self._rest)
+
     def split(self, data: bytes) -> tuple[bytes, list[Run]]:
         """Take the stream's next bytes; return those that are understood by now, and the runs that they consist of."""
+        data, runs = self.records(data)
+        return data, _merged(runs)
+
+    def records(self, data: bytes) -> tuple[bytes, list[Run]]:
+        """As ``split``, but opaque runs are not merged: each head of a record is one of its own."""
         data = self._rest + data
         runs: list[Run] = []
         at = 0
@@ -57,7 +73,7 @@ class RamSplitter:
                 break
             at = end
         self._rest = data[at:]
-        return data[:at], _merged(runs)
+        return data[:at], runs
 
     def finish(self) -> tuple[bytes, list[Run]]:
         """Return the rest of a stream that has ended, perhaps in the middle of a record."""
@@ -85,6 +101,7 @@ class RamSplitter:
         return len(data)
 
     def _give_up(self, data: bytes, at: int, runs: list[Run]) -> int:
+        self.lost = not self._complete
         self._find = self._opaque
         return self._opaque(data, at, runs)
 
@@ -118,6 +135,7 @@ class RamSplitter:
         if data[at + 8] != FOOTER or data[at + 9 : at + 13] != self._section:
             return self._give_up(data, at, runs)
         runs.append((OPAQUE_RUN, at, 13, 0, 0, False))
+        self._complete = self._kind == SECTION_END
         self._find = self._between
         return at + 13
 
@@ -147,10 +165,10 @@ class RamSplitter:
             name = data[at + 9 : body]
             self._block = self._blocks.setdefault(name, len(self._blocks))
         if flags & PLAIN:
-            runs.append((OPAQUE_RUN, at, body - at, 0, 0, False))
+            runs.append((OPAQUE_RUN, at, body - at, header, self._block, True))
             runs.append((PAGES_RUN, body, 1, header, self._block, True))
         else:
-            runs.append((OPAQUE_RUN, at, stop - at, 0, 0, False))
+            runs.append((OPAQUE_RUN, at, stop - at, header, self._block, True))
         return stop
 
     def _between(self, data: bytes, at: int, runs: list[Run]) -> int:
@@ -161,6 +179,7 @@ class RamSplitter:
                 return at
             if data[at + 1 : at + 5] == self._section:
                 runs.append((OPAQUE_RUN, at, 5, 0, 0, False))
+                self._kind, self._complete = kind, False
                 self._find = self._records
                 return at + 5
         elif kind == COMMAND:
@@ -203,8 +222,10 @@ def _merged(runs: list[Run]) -> list[Run]:
     """Return the runs with opaque ones that touch each other joined."""
     merged: list[Run] = []
     for run in runs:
-        if run[0] == OPAQUE_RUN and merged and merged[-1][0] == OPAQUE_RUN:
+        if run[0] != OPAQUE_RUN:
+            merged.append(run)
+        elif merged and merged[-1][0] == OPAQUE_RUN:
             merged[-1] = (OPAQUE_RUN, merged[-1][1], merged[-1][2] + run[2], 0, 0, False)
         else:
-            merged.append(run)
+            merged.append((OPAQUE_RUN, run[1], run[2], 0, 0, False))
     return merged

@@ -13,9 +13,10 @@ from pathlib import Path
 import msgspec
 
 from novacron.agent.migration import disk_mirror
+from novacron.agent.migration.direct_placement import DirectPlacement
 from novacron.agent.vm.directory import INCOMING_SOCKET
 from novacron.agent.vm.hypervisor import VirtualMachine
-from novacron.dwcp.pipes import SocketPipe
+from novacron.dwcp.pipes import SocketPipe, StreamSink
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveSession
 from novacron.dwcp.return_channel import BYTES_MAX
 from novacron.qemu import transfer
@@ -82,7 +83,7 @@ class Arrival(msgspec.Struct, frozen=True):
     """To be called once QEMU has everything, still paused; with True: all but memory that follows."""
 
 
-async def load(arrival: Arrival) -> None:
+async def load(arrival: Arrival, placement: DirectPlacement) -> None:
     """Load a guest's memory, and what the VM wrote over its image's disk; returns once the memory is all here, also
     where it follows its guest.
 
@@ -99,10 +100,13 @@ async def load(arrival: Arrival) -> None:
         await transfer.receive(machine.monitor, Path(INCOMING_SOCKET), post_copy=post_copy)
         await loop.sock_connect(connection, str(path))
         machine.check_peer(connection)
+        sink: StreamSink = SocketPipe(connection)
+        if not post_copy:  # there QEMU has to know which pages have come, and asks for the others
+            sink = await placement.sink(machine, connection, incoming.peer)
         if disk is not None:
             await disk_mirror.offer(machine, disk)
         await arrival.ready()
-        receiving = asyncio.create_task(incoming.receive(SocketPipe(connection)))
+        receiving = asyncio.create_task(incoming.receive(sink))
         wait = _completed_by_event if post_copy else _completed
         completed = asyncio.create_task(wait(machine, arrival.changed))
         before = [asyncio.create_task(_devices(machine))] if post_copy else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from novacron.agent.migration import post_copy, source_stream, target_stream
+from novacron.agent.migration.direct_placement import DirectPlacement
 from novacron.agent.migration.outgoing import OutgoingMigration
 from novacron.agent.migration.target_stream import Arrival
 from novacron.agent.settings import AgentSettings
@@ -41,12 +42,13 @@ class DwcpTransport:
 
     def __init__(self, connections: ConnectionPool, listener: Listener, settings: AgentSettings) -> None:
         self._connections, self._listener, self._settings = connections, listener, settings
+        self._placement = DirectPlacement(enabled=settings.place_memory)
 
     async def send(self, migration: OutgoingMigration) -> None:
         await source_stream.send(migration)
 
     async def load(self, arrival: Arrival) -> None:
-        await target_stream.load(arrival)
+        await target_stream.load(arrival, self._placement)
 
     async def give_rest(self, machine: VirtualMachine, moving: PostCopy) -> None:
         await post_copy.give_rest(machine, moving, self._connections, self._settings)
