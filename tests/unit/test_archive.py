@@ -100,6 +100,20 @@ def test_a_package_in_a_folder_of_its_archive_is_read(tmp_path: Path, folder: st
     assert b"".join(piece.read()) == b"disk" and vm.disk.sha256 == hashlib.sha256(b"disk").hexdigest()
 
 
+@pytest.mark.parametrize("loose", [True, False])
+def test_a_descriptor_of_megabytes_is_read_and_one_without_end_is_not(tmp_path: Path, loose: bool) -> None:
+    (tmp_path / "one.vmdk").write_bytes(b"disk")
+
+    def written(size_bytes: int) -> Path:
+        text = descriptor(drive("v1"), tail="<Info>" + "x" * size_bytes + "</Info>")
+        (tmp_path / "vm.ovf").write_bytes(text)
+        return tmp_path / "vm.ovf" if loose else tar(tmp_path / "vm.ova", {"vm.ovf": text, "one.vmdk": b"disk"})
+
+    assert archive.read(written(5 << 20)).name == "web"
+    with pytest.raises(ArchiveError, match="has more than 8388608 bytes"):
+        archive.read(written(9 << 20))
+
+
 @pytest.mark.parametrize(("pack", "kind"), [(gzip.compress, "gzip"), (lzma.compress, "xz"), (bz2.compress, "bzip2")])
 def test_a_compressed_package_is_named_as_such(tmp_path: Path, pack: Callable[[bytes], bytes], kind: str) -> None:
     ova = tar(tmp_path / "vm.ova", {"vm.ovf": descriptor(drive("v1")), "one.vmdk": b"disk"})

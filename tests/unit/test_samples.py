@@ -12,6 +12,7 @@ import pytest
 from lab import samples
 from lab.sample_imports import ReadPackage, Refused, Taken
 from novacron.client.ovf import OvfDisk, OvfMachine
+from tests.support import vhdx
 from tests.support.ovf import CD, CPUS, SCSI, descriptor, drive, memory
 
 SIZE = 4 << 20
@@ -81,16 +82,21 @@ async def test_samples_are_brought_in_as_an_agent_does_and_compared(
         samples.sha256_of(directory / "vm.ovf"), "vm.ovf", "here: vm.ovf", "OVF", vm="web",
         fields={"vcpus": 2, "memory_mib": 512}, disks=("one.vmdk 8388608",), dropped=("CD",),
     )  # fmt: skip
-    disks = {known.sha256: known, wrong.sha256: wrong}
+    content = bytes([vhdx.PATTERN]) * (1 << 20) + bytes(15 << 20)
+    log = samples.ExpectedDisk(
+        samples.sha256_of(directory / "log.vhdx"), "log.vhdx", "here: log.vhdx", "VHDX",
+        content=hashlib.sha256(content).hexdigest(), size_bytes=len(content),
+    )  # fmt: skip
+    disks = {each.sha256: each for each in (known, wrong, log)}
     counts = await samples.run(directory, samples.Table(disks, {package.sha256: package}))
     lines = capsys.readouterr().out
     assert dict(counts) == {
-        ("page", "right"): 1, ("raw", "WRONG"): 1, ("OVF", "right"): 1, ("not in the table", "right"): 2,
+        ("page", "right"): 1, ("raw", "WRONG"): 1, ("OVF", "right"): 1, ("VHDX", "right"): 1, ("not in the table", "right"): 2,
         ("not in the table", "?"): 1,
     }, lines  # fmt: skip
     assert lines.count(hashlib.sha256(raw).hexdigest()) == 2, "the qcow2 and the compressed disk became the same"
     assert "right vm.ovf: taken with blank disks" in lines and "it is a tar archive" in lines
-    assert list(samples.summary(counts))[-3:] == ["4 right", "1 WRONG", "1 ?"]
+    assert list(samples.summary(counts))[-3:] == ["5 right", "1 WRONG", "1 ?"]
 
 
 def make_samples(directory: Path) -> None:
@@ -100,14 +106,13 @@ def make_samples(directory: Path) -> None:
     convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(directory / "disk.qcow2")]
     subprocess.run(convert, check=True)
     (directory / "disk.raw.gz").write_bytes(gzip.compress(raw.read_bytes()))
+    vhdx.with_log(directory / "log.vhdx")
     (directory / "page.img").write_bytes(b"<!doctype html>" + bytes(600))
     (directory / "other.tar").write_bytes(b"name".ljust(257, b"\0") + b"ustar\0" + bytes(1000))
     (directory / "vm.mf.cert").touch()
-    disks = '<Disk o:diskId="v1" o:fileRef="f1" o:capacity="8" o:capacityAllocationUnits="byte * 2^20"/>'
-    (directory / "vm.ovf").write_bytes(
-        descriptor(
-            CPUS + memory("512", "MB") + SCSI + CD + drive("v1"),
-            disks=disks,
-            files='<File o:id="f1" o:href="one.vmdk"/>',
-        )
-    )
+    parts = {
+        "disks": '<Disk o:diskId="v1" o:fileRef="f1" o:capacity="8" o:capacityAllocationUnits="byte * 2^20"/>',
+        "files": '<File o:id="f1" o:href="one.vmdk"/>',
+    }
+    hardware = CPUS + memory("512", "MB") + SCSI + CD + drive("v1")
+    (directory / "vm.ovf").write_bytes(descriptor(hardware, **parts))

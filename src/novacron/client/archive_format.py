@@ -22,10 +22,12 @@ from novacron.client.protocol import Object
 FORMAT = 1
 ABOUT, DISK = "vm.json", "disk.qcow2"
 ABOUT_BYTES_MAX = 1 << 20
+DESCRIPTOR_BYTES_MAX = 8 << 20
+"""Of an OVF descriptor or a manifest; descriptors with many properties, in many languages, have megabytes."""
 MEMBERS_MAX = 1024
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 """How compressed archives begin: such an OVA, or a Vagrant box, is unpacked first."""
-READ_BYTES_MAX = ABOUT_BYTES_MAX + tarfile.BLOCKSIZE
+READ_BYTES_MAX = DESCRIPTOR_BYTES_MAX + tarfile.BLOCKSIZE
 CARRIED = ("vcpus", "memory_mib", "restart", "start_order", "display", "firmware", "tpm", "os", "disk_bus",
            "nic_model", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag")  # fmt: skip
 """Fields of a VM that an archive keeps: networks, nodes and the like mean nothing on another platform."""
@@ -68,8 +70,9 @@ def read(file: Path) -> ArchivedVm:
             members = {member.name.removeprefix("./"): member for member in _regular_members(file, archive)}
 
             def text(name: str) -> bytes:
-                if members[name].size > ABOUT_BYTES_MAX:
-                    raise ArchiveError(f"{name} in {file} has more than {ABOUT_BYTES_MAX} bytes")
+                most = ABOUT_BYTES_MAX if name == ABOUT else DESCRIPTOR_BYTES_MAX
+                if members[name].size > most:
+                    raise ArchiveError(f"{name} in {file} has more than {most} bytes")
                 content = archive.extractfile(members[name])
                 assert content is not None, "it is a regular file"
                 return content.read()
@@ -159,9 +162,9 @@ def _loose_package(descriptor: Path) -> ArchivedVm:
 
 def _small(file: Path) -> bytes:
     with file.open("rb") as opened:
-        content = opened.read(ABOUT_BYTES_MAX + 1)
-    if len(content) > ABOUT_BYTES_MAX:
-        raise ArchiveError(f"{file} has more than {ABOUT_BYTES_MAX} bytes")
+        content = opened.read(DESCRIPTOR_BYTES_MAX + 1)
+    if len(content) > DESCRIPTOR_BYTES_MAX:
+        raise ArchiveError(f"{file} has more than {DESCRIPTOR_BYTES_MAX} bytes")
     return content
 
 
