@@ -60,10 +60,14 @@ def test_each_difference_of_a_package_is_found() -> None:
 def test_the_table_names_each_sample_once_with_its_origin_and_no_host() -> None:
     expected = samples.table()
     assert expected.disks and expected.packages and not expected.disks.keys() & expected.packages.keys()
-    for sample in (*expected.disks.values(), *expected.packages.values()):
-        assert len(sample.sha256) == 64 and ": " in sample.origin and "//" not in sample.origin
-        taken = bool(sample.content and sample.size_bytes) if isinstance(sample, samples.ExpectedDisk) else sample.vm
-        assert bool(taken) is not bool(sample.refused), sample
+    known = [(digest, disk.origin) for digest, disk in expected.disks.items()]
+    known += [(digest, package.origin) for digest, package in expected.packages.items()]
+    for digest, origin in known:
+        assert len(digest) == 64 and ": " in origin and "//" not in origin
+    for disk in expected.disks.values():
+        assert bool(disk.content and disk.size_bytes) is not bool(disk.refused), disk
+    for package in expected.packages.values():
+        assert bool(package.vm and package.disks) is not bool(package.refused), package
 
 
 async def test_samples_are_brought_in_as_an_agent_does_and_compared(
@@ -91,8 +95,8 @@ async def test_samples_are_brought_in_as_an_agent_does_and_compared(
     counts = await samples.run(directory, samples.Table(disks, {package.sha256: package}))
     lines = capsys.readouterr().out
     assert dict(counts) == {
-        ("page", "right"): 1, ("raw", "WRONG"): 1, ("OVF", "right"): 1, ("VHDX", "right"): 1, ("not in the table", "right"): 2,
-        ("not in the table", "?"): 1,
+        ("page", "right"): 1, ("raw", "WRONG"): 1, ("OVF", "right"): 1, ("VHDX", "right"): 1,
+        ("not in the table", "right"): 2, ("not in the table", "?"): 1,
     }, lines  # fmt: skip
     assert lines.count(hashlib.sha256(raw).hexdigest()) == 2, "the qcow2 and the compressed disk became the same"
     assert "right vm.ovf: taken with blank disks" in lines and "it is a tar archive" in lines
