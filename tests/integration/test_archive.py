@@ -23,7 +23,7 @@ from novacron.client import ApiError, Unreachable, archive, archive_format
 from novacron.client.errors import ArchiveError
 from tests.integration.conftest import Api
 from tests.support.boot_sector import sector
-from tests.support.ovf import CD, CPUS, SCSI, descriptor, drive
+from tests.support.ovf import CD, CPUS, SCSI, descriptor, drive, memory
 from tests.support.vms import NewVm, Object, directory_of
 
 DISK_BYTES = 8 << 20
@@ -283,6 +283,22 @@ def test_an_ova_becomes_a_vm(site: Platform, tmp_path: Path) -> None:
     assert (vm["spec"]["vcpus"], vm["spec"]["memory_mib"]) == (2, 192)
     site.cli("vm", "delete", vm["name"], "--wait", "--yes")
     wait_until_image_deleted(site, "web-server-1-disk")
+
+
+def test_an_ova_of_a_windows_guest_boots_from_a_disk_for_which_windows_has_drivers(
+    site: Platform, tmp_path: Path
+) -> None:
+    guest = "<OperatingSystemSection><Description>Microsoft Windows 10 (64-bit)</Description></OperatingSystemSection>"
+    text = descriptor(CPUS + memory("192", "MegaBytes") + drive("v1"), tail=guest).decode()
+    file = ova(tmp_path / "vm.ova", vmdk_of(sector("from its SATA disk"), tmp_path), ovf=text, name="one.vmdk")
+    site.cli("vm", "import", str(file), "with-windows", "--wait")
+    vm = site.client.get("vms", "with-windows")
+    assert [vm["spec"][field] for field in ("os", "disk_bus", "nic_model", "firmware")] == [
+        "windows10", "sata", "e1000", "bios",
+    ]  # fmt: skip
+    wait_until_console_shows(site, vm, "from its SATA disk")
+    site.cli("vm", "delete", vm["name"], "--wait", "--yes")
+    wait_until_image_deleted(site, "with-windows-disk")
 
 
 def test_further_disks_of_an_ova_become_volumes(site: Platform, tmp_path: Path) -> None:

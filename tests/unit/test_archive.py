@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import hashlib
 import io
+import lzma
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from novacron.client import archive_format as archive
 from novacron.client.errors import ArchiveError
+from tests.support.ovf import descriptor, drive
 
 ENVELOPE = '<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"/>'
 BOMB = """<!DOCTYPE bomb [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;">
@@ -77,3 +83,40 @@ def test_members_of_all_kinds_count_towards_the_limit(tmp_path: Path) -> None:
             archive_file.addfile(directory)
     with pytest.raises(ArchiveError, match="more than 1024 members"):
         archive.read(path)
+
+
+@pytest.mark.parametrize("folder", ["", "./", "appliance/", "./a b/"])
+def test_a_package_in_a_folder_of_its_archive_is_read(tmp_path: Path, folder: str) -> None:
+    text = descriptor(drive("v1"))
+    manifest = (
+        f"SHA256(vm.ovf)= {hashlib.sha256(text).hexdigest()}\nSHA256(one.vmdk)= {hashlib.sha256(b'disk').hexdigest()}\n"
+    )
+    members = {"vm.ovf": text, "vm.mf": manifest.encode(), "one.vmdk": b"disk"}
+    ova = tar(tmp_path / "vm.ova", {folder + name: data for name, data in members.items()} | {"one.vmdk": b"other"})
+    if folder in ("", "./"):
+        tar(ova, {folder + name: data for name, data in members.items()})
+    vm = archive.read(ova)
+    (piece,) = vm.disk.pieces
+    assert b"".join(piece.read()) == b"disk" and vm.disk.sha256 == hashlib.sha256(b"disk").hexdigest()
+
+
+@pytest.mark.parametrize("loose", [True, False])
+def test_a_descriptor_of_megabytes_is_read_and_one_without_end_is_not(tmp_path: Path, loose: bool) -> None:
+    (tmp_path / "one.vmdk").write_bytes(b"disk")
+
+    def written(size_bytes: int) -> Path:
+        text = descriptor(drive("v1"), tail="<Info>" + "x" * size_bytes + "</Info>")
+        (tmp_path / "vm.ovf").write_bytes(text)
+        return tmp_path / "vm.ovf" if loose else tar(tmp_path / "vm.ova", {"vm.ovf": text, "one.vmdk": b"disk"})
+
+    assert archive.read(written(5 << 20)).name == "web"
+    with pytest.raises(ArchiveError, match="has more than 8388608 bytes"):
+        archive.read(written(9 << 20))
+
+
+@pytest.mark.parametrize(("pack", "kind"), [(gzip.compress, "gzip"), (lzma.compress, "xz"), (bz2.compress, "bzip2")])
+def test_a_compressed_package_is_named_as_such(tmp_path: Path, pack: Callable[[bytes], bytes], kind: str) -> None:
+    ova = tar(tmp_path / "vm.ova", {"vm.ovf": descriptor(drive("v1")), "one.vmdk": b"disk"})
+    ova.write_bytes(pack(ova.read_bytes()))
+    with pytest.raises(ArchiveError, match=rf"compressed \({kind}\): unpack it first"):
+        archive.read(ova)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_a_fixed_vhd_is_recognised_by_its_footer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("magic", list(OTHERS))
 def test_other_kinds_of_file_are_named(magic: bytes) -> None:
-    with pytest.raises(Unacceptable, match=OTHERS[magic]):
+    with pytest.raises(Unacceptable, match=re.escape(OTHERS[magic])):
         detect(io.BytesIO(magic + bytes(600)))
 
 
@@ -113,6 +114,16 @@ def test_a_vmdk_with_a_parent_or_other_files_is_refused(tmp_path: Path) -> None:
     flat = create_disk(tmp_path / "flat", ImageFormat.VMDK, "-o", "subformat=monolithicFlat")
     with flat.open("rb") as file, pytest.raises(Unacceptable, match="VMDK of several files"):
         detect(file)
+
+
+def test_one_file_of_a_vmdk_of_several_is_named_as_such(tmp_path: Path) -> None:
+    create_disk(tmp_path / "disk.vmdk", ImageFormat.VMDK, "-o", "subformat=twoGbMaxExtentSparse")
+    part = bytearray((tmp_path / "disk-s001.vmdk").read_bytes())
+    with pytest.raises(Unacceptable, match="one of the files of a VMDK"):
+        check(io.BytesIO(bytes(part)), ImageFormat.VMDK)
+    struct.pack_into("<QQ", part, 28, 1, 20)  # as VMware writes it: a place for a description, and none there
+    with pytest.raises(Unacceptable, match="one of the files of a VMDK"):
+        check(io.BytesIO(bytes(part)), ImageFormat.VMDK)
 
 
 def test_blanks_after_a_value_in_a_vmdk_are_ignored(tmp_path: Path) -> None:

@@ -109,7 +109,75 @@ def test_ignored_parts_of_a_descriptor_are_listed() -> None:
         "a CD drive 'CD'",
         "1 properties for its guest (size)",
         "its license agreement: read it in the descriptor",
+        "1 files of the package (two.vmdk)",
     )
+
+
+def hardware(kind: str, name: str, model: str = "") -> str:
+    return (
+        f"<Item><r:ElementName>{name}</r:ElementName><r:InstanceID>{name}</r:InstanceID>"
+        f"<r:ResourceSubType>{model}</r:ResourceSubType><r:ResourceType>{kind}</r:ResourceType></Item>"
+    )
+
+
+def test_no_hardware_is_dropped_without_a_word() -> None:
+    kinds = {str(kind): f"part {kind}" for kind in range(40)} | {"": "part of no kind"}
+    items = "".join(hardware(kind, name) for kind, name in kinds.items() if kind not in ("3", "4", "17"))
+    dropped = "; ".join(parse(descriptor(items + drive("v1"))).dropped)
+    taken = {"3", "4", "5", "6", "17", "20"}
+    assert [name for kind, name in kinds.items() if f"{name!r}" not in dropped] == [kinds[kind] for kind in sorted(
+        taken, key=int
+    )]  # fmt: skip
+    for model, said in (
+        ("vmware.vmci", "hardware 'x' (vmware.vmci)"),
+        ("vmware.vtpm", "a TPM 'x', and the keys in it"),
+    ):
+        assert said in parse(descriptor(hardware("1", "x", model) + drive("v1"))).dropped
+
+
+def test_sections_that_ask_for_what_is_not_here_are_named() -> None:
+    head = '<AnnotationSection/><BootOrderSection/><Section xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
+    head += 'xsi:type="o:InstallSection_Type"/><NetworkSection/>'
+    dropped = parse(descriptor(drive("v1") + drive("v2"), head=head)).dropped
+    assert "its annotation: read it in the descriptor" in dropped
+    assert "what its sections BootOrderSection, InstallSection ask for: nothing here does that" in dropped
+
+
+def test_a_disk_with_a_file_needs_no_capacity_and_a_blank_one_does() -> None:
+    assert parse(descriptor(drive("v1"), disks='<Disk o:diskId="v1" o:fileRef="f1"/>')).disks[0].size_bytes == 0
+    blank = '<Disk o:diskId="v1" o:fileRef="f1"/><Disk o:diskId="v2"/>'
+    with pytest.raises(ArchiveError, match="capacity"):
+        parse(descriptor(SCSI + drive("v1") + drive("v2", 1), disks=blank))
+    with pytest.raises(ArchiveError, match="no HostResource"):
+        parse(descriptor(drive("v1").replace("<r:HostResource>ovf:/disk/v1</r:HostResource>", "")))
+
+
+def test_a_property_has_its_value_in_the_default_configuration() -> None:
+    configurations = '<Configuration o:id="s"/><Configuration o:id="l" o:default="1"/>'
+    head = f"<DeploymentOptionSection>{configurations}</DeploymentOptionSection>"
+    tail = (
+        '<ProductSection><Property o:key="ram" o:value="512"><Value o:configuration="s" o:value="256"/>'
+        '<Value o:configuration="l" o:value="2048"/></Property></ProductSection>'
+    )
+    text = descriptor(memory("${ram}", "MegaBytes") + drive("v1"), head=head, tail=tail)
+    assert parse(text).fields["memory_mib"] == 2048
+    assert parse(text.replace(head.encode(), b"")).fields["memory_mib"] == 512
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        '<OperatingSystemSection vmw:osType="windows9_64Guest"/>',
+        "<OperatingSystemSection><OSType>Windows2016_64</OSType></OperatingSystemSection>",
+        "<OperatingSystemSection><Description>Microsoft Windows 10 (64-bit)</Description></OperatingSystemSection>",
+    ],
+)
+def test_a_windows_guest_gets_devices_that_it_has_drivers_for(section: str) -> None:
+    fields = parse(descriptor(drive("v1"), tail=section)).fields
+    assert fields == {"os": "windows10", "disk_bus": "sata", "nic_model": "e1000", "firmware": "bios"}
+    efi = section + '<vmw:Config vmw:key="firmware" vmw:value="efi"/>'
+    assert parse(descriptor(drive("v1"), tail=efi)).fields["firmware"] == "uefi"
+    assert "os" not in parse(descriptor(drive("v1"), tail=section.replace("indows", "ubuntu"))).fields
 
 
 def test_firmware_is_read_as_vmware_and_virtualbox_write_it() -> None:

@@ -55,7 +55,9 @@ def test_a_chunked_disk_is_joined_in_order_and_must_be_complete(tmp_path: Path) 
     assert disk_pieces(OvfDisk(None, 5), files, tmp_path) == ()
 
 
-@pytest.mark.parametrize("href", ["../secret", "/etc/shadow", "..", "a/b", "https://example.net/x", "a\\b", "a\0b"])
+@pytest.mark.parametrize(
+    "href", ["../secret", "/etc/shadow", "..", "a/../../b", "a//b", "https://example.net/x", "a\\b", "a\0b"]
+)
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, href: str) -> None:
     with pytest.raises(ArchiveError, match="is not beside"):
         files_beside(tmp_path / "vm.ovf", (OvfDisk(href, 0),), {})
@@ -64,3 +66,28 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, href: str) -> Non
 def test_links_beside_a_descriptor_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "a.vmdk").symlink_to("/etc/shadow")
     assert files_beside(tmp_path / "vm.ovf", (OvfDisk("a.vmdk", 0),), {}) == {}
+
+
+def test_disks_in_folders_below_the_descriptor_are_taken_and_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disks").mkdir()
+    (tmp_path / "disks" / "a.vmdk").write_bytes(b"disk")
+    (tmp_path / "linked").symlink_to("disks")
+    there, linked = OvfDisk("disks/a.vmdk", 0), OvfDisk("linked/a.vmdk", 0)
+    files = files_beside(tmp_path / "vm.ovf", (there, linked, OvfDisk("none/a.vmdk", 0)), {})
+    assert files == {"disks/a.vmdk": DiskPart(tmp_path / "disks" / "a.vmdk", 0, 4)}
+    assert disk_pieces(there, files, tmp_path) == (files["disks/a.vmdk"],)
+
+
+@pytest.mark.parametrize("written", ["my disk%.vmdk", "my%20disk%25.vmdk"])
+def test_a_disk_is_found_by_its_name_and_by_its_url(tmp_path: Path, written: str) -> None:
+    (tmp_path / "my disk%.vmdk").write_bytes(b"disk")
+    disk = OvfDisk(written, 0)
+    files = files_beside(tmp_path / "vm.ovf", (disk,), {})
+    assert disk_pieces(disk, files, tmp_path)[0].file == tmp_path / "my disk%.vmdk"
+
+
+def test_an_encoded_name_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    package = tmp_path / "package"
+    package.mkdir()
+    assert files_beside(package / "vm.ovf", (OvfDisk("%2e%2e/secret", 0), OvfDisk("..%2fsecret", 0)), {}) == {}

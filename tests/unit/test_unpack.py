@@ -14,8 +14,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from novacron.disk import formats
 from novacron.disk.errors import Unacceptable
-from novacron.disk.unpack import Compression, detect, unpack
+from novacron.disk.unpack import MAGICS, Compression, detect, unpack
 
 DATA = b"".join(hashlib.sha256(b"%d" % number).digest() * 40 for number in range(3000)) + bytes(5_000_000)
 
@@ -102,3 +103,11 @@ def test_random_bytes_are_refused_or_unpacked_within_the_limit(kind: Compression
         unpacked(PACKED[kind][:6] + noise, kind, 1 << 20)
     except Unacceptable as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("magic", list(MAGICS))
+def test_an_apple_disk_image_is_not_the_compressed_block_that_it_begins_with(magic: bytes) -> None:
+    file = io.BytesIO(magic + bytes(4096) + b"koly" + bytes(508))
+    assert detect(file) is None
+    with pytest.raises(Unacceptable, match="Apple disk image"):
+        formats.detect(file)

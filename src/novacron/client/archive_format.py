@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -22,8 +22,12 @@ from novacron.client.protocol import Object
 FORMAT = 1
 ABOUT, DISK = "vm.json", "disk.qcow2"
 ABOUT_BYTES_MAX = 1 << 20
+DESCRIPTOR_BYTES_MAX = 8 << 20
+"""Of an OVF descriptor or a manifest; descriptors with many properties, in many languages, have megabytes."""
 MEMBERS_MAX = 1024
-READ_BYTES_MAX = ABOUT_BYTES_MAX + tarfile.BLOCKSIZE
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+"""How compressed archives begin: such an OVA, or a Vagrant box, is unpacked first."""
+READ_BYTES_MAX = DESCRIPTOR_BYTES_MAX + tarfile.BLOCKSIZE
 CARRIED = ("vcpus", "memory_mib", "restart", "start_order", "display", "firmware", "tpm", "os", "disk_bus",
            "nic_model", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag")  # fmt: skip
 """Fields of a VM that an archive keeps: networks, nodes and the like mean nothing on another platform."""
@@ -63,11 +67,12 @@ def read(file: Path) -> ArchivedVm:
         return _loose_package(file)
     try:
         with file.open("rb") as raw, tarfile.open(fileobj=cast("IO[bytes]", _SmallReads(raw)), mode="r:") as archive:
-            members = {member.name: member for member in _regular_members(file, archive)}
+            members = {member.name.removeprefix("./"): member for member in _regular_members(file, archive)}
 
             def text(name: str) -> bytes:
-                if members[name].size > ABOUT_BYTES_MAX:
-                    raise ArchiveError(f"{name} in {file} has more than {ABOUT_BYTES_MAX} bytes")
+                most = ABOUT_BYTES_MAX if name == ABOUT else DESCRIPTOR_BYTES_MAX
+                if members[name].size > most:
+                    raise ArchiveError(f"{name} in {file} has more than {most} bytes")
                 content = archive.extractfile(members[name])
                 assert content is not None, "it is a regular file"
                 return content.read()
@@ -79,14 +84,30 @@ def read(file: Path) -> ArchivedVm:
                 raise ArchiveError(f"{file} has neither {ABOUT} and {DISK} nor an OVF description")
             manifest = next((text(name) for name in members if name.lower().endswith(".mf")), b"")
             stated = ovf_package.checksums(manifest)
-            ovf_package.check_descriptor(description, text(description), stated)
+            folder, _, own_name = description.rpartition("/")
+            ovf_package.check_descriptor(own_name, text(description), stated)
             files = {
                 name: DiskPart(file, member.offset_data, member.size, stated.get(name))
-                for name, member in members.items()
+                for name, member in _beside(folder, members)
             }
             return _packaged_vm(file, ovf.parse(text(description)), files)
     except tarfile.TarError as error:
+        with file.open("rb") as opened:
+            head = opened.read(8)
+        packed = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), None)
+        if packed is not None:
+            raise ArchiveError(
+                f"{file} is compressed ({packed}): unpack it first, and import the OVA or OVF in it"
+            ) from error
         raise ArchiveError(f"{file} is no tar archive: {error}") from error
+
+
+def _beside(folder: str, members: Mapping[str, tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Yield the members in a descriptor's folder and below, by the names that the descriptor gives them."""
+    inside = f"{folder}/" if folder else ""
+    for name, member in members.items():
+        if name.startswith(inside):
+            yield name.removeprefix(inside), member
 
 
 def _regular_members(file: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -141,9 +162,9 @@ def _loose_package(descriptor: Path) -> ArchivedVm:
 
 def _small(file: Path) -> bytes:
     with file.open("rb") as opened:
-        content = opened.read(ABOUT_BYTES_MAX + 1)
-    if len(content) > ABOUT_BYTES_MAX:
-        raise ArchiveError(f"{file} has more than {ABOUT_BYTES_MAX} bytes")
+        content = opened.read(DESCRIPTOR_BYTES_MAX + 1)
+    if len(content) > DESCRIPTOR_BYTES_MAX:
+        raise ArchiveError(f"{file} has more than {DESCRIPTOR_BYTES_MAX} bytes")
     return content
 
 

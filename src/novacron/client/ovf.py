@@ -25,8 +25,10 @@ CPU, MEMORY, NIC, FLOPPY, CD, DVD, DISK = "3", "4", "10", "14", "15", "16", "17"
 """Kinds of virtual hardware (CIM_ResourceAllocationSettingData.ResourceType)."""
 CONTROLLERS = ("5", "6", "20")
 """IDE, SCSI and other storage controllers: part of how a disk was attached, which is chosen anew here."""
+TAKEN = (CPU, MEMORY, DISK, *CONTROLLERS)
 KINDS = {
-    "7": "a Fibre Channel adapter", "19": "a storage extent", "21": "a serial port",
+    "7": "a Fibre Channel adapter", "8": "an InfiniBand adapter",
+    "18": "a tape drive", "19": "a storage extent", "21": "a serial port",
     "22": "a parallel port", "23": "a USB controller", "24": "a graphics adapter", "35": "a sound card",
     FLOPPY: "a floppy drive", CD: "a CD drive", DVD: "a CD drive",
 }  # fmt: skip
@@ -35,6 +37,13 @@ UNITS = {
     "terabytes": 40, "tb": 40,
 }  # fmt: skip
 """Powers of two; DSP0243 1.0 wrote words. Without a unit, memory is in megabytes everywhere."""
+SECTIONS = frozenset((
+    "DiskSection", "NetworkSection", "VirtualHardwareSection", "ProductSection", "EulaSection",
+    "DeploymentOptionSection", "OperatingSystemSection", "AnnotationSection",
+))  # fmt: skip
+"""Parts of a descriptor that are read here, or about which there is a sentence of their own."""
+WINDOWS = {"os": "windows10", "disk_bus": "sata", "nic_model": "e1000", "firmware": "bios"}
+"""What a guest with Windows finds here: devices that it has drivers for, and the firmware that others have."""
 LETTERS = {"ß": "ss", "æ": "ae", "ø": "o", "đ": "d", "ł": "l", "þ": "th", "ð": "d", "œ": "oe"}
 
 
@@ -64,12 +73,13 @@ def parse(text: bytes) -> OvfMachine:
     root = _root(text)
     systems = list(_all(root, "VirtualSystem"))
     if len(systems) != 1:
-        raise ArchiveError(f"the descriptor holds {len(systems)} VMs; one is taken")
+        advice = ": export them one by one" if systems else ""
+        raise ArchiveError(f"the descriptor holds {len(systems)} VMs; one is taken{advice}")
     system = systems[0]
-    items = _items(root, system)
-    properties = _properties(root)
-    dropped = list(_dropped(root, system, items, properties))
-    fields: dict[str, object] = {}
+    chosen = _configuration(root)
+    items = _items(system, chosen)
+    properties = _properties(root, chosen)
+    fields: dict[str, object] = dict(WINDOWS) if _is_windows(system) else {}
     cpus = [item for item in items if _text(item, "ResourceType") == CPU]
     if cpus:
         fields["vcpus"] = sum(_number(item, "VirtualQuantity", properties) for item in cpus)
@@ -87,7 +97,12 @@ def parse(text: bytes) -> OvfMachine:
     if len(disks) > DISKS_MAX:
         raise ArchiveError(f"the VM of the descriptor has {len(disks)} disks; up to {DISKS_MAX} are taken")
     if disks[0].href is None:
-        raise ArchiveError("the first disk of the VM is blank: there is nothing that it could boot from")
+        raise ArchiveError(
+            "the first disk of the VM is blank: there is nothing that it could boot from; make such a VM with: novacron"
+            " vm create --image blank"
+        )
+    dropped = list(_dropped(root, system, items, properties))
+    dropped += _unused_files(root, disks)
     name = _text(system, "Name") or _attribute(system, "id") or ""
     return OvfMachine(name, fields, disks, tuple(dropped), tuple(_macs(items)))
 
@@ -139,14 +154,21 @@ def _attribute(element: Element, name: str) -> str | None:
     return next((value for key, value in element.attrib.items() if _local(key) == name), None)
 
 
-def _items(root: Element, system: Element) -> list[Element]:
-    """Return the hardware of the default configuration. One with the number of another, and a configuration, takes its
-    place there; those with bounds only say which values would do."""
-    configurations = [element for element in _all(root, "Configuration") if _attribute(element, "id") is not None]
-    default = next((element for element in configurations if _attribute(element, "default") == "true"), None)
-    if default is None and configurations:
-        default = configurations[0]
-    chosen = None if default is None else _attribute(default, "id")
+def _configurations(root: Element) -> list[Element]:
+    return [element for element in _all(root, "Configuration") if _attribute(element, "id") is not None]
+
+
+def _configuration(root: Element) -> str | None:
+    """Return the name of the default configuration, None when there are none."""
+    configurations = _configurations(root)
+    marked = (one for one in configurations if (_attribute(one, "default") or "").strip() in ("true", "1"))
+    default = next(marked, configurations[0] if configurations else None)
+    return None if default is None else _attribute(default, "id")
+
+
+def _items(system: Element, chosen: str | None) -> list[Element]:
+    """Return the hardware of a configuration. One with the number of another, and a configuration, takes its place
+    there; those with bounds only say which values would do."""
     sections = list(_all(system, "VirtualHardwareSection"))
     if len(sections) > 1:  # alternatives: the first is preferred (DSP0243, section 8.1)
         sections = sections[:1]
@@ -167,13 +189,20 @@ def _is_item(element: Element) -> bool:
     return isinstance(element.tag, str) and _local(element.tag) in ("Item", "StorageItem", "EthernetPortItem")
 
 
-def _properties(root: Element) -> dict[str, str]:
-    """Return the values that properties have unless somebody sets others."""
+def _properties(root: Element, chosen: str | None) -> dict[str, str]:
+    """Return the values that properties have in a configuration unless somebody sets others."""
     return {
-        key: _attribute(element, "value") or ""
+        key: _default(element, chosen)
         for element in _all(root, "Property")
         if (key := _attribute(element, "key")) is not None
     }
+
+
+def _default(property: Element, chosen: str | None) -> str:
+    in_configuration = (
+        _attribute(value, "value") for value in _all(property, "Value") if _attribute(value, "configuration") == chosen
+    )
+    return (next(in_configuration, None) if chosen else None) or _attribute(property, "value") or ""
 
 
 def _value(text: str, properties: dict[str, str]) -> str:
@@ -185,7 +214,8 @@ def _value(text: str, properties: dict[str, str]) -> str:
 def _number(item: Element, field: str, properties: dict[str, str]) -> int:
     text = _value(_text(item, field), properties)
     if not re.fullmatch("[0-9]{1,12}", text):
-        raise ArchiveError(f"{field} of the VM's hardware is {text[:40]!r}, not a number")
+        of = (_text(item, "ElementName") or _text(item, "Caption"))[:40]
+        raise ArchiveError(f"{field} of the VM's hardware {of!r} is {text[:40]!r}, not a number")
     return int(text)
 
 
@@ -214,6 +244,8 @@ def _disks(root: Element, items: list[Element], properties: dict[str, str]) -> I
 
     for drive in sorted((item for item in items if _text(item, "ResourceType") == DISK), key=place):
         resource = _text(drive, "HostResource")
+        if not resource:
+            raise ArchiveError("the VM has a disk of which the descriptor does not say what is on it (no HostResource)")
         kind, _, id = resource.rpartition("/")
         if kind.endswith("file") and id in files:
             yield _disk_of_file(files[id], 0)
@@ -223,8 +255,8 @@ def _disks(root: Element, items: list[Element], properties: dict[str, str]) -> I
             raise ArchiveError(f"the VM has a disk {resource[:80]!r} that the descriptor does not describe")
         if _attribute(disk, "parentRef"):
             raise ArchiveError(f"disk {id!r} lies over another disk (a parent); export the VM without snapshots")
-        size = _capacity(disk, properties)
         reference = _attribute(disk, "fileRef")
+        size = _capacity(disk, properties) if _attribute(disk, "capacity") or not reference else 0
         if reference:
             if reference not in files:
                 raise ArchiveError(f"disk {id!r} is in a file {reference[:80]!r} that the descriptor does not name")
@@ -272,15 +304,56 @@ def _dropped(root: Element, system: Element, items: list[Element], properties: d
             yield f"interface {name!r} ({_interface(item)}): {advice}"
         elif kind in KINDS:
             yield f"{KINDS[kind]} {name!r}"
+        elif kind not in TAKEN:
+            yield _other_hardware(item, name)
     if properties:
         yield f"{len(properties)} properties for its guest ({', '.join(sorted(properties))[:120]})"
-    configurations = [element for element in _all(root, "Configuration") if _attribute(element, "id") is not None]
+    configurations = _configurations(root)
     if len(configurations) > 1:
         yield f"{len(configurations) - 1} of its {len(configurations)} configurations: the default one is taken"
     if len(list(_all(system, "VirtualHardwareSection"))) > 1:
         yield "its alternative descriptions of hardware: the first one is taken"
     if any(True for _ in _all(root, "EulaSection")):
         yield "its license agreement: read it in the descriptor"
+    if any(True for _ in _all(root, "AnnotationSection")):
+        yield "its annotation: read it in the descriptor"
+    unknown = sorted({name for element in root.iter() if (name := _section(element)) and name not in SECTIONS})
+    if unknown:
+        yield f"what its sections {', '.join(unknown)[:200]} ask for: nothing here does that"
+
+
+def _other_hardware(item: Element, name: str) -> str:
+    model = _text(item, "ResourceSubType")[:40]
+    if "tpm" in model.lower():
+        return f"a TPM {name!r}, and the keys in it"
+    return f"hardware {name!r} ({model or 'of kind ' + (_text(item, 'ResourceType')[:10] or 'unknown')})"
+
+
+def _section(element: Element) -> str:
+    """Return the name of a section; empty for other elements."""
+    if not isinstance(element.tag, str):
+        return ""
+    local = _local(element.tag)
+    if local == "Section":  # OVF 0.9
+        return (element.get(XSI_TYPE) or local).rpartition(":")[2].removesuffix("_Type")[:60]
+    return local[:60] if local.endswith("Section") else ""
+
+
+def _unused_files(root: Element, disks: tuple[OvfDisk, ...]) -> Iterator[str]:
+    """Say which files of the package are not those of the VM's disks: firmware's memory, CDs, texts."""
+    taken = {disk.href for disk in disks}
+    files = [href for file in _all(root, "File") if (href := _attribute(file, "href")) and href not in taken]
+    if files:
+        yield f"{len(files)} files of the package ({', '.join(files)[:120]})"
+
+
+def _is_windows(system: Element) -> bool:
+    """Say whether VMware, VirtualBox or the descriptor's own words call the guest a Windows."""
+    for section in _all(system, "OperatingSystemSection"):
+        known_as = (_attribute(section, "osType"), _text(section, "OSType"), _text(section, "Description"))
+        if any(re.match(r"(?i)(microsoft )?win", text or "") for text in known_as):
+            return True
+    return False
 
 
 def _macs(items: list[Element]) -> Iterator[str]:

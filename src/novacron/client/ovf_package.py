@@ -1,7 +1,7 @@
 """The files of an OVF package (DMTF DSP0243): members of an OVA, or files beside a descriptor; and their checksums.
 
 Names in a package are hostile: members of an archive are compared and never opened, files beside a descriptor must lie
-in its directory.
+in its directory or below it, behind no link. They are compared as they are written, and as URLs: ``my%20disk``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from novacron.client.errors import ArchiveError
 from novacron.client.ovf import OvfDisk
@@ -82,30 +83,56 @@ def disk_pieces(disk: OvfDisk, files: Mapping[str, DiskPart], package: Path) -> 
     """Return where a disk's bytes are, in order; none for a blank disk. Raises ArchiveError when one is missing."""
     if disk.href is None:
         return ()
+    first = "" if disk.chunk_bytes is None else ".000000000"
+    href = next((name for name in _spellings(disk.href) if name + first in files), disk.href)
     if disk.chunk_bytes is None:
-        if disk.href not in files:
-            raise ArchiveError(f"{package} lacks the disk {disk.href!r} of its VM")
-        return (files[disk.href],)
+        if href not in files:
+            raise ArchiveError(f"{package} lacks the disk {href!r} of its VM")
+        return (files[href],)
     pieces: list[DiskPart] = []
-    while (piece := files.get(f"{disk.href}.{len(pieces):09d}")) is not None:
+    while (piece := files.get(f"{href}.{len(pieces):09d}")) is not None:
         if pieces and pieces[-1].size_bytes != disk.chunk_bytes:
-            raise ArchiveError(f"piece {len(pieces) - 1} of {disk.href!r} in {package} was cut off")
+            raise ArchiveError(f"piece {len(pieces) - 1} of {href!r} in {package} was cut off")
         if len(pieces) == CHUNKS_MAX:
-            raise ArchiveError(f"the disk {disk.href!r} in {package} has more than {CHUNKS_MAX} pieces")
+            raise ArchiveError(f"the disk {href!r} in {package} has more than {CHUNKS_MAX} pieces")
         pieces.append(piece)
     if not pieces:
-        raise ArchiveError(f"{package} lacks the pieces of the disk {disk.href!r}: {disk.href}.000000000 and so on")
+        raise ArchiveError(f"{package} lacks the pieces of the disk {href!r}: {href}.000000000 and so on")
     return tuple(pieces)
 
 
+def _spellings(href: str) -> tuple[str, ...]:
+    """Return the names that a file may have: a descriptor names it by a URL, or should."""
+    return (href, unquote(href))
+
+
 def files_beside(descriptor: Path, disks: tuple[OvfDisk, ...], stated: Mapping[str, Checksum]) -> dict[str, DiskPart]:
-    """Return the files of disks in a descriptor's directory. Raises ArchiveError for names that lead elsewhere."""
-    files = {}
+    """Return the files of disks in a descriptor's directory or below it. Raises ArchiveError for names that lead
+    elsewhere."""
+    files: dict[str, DiskPart] = {}
     for href in (disk.href for disk in disks if disk.href is not None):
-        if "/" in href or "\\" in href or "\0" in href or href in (".", ".."):
+        if not _is_below(href):
             raise ArchiveError(f"the disk {href[:80]!r} is not beside {descriptor}: put it there, and name it so")
-        for path in descriptor.parent.iterdir():
-            chunk = path.name.removeprefix(f"{href}.")
-            if (path.name == href or re.fullmatch("[0-9]{9}", chunk)) and path.is_file() and not path.is_symlink():
-                files[path.name] = DiskPart(path, 0, path.stat().st_size, stated.get(path.name))
+        for name in filter(_is_below, _spellings(href)):
+            files |= _files_named(descriptor.parent, name, stated)
+    return files
+
+
+def _is_below(name: str) -> bool:
+    return not re.search(r"[\\\0]", name) and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def _files_named(directory: Path, name: str, stated: Mapping[str, Checksum]) -> dict[str, DiskPart]:
+    """Return a file below a directory, or the pieces of one."""
+    *folders, last = name.split("/")
+    for folder in folders:
+        directory /= folder
+        if directory.is_symlink() or not directory.is_dir():
+            return {}
+    files = {}
+    for path in directory.iterdir():
+        piece = path.name.removeprefix(f"{last}.")
+        if (path.name == last or re.fullmatch("[0-9]{9}", piece)) and path.is_file() and not path.is_symlink():
+            known_as = "/".join((*folders, path.name))
+            files[known_as] = DiskPart(path, 0, path.stat().st_size, stated.get(known_as))
     return files

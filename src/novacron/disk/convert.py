@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ LIMITS = [f"--as={MEMORY_BYTES_MAX}", f"--cpu={CPU_S_MAX}", f"--nofile={FILES_MA
 CONVERT_S_MAX = 2 * 3600.0
 CHECK_LEAKS = 3
 """Exit status of ``qemu-img check`` when nothing but space is lost."""
+REPLAYED_BYTES_MAX = 4 << 30
+"""What may come of a VHDX's log: its blocks, at their places."""
+VHDX_HEADERS, VHDX_LOG_AT = (64 << 10, 128 << 10), 48
 DRIVERS = {ImageFormat.VHD: "vpc"}
 """QEMU's names of formats, where they differ from ours."""
 
@@ -39,6 +43,13 @@ class ToolUser(NamedTuple):
     """The owner of the files that it may write; None: this process's user."""
 
 
+class _Opened(NamedTuple):
+    """A disk as the tool gets it: a name, and the files that are behind it."""
+
+    name: str
+    descriptors: tuple[int, ...]
+
+
 async def convert(
     source: Path, format: ImageFormat, target: Path, size_bytes: int | None, spare_bytes: int, user: ToolUser
 ) -> None:
@@ -49,18 +60,21 @@ async def convert(
     """
     with contextlib.ExitStack() as stack:
         readable = _open(source, os.O_RDONLY, user.uid, stack)
+        opened = _Opened(_named(readable, format), (readable,))
         if format is ImageFormat.QCOW2:
-            await _check(readable, format, user.wrap)
+            await _check(opened, user.wrap)
+        if format is ImageFormat.VHDX and has_log(readable):
+            opened = await _replayed(readable, target.with_name("replayed"), user, stack)
         if size_bytes is None:
-            size_bytes = await _size(readable, format, user.wrap)
+            size_bytes = await _size(opened, user.wrap)
         writable = _open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, user.uid, stack)
         os.ftruncate(writable, size_bytes)
         arguments = [
             *("convert", "-q", "-n", "--target-is-zero", "-W", "-m", "8", "-t", "writeback", "-O", "raw"),
-            *(_named(readable, format), f"/proc/self/fd/{writable}"),
+            *(opened.name, f"/proc/self/fd/{writable}"),
         ]
         free = (await asyncio.to_thread(shutil.disk_usage, target)).free
-        invocation = Invocation(user.wrap, [*LIMITS, f"--fsize={size_bytes}"], (readable, writable))
+        invocation = Invocation(user.wrap, [*LIMITS, f"--fsize={size_bytes}"], (*opened.descriptors, writable))
         await _run(arguments, invocation, lambda: _lack_of_room(target, spare_bytes, free))
         await sync(target)
 
@@ -112,7 +126,7 @@ def _open(path: Path, flags: int, owner: int | None, stack: contextlib.ExitStack
 def _named(descriptor: int, format: ImageFormat) -> str:
     """Return the disk's name for the tool: in this format and without a backing file, regardless of its header."""
     node: dict[str, object] = {"driver": DRIVERS.get(format, format.value), "read-only": True}
-    node["file"] = {"driver": "file", "filename": f"/proc/self/fd/{descriptor}"}
+    node["file"] = _file(descriptor)
     if format in (ImageFormat.QCOW2, ImageFormat.VMDK):
         node["backing"] = None
     if format is ImageFormat.VHD:
@@ -125,20 +139,59 @@ def _lack_of_room(path: Path, spare_bytes: int, before: int) -> str | None:
     return f"there is no room for it: {before} bytes were free" if free < spare_bytes else None
 
 
-async def _check(descriptor: int, format: ImageFormat, wrap: Wrap) -> None:
+def has_log(descriptor: int) -> bool:
+    """Say whether a VHDX was not closed: what its writer had begun is in its log ([MS-VHDX], section 2.3)."""
+    headers = (os.pread(descriptor, VHDX_LOG_AT + 16, at) for at in VHDX_HEADERS)
+    return any(header.startswith(b"head") and any(header[VHDX_LOG_AT:]) for header in headers)
+
+
+async def _replayed(descriptor: int, layer: Path, user: ToolUser, stack: contextlib.ExitStack) -> _Opened:
+    """Return a VHDX as it is once its log was replayed, which goes to a ``layer`` over its file: the file stays as it
+    came. Raises Unacceptable, OSError."""
+    layer.unlink(missing_ok=True)
+    writable = _open(layer, os.O_RDWR | os.O_CREAT | os.O_EXCL, user.uid, stack)
+    stack.callback(layer.unlink, missing_ok=True)
+    limits = [*LIMITS, f"--fsize={REPLAYED_BYTES_MAX}"]
+    size_bytes = str(os.fstat(descriptor).st_size)
+    create = ["create", "-q", "-f", "qcow2", f"/proc/self/fd/{writable}", size_bytes]
+    await _run(create, Invocation(user.wrap, limits, (writable,)))
+    below = {"driver": "raw", "read-only": True, "file": _file(descriptor)}
+    over = {"driver": "qcow2", "file": _file(writable), "backing": below}
+    node: dict[str, object] = {"driver": "vhdx", "file": over}
+    opened = _Opened(f"json:{json.dumps(node)}", (descriptor, writable))
+    invocation = Invocation(user.wrap, limits, opened.descriptors)
+    try:
+        await qemu_img.run(["check", "-q", "-r", "all", opened.name], CONVERT_S_MAX, invocation)
+    except ImgFailed as error:
+        if error.code != CHECK_LEAKS:
+            raise Unacceptable(f"its log, of writes that were not finished, is damaged: {_words(error)}") from error
+    reading = {**node, "read-only": True, "file": {**over, "read-only": True}}
+    return _Opened(f"json:{json.dumps(reading)}", opened.descriptors)
+
+
+def _file(descriptor: int) -> dict[str, object]:
+    return {"driver": "file", "filename": f"/proc/self/fd/{descriptor}"}
+
+
+def _words(error: ImgFailed) -> str:
+    """Return what the tool said, without the names that it was given."""
+    return re.sub(r"'json:\{.*\}'", "the file", str(error), flags=re.DOTALL)
+
+
+async def _check(opened: _Opened, wrap: Wrap) -> None:
     """Raise Unacceptable when the tool finds a disk's tables damaged. Space that is lost does no harm."""
-    arguments = ["check", "-q", "--output", "json", _named(descriptor, format)]
-    invocation = Invocation(wrap, [*LIMITS, "--fsize=0"], (descriptor,))
+    arguments = ["check", "-q", "--output", "json", opened.name]
+    invocation = Invocation(wrap, [*LIMITS, "--fsize=0"], opened.descriptors)
     try:
         await qemu_img.run(arguments, CONVERT_S_MAX, invocation)
     except ImgFailed as error:
         if error.code != CHECK_LEAKS:
-            raise Unacceptable(f"its tables are damaged (qemu-img check): {error}") from error
+            raise Unacceptable(f"its tables are damaged (qemu-img check): {_words(error)}") from error
 
 
-async def _size(descriptor: int, format: ImageFormat, wrap: Wrap) -> int:
-    arguments = ["info", "--output", "json", _named(descriptor, format)]
-    output = await _run(arguments, Invocation(wrap, [*LIMITS, "--fsize=0"], (descriptor,)))
+async def _size(opened: _Opened, wrap: Wrap) -> int:
+    arguments = ["info", "--output", "json", opened.name]
+    output = await _run(arguments, Invocation(wrap, [*LIMITS, "--fsize=0"], opened.descriptors))
     try:
         return int(json.loads(output)["virtual-size"])
     except (ValueError, KeyError, TypeError):
@@ -152,5 +205,5 @@ async def _run(
         return await qemu_img.run(arguments, CONVERT_S_MAX, invocation, stop_reason)
     except ImgFailed as error:
         full = stop_reason is not None and await asyncio.to_thread(stop_reason) is not None
-        said = str(error) if full else f"it can't be read as a disk: {error}"
+        said = str(error) if full else f"it can't be read as a disk: {_words(error)}"
         raise Unacceptable(said, WaitCode.NO_SPACE if full else WaitCode.FILE_REFUSED) from error

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from novacron.disk.blocks import data_ranges
 from novacron.disk.errors import Unacceptable
+from novacron.disk.unpack import DMG_TRAILER
 from novacron.model.image import ImageFormat
 
 SECTOR = 512
@@ -25,6 +26,10 @@ VMDK_MAGIC, VMDK_TEXT = b"KDMV", b"# Disk DescriptorFile"
 VMDK_DESCRIPTOR_BYTES_MAX = 1 << 20
 VMDK_TYPES = ("monolithicSparse", "streamOptimized")
 VMDK_NO_PARENT = "ffffffff"
+VMDK_PART = (
+    "it is one of the files of a VMDK, without the description of the whole: convert that, by the small .vmdk file that"
+    " names this one, for example to qcow2"
+)
 VDI_MAGIC_AT, VDI_MAGIC = 0x40, 0xBEDA107F
 VDI_DYNAMIC, VDI_FIXED = 1, 2
 VHDX_MAGIC = b"vhdxfile"
@@ -35,10 +40,11 @@ OTHERS = {
     b"COWD": "a VMDK of VMware ESX 2", QED_MAGIC: "QED", PARALLELS_MAGICS[0]: "a Parallels disk",
     PARALLELS_MAGICS[1]: "a Parallels disk", b"Bochs Virtual HD Image": "a Bochs disk",
     b"#!/bin/sh\n#V2.0 Format": "a cloop file", b"EVF\x09": "an EWF image of evidence", b"MSWIM": "a WIM archive",
-    b"QFI\xfb\0\0\0\x01": "qcow of version 1",
+    b"QFI\xfb\0\0\0\x01": "qcow of version 1", b"\xbe\xba\xfe\xca\0\0\0\0": "a VMDK of VMware's SESparse kind",
+    b"VMA\0": "a backup of Proxmox VE (VMA)", b"sprs": "an Apple sparse image", b"shdw": "an Apple sparse image (ASIF)",
 }  # fmt: skip
 """What comes in place of a disk, by mistake or not, and how it begins."""
-TAR_MAGIC_AT, TAR_MAGIC, DMG_TRAILER = 257, b"ustar", b"koly"
+TAR_MAGIC_AT, TAR_MAGIC = 257, b"ustar"
 CD_AT, CD_MAGICS = 32769, (b"CD001", b"BEA01")
 PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 DISK_SIGNS = (
@@ -49,11 +55,17 @@ DISK_SIGNS = (
     (0x400, b"\xe2\xe1\xf5\xe0"), (0, b"\x45\x3d\xcd\x28"), (0, b"-rom1fs-"), (32, b"NXSB"), (1024, b"H+"),
     (1024, b"HX"), (8192 + 0x55C, b"\x54\x19\x01\0"),
     (65536 + 0x55C, b"\x19\x01\x54\x19"), (0x10034, b"ReIsEr"), (32768, b"JFS1"),
-    (3, b"NTFS    "), (3, b"EXFAT   "), (3, b"-FVE-FS-"),
+    (3, b"NTFS    "), (3, b"EXFAT   "), (3, b"-FVE-FS-"), (0x400, b"OCFSV2"), (0x800, b"OCFSV2"),
+    (0x1000, b"OCFSV2"), (0x2000, b"OCFSV2"), (0x400, b"\2\0\0\0\0\0\x34\x34"), (0x10000, b"\1\x16\x19\x70\0\0\0\1"),
+    (0x10000, b"ReIsEr4"), (0x1018, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")),
+    (0x1018, bytes.fromhex("c68573f666ce90a9d96a60cf803df7ef")), (8182, b"SWAPSPACE2"), (16374, b"SWAPSPACE2"),
+    (32758, b"SWAPSPACE2"), (65526, b"SWAPSPACE2"), (4086, b"SWAP-SPACE"), (0, b"\x28\xcd\x3d\x45"), (0, b"sqsh"),
+    (0, b"\xce\xfa\xad\x1b"), (0, b"\x0b\xe5\xa9\x41"), (0, b"dmvdo001"), (0, b"bluestore block device"),
+    (0x4014, b"\0\0\0\x07version\0"), (0x400, b"\xf5\xfc\1\xa5"), (0x2000, b"\xa5\1\xfc\xf5"),
 )  # fmt: skip
-"""How a raw disk is recognised, and where: partition tables (MBR, GPT, Sun, Apple, BSD), volumes (LVM, LUKS, MD RAID),
-file systems (ext, XFS, Btrfs, F2FS, swap, ISO 9660, UDF, squashfs, EROFS, cramfs, romfs, APFS, HFS+, UFS, ReiserFS,
-JFS, NTFS, exFAT, BitLocker)."""
+"""How a raw disk is recognised, and where: partition tables (MBR, GPT, Sun, Apple, BSD, SGI), volumes (LVM, LUKS, MD
+RAID, bcache, VDO, BlueStore), file systems (ext, XFS, Btrfs, F2FS, swap, ISO 9660, UDF, squashfs, EROFS, cramfs, romfs,
+APFS, HFS+, UFS, ReiserFS, Reiser4, JFS, NTFS, exFAT, BitLocker, ZFS, OCFS2, NILFS2, GFS2, bcachefs, BFS, VxFS)."""
 
 
 def detect(file: BinaryIO) -> ImageFormat:
@@ -179,15 +191,22 @@ def _check_vmdk(file: BinaryIO) -> int:
     if len(head) < SECTOR or not head.startswith(VMDK_MAGIC):
         raise Unacceptable("it does not begin as a VMDK of one file does")
     _, _, capacity, _, at, sectors = struct.unpack_from("<IIQQQQ", head, 4)
+    if not at and not sectors:
+        raise Unacceptable(VMDK_PART)
     if not 0 < at * SECTOR < HEAD_BYTES or not 0 < sectors * SECTOR <= VMDK_DESCRIPTOR_BYTES_MAX:
         raise Unacceptable("its descriptor is missing or too large")
     text = _read(file, at * SECTOR, sectors * SECTOR).split(b"\0")[0].decode("utf-8", "replace")
     lines = re.findall(r'^\s*(\w+)\s*=\s*"?([^"\r\n]*)"?\s*$', text, re.M)
     values = {name.lower(): value.strip() for name, value in lines}
+    if "createtype" not in values:
+        raise Unacceptable(VMDK_PART)
     if values.get("parentcid", VMDK_NO_PARENT).lower() != VMDK_NO_PARENT or values.get("parentfilenamehint"):
         raise Unacceptable("it lies over another disk (a parent); convert it to one without")
     if values.get("createtype") not in VMDK_TYPES:
-        raise Unacceptable(f"its data is in other files (type {values.get('createtype', 'unknown')[:40]!r})")
+        raise Unacceptable(
+            f"its data is in other files (type {values['createtype'][:40]!r}): convert it where they are, for example"
+            " to qcow2"
+        )
     return int(capacity) * SECTOR
 
 

@@ -73,8 +73,15 @@ class _Gzip:
         return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
 
 
+DMG_TRAILER, DMG_TRAILER_BYTES = b"koly", 512
+"""What ends an Apple disk image, whose first bytes may be a compressed block of its disk."""
+
+
 def detect(file: BinaryIO) -> Compression | None:
     """Return how a file is compressed, or None when it is not."""
+    file.seek(max(0, file.seek(0, io.SEEK_END) - DMG_TRAILER_BYTES))
+    if file.read(len(DMG_TRAILER)) == DMG_TRAILER:
+        return None
     file.seek(0)
     head = file.read(8)
     return next((kind for magic, kind in MAGICS.items() if head.startswith(magic)), None)
