@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 PRIVATE = 0o600
 UMASK = 0o077
@@ -29,7 +29,7 @@ def write(path: Path, data: bytes, mode: int = PRIVATE, owner: tuple[int, int] |
     temporary.replace(path)
 
 
-def opened(path: Path, mode: str = "wb") -> BinaryIO:
+def opened(path: Path, mode: str = "wb") -> IO[bytes]:
     """Open a file to write it a piece at a time, as ``open`` does; one that is made only its owner can read.
 
     Raises OSError.

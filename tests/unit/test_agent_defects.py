@@ -18,7 +18,7 @@ from novacron.agent.backups import VmBackups
 from novacron.agent.images import copies
 from novacron.agent.images.imports import ImageImports
 from novacron.agent.replication import kept
-from novacron.agent.replication.kept import KeptReplicas
+from novacron.agent.replication.kept import KeptReplicas, _Below
 from novacron.agent.repositories import contents
 from novacron.agent.settings import AgentSettings
 from novacron.disk.images import LocalImage
@@ -106,7 +106,7 @@ async def test_a_defect_in_one_comparison_does_not_end_those_after_it(
     monkeypatch.setattr(host, "listener", SimpleNamespace(expect=expect))
     keeper, of = KeptReplicas(host, Mock()), replica(1)
     before = RESTARTS.cell("replica-comparison")[0]
-    async with running(keeper._compare(of, host.replicas.find(of.id, of.vm), tmp_path)):
+    async with running(keeper._compare(of, host.replicas.find(of.id, of.vm), _Below(tmp_path, 1 << 20))):
         await eventually(lambda: len(sessions) == 2, "the next one is answered")
     assert RESTARTS.cell("replica-comparison")[0] == before + 1
 

@@ -439,12 +439,12 @@ async def test_a_round_of_a_replica_is_sent_and_kept_beside_the_loop(
         keeper = KeptReplicas(target, said.put_nowait)
         sender = SentReplicas(source, lambda _: context, said.put_nowait)
         on_loop.clear()
-        keeper.tell((msgspec.structs.replace(KEPT, peer="a"),), tasks)
+        keeper.tell(wire.Replicas((), (msgspec.structs.replace(KEPT, peer="a"),)), tasks)
         sender.tell((msgspec.structs.replace(SENT, peer="b", endpoint=f"127.0.0.1:{port}"),), tasks)
         reports = [await said.get()]
         while not any(isinstance(report, wire.ReplicaStands) and report.points for report in reports):
             reports.append(await said.get())
-        keeper.tell((), tasks)
+        keeper.tell(wire.Replicas((), ()), tasks)
         sender.tell((), tasks)
     source.connections.close()
     assert [report.error for report in reports if isinstance(report, wire.ReplicaRound)] in ([], [""])
