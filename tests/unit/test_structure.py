@@ -73,6 +73,7 @@ CEILINGS = {
     "functions over 6 parameters": Ceiling(0, 0),
     "functions of a complexity over 15": Ceiling(13, 13),
     "files over 500 lines": Ceiling(0, 0),
+    "public functions with Any in their signature": Ceiling(107, 0),
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -102,6 +103,16 @@ def parameters(function: Function) -> int:
     """Return how many there are; ``self`` and ``cls`` are not counted, nor what collects the rest."""
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     return sum(argument.arg not in ("self", "cls") for argument in arguments)
+
+
+def takes_anything(function: Function) -> bool:
+    """Say whether a type in a signature is, or holds, one that nobody checks."""
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    types = [
+        type_ for type_ in (*(argument.annotation for argument in arguments), function.returns) if type_ is not None
+    ]
+    parts = [part for type_ in types for part in ast.walk(type_)]
+    return any(isinstance(part, ast.Name) and part.id == "Any" for part in parts)
 
 
 def circles() -> list[str]:
@@ -152,6 +163,8 @@ def offenders(what: str) -> list[str]:
         case "files over 500 lines":
             counts = {name: len(path.read_text().splitlines()) for name, path in files() if name not in GENERATED}
             return [f"{name}: {count}" for name, count in counts.items() if count > FILE_LINES_MAX]
+        case "public functions with Any in their signature":
+            return [name for name, node in functions() if not node.name.startswith("_") and takes_anything(node)]
     raise ValueError(what)
 
 
