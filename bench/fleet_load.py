@@ -7,6 +7,7 @@ import random
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from lab.vm_loads import uses_of
 from novacron.model.node import (
     Accelerator,
     AcceleratorKind,
@@ -18,7 +19,7 @@ from novacron.model.node import (
     NodeStatus,
 )
 from novacron.model.placement import Fleet, Wish
-from novacron.model.rebalance import Settings, Since, VmLoad, decide, deviation, loads_of, smoothed, uses_of
+from novacron.model.rebalance import Settings, Since, VmLoad, decide, deviation, loads_of, smoothed
 from novacron.model.vm import VmSpec
 
 DAY_S = 24 * 3600

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench import onsets
 from bench.prediction_migrations import migration_figures
 from bench.prediction_replay import FULL, SMOKE, replay_figures
 from bench.prediction_round import round_figures
@@ -29,7 +30,7 @@ HOT = 0.9
 PRECISION = 0.5
 MISSING = 65535
 MHZ_A_UNIT = 2.0
-WEEK = 7 * 24 * load.SAMPLES_AN_HOUR
+WEEK = 7 * 24 * onsets.SAMPLES_AN_HOUR
 
 
 class Set(NamedTuple):
@@ -59,7 +60,7 @@ def node_samples(mhz: Floats, nodes: int, draws: int) -> Floats:
 
 
 def observed(mhz: Floats, nodes: int, draws: int) -> Set:
-    hours = load.by_hour(node_samples(mhz, nodes, draws))
+    hours = onsets.by_hour(node_samples(mhz, nodes, draws))
     rows, level = load.features(hours)
     target = load.earlier(hours.peak, -1)
     usable = np.isfinite(rows).all(-1) & np.isfinite(target)
@@ -119,12 +120,12 @@ def onset_figures(months: Set) -> list[Figure]:
     peak, target = months.hours.peak, months.target
     with np.errstate(all="ignore"):
         hot = np.nanquantile(np.where(months.trained, peak, np.nan), HOT, axis=1, keepdims=True)
-    rows = load.onset_features(months.hours, hot)
+    rows = onsets.onset_features(months.hours, hot)
     cold = np.isfinite(rows).all(-1) & (peak < hot)
     trained, scored, came = cold & months.trained, cold & months.scored, target >= hot
-    model = load.fit_logit(rows[trained], came[trained])
+    model = onsets.fit_logit(rows[trained], came[trained])
     alarm = np.zeros_like(came)
-    limit = load.threshold(model.chance(rows[trained]), came[trained], PRECISION)
+    limit = onsets.threshold(model.chance(rows[trained]), came[trained], PRECISION)
     alarm[scored] = model.chance(rows[scored]) >= limit
     yesterday = load.earlier(peak, 23) >= hot
 

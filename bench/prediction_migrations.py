@@ -7,6 +7,7 @@ migration knew whether it would throttle the guest, so that is read from the sce
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,18 @@ NEVER_ENDS = "Precopy_Nonconvergent"
 THROTTLES = "Autoconverge"
 BYTES_A_MBIT = 125e3
 Row = dict[str, float]
+
+
+def learned_exponent(first_pass: Sequence[PassProgress], pass_s: float) -> float | None:
+    """Return which exponent would have foreseen a first pass that took ``pass_s``, at the middle one of its moments
+    (None if none says anything)."""
+    fitting = []
+    for at in first_pass:
+        seen = at.sent + at.empty
+        needed = (pass_s - at.elapsed_s) * at.rate
+        if 0 < needed < at.remaining and 0 < at.sent < seen:
+            fitting.append(math.log(needed / at.remaining) / math.log(at.sent / seen))
+    return statistics.median(fitting) if fitting else None
 
 
 class Run(NamedTuple):
@@ -89,7 +102,7 @@ def past(run: Run) -> Past:
     if last.passes:
         first_pass = [at for at in run.moments if not at.passes]
         sent_s = last.passes[0].seconds
-        exponent = migrations.learned_exponent(first_pass, sent_s)
+        exponent = learned_exponent(first_pass, sent_s)
     guest = migrations.working_set(last.passes) if len(last.passes) > 1 else None
     return Past(exponent, guest)
 

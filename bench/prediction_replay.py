@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.fleet_load import node
+from bench.onsets import SAMPLES_AN_HOUR
 from bench.report import Figure
 from novacron.model.limits import NODE_MEMORY_RESERVE_MIB
 from novacron.model.overload import HourlyUse, NodesAhead, VmAhead, prevent
@@ -30,7 +31,7 @@ from novacron.model.rebalance import (
     sources,
 )
 from novacron.model.vm import VmSpec
-from novacron.prediction.load import SAMPLES_AN_HOUR, Floats
+from novacron.prediction.load import Floats
 from novacron.prediction.profiles import PROFILE_DAYS, Profiles, usual
 
 STEP_S = 300

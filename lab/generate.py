@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import cast
@@ -16,6 +17,7 @@ from typing import cast
 import msgspec
 import msgspec.inspect
 from litestar import Litestar
+from litestar.handlers import HTTPRouteHandler
 
 from lab import bodies, reasons_page, runbooks_index, settings_page
 from novacron.api.access.context import Services
@@ -36,9 +38,10 @@ from novacron.model import (
     rebalance,
     vm,
 )
-from novacron.model.presets import PRESET_FIELDS
 
 ROOT = Path(__file__).parents[1]
+PRESET_FIELDS = ("vcpus", "memory_mib", "firmware", "tpm", "disk_bus", "nic_model")
+"""The fields of a VM whose default depends on its operating system."""
 OPENAPI = ROOT / "docs/reference/openapi.json"
 CLIENT = ROOT / "src/novacron/client"
 BY_HAND = {"__init__.py", "transport.py"}
@@ -178,9 +181,17 @@ def application() -> Litestar:
     return create_app(cast(Services, types.SimpleNamespace()))
 
 
+def _documented(app: Litestar) -> Iterator[HTTPRouteHandler]:
+    """Yield the handlers of the document's operations."""
+    for route in app.routes:
+        for method, (handler, _) in getattr(route, "route_handler_map", {}).items():
+            if method != "OPTIONS" and handler.resolve_include_in_schema():
+                yield handler
+
+
 def request_bodies() -> list[object]:
     """Return the types of the bodies that routes take."""
-    fields = [handler.parsed_data_field for handler in openapi.documented(application())]
+    fields = [handler.parsed_data_field for handler in _documented(application())]
     return [field.annotation for field in fields if field is not None]
 
 

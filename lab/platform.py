@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from lab.agent_networks import remove_all as remove_networks
 from lab.blocked_loops import DEBUG_MODE, blocked_loops
 from lab.hosts import Host, Lab
 from novacron import private_file
-from novacron.agent.host.remnants import remove_all as remove_networks
 from novacron.agent.host.volumes import MARK
 from novacron.agent.vm.directory import TRANSFER_SOCKETS
 from novacron.client import ApiError, Client, Unreachable, load_config

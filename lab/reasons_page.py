@@ -3,10 +3,55 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
 
 from novacron.model import waiting
-from novacron.model.waiting import HINDRANCES, WaitCode
+from novacron.model.waiting import WaitCode
+
+W = WaitCode
+HINDRANCES: Mapping[str, tuple[WaitCode, ...]] = {
+    "vm": (
+        W.UNPLACED, W.NODE_LOST, W.NODE_CANT_STORE, W.IMAGE_MISSING, W.LEASE_ENDED, W.NETWORK_NOT_READY,
+        W.START_QUEUED, W.DISK_BEING_MADE, W.DISK_BEING_COPIED, W.DISK_LOST, W.DISK_FULL, W.NO_SPACE, W.CRASH_BACK_OFF,
+        W.CANT_GROW, W.CANT_SHRINK, W.GUEST_CLOCK_BEHIND, W.MEMORY_FOLLOWS, W.INTERFACE_CLOSED, W.MAY_BE_ELSEWHERE,
+        W.STEP_FAILED,
+    ),
+    "volume": (
+        W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.POOL_AWAY, W.IMAGE_MISSING, W.FILE_LOST,
+        W.GUEST_HOLDS_IT, W.STEP_FAILED,
+    ),
+    "import": (
+        W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.FILE_REFUSED, W.DIGEST_WRONG,
+        W.SOURCE_UNREACHABLE, W.ABORTED, W.QUOTA_EXCEEDED, W.TIME_LIMIT, W.STEP_FAILED,
+    ),
+    "export": (
+        W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_GONE, W.FILE_LOST, W.STEP_FAILED,
+    ),
+    "backup": (
+        W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_GONE, W.FILE_LOST, W.TIME_LIMIT,
+        W.STEP_FAILED,
+    ),
+    "replica": (W.NODE_LOST, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_GONE, W.STEP_FAILED),
+    "snapshot": (
+        W.NODE_LOST, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_OFF, W.GUEST_SILENT, W.DOES_NOT_FIT, W.FILE_LOST,
+        W.STEP_FAILED,
+    ),
+    "network": (W.NO_GATEWAY, W.NETWORK_NOT_READY, W.INTERFACE_CLOSED),
+    "forward": (W.NETWORK_NOT_READY, W.PORT_IN_USE, W.PORT_NOT_ALLOWED, W.RULES_REFUSED),
+    "floating-address": (W.NETWORK_NOT_READY, W.NOT_ROUTED, W.RULES_REFUSED),
+    "drain": (
+        W.BLOCKED, W.TIME_LIMIT, W.UNPLACED, W.MOVE_REFUSED, W.MOVE_FAILED, W.WOULD_NOT_CONVERGE, W.STEP_FAILED,
+    ),
+    "migration": (W.MIGRATION_QUEUED,),
+    "plan": (
+        W.UNPLACED, W.QUOTA_EXCEEDED, W.REFUSED, W.NODE_LOST, W.MIGRATION_QUEUED, W.MOVE_FAILED, W.VM_GONE,
+        W.TIME_LIMIT, W.ABORTED,
+    ),
+    "proof": (W.UNPLACED, W.QUOTA_EXCEEDED, W.REFUSED, W.DISK_BEING_MADE, W.VM_GONE, W.TIME_LIMIT),
+    "backup-policy": (W.NODE_LOST, W.QUOTA_EXCEEDED, W.REFUSED),
+}  # fmt: skip
+"""What may keep each kind of object from what was asked."""
 
 HEAD = """# Reason codes
 

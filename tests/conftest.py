@@ -57,6 +57,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         schedule.in_order(items)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("blocked_loop_ms_max", "asyncio's debug mode: for how long agents and servers may block a loop")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     Platform.new_postgres = CopiedPostgres
     lab_platform.patience = PATIENCE
@@ -65,14 +69,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the process that prints the summary what blocked event loops."""
+    """Tell the process that prints the summary what blocked event loops; there, fail if that was for too long."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["blocked_loops"] = list(blocked_loops.reports)
+        session.config.workeroutput["blocked_loops"] = blocked_loops.reports
+    elif _blocked_too_long(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _blocked_too_long(config: pytest.Config) -> list[str]:
+    return blocked_loops.too_long(float(config.getini("blocked_loop_ms_max"))) if DEBUG_MODE else []
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: WorkerController) -> None:
-    blocked_loops.reports.update(dict.fromkeys(getattr(node, "workeroutput", {}).get("blocked_loops", ())))
+    for report, seconds in getattr(node, "workeroutput", {}).get("blocked_loops", {}).items():
+        blocked_loops.add(report, seconds)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -94,6 +105,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("callbacks that blocked an event loop")
         for report in blocked_loops.reports:
             terminalreporter.write_line(report)
+        for report in _blocked_too_long(terminalreporter.config):
+            limit = terminalreporter.config.getini("blocked_loop_ms_max")
+            terminalreporter.write_line(f"longer than {limit} ms, which fails the run: {report}", red=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,9 +16,10 @@ from types import FrameType
 
 from lab import runbook_history, runbook_runs
 from lab.drills.model import LabDrill, LabDrillRun
+from lab.drills.promises import misses
 from lab.platform import open_directory
 from novacron import __version__
-from novacron.model.drill import TEXT_MAX, DrillFigures, DrillStep, DrillVerdict, misses
+from novacron.model.drill import TEXT_MAX, DrillFigures, DrillStep, DrillVerdict
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import probe
 from novacron.runbooks import library, runner

@@ -265,9 +265,9 @@ class ServerOptions:
 
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL. Raises BadParameter."""
-        from novacron.api.access.catalogues import CatalogueSettings
         from novacron.api.access.client_address import ProxySettings
         from novacron.api.edge.rate_limits import RateSettings
+        from novacron.api.read_model.catalogues import CatalogueSettings
         from novacron.model.token import Lifetimes
         from novacron.server.settings import AuditSettings, SecondFactorSettings, ServerSettings
 

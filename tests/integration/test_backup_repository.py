@@ -23,6 +23,7 @@ from novacron.backup.pack import ID_BYTES, BlobType
 from novacron.backup.repository import Repository, new_password
 from novacron.backup.snapshot import File
 from novacron.backup.storage import FILE_BYTES_MAX, DirectoryStorage, Kind, Storage
+from tests.support.repositories import check_packs
 from tests.waiting import until
 
 PASSWORD = new_password()
@@ -104,7 +105,7 @@ def test_restic_reads_what_was_written_also_increments(tmp_path: Path) -> None:
     reader = DiskReader(repository, file)
     assert reader.read(BLOCK_BYTES - 7, 2 * BLOCK_BYTES) == disk.read_bytes()[BLOCK_BYTES - 7 : 3 * BLOCK_BYTES - 7]
     assert reader.read(SIZE - 3, 100) == disk.read_bytes()[-3:]
-    assert list(repository.check_packs()) == []
+    assert list(check_packs(repository)) == []
 
 
 def test_what_restic_wrote_is_read_here(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_what_restic_wrote_is_read_here(tmp_path: Path) -> None:
     disk = _disk(tmp_path / "folder" / "disk", 2)
     _restic(root, "backup", str(tmp_path / "folder"))
     repository = Repository.open(DirectoryStorage(root), PASSWORD)
-    assert len(list(repository.snapshots())) == 1 and list(repository.check_packs()) == []
+    assert len(list(repository.snapshots())) == 1 and list(check_packs(repository)) == []
     written, _ = _backup(repository, disk)
     assert _restored(repository, written.file, tmp_path / "again") == disk.read_bytes()
     _restic(root, "check", "--read-data")
@@ -153,7 +154,7 @@ def test_damage_is_found_and_named(tmp_path: Path, kind: Kind, damage: Callable[
     with pytest.raises(Damaged) as found:
         repository = Repository.open(storage, PASSWORD)
         list(repository.snapshots())
-        for error in repository.check_packs():
+        for error in check_packs(repository):
             raise error
     assert paths[0].name in str(found.value) or "configuration" in str(found.value)
 

@@ -41,6 +41,7 @@ from novacron.model.backup import BackupPhase
 from novacron.model.firmware_state import FirmwareState
 from novacron.platform_key import new_key
 from novacron.wire import messages as wire
+from tests.support.repositories import check_packs
 from tests.support.s3 import ADMIN, NODE, Credentials, S3Server
 from tests.waiting import eventually, until
 
@@ -168,7 +169,7 @@ def test_what_restic_wrote_is_read_here(bucket: Bucket, tmp_path: Path) -> None:
     bucket.restic("init")
     bucket.restic("backup", str(tmp_path / "folder"))
     repository = Repository.open(storage_at(bucket.address()), KEY.passphrase())
-    assert len(list(repository.snapshots())) == 1 and list(repository.check_packs()) == []
+    assert len(list(repository.snapshots())) == 1 and list(check_packs(repository)) == []
     with contextlib.closing(bucket.opened()) as opened:
         made = _stored(opened, "backup-1", disk)
     assert bucket.restic("dump", made, "/vm/disk.raw") == disk.read_bytes()

@@ -13,8 +13,9 @@ import pytest
 
 from lab.drills import catalogue, practice, recorder
 from lab.drills.model import LabDrillRun
+from lab.drills.promises import misses
 from lab.runbook_runs import lab_host
-from novacron.model.drill import DrillVerdict, misses
+from novacron.model.drill import DrillVerdict
 
 ROOT = Path(__file__).parents[2]
 QUICK = "database-killed"

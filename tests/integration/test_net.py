@@ -16,13 +16,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from lab.agent_networks import remove_all
 from lab.hosts import WAN_DEVICE, Lab, run
 from lab.platform import until
 from novacron.agent.host import remnants
 from novacron.agent.host.instances import RUN_DIR, instance_of, mark_of, prefix_of
 from novacron.agent.host.networks import GuestPlace, NodeNetworks
 from novacron.agent.host.presence import Presence
-from novacron.agent.host.remnants import RemnantKind, remove_all
+from novacron.agent.host.remnants import RemnantKind
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.leftovers import Leftovers, abandoned
 from novacron.agent.vm.port_forward import PortForwards

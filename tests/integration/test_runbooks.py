@@ -16,6 +16,7 @@ from lab.runbook_runs import PAGES, lab_host
 from novacron.runbooks import library, pages, programs, runner
 from novacron.runbooks.model import Runbook, RunbookStep
 from novacron.runbooks.runner import StepOutcome, StepResult
+from tests.support import documented_steps
 
 
 def run_page(
@@ -170,7 +171,7 @@ def test_a_node_is_drained_mended_and_used_again_by_its_runbook(
 @pytest.mark.slow
 def test_the_commands_of_a_how_to_are_executed(site: Platform, tmp_path: Path) -> None:
     page = PAGES.parent / "how-to/node-conditions.md"
-    steps = pages.steps_in(page.name, page.read_text())
+    steps = documented_steps.steps_in(page.name, page.read_text())
     result, said = run_steps(site, steps, {}, tmp_path / "log", lab_host({}))
     assert result.outcome is StepOutcome.DONE, said
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from novacron.api.access.catalogues import Catalogues, CatalogueSettings
+from novacron.api.read_model.catalogues import Catalogues, CatalogueSettings
 from novacron.model import catalogue
 from novacron.model.errors import InvalidInput
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from lab.generate import PRESET_FIELDS
 from novacron.model.devices import DiskBus, NicModel, Os
-from novacron.model.presets import PRESET_FIELDS, PRESETS
+from novacron.model.presets import PRESETS
 from novacron.model.vm import VmFields
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/devices.md").read_text()

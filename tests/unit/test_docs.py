@@ -237,6 +237,21 @@ def command_lines(page: Path) -> Iterator[str]:
     yield from re.findall(r"`(novacron [^`]*)`", prose(page))
 
 
+def test_every_package_and_room_is_in_the_architecture() -> None:
+    """A folder of which nobody says what it answers grows into whatever is at hand."""
+    folders = {
+        line.split("|")[1] for line in (ROOT / "docs/architecture.md").read_text().splitlines() if line[:2] == "| "
+    }
+    named = {path.rstrip("/") for cell in folders for path in re.findall(r"`((?:src/novacron/)?[\w/.]+)`", cell)}
+    packages = {path.parent for room in ("*", "agent/*", "api/*") for path in PACKAGE.glob(f"{room}/__init__.py")}
+    missing = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in sorted(packages)
+        if not named & {path.relative_to(ROOT).as_posix(), path.relative_to(PACKAGE).as_posix()}
+    ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_and_option_that_a_page_shows_exists(page: Path) -> None:
     if page.name in {*HISTORY, "cli.md"}:

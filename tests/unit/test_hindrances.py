@@ -19,6 +19,7 @@ from unittest.mock import AsyncMock, MagicMock, Mock
 import msgspec
 import pytest
 
+from lab.reasons_page import HINDRANCES
 from novacron.agent.backups import VmBackups
 from novacron.agent.host import network_problems, volumes
 from novacron.agent.host.network_problems import NetworkProblems, NetworkTroubles
@@ -55,7 +56,7 @@ from novacron.model.network import Entrance, NetworkOnNode, NetworkProblem, Netw
 from novacron.model.snapshot import MachineLayout, SnapshotPhase
 from novacron.model.vm import VmSpec
 from novacron.model.volume import VolumePhase
-from novacron.model.waiting import HINDRANCES, WaitCode, code_of
+from novacron.model.waiting import WaitCode, code_of
 from novacron.net.firewall import NicKey
 from novacron.platform_key import new_key
 from novacron.qemu import disks, layout, process

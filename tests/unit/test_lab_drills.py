@@ -11,9 +11,10 @@ import pytest
 from lab.drills import __main__ as command
 from lab.drills import catalogue, practice, recorder, results
 from lab.drills.model import LabDrill, LabDrillRun
+from lab.drills.promises import misses
 from lab.drills.recorder import Recorder
 from novacron.cli.drill_runs import to_prove
-from novacron.model.drill import DrillEvery, DrillFigures, DrillStep, DrillVerdict, misses
+from novacron.model.drill import DrillEvery, DrillFigures, DrillStep, DrillVerdict
 from novacron.runbooks import library
 
 AT = datetime(2026, 11, 30, 5, tzinfo=UTC)

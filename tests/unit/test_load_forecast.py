@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import onsets
 from novacron.model.load_forecast import (
     BETTER,
     SCORED_MIN,
@@ -19,7 +20,7 @@ from novacron.model.load_forecast import (
     judge,
     why,
 )
-from novacron.prediction import load, rounds
+from novacron.prediction import rounds
 from novacron.prediction.load import Floats, Hours
 
 DAYS, HOT_HOUR, NODES = 28, 9, 30
@@ -31,8 +32,8 @@ def days(seed: int = 1, nodes: int = NODES) -> Hours:
     random = np.random.default_rng(seed)
     hours = np.arange((DAYS - 1) * 24 + HOT_HOUR) % 24
     level = np.where(hours == HOT_HOUR, 900.0, 100.0) * random.uniform(0.5, 8, (nodes, 1))
-    samples = np.repeat(level, load.SAMPLES_AN_HOUR, axis=1)
-    return load.by_hour(samples * random.uniform(0.9, 1.1, samples.shape))
+    samples = np.repeat(level, onsets.SAMPLES_AN_HOUR, axis=1)
+    return onsets.by_hour(samples * random.uniform(0.9, 1.1, samples.shape))
 
 
 def test_a_daily_hot_hour_is_foreseen_of_nodes_of_any_size() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench import onsets
 from novacron.prediction import load
 from novacron.prediction.load import Floats
 
@@ -17,14 +18,14 @@ def samples(seed: int = 1) -> Floats:
     random = np.random.default_rng(seed)
     hours = np.arange(DAYS * 24) % 24
     level = np.where(hours == HOT_HOUR, 900.0, 100.0)
-    values: Floats = np.repeat(np.stack([level, 3 * level]), load.SAMPLES_AN_HOUR, axis=1)
+    values: Floats = np.repeat(np.stack([level, 3 * level]), onsets.SAMPLES_AN_HOUR, axis=1)
     return values * random.uniform(0.95, 1.05, values.shape)
 
 
 def test_an_hour_with_a_gap_is_not_known() -> None:
     gapped = samples()
     gapped[0, 5] = np.nan
-    known = load.by_hour(gapped)
+    known = onsets.by_hour(gapped)
     assert np.isnan(known.peak[0, 0]) and np.isfinite(known.peak[0, 1:]).all()
     assert known.peak[1, 0] >= known.second[1, 0] >= known.mean[1, 0]
 
@@ -33,11 +34,11 @@ def test_forecasts_use_nothing_that_is_measured_later() -> None:
     """Whatever comes after an hour changes nothing of what the hour after it is foreseen from."""
     now = 15 * 24
     changed = samples()
-    changed[:, (now + 1) * load.SAMPLES_AN_HOUR :] *= 50
+    changed[:, (now + 1) * onsets.SAMPLES_AN_HOUR :] *= 50
     hot = np.array([[500.0], [1500.0]])
     for before, after in (
-        (load.features(load.by_hour(samples()))[0], load.features(load.by_hour(changed))[0]),
-        (load.onset_features(load.by_hour(samples()), hot), load.onset_features(load.by_hour(changed), hot)),
+        (load.features(onsets.by_hour(samples()))[0], load.features(onsets.by_hour(changed))[0]),
+        (onsets.onset_features(onsets.by_hour(samples()), hot), onsets.onset_features(onsets.by_hour(changed), hot)),
     ):
         assert np.isfinite(before[:, now]).all()
         assert np.array_equal(before[:, : now + 1], after[:, : now + 1], equal_nan=True)
@@ -62,7 +63,7 @@ def test_a_quantile_regression_finds_its_quantile() -> None:
 
 
 def test_a_daily_peak_is_foreseen_where_the_last_hour_says_nothing_of_it() -> None:
-    known = load.by_hour(samples())
+    known = onsets.by_hour(samples())
     rows, level = load.features(known)
     target = load.earlier(known.peak, -1)
     usable = np.isfinite(rows).all(-1) & np.isfinite(target)
@@ -73,13 +74,13 @@ def test_a_daily_peak_is_foreseen_where_the_last_hour_says_nothing_of_it() -> No
 
 
 def test_onsets_that_come_daily_are_foreseen() -> None:
-    known = load.by_hour(samples())
+    known = onsets.by_hour(samples())
     hot = np.array([[500.0], [1500.0]])
-    rows = load.onset_features(known, hot)
+    rows = onsets.onset_features(known, hot)
     target = load.earlier(known.peak, -1)
     cold = np.isfinite(rows).all(-1) & np.isfinite(target) & (known.peak < hot)
     came = (target >= hot)[cold]
-    chances = load.fit_logit(rows[cold], came).chance(rows[cold])
+    chances = onsets.fit_logit(rows[cold], came).chance(rows[cold])
     assert came.sum() > 0
     assert chances[came].min() > chances[~came].max()
 
@@ -88,9 +89,9 @@ def test_a_threshold_has_the_precision_that_was_asked_for() -> None:
     random = np.random.default_rng(3)
     chances = random.uniform(0, 1, 5000)
     came = random.uniform(0, 1, 5000) < chances
-    limit = load.threshold(chances, came, 0.8)
+    limit = onsets.threshold(chances, came, 0.8)
     assert came[chances >= limit].mean() == pytest.approx(0.8, abs=0.01)
-    assert load.threshold(chances, np.zeros(5000, dtype=bool), 0.8) > 1, "no alarm where none would be right"
+    assert onsets.threshold(chances, np.zeros(5000, dtype=bool), 0.8) > 1, "no alarm where none would be right"
 
 
 def test_one_outlying_week_changes_no_forecast_of_the_next() -> None:

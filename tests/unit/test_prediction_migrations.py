@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.prediction_migrations import learned_exponent
 from novacron.prediction import migrations
 from novacron.prediction.migrations import Pass, PassProgress, Past, WorkingSet
 
@@ -74,7 +75,7 @@ def test_empty_pages_shorten_the_rest_and_history_says_by_how_much() -> None:
     at = msgspec.structs.replace(AT, empty=600 * MB)
     assert migrations.rest_of_first_pass(at, 0) == AT.remaining
     assert migrations.rest_of_first_pass(at, 1) == pytest.approx(AT.remaining / 4)
-    exponent = migrations.learned_exponent([at], pass_s=2 + 10 / 4)
+    exponent = learned_exponent([at], pass_s=2 + 10 / 4)
     assert exponent == pytest.approx(1)
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from bench.fleet_load import simulate
+from lab.vm_loads import uses_of
 from novacron.agent.host.loads import Loads
 from novacron.model.drain import estimate_s
 from novacron.model.node import Load, Node
@@ -23,7 +24,6 @@ from novacron.model.rebalance import (
     decide,
     deviation,
     smoothed,
-    uses_of,
 )
 from tests.support.fleet import node, vm
 

@@ -13,6 +13,7 @@ from novacron.__main__ import app
 from novacron.cli import command_check
 from novacron.cli.drill_runs import commands_of
 from novacron.runbooks import library, pages
+from tests.support import documented_steps
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs/runbooks"
@@ -37,7 +38,7 @@ def test_steps_on_other_pages_are_commands_that_the_command_line_accepts() -> No
     for page in sorted(ROOT.glob("docs/**/*.md")):
         if PAGES in page.parents or page.name == "runbook-format.md":
             continue
-        steps = pages.steps_in(page.name, page.read_text())
+        steps = documented_steps.steps_in(page.name, page.read_text())
         with_steps += bool(steps)
         for command in [command for step in steps for command in step.commands]:
             check_arguments(list(command.words[1:]))

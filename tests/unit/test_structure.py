@@ -50,6 +50,15 @@ IMPORTED_BY_NAME = {
 """Files that import by a name that they put together, and what."""
 
 
+HARMLESS = {"property", "staticmethod", "classmethod"}
+"""Decorators that give a method to nobody."""
+CALLED_BY_OTHERS = {
+    "_coerce_value", "_missing_", "authenticate_request", "emit", "get_description", "get_reset_query", "seekable",
+    "should_sample",
+}  # fmt: skip
+"""Methods that libraries call by these names."""
+
+
 class Ceiling(NamedTuple):
     """How many there may be."""
 
@@ -64,6 +73,7 @@ CEILINGS = {
     "functions over 6 parameters": Ceiling(0, 0),
     "functions of a complexity over 15": Ceiling(13, 13),
     "files over 500 lines": Ceiling(0, 0),
+    "public functions with Any in their signature": Ceiling(107, 0),
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -93,6 +103,16 @@ def parameters(function: Function) -> int:
     """Return how many there are; ``self`` and ``cls`` are not counted, nor what collects the rest."""
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     return sum(argument.arg not in ("self", "cls") for argument in arguments)
+
+
+def takes_anything(function: Function) -> bool:
+    """Say whether a type in a signature is, or holds, one that nobody checks."""
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    types = [
+        type_ for type_ in (*(argument.annotation for argument in arguments), function.returns) if type_ is not None
+    ]
+    parts = [part for type_ in types for part in ast.walk(type_)]
+    return any(isinstance(part, ast.Name) and part.id == "Any" for part in parts)
 
 
 def circles() -> list[str]:
@@ -143,6 +163,8 @@ def offenders(what: str) -> list[str]:
         case "files over 500 lines":
             counts = {name: len(path.read_text().splitlines()) for name, path in files() if name not in GENERATED}
             return [f"{name}: {count}" for name, count in counts.items() if count > FILE_LINES_MAX]
+        case "public functions with Any in their signature":
+            return [name for name, node in functions() if not node.name.startswith("_") and takes_anything(node)]
     raise ValueError(what)
 
 
@@ -219,6 +241,54 @@ def test_nothing_hides_an_import_behind_its_name() -> None:
         in ("import_module", "__import__")
     }  # fmt: skip
     assert hidden == IMPORTED_BY_NAME.keys()
+
+
+def defined() -> Iterator[tuple[str, str]]:
+    """Return names of functions, methods, classes and constants, each with its file; not what a decorator hands to
+    somebody, nor the SDK, which others use."""
+    for name, path in files():
+        if name.startswith("client/"):
+            continue
+        for node in parsed(path).body:
+            yield from ((each, name) for each in _names_of(node))
+            if isinstance(node, ast.ClassDef):
+                yield from (
+                    (each.name, name)
+                    for each in node.body
+                    if isinstance(each, Function) and {ast.unparse(by) for by in each.decorator_list} <= HARMLESS
+                )
+
+
+def _names_of(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.ClassDef) or (isinstance(node, Function) and not node.decorator_list):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
+
+
+def read_names() -> set[str]:
+    """Return the names that any source file reads, also as a word."""
+    names = set[str]()
+    for _, path in files():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)
+            elif isinstance(node, ast.ImportFrom):
+                names |= {alias.name for alias in node.names if alias.asname not in (None, alias.name)}
+    return names
+
+
+def test_nothing_is_defined_that_the_product_does_not_use() -> None:
+    """What only tests, benchmarks or the lab use is defined there."""
+    read = read_names()
+    dead = {(name, where) for name, where in defined() if name not in read and not name.startswith("__")}
+    unexpected = sorted(f"{where} {name}" for name, where in dead if name not in CALLED_BY_OTHERS)
+    assert not unexpected, f"remove or use these, or move them to where they are used: {unexpected}"
+    assert {name for name, _ in dead} == CALLED_BY_OTHERS
 
 
 def test_the_schedule_of_tests_names_existing_files() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from novacron.api.access.vm_usage import VmUsage, VmUsed, parse
+from novacron.api.read_model.vm_usage import VmUsage, VmUsed, parse
 from novacron.cli.top import By, used
 from novacron.model.errors import Unavailable
 

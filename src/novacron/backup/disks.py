@@ -287,11 +287,6 @@ class DiskReader:
             offset += len(part)
         return b"".join(parts)
 
-    def is_zero(self, offset: int) -> bool:
-        """Say whether the block at an offset is all zeros, without reading it."""
-        at = offset // BLOCK_BYTES * ID_BYTES
-        return self._content[at : at + ID_BYTES] == ZERO_ID
-
     def _block(self, number: int) -> bytes:
         id = self._content[number * ID_BYTES : (number + 1) * ID_BYTES]
         if id == ZERO_ID:

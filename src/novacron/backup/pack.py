@@ -101,30 +101,3 @@ def content_of(key: Key, blob: Blob, sealed: bytes | memoryview) -> bytes:
     if hashlib.sha256(content).digest() != blob.id:
         raise Damaged(f"{what} has another content than its id says")
     return content
-
-
-def header_bytes(end: bytes) -> int:
-    """Return how long the header is of a pack that ends with ``end``, with its length. Raises Damaged."""
-    if len(end) < _LENGTH.size:
-        raise Damaged("a pack is too short")
-    length: int = _LENGTH.unpack(end[-_LENGTH.size :])[0]
-    if not OVERHEAD_BYTES <= length <= BLOB_BYTES_MAX:
-        raise Damaged(f"a pack's header can't have {length} bytes")
-    return length + _LENGTH.size
-
-
-def blobs_of(key: Key, end: bytes, name: str) -> list[Blob]:
-    """Return what is in a pack that ends with ``end``, its whole header. Raises Damaged."""
-    header = memoryview(key.open(memoryview(end)[: -_LENGTH.size], f"the header of pack {name}"))
-    blobs, at, offset = list[Blob](), 0, 0
-    while at < len(header):
-        kind = header[at]
-        if kind > 3:
-            raise Damaged(f"pack {name} has a blob of unknown type {kind}")
-        entry = _COMPRESSED if kind >= 2 else _PLAIN
-        if at + entry.size > len(header):
-            raise Damaged(f"the header of pack {name} is cut short")
-        _, length, *raw, id = entry.unpack_from(header, at)
-        blobs.append(Blob(id, BlobType(kind % 2), offset, length, raw[0] if raw else 0))
-        at, offset = at + entry.size, offset + length
-    return blobs

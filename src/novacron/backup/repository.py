@@ -24,10 +24,8 @@ from novacron.backup.pack import (
     Blob,
     BlobType,
     PackWriter,
-    blobs_of,
     check_length,
     content_of,
-    header_bytes,
     sealed_blob,
 )
 from novacron.backup.snapshot import BackupSnapshot, File
@@ -328,26 +326,6 @@ class Repository:
             raise Damaged(f"{id!r} is no id of a directory") from None
 
     # looking after it
-
-    def check_packs(self) -> Iterator[RepositoryError]:
-        """Read all packs, each blob in them, and yield what is wrong."""
-        indexed = set(self.index.packs())
-        for name in self.storage.names(Kind.PACK):
-            try:
-                self._check_pack(name)
-            except RepositoryError as error:
-                yield error
-            indexed.discard(bytes.fromhex(name))
-        for pack in indexed:
-            yield NotStored(f"pack {pack.hex()} is not in the repository")
-
-    def _check_pack(self, name: str) -> None:
-        content = memoryview(self.storage.read(Kind.PACK, name))
-        if hashlib.sha256(content).hexdigest() != name:
-            raise Damaged(f"pack {name} has another content than its name says")
-        end = bytes(content[-min(len(content), header_bytes(bytes(content[-4:]))) :])
-        for blob in blobs_of(self.key, end, name):
-            content_of(self.key, blob, content[blob.offset : blob.offset + blob.length])
 
     def replace_packs(self, packs: Collection[bytes]) -> None:
         """Give up packs in which something is damaged: what is whole in them is stored again, the rest is known no

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from novacron.cli.output import Object
 from novacron.client import Client
@@ -94,12 +93,3 @@ def near(name: str, known: list[str]) -> str:
 def read(client: Client) -> Schemas:
     """Return the schemas of the server's own document. Raises ApiError, Unreachable."""
     return Schemas(client.request("GET", "/schema"))
-
-
-class Explained(NamedTuple):
-    """A field, or a kind, as ``explain`` shows it."""
-
-    path: str
-    type: str
-    text: str
-    fields: dict[str, Object]

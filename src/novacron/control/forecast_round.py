@@ -12,12 +12,14 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import TypeVar
 
 import asyncpg
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from novacron.model.capacity_forecast import (
     CapacityForecast,
@@ -46,6 +48,7 @@ PERCENT = 100.0
 FIELDS = ("peak", "mean", "last", "quarter", "second")
 PRUNES_MAX = 20
 """Steps of pruning in a round; what is left is pruned in the next one."""
+T = TypeVar("T")
 
 
 class RoundOrder(msgspec.Struct, frozen=True):
@@ -88,7 +91,7 @@ async def _is_aside(connection: asyncpg.Connection, kind: ForecastKind) -> bool:
     return (await forecasts.models(connection))[kind].aside_since is not None
 
 
-def hours_of(rows: list[Any], names: list[str], hour: datetime) -> tuple[Hours, Floats]:
+def hours_of(rows: Sequence[asyncpg.Record], names: list[str], hour: datetime) -> tuple[Hours, Floats]:
     """Return what is known of the hours before ``hour``, in percent of a processor, and of the memory."""
     first_day = hour.date() - timedelta(days=HISTORY_DAYS)
     values = np.full((len(FIELDS) + 1, len(names), (HISTORY_DAYS + 1) * 24), np.nan)
@@ -159,7 +162,7 @@ async def _make_profiles(connection: asyncpg.Connection, today: date) -> None:
         await load_profiles.store(connection, profiles_of(rows, first, today))
 
 
-def profiles_of(rows: list[Any], first: date, today: date) -> list[load_profiles.NewProfile]:
+def profiles_of(rows: Sequence[asyncpg.Record], first: date, today: date) -> list[load_profiles.NewProfile]:
     """Return the profile of each VM that has one. ``rows``: its days from ``first`` on, in percent of a processor."""
     names = sorted({row["vm"] for row in rows})
     if not names:
@@ -179,9 +182,11 @@ def profiles_of(rows: list[Any], first: date, today: date) -> list[load_profiles
     ]
 
 
-def chosen(names: list[str], outlook: rounds.Outlook, known: Any, set_aside: bool) -> list[NewForecast | None]:  # noqa: ANN401
+def chosen(
+    names: list[str], outlook: rounds.Outlook, known: NDArray[np.int64], set_aside: bool
+) -> list[NewForecast | None]:
     """Return what is served of each node or VM, in processors: what was learned, unless there is nothing or it is set
-    aside; None where nothing is known."""
+    aside; None where nothing is known. ``known``: of how many hours or days something is known of each."""
     made: list[NewForecast | None] = []
     for number, name in enumerate(names):
         last, learned, lower, upper, last_lower, last_upper = (_known(values[number], _cpus) for values in outlook)
@@ -200,11 +205,11 @@ def chosen(names: list[str], outlook: rounds.Outlook, known: Any, set_aside: boo
     return made
 
 
-def _cpus(percent: float) -> float:
+def _cpus(percent: np.float64) -> float:
     return float(percent) / PERCENT
 
 
-def _known(value: Any, make: Any) -> Any:  # noqa: ANN401
+def _known(value: np.float64, make: Callable[[np.float64], T]) -> T | None:
     return make(value) if np.isfinite(value) else None
 
 

@@ -141,16 +141,3 @@ KINDS = {
 def is_overdue(age: timedelta) -> bool:
     """Say whether a drill whose last run was so long ago should have been run again."""
     return age > timedelta(days=OVERDUE_DAYS)
-
-
-def misses(measured: DrillFigures, promised: DrillFigures) -> list[str]:
-    """Return the promises that were not kept, each as a sentence."""
-    words = {"detect_s": "it was noticed", "recover_s": "it was well again", "loss_s": "what was lost reached back"}
-    missed = []
-    for field, what in words.items():
-        promise, value = getattr(promised, field), getattr(measured, field)
-        if promise is not None and value is None:
-            missed.append(f"{field} was not measured, and at most {promise:.0f} s are promised")
-        elif promise is not None and value > promise:
-            missed.append(f"{what} after {value:.1f} s, and {promise:.0f} s are promised")
-    return missed

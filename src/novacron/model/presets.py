@@ -18,5 +18,3 @@ PRESETS: dict[Os, dict[str, Any]] = {
     Os.WINDOWS10: WINDOWS | {"firmware": Firmware.UEFI},
     Os.WINDOWS11: WINDOWS | {"firmware": Firmware.UEFI_SECURE, "tpm": True},
 }
-PRESET_FIELDS = ("vcpus", "memory_mib", "firmware", "tpm", "disk_bus", "nic_model")
-"""The fields of a VM whose default depends on its operating system."""

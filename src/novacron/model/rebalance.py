@@ -9,7 +9,7 @@ moves nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, NamedTuple
 
@@ -179,16 +179,6 @@ class NodeUse(NamedTuple):
 
     cpus: float = 0.0
     memory_mib: int = 0
-
-
-def uses_of(vms: Iterable[VmLoad]) -> dict[str, NodeUse]:
-    """Return the sum of what the VMs of each node use."""
-    uses: dict[str, NodeUse] = {}
-    for vm in vms:
-        if vm.wish.at is not None:
-            before = uses.get(vm.wish.at, NodeUse())
-            uses[vm.wish.at] = NodeUse(before.cpus + vm.cpus, before.memory_mib + vm.wish.spec.memory_mib)
-    return uses
 
 
 def loads_of(fleet: Fleet, uses: Mapping[str, NodeUse]) -> dict[str, float]:

@@ -119,18 +119,6 @@ def rest_of_first_pass(at: PassProgress, exponent: float = EMPTY_PAGES_EXPONENT)
     return float(at.remaining * min(1.0, share) ** exponent)
 
 
-def learned_exponent(first_pass: Sequence[PassProgress], pass_s: float) -> float | None:
-    """Return which exponent would have foreseen a first pass that took ``pass_s``, at the middle one of its moments
-    (None if none says anything)."""
-    fitting = []
-    for at in first_pass:
-        seen = at.sent + at.empty
-        needed = (pass_s - at.elapsed_s) * at.rate
-        if 0 < needed < at.remaining and 0 < at.sent < seen:
-            fitting.append(math.log(needed / at.remaining) / math.log(at.sent / seen))
-    return statistics.median(fitting) if fitting else None
-
-
 class _Throttling:
     """How QEMU's auto-converge slows the guest, period by period."""
 

@@ -13,7 +13,6 @@ from novacron.client import ApiError, Client, Config, NotFoundError, Unreachable
 from novacron.rollout.model import StepFailed
 
 READY_S_MAX = 5.0
-METRICS_S_MAX = 15.0
 VM_S_MAX, POLL_S = 180.0, 0.5
 BUILD = re.compile(r'^novacron_build_info\{[^}]*version="([^"]*)"', re.MULTILINE)
 VM_FIELDS = {"vcpus": 1, "memory_mib": 128}

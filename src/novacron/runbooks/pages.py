@@ -68,12 +68,6 @@ def parse(name: str, text: str) -> Runbook:
     return Runbook(name, title, front, tuple(steps))
 
 
-def steps_in(name: str, text: str) -> list[RunbookStep]:
-    """Return the steps of any page of Markdown, which need not be a runbook. Raises RunbookError."""
-    _, _, fences = _structure(text, 0)
-    return _steps(name, fences)
-
-
 def _steps(name: str, fences: list[Fence]) -> list[RunbookStep]:
     steps = list[RunbookStep]()
     for fence in fences:

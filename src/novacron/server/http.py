@@ -17,7 +17,6 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server as Granian
 
 from novacron import pki
-from novacron.api.access.catalogues import Catalogues
 from novacron.api.access.client_address import ClientAddresses
 from novacron.api.access.context import Agents, Services
 from novacron.api.access.live_calls import LiveCalls
@@ -26,12 +25,13 @@ from novacron.api.access.passwords import KnownBrowsers, Passwords
 from novacron.api.access.recorder import Recorder
 from novacron.api.access.second_factors import SecondFactorChecks
 from novacron.api.access.shared_counters import Shared
-from novacron.api.access.vm_usage import VmUsage
 from novacron.api.app import create_app
 from novacron.api.edge.admission import Admission
 from novacron.api.edge.rate_limits import Rates
 from novacron.api.edge.shared_limits import share_rates
 from novacron.api.edge.web_ui import WebUi
+from novacron.api.read_model.catalogues import Catalogues
+from novacron.api.read_model.vm_usage import VmUsage
 from novacron.api.read_model.watch_cache import Cache
 from novacron.api.routes.metrics import seen
 from novacron.key_ring import KeyRing

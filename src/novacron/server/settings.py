@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from novacron.api.access.catalogues import CatalogueSettings
 from novacron.api.access.client_address import ProxySettings
 from novacron.api.edge.rate_limits import RateSettings
+from novacron.api.read_model.catalogues import CatalogueSettings
 from novacron.model import limits
 from novacron.model.access import Role
 from novacron.model.drain import TIME_LIMIT_S_DEFAULT

@@ -155,15 +155,6 @@ def can_look() -> bool:
     return os.geteuid() == 0
 
 
-def remove_all(state_dir: Path) -> None:
-    """Remove every network of the agent that works in this directory. Raises NetworkFailed."""
-    instance = instance_of(state_dir)
-    for suffix in ("wireguard", NOTE_SUFFIX):
-        (RUN_DIR / f"{instance}.{suffix}").unlink(missing_ok=True)
-    for name in namespace.all(prefix_of(instance)):
-        _remove_network(name)
-
-
 def remove_instance(instance: str) -> None:
     """Remove all that an agent which is gone has of networks: also its files, its rules and its tunnel.
 

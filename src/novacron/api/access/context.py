@@ -10,14 +10,14 @@ import msgspec
 from litestar import Request
 from litestar.connection import ASGIConnection
 
-from novacron.api.access.catalogues import Catalogues
 from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.oidc import Oidc
 from novacron.api.access.passwords import KnownBrowsers, Passwords
 from novacron.api.access.recorder import Recorder
 from novacron.api.access.second_factors import SecondFactorChecks
-from novacron.api.access.vm_usage import VmUsage
+from novacron.api.read_model.catalogues import Catalogues
 from novacron.api.read_model.principals import Caller
+from novacron.api.read_model.vm_usage import VmUsage
 from novacron.api.read_model.watch_cache import Cache
 from novacron.key_ring import KeyRing
 from novacron.model.console import ConsoleKind

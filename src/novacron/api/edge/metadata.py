@@ -19,7 +19,6 @@ from novacron.store.metadata import ObjectRef as ObjectRef
 from novacron.store.metadata import Wanted as Wanted
 
 D = TypeVar("D", bound=metadata.Described)
-Configure = Callable[[], Awaitable[D]]
 
 
 class Changes(NamedTuple):

@@ -68,14 +68,6 @@ class Route(NamedTuple):
     handler: HTTPRouteHandler
 
 
-def documented(app: Litestar) -> Iterator[HTTPRouteHandler]:
-    """Yield the handlers of the document's operations."""
-    for route in app.routes:
-        for method, (handler, _) in getattr(route, "route_handler_map", {}).items():
-            if method != "OPTIONS" and handler.resolve_include_in_schema():
-                yield handler
-
-
 def describe(app: Litestar) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of an application."""
     document: dict[str, Any] = app.openapi_schema.to_schema()

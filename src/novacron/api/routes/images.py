@@ -9,10 +9,10 @@ from litestar import Router, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api.access import authorization
-from novacron.api.access.catalogues import CatalogueListing
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists, replies
 from novacron.api.edge.metadata import Changes
+from novacron.api.read_model.catalogues import CatalogueListing
 from novacron.api.read_model.indexes import Entry
 from novacron.api.read_model.paging import Page
 from novacron.model.access import Right

@@ -10,7 +10,7 @@ from litestar.params import QueryParameter
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.access.vm_usage import VmUsed
+from novacron.api.read_model.vm_usage import VmUsed
 
 
 class UsageOfVm(VmUsed, frozen=True, kw_only=True):

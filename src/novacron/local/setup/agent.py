@@ -19,7 +19,7 @@ from novacron.service_options import STATE_DIR, AgentOptions
 IDENTITY = STATE_DIR / "agent/identity"
 
 
-class AgentSetup(ServiceSetup):
+class AgentSetup(ServiceSetup[AgentOptions, AgentSettings]):
     """Sets a node up. ``join``: where its token is, as for ``novacron agent``."""
 
     service = AGENT

@@ -13,7 +13,7 @@ from novacron.service_options import AgentOptions, ServerOptions
 from novacron.terminal import say
 
 if TYPE_CHECKING:
-    from novacron.local.setup.flow import ServiceSetup
+    from novacron.local.setup.flow import OptionsT, ServiceSetup, SettingsT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +51,9 @@ def setup_agent(
     _set_up(AgentSetup(options.join), context, options, replace=replace, dry_run=dry_run)
 
 
-def _set_up(kind: ServiceSetup, context: typer.Context, options: object, *, replace: bool, dry_run: bool) -> None:
+def _set_up(
+    kind: ServiceSetup[OptionsT, SettingsT], context: typer.Context, options: object, *, replace: bool, dry_run: bool
+) -> None:
     from novacron.local.setup import flow
     from novacron.local.setup.host import LocalHost, SetupFailed
     from novacron.local.setup.plan import SetupRefused

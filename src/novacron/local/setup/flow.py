@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import typer
 
@@ -38,8 +38,12 @@ class Ended(NamedTuple):
     following: str
 
 
-class ServiceSetup(ABC):
-    """How one kind of service is set up."""
+OptionsT = TypeVar("OptionsT")
+SettingsT = TypeVar("SettingsT")
+
+
+class ServiceSetup(ABC, Generic[OptionsT, SettingsT]):
+    """How one kind of service is set up, with its options and what they mean: its settings."""
 
     service: HostService
 
@@ -52,19 +56,19 @@ class ServiceSetup(ABC):
         """Return the name under which this host has joined. Raises SetupFailed."""
 
     @abstractmethod
-    def check(self, settings: Any, now: Any, is_active: bool) -> Iterator[str]:  # noqa: ANN401 - server's or agent's
+    def check(self, settings: SettingsT, now: SettingsT | None, is_active: bool) -> Iterator[str]:
         """Yield what is in the way of these settings. ``now``: those with which the unit runs, if it does."""
 
     @abstractmethod
-    def settings(self, options: Any) -> Any:  # noqa: ANN401 - server's or agent's
+    def settings(self, options: OptionsT) -> SettingsT:
         """Return what options mean. Raises BadParameter."""
 
     @abstractmethod
-    def database(self, options: Any) -> str | None:  # noqa: ANN401 - server's or agent's
+    def database(self, options: OptionsT) -> str | None:
         """Return the URL of the database that is looked at before."""
 
     @abstractmethod
-    def end(self, settings: Any) -> Ended:  # noqa: ANN401 - server's or agent's
+    def end(self, settings: SettingsT) -> Ended:
         """Make sure that the service answers. Raises SetupFailed."""
 
 
@@ -92,16 +96,18 @@ def given_in(context: typer.Context, options: object) -> dict[str, object]:
     return given
 
 
-class Prepared(NamedTuple):
+class Prepared(NamedTuple, Generic[SettingsT]):
     """What is set up, and what is left of it."""
 
     request: SetupRequest
-    settings: Any
+    settings: SettingsT
     steps: list[SetupStep]
     warnings: tuple[str, ...]
 
 
-def prepare(kind: ServiceSetup, host: LocalHost, context: typer.Context, options: object, *, replace: bool) -> Prepared:
+def prepare(
+    kind: ServiceSetup[OptionsT, SettingsT], host: LocalHost, context: typer.Context, options: object, *, replace: bool
+) -> Prepared[SettingsT]:
     """Look at everything. Raises SetupRefused with all that is in the way."""
     problems = checks.of_machine()
     try:
@@ -124,14 +130,17 @@ def prepare(kind: ServiceSetup, host: LocalHost, context: typer.Context, options
     return Prepared(request, later.settings, steps, checked.warnings)
 
 
-class _Meaning(NamedTuple):
-    options: Any
-    settings: Any
+class _Meaning(NamedTuple, Generic[OptionsT, SettingsT]):
+    options: OptionsT
+    settings: SettingsT
 
 
 def _meanings(
-    kind: ServiceSetup, context: typer.Context, now: Mapping[str, Any], wanted: Mapping[str, object]
-) -> tuple[_Meaning, Any]:
+    kind: ServiceSetup[OptionsT, SettingsT],
+    context: typer.Context,
+    now: Mapping[str, Any],
+    wanted: Mapping[str, object],
+) -> tuple[_Meaning[OptionsT, SettingsT], SettingsT | None]:
     """Return what the settings mean that are to be, and those that are; None if these mean nothing."""
     kinds = {setting.name: setting for setting in settings_file.settings(kind.service.options)}
     file = kind.service.settings
@@ -139,7 +148,7 @@ def _meanings(
     if problems:
         raise SetupRefused(*problems)
     try:
-        options: object = settings_file.options_of(context, kind.service.options, {**now, **wanted})
+        options: OptionsT = settings_file.options_of(context, kind.service.options, {**now, **wanted})
         later = _Meaning(options, kind.settings(options))
     except typer.BadParameter as error:
         hint = str(error.param_hint or "").removeprefix("--")
@@ -150,7 +159,9 @@ def _meanings(
         return later, None
 
 
-def perform(kind: ServiceSetup, host: LocalHost, prepared: Prepared, show: Callable[[str], None]) -> tuple[int, Ended]:
+def perform(
+    kind: ServiceSetup[OptionsT, SettingsT], host: LocalHost, prepared: Prepared[SettingsT], show: Callable[[str], None]
+) -> tuple[int, Ended]:
     """Make the steps that are left; return how many they were. Raises SetupFailed, SetupRefused."""
     made, steps = 0, prepared.steps
     for _ in range(ROUNDS_MAX):

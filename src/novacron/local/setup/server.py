@@ -25,7 +25,7 @@ FILES = STATE_DIR / "server"
 ANSWERS_S_MAX, POLL_S, REQUEST_S = 60.0, 0.5, 5.0
 
 
-class ServerSetup(ServiceSetup):
+class ServerSetup(ServiceSetup[ServerOptions, ServerSettings]):
     """Sets a server up."""
 
     service = SERVER
