@@ -99,6 +99,21 @@ async def test_a_reboot_outlives_the_agent_that_asked_the_guest(worker: Worker, 
     assert (remembered.reboots, remembered.anew_asked) == (1, None)
 
 
+async def test_a_vm_that_has_rebooted_goes_on_though_that_can_t_be_written_down(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await reboots_asked(worker)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Journal, "store", full)
+    worker._reconciler.on_event("RESET")
+    await reboots_asked(worker)
+    assert (worker.context.record.reboots, worker.context.record.anew_asked) == (1, None)
+    worker._reconciler._machine.execute.assert_not_called()  # type: ignore[attr-defined]
+
+
 async def test_a_guest_that_ignored_a_reboot_is_reset_by_a_later_agent(worker: Worker, tmp_path: Path) -> None:
     await reboots_asked(worker)
     journal = Journal(tmp_path / "journal")

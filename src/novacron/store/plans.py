@@ -29,6 +29,7 @@ from novacron.model.waiting import WaitCode, refusal_code
 from novacron.store import events, plan_moves, projects, replica_failover, replicas, vms
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX
+from novacron.store.plan_moves import StepMove
 from novacron.store.replica_failover import FailoverRequest
 from novacron.store.rows import UnreadableRow, object_of
 from novacron.store.savepoint import NOBODYS_FAULT, savepoint
@@ -250,12 +251,8 @@ async def _look(connection: Connection, run: PlanRun, step: PlanStep, item: Plan
     began_at = step.began_at or run.began_at
     if step.migration:
         move = await plan_moves.look(connection, step, vm)
-        if move.is_under_way:
-            return _waits(step, move.waits_for, WaitCode.MIGRATION_QUEUED if move.waits_for else "")
-        if move.error:
-            if step.turned:
-                await replicas.turn_back(connection, vm, step.turned, run.actor)
-            return _failed(step, move.error, WaitCode.MOVE_FAILED, now)
+        if move.is_under_way or move.error:
+            return await _with_move(connection, run, step, vm, move)
         began_at = move.ended_at or began_at
     if _is_well(vm, item):
         took_s = round((now - run.began_at).total_seconds(), 1)
@@ -265,6 +262,15 @@ async def _look(connection: Connection, run: PlanRun, step: PlanStep, item: Plan
         why = vm.status.reason or f"it is {vm.status.state}"
         return _failed(step, f"not {item.wait_for} within {item.timeout_s} s: {why}", WaitCode.TIME_LIMIT, now)
     return _waits(step, vm.status.reason, vm.status.reason_code)
+
+
+async def _with_move(connection: Connection, run: PlanRun, step: PlanStep, vm: Vm, move: StepMove) -> PlanStep:
+    """Return a step whose move is under way, or did not come about."""
+    if move.is_under_way:
+        return _waits(step, move.waits_for, WaitCode.MIGRATION_QUEUED if move.waits_for else "")
+    if step.turned:
+        await replicas.turn_back(connection, vm, step.turned, run.actor)
+    return _failed(step, move.error, WaitCode.MOVE_FAILED, await _now(connection))
 
 
 def _waits(step: PlanStep, why: str, code: str) -> PlanStep:

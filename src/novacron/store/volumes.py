@@ -31,9 +31,6 @@ def pools_of(node: Node) -> tuple[Pool, ...]:
     return node.status.inventory.pools if node.status.inventory else ()
 
 
-SEE_POOLS = "see: novacron pool list"
-
-
 class NewVolume(NamedTuple):
     """A volume that is asked for: on ``node``, or on the one with most room in its pool; as a copy of an image's disk,
     if one is named."""
@@ -90,26 +87,31 @@ def choose_pool(every: Sequence[Node], new: NewVolume) -> tuple[str, PoolKind]:
         for pool_there in pools_of(candidate)
         if pool_there.name == pool
     ]
-    reasons = [refusal_of_all(candidate) for _, candidate in having]
     candidates = [
         (pool_there.bytes_free, candidate.name, pool_there.kind)
-        for (pool_there, candidate), why in zip(having, reasons, strict=True)
-        if why is None
+        for pool_there, candidate in having
+        if refusal_of_all(candidate) is None
     ]
-    if not candidates and any(candidate.status.ready for _, candidate in having):
-        said = "; ".join(why for why in reasons[:3] if why is not None)
-        raise NoCapacity(f"no node takes a volume in pool {pool} now: {said}", field="pool", hint=SEE_POOLS)
     if not candidates:
-        where = "no node that is ready" if node is None else f"node {node}, as it is now,"
-        what = f"a pool {pool!r}" + ("" if image is None else f", and image {image}")
-        raise NotFound(f"{where} has {what}", field="pool", hint=SEE_POOLS)
+        raise _none_of([candidate for _, candidate in having], new)
     free, chosen, kind = max(candidates)
     if new.size_mib << 20 > free:
         raise NoCapacity(
             f"pool {pool} has {free >> 20} MiB free on node {chosen}, not {new.size_mib}",
-            field="size_mib", hint=SEE_POOLS,
+            field="size_mib", hint="see: novacron pool list",
         )  # fmt: skip
     return chosen, kind
+
+
+def _none_of(having: Sequence[Node], new: NewVolume) -> NoCapacity | NotFound:
+    """Return why none of the nodes that have a pool takes a volume."""
+    hint = "see: novacron pool list"
+    if any(node.status.ready for node in having):
+        said = "; ".join(filter(None, map(refusal_of_all, having[:3])))
+        return NoCapacity(f"no node takes a volume in pool {new.pool} now: {said}", field="pool", hint=hint)
+    where = "no node that is ready" if new.node is None else f"node {new.node}, as it is now,"
+    what = f"a pool {new.pool!r}" + ("" if new.image is None else f", and image {new.image}")
+    return NotFound(f"{where} has {what}", field="pool", hint=hint)
 
 
 async def get(connection: Connection, ref: str) -> Volume:

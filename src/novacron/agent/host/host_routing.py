@@ -114,12 +114,17 @@ class HostRouting:
             self._rules = rules
             self.refused_frames.begin_anew()
             return {}
-        except firewall.RulesRefused:
-            if any(ways_in.refused(f"{self._table}_check", network) for network in gateways):
-                raise
-            refused = self._refused_of_host(gateways, ends)
-            if not refused:
-                raise
+        except firewall.RulesRefused as error:
+            return self._load_without(host, ends, error)
+
+    def _load_without(self, host: router.HostRules, ends: dict[int, list[str]], error: NetworkFailed) -> dict[int, str]:
+        """Load the rules of this host without the networks whose part is refused; return why. Raises ``error``
+        if none is, or a way in is to be left out first, and NetworkFailed."""
+        gateways = list(host.gateways)
+        ways_are = any(ways_in.refused(f"{self._table}_check", network) for network in gateways)
+        refused = {} if ways_are else self._refused_of_host(gateways, ends)
+        if not refused:
+            raise error
         accepted = {vni: [] if vni in refused else peers for vni, peers in ends.items()}
         open_ = [network for network in gateways if network.vni not in refused]
         firewall.nft(router.host_script(self._table, host._replace(gateways=open_, tunnels=accepted)))

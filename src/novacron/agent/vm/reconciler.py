@@ -110,12 +110,7 @@ class Reconciler:
             assignment = context.assignment
             if assignment is not None and assignment.spec.restart is Restart.NEVER:
                 changes["halted_at_start"] = assignment.spec.starts
-            try:
-                await context.store(**changes)
-            except OSError as error:
-                # No promise hangs on this, so it may live in memory alone.
-                context.record = msgspec.structs.replace(context.record, **changes)
-                log.error("a crash can't be recorded", vm=context.vm, error=str(error))
+            await self._store_if_possible(**changes)
             log.warning("a VM crashed", vm=context.vm, what=what, crashes=context.record.crashes)
 
     async def step(self, assignment: wire.Assignment) -> float:
@@ -159,8 +154,18 @@ class Reconciler:
         requests.recall(context.record.anew_asked, now, self._clock.time())
         requests.look(spec, run_state, now)
         if (done := requests.begun_anew) is not None:
-            await context.store(reboots=max(context.record.reboots, done.reboots), anew_asked=None)
+            changes: dict[str, Any] = {"reboots": max(context.record.reboots, done.reboots), "anew_asked": None}
+            await self._store_if_possible(**changes)
             requests.recall(None, now, self._clock.time())
+
+    async def _store_if_possible(self, **changes: object) -> None:
+        """Remember what no promise hangs on: on a disk that is full it lives in memory alone."""
+        context = self._context
+        try:
+            await context.store(**changes)
+        except OSError as error:
+            context.record = msgspec.structs.replace(context.record, **changes)
+            log.error("what a VM did can't be recorded", vm=context.vm, what=sorted(changes), error=str(error))
 
     async def _run_state(self, assignment: wire.Assignment) -> str:
         try:
