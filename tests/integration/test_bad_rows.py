@@ -183,8 +183,14 @@ async def _unstorable(connection: Connection, node: str) -> None:
     await connection.execute("SELECT 1 / 0")
 
 
-@pytest.mark.parametrize("fails", [_defect, _unstorable])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "fails"),
+    [
+        *((kind, _defect) for kind in KINDS),
+        (wire.Imports, _unstorable),
+        *(pytest.param(kind, _unstorable, marks=pytest.mark.slow) for kind in KINDS if kind is not wire.Imports),
+    ],
+)
 async def test_a_defect_with_one_kind_leaves_a_node_told_of_all_others(
     database: Database, monkeypatch: pytest.MonkeyPatch, kind: type[wire.Message], fails: object
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from novacron.control import gateways, health, migration, placement
+from novacron.control.backups import BackupPolicies
 from novacron.control.drain import Drains
 from novacron.control.failover import Failover
 from novacron.control.objects import BACKOFF_S_MAX, Objects
@@ -17,8 +18,10 @@ from novacron.model.drain import DrainPhase, DrainPolicy
 from novacron.model.probe import MoveForeseen
 from novacron.store import drains, leases, nodes
 from novacron.store.database import Database
+from tests.support import two_objects
 from tests.support.clock import Clock
-from tests.support.stored_fleet import add_node, add_vm, nodes_of_vms
+from tests.support.stored_fleet import add_backup, add_node, add_vm, nodes_of_vms
+from tests.support.two_objects import CASES, ONE_OBJECT, Fails, Nodes
 from tests.waiting import eventually
 
 POISON = {"power": "teleport"}
@@ -288,3 +291,74 @@ async def test_a_node_that_cant_be_decoded_gets_nothing_and_stops_nothing(fleet:
     async with fleet.connection() as connection:
         ready = {node_record.name: node_record.status.ready for node_record in await nodes.all(connection)}
     assert ready == {"a": True, "b": True, "c": False}
+
+
+BAD_STATUS = 'UPDATE nodes SET status = status || \'{"certificate_ends_at_s": "soon"}\' WHERE name = $1'
+DAMAGES = {
+    "certificates": BAD_STATUS,
+    "conditions": BAD_STATUS,
+    "gateways": "UPDATE networks SET spec = spec || '{\"encryption\": 7}' WHERE name = $1",
+    "health": BAD_STATUS,
+    "plans": "UPDATE plans SET runs = '7' WHERE id = $1",
+    "replicas": "UPDATE replicas SET points = '7' WHERE id = $1",
+    "backup-proofs": "UPDATE backups SET proof = '7' WHERE id = $1",
+    "backups": "UPDATE backup_policies SET spec = spec || '{\"schedule\": 7}' WHERE id = $1",
+    "migration": "UPDATE migrations SET progress = '7' WHERE id = $1",
+    "drain": "UPDATE drains SET moving = '7' WHERE id = $1",
+}
+"""A bad row of the first object."""
+QUICK = {"certificates", "plans"}
+"""Of these: a bad row stopped all others, once."""
+ABOVE = {"migration", "placement", "failover", "drain"}
+"""Controllers with tests of their own."""
+
+
+def _mark(*, quick: bool) -> list[pytest.MarkDecorator]:
+    return [] if quick else [pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(pytest.param(name, "", id=name, marks=_mark(quick=name not in ABOVE)) for name in CASES),
+        *(
+            pytest.param(*case, id=f"{case[0]}, bad row", marks=_mark(quick=case[0] in QUICK))
+            for case in DAMAGES.items()
+        ),
+    ],
+)
+async def test_a_controller_does_the_second_object_where_the_first_one_fails(
+    database: Database, monkeypatch: pytest.MonkeyPatch, name: str, damage: str
+) -> None:
+    fails, asked = Fails(monkeypatch), Nodes()
+    async with database.transaction() as connection:
+        two = await CASES[name](connection, fails)
+        if damage:
+            await connection.execute(damage, two.bad)
+    controller, objects = two_objects.all_controllers(database, fails, asked)[name]
+    await controller.step(database, objects)
+    await objects.finish()
+    objects.end_pass()
+    assert await two_objects.was_done(database, name, two, fails, asked), objects._failures
+    bad = {"audit-chain": "sink bad", "rebalance": next(iter(asked.asked), ""), "failover": None}.get(name, two.bad)
+    assert damage or bad is None or objects.failure(bad) is not None, "it is tried again, and counted"
+
+
+def test_no_controller_is_without_a_case(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    controllers = two_objects.all_controllers(database, Fails(monkeypatch), Nodes())
+    assert set(controllers) == CASES.keys() | ONE_OBJECT
+
+
+async def test_a_bad_backup_keeps_no_other_vm_from_being_told_of_its_backups(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_backup(connection)
+        await add_vm(connection, "other", "a")
+        await connection.execute(
+            "INSERT INTO backups (id, vm, vm_name, repository, repository_name, node, spec, phase, result, project,"
+            " proof) SELECT 'backup-bad', 'other', 'other', repository, repository_name, node, spec, phase, result,"
+            " project, jsonb_build_object('phase', 'failed', 'since', 'never') FROM backups"
+        )
+    await BackupPolicies().step(database, Objects("backups"))
+    async with database.connection() as connection:
+        said = await connection.fetch("SELECT id FROM vms WHERE backups ->> 'newest_at' IS NOT NULL")
+    assert [row["id"] for row in said] == ["web"]

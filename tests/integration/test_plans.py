@@ -230,11 +230,15 @@ BROKEN = """
 @pytest.mark.parametrize(
     ("action", "damage", "why"),
     [
-        *((action, damage, "can't be read") for action in (PlanAction.FAILOVER, PlanAction.SWITCH, PlanAction.TEST)
-          for damage in (BAD_SPEC, BAD_REPLICA)),
-        (PlanAction.FAILOVER, BROKEN, "an internal error"),
+        pytest.param(PlanAction.FAILOVER, BAD_SPEC, "can't be read", id="failover, bad spec"),
+        pytest.param(PlanAction.FAILOVER, BAD_REPLICA, "can't be read", id="failover, bad replica"),
+        pytest.param(PlanAction.FAILOVER, BROKEN, "an internal error", id="failover, refused by the database"),
+        pytest.param(PlanAction.SWITCH, BAD_REPLICA, "can't be read", id="switch, bad replica"),
+        pytest.param(PlanAction.SWITCH, BAD_SPEC, "can't be read", id="switch, bad spec", marks=pytest.mark.slow),
+        pytest.param(PlanAction.TEST, BAD_SPEC, "can't be read", id="test, bad spec"),
+        pytest.param(PlanAction.TEST, BAD_REPLICA, "can't be read", id="test, bad replica", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 async def test_a_vm_that_cant_be_read_stops_no_vm_after_it(
     fleet: Database,  # noqa: F811
     action: PlanAction,

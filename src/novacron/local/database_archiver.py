@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -246,7 +247,7 @@ class Archiver:
             await asyncio.to_thread(self._store_spool, until if caught_up else None)
         if not caught_up:
             raise BackupFailed(f"WAL is received more than {RECEIVED_S_MAX:.0f} s late")
-        if not self._gaps_known:
+        if not self._gaps_known and not self.makes_base:  # what is being made may be what is missing
             if await asyncio.to_thread(self._has_gap):
                 log.warning("WAL is missing in the repository: a base backup will be made")
                 self._base_wanted.set()
@@ -404,23 +405,18 @@ class Archiver:
         return True
 
     async def unless_defect(self, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run one of the loops; after a defect in it, what is known of the repository is not trusted any more, as if
-        the process had begun again."""
+        """Run one of the loops; after a defect in it the repository is opened anew, as if the process began again."""
         try:
             await loop()
-        except Exception:
-            counter(FAILURES).add()
-            self._forget_repository()
+        except Exception as error:
+            self._failed("one of the archiver's loops met a defect", error)
             raise
-
-    def _forget_repository(self) -> None:
-        self._archive = None  # opened again: another one may be there now
-        self._stored.clear()
 
     def _failed(self, what: str, error: Exception) -> None:
         counter(FAILURES).add()
-        if isinstance(error, RepositoryError):
-            self._forget_repository()
+        if isinstance(error, RepositoryError) or not isinstance(error, CANT):
+            self._archive = None  # opened again: another one may be there now
+            self._stored.clear()
         log.warning(what, error=str(error) or type(error).__name__)
 
 
@@ -463,26 +459,18 @@ async def run(archiver: Archiver, stop: asyncio.Event) -> None:
         "receive-wal": archiver.receive, "store-wal": archiver.store, "base-backups": archiver.make_bases,
         "shared-metrics": processes.run,
     }  # fmt: skip
-    tasks: list[asyncio.Task[None]] = [
-        asyncio.create_task(supervise(name, partial(archiver.unless_defect, loop)), name=name)
-        for name, loop in loops.items()
+    tasks = [
+        asyncio.create_task(supervise(name, partial(archiver.unless_defect, loop))) for name, loop in loops.items()
     ]
-    stopped = asyncio.create_task(_when_set(stop))
+    stopped: asyncio.Task[Any] = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()
         with contextlib.suppress(*CANT):
             await asyncio.wait_for(archiver.store_once(), LAST_STORE_S)
     finally:
         for task in (*tasks, stopped):
             task.cancel()
         await asyncio.wait([*tasks, stopped], timeout=QUERY_S)
-
-
-async def _when_set(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 async def _main(settings: ArchiverSettings, owner: int) -> None:

@@ -10,14 +10,19 @@ from novacron.store.database import Connection
 TOLD_EVERY_S = 86_400.0
 TOLD_FOR_S = 14 * 86_400.0
 """How long after its end: whoever has let it be that long knows, or has given the host up."""
+ENDS_AT_S = (
+    "CASE jsonb_typeof(n.status -> 'certificate_ends_at_s') WHEN 'number'"
+    " THEN (n.status ->> 'certificate_ends_at_s')::float8 END"
+)
+"""When the certificate of node ``n`` ends. What is no number in one row may not fail the query for all."""
 REJOIN = "novacron node join-token --node {name}, then on its host: novacron agent --rejoin @FILE"
 
 
 async def ending(connection: Connection, within_s: float) -> list[str]:
     """Return the nodes whose certificate ends within a time, or has ended, and of which nothing was said for a day."""
     rows = await connection.fetch(
-        "SELECT n.name FROM nodes n, (SELECT extract(epoch FROM clock_timestamp())::float8 AS now) c"
-        " WHERE (n.status ->> 'certificate_ends_at_s')::float8 BETWEEN c.now - $2 AND c.now + $1"
+        f"SELECT n.name FROM nodes n, (SELECT extract(epoch FROM clock_timestamp())::float8 AS now) c"
+        f" WHERE {ENDS_AT_S} BETWEEN c.now - $2 AND c.now + $1"
         " AND NOT EXISTS (SELECT FROM events e WHERE e.object = n.name AND e.kind = 'node'"
         " AND e.reason IN ('CertificateEnding', 'CertificateEnded') AND e.at > now() - make_interval(secs => $3))"
         " ORDER BY n.name",

@@ -143,9 +143,7 @@ async def stop(connection: Connection, id: str, actor: str) -> Plan:
 
 async def under_way(connection: Connection) -> Sequence[str]:
     """Return the plans of which a run is under way."""
-    rows = await connection.fetch(
-        "SELECT id FROM plans WHERE jsonb_array_length(runs) > 0 AND runs -> 0 -> 'ended_at' = 'null' ORDER BY id"
-    )
+    rows = await connection.fetch("SELECT id FROM plans WHERE runs -> 0 -> 'ended_at' = 'null' ORDER BY id")
     return [row["id"] for row in rows]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from novacron.store.backup_policies import COVERS
-from novacron.store.database import Connection
+from novacron.store.database import UNSTORABLE, Connection
+from novacron.store.rows import report_bad_row
+from novacron.store.savepoint import savepoint
 
 VMS_MAX = 1000
 """VMs that one statement looks at."""
@@ -52,5 +54,19 @@ async def refresh_after(connection: Connection, id: str) -> str:
     """Do the same for the next VMs behind this one, in the order of their ids; return the last one, empty: that was
     all."""
     rows = await connection.fetch("SELECT id FROM vms WHERE id > $1 ORDER BY id LIMIT $2", id, VMS_MAX)
-    await refresh(connection, [row["id"] for row in rows])
+    await _refresh_each(connection, [row["id"] for row in rows])
     return rows[-1]["id"] if len(rows) == VMS_MAX else ""
+
+
+async def _refresh_each(connection: Connection, vms: Sequence[str]) -> None:
+    """Refresh VMs at once; if a row of one of them is no good, find that by halving, and leave it out."""
+    try:
+        async with savepoint(connection):
+            await refresh(connection, vms)
+    except UNSTORABLE as error:
+        if len(vms) == 1:
+            report_bad_row("backups", vms[0], error)
+            return
+        middle = len(vms) // 2
+        for half in (vms[:middle], vms[middle:]):
+            await _refresh_each(connection, half)
