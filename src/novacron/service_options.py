@@ -343,7 +343,7 @@ class AgentOptions:
         typer.Option(
             "--qemu-loads-memory",
             help="let QEMU itself load the memory of VMs that come here; by default the agent writes most of it into"
-            " QEMU's memory, which takes less of the processor",
+            " QEMU's memory",
         ),
     ] = False
     pages_limit: Annotated[int, typer.Option(help="MiB of disk for the memory pages of VMs that left")] = 8192
