@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from novacron.disk.convert import DRIVERS
 from novacron.disk.errors import Unacceptable
-from novacron.disk.extent_maps import bytes_needed, check_whole
+from novacron.disk.extent_maps import VHDX_PARAMETERS, bytes_needed, check_whole
 from novacron.disk.formats import check, detect
 from novacron.model.image import ImageFormat
 
@@ -111,3 +111,14 @@ def test_a_damaged_extent_map_is_read_or_refused_and_never_crashes(
             assert str(error)
 
     damage()
+
+
+def test_a_differencing_vhdx_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vhdx", str(path), "16M"], check=True)
+    data = bytearray(path.read_bytes())
+    entry = data.index(VHDX_PARAMETERS)
+    at = data.rindex(b"metadata", 0, entry) + int.from_bytes(data[entry + 16 : entry + 20], "little")
+    data[at + 4] |= 2
+    with pytest.raises(Unacceptable, match=r"difference to another disk \(a parent\)"):
+        check_whole(io.BytesIO(bytes(data)), ImageFormat.VHDX)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
@@ -64,7 +65,7 @@ async def convert(
         if format is ImageFormat.QCOW2:
             await _check(opened, user.wrap)
         if format is ImageFormat.VHDX and has_log(readable):
-            opened = await _replayed(readable, target.with_name("replayed"), user, stack)
+            opened = await _replayed(readable, target.with_name("replayed"), spare_bytes, user, stack)
         if size_bytes is None:
             size_bytes = await _size(opened, user.wrap)
         writable = _open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, user.uid, stack)
@@ -145,7 +146,9 @@ def has_log(descriptor: int) -> bool:
     return any(header.startswith(b"head") and any(header[VHDX_LOG_AT:]) for header in headers)
 
 
-async def _replayed(descriptor: int, layer: Path, user: ToolUser, stack: contextlib.ExitStack) -> _Opened:
+async def _replayed(
+    descriptor: int, layer: Path, spare_bytes: int, user: ToolUser, stack: contextlib.ExitStack
+) -> _Opened:
     """Return a VHDX as it is once its log was replayed, which goes to a ``layer`` over its file: the file stays as it
     came. Raises Unacceptable, OSError."""
     layer.unlink(missing_ok=True)
@@ -160,9 +163,13 @@ async def _replayed(descriptor: int, layer: Path, user: ToolUser, stack: context
     node: dict[str, object] = {"driver": "vhdx", "file": over}
     opened = _Opened(f"json:{json.dumps(node)}", (descriptor, writable))
     invocation = Invocation(user.wrap, limits, opened.descriptors)
+    free = shutil.disk_usage(layer).free
+    lack = functools.partial(_lack_of_room, layer, spare_bytes, free)
     try:
-        await qemu_img.run(["check", "-q", "-r", "all", opened.name], CONVERT_S_MAX, invocation)
+        await qemu_img.run(["check", "-q", "-r", "all", opened.name], CONVERT_S_MAX, invocation, lack)
     except ImgFailed as error:
+        if lack() is not None:
+            raise Unacceptable(str(error), WaitCode.NO_SPACE) from error
         if error.code != CHECK_LEAKS:
             raise Unacceptable(f"its log, of writes that were not finished, is damaged: {_words(error)}") from error
     reading = {**node, "read-only": True, "file": {**over, "read-only": True}}

@@ -37,6 +37,7 @@ VHDX_BAT = bytes.fromhex("6677c22d23f600429d64115e9bfd4a08")
 VHDX_METADATA = bytes.fromhex("06a27c8b90479a4bb8fe575f050f886e")
 VHDX_PARAMETERS = bytes.fromhex("3767a1ca36fa434db3b633f0aa44e76b")
 VHDX_SECTOR_SIZE = bytes.fromhex("1dbf41816fa90947ba47f233a8faab5f")
+VHDX_HAS_PARENT = 2
 VHDX_PRESENT = (6, 7)
 """States of a block that is in the file, wholly or in part."""
 
@@ -184,7 +185,9 @@ def _vhdx(file: BinaryIO) -> int:
     items = _vhdx_items(metadata)
     if VHDX_PARAMETERS not in items or VHDX_SECTOR_SIZE not in items:
         raise Unacceptable("its metadata is damaged")
-    block_bytes = struct.unpack_from("<I", metadata, items[VHDX_PARAMETERS])[0]
+    block_bytes, parameters = struct.unpack_from("<II", metadata, items[VHDX_PARAMETERS])
+    if parameters & VHDX_HAS_PARENT:
+        raise Unacceptable("it is a difference to another disk (a parent); convert it to a whole one")
     sector_bytes = struct.unpack_from("<I", metadata, items[VHDX_SECTOR_SIZE])[0]
     if not 1 << 20 <= block_bytes <= 256 << 20 or sector_bytes not in (512, 4096):
         raise Unacceptable(f"its metadata is damaged: blocks of {block_bytes} bytes, sectors of {sector_bytes}")
