@@ -53,14 +53,14 @@ class Hostile:
         self.authority = pki.Authority.open(directory / "server")
         self.proofs = OwnershipProofs(lambda: self.authority.roots)
         self.links = LinkServer(database, self.authority, KeyRing.first(self.authority.root()))
-        self._database, self._directory, self._port = database, directory, free_ports(1)[0]
+        self._database, self._directory, self.port = database, directory, free_ports(1)[0]
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         server = self._directory / "server"
         certificate, key = self.authority.issue_server(server, ["127.0.0.1"])
         context = pki.mutual_tls(server / "ca.crt", certificate, key, server=True)
-        async with self.links.listen("127.0.0.1", self._port, context):
+        async with self.links.listen("127.0.0.1", self.port, context):
             yield
 
     async def join(self, name: str, *, accepted: bool = True) -> Identity:
@@ -71,14 +71,14 @@ class Hostile:
         pki.write_secret(directory / "ca.crt", self.authority.pem)
         async with self._database.transaction() as connection:
             await identities.join(connection, name, pki.authority_hash(certificate), accepted=accepted)
-        return Identity(directory, f"https://127.0.0.1:{self._port}", name)
+        return Identity(directory, f"https://127.0.0.1:{self.port}", name)
 
     @contextlib.asynccontextmanager
     async def connected(
         self, who: Identity, held: Sequence[wire.HeldVm], mark: DatabaseMark | None = None
     ) -> AsyncIterator[ClientConnection]:
         """The link of a node that has said what it holds, once that was heard."""
-        url, tls = f"wss://127.0.0.1:{self._port}", who.tls(server=False)
+        url, tls = f"wss://127.0.0.1:{self.port}", who.tls(server=False)
         async with connect(url, ssl=tls, compression=None, proxy=None) as link:
             await link.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, tuple(held), mark)))
             await eventually(lambda: who.name in self.links._sessions, "the node is connected")

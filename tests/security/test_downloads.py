@@ -54,6 +54,9 @@ def error_of(url: str, *allowed: Any, **options: bool) -> str:
         "127.0.0.1", "localhost", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "10.0.0.1",
         "192.168.1.1", "172.16.0.1", "100.64.0.1", "198.18.0.1", "[fd00::1]", "[fe80::1]", "[64:ff9b::7f00:1]",
         "[64:ff9b::a00:1]",
+        "[::10.0.0.1]", "[::7f00:1]", "[fec0::1]", "[3fff::1]", "[3fff:fff::1]", "[5f00::1]", "192.88.99.1",
+        "[2001::1]",
+        "[2001:db8::1]", "[64:ff9b:1::a00:1]", "[::ffff:0:127.0.0.1]", "[100::1]", "[2002:c058:6301::]", "[ff0e::1]",
         "[2002:7f00:1::]", "[::]", "224.0.0.1", "255.255.255.255", "2130706433", "0x7f.1", "no-such-host.invalid",
     ],
 )  # fmt: skip
@@ -63,6 +66,21 @@ def test_no_address_that_is_not_public_is_connected_to(host: str, monkeypatch: p
 
     monkeypatch.setattr("urllib3.util.connection.create_connection", connects)
     assert error_of(f"http://{host}:1/disk") == UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    "host", ["93.184.216.34", "[2606:2800:220:1::1]", "[64:ff9b::5db8:d822]", "[2002:5db8:d822::1]"]
+)
+def test_public_addresses_are_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def connects(address: tuple[str, int], *_: object, **__: object) -> None:
+        tried.append(address[0])
+        raise OSError("there is no network here")
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", connects)
+    assert error_of(f"http://{host}:1/disk") == UNREACHABLE
+    assert tried == [host.strip("[]")]
 
 
 def test_a_server_at_an_address_of_the_host_itself_is_refused_even_if_it_is_public(

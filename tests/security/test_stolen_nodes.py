@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,17 +18,25 @@ from novacron.dwcp.admittance import Admittance
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.frames import Frame, FrameType
 from novacron.dwcp.listener import CONNECTIONS_PER_PEER_MAX, Listener
+from novacron.model import limits
 from novacron.model.image import ImportPhase, ImportSpec, Source
 from novacron.model.node import ImageInfo, Inventory
 from novacron.model.vm import VmSpec
+from novacron.server.handshakes import CONNECTIONS, GREETED_MAX, PER_KEY_MAX, Handshakes
 from novacron.server.images import ImageUpkeep
+from novacron.server.reader import SEEN_MAX
 from novacron.store import identities, imports, new_vms, nodes, owned, projects
 from novacron.store.database import Connection, Database
+from novacron.wire import codec
+from novacron.wire import messages as wire
+from tests.security.test_claims import Hostile
 from tests.support.dwcp import Ends
 from tests.support.fleet import node
+from tests.support.stored_fleet import add_node
 from tests.waiting import eventually
 
 SILENT_CONNECTIONS = 260
+SILENT_LINKS = 40
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +259,71 @@ async def test_a_node_is_given_an_image_only_for_a_vm_that_is_placed_on_it(datab
     await upkeep._fetch("host-a", "secret")
     await upkeep._fetch("host-a", "tiny")
     assert copies.begun == [("tiny", "host-a")]
+
+
+@contextlib.asynccontextmanager
+async def hostile_fleet(database: Database, directory: Path, nodes_: Sequence[str]) -> AsyncIterator[Hostile]:
+    async with database.transaction() as connection:
+        for name in nodes_:
+            await add_node(connection, name)
+    hostile = Hostile(database, directory)
+    async with asyncio.timeout(60), hostile.listening():
+        yield hostile
+
+
+async def test_links_of_one_node_that_say_nothing_are_few_and_keep_no_other_node_out(
+    database: Database, tmp_path: Path
+) -> None:
+    async with hostile_fleet(database, tmp_path, ()) as hostile, contextlib.AsyncExitStack() as stack:
+        evil, good = await hostile.join("evil"), await hostile.join("good")
+        refused = CONNECTIONS.cell("refused")
+        before = refused[0]
+        for _ in range(SILENT_LINKS):
+            _, writer = await asyncio.open_connection("127.0.0.1", hostile.port, ssl=evil.tls(server=False))
+            stack.callback(writer.transport.abort)
+        await eventually(lambda: refused[0] > before, "one that is too many was refused")
+        async with hostile.connected(good, ()):
+            pass
+
+
+async def test_a_node_that_connects_again_and_again_takes_one_turn_of_those_that_nodes_have() -> None:
+    handshakes, entered, end = Handshakes(), list[str](), asyncio.Event()
+    assert [handshakes.begin("evil", number) for number in range(PER_KEY_MAX + 1)] == [True] * PER_KEY_MAX + [False]
+    handshakes.end("evil", 0)
+    assert handshakes.begin("evil", PER_KEY_MAX) and handshakes.begin("good", 0)
+
+    async def greet(key: str) -> None:
+        async with handshakes.greeting(key):
+            entered.append(key)
+            await end.wait()
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        for _ in range(GREETED_MAX):
+            group.create_task(greet("evil"))
+        for number in range(GREETED_MAX - 1):
+            group.create_task(greet(f"good-{number}"))
+        await eventually(lambda: len(entered) == GREETED_MAX, "the others have their turns")
+        assert entered.count("evil") == 1
+        end.set()
+    assert entered.count("evil") == GREETED_MAX
+
+
+async def test_what_a_node_says_of_nodes_that_it_does_not_watch_counts_for_nothing(
+    database: Database, tmp_path: Path
+) -> None:
+    """Else one stolen node says of a dead one that it lives, and its VMs start nowhere."""
+    names = [f"host-{number}" for number in range(2 * limits.WATCHED_BY + 2)]
+    async with hostile_fleet(database, tmp_path, names) as hostile:
+        evil = await hostile.join("evil")
+        async with hostile.connected(evil, ()) as link:
+            session = hostile.links._sessions["evil"]
+            await eventually(lambda: session.watched, "it was told whom to watch")
+            seen = tuple(wire.PeerSeen(name, silent=False) for name in names)
+            assert len(seen) <= SEEN_MAX
+            await link.send(codec.encode(wire.Heartbeat(1, 0, 0.0, (), seen)))
+            told: wire.Message | None = None
+            while not isinstance(told, wire.Beaten):
+                told, _ = codec.decode_from_server(await link.recv(decode=False))
+            async with database.connection() as connection:
+                rows = await connection.fetch("SELECT node FROM node_signs WHERE seen_by = 'evil'")
+            assert {row["node"] for row in rows} == session.watched < set(names)

@@ -16,7 +16,7 @@ from novacron.rollout.model import Colour
 
 SETTINGS = Path("/etc/novacron/rollout.toml")
 STATE_DIR = Path("/var/lib/novacron/rollout")
-VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z.+~_-]{0,63}$")
+VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z.+~_-]{0,63}\Z")
 SECRET_BYTES_MAX = 4096
 
 

@@ -30,6 +30,7 @@ from novacron.platform_key import PlatformKeys
 from novacron.server import dismissal
 from novacron.server.copies import Copies
 from novacron.server.desired_state import DesiredStateSender
+from novacron.server.handshakes import CONNECTIONS, Handshakes, LinkConnection
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.images import ImageUpkeep
 from novacron.server.load_history import LoadHistory
@@ -57,7 +58,6 @@ log = logs.get(__name__)
 
 A = TypeVar("A")
 
-CONNECTIONS = counter("novacron_link_connections_total")
 BREAKS = counter("novacron_link_breaks_total")
 
 NO_PLATFORM_KEY = PlatformKeys(None)
@@ -66,8 +66,6 @@ TWO_HOSTS = (
     " join under a name of its own"
 )
 FORESEE_S = 1.0
-GREETED_MAX = 6
-"""Nodes that connect and are looked up at once: all of them come when the server has started."""
 HELLO_S_MAX = 10.0
 CLOSE_S_MAX = 10.0
 CLOSING_MAX = 1000
@@ -91,7 +89,7 @@ class LinkServer:
         self._images = ImageUpkeep(database, self._questions, self._copies)
         self._closing = FewTasks("closing links, counting nodes", CLOSING_MAX)
         self._peers = PeerAnnouncer(database, self._sessions, lambda: authority.pem)
-        self._greeting = asyncio.Semaphore(GREETED_MAX)
+        self._handshakes = Handshakes()
         secrets = ProjectSecrets(keys, platform_keys, lambda: self._desired_state.wake_all())
         self._proofs = OwnershipProofs(lambda: authority.roots)
         self._desired_state = DesiredStateSender(database, self._sessions, secrets, self._proofs.of_order)
@@ -118,6 +116,7 @@ class LinkServer:
             host,
             port,
             ssl=context,
+            create_connection=type("Connection", (LinkConnection,), {"handshakes": self._handshakes}),
             max_size=limits.LINK_MESSAGE_BYTES_MAX,
             ping_interval=10,
             ping_timeout=20,
@@ -277,7 +276,7 @@ class LinkServer:
             return False
         certified = session.node
         key_hash = session.key_hash = pki.peer_key_hash(socket.transport.get_extra_info("ssl_object"))
-        async with self._greeting, self._database.transaction() as connection:
+        async with self._handshakes.greeting(key_hash), self._database.transaction() as connection:
             name = await identities.known(connection, certified, key_hash)
             if name is not None:
                 session.node = name
@@ -290,16 +289,18 @@ class LinkServer:
         if name != certified:
             await self._rename(session, socket)
             return False
-        if await self._is_elsewhere(session.node, hello.boot):
+        if await self._is_elsewhere(session.node, session.key_hash, hello.boot):
             await self._refuse(session, TWO_HOSTS.format(name=session.node))
             return False
         await self._welcome(session, hello)
+        if isinstance(socket, LinkConnection):
+            socket.settled()
         return True
 
-    async def _is_elsewhere(self, node: str, boot: str) -> bool:
+    async def _is_elsewhere(self, node: str, key_hash: str, boot: str) -> bool:
         """Say whether a node works on another host at this moment: this one has a copy of its state folder, or of its
         whole disk."""
-        async with self._greeting, self._database.transaction() as connection:
+        async with self._handshakes.greeting(key_hash), self._database.transaction() as connection:
             found = await leases.another_host(connection, node, boot)
             if found:
                 said = events.NewEvent(
@@ -326,12 +327,12 @@ class LinkServer:
         """Let a node be connected; an earlier connection of its ends."""
         node = session.node
         records = [self._remembered(held) for held in hello.held]
-        async with self._greeting:  # before anything is said to the node, or given to it
+        async with self._handshakes.greeting(session.key_hash):  # before anything is said to the node, or given to it
             await self._compare_mark(node, hello.database)
             await self._database.transact(lambda connection: reconciling.take(connection, node, records, whole=True))
             if all(record.proven for record in records if record.held is not None):
                 await self._database.transact(lambda connection: reconciling.proved(connection, node))
-        async with self._greeting, self._database.transaction() as connection:
+        async with self._handshakes.greeting(session.key_hash), self._database.transaction() as connection:
             session.generation = await leases.begin(connection, node, _unread(hello), hello.boot)
             stored = await nodes.get(connection, node)
             session.clock = ClockSkew(stored.status.clock_skew_s)

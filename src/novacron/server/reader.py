@@ -218,7 +218,7 @@ class Reader:
         session, takers = self._session, self._takers
         mark = takers.mark()  # before: it says no more than what the heartbeat is stored after
         skew_s = session.clock.differs(heartbeat.clock, time.time())
-        seen = tuple((peer.name, peer.silent) for peer in heartbeat.seen[:SEEN_MAX])
+        seen = tuple((peer.name, peer.silent) for peer in heartbeat.seen[:SEEN_MAX] if peer.name in session.watched)
         hears_until = session.beats.hears_until(heartbeat.acknowledged)
         await takers.heartbeats.store(
             Beat(session.node, session.generation, hears_until, heartbeat.steady_s, heartbeat.voters, seen)

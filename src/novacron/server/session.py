@@ -194,6 +194,11 @@ class NodeSession:
         self._socket = socket
         self._next_channel = 1
 
+    @property
+    def watched(self) -> set[str]:
+        """Return the nodes that this one was told to watch: what it says of others counts for nothing."""
+        return set() if self.peers is None else {peer.name for peer in self.peers.watched}
+
     def watch(self, observed: asyncio.Future[None]) -> None:
         """Remember a report that is being stored, and whether that fails, whatever else is reported meanwhile."""
 

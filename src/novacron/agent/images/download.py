@@ -21,6 +21,10 @@ from novacron.model.waiting import WaitCode
 
 REDIRECTS_MAX = 5
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
+"""What is given out to networks at all: whatever else leads somewhere leads to a place of this host's own network."""
+NOT_PUBLIC = (ipaddress.IPv4Network("192.88.99.0/24"), ipaddress.IPv6Network("3fff::/20"))
+"""Relays of 6to4 (RFC 7526) and examples (RFC 9637), which Python 3.11 takes for public."""
 UNREADABLE = WaitCode.SOURCE_UNREACHABLE
 UNREACHABLE = (
     "it can't be fetched: no web server answers at a public address, or at one that this node may use; ask whoever runs"
@@ -118,7 +122,7 @@ class Fetch:
         plain = _embedded(parsed) or parsed
         if any(plain.version == network.version and plain in network for network in self._allowed):
             return True
-        return plain.is_global and not plain.is_multicast and not _is_own(plain)
+        return _is_public(plain) and not _is_own(plain)
 
     def read(self, length: int) -> bytes:
         assert self._answer is not None
@@ -139,6 +143,14 @@ def _embedded(address: IPv4Address | IPv6Address) -> IPv4Address | None:
     if address in NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour
+
+
+def _is_public(address: IPv4Address | IPv6Address) -> bool:
+    if not address.is_global or address.is_multicast:
+        return False
+    if isinstance(address, IPv6Address) and address not in PUBLIC_IPV6:
+        return False
+    return not any(address.version == network.version and address in network for network in NOT_PUBLIC)
 
 
 def _is_own(address: IPv4Address | IPv6Address) -> bool:
