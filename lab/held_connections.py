@@ -10,14 +10,20 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 OPEN_AT_ONCE = 50
+SOURCE = "127.0.0.9"
+"""The address of those who hold connections: nobody else has it."""
 AGAIN_S = 0.5
 """A connection that the server closed is opened again so much later."""
 POLL_S = 0.1
 CONNECT_S_MAX = 30.0
 FIRST_ANSWER_S_MAX = 30.0
-H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""What a client says first over HTTP/2, with empty settings (RFC 9113, 3.4)."""
-LASTING = ("silent", "keep-alive", "http/2", "stream")
+H2_SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+H2_GET = bytes((0, 0, 6, 1, 5, 0, 0, 0, 1, 0x82, 0x87, 0x84, 0x41, 1)) + b"n"
+"""HEADERS of stream 1, all that it has: GET, https, / and the host n (RFC 7541, appendix A)."""
+H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + H2_SETTINGS + H2_GET
+"""What a client says first over HTTP/2 (RFC 9113, 3.4)."""
+LASTING = ("keep-alive", "http/2", "stream", "keep-alive", "http/2", "silent")
+"""Kinds that stay for a while; silent ones for less, so that a slow machine opens them as fast as they end."""
 SHORT = ("slow header", "no body", "slow body", "wait")
 """Kinds that the server ends within seconds, and that come again."""
 ANSWERED = ("keep-alive", "http/2", "stream")
@@ -75,7 +81,7 @@ class HeldConnections:
                 async with contextlib.AsyncExitStack() as stack:
                     async with self._opening:
                         tls = self._tls_h2 if kind == "http/2" else self._tls
-                        reader, writer = await stack.enter_async_context(connected(self._port, tls))
+                        reader, writer = await stack.enter_async_context(connected(self._port, tls, SOURCE))
                         writer.write(self._opening_words(kind))
                         await writer.drain()
                         if kind in ANSWERED:
@@ -88,10 +94,10 @@ class HeldConnections:
 
 
 @contextlib.asynccontextmanager
-async def connected(port: int, tls: ssl.SSLContext) -> AsyncIterator[Streams]:
+async def connected(port: int, tls: ssl.SSLContext, source: str = "127.0.0.1") -> AsyncIterator[Streams]:
     """A connection of its own. Raises OSError, TimeoutError."""
     async with asyncio.timeout(CONNECT_S_MAX):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, local_addr=(source, 0))
     try:
         yield reader, writer
     finally:

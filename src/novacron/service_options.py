@@ -321,11 +321,7 @@ class AgentOptions:
         ),
     ] = None
     state_moved: Annotated[
-        bool,
-        typer.Option(
-            "--state-moved",
-            help="the state folder was moved to this host for good, and its former host is off: note that, and end",
-        ),
+        bool, typer.Option("--state-moved", help="note that the state folder was moved to this host for good, and end")
     ] = False
     state_dir: StateDir = None
     images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None

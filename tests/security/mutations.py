@@ -82,12 +82,12 @@ MUTATIONS = (
     ),
     Mutation(
         "only named proxies are believed", "api/access/client_address.py",
-        "if not self._networks or not self._is_proxy(peer):", "if not self._networks:",
+        "if not self._networks or not self.is_proxy(peer):", "if not self._networks:",
         "tests/unit/test_client_address.py::test_only_named_proxies_are_believed_and_only_the_header_that_they_write",
     ),
     Mutation(
         "what is left of the client's address is the client's word", "api/access/client_address.py",
-        "            if not self._is_proxy(address):\n                break\n", "",
+        "            if not self.is_proxy(address):\n                break\n", "",
         "tests/unit/test_client_address.py::test_the_client_is_the_first_from_the_right_that_is_no_proxy",
     ),
     Mutation(
@@ -118,7 +118,7 @@ MUTATIONS = (
     ),
     Mutation(
         "nodes download from public addresses only", "agent/images/download.py",
-        "return plain.is_global and not plain.is_multicast and not _is_own(plain)", "return True",
+        "return _is_public(plain) and not _is_own(plain)", "return True",
         "tests/security/test_downloads.py::test_no_address_that_is_not_public_is_connected_to",
     ),
     Mutation(

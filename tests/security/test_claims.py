@@ -117,8 +117,8 @@ async def web(database: Database) -> Any:
 
 async def claims(database: Database, node: str) -> dict[str, str]:
     async with database.connection() as connection:
-        rows = await connection.fetch("SELECT vm, contradiction FROM unreconciled_vms WHERE node = $1", node)
-    return {row["vm"]: row["contradiction"] for row in rows}
+        rows = await connection.fetch("SELECT vm, contradiction, proven FROM unreconciled_vms WHERE node = $1", node)
+    return {row["vm"]: row["contradiction"] if row["proven"] else "unproven" for row in rows}
 
 
 async def test_a_node_that_claims_more_than_the_database_knows_and_goes_away_holds_up_nobody(

@@ -13,7 +13,7 @@ from novacron.server.connections import (
     FIRST_REQUEST_S_MAX,
     IDLE_S_MAX,
     UNSENT_S_MAX,
-    Connection,
+    ClientConnection,
     IdleConnections,
     to_end,
 )
@@ -21,8 +21,8 @@ from novacron.server.connections import (
 NOW = 10_000.0
 
 
-def open_for(seconds: float, *, address: str = "192.0.2.1", port: int = 1, **how: bool) -> Connection:
-    return Connection(port, (address, port), NOW - seconds, **how)
+def open_for(seconds: float, *, address: str = "192.0.2.1", port: int = 1, **how: bool) -> ClientConnection:
+    return ClientConnection(port, (address, port), NOW - seconds, **how)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def open_for(seconds: float, *, address: str = "192.0.2.1", port: int = 1, **how
         (open_for(1e9, has_asked=True, is_busy=True), False),
     ],
 )
-def test_a_connection_without_a_request_ends_after_a_while(connection: Connection, ends: bool) -> None:
+def test_a_connection_without_a_request_ends_after_a_while(connection: ClientConnection, ends: bool) -> None:
     assert to_end([connection], NOW, 100) == {"idle": [connection] if ends else [], "full": []}
 
 

@@ -20,7 +20,7 @@ ADVISED_MAX = 10
 COLUMNS: Columns = {
     "NAME": lambda item: item["vm_name"],
     "NODE": lambda item: item["node"],
-    "CONTRADICTION": lambda item: item["contradiction"],
+    "CONTRADICTION": lambda item: item["contradiction"] if item.get("proven", True) else "unproven",
     "EPOCH": lambda item: item["epoch"] if item["contradiction"] != "damaged" else None,
     "PROJECT": lambda item: item["project"],
     "AGE": lambda item: output.age(item["created_at"]),
@@ -75,7 +75,7 @@ def _adopt_all(client: Client, node: str | None) -> None:
     """Adopt each VM that a node has, and say which could not be."""
     had = [
         item for item in client.list("unreconciled-vms")
-        if item["claim"] == "owner" and node in (None, item["node"]) and item["contradiction"] != "unproven"
+        if item["claim"] == "owner" and node in (None, item["node"]) and item.get("proven", True)
     ]  # fmt: skip
     refused = 0
     for id in dict.fromkeys(item["vm"] for item in had):

@@ -26,8 +26,6 @@ NAMED_MAX = 5
 VmRef = Annotated[
     str, typer.Argument(metavar="vm", help="name or id of the VM", autocompletion=names_of("vms"), show_default=False)
 ]
-
-
 VmRefs = Annotated[
     list[str],
     typer.Argument(metavar="vm...", help="names or ids of VMs", autocompletion=names_of("vms"), show_default=False),

@@ -297,15 +297,7 @@ def _firmware(system: Element) -> str | None:
 
 def _dropped(root: Element, system: Element, items: list[Element], properties: dict[str, str]) -> Iterator[str]:
     for item in items:
-        kind = _text(item, "ResourceType")
-        name = (_text(item, "ElementName") or _text(item, "Caption"))[:80]
-        if kind == NIC:
-            advice = "give the VM one with --network, and its address with --keep-mac"
-            yield f"interface {name!r} ({_interface(item)}): {advice}"
-        elif kind in KINDS:
-            yield f"{KINDS[kind]} {name!r}"
-        elif kind not in TAKEN:
-            yield _other_hardware(item, name)
+        yield from _dropped_hardware(item)
     if properties:
         yield f"{len(properties)} properties for its guest ({', '.join(sorted(properties))[:120]})"
     configurations = _configurations(root)
@@ -320,6 +312,18 @@ def _dropped(root: Element, system: Element, items: list[Element], properties: d
     unknown = sorted({name for element in root.iter() if (name := _section(element)) and name not in SECTIONS})
     if unknown:
         yield f"what its sections {', '.join(unknown)[:200]} ask for: nothing here does that"
+
+
+def _dropped_hardware(item: Element) -> Iterator[str]:
+    kind = _text(item, "ResourceType")
+    name = (_text(item, "ElementName") or _text(item, "Caption"))[:80]
+    if kind == NIC:
+        advice = "give the VM one with --network, and its address with --keep-mac"
+        yield f"interface {name!r} ({_interface(item)}): {advice}"
+    elif kind in KINDS:
+        yield f"{KINDS[kind]} {name!r}"
+    elif kind not in TAKEN:
+        yield _other_hardware(item, name)
 
 
 def _other_hardware(item: Element, name: str) -> str:

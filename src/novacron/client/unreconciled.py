@@ -9,6 +9,12 @@ def way_out(item: dict[str, Any]) -> str:
     """Return what ends a contradiction, an object of ``/api/v1/unreconciled-vms``."""
     name, node = item["vm_name"], item["node"]
     remove = f"if that host is gone for good: novacron node remove {node} --force"
+    if not item.get("proven", True):
+        return (
+            f"node {node} can't show that a server has told it so, and nobody waits for it: if that host may be in"
+            f" wrong hands: novacron node remove {node} --force; if it has the VM: novacron vm adopt {name}"
+            f" --node {node} --confirm {name}; if not: novacron vm forget {name}"
+        )
     match item["contradiction"]:
         case "ending":
             return (
@@ -19,12 +25,6 @@ def way_out(item: dict[str, Any]) -> str:
             return (
                 f"if it was deleted: novacron vm adopt {name} --confirm {name}; if the database is right: novacron vm"
                 f" forget {name}"
-            )
-        case "unproven":
-            return (
-                f"node {node} can't show that a server has told it so, and nobody waits for it: if that host may be in"
-                f" wrong hands: novacron node remove {node} --force; if it has the VM: novacron vm adopt {name}"
-                f" --node {node} --confirm {name}; if not: novacron vm forget {name}"
             )
         case "damaged":
             return (

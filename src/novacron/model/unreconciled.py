@@ -37,8 +37,6 @@ class Contradiction(StrEnum):
     """The database is right: the node is to end what it has of the VM, which begins nowhere before it has."""
     DAMAGED = "damaged"
     """The node can't read what it has written down of the VM: the database may be older than that."""
-    UNPROVEN = "unproven"
-    """The node claims what no server has said, as far as it can show: nobody but the node is concerned."""
 
 
 EPOCHS_UNSEEN = 2**32
@@ -145,3 +143,5 @@ class UnreconciledVm(msgspec.Struct, frozen=True):
     revision: int
     created_at: datetime
     project: str | None = None
+    proven: bool = True
+    """False: the node can't show that a server has told it so, and nobody but the node is concerned."""

@@ -41,7 +41,7 @@ CLOSED = counter("novacron_api_connections_closed_total")
 OPEN = gauge("novacron_api_connections")
 
 
-class Connection(NamedTuple):
+class ClientConnection(NamedTuple):
     """A client's connection. ``since``: when it was first seen, or its last request ended."""
 
     file: int
@@ -58,7 +58,7 @@ def most_connections(wanted: int) -> int:
     return max(1, min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_RESERVED))
 
 
-def to_end(connections: Sequence[Connection], now: float, most: int) -> dict[str, list[Connection]]:
+def to_end(connections: Sequence[ClientConnection], now: float, most: int) -> dict[str, list[ClientConnection]]:
     """Return which connections to end, by reason. ``most``: how many a process may have.
 
     When it has too many, those of the address with the most connections without a request go first, the longest silent
@@ -71,7 +71,7 @@ def to_end(connections: Sequence[Connection], now: float, most: int) -> dict[str
     return {"idle": idle, "full": _of_the_greediest(rest, surplus) if surplus > 0 else []}
 
 
-def _limit_s(connection: Connection) -> float:
+def _limit_s(connection: ClientConnection) -> float:
     if connection.is_busy:
         return float("inf")
     if not connection.has_asked:
@@ -79,9 +79,9 @@ def _limit_s(connection: Connection) -> float:
     return UNSENT_S_MAX if connection.is_sending else IDLE_S_MAX
 
 
-def _of_the_greediest(idle: Iterable[Connection], count: int) -> list[Connection]:
+def _of_the_greediest(idle: Iterable[ClientConnection], count: int) -> list[ClientConnection]:
     """Return that many connections: as many as leaves the addresses with the most an equal number."""
-    by_address: dict[str, list[Connection]] = {}
+    by_address: dict[str, list[ClientConnection]] = {}
     for connection in sorted(idle, key=lambda connection: -connection.since):
         by_address.setdefault(counted_as(connection.peer[0]), []).append(connection)
     keyed = [
@@ -128,11 +128,11 @@ class IdleConnections:
 
     def _connection(
         self, file: int, peer: Peer, since: float, busy: Mapping[Peer, int], ended_at: Mapping[Peer, float]
-    ) -> Connection:  # fmt: skip
+    ) -> ClientConnection:  # fmt: skip
         last = ended_at.get(peer, 0.0)
         has_asked = last > since or peer in busy
         is_sending = has_asked and peer not in busy and _unsent_bytes(file) > 0
-        return Connection(file, peer, max(since, last), has_asked, peer in busy, is_sending)
+        return ClientConnection(file, peer, max(since, last), has_asked, peer in busy, is_sending)
 
     def _peer(self, file: int) -> Peer | None:
         """Return the other end of a socket, if it is a client's connection to the API."""
@@ -147,7 +147,7 @@ class IdleConnections:
                 return None
             return plain_address(address), port
 
-    def _end(self, connection: Connection) -> bool:
+    def _end(self, connection: ClientConnection) -> bool:
         """Shut a connection down, unless it is another one by now; say whether it was."""
         with _borrowed(connection.file) as found:
             try:

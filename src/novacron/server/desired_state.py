@@ -66,7 +66,7 @@ class DesiredStateSender:
         match change.kind, change.body:
             case "vm", body:
                 self._vm_changed(change.key, body)
-            case "unreconciled-vm", {"contradiction": "unproven"}:
+            case "unreconciled-vm", {"proven": False}:
                 pass  # nobody is told anything else for it
             case "unreconciled-vm", _:
                 self._touch(change.key.partition(".")[0])

@@ -40,7 +40,7 @@ async def find(connection: Connection, ref: str) -> list[UnreconciledVm]:
     await nodes.take_turn(connection)
     rows = await connection.fetch(
         "SELECT * FROM unreconciled_vms WHERE ($1 IN (id, vm, vm_name) OR vm IN (SELECT id FROM vms WHERE name = $1))"
-        " AND contradiction <> 'ending' ORDER BY contradiction = 'unproven', claim <> 'owner', epoch DESC, node"
+        " AND contradiction <> 'ending' ORDER BY NOT proven, claim <> 'owner', epoch DESC, node"
         " FOR UPDATE",
         ref,
     )
@@ -77,7 +77,7 @@ async def adopt(connection: Connection, ref: str, how: Adoption, actor: str) -> 
             f"node {record.node} has only a part of VM {record.vm_name}",
             hint="let the node that has it connect, and adopt it from there",
         )
-    if record.contradiction is Contradiction.UNPROVEN and how.confirm != record.vm_name:
+    if not record.proven and how.confirm != record.vm_name:
         raise InvalidInput(
             f"{record.reason}: the node may be in wrong hands", field="confirm",
             hint=f"if you know that it has the VM, give --confirm {record.vm_name}",
@@ -104,7 +104,7 @@ async def adopt(connection: Connection, ref: str, how: Adoption, actor: str) -> 
 
 def _may_run(record: UnreconciledVm) -> bool:
     """Say whether a VM may run on a node until that is told otherwise."""
-    if record.contradiction is Contradiction.UNPROVEN:
+    if not record.proven:
         return False  # nobody waits for such a node's word
     return record.claim is Claim.OWNER or record.contradiction is Contradiction.DAMAGED
 
@@ -186,7 +186,7 @@ async def forget(connection: Connection, ref: str, confirm: str | None, actor: s
 
 
 def _proven(every: Iterable[UnreconciledVm]) -> list[UnreconciledVm]:
-    return [record for record in every if record.contradiction is not Contradiction.UNPROVEN]
+    return [record for record in every if record.proven]
 
 
 async def _settle(connection: Connection, every: list[UnreconciledVm], decided: UnreconciledVm) -> int:

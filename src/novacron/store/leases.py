@@ -35,7 +35,7 @@ async def begin(connection: Connection, node: str, damaged: Sequence[str] = (), 
     generation: int = await connection.fetchval(
         "UPDATE node_leases SET record_damaged = EXISTS (SELECT FROM unnest($2::text[]) AS d (vm)"
         " WHERE NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.vm = d.vm AND u.node = $1"
-        " AND u.contradiction <> 'unproven'))"
+        " AND u.proven))"
         ", boot = $3 WHERE node = $1 RETURNING generation",
         node, list(damaged), boot,
     )  # fmt: skip

@@ -23,7 +23,7 @@ HELD = """
         WHERE mac = ANY($1) AND shared AND vm <> $2
     UNION ALL SELECT interface.mac, vm, CASE WHEN project = $3 THEN vm_name END FROM unreconciled_vms,
         nova_macs(vm, description -> 'spec') interface
-        WHERE description IS NOT NULL AND interface.mac = ANY($1) AND vm <> $2 AND contradiction <> 'unproven'
+        WHERE description IS NOT NULL AND interface.mac = ANY($1) AND vm <> $2 AND proven
     ORDER BY mac LIMIT 1
 """
 """A MAC address of some that a VM other than $2 has, with that VM's name if it is in project $3."""

@@ -49,7 +49,7 @@ INSERT = f"""
                OR EXISTS (SELECT FROM projects WHERE name = $10 AND quota = $11 AND host_network AND NOT encryption
                               AND (new.in_no_network OR default_network IS NULL))
                   AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $10)
-                  AND NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.contradiction <> 'unproven'))
+                  AND NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.proven))
     ON CONFLICT (project, name) DO NOTHING RETURNING *
 """
 """The insert of VMs that are new. With a quota ($11) it checks by itself what ``_checked`` does for others: the

@@ -75,7 +75,7 @@ async def all(
 
 
 ONLY_ENDING = (
-    "NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.vm = vms.id AND u.contradiction NOT IN ('ending', 'unproven'))"
+    "NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.vm = vms.id AND u.contradiction <> 'ending' AND u.proven)"
 )
 """Of an unreconciled VM: the database is right, and others are to end what they have of it."""
 

@@ -36,12 +36,12 @@ RECORDED = """
 """
 STORE = """
     INSERT INTO unreconciled_vms AS u
-        (id, vm, vm_name, node, contradiction, epoch, claim, reason, description, project)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+        (id, vm, vm_name, node, contradiction, epoch, claim, reason, description, project, proven)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
     ON CONFLICT (vm, node) DO UPDATE SET vm_name = $3, contradiction = $5, epoch = $6, claim = $7, reason = $8,
-        description = coalesce($9, u.description), project = $10
-    WHERE (u.vm_name, u.contradiction, u.epoch, u.claim, u.reason, coalesce($9, u.description), u.project)
-        IS DISTINCT FROM ($3, $5, $6, $7, $8, u.description, $10)
+        description = coalesce($9, u.description), project = $10, proven = $11
+    WHERE (u.vm_name, u.contradiction, u.epoch, u.claim, u.reason, coalesce($9, u.description), u.project, u.proven)
+        IS DISTINCT FROM ($3, $5, $6, $7, $8, u.description, $10, $11)
 """
 WORDS = {
     Claim.NONE: "has removed it or given it away",
@@ -127,9 +127,11 @@ async def take(connection: Connection, node: str, records: Sequence[NodeRecord],
     nothing of any other VM."""
     mentioned = {record.vm for record in records}
     records = await _counting(connection, node, records)
-    before = await connection.fetch("SELECT vm, claim, contradiction FROM unreconciled_vms WHERE node = $1", node)
+    before = await connection.fetch(
+        "SELECT vm, claim, contradiction, proven FROM unreconciled_vms WHERE node = $1", node
+    )
     ending = {row["vm"] for row in before if row["contradiction"] == Contradiction.ENDING}
-    unproven = frozenset(row["vm"] for row in before if row["contradiction"] == Contradiction.UNPROVEN)
+    unproven = frozenset(row["vm"] for row in before if not row["proven"])
     known = frozenset(row["vm"] for row in before) - unproven
     found = await _contradicted(connection, node, records, _Before(known, unproven))
     # What a node had once and does not mention, it has no more; that it has given a VM away remains true.
@@ -270,10 +272,9 @@ async def _remove(connection: Connection, id: str, epoch: int) -> None:
 async def _store(
     connection: Connection, node: str, record: NodeRecord, said: _Said, row: asyncpg.Record | None
 ) -> None:
-    held, described, how = said.held, _sound(node, record), said.how
-    words = said.words
+    held, described, words = said.held, _sound(node, record), said.words
     if not said.counts:
-        how, words = Contradiction.UNPROVEN, f"{said.words}; {UNPROVEN_WORDS}"
+        words = f"{said.words}; {UNPROVEN_WORDS}"
         held = msgspec.structs.replace(held, epoch=min(held.epoch, UNPROVEN_EPOCH_MAX))
     description = described or {}
     name = str(description.get("name") or (row and row["name"]) or record.vm)
@@ -282,8 +283,8 @@ async def _store(
     )
     reason = f"node {node} {words}; {_known(row)}"
     done = await connection.execute(
-        STORE, f"{record.vm}.{secrets.token_hex(4)}", record.vm, name, node, how, held.epoch, held.claim, reason,
-        described, project,
+        STORE, f"{record.vm}.{secrets.token_hex(4)}", record.vm, name, node, said.how, held.epoch, held.claim, reason,
+        described, project, said.counts,
     )  # fmt: skip
     if done == "INSERT 0 1" and said.counts:
         if said.later:
@@ -327,15 +328,13 @@ def _known(row: asyncpg.Record | None) -> str:
 
 async def node_removed(connection: Connection, node: str) -> None:
     """Nobody asks a node any more what it knows: what others know of its VMs counts, above what it knew."""
-    rows = await connection.fetch(
-        "DELETE FROM unreconciled_vms WHERE node = $1 RETURNING vm, epoch, contradiction", node
-    )
-    rows = [row for row in rows if row["contradiction"] != Contradiction.UNPROVEN]
+    rows = await connection.fetch("DELETE FROM unreconciled_vms WHERE node = $1 RETURNING vm, epoch, proven", node)
+    rows = [row for row in rows if row["proven"]]
     await connection.execute(
         "UPDATE vms SET unreconciled = NULL, epoch = greatest(vms.epoch, u.epoch) + 1"
         " FROM unnest($1::text[], $2::bigint[]) AS u (vm, epoch)"
         " WHERE id = u.vm AND unreconciled IS NOT NULL"
-        " AND NOT EXISTS (SELECT FROM unreconciled_vms o WHERE o.vm = id AND o.contradiction <> 'unproven')",
+        " AND NOT EXISTS (SELECT FROM unreconciled_vms o WHERE o.vm = id AND o.proven)",
         [row["vm"] for row in rows], [row["epoch"] for row in rows],
     )  # fmt: skip
     await mark(connection, {row["vm"] for row in rows}, [])
@@ -350,7 +349,7 @@ async def let_end(connection: Connection, vm: Vm, every: Iterable[UnreconciledVm
         )
         await connection.execute(
             STORE, f"{vm.id}.{secrets.token_hex(4)}", vm.id, vm.name, record.node, Contradiction.ENDING, vm.epoch,
-            record.claim, reason, record.description, vm.project,
+            record.claim, reason, record.description, vm.project, True,
         )  # fmt: skip
     await mark(connection, [vm.id], [record.node for record in every])
 
@@ -380,8 +379,7 @@ async def mark(connection: Connection, ids: Iterable[str], nodes: Iterable[str])
     """Let VMs and nodes say what is unreconciled of them, or that nothing is any more."""
     for id in sorted(ids):
         reasons = await connection.fetch(
-            "SELECT reason FROM unreconciled_vms WHERE vm = $1 AND contradiction <> 'unproven'"
-            " ORDER BY epoch DESC, node",
+            "SELECT reason FROM unreconciled_vms WHERE vm = $1 AND proven ORDER BY epoch DESC, node",
             id,
         )
         if reasons:
@@ -398,7 +396,7 @@ async def count(connection: Connection, nodes: Iterable[str]) -> None:
     await connection.execute(
         "UPDATE nodes n SET status = n.status || jsonb_build_object('unreconciled_vms', u.count) FROM"
         " (SELECT name, (SELECT count(*) FROM unreconciled_vms WHERE node = name"
-        " AND contradiction <> 'unproven') AS count FROM nodes) u"
+        " AND proven) AS count FROM nodes) u"
         " WHERE n.name = u.name AND n.name = ANY($1)"
         " AND coalesce((n.status ->> 'unreconciled_vms')::bigint, 0) <> u.count",
         sorted(nodes),

@@ -12,7 +12,7 @@ from novacron.store.database import Connection
 
 NOT_OF_ONE = (
     "NOT EXISTS (SELECT FROM unreconciled_vms u, jsonb_array_elements(u.description -> 'volumes') AS described"
-    " WHERE described ->> 'id' = {} AND u.contradiction <> 'unproven')"
+    " WHERE described ->> 'id' = {} AND u.proven)"
 )
 """Of a volume: no node knows that an unreconciled VM has it."""
 
@@ -123,7 +123,7 @@ async def check_name(connection: Connection, project: str, name: str) -> None:
     """Raise Conflict if a VM that only a node knows has this name."""
     row = await connection.fetchrow(
         "SELECT vm, node FROM unreconciled_vms WHERE vm_name = $1 AND project IS NOT DISTINCT FROM $2"
-        " AND contradiction <> 'unproven' AND NOT EXISTS (SELECT FROM vms WHERE id = vm) LIMIT 1",
+        " AND proven AND NOT EXISTS (SELECT FROM vms WHERE id = vm) LIMIT 1",
         name, project,
     )  # fmt: skip
     if row is not None:
@@ -139,7 +139,7 @@ async def addresses(connection: Connection, network: str) -> dict[str, str]:
         "SELECT vm_name, address FROM unreconciled_vms,"
         " jsonb_array_elements(description -> 'spec' -> 'nics') AS nic,"
         " LATERAL (VALUES (nic ->> 'address'), (nic ->> 'address6')) AS has (address)"
-        " WHERE nic ->> 'network' = $1 AND address IS NOT NULL AND contradiction <> 'unproven'",
+        " WHERE nic ->> 'network' = $1 AND address IS NOT NULL AND proven",
         network,
     )
     return {row["address"]: row["vm_name"] for row in rows}
@@ -149,7 +149,7 @@ async def check_volumes(connection: Connection, ids: Collection[str]) -> None:
     """Raise Conflict if an unreconciled VM has one of these volumes."""
     name = await connection.fetchval(
         "SELECT vm_name FROM unreconciled_vms, jsonb_array_elements(description -> 'volumes') AS volume"
-        " WHERE volume ->> 'id' = ANY($1) AND contradiction <> 'unproven' ORDER BY vm_name LIMIT 1",
+        " WHERE volume ->> 'id' = ANY($1) AND proven ORDER BY vm_name LIMIT 1",
         list(ids),
     )
     if name is not None:

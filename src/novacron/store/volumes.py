@@ -21,6 +21,8 @@ from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import Decoded, decode, decode_each, object_of
 from novacron.telemetry import traces
 
+POOLS = "see: novacron pool list"
+
 
 def _volume(row: asyncpg.Record | None) -> Volume:
     return object_of(Volume, row)
@@ -98,20 +100,19 @@ def choose_pool(every: Sequence[Node], new: NewVolume) -> tuple[str, PoolKind]:
     if new.size_mib << 20 > free:
         raise NoCapacity(
             f"pool {pool} has {free >> 20} MiB free on node {chosen}, not {new.size_mib}",
-            field="size_mib", hint="see: novacron pool list",
+            field="size_mib", hint=POOLS,
         )  # fmt: skip
     return chosen, kind
 
 
 def _none_of(having: Sequence[Node], new: NewVolume) -> NoCapacity | NotFound:
     """Return why none of the nodes that have a pool takes a volume."""
-    hint = "see: novacron pool list"
     if any(node.status.ready for node in having):
         said = "; ".join(filter(None, map(refusal_of_all, having[:3])))
-        return NoCapacity(f"no node takes a volume in pool {new.pool} now: {said}", field="pool", hint=hint)
+        return NoCapacity(f"no node takes a volume in pool {new.pool} now: {said}", field="pool", hint=POOLS)
     where = "no node that is ready" if new.node is None else f"node {new.node}, as it is now,"
     what = f"a pool {new.pool!r}" + ("" if new.image is None else f", and image {new.image}")
-    return NotFound(f"{where} has {what}", field="pool", hint=hint)
+    return NotFound(f"{where} has {what}", field="pool", hint=POOLS)
 
 
 async def get(connection: Connection, ref: str) -> Volume:
@@ -171,7 +172,7 @@ async def attach(connection: Connection, ref: str, vm_ref: str, how: Attachment,
         )  # fmt: skip
     why = unreachable(await nodes.get(connection, vm.node), volume)
     if why is not None:
-        raise IllegalState(why, field="vm", hint="see: novacron pool list")
+        raise IllegalState(why, field="vm", hint=POOLS)
     row = await place(connection, volume.id, vm, how)
     await vms.touch(connection, vm.id)
     await events.record(
