@@ -296,16 +296,7 @@ def _firmware(system: Element) -> str | None:
 
 
 def _dropped(root: Element, system: Element, items: list[Element], properties: dict[str, str]) -> Iterator[str]:
-    for item in items:
-        kind = _text(item, "ResourceType")
-        name = (_text(item, "ElementName") or _text(item, "Caption"))[:80]
-        if kind == NIC:
-            advice = "give the VM one with --network, and its address with --keep-mac"
-            yield f"interface {name!r} ({_interface(item)}): {advice}"
-        elif kind in KINDS:
-            yield f"{KINDS[kind]} {name!r}"
-        elif kind not in TAKEN:
-            yield _other_hardware(item, name)
+    yield from filter(None, map(_dropped_item, items))
     if properties:
         yield f"{len(properties)} properties for its guest ({', '.join(sorted(properties))[:120]})"
     configurations = _configurations(root)
@@ -313,13 +304,24 @@ def _dropped(root: Element, system: Element, items: list[Element], properties: d
         yield f"{len(configurations) - 1} of its {len(configurations)} configurations: the default one is taken"
     if len(list(_all(system, "VirtualHardwareSection"))) > 1:
         yield "its alternative descriptions of hardware: the first one is taken"
-    if any(True for _ in _all(root, "EulaSection")):
-        yield "its license agreement: read it in the descriptor"
-    if any(True for _ in _all(root, "AnnotationSection")):
-        yield "its annotation: read it in the descriptor"
+    for section, text in (("EulaSection", "license agreement"), ("AnnotationSection", "annotation")):
+        if any(True for _ in _all(root, section)):
+            yield f"its {text}: read it in the descriptor"
     unknown = sorted({name for element in root.iter() if (name := _section(element)) and name not in SECTIONS})
     if unknown:
         yield f"what its sections {', '.join(unknown)[:200]} ask for: nothing here does that"
+
+
+def _dropped_item(item: Element) -> str:
+    """Return what a VM loses with an item of hardware; nothing for what it will have here."""
+    kind = _text(item, "ResourceType")
+    name = (_text(item, "ElementName") or _text(item, "Caption"))[:80]
+    if kind == NIC:
+        advice = "give the VM one with --network, and its address with --keep-mac"
+        return f"interface {name!r} ({_interface(item)}): {advice}"
+    if kind in KINDS:
+        return f"{KINDS[kind]} {name!r}"
+    return "" if kind in TAKEN else _other_hardware(item, name)
 
 
 def _other_hardware(item: Element, name: str) -> str:
