@@ -34,8 +34,7 @@ def pools_of(node: Node) -> tuple[Pool, ...]:
 
 
 class NewVolume(NamedTuple):
-    """A volume that is asked for: on ``node``, or on the one with most room in its pool; as a copy of an image's disk,
-    if one is named."""
+    """A volume that is asked for: on ``node`` or where most room is; as a copy of an image's disk, if one is named."""
 
     name: str
     pool: str
@@ -111,8 +110,8 @@ def _none_of(having: Sequence[Node], new: NewVolume) -> NoCapacity | NotFound:
         said = "; ".join(filter(None, map(refusal_of_all, having[:3])))
         return NoCapacity(f"no node takes a volume in pool {new.pool} now: {said}", field="pool", hint=POOLS)
     where = "no node that is ready" if new.node is None else f"node {new.node}, as it is now,"
-    what = f"a pool {new.pool!r}" + ("" if new.image is None else f", and image {new.image}")
-    return NotFound(f"{where} has {what}", field="pool", hint=POOLS)
+    image = "" if new.image is None else f", and image {new.image}"
+    return NotFound(f"{where} has a pool {new.pool!r}{image}", field="pool", hint=POOLS)
 
 
 async def get(connection: Connection, ref: str) -> Volume:
@@ -377,8 +376,7 @@ async def of_vms(connection: Connection, ids: Sequence[str]) -> Decoded[Volume]:
 
 
 async def on_node(connection: Connection, node: str) -> list[Volume]:
-    """Return the volumes that a node is to see to, without those that can't be decoded: a node leaves alone what it is
-    not told of."""
+    """Return the volumes that a node is to see to: it leaves alone what it is not told of, and what can't be decoded."""
     rows = await connection.fetch(
         "SELECT * FROM volumes WHERE node = $1 AND phase <> $2"
         f" AND (phase <> 'deleting' OR {unreconciled.NOT_OF_ONE.format('volumes.id')}) ORDER BY id",
