@@ -296,12 +296,7 @@ def _firmware(system: Element) -> str | None:
 
 
 def _dropped(root: Element, system: Element, items: list[Element], properties: dict[str, str]) -> Iterator[str]:
-<<<<<<< HEAD
-    for item in items:
-        yield from _dropped_hardware(item)
-=======
     yield from filter(None, map(_dropped_item, items))
->>>>>>> h2
     if properties:
         yield f"{len(properties)} properties for its guest ({', '.join(sorted(properties))[:120]})"
     configurations = _configurations(root)
@@ -317,28 +312,16 @@ def _dropped(root: Element, system: Element, items: list[Element], properties: d
         yield f"what its sections {', '.join(unknown)[:200]} ask for: nothing here does that"
 
 
-<<<<<<< HEAD
-def _dropped_hardware(item: Element) -> Iterator[str]:
-=======
 def _dropped_item(item: Element) -> str:
     """Return what a VM loses with an item of hardware; nothing for what it will have here."""
->>>>>>> h2
     kind = _text(item, "ResourceType")
     name = (_text(item, "ElementName") or _text(item, "Caption"))[:80]
     if kind == NIC:
         advice = "give the VM one with --network, and its address with --keep-mac"
-<<<<<<< HEAD
-        yield f"interface {name!r} ({_interface(item)}): {advice}"
-    elif kind in KINDS:
-        yield f"{KINDS[kind]} {name!r}"
-    elif kind not in TAKEN:
-        yield _other_hardware(item, name)
-=======
         return f"interface {name!r} ({_interface(item)}): {advice}"
     if kind in KINDS:
         return f"{KINDS[kind]} {name!r}"
     return "" if kind in TAKEN else _other_hardware(item, name)
->>>>>>> h2
 
 
 def _other_hardware(item: Element, name: str) -> str:

@@ -376,7 +376,7 @@ async def of_vms(connection: Connection, ids: Sequence[str]) -> Decoded[Volume]:
 
 
 async def on_node(connection: Connection, node: str) -> list[Volume]:
-    """Return the volumes that a node is to see to: it leaves alone what it is not told of, and what can't be decoded."""
+    """Return the volumes that a node is to see to, but those that can't be decoded: it leaves these alone."""
     rows = await connection.fetch(
         "SELECT * FROM volumes WHERE node = $1 AND phase <> $2"
         f" AND (phase <> 'deleting' OR {unreconciled.NOT_OF_ONE.format('volumes.id')}) ORDER BY id",
