@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
+from novacron import child_environment
+
 FENCE_S_MAX = 30.0
 FENCE_TRIES_MAX = 3
 FENCE_PAUSE_S = 2.0
@@ -18,6 +20,8 @@ KILL_S_MAX = 2.0
 OUTPUT_BYTES_MAX = 200
 """Of its output, the end that an error quotes."""
 READ_BYTES = 1 << 16
+VARIABLES = "FENCE_"
+"""Begins the environment variables that the command gets of the server's."""
 
 
 class Fenced(NamedTuple):
@@ -48,6 +52,7 @@ async def _run(program: Path, node: str) -> str | None:
             process = await asyncio.create_subprocess_exec(
                 str(program), node, stdin=asyncio.subprocess.DEVNULL, stdout=descriptor,
                 stderr=asyncio.subprocess.STDOUT, start_new_session=True,
+                env=child_environment.clean(prefix=VARIABLES),
             )  # fmt: skip
         except OSError as error:
             return f"{program}: {error.strerror}"

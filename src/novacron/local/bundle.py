@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from novacron import __version__
+from novacron import __version__, child_environment
 from novacron.client.api import Client, load_config
 from novacron.client.errors import ApiError, Unreachable
 from novacron.local import doctor
@@ -141,7 +141,15 @@ def _tried(get: Callable[[], str]) -> str:
 
 def _run(*arguments: str) -> str:
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=20, check=False, errors="replace")
+        done = subprocess.run(
+            arguments,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            errors="replace",
+            env=child_environment.clean(),
+        )
         return done.stdout + done.stderr
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"could not be had: {error}\n"

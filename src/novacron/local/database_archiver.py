@@ -30,6 +30,7 @@ from novacron.backup.locks import RepositoryLock
 from novacron.backup.places import place_of
 from novacron.backup.repository import Repository
 from novacron.backup.restic import PruneLimits
+from novacron.child_environment import POSTGRES, clean
 from novacron.local import database_archive, database_backup, database_recovery, database_wal
 from novacron.local.database_archive import WalArchive
 from novacron.local.database_backup import BackupFailed, BackupPlace
@@ -178,7 +179,7 @@ class Archiver:
         return await asyncio.create_subprocess_exec(
             "setpriv", "--pdeathsig", "TERM", "--", str(programs() / "pg_receivewal"), "--directory", str(self._spool),
             "--slot", SLOT, "--synchronous", "--no-loop", "--no-password", "--dbname", server.url,
-            env={**os.environ, **server.secrets, "PGAPPNAME": SLOT}, stdin=asyncio.subprocess.DEVNULL,
+            env=clean({**server.secrets, "PGAPPNAME": SLOT}, prefix=POSTGRES), stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
 

@@ -23,6 +23,7 @@ from novacron.backup.locks import RepositoryLock
 from novacron.backup.places import Place, storage_at
 from novacron.backup.repository import Repository, new_password
 from novacron.backup.snapshot import BackupSnapshot, File
+from novacron.child_environment import POSTGRES, clean
 from novacron.local.database_connection import DatabaseConnection
 from novacron.local.postgres import PostgresFailed, programs
 
@@ -72,7 +73,7 @@ def backup(place: BackupPlace, url: str, *, create: bool = False, scheduled: boo
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL,
-                env={**os.environ, **server.secrets, "PGAPPNAME": "novacron-backup"},
+                env=clean({**server.secrets, "PGAPPNAME": "novacron-backup"}, prefix=POSTGRES),
             )  # fmt: skip
             try:
                 assert process.stdout is not None
@@ -150,7 +151,8 @@ def fetch(repository: Repository, made: DatabaseBackup, directory: Path) -> None
         finally:
             os.close(descriptor)
     done = subprocess.run(
-        [str(programs() / "pg_verifybackup"), "--quiet", str(directory)], capture_output=True, check=False
+        [str(programs() / "pg_verifybackup"), "--quiet", str(directory)], capture_output=True, check=False,
+        env=clean(),
     )  # fmt: skip
     if done.returncode != 0:
         raise BackupFailed(f"backup {made.id[:ID_SHOWN]} is damaged: {done.stderr.decode(errors='replace')[-1500:]}")

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from novacron.backup import disks
 from novacron.backup.errors import RepositoryError
 from novacron.backup.repository import Repository
+from novacron.child_environment import clean
 from novacron.local import database_archive, database_wal
 from novacron.local.database_archive import BaseBackup
 from novacron.local.database_backup import (
@@ -241,7 +242,8 @@ def _enough(files: Sequence[WalFile], target: datetime) -> int:
 
 
 def _check_version(base: BaseBackup, data: Path) -> None:
-    done = subprocess.run([str(programs() / "postgres"), "--version"], capture_output=True, check=True, text=True)
+    arguments = [str(programs() / "postgres"), "--version"]
+    done = subprocess.run(arguments, capture_output=True, check=True, text=True, env=clean())
     own = done.stdout.split()[-1].partition(".")[0]
     if base.major_version != own:
         raise BackupFailed(

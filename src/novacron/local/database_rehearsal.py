@@ -17,6 +17,7 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
+from novacron.child_environment import clean
 from novacron.local import database_recovery
 from novacron.local.database_backup import BackupFailed, BackupPlace
 from novacron.local.database_recovery import Recovery
@@ -160,7 +161,9 @@ def _check_files(postgres: Postgres) -> None:
         "--install-missing", "--heapallindexed", "--no-password", "postgres",
     ]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=CHECK_S_MAX)
+        done = subprocess.run(
+            command, capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=CHECK_S_MAX, env=clean()
+        )
     except subprocess.TimeoutExpired:
         raise BackupFailed(f"pg_amcheck took longer than {CHECK_S_MAX / 3600:.0f} h") from None
     if done.returncode != 0:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from novacron import private_file
+from novacron.child_environment import POSTGRES, clean
 from novacron.state_lock import FolderInUse, FolderLock
 from novacron.terminal import say
 
@@ -104,7 +105,7 @@ class Postgres:
         ready = [str(binaries / "pg_isready"), "-q", "-h", str(self.directory), "-U", "postgres"]
         deadline = time.monotonic() + START_TIMEOUT_S
         self._launch(arguments, user)
-        while subprocess.run(ready, check=False).returncode != 0:
+        while subprocess.run(ready, check=False, env=clean(prefix=POSTGRES)).returncode != 0:
             assert self.process is not None
             ended = self.process.poll() is not None
             tail = (self.directory / "log").read_text(errors="replace")[-1500:] if ended else ""
@@ -207,7 +208,7 @@ class Postgres:
         arguments += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return subprocess.Popen(
             arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True,
-            **_as_user(user),
+            env=clean(), **_as_user(user),
         )  # fmt: skip
 
     def _finish_replacing(self) -> None:
@@ -241,7 +242,7 @@ class Postgres:
             os.fchmod(log.fileno(), 0o600)
             self.process = subprocess.Popen(
                 arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True,
-                **_as_user(user),
+                env=clean(), **_as_user(user),
             )  # fmt: skip
 
     def stop(self) -> None:
@@ -262,7 +263,7 @@ class Postgres:
         self.process.wait()
 
     def _run(self, arguments: list[str], user: pwd.struct_passwd | None) -> None:
-        done = subprocess.run(arguments, capture_output=True, check=False, cwd="/", **_as_user(user))
+        done = subprocess.run(arguments, capture_output=True, check=False, cwd="/", env=clean(), **_as_user(user))
         if done.returncode != 0:
             raise PostgresFailed(f"{arguments[0]} failed: {done.stderr.decode(errors='replace')[-1500:]}")
 
@@ -360,6 +361,7 @@ def _user() -> pwd.struct_passwd:
                 USER,
             ],
             check=True,
+            env=clean(),
         )
         return pwd.getpwnam(USER)
 

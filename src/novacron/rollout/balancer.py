@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from novacron import private_file
+from novacron.child_environment import clean
 from novacron.rollout.model import Colour, StepFailed
 
 SOCKET_S_MAX = 5.0
@@ -136,7 +137,7 @@ class HAProxy:
             private_file.write(tried, after.encode(), status.st_mode & 0o777, (status.st_uid, status.st_gid))
             done = subprocess.run(
                 [self._program, "-c", "-f", str(tried)], check=False, capture_output=True, text=True,
-                stdin=subprocess.DEVNULL, timeout=CHECK_S_MAX,
+                stdin=subprocess.DEVNULL, timeout=CHECK_S_MAX, env=clean(),
             )  # fmt: skip
             if done.returncode != 0:
                 raise StepFailed(f"haproxy-config: HAProxy refuses {tried}: {done.stderr.strip()[-500:]}")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from novacron.child_environment import clean
 from novacron.local.database_cluster.etcd import VERSION_MIN, Etcd, EtcdHealth, is_old
 from novacron.local.database_cluster.files import MemberFiles
 from novacron.local.database_cluster.settings import Cluster, ClusterFailed, ClusterMember
@@ -77,7 +78,8 @@ def of_secrecy(cluster: Cluster, member: ClusterMember, *, private_network: bool
 
 def speaks_tls() -> bool:
     """Say whether PostgreSQL's programs are built with TLS. Raises PostgresFailed."""
-    done = subprocess.run([str(programs() / "pg_config"), "--configure"], capture_output=True, text=True, check=False)
+    arguments = [str(programs() / "pg_config"), "--configure"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=clean())
     return "openssl" in done.stdout
 
 
@@ -136,7 +138,8 @@ def system_identifier(data: Path) -> str:
 
 
 def _program_version() -> str:
-    done = subprocess.run([str(programs() / "postgres"), "--version"], capture_output=True, text=True, check=True)
+    arguments = [str(programs() / "postgres"), "--version"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=clean())
     return done.stdout.split()[-1].partition(".")[0]
 
 

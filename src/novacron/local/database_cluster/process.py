@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import NoReturn
 
+from novacron.child_environment import clean
 from novacron.local.database_cluster.files import MemberFiles
 from novacron.local.database_cluster.settings import ClusterFailed
 from novacron.local.postgres import LOCK, server_user
@@ -65,7 +66,7 @@ def start(files: MemberFiles) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", "novacron", "database", "cluster", "run", "--state-dir",
              str(files.directory.parent)],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/",
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/", env=clean(),
         )  # fmt: skip
 
 

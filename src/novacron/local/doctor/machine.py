@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from novacron import pki
+from novacron.child_environment import clean
 from novacron.local.doctor.finding import Finding, bad, ok, warning
 
 QEMU_MIN = (7, 2)
@@ -51,8 +52,9 @@ async def privileges() -> list[Finding]:
 async def _output_of(*arguments: str) -> tuple[int, str]:
     """Return a program's exit status and what it said."""
     process = await asyncio.create_subprocess_exec(
-        *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
+        *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        env=clean(),
+    )  # fmt: skip
     out, _ = await asyncio.wait_for(process.communicate(), 10)
     return process.returncode or 0, out.decode(errors="replace")
 
