@@ -129,11 +129,11 @@ def migration_figures(path: Path) -> list[Figure]:
                 continue
             at = at_share(found, JUDGED_AT)
             naive.append(percent(at.elapsed_s + at.remaining / max(at.rate, 1.0), found.total_s))
-            errors.append(percent(migrations.foresee(at, history).median_s, found.total_s))
+            errors.append(percent(migrations.forecast(at, history).median_s, found.total_s))
             by_scenario.setdefault(name, []).append(errors[-1])
-            physics.append(percent(migrations.foresee(at).median_s, found.total_s))
+            physics.append(percent(migrations.forecast(at).median_s, found.total_s))
             for share in MOMENTS:
-                answer = migrations.foresee(at_share(found, share), history)
+                answer = migrations.forecast(at_share(found, share), history)
                 inside.append(answer.lower_s <= found.total_s <= answer.upper_s)
     if not errors:
         return []
@@ -163,6 +163,6 @@ def verdict_share(run: Run, history: Sequence[Past]) -> float | None:
     if run.converges is None:
         return None
     ends = {len(at.passes): at for at in reversed(run.moments)}
-    given = [migrations.foresee(at, history).converges for at in ends.values()]
+    given = [migrations.forecast(at, history).converges for at in ends.values()]
     known = [verdict == run.converges for verdict in given if verdict is not None]
     return statistics.fmean(known) if known else None

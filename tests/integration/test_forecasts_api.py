@@ -17,7 +17,13 @@ from lab.platform import until
 from lab.replicas import Served, serving
 from novacron.client import Client
 from novacron.control.forecasts import AFTER_S
-from novacron.model.capacity_forecast import CapacityForecast, CapacityResource, GrowthRate, ResourceHistory, foresee
+from novacron.model.capacity_forecast import (
+    CapacityForecast,
+    CapacityResource,
+    GrowthRate,
+    ResourceHistory,
+    forecast_of,
+)
 from novacron.model.load_forecast import ForecastKind, ForecastModel
 from novacron.model.load_hours import NodeHour, VmHour
 from novacron.store import capacity, forecasts, load_history
@@ -43,7 +49,7 @@ def new(name: str, model: ForecastModel = ForecastModel.LEARNED) -> NewForecast:
 
 def site_full(name: str) -> CapacityForecast:
     known = ResourceHistory(CapacityResource.SITE_MEMORY, name, 4096, 8192, 30, usual_node=1024)
-    return foresee(known, GrowthRate(100, 80, 128), TODAY)
+    return forecast_of(known, GrowthRate(100, 80, 128), TODAY)
 
 
 async def _store(url: str) -> None:

@@ -273,7 +273,7 @@ UNROUTED = NetworkProblem("lan", W.NOT_ROUTED, "192.0.2.7 is on no subnet", addr
 # drains
 
 
-async def foresee(vm: str, source: str, target: str) -> MoveForeseen:
+async def estimate_move(vm: str, source: str, target: str) -> MoveForeseen:
     raise AssertionError("policy throttle measures nothing")
 
 
@@ -281,7 +281,7 @@ async def step(database: Database) -> Any:
     """Let the controller look once, and return the drain."""
     objects = Objects("drain")
     try:
-        await Drains(foresee).step(database, objects)
+        await Drains(estimate_move).step(database, objects)
         await objects.finish()
     finally:
         await objects.end()

@@ -44,7 +44,7 @@ async def step_and_finish(controller: Failover | Drains, database: Database) -> 
     await objects.finish()
 
 
-async def foresee(vm: str, source: str, target: str) -> MoveForeseen:
+async def estimate_move(vm: str, source: str, target: str) -> MoveForeseen:
     raise AssertionError("no move is measured here")
 
 
@@ -197,7 +197,7 @@ async def test_a_drain_moves_the_others_and_does_not_end_while_a_bad_vm_is_there
         await add_vm(connection, "bad", "a", memory_mib=4096, **POISON)
         await add_vm(connection, "good", "a")
         drain = await drains.begin(connection, "a", DrainPolicy.THROTTLE, "test")
-    await step_and_finish(Drains(foresee), fleet)
+    await step_and_finish(Drains(estimate_move), fleet)
     async with fleet.connection() as connection:
         moved = [row["vm"] for row in await connection.fetch("SELECT vm FROM migrations")]
         now = await drains.get(connection, drain.id)
@@ -211,7 +211,7 @@ async def test_a_bad_drain_stops_no_other_drain(fleet: Database) -> None:
             await add_vm(connection, f"vm-{name}", name)
             await drains.begin(connection, name, DrainPolicy.THROTTLE, "test")
         await connection.execute("UPDATE drains SET policy = 'teleport' WHERE node = 'a'")
-    await step_and_finish(Drains(foresee), fleet)
+    await step_and_finish(Drains(estimate_move), fleet)
     async with fleet.connection() as connection:
         assert await connection.fetchval("SELECT array_agg(vm) FROM migrations") == ["vm-b"]
 

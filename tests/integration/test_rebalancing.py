@@ -61,14 +61,14 @@ async def make_round(database: Database, at: datetime) -> None:
     assert objects.failure("round") is None, objects.failure("round")
 
 
-async def foresee(vm: str, source: str, target: str) -> MoveForeseen:
+async def estimate_move(vm: str, source: str, target: str) -> MoveForeseen:
     return MoveForeseen(1 << 29, 0, 1.0, PATH, Forecast(True, 30.0, 100.0))
 
 
 async def rebalance(database: Database, settings: Settings) -> rebalancing.Rebalancing:
     async with database.transaction() as connection:
         await rebalancing.configure(connection, settings, "test")
-    await Rebalance(foresee, clock=NIGHT.timestamp).step(database, Objects("rebalance"))
+    await Rebalance(estimate_move, clock=NIGHT.timestamp).step(database, Objects("rebalance"))
     async with database.connection() as connection:
         return await rebalancing.get(connection)
 
@@ -211,8 +211,8 @@ class Picky:
 
 async def test_where_a_move_is_refused_another_vm_moves_and_it_is_not_asked_again_for_a_while(fleet: Database) -> None:
     await learn(fleet)
-    foresee, now_s = Picky(refuse=2), [NIGHT.timestamp()]
-    controller, objects = Rebalance(foresee, clock=lambda: now_s[0]), Objects("rebalance")
+    picky, now_s = Picky(refuse=2), [NIGHT.timestamp()]
+    controller, objects = Rebalance(picky, clock=lambda: now_s[0]), Objects("rebalance")
     async with fleet.transaction() as connection:
         await rebalancing.configure(connection, Settings(mode=RebalanceMode.AUTO), "test")
     await controller.step(fleet, objects)
@@ -220,16 +220,16 @@ async def test_where_a_move_is_refused_another_vm_moves_and_it_is_not_asked_agai
         decision = (await rebalancing.get(connection)).decision
         moving = {row["vm"] for row in await connection.fetch("SELECT vm FROM migrations")}
     assert decision is not None and {move.vm for move in decision.moves} == moving
-    assert len(moving) == 2 and not moving & foresee.refused, "the other two help as well"
+    assert len(moving) == 2 and not moving & picky.refused, "the other two help as well"
     assert "refused: vm-" in decision.why and "it would not end: it writes too fast" in decision.why
-    refused = {pair for pair in foresee.asked if pair[0] in foresee.refused}
+    refused = {pair for pair in picky.asked if pair[0] in picky.refused}
     async with fleet.transaction() as connection:  # as if they had come back, long ago
         await connection.execute("UPDATE vms SET migration = NULL")
         await connection.execute("DELETE FROM migrations")
-    foresee.asked.clear()
+    picky.asked.clear()
     now_s[0] += 540
     await controller.step(fleet, objects)
-    assert not refused & set(foresee.asked), "they rest for ten minutes"
+    assert not refused & set(picky.asked), "they rest for ten minutes"
 
 
 async def test_a_vm_whose_move_failed_rests_like_one_that_moved(fleet: Database) -> None:

@@ -26,7 +26,7 @@ from novacron.agent.host.presence import Presence
 from novacron.agent.host.volumes import Pools
 from novacron.agent.migration.known_pages import KnownPages
 from novacron.agent.migration.services import NodeServices
-from novacron.agent.replicas.shelf import ReplicaShelf
+from novacron.agent.replicas.storage import ReplicaStorage
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.hypervisor import Hypervisor
 from novacron.agent.vm.journal import Journal, Record
@@ -119,7 +119,7 @@ class AgentProcess:
             revoked=Mock(),
             networks=NodeNetworks(settings),
             hypervisor=cast(Hypervisor, None),
-            replicas=ReplicaShelf(settings.replicas_dir),
+            replicas=ReplicaStorage(settings.replicas_dir),
             send=self._send,
         )
         self.services.hypervisor = SimulatedHypervisor(self)

@@ -141,7 +141,7 @@ class World:
 
     def _begin_server(self) -> None:
         self.reports = Reports(self.database, self.clock.monotonic)
-        self.drains = drain.Drains(_foresee_nothing)
+        self.drains = drain.Drains(_estimate_nothing)
         self.failover, self.placement = failover.Failover(), placement.PlacementController()
         self.objects = {
             name: Objects(name, clock=self.clock.monotonic)
@@ -426,7 +426,7 @@ class World:
         shutil.rmtree(self.directory)
 
 
-async def _foresee_nothing(*_: object) -> MoveForeseen:
+async def _estimate_nothing(*_: object) -> MoveForeseen:
     raise Unavailable("moves are not measured in a simulation")
 
 

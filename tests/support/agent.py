@@ -16,7 +16,7 @@ from novacron.agent.host.revoked_keys import RevokedKeys
 from novacron.agent.host.volumes import Pools
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.transport import DwcpTransport, MemoryTransport
-from novacron.agent.replicas.shelf import ReplicaShelf
+from novacron.agent.replicas.storage import ReplicaStorage
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.journal import Journal
 from novacron.agent.vm.machine import QemuHypervisor
@@ -54,7 +54,7 @@ def services_in(directory: Path, clock: Clock | None = None, transport: MemoryTr
         revoked=RevokedKeys(directory / "revoked.json", Admittance(pki.peer_key_hash)),
         networks=NodeNetworks(settings),
         hypervisor=QemuHypervisor(settings, NodeNetworks(settings), Passthrough()),
-        replicas=ReplicaShelf(settings.replicas_dir),
+        replicas=ReplicaStorage(settings.replicas_dir),
         send=sent_messages.append,
     )
 

@@ -100,7 +100,7 @@ class Nodes:
     async def connected(self) -> list[str]:
         return ["a", "b"]
 
-    async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen:
+    async def estimate_move(self, vm: str, source: str, target: str) -> MoveForeseen:
         self.asked.append(vm)
         if vm == self.asked[0]:
             raise RuntimeError("a defect with this one")

@@ -17,8 +17,8 @@ from novacron.agent import backups
 from novacron.agent.backups import VmBackups
 from novacron.agent.images import copies
 from novacron.agent.images.imports import ImageImports
-from novacron.agent.replication import kept
-from novacron.agent.replication.kept import KeptReplicas, _Below
+from novacron.agent.replication import receiver
+from novacron.agent.replication.receiver import ReplicaReceivers, _Below
 from novacron.agent.repositories import contents
 from novacron.agent.settings import AgentSettings
 from novacron.disk.images import LocalImage
@@ -37,7 +37,7 @@ DEFECT = RuntimeError("a defect")
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again at once."""
-    monkeypatch.setattr(kept, "RETRY_S_MIN", 0.01)
+    monkeypatch.setattr(receiver, "RETRY_S_MIN", 0.01)
     monkeypatch.setattr(backups, "DELETE_S_MIN", 0.01)
 
 
@@ -62,7 +62,7 @@ async def running(work: Awaitable[None]) -> AsyncIterator[None]:
 
 
 async def test_a_defect_does_not_end_the_work_on_a_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeper, tries = KeptReplicas(services_in(tmp_path), Mock()), list[str]()
+    keeper, tries = ReplicaReceivers(services_in(tmp_path), Mock()), list[str]()
 
     async def keep(of: wire.ReplicaKept, *_: object) -> None:
         tries.append(of.id)
@@ -81,7 +81,7 @@ async def test_a_replica_whose_removal_meets_a_defect_is_removed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, sent = services_in(tmp_path), list[Any]()
-    keeper = KeptReplicas(host, sent.append)
+    keeper = ReplicaReceivers(host, sent.append)
     monkeypatch.setattr(host.replicas, "remove", AsyncMock(side_effect=[DEFECT, None]))
     async with asyncio.timeout(30):
         await keeper._see_to(replica(1, ReplicaPhase.DELETING))
@@ -104,7 +104,7 @@ async def test_a_defect_in_one_comparison_does_not_end_those_after_it(
         yield SimpleNamespace(receive=receive)
 
     monkeypatch.setattr(host, "listener", SimpleNamespace(expect=expect))
-    keeper, of = KeptReplicas(host, Mock()), replica(1)
+    keeper, of = ReplicaReceivers(host, Mock()), replica(1)
     before = RESTARTS.cell("replica-comparison")[0]
     async with running(keeper._compare(of, host.replicas.find(of.id, of.vm), _Below(tmp_path, 1 << 20))):
         await eventually(lambda: len(sessions) == 2, "the next one is answered")
@@ -114,7 +114,7 @@ async def test_a_defect_in_one_comparison_does_not_end_those_after_it(
 async def test_a_replica_that_meets_a_defect_hides_no_other_from_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeper, reported = KeptReplicas(services_in(tmp_path), Mock()), list[str]()
+    keeper, reported = ReplicaReceivers(services_in(tmp_path), Mock()), list[str]()
 
     async def report(of: wire.ReplicaKept) -> None:
         if of.id == replica(2).id:

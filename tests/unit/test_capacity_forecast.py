@@ -16,7 +16,7 @@ from novacron.model.capacity_forecast import (
     ResourceHistory,
     certificate,
     day_full,
-    foresee,
+    forecast_of,
 )
 from novacron.prediction.trend import trend
 
@@ -28,7 +28,7 @@ def site(used: float = 4096, size: float | None = 8192, days: int = 30) -> Resou
 
 
 def test_a_site_is_full_when_what_is_free_is_used_up_and_more_nodes_last_longer() -> None:
-    said = foresee(site(), GrowthRate(100, 80, 128), TODAY)
+    said = forecast_of(site(), GrowthRate(100, 80, 128), TODAY)
     assert said.full_on == TODAY + timedelta(days=41)
     assert said.full_earliest == TODAY + timedelta(days=32) and said.full_latest == TODAY + timedelta(days=52)
     assert [(gain.nodes, gain.until) for gain in said.with_more_nodes] == [
@@ -54,7 +54,7 @@ def test_a_site_is_full_when_what_is_free_is_used_up_and_more_nodes_last_longer(
     ],
 )
 def test_what_is_not_foreseen_is_said(known: ResourceHistory, growth: GrowthRate | None, part: str) -> None:
-    assert part in foresee(known, growth, TODAY).words
+    assert part in forecast_of(known, growth, TODAY).words
 
 
 def test_the_certificate_that_ends_first_is_named() -> None:

@@ -28,7 +28,7 @@ from novacron.agent.images import imports
 from novacron.agent.images.download import open_beneath
 from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
-from novacron.agent.replication.sent import SentReplicas
+from novacron.agent.replication.sender import ReplicaSenders
 from novacron.agent.repositories.threads import Stalled
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import snapshots
@@ -218,7 +218,7 @@ def replica(fails: Exception | None = None) -> Case:
     async def case(place: Place) -> Said:
         host = Mock()
         host.settings = AgentSettings(place.directory, place.directory / "images", "a")
-        sent = SentReplicas(host, lambda vm: None if fails is None else Mock(), Mock())
+        sent = ReplicaSenders(host, lambda vm: None if fails is None else Mock(), Mock())
         wanted = wire.ReplicaSent("replica-0123456789abcdef", "vm-a", "host-b", "host-b:7445", 30, True)
         rounds = Mock(next=AsyncMock(side_effect=fails))
         report = await sent._round(wanted, rounds)

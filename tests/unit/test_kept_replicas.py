@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from novacron.agent.replication.kept import KeptReplicas
+from novacron.agent.replication.receiver import ReplicaReceivers
 from novacron.disk.errors import Unacceptable
 from novacron.disk.images import LocalImage
 from novacron.model.replica import ReplicaPhase
@@ -22,7 +22,7 @@ REPLICA = wire.ReplicaKept("replica-1", "vm-a", ReplicaPhase.FOLLOWING, "host-b"
 
 async def test_what_a_vm_left_outlives_the_time_while_its_image_is_missing(image: Path, tmp_path: Path) -> None:
     host = services_in(tmp_path)
-    keeper, shelf = KeptReplicas(host, Mock()), host.replicas
+    keeper, shelf = ReplicaReceivers(host, Mock()), host.replicas
     kept = shelf.find(REPLICA.id, REPLICA.vm)
     assert shelf.keep_former("vm-a", [layer(tmp_path / "own", "-P 1 0 64k")])
     held = host.images

@@ -11,7 +11,7 @@ from novacron.agent.backups import VmBackups
 from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
 from novacron.agent.images.named_work import NamedWork
-from novacron.agent.replication.kept import KeptReplicas
+from novacron.agent.replication.receiver import ReplicaReceivers
 from novacron.agent.settings import AgentSettings
 from novacron.model.backup import BackupPhase
 from novacron.model.image import ImportSpec, Source
@@ -90,7 +90,7 @@ async def test_the_report_of_a_backup_outlives_the_time_while_it_is_unreadable(t
 
 async def test_what_a_vm_left_stays_while_its_replica_is_unreadable(tmp_path: Path) -> None:
     host = services_in(tmp_path)
-    keeper, shelf = KeptReplicas(host, Mock()), host.replicas
+    keeper, shelf = ReplicaReceivers(host, Mock()), host.replicas
     layer = tmp_path / "layer"
     layer.write_bytes(b"x")
     assert shelf.keep_former("vm-a", [layer])

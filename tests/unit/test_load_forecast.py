@@ -38,7 +38,7 @@ def days(seed: int = 1, nodes: int = NODES) -> Hours:
 
 def test_a_daily_hot_hour_is_foreseen_of_nodes_of_any_size() -> None:
     known = days()
-    outlook = rounds.foresee_peaks(known, rounds.fit_peaks(known))
+    outlook = rounds.forecast_peaks(known, rounds.fit_peaks(known))
     expected = 1.1 * 9 * known.mean[:, -23:].mean(1)
     assert np.abs(outlook.learned / expected - 1).max() < 0.15, "the hour before says a ninth of it"
     assert np.abs(outlook.last / expected - 1 / 9).max() < 0.1
@@ -53,7 +53,7 @@ def test_the_interval_covers_nine_tenths_of_what_comes() -> None:
     model = rounds.fit_peaks(Hours(*(values[:, : 21 * 24] for values in known)))
     inside = []
     for hour in range(21 * 24, 28 * 24, 7):
-        outlook = rounds.foresee_peaks(Hours(*(values[:, :hour] for values in known)), model)
+        outlook = rounds.forecast_peaks(Hours(*(values[:, :hour] for values in known)), model)
         inside.append((outlook.lower <= peak[:, hour]) & (peak[:, hour] <= outlook.upper))
     assert 0.86 <= float(np.mean(inside)) <= 0.94
 
@@ -64,7 +64,7 @@ def test_a_forecast_uses_nothing_but_what_is_known() -> None:
     for values in known:
         values[0, : -rounds.KNOWN_HOURS_MIN + 1] = np.nan
         values[1, -rounds.NEWEST_HOURS_MAX :] = np.nan
-    outlook = rounds.foresee_peaks(known, rounds.fit_peaks(known))
+    outlook = rounds.forecast_peaks(known, rounds.fit_peaks(known))
     assert np.isnan(outlook.learned[0]) and outlook.last[0] == known.peak[0, -1]
     assert np.isfinite(outlook.lower[0]) and np.isfinite(outlook.upper[0]), "from the other nodes' changes"
     assert np.isnan(outlook.last[1]) and np.isnan(outlook.learned[1])
@@ -73,7 +73,7 @@ def test_a_forecast_uses_nothing_but_what_is_known() -> None:
 def test_a_young_fleet_has_no_model() -> None:
     known = Hours(*(values[:2, -30:] for values in days()))
     assert rounds.fit_peaks(known) is None
-    outlook = rounds.foresee_peaks(known, None)
+    outlook = rounds.forecast_peaks(known, None)
     assert np.isnan(outlook.learned).all() and (outlook.last == known.peak[:, -1]).all()
     assert np.isnan(outlook.upper).all(), "too few pairs for an interval"
 
@@ -81,21 +81,21 @@ def test_a_young_fleet_has_no_model() -> None:
 def test_a_vms_week_is_the_median_of_three_with_an_interval_from_all_vms() -> None:
     random = np.random.default_rng(4)
     maxima = 100 * random.uniform(1, 8, (2000, 1)) * random.uniform(0.8, 1.2, (2000, 5))
-    outlook = rounds.foresee_weeks(maxima)
+    outlook = rounds.forecast_weeks(maxima)
     assert (outlook.learned == np.median(maxima[:, -3:], axis=1)).all() and (outlook.last == maxima[:, -1]).all()
     came = maxima.mean(1) * random.uniform(0.8, 1.2, 2000)
     assert 0.85 <= float(((outlook.lower <= came) & (came <= outlook.upper)).mean()) <= 0.97
     young = maxima.copy()
     young[:, :4] = np.nan
-    assert np.isnan(rounds.foresee_weeks(young).learned).all()
-    assert (rounds.foresee_weeks(young).last == maxima[:, -1]).all()
+    assert np.isnan(rounds.forecast_weeks(young).learned).all()
+    assert (rounds.forecast_weeks(young).last == maxima[:, -1]).all()
 
 
 @given(st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_weeks_with_any_gaps_have_ordered_intervals(weeks: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     maxima = np.where(random.random((150, weeks)) < 0.3, np.nan, random.uniform(0, 3000, (150, weeks)))
-    outlook = rounds.foresee_weeks(maxima)
+    outlook = rounds.forecast_weeks(maxima)
     for lower, middle, upper in (
         (outlook.last_lower, outlook.last, outlook.last_upper), (outlook.lower, outlook.learned, outlook.upper)
     ):  # fmt: skip

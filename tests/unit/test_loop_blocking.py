@@ -32,8 +32,8 @@ from novacron.agent.host.volumes import NodeVolumes
 from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
 from novacron.agent.migration.services import NodeServices
-from novacron.agent.replication.kept import KeptReplicas
-from novacron.agent.replication.sent import SentReplicas
+from novacron.agent.replication.receiver import ReplicaReceivers
+from novacron.agent.replication.sender import ReplicaSenders
 from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.context import VmContext
@@ -269,8 +269,8 @@ def dispatcher_of(services: NodeServices, tasks: asyncio.TaskGroup) -> tuple[Dis
     backups = VmBackups(settings, services.find_vm, services.send)
     subjects = Subjects(
         ImageImports(settings, services.send, nothing), VmExports(settings, services.find_vm, services.send), backups,
-        RepositoryPrunes(settings, backups.queues), SentReplicas(services, services.find_vm, services.send),
-        KeptReplicas(services, services.send), services, workers, nothing, none,
+        RepositoryPrunes(settings, backups.queues), ReplicaSenders(services, services.find_vm, services.send),
+        ReplicaReceivers(services, services.send), services, workers, nothing, none,
     )  # fmt: skip
     parts = Parts(services, workers, add, peers, volumes, consoles, transfers, subjects)
     return Dispatcher(parts, tasks), volumes, peers
@@ -436,8 +436,8 @@ async def test_a_round_of_a_replica_is_sent_and_kept_beside_the_loop(
     source.identity.name = "a"
     target.listener = Listener(ends.tls("b", server=True), pki.peer_name)
     async with asyncio.timeout(60), target.listener.listen("127.0.0.1", 0) as port, asyncio.TaskGroup() as tasks:
-        keeper = KeptReplicas(target, said.put_nowait)
-        sender = SentReplicas(source, lambda _: context, said.put_nowait)
+        keeper = ReplicaReceivers(target, said.put_nowait)
+        sender = ReplicaSenders(source, lambda _: context, said.put_nowait)
         on_loop.clear()
         keeper.tell(wire.Replicas((), (msgspec.structs.replace(KEPT, peer="a"),)), tasks)
         sender.tell((msgspec.structs.replace(SENT, peer="b", endpoint=f"127.0.0.1:{port}"),), tasks)

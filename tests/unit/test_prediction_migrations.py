@@ -82,16 +82,16 @@ def test_empty_pages_shorten_the_rest_and_history_says_by_how_much() -> None:
 def test_nothing_learned_changes_what_has_been_measured() -> None:
     """Passes that have ended say what this guest writes; what other guests wrote does not count then."""
     measured = msgspec.structs.replace(AT, passes=(Pass(10, 90 * MB), Pass(1, 30 * MB), Pass(0.4, 20 * MB)))
-    alone, taught = migrations.foresee(measured), migrations.foresee(measured, [Past(2.0, WorkingSet(900 * MB, 0.5))])
+    alone, taught = migrations.forecast(measured), migrations.forecast(measured, [Past(2.0, WorkingSet(900 * MB, 0.5))])
     assert taught.median_s == pytest.approx(alone.median_s, rel=0.05)
     assert alone.converges and taught.converges
 
 
 def test_there_is_no_verdict_before_it_is_known_what_the_guest_writes() -> None:
-    assert migrations.foresee(AT).converges is None
-    assert migrations.foresee(msgspec.structs.replace(AT, passes=(Pass(10, 90 * MB),))).converges is None
+    assert migrations.forecast(AT).converges is None
+    assert migrations.forecast(msgspec.structs.replace(AT, passes=(Pass(10, 90 * MB),))).converges is None
     steady = tuple(Pass(1, 100 * MB) for _ in range(5))
-    assert migrations.foresee(msgspec.structs.replace(AT, passes=steady)).converges is False
+    assert migrations.forecast(msgspec.structs.replace(AT, passes=steady)).converges is False
 
 
 @given(
@@ -104,6 +104,6 @@ def test_every_forecast_is_a_number_within_its_interval(
 ) -> None:  # fmt: skip
     at = PassProgress(elapsed_s, remaining, rate, sent, empty, tuple(Pass(*item) for item in passes), 0, auto_converge)
     for history in ([], [Past(0.7, WorkingSet(100 * MB, 0.6)), Past(None, None)]):
-        found = migrations.foresee(at, history)
+        found = migrations.forecast(at, history)
         assert math.isfinite(found.upper_s)
         assert elapsed_s <= found.lower_s <= found.median_s <= found.upper_s

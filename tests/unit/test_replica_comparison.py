@@ -19,7 +19,7 @@ import pytest
 
 from novacron.agent.replicas import points as points_module
 from novacron.agent.replicas.points import Point, ReplicaPoints
-from novacron.agent.replicas.shelf import ReplicaShelf
+from novacron.agent.replicas.storage import ReplicaStorage
 from novacron.agent.replication import comparison
 from novacron.agent.replication.comparison import (
     NO_BLOCK,
@@ -34,7 +34,7 @@ from novacron.agent.replication.comparison import (
     Runs,
 )
 from novacron.agent.replication.rounds import Compared
-from novacron.agent.replication.sent import _Plan, _Rounds
+from novacron.agent.replication.sender import _Plan, _Rounds
 from novacron.disk import difference
 from novacron.disk.chain import BLOCK_BYTES, Chain
 from novacron.disk.errors import Unacceptable
@@ -229,21 +229,21 @@ async def test_a_receiver_answers_which_blocks_differ(image: Path, tmp_path: Pat
 
 
 def test_what_a_vm_left_is_the_base_of_its_replica_and_no_point(image: Path, tmp_path: Path) -> None:
-    shelf = ReplicaShelf(tmp_path / "replicas")
+    store = ReplicaStorage(tmp_path / "replicas")
     left = [layer(tmp_path / "shared", "-P 1 0 64k"), layer(tmp_path / "own", "-P 2 64k 64k")]
     wanted = content(image, left, tmp_path / "raw")
-    shelf.tell(["vm-b"])
-    assert not shelf.keep_former("vm-a", left), "no replica of it is to come here"
-    shelf.forget()
-    assert shelf.keep_former("vm-a", left) and shelf.keep_former("vm-a", left), "the server has not said so yet"
+    store.tell(["vm-b"])
+    assert not store.keep_former("vm-a", left), "no replica of it is to come here"
+    store.forget()
+    assert store.keep_former("vm-a", left) and store.keep_former("vm-a", left), "the server has not said so yet"
     for path in left:
         path.unlink()
-    shelf.tell(["vm-a"])
-    shelf.clear_formers()
-    points = shelf.find("replica-1", "vm-a").points
+    store.tell(["vm-a"])
+    store.clear_formers()
+    points = store.find("replica-1", "vm-a").points
     points.open()
-    points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
-    assert (points.points, points.newest_round, shelf.former("vm-a").exists()) == ((), "f" * 16, False)
+    points.adopt(store.former("vm-a"), 4 << 20, "f" * 16)
+    assert (points.points, points.newest_round, store.former("vm-a").exists()) == ((), "f" * 16, False)
     assert content(image, points.newest_layers(), tmp_path / "raw") == wanted
     again = ReplicaPoints(points.directory, "vm-a")
     again.open()
@@ -358,15 +358,15 @@ async def test_what_cannot_be_compared_is_sent_as_a_whole_and_said_to_be(
 
 
 @pytest.fixture
-def left_beside_points(tmp_path: Path) -> tuple[ReplicaShelf, ReplicaPoints]:
+def left_beside_points(tmp_path: Path) -> tuple[ReplicaStorage, ReplicaPoints]:
     """A VM goes away from a node that has points of it."""
-    shelf = ReplicaShelf(tmp_path / "replicas")
-    points = shelf.find("replica-1", "vm-a").points
+    store = ReplicaStorage(tmp_path / "replicas")
+    points = store.find("replica-1", "vm-a").points
     points.open()
     arrive(points, 1, "-P 1 0 64k", whole=True)
     arrive(points, 2, "-P 2 64k 64k")
-    assert shelf.keep_former("vm-a", [layer(tmp_path / "shared", "-P 8 0 64k"), layer(tmp_path / "own", "-P 9 1M 64k")])
-    return shelf, points
+    assert store.keep_former("vm-a", [layer(tmp_path / "shared", "-P 8 0 64k"), layer(tmp_path / "own", "-P 9 1M 64k")])
+    return store, points
 
 
 def reads(image: Path, points: ReplicaPoints, number: int, raw: Path) -> bytes:
@@ -376,19 +376,19 @@ def reads(image: Path, points: ReplicaPoints, number: int, raw: Path) -> bytes:
 
 
 def test_points_stay_until_a_round_over_what_the_vm_left_is_one(
-    left_beside_points: tuple[ReplicaShelf, ReplicaPoints], image: Path, tmp_path: Path
+    left_beside_points: tuple[ReplicaStorage, ReplicaPoints], image: Path, tmp_path: Path
 ) -> None:
-    shelf, points = left_beside_points
+    store, points = left_beside_points
     before = reads(image, points, 2, tmp_path / "raw")
-    points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+    points.adopt(store.former("vm-a"), 4 << 20, "f" * 16)
     for seen in (points, reopened(points)):
         assert numbers(seen) == [1, 2] and seen.newest_round == "f" * 16 and seen.layer_count == 2
         assert reads(image, seen, 2, tmp_path / "raw") == before, "nothing has come yet: they are all that there is"
         assert content(image, seen.newest_layers(), tmp_path / "raw")[1 << 20] == 9
         merge = seen.to_merge(2)
         assert merge is None
-    shelf.keep_former("vm-a", [layer(tmp_path / "again", "-P 7 1M 64k")])  # it was here, and goes, once more
-    points.adopt(shelf.former("vm-a"), 4 << 20, "e" * 16)
+    store.keep_former("vm-a", [layer(tmp_path / "again", "-P 7 1M 64k")])  # it was here, and goes, once more
+    points.adopt(store.former("vm-a"), 4 << 20, "e" * 16)
     assert numbers(points) == [1, 2] and points.newest_round == "e" * 16 and points.layer_count == 1
     arrive(points, points.newest + 1, "-P 3 2M 64k")
     for seen in (points, reopened(points)):
@@ -399,10 +399,10 @@ def test_points_stay_until_a_round_over_what_the_vm_left_is_one(
 
 
 def test_a_whole_round_takes_the_place_of_what_the_vm_left_and_of_the_points(
-    left_beside_points: tuple[ReplicaShelf, ReplicaPoints],
+    left_beside_points: tuple[ReplicaStorage, ReplicaPoints],
 ) -> None:
-    shelf, points = left_beside_points
-    points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+    store, points = left_beside_points
+    points.adopt(store.former("vm-a"), 4 << 20, "f" * 16)
     arrive(points, points.newest + 1, "-P 3 2M 64k", whole=True)
     assert len(numbers(points)) == points.layer_count == 1 and points.newest_round != "f" * 16
 
@@ -410,10 +410,10 @@ def test_a_whole_round_takes_the_place_of_what_the_vm_left_and_of_the_points(
 @pytest.mark.parametrize("step", ["os.link", "os.chown", "points.make_durable", "private_file.write", "shutil.rmtree"])
 @pytest.mark.parametrize("nth", [1, 2])
 def test_points_outlive_a_kill_while_what_the_vm_left_is_taken(
-    left_beside_points: tuple[ReplicaShelf, ReplicaPoints], image: Path, tmp_path: Path,
+    left_beside_points: tuple[ReplicaStorage, ReplicaPoints], image: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, step: str, nth: int,
 ) -> None:  # fmt: skip
-    shelf, points = left_beside_points
+    store, points = left_beside_points
     before = reads(image, points, 2, tmp_path / "raw")
     calls = 0
     where = (
@@ -430,35 +430,35 @@ def test_points_outlive_a_kill_while_what_the_vm_left_is_taken(
 
     with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
         patched.setattr(where, killed)
-        points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+        points.adopt(store.former("vm-a"), 4 << 20, "f" * 16)
     again = reopened(points)
     assert numbers(again) == [1, 2] and reads(image, again, 2, tmp_path / "raw") == before
-    if shelf.former("vm-a").exists():
-        again.adopt(shelf.former("vm-a"), 4 << 20, "e" * 16)
+    if store.former("vm-a").exists():
+        again.adopt(store.former("vm-a"), 4 << 20, "e" * 16)
     assert again.layer_count == 2 and content(image, again.newest_layers(), tmp_path / "raw")[1 << 20] == 9
     arrive(again, again.newest + 1, "-P 3 2M 64k")
     assert len(numbers(reopened(again))) == 1
 
 
 def test_what_a_vm_left_goes_when_no_replica_is_to_come(tmp_path: Path) -> None:
-    shelf = ReplicaShelf(tmp_path / "replicas")
-    assert shelf.keep_former("vm-a", [layer(tmp_path / "own")])
-    shelf.clear_formers()
-    assert shelf.former("vm-a").exists(), "nobody has said yet"
-    shelf.tell(())
-    shelf.clear_formers()
-    assert not shelf.former("vm-a").exists()
+    store = ReplicaStorage(tmp_path / "replicas")
+    assert store.keep_former("vm-a", [layer(tmp_path / "own")])
+    store.clear_formers()
+    assert store.former("vm-a").exists(), "nobody has said yet"
+    store.tell(())
+    store.clear_formers()
+    assert not store.former("vm-a").exists()
 
 
 def test_what_a_vm_left_is_refused_if_it_leads_elsewhere_or_is_too_large(tmp_path: Path) -> None:
-    shelf = ReplicaShelf(tmp_path / "replicas")
-    points = shelf.find("replica-1", "vm-a").points
+    store = ReplicaStorage(tmp_path / "replicas")
+    points = store.find("replica-1", "vm-a").points
     points.open()
     for layers, why in (
         ([layer(tmp_path / "large", size=8 << 20)], "8388608 bytes"),
         ([layer(tmp_path / "x")] * 5, "5 layers"),
     ):
-        assert shelf.keep_former("vm-a", layers)
+        assert store.keep_former("vm-a", layers)
         with pytest.raises(Unacceptable, match=why):
-            points.adopt(shelf.former("vm-a"), 4 << 20, "f" * 16)
+            points.adopt(store.former("vm-a"), 4 << 20, "f" * 16)
         assert points.newest_round == ""

@@ -44,9 +44,9 @@ from novacron.agent.migration.known_pages import KnownPages, LocalVm
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.transport import DwcpTransport
 from novacron.agent.observe.metrics import AgentMetrics
-from novacron.agent.replicas.shelf import ReplicaShelf
-from novacron.agent.replication.kept import KeptReplicas
-from novacron.agent.replication.sent import SentReplicas
+from novacron.agent.replicas.storage import ReplicaStorage
+from novacron.agent.replication.receiver import ReplicaReceivers
+from novacron.agent.replication.sender import ReplicaSenders
 from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.console import Consoles
@@ -126,8 +126,8 @@ class Agent:
             VmExports(settings, self._find_vm, self._link.send),
             backups,
             self._prunes,
-            SentReplicas(host, self._find_vm, self._link.send),
-            KeptReplicas(host, self._link.send),
+            ReplicaSenders(host, self._find_vm, self._link.send),
+            ReplicaReceivers(host, self._link.send),
             host,
             self._workers,
             self._images.rescan,
@@ -335,7 +335,7 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
             revoked=revoked,
             networks=networks,
             hypervisor=QemuHypervisor(settings, networks, Passthrough()),
-            replicas=ReplicaShelf(settings.replicas_dir),
+            replicas=ReplicaStorage(settings.replicas_dir),
             send=lambda _: None,
         )
         try:

@@ -72,7 +72,7 @@ ALL = (
 class NodeLink(Nodes, Protocol):
     """The nodes, as controllers need them."""
 
-    async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen:
+    async def estimate_move(self, vm: str, source: str, target: str) -> MoveForeseen:
         """Return what a move would be like. Raises NovaError."""
 
 
@@ -90,12 +90,14 @@ class Controllers:
             *ALL,
             Controller("placement", PlacementController(index).step, 10, frozenset({"vm", "node"}), pause_s=0.05),
             Controller("failover", Failover(fence, index=index).step, 1, frozenset({"node"})),
-            Controller("drain", Drains(nodes.foresee, index).step, 5, frozenset({"node", "vm", "migration", "drain"})),
+            Controller(
+                "drain", Drains(nodes.estimate_move, index).step, 5, frozenset({"node", "vm", "migration", "drain"})
+            ),
             Controller("backups", BackupPolicies().step, 15, frozenset({"backup", "backup-policy"}), pause_s=1),
             Controller("backup-proofs", BackupProofs(nodes).step, 3, frozenset({"backup"}), pause_s=1, is_led=False),
             Controller("sessions", Sessions(lifetimes or Lifetimes()).step, 30, frozenset()),
             Controller("audit-chain", audit_chain.step, 1, frozenset()),
-            Controller("rebalance", Rebalance(nodes.foresee, index).step, 60, frozenset()),
+            Controller("rebalance", Rebalance(nodes.estimate_move, index).step, 60, frozenset()),
             Controller("forecasts", Forecasts().step, 30, frozenset()),
         )
         self._wake = {controller.name: asyncio.Event() for controller in self._all}

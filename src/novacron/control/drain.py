@@ -26,14 +26,14 @@ DRAINS_AT_ONCE = 16
 DRAIN_S_MAX = 300.0
 """Time limit of one look at a drain, in which moves of several VMs may be measured."""
 
-Foresee = Callable[[str, str, str], Awaitable[MoveForeseen]]
+MoveEstimator = Callable[[str, str, str], Awaitable[MoveForeseen]]
 """Measures what a VM's move from one node to another would be like. Raises NovaError."""
 
 
 class Drains(msgspec.Struct, frozen=True):
-    """``foresee`` is DWCP's forecast of a move; ``index`` has the fleet in memory."""
+    """``estimate_move`` is DWCP's forecast of a move; ``index`` has the fleet in memory."""
 
-    foresee: Foresee
+    estimate_move: MoveEstimator
     index: FleetIndex | None = None
 
     async def step(self, database: Database, objects: Objects) -> None:
@@ -166,7 +166,7 @@ async def _move(database: Database, drain: Drain, vm: Waiting, by: Drains) -> Wh
         if drain.leaves and drain.policy is DrainPolicy.LEAVE and vm.state == "running":
             async with database.transaction() as connection:
                 _, target = await migrations.choose(connection, vm.id, None, None, index=by.index)
-            forecast = (await by.foresee(vm.id, drain.node, target)).forecast
+            forecast = (await by.estimate_move(vm.id, drain.node, target)).forecast
             if not forecast.converges and forecast.downtime_ms > drains.DOWNTIME_MS_MAX:
                 async with database.transaction() as connection:
                     await drains.give_up(connection, drain, vm.id)

@@ -27,7 +27,7 @@ from novacron.model.capacity_forecast import (
     GrowthRate,
     ResourceHistory,
     certificate,
-    foresee,
+    forecast_of,
 )
 from novacron.model.load_forecast import ForecastKind, ForecastModel, judge
 from novacron.model.load_hours import KEPT
@@ -63,7 +63,7 @@ class RoundOrder(msgspec.Struct, frozen=True):
 
 
 async def make(connection: asyncpg.Connection, hour: datetime) -> RoundSummary:
-    """Score what came, foresee the hour and the capacity, and once a day the week of VMs, and in the round after that
+    """Score what came, forecast the hour and the capacity, and once a day the week of VMs, and in the round after that
     their profiles: each reads all VMs' days."""
     began = time.perf_counter()
     await forecasts.score_nodes(connection, hour)
@@ -107,14 +107,14 @@ def hours_of(rows: Sequence[asyncpg.Record], names: list[str], hour: datetime) -
 
 
 async def _foresee_nodes(connection: asyncpg.Connection, hour: datetime) -> tuple[int, float]:
-    """Foresee the hour; return of how many nodes, and how long the fit took."""
+    """Forecast the hour; return of how many nodes, and how long the fit took."""
     rows = await forecasts.node_hours(connection, hour.date() - timedelta(days=HISTORY_DAYS))
     names = sorted({row["node"] for row in rows})
     if not names:
         return 0, 0.0
     known, memory = hours_of(rows, names, hour)
     began = time.perf_counter()
-    outlook = rounds.foresee_peaks(known, rounds.fit_peaks(known))
+    outlook = rounds.forecast_peaks(known, rounds.fit_peaks(known))
     fit_s = time.perf_counter() - began
     set_aside = await _is_aside(connection, ForecastKind.NODE_HOUR)
     counts = np.isfinite(known.peak).sum(1)
@@ -129,7 +129,7 @@ async def _foresee_nodes(connection: asyncpg.Connection, hour: datetime) -> tupl
 
 
 async def _foresee_vms(connection: asyncpg.Connection, today: date) -> int:
-    """Foresee the seven days from today, once a day; return of how many VMs."""
+    """Forecast the seven days from today, once a day; return of how many VMs."""
     if await forecasts.vms_are_foreseen(connection, today):
         return 0
     rows = await forecasts.vm_weeks(connection, today, WEEKS)
@@ -145,7 +145,7 @@ async def _foresee_vms(connection: asyncpg.Connection, today: date) -> int:
         partly[at, column] = peak
         if count >= forecasts.WEEK_DAYS_MIN:
             maxima[at, column] = peak
-    outlook = rounds.foresee_weeks(maxima)
+    outlook = rounds.forecast_weeks(maxima)
     last = np.where(np.isfinite(outlook.last), outlook.last, rounds.newest(partly))
     set_aside = await _is_aside(connection, ForecastKind.VM_WEEK)
     made = [item for item in chosen(names, outlook._replace(last=last), days, set_aside) if item is not None]
@@ -222,7 +222,7 @@ async def _foresee_capacity(connection: asyncpg.Connection, today: date) -> None
         seen = ResourceHistory(
             CapacityResource(row["resource"]), row["name"], row["used"], row["size"], len(days), row["usual_node"]
         )
-        made.append(foresee(seen, growth(days, used), today))
+        made.append(forecast_of(seen, growth(days, used), today))
     first = await capacity.first_certificate(connection)
     if first is not None:
         made.append(certificate(first[0], datetime.fromtimestamp(first[1], UTC).date(), today))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from novacron.control.drain import Foresee
+from novacron.control.drain import MoveEstimator
 from novacron.control.objects import Objects
 from novacron.model.errors import Conflict, NovaError, Unavailable
 from novacron.model.migration import Cause
@@ -67,10 +67,10 @@ class _RoundSoFar(msgspec.Struct):
 
 
 class Rebalance(msgspec.Struct):
-    """``foresee`` is DWCP's forecast of a move; ``index`` has the fleet in memory; ``clock`` says seconds since
+    """``estimate_move`` is DWCP's forecast of a move; ``index`` has the fleet in memory; ``clock`` says seconds since
     1970."""
 
-    foresee: Foresee
+    estimate_move: MoveEstimator
     index: FleetIndex | None = None
     clock: Callable[[], float] = time.time
     refused: RefusedMoves = msgspec.field(default_factory=RefusedMoves)
@@ -179,7 +179,7 @@ class Rebalance(msgspec.Struct):
     async def _move(self, database: Database, move: Move, assumed_s: float, now: rebalancing.Rebalancing) -> Move:
         """Begin a move, if its benefit is worth its forecast cost. Raises NovaError if it is not, or is refused."""
         try:
-            foreseen = (await self.foresee(move.vm, move.source, move.target)).forecast
+            foreseen = (await self.estimate_move(move.vm, move.source, move.target)).forecast
         except Unavailable as error:  # a node is, not the database
             raise Conflict(error.detail) from error
         if not foreseen.converges:

@@ -85,7 +85,7 @@ class ResourceHistory(msgspec.Struct, frozen=True):
     usual_node: float | None = None
 
 
-def foresee(known: ResourceHistory, growth: GrowthRate | None, today: date) -> CapacityForecast:
+def forecast_of(known: ResourceHistory, growth: GrowthRate | None, today: date) -> CapacityForecast:
     """Return when a resource is full. ``growth`` counts only if enough days are known."""
     if known.known_days < KNOWN_DAYS_MIN:
         growth = None

@@ -66,7 +66,7 @@ def downtime_s(size: float, path: Path) -> float:
 def forecast(
     memory_bytes: float, dirty_rate: float, path: Path, limit_s: float, passes_max: int = PASSES_MAX
 ) -> Forecast:
-    """Foresee a migration that has ``left`` bytes of memory to send and a guest that writes ``dirty_rate`` bytes a
+    """Forecast a migration that has ``left`` bytes of memory to send and a guest that writes ``dirty_rate`` bytes a
     second, and that lets the guest stop when it would stand still for ``limit_s`` at most, or after ``passes_max``.
 
     What waits for the link now has been sent when the first pass ends.

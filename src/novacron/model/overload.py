@@ -147,7 +147,7 @@ class VmAhead(NamedTuple):
     use: HourlyUse
 
 
-class _Foreseen(NamedTuple):
+class _LoadAhead(NamedTuple):
     """A node's load, and its overload."""
 
     load: Ahead
@@ -159,7 +159,7 @@ class _Departure(NamedTuple):
 
     vm: VmAhead
     source: str
-    left: _Foreseen
+    left: _LoadAhead
     gain: float
     """What that prevents, less what the move costs: a target makes it smaller, never greater."""
 
@@ -170,8 +170,8 @@ class _Change(NamedTuple):
     vm: VmAhead
     source: str
     target: str
-    left: _Foreseen
-    filled: _Foreseen
+    left: _LoadAhead
+    filled: _LoadAhead
     gain: float
 
 
@@ -182,12 +182,12 @@ class NodesAhead:
         """``uses``: of all nodes; one that is not there has no load. ``hour``: of the day (UTC)."""
         self.fleet, self.settings, self.hour = fleet, settings, hour
         nothing = HourlyUse.unusual(0.0)
-        self.nodes: dict[str, _Foreseen] = {}
+        self.nodes: dict[str, _LoadAhead] = {}
         for name, node in fleet.nodes.items():
             if node.status.ready and not node.spec.cordoned and node.status.inventory is not None:
-                self.nodes[name] = self._foreseen(name, ahead(uses.get(name, nothing), hour))
+                self.nodes[name] = self._load_ahead(name, ahead(uses.get(name, nothing), hour))
         self._vms: dict[str, Ahead] = {}
-        self._with: dict[tuple[str, str], _Foreseen] = {}
+        self._with: dict[tuple[str, str], _LoadAhead] = {}
         """Of each VM and node: the node without it, if it is there, else with it."""
         self._rooms: dict[str, float] = {}
 
@@ -259,17 +259,17 @@ class NodesAhead:
             f" {change.filled.over.minutes:.0f} minutes on {change.target}"
         )
 
-    def _foreseen(self, name: str, load: Ahead) -> _Foreseen:
-        return _Foreseen(load, expected(load, self.capacity(name)))
+    def _load_ahead(self, name: str, load: Ahead) -> _LoadAhead:
+        return _LoadAhead(load, expected(load, self.capacity(name)))
 
-    def _changed(self, vm: VmAhead, name: str) -> _Foreseen:
+    def _changed(self, vm: VmAhead, name: str) -> _LoadAhead:
         id = vm.load.wish.id
         if (id, name) not in self._with:
             if id not in self._vms:
                 self._vms[id] = ahead(vm.use, self.hour)
             load = self.nodes[name].load
             change = load.minus if name == vm.load.wish.at else load.plus
-            self._with[id, name] = self._foreseen(name, change(self._vms[id]))
+            self._with[id, name] = self._load_ahead(name, change(self._vms[id]))
         return self._with[id, name]
 
 

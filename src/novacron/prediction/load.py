@@ -105,7 +105,7 @@ def quarter(maximum: Floats, capacity: Floats) -> NDArray[np.int64]:
 
 
 def next_week(maxima: Floats) -> Floats:
-    """Foresee the next week's maximum from those of weeks ``[vm, week]``: the median of the last three. An outlier in
+    """Forecast the next week's maximum from those of weeks ``[vm, week]``: the median of the last three. An outlier in
     one week does not count, a change does after two."""
     answer: Floats = np.median(maxima[:, -WEEKS:], axis=1)
     return answer

@@ -166,8 +166,8 @@ def simulate(at: PassProgress, first: float, guest: WorkingSet | None) -> tuple[
     return total, False
 
 
-def foresee(at: PassProgress, history: Sequence[Past] = ()) -> TimeForecast:
-    """Foresee a migration from what it has done so far and from migrations that have ended."""
+def forecast(at: PassProgress, history: Sequence[Past] = ()) -> TimeForecast:
+    """Forecast a migration from what it has done so far and from migrations that have ended."""
     guests = [past.working_set for past in history if past.working_set is not None]
     prior = statistics.median(guest.exponent for guest in guests) if guests else EXPONENT_PRIOR
     if at.passes:

@@ -105,8 +105,8 @@ def fit_peaks(known: Hours, seed: int = 1) -> PeakModel | None:
     return PeakModel(lower, fit(usable, 0.5), upper, wider)
 
 
-def foresee_peaks(known: Hours, model: PeakModel | None) -> Outlook:
-    """Foresee the hour after the last one of ``known`` (``[node, hour]``, in percent of a processor)."""
+def forecast_peaks(known: Hours, model: PeakModel | None) -> Outlook:
+    """Forecast the hour after the last one of ``known`` (``[node, hour]``, in percent of a processor)."""
     recent = Hours(*(values[:, -LOOK_BACK_HOURS:] for values in known))
     last = newest(known.peak[:, -NEWEST_HOURS_MAX:])
     before = load.earlier(recent.peak, 1)
@@ -134,8 +134,8 @@ def newest(values: Floats) -> Floats:
     return found
 
 
-def foresee_weeks(maxima: Floats) -> Outlook:
-    """Foresee the next week's maximum from those of weeks ``[vm, week]``, the newest last; NaN: not known."""
+def forecast_weeks(maxima: Floats) -> Outlook:
+    """Forecast the next week's maximum from those of weeks ``[vm, week]``, the newest last; NaN: not known."""
     last, weeks = newest(maxima), maxima.shape[1]
     nothing = np.full_like(last, np.nan)
     learned = load.next_week(maxima) if weeks >= load.WEEKS else nothing

@@ -65,7 +65,7 @@ TWO_HOSTS = (
     "node {name} works on another host now; if its state folder was copied here, remove the copy, and let this host"
     " join under a name of its own"
 )
-FORESEE_S = 1.0
+ESTIMATE_S = 1.0
 HELLO_S_MAX = 10.0
 CLOSE_S_MAX = 10.0
 CLOSING_MAX = 1000
@@ -218,14 +218,14 @@ class LinkServer:
         """Let one node measure the path to another. Raises Unavailable, NotFound, InvalidInput."""
         return (await self._probes.measure(source, target, seconds))[0]
 
-    async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen:
+    async def estimate_move(self, vm: str, source: str, target: str) -> MoveForeseen:
         """Let a VM's node measure what its move to ``target`` would be like, within the budgets of nodes and links.
 
         Raises Unavailable, NotFound.
         """
-        _, foreseen = await self._probes.measure(source, target, FORESEE_S, vm)
+        _, foreseen = await self._probes.measure(source, target, ESTIMATE_S, vm)
         if foreseen is None:
-            raise Unavailable(f"node {source} can't foresee a move", hint="update its agent")
+            raise Unavailable(f"node {source} can't estimate a move", hint="update its agent")
         return foreseen
 
     async def _serve(self, socket: ServerConnection) -> None:

@@ -66,7 +66,7 @@ class ProbePath(Call[PathMeasured], frozen=True, tag=True):
     seconds: float
 
 
-class ForeseeMove(Call[MoveForeseen], frozen=True, tag=True):
+class EstimateMove(Call[MoveForeseen], frozen=True, tag=True):
     """Let a VM's node measure how its move to another node would go."""
 
     vm: str
@@ -129,7 +129,7 @@ AnyCall = (
     AskNode
     | ListConnected
     | ProbePath
-    | ForeseeMove
+    | EstimateMove
     | StartImageCopy
     | OpenNodeConsole
     | ReadConsole
@@ -284,8 +284,8 @@ class _Desk:
                 return await self._agents.connected()
             case ProbePath():
                 return await self._agents.probe(call.source, call.target, call.seconds)
-            case ForeseeMove():
-                return await self._agents.foresee(call.vm, call.source, call.target)
+            case EstimateMove():
+                return await self._agents.estimate_move(call.vm, call.source, call.target)
             case StartImageCopy():
                 return await self._agents.copy_image(call.name, call.source, call.target, call.actor)
             case OpenNodeConsole():
@@ -429,8 +429,8 @@ class Relay:
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured:
         return await self.call(ProbePath(source, target, seconds))
 
-    async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen:
-        return await self.call(ForeseeMove(vm, source, target))
+    async def estimate_move(self, vm: str, source: str, target: str) -> MoveForeseen:
+        return await self.call(EstimateMove(vm, source, target))
 
     async def copy_image(self, name: str, source: str | None, target: str, actor: str) -> ImageCopy:
         return await self.call(StartImageCopy(name, source, target, actor))

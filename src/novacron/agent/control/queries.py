@@ -15,8 +15,8 @@ from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
-from novacron.agent.replication.kept import KeptReplicas
-from novacron.agent.replication.sent import SentReplicas
+from novacron.agent.replication.receiver import ReplicaReceivers
+from novacron.agent.replication.sender import ReplicaSenders
 from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.vm import guest_commands
 from novacron.agent.vm.context import VmContext
@@ -47,8 +47,8 @@ class Subjects(msgspec.Struct, frozen=True):
     exports: VmExports
     backups: VmBackups
     prunes: RepositoryPrunes
-    sent_replicas: SentReplicas
-    kept_replicas: KeptReplicas
+    sent_replicas: ReplicaSenders
+    kept_replicas: ReplicaReceivers
     host: NodeServices
     workers: Mapping[str, Worker]
     rescan_images: Callable[[], Awaitable[None]]

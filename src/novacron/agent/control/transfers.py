@@ -70,17 +70,17 @@ class Transfers:
             with doing(Action.PROBE, target=request.peer):
                 path = await path_probe.measure(self._host.connections, request, name, rings_dir)
             limit_s = self._settings.downtime_limit_ms / 1e3
-            foreseen = None if guest is None else estimate.foresee(guest, path, limit_s)
+            foreseen = None if guest is None else estimate.of_move(guest, path, limit_s)
             self._host.send(wire.Probed(request.probe, path, foreseen))
-        except (path_probe.ProbeFailed, estimate.ForeseeFailed) as error:
+        except (path_probe.ProbeFailed, estimate.EstimateFailed) as error:
             self._host.send(wire.Probed(request.probe, None, error=str(error)))
 
     async def _look_at(self, vm: str) -> estimate.GuestLoad:
-        """Return what a VM's move depends on. Raises ForeseeFailed."""
+        """Return what a VM's move depends on. Raises EstimateFailed."""
         worker = self._workers.get(vm)
         neighbour = None if worker is None else worker.neighbour()
         if worker is None or neighbour is None:
-            raise estimate.ForeseeFailed("the VM does not run here")
+            raise estimate.EstimateFailed("the VM does not run here")
         return await estimate.look(neighbour.machine, neighbour.memory_bytes, worker.context.files_to_move())
 
     async def _take_copy(self, request: wire.CopyExpected) -> None:

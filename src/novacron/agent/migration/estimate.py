@@ -26,7 +26,7 @@ LEVEL = 3
 ZEROS = bytes(PAGE)
 
 
-class ForeseeFailed(Exception):
+class EstimateFailed(Exception):
     """The guest could not be looked at: says why."""
 
 
@@ -80,9 +80,9 @@ def _weigh(pages: Iterable[bytes]) -> tuple[float, float]:
 
 
 async def look(machine: VirtualMachine, memory_bytes: int, disks: Sequence[Path] = ()) -> GuestLoad:
-    """Measure a running guest, for about a second, and the files that would move with it. Raises ForeseeFailed."""
+    """Measure a running guest, for about a second, and the files that would move with it. Raises EstimateFailed."""
     if machine.monitor is None or machine.pid is None:
-        raise ForeseeFailed("the VM does not run")
+        raise EstimateFailed("the VM does not run")
     try:
         dirty = await transfer.dirty_rate(machine.monitor, memory_bytes)
         trusted = await transfer.logs_every_write(machine.monitor)
@@ -90,11 +90,11 @@ async def look(machine: VirtualMachine, memory_bytes: int, disks: Sequence[Path]
         size, ratio = await asyncio.to_thread(_look, memory)
         disk_size, disk_ratio = await asyncio.to_thread(_look_at_disks, disks)
     except (MonitorFailed, OSError, TimeoutError) as error:
-        raise ForeseeFailed(str(error) or type(error).__name__) from error
+        raise EstimateFailed(str(error) or type(error).__name__) from error
     return GuestLoad(size, dirty, round(ratio, 4), PASSES_MAX if trusted else 1, disk_size, round(disk_ratio, 4))
 
 
-def foresee(guest: GuestLoad, path: PathMeasured, limit_s: float) -> MoveForeseen:
+def of_move(guest: GuestLoad, path: PathMeasured, limit_s: float) -> MoveForeseen:
     """Say how a migration of ``guest`` over ``path`` would go, to a target that knows nothing of it."""
     disk = guest.disk_bytes * guest.disk_ratio  # goes before the memory
     way = forecast.Path(path.best_rate_bytes_per_s, path.rtt_ms / 1e3, guest.ratio, disk)

@@ -20,7 +20,7 @@ from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.volumes import Pools
 from novacron.agent.identity import Identity
-from novacron.agent.replicas.shelf import ReplicaShelf
+from novacron.agent.replicas.storage import ReplicaStorage
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import keys, media
 from novacron.agent.vm.balloon import GuestBalloon
@@ -64,7 +64,7 @@ class VmServices(msgspec.Struct):
     lease: NodeLease
     networks: NodeNetworks
     hypervisor: Hypervisor
-    replicas: ReplicaShelf
+    replicas: ReplicaStorage
     find_vm: Callable[[str], VmContext | None]
     """Return another VM of this node."""
     run_in_background: Callable[[Coroutine[Any, Any, None]], None]

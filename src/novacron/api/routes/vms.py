@@ -457,7 +457,7 @@ async def foresee_migration(
             f"VM {vm.name} is {vm.status.state}", hint="only the migration of a running VM can be estimated"
         )
     assert vm.node is not None
-    foreseen = await context.agents.foresee(vm.id, vm.node, target)
+    foreseen = await context.agents.estimate_move(vm.id, vm.node, target)
     return MigrationForecast(vm.name, vm.node, target, foreseen)
 
 

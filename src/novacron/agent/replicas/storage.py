@@ -35,7 +35,7 @@ class KeptReplica:
                 self.is_open = True
 
 
-class ReplicaShelf:
+class ReplicaStorage:
     """The replicas, by their ids; one that has nothing here is empty."""
 
     def __init__(self, directory: Path) -> None:

@@ -86,7 +86,7 @@ class _SentRound(NamedTuple):
     reason: str
 
 
-class SentReplicas:
+class ReplicaSenders:
     """All replicas that this node sends."""
 
     def __init__(

@@ -16,7 +16,7 @@ from novacron.agent.images.named_work import NamedWork
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.replicas.points import Point, ReplicaPoints, check_layer
 from novacron.agent.replicas.reservations import Reservations
-from novacron.agent.replicas.shelf import KeptReplica
+from novacron.agent.replicas.storage import KeptReplica
 from novacron.agent.replication import rounds
 from novacron.agent.replication.comparison import Answering, ComparisonPlayer, OpenedDisk
 from novacron.agent.vm.directory import UIDS_MAX
@@ -48,7 +48,7 @@ GIVEN_UP_S_MIN, GIVEN_UP_S_MAX = 0.2, 5.0
 EXPECTED = (ReceiveFailed, Unacceptable, OSError, TimeoutError)
 
 
-class KeptReplicas:
+class ReplicaReceivers:
     """All replicas of this node."""
 
     def __init__(self, host: NodeServices, send: Callable[[wire.Message], None]) -> None:
