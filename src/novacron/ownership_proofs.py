@@ -16,6 +16,7 @@ import msgspec
 from novacron import pki
 from novacron.model.database_mark import DatabaseMark
 from novacron.model.ownership import Claim, Order, OrderKind, OwnershipRecord
+from novacron.model.token import same_secret
 
 PURPOSE = "proofs of what nodes were told"
 MAC_BYTES = 16
@@ -61,8 +62,7 @@ class OwnershipProofs:
         return self._is_one(mark.proof, [_counted(mark)])
 
     def _is_one(self, mac: str, said: Iterable[tuple[str, ...]]) -> bool:
-        shown = mac.encode()
-        return any(hmac.compare_digest(_mac(key, *what).encode(), shown) for what in said for key in self._keys())
+        return any(same_secret(_mac(key, *what), mac) for what in said for key in self._keys())
 
     def _keys(self) -> list[bytes]:
         roots = self._roots()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,8 +14,9 @@ import pytest
 
 from lab.held_connections import LASTING, HeldConnections, ask, request
 from lab.replicas import Served, serving
-from novacron.server.connections import FULL_SHARE
+from novacron.server.connections import FIRST_REQUEST_S_MAX, FULL_SHARE
 from tests.security.conftest import RATES
+from tests.waiting import pause
 
 FEW, MANY = 256, 2000
 HELD_S_MAX = 300.0
@@ -66,6 +69,32 @@ def small() -> Iterator[Callers]:
     """A server that keeps few connections."""
     with serving(*RATES, "--connections-max", str(FEW)) as platform:
         yield callers(platform)
+
+
+def test_a_connection_that_is_used_and_a_stream_stay_open(small: Callers) -> None:
+    """The HTTP server says ports as texts: no connection was known to have a request, and all ended after 20 s."""
+    context, opened = ssl.create_default_context(cadata=small.ca), []
+    for _ in range(2):
+        connection = http.client.HTTPSConnection("127.0.0.1", small.port, context=context, timeout=30)
+        connection.connect()
+        opened.append((connection, connection.sock))
+    (used, same), (streaming, _) = opened
+    sent = {"Authorization": f"Bearer {small.viewer}"}
+    streaming.request("GET", "/api/v1/events", headers={**sent, "Accept": "text/event-stream"})
+    stream = streaming.getresponse()
+    assert stream.status == 200
+    until = time.monotonic() + FIRST_REQUEST_S_MAX + 4
+    while time.monotonic() < until:
+        used.request("GET", "/api/v1/vms", headers=sent)
+        answer = used.getresponse()
+        answer.read()
+        assert answer.status == 200 and used.sock is same
+        pause(0.2)
+    small.served.client.create_flavor("seen", {"vcpus": 1, "memory_mib": 64})
+    while b"seen" not in (line := stream.readline()):
+        assert line, "the stream has ended"
+    for connection, _ in opened:
+        connection.close()
 
 
 async def others_are_served(to: Callers, count: int, kinds: Sequence[str], enough: int) -> None:

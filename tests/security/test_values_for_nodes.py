@@ -54,8 +54,10 @@ OURS = {
     "Revoked.keys[]", "NetworkOnNode.names[][0]", "NetworkOnNode.names6[][0]", "VmInterface.mac",
     "ReplicaSent.vm", "ReplicaKept.vm", "ReplicaKept.image_digest",
     "BackupWanted.id", "BackupWanted.vm", "DataKey.id", "VolumeAttached.encryption_key", "VolumeWanted.encryption_key",
+    "Imports.unreadable[]", "Exports.unreadable[]", "Backups.unreadable[]", "Replicas.unreadable[]",
+    "Replicas.unreadable_vms[]", "Statement.proof", "DatabaseMark.proof",
 }  # fmt: skip
-"""Ids, digests and MAC addresses that the control plane makes or has checked; traces besides."""
+"""Ids, digests, proofs and MAC addresses that the control plane makes or has checked; traces besides."""
 NAMES = {
     "Assignment.name", "CloneOf.source_name", "ImportSpec.name", "NetworkOnNode.name", "NetworkOnNode.names[][2]",
     "NetworkOnNode.names6[][2]",

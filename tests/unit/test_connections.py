@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 
 import pytest
@@ -15,6 +16,7 @@ from novacron.server.connections import (
     UNSENT_S_MAX,
     ClientConnection,
     IdleConnections,
+    most_connections,
     to_end,
 )
 
@@ -58,7 +60,7 @@ def test_addresses_of_one_host_count_as_one() -> None:
 
 def test_a_request_in_progress_is_counted_until_the_last_has_ended() -> None:
     requests = RequestsInProgress(lambda: NOW)
-    peers = [requests.begin(("fe80::1%eth0", 5)) for _ in range(2)]
+    peers = [requests.begin(("fe80::1%eth0", port)) for port in (5, "5")]
     requests.end(peers[0])
     assert requests.busy == {("fe80::1", 5): 1}
     requests.end(peers[1])
@@ -95,3 +97,14 @@ async def test_only_connections_of_the_port_end_and_those_with_a_request_stay(mo
             requests.end(peer)
             for end in accepted:
                 end.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [(resource.RLIM_INFINITY, 16_384), (1 << 20, 16_384), (17_408, 16_384), (4096, 3072), (1024, 512), (1, 1)],
+)
+def test_a_process_has_as_many_connections_as_it_may_open_files(
+    monkeypatch: pytest.MonkeyPatch, files: int, most: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (files, files))
+    assert most_connections(16_384) == most

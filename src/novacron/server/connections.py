@@ -55,7 +55,10 @@ class ClientConnection(NamedTuple):
 
 def most_connections(wanted: int) -> int:
     """Return how many connections this process may have: as many as are wanted, if it may open so many files."""
-    return max(1, min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_RESERVED))
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, files - min(FILES_RESERVED, files // 2)))
 
 
 def to_end(connections: Sequence[ClientConnection], now: float, most: int) -> dict[str, list[ClientConnection]]:

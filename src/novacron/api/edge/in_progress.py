@@ -22,9 +22,10 @@ class RequestsInProgress:
         self.busy: dict[Peer, int] = {}
         self.ended_at: dict[Peer, float] = {}
 
-    def begin(self, client: tuple[str, int]) -> Peer:
-        """A request begins; ``client`` is the other end of its connection. Return what to end it with."""
-        peer = (plain_address(client[0]), client[1])
+    def begin(self, client: tuple[str, int | str]) -> Peer:
+        """A request begins; ``client`` is the other end of its connection, as the HTTP server says it: Granian's ports
+        are texts. Return what to end it with."""
+        peer = (plain_address(client[0]), int(client[1]))
         self.busy[peer] = self.busy.get(peer, 0) + 1
         return peer
 
