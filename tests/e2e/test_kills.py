@@ -10,6 +10,7 @@ import pytest
 from lab.platform import Platform, until
 from tests.chance import new_seed
 from tests.e2e.conftest import (
+    Object,
     boot,
     delete,
     kill,
@@ -64,7 +65,7 @@ def test_a_kill_during_a_migration_leaves_one_running_vm(victim: Platform, what:
     with watching(victim, number) as client:
         until(lambda: client.last > 0, "the guest counts")
         migration = victim.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
-        wait_for_moment(victim, moment, migration["id"], since)
+        wait_for_moment(victim, moment, migration, since)
         kill(victim, what, vm, "host-a", "host-b")
         revive(victim)
         ended = until_ended(victim, migration["id"])
@@ -76,20 +77,22 @@ def test_a_kill_during_a_migration_leaves_one_running_vm(victim: Platform, what:
     delete(victim, vm)
 
 
-def wait_for_moment(victim: Platform, moment: str, migration: str, since: dict[str, int]) -> None:
+def wait_for_moment(victim: Platform, moment: str, migration: Object, since: dict[str, int]) -> None:
     step = MOMENTS[moment]
     if step is None:
         return
     service, text = step
     if text in ("preparing", "transferring"):
         order = ("pending", "preparing", "transferring", "completed")
+        # A write waits a second at most until it can be read; reads of this revision wait for longer.
+        path = f"/api/v1/migrations/{migration['id']}?min_revision={migration['revision']}"
 
         def reached() -> bool:
-            current = victim.client.get("migrations", migration)
+            current = victim.client.request("GET", path)
             moved = text == "preparing" or current["progress"]["wire_bytes"] > 1_000_000
             return moved and order.index(current["phase"]) >= order.index(text)
 
-        until(reached, f"migration {migration} is {text}")
+        until(reached, f"migration {migration['id']} is {text}")
     else:
         until_logged(victim, service, text, since[service])
 
@@ -102,7 +105,7 @@ def wait_for_moment(victim: Platform, moment: str, migration: str, since: dict[s
 def test_two_kills_at_once_leave_one_running_vm(victim: Platform, first: str, second: str) -> None:
     vm = boot(victim, f"mover-{next_number()}", next_number(), image="noisy")
     migration = victim.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
-    wait_for_moment(victim, "memory flows", migration["id"], {})
+    wait_for_moment(victim, "memory flows", migration, {})
     for what in (first, second):
         kill(victim, what, vm, "host-a", "host-b")
     pause(1)  # a while without them: what is said meanwhile is lost

@@ -7,10 +7,13 @@ import contextlib
 import json
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
@@ -21,7 +24,7 @@ from novacron.client import ApiError
 from novacron.client.typed import KINDS
 from novacron.model.vm import Power, Vm
 from tests.integration.conftest import Api
-from tests.waiting import pause
+from tests.waiting import pause, pause_async
 
 Object = dict[str, Any]
 OFF = {"image": "tiny", "memory_mib": 64, "power": "stopped"}
@@ -117,6 +120,38 @@ def test_a_request_can_wait_for_its_result(api: Api, clean_up_later: Callable[[A
     assert api("POST", "/api/v1/vms/waits/actions/start?wait=x").problem["field"] == "wait"
     assert api("DELETE", "/api/v1/vms/waits?wait=30").status == 202
     assert api("GET", "/api/v1/vms/waits").status == 404
+
+
+def test_whoever_sends_a_write_again_can_read_it_afterwards(
+    api: Api, site: Platform, clean_up_later: Callable[[Any], Any]
+) -> None:
+    """The first answer may be lost before this server can read what it did, as it is while a transaction is open."""
+    is_open, closes = threading.Event(), threading.Event()
+
+    async def hold_up_the_feed() -> None:
+        connection = await asyncpg.connect(site.postgres.url)
+        async with connection.transaction():
+            await connection.execute("SELECT pg_current_xact_id()")
+            is_open.set()
+            await asyncio.to_thread(closes.wait, 60)
+            await pause_async(0.3)
+        await connection.close()
+
+    def create() -> Any:
+        return clean_up_later(api("POST", "/api/v1/vms", {"name": "again", **OFF}, Idempotency_Key="again"))
+
+    with ThreadPoolExecutor(1) as aside:
+        held = aside.submit(asyncio.run, hold_up_the_feed())
+        try:
+            assert is_open.wait(60)
+            assert create().status == 201
+            assert api("GET", "/api/v1/vms/again").status == 404, "it can't be read as long as that"
+        finally:
+            closes.set()
+        again = create()
+        assert (again.status, again.headers["idempotency-replayed"]) == (201, "true")
+        assert api("GET", "/api/v1/vms/again").status == 200
+        held.result(60)
 
 
 def test_a_read_is_at_least_as_new_as_its_min_revision(api: Api, clean_up_later: Callable[[Any], Any]) -> None:

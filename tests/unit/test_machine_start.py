@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 from pathlib import Path
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -20,6 +21,7 @@ from novacron.disk.images import LocalImage
 from novacron.model.node import AcceleratorKind, ImageInfo
 from novacron.model.vm import VmSpec
 from novacron.qemu import process
+from novacron.qemu.monitor import MonitorFailed
 from novacron.qemu.process import LOG, log_tail
 from novacron.wire import messages as wire
 from tests.waiting import until
@@ -56,6 +58,34 @@ async def test_a_qemu_that_does_not_start_says_why_and_leaves_nothing_running(tm
     assert len(descriptors - {0, 1, 2}) >= 4, "a kernel and three sockets"
     await machine.destroy()
     assert not machine.exists()
+
+
+def test_a_guest_that_has_not_run_here_yet_did_not_stand_still(tmp_path: Path) -> None:
+    """As one that has just started, or comes from another node: QEMU says RESUME of it, and never said STOP."""
+    settings = AgentSettings(tmp_path, tmp_path / "images", "host-a")
+    machine = QemuHypervisor(settings, NodeNetworks(settings), Passthrough()).machine("vm-a", lambda name, data: None)
+    machine._on_event("RESUME", {})
+    assert machine.stood_still_s == 0.0
+    machine._on_event("STOP", {})
+    machine._on_event("RESUME", {})
+    assert 0.0 < machine.stood_still_s < 60.0
+
+
+async def test_a_guest_that_stood_still_in_an_earlier_qemu_did_not_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = AgentSettings(tmp_path, tmp_path / "images", "host-a")
+    machine = QemuHypervisor(settings, NodeNetworks(settings), Passthrough()).machine("vm-a", lambda name, data: None)
+    machine._on_event("STOP", {})
+    monkeypatch.setattr(machine, "_check_alone", AsyncMock())
+    monkeypatch.setattr(machine, "_make_directory", AsyncMock())
+    monkeypatch.setattr(machine, "_spawn", AsyncMock())
+    monkeypatch.setattr(machine, "_attach", AsyncMock(side_effect=MonitorFailed("it ends")))
+    monkeypatch.setattr(machine, "kill", AsyncMock())
+    with pytest.raises(MachineFailed, match="it ends"):
+        await machine.start(Mock(incoming=True))
+    machine._on_event("RESUME", {})
+    assert machine.stood_still_s == 0.0
 
 
 async def test_the_exit_status_of_a_qemu_is_known_whatever_else_is_started_meanwhile(tmp_path: Path) -> None:

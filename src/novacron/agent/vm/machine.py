@@ -63,8 +63,10 @@ class Machine:
         self._picturing = asyncio.Lock()
         self.copying = asyncio.Lock()
         """Held while its disk is copied or shared: by one at a time, and always before the worker's own lock."""
-        self.stood_still_s = self._stopped_at = 0.0
+        self.stood_still_s = 0.0
         """For how long the guest last did."""
+        self._stopped_at: float | None = None
+        """Since when it does (monotonic clock, seconds), at the latest; None: it did not run before, in this QEMU."""
         self.kept = False
         """Its QEMU ends with this node's lease."""
         self.guest_listens = False
@@ -88,7 +90,8 @@ class Machine:
         elif name == "STOP":
             self._stopped_at = time.monotonic()
         elif name == "RESUME":
-            self.stood_still_s = time.monotonic() - self._stopped_at
+            now = time.monotonic()
+            self.stood_still_s = 0.0 if self._stopped_at is None else now - self._stopped_at
         self._tell(name, data)
 
     async def adopt(self) -> bool:
@@ -103,6 +106,7 @@ class Machine:
         self.pid, self.kept = found.pid, process.is_kept(found.pid)
         self._launch.note_devices()
         await asyncio.to_thread(self.console_log.adopt, found.pid)
+        self._stopped_at = time.monotonic()  # if it is paused: nobody knows since when
         await self._attach()
         return True
 
@@ -119,6 +123,7 @@ class Machine:
             raise MachineFailed(str(error)) from error
         except (NetworkFailed, OSError) as error:
             raise MachineFailed(f"can't start {self._settings.qemu_binary}: {error}") from error
+        self._stopped_at = None
         try:
             await self._attach()
             assert self.monitor is not None

@@ -13,7 +13,7 @@ from litestar import Response
 from litestar.enums import MediaType
 
 from novacron.api.access import authorization
-from novacron.api.access.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, Services, services
 from novacron.api.edge import text
 from novacron.api.read_model import long_poll
 from novacron.model import limits
@@ -204,6 +204,12 @@ async def _once(
     return done
 
 
+async def _readable(context: Services, revision: int) -> None:
+    """Wait until the caller can read its own write, but no longer than a write may take."""
+    if not await context.cache.reached(revision, OWN_WRITE_WAIT_S):
+        log.warning("the feed lags behind a write", write=revision, feed=context.cache.revision)
+
+
 async def write(
     request: ApiRequest,
     work: Work[T],
@@ -230,11 +236,11 @@ async def write(
             lambda connection: _once(request, connection, work, writing, claim)
         )  # fmt: skip
     if isinstance(done, idempotency.StoredAnswer):
+        await _readable(context, int(done.headers["ETag"].strip('"')))
         headers = {**done.headers, "Idempotency-Replayed": "true"}
         return Response(done.body, status_code=done.status, media_type=MediaType.JSON, headers=headers)
     result, body, headers, revision = done
-    if not await context.cache.reached(revision, OWN_WRITE_WAIT_S):
-        log.warning("the feed lags behind a write", write=revision, feed=context.cache.revision)
+    await _readable(context, revision)
     wait_s = _wait_s(request)
     if wait_s:
         body, headers["ETag"] = await long_poll.settled(context.cache, result, body, headers["ETag"], wait_s)
