@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
 
-from lab.held_connections import LASTING, HeldConnections, ask, request
+from lab.held_connections import LASTING, HeldConnections, Streams, ask, connected, request
 from lab.replicas import Served, serving
-from novacron.server.connections import FULL_SHARE
+from novacron.server.connections import FIRST_REQUEST_S_MAX, FULL_SHARE
 from tests.security.conftest import RATES
+from tests.waiting import pause_async
 
 FEW, MANY = 256, 2000
 HELD_S_MAX = 300.0
@@ -86,6 +90,32 @@ async def test_connections_that_do_nothing_keep_nobody_out(small: Callers) -> No
         r'^novacron_api_connections_closed_total{reason="full"} (\S+)$', small.served.client.metrics(), re.MULTILINE
     )
     assert closed is not None and float(closed[1]) > 0
+
+
+async def ended(streams: Streams) -> None:
+    """Read until the server closes the connection."""
+    with contextlib.suppress(OSError):
+        while await streams[0].read(65536):
+            pass
+
+
+async def test_connections_with_requests_stay_for_longer_than_those_without(small: Callers) -> None:
+    """One with a stream, and one with a request now and then."""
+    tls, stream = ssl.create_default_context(cadata=small.ca), request("GET", "/api/v1/events", small.viewer)
+    async with connected(small.port, tls) as streaming, connected(small.port, tls) as used:
+        streaming[1].write(stream[:-2] + b"Accept: text/event-stream\r\n\r\n")
+        assert (await streaming[0].readline()).split()[1] == b"200"
+        stream_ended = asyncio.create_task(ended(streaming))
+        over_at = time.monotonic() + FIRST_REQUEST_S_MAX + 3
+        while time.monotonic() < over_at:
+            used[1].write(request("GET", "/healthz"))
+            head = await used[0].readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length is not None, head
+            await used[0].readexactly(int(length[1]))
+            await pause_async(1)
+        assert not stream_ended.done(), "the stream was closed while it was followed"
+        stream_ended.cancel()
 
 
 @pytest.mark.slow

@@ -22,9 +22,10 @@ class RequestsInProgress:
         self.busy: dict[Peer, int] = {}
         self.ended_at: dict[Peer, float] = {}
 
-    def begin(self, client: tuple[str, int]) -> Peer:
-        """A request begins; ``client`` is the other end of its connection. Return what to end it with."""
-        peer = (plain_address(client[0]), client[1])
+    def begin(self, client: tuple[str, int | str]) -> Peer:
+        """A request begins; ``client`` is the other end of its connection, whose port Granian gives as text. Return
+        what to end it with."""
+        peer = (plain_address(client[0]), int(client[1]))
         self.busy[peer] = self.busy.get(peer, 0) + 1
         return peer
 
@@ -37,7 +38,9 @@ class RequestsInProgress:
             del self.busy[peer]
         self.ended_at[peer] = self._clock()
 
-    def forget_all_but(self, peers: Iterable[Peer]) -> None:
-        """Forget connections that are no more."""
+    def forget_all_but(self, peers: Iterable[Peer], looked_at: float) -> None:
+        """Forget connections that are no more: only ``peers`` were open at ``looked_at``, or opened since."""
         still_open = set(peers)
-        self.ended_at = {peer: at for peer, at in self.ended_at.items() if peer in still_open}
+        self.ended_at = {
+            peer: at for peer, at in self.ended_at.items() if peer in still_open or at >= looked_at
+        }  # fmt: skip
