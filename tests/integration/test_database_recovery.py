@@ -21,6 +21,7 @@ from lab.platform import free_ports, open_directory
 from novacron.backup import restic
 from novacron.backup.disks import DiskReader
 from novacron.backup.restic import PruneLimits
+from novacron.backup.snapshot import File
 from novacron.local import database_archive, database_backup, database_recovery
 from novacron.local.archiver_process import archiving
 from novacron.local.database_archiver import SLOT, ArchiverSettings
@@ -347,6 +348,29 @@ async def test_what_is_stored_every_few_seconds_is_put_together(tmp_path: Path) 
     repository = database_backup.open_repository(place)
     stored = database_archive.content(repository, file)
     assert DiskReader(repository, stored).read(0, stored.size) == content[::-1], "what went is stored anew"
+
+
+def test_no_time_counts_as_archived_before_all_of_its_wal_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """A disk that is lost between two files of one pass costs no more than what is said."""
+    place = BackupPlace(tmp_path / "repository", tmp_path / "backup.password")
+    archive = database_archive.WalArchive(database_backup.open_repository(place, create=True), "1")
+    before, now = datetime.now(UTC) - timedelta(seconds=20), datetime.now(UTC)
+    names = ["00000002.history", f"{1:024X}", f"{2:024X}.partial"]
+    for name in names:
+        (tmp_path / name).write_bytes(os.urandom(1000))
+    archive.store([tmp_path / names[1]], before)
+    save, seen = archive._repository.save_snapshot, list[datetime]()
+
+    def saved(directory: str, files: dict[str, File], tags: list[str]) -> str:
+        id = save(directory, files, tags)
+        seen.append(database_archive.WalArchive(database_backup.open_repository(place), "1").until)
+        return id
+
+    monkeypatch.setattr(archive._repository, "save_snapshot", saved)
+    archive.store([tmp_path / name for name in names], now)
+    assert seen == [before, before, now]
 
 
 def test_wal_of_another_history_with_the_same_names_is_refused(installation: Installation) -> None:

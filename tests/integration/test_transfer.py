@@ -22,7 +22,7 @@ PASSES = 5
 
 @pytest.mark.parametrize("placed", [False, True])
 async def test_memory_arrives_as_it_was_when_the_guest_stopped(tmp_path: Path, placed: bool) -> None:
-    """QEMU's dirty log must not lose a write: 7.2's does under emulation with more than one pass (docs/adr/0009)."""
+    """QEMU's dirty log must not lose a write: 7.2's does under emulation, so it makes one pass (docs/adr/0009)."""
     images = tmp_path / "busy"
     tiny.build(images, {"work": CHURN})
     async with (

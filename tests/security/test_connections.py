@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
+import asyncio
+import contextlib
 import json
 import re
 import ssl
@@ -12,11 +13,11 @@ from typing import NamedTuple
 
 import pytest
 
-from lab.held_connections import LASTING, HeldConnections, ask, request
+from lab.held_connections import LASTING, HeldConnections, Streams, ask, connected, request
 from lab.replicas import Served, serving
 from novacron.server.connections import FIRST_REQUEST_S_MAX, FULL_SHARE
 from tests.security.conftest import RATES
-from tests.waiting import pause
+from tests.waiting import pause_async
 
 FEW, MANY = 256, 2000
 HELD_S_MAX = 300.0
@@ -71,32 +72,6 @@ def small() -> Iterator[Callers]:
         yield callers(platform)
 
 
-def test_a_connection_that_is_used_and_a_stream_stay_open(small: Callers) -> None:
-    """The HTTP server says ports as texts: no connection was known to have a request, and all ended after 20 s."""
-    context, opened = ssl.create_default_context(cadata=small.ca), []
-    for _ in range(2):
-        connection = http.client.HTTPSConnection("127.0.0.1", small.port, context=context, timeout=30)
-        connection.connect()
-        opened.append((connection, connection.sock))
-    (used, same), (streaming, _) = opened
-    sent = {"Authorization": f"Bearer {small.viewer}"}
-    streaming.request("GET", "/api/v1/events", headers={**sent, "Accept": "text/event-stream"})
-    stream = streaming.getresponse()
-    assert stream.status == 200
-    until = time.monotonic() + FIRST_REQUEST_S_MAX + 4
-    while time.monotonic() < until:
-        used.request("GET", "/api/v1/vms", headers=sent)
-        answer = used.getresponse()
-        answer.read()
-        assert answer.status == 200 and used.sock is same
-        pause(0.2)
-    small.served.client.create_flavor("seen", {"vcpus": 1, "memory_mib": 64})
-    while b"seen" not in (line := stream.readline()):
-        assert line, "the stream has ended"
-    for connection, _ in opened:
-        connection.close()
-
-
 async def others_are_served(to: Callers, count: int, kinds: Sequence[str], enough: int) -> None:
     """Hold connections, and ask as everybody else, over a new connection each time."""
     holders, tls = HeldConnections(to.port, to.ca, to.viewer), ssl.create_default_context(cadata=to.ca)
@@ -115,6 +90,32 @@ async def test_connections_that_do_nothing_keep_nobody_out(small: Callers) -> No
         r'^novacron_api_connections_closed_total{reason="full"} (\S+)$', small.served.client.metrics(), re.MULTILINE
     )
     assert closed is not None and float(closed[1]) > 0
+
+
+async def ended(streams: Streams) -> None:
+    """Read until the server closes the connection."""
+    with contextlib.suppress(OSError):
+        while await streams[0].read(65536):
+            pass
+
+
+async def test_connections_with_requests_stay_for_longer_than_those_without(small: Callers) -> None:
+    """One with a stream, and one with a request now and then."""
+    tls, stream = ssl.create_default_context(cadata=small.ca), request("GET", "/api/v1/events", small.viewer)
+    async with connected(small.port, tls) as streaming, connected(small.port, tls) as used:
+        streaming[1].write(stream[:-2] + b"Accept: text/event-stream\r\n\r\n")
+        assert (await streaming[0].readline()).split()[1] == b"200"
+        stream_ended = asyncio.create_task(ended(streaming))
+        over_at = time.monotonic() + FIRST_REQUEST_S_MAX + 3
+        while time.monotonic() < over_at:
+            used[1].write(request("GET", "/healthz"))
+            head = await used[0].readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length is not None, head
+            await used[0].readexactly(int(length[1]))
+            await pause_async(1)
+        assert not stream_ended.done(), "the stream was closed while it was followed"
+        stream_ended.cancel()
 
 
 @pytest.mark.slow

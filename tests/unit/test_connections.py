@@ -65,7 +65,9 @@ def test_a_request_in_progress_is_counted_until_the_last_has_ended() -> None:
     assert requests.busy == {("fe80::1", 5): 1}
     requests.end(peers[1])
     assert not requests.busy and requests.ended_at == {("fe80::1", 5): NOW}
-    requests.forget_all_but([])
+    requests.forget_all_but([], NOW)
+    assert requests.ended_at, "it may have been opened after the look"
+    requests.forget_all_but([], NOW + 1)
     assert not requests.ended_at
 
 
@@ -82,7 +84,8 @@ async def test_only_connections_of_the_port_end_and_those_with_a_request_stay(mo
             socket.create_connection(other.getsockname()) as elsewhere,
         ):
             accepted = [server.accept()[0], server.accept()[0], other.accept()[0]]
-            peer = requests.begin(busy.getsockname())
+            address, source_port = busy.getsockname()
+            peer = requests.begin((address, str(source_port)))  # as Granian has it
             assert len(await asyncio.to_thread(proxies.look)) == 2
             silent.settimeout(0.01)
             with pytest.raises(TimeoutError):
@@ -108,3 +111,31 @@ def test_a_process_has_as_many_connections_as_it_may_open_files(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda what: (files, files))
     assert most_connections(16_384) == most
+
+
+@pytest.mark.parametrize("used", ["before it was first seen", "since it was looked at"])
+async def test_a_connection_that_was_used_is_not_ended_as_one_without_a_request(
+    monkeypatch: pytest.MonkeyPatch, used: str
+) -> None:  # fmt: skip
+    monkeypatch.setattr(connections, "FIRST_REQUEST_S_MAX", -1.0)
+    requests = RequestsInProgress()
+
+    def use() -> None:
+        requests.end(requests.begin(client.getsockname()))
+
+    def late(*arguments: object) -> dict[str, list[ClientConnection]]:
+        ended = to_end(*arguments)  # type: ignore[arg-type]
+        use()
+        return ended
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        idle = IdleConnections(server.getsockname()[1], 1000, requests, lambda _: False)
+        with socket.create_connection(server.getsockname()) as client, server.accept()[0]:
+            if used == "since it was looked at":
+                monkeypatch.setattr(connections, "to_end", late)
+            else:
+                use()
+            assert len(await asyncio.to_thread(idle.look)) == 1
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)

@@ -31,6 +31,7 @@ DIRECTORY, TAG = "database-wal", "novacron-wal"
 """Of its snapshots: the directory in them, and the tag by which they are found."""
 CLUSTER, FILE, UNTIL = "cluster-", "file-", "until-"
 """How further tags of them begin."""
+BEFORE_ALL = datetime.fromtimestamp(0, UTC)
 SMALL_BYTES_MAX = 64 << 20
 """Of a base backup's manifest."""
 HISTORY_BYTES_MAX = 1 << 20
@@ -93,11 +94,16 @@ class WalArchive:
             self._replaced.append(partial.snapshot)
 
     def store(self, paths: list[Path], until: datetime) -> None:
-        """Store files; ``until``: all that was committed before is in them. Raises RepositoryError, OSError."""
+        """Store files, in order; ``until``: all that was committed before is in them. Raises RepositoryError, OSError.
+
+        Only the last segment says so: whoever reads between, or ends this, finds no time that the next was to hold.
+        """
+        segments = [path for path in paths if not database_wal.HISTORY.match(path.name)]
+        last, former = (segments or paths)[-1:], min(self.until, until)
         self._check_present()
         with RepositoryLock(self._repository, exclusive=False):
             self._refresh()
-            stored = [WalFile(path.name, self._store(path, until), until) for path in paths]
+            stored = [self._store(path, until if path in last else former) for path in paths]
             self._check_present()
             for file in stored:
                 self._take(file)
@@ -119,11 +125,16 @@ class WalArchive:
                 ids.append(hashlib.sha256(block).digest())
         return content(self._repository, self.files[path.name]).ids() == ids
 
-    def _store(self, path: Path, until: datetime) -> str:
+    @property
+    def until(self) -> datetime:
+        """All that was committed before is in the files that are here."""
+        return max((file.until for file in self.files.values()), default=BEFORE_ALL)
+
+    def _store(self, path: Path, until: datetime) -> WalFile:
         with path.open("rb") as file:
             stored = disks.write_stream(self._repository, file.read, os.fstat(file.fileno()).st_size)
         tags = [TAG, CLUSTER + self.cluster, FILE + path.name, UNTIL + until.astimezone(UTC).isoformat()]
-        return self._repository.save_snapshot(DIRECTORY, {path.name: stored}, tags)
+        return WalFile(path.name, self._repository.save_snapshot(DIRECTORY, {path.name: stored}, tags), until)
 
     def _refresh(self) -> None:
         """Learn what the repository has. Index files only come, unless somebody has pruned."""

@@ -67,7 +67,6 @@ LAST_STORE_S = 20.0
 BACKOFF = BackoffPolicy(first_s=1.0, most_s=30.0)
 BASE_BACKOFF = BackoffPolicy(first_s=30.0, most_s=3600.0, steady_s=7200.0)
 FAILURES = "novacron_database_wal_failures_total"
-BEFORE_ALL = datetime.fromtimestamp(0, UTC)
 ARCHIVED_AT = "novacron_database_wal_archived_timestamp_seconds"
 BASE_AT = "novacron_database_base_backup_timestamp_seconds"
 
@@ -298,7 +297,7 @@ class Archiver:
         if self._archive is None:
             self._archive = self._open(self._cluster)
         archive = self._archive
-        until = until or max((file.until for file in archive.files.values()), default=BEFORE_ALL)
+        until = until or archive.until
         written = {path.name: path.stat().st_mtime_ns for path in self._spool.iterdir()
                    if database_wal.is_wal(path.name)}  # fmt: skip
         self._check_names(archive, sorted(written))
@@ -313,7 +312,7 @@ class Archiver:
     def _has_gap(self) -> bool:
         """Say whether what was stored last can't be reached from a base backup, as after the loss of a spool."""
         assert self._archive is not None
-        newest = max((file.until for file in self._archive.files.values()), default=BEFORE_ALL)
+        newest = self._archive.until
         bases = [source for source in database_recovery.restorable(self.settings.place)
                  if source.base is not None and source.base.cluster == self._cluster]  # fmt: skip
         return bool(bases) and all(source.until < newest for source in bases)

@@ -108,8 +108,9 @@ class IdleConnections:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
+            looked_at = time.monotonic()
             peers = await asyncio.to_thread(self.look)
-            self._requests.forget_all_but(peers)
+            self._requests.forget_all_but(peers, looked_at)
             await asyncio.sleep(LOOK_WHEN_FULL_S if len(peers) > self._most * FULL_SHARE else LOOK_S)
 
     def look(self) -> list[Peer]:
@@ -133,7 +134,7 @@ class IdleConnections:
         self, file: int, peer: Peer, since: float, busy: Mapping[Peer, int], ended_at: Mapping[Peer, float]
     ) -> ClientConnection:  # fmt: skip
         last = ended_at.get(peer, 0.0)
-        has_asked = last > since or peer in busy
+        has_asked = peer in ended_at or peer in busy  # maybe before it was first seen
         is_sending = has_asked and peer not in busy and _unsent_bytes(file) > 0
         return ClientConnection(file, peer, max(since, last), has_asked, peer in busy, is_sending)
 
@@ -154,7 +155,7 @@ class IdleConnections:
         """Shut a connection down, unless it is another one by now; say whether it was."""
         with _borrowed(connection.file) as found:
             try:
-                if found is None or connection.peer in self._requests.busy:
+                if found is None or self._was_used(connection):
                     return False
                 address, port = found.getpeername()[:2]
                 if (plain_address(address), port) != connection.peer:
@@ -163,6 +164,11 @@ class IdleConnections:
             except OSError:  # it has ended by itself
                 return False
             return True
+
+    def _was_used(self, connection: ClientConnection) -> bool:
+        """Say whether a request has begun since it was looked at, and maybe ended."""
+        peer = connection.peer
+        return peer in self._requests.busy or self._requests.ended_at.get(peer, 0.0) > connection.since
 
 
 def _sockets() -> Iterator[tuple[int, int]]:

@@ -38,7 +38,9 @@ class RequestsInProgress:
             del self.busy[peer]
         self.ended_at[peer] = self._clock()
 
-    def forget_all_but(self, peers: Iterable[Peer]) -> None:
-        """Forget connections that are no more."""
+    def forget_all_but(self, peers: Iterable[Peer], looked_at: float) -> None:
+        """Forget connections that are no more: only ``peers`` were open at ``looked_at``, or opened since."""
         still_open = set(peers)
-        self.ended_at = {peer: at for peer, at in self.ended_at.items() if peer in still_open}
+        self.ended_at = {
+            peer: at for peer, at in self.ended_at.items() if peer in still_open or at >= looked_at
+        }  # fmt: skip
