@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -139,3 +140,13 @@ async def test_a_connection_that_was_used_is_not_ended_as_one_without_a_request(
             client.setblocking(False)
             with pytest.raises(BlockingIOError):
                 client.recv(1)
+
+
+def test_a_number_that_is_no_sockets_any_more_leaves_no_file_open(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        before = len(list(Path(connections.FILES).iterdir()))
+        with connections._borrowed(file.fileno()) as found:
+            assert found is None
+        assert len(list(Path(connections.FILES).iterdir())) == before
+    with connections._borrowed(1 << 20) as found:
+        assert found is None

@@ -184,8 +184,14 @@ def _sockets() -> Iterator[tuple[int, int]]:
 def _borrowed(file: int) -> Iterator[socket.socket | None]:
     """Have a socket of the HTTP server, which goes on owning it, as one that stays the same while it is looked at."""
     try:
-        found = socket.socket(fileno=os.dup(file))
-    except OSError:  # it was closed meanwhile, or is no socket any more
+        copy = os.dup(file)
+    except OSError:  # it was closed meanwhile
+        yield None
+        return
+    try:
+        found = socket.socket(fileno=copy)
+    except OSError:  # the number is another file's by now, which is no socket
+        os.close(copy)
         yield None
         return
     with found:
