@@ -101,6 +101,17 @@ async def test_transactions_at_once_make_no_more_than_one_after_the_other(databa
     assert sum(row["count"] for row in rows) == 120
 
 
+async def test_a_transaction_that_began_before_those_of_all_five_is_counted(database: Database) -> None:
+    """It is neither refused nor a sixth event."""
+    async with database.transaction() as early:
+        await early.fetchval("SELECT pg_current_xact_id()")
+        await happen(database, "R1", "R2", "R3", "R4", "R5", "R6")
+        await events.record(early, events.NewEvent("vm", "vm-1", "web", "Late", "", project="p"))
+    rows = await stored(database)
+    assert len(rows) == PER_MINUTE_MAX and sum(row["count"] for row in rows) == 7
+    assert "Late" in {row["reason"] for row in rows}
+
+
 async def test_that_a_vm_is_elsewhere_is_not_put_out_of_sight(database: Database) -> None:
     await happen(
         database, "Lost", "Placed", "Starting", "Failed", "FailedOver", "Running", "Started", "Failed", "Ready"
