@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,6 +23,7 @@ from novacron.model.network import NetworkKind, NetworkSpec
 from novacron.model.plan import PlanAction, PlanVm
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.rebalance import RebalanceBasis, RebalanceMode, Settings
+from novacron.model.scheduled_move import ScheduledMove
 from novacron.model.user import UserKind
 from novacron.store import (
     backup_policies,
@@ -32,6 +34,7 @@ from novacron.store import (
     networks,
     plans,
     rebalancing,
+    scheduled_moves,
     tokens,
     users,
 )
@@ -284,11 +287,22 @@ async def rebalance(connection: Connection, fails: Fails) -> Two:
     return Two("", "")
 
 
+async def scheduled(connection: Connection, fails: Fails) -> Two:
+    await _nodes(connection)
+    now = datetime.now(UTC)
+    move = ScheduledMove(not_before=now, deadline=now + timedelta(hours=1), begins_at=now, why="", actor="ann")
+    for name in ("bad", "good"):
+        await add_vm(connection, name, "a")
+        await scheduled_moves.schedule(connection, name, move, None)
+    return fails.at("scheduled_moves.begin", Two("bad", "good"))
+
+
 CASES: dict[str, Callable[[Connection, Fails], Awaitable[Two]]] = {
     "migration": migration, "health": health, "gateways": gateways, "garbage": collected,
     "certificates": certificates, "conditions": conditions, "replicas": replicas, "plans": recovery_plans,
     "placement": placement, "failover": failover, "drain": drain, "backups": policies, "backup-proofs": proofs,
     "sessions": sessions, "audit-chain": audit, "rebalance": rebalance,
+    "scheduled-moves": scheduled,
 }  # fmt: skip
 
 

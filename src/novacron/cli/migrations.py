@@ -102,6 +102,7 @@ ESTIMATE: Columns = {
     "DIRTY RATE": lambda f: output.size(f["move"]["dirty_bytes_per_s"]) + "/s",
     "LINK": lambda f: f"{f['move']['path']['best_rate_bytes_per_s'] * 8 / 1e6:.1f} Mbit/s",
     "ROUND TRIP": lambda f: f"{f['move']['path']['rtt_ms']:.1f} ms",
+    "CHEAPEST": lambda f: f"{output.when(f['cheapest_at'])}: {f['cheapest_why']}" if f.get("cheapest_at") else None,
 }
 
 

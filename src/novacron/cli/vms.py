@@ -10,14 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from novacron import private_file
-from novacron.cli import metadata, options, output, progress, updates, vm_backup, vm_memory
+from novacron.cli import metadata, move_options, options, output, progress, updates, vm_backup, vm_memory
 from novacron.cli.lists import Listing
 from novacron.cli.names import names_of
 from novacron.cli.options import QuietWait, Wait
 from novacron.cli.output import EXIT_INTERRUPTED, Columns, Object, Output, OutputFormat
 from novacron.cli.vm_options import NoSecurityGroup, VmChanges
 from novacron.client import ApiError, Client
-from novacron.client.choices import MigrationPolicy
 from novacron.terminal import say, say_lines
 
 app = typer.Typer(no_args_is_help=True, help="Create and run virtual machines.")
@@ -109,6 +108,7 @@ DETAILS: Columns = {
     "MACHINE": lambda vm: vm["status"]["machine"],
     "ACCELERATOR": lambda vm: vm["status"]["accelerator"],
     "MIGRATION": lambda vm: vm["migration"],
+    "MOVES": move_options.scheduled,
     "EPOCH": lambda vm: vm["epoch"],
     "REVISION": lambda vm: vm["revision"],
 }
@@ -459,35 +459,16 @@ def log(vm: VmRef, size: Annotated[int, typer.Option(min=1, max=1024, help="how 
         say_lines(Client().console_log(vm, size << 10).decode(errors="replace"))
 
 
-MIGRATE_OPTIONS = (
-    options.option("target", str, "--to", help="target node; chosen by the platform if not given"),
-    options.option(
-        "rate_limit_bytes_per_s", str, "--max-rate", convert=output.parse_rate,
-        help="limit of the migration's bandwidth, such as 50Mbit",
-    ),
-    options.option(
-        "weight", int, default=1, min=1, max=100,
-        help="share of the link's bandwidth, relative to other migrations on it",
-    ),
-    options.option(
-        "policy", MigrationPolicy, default=MigrationPolicy.THROTTLE,
-        help="when the guest writes memory too fast: throttle it, keep copying (go-on), or switch to post-copy",
-    ),
-    options.option(
-        "warm", bool, "--warm", default=False, help="pause the VM meanwhile, and move its snapshots too"
-    ),
-)  # fmt: skip
-
-
 @app.command()
 @options.expand
 def migrate(
     vm: VmRef,
-    fields: Annotated[Object, MIGRATE_OPTIONS],
+    fields: Annotated[Object, move_options.MIGRATE_OPTIONS],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only estimate how long it would take")] = False,
+    unschedule: Annotated[bool, typer.Option("--unschedule", help="do not move it at the time that was set")] = False,
     wait: Wait = Wait(wait=True, timeout_s=3600),
 ) -> None:
-    """Move a VM to another node: live if it runs."""
+    """Move a VM to another node: live if it runs; now, or at a later time."""
     from novacron.cli.migrations import ESTIMATE, finish
 
     with output.errors():
@@ -495,5 +476,9 @@ def migrate(
         if dry_run:
             target = {"target": fields.get("target")}
             output.fields(client.act("vms", vm, "foresee-migration", target), ESTIMATE, wait.output)
-            return
-        finish(client, client.act("vms", vm, "migrate", fields), wait)
+        elif unschedule:
+            move_options.unschedule(client, vm)
+        elif fields.get("not_before") or fields.get("deadline"):
+            move_options.schedule(client, vm, fields)
+        else:
+            finish(client, client.act("vms", vm, "migrate", fields), wait)

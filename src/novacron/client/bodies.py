@@ -904,6 +904,20 @@ class RuleSpecBody(TypedDict, total=False):
     group: str | None
 
 
+class ScheduleMigrationBody(TypedDict, total=False):
+    """A migration at a later time: not before one, to be over at another. With a deadline it begins when the VM
+    usually does least; otherwise as soon as it may. A deadline without ``not_before`` counts from now.
+    """
+
+    target: str | None
+    weight: int
+    rate_limit_bytes_per_s: int | None
+    policy: MigrationPolicy | Literal["throttle", "go-on", "post-copy"]
+    warm: bool
+    not_before: str | None
+    deadline: str | None
+
+
 class ScriptErrorBody(TypedDict, total=False):
     """An error of a script. Don't trust it: whoever has a session can report anything."""
 

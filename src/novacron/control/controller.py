@@ -25,6 +25,7 @@ from novacron.control.forecasts import Forecasts
 from novacron.control.objects import Objects
 from novacron.control.placement import PlacementController
 from novacron.control.rebalance import Rebalance
+from novacron.control.scheduled_moves import ScheduledMoves
 from novacron.control.sessions import Sessions
 from novacron.model.errors import NovaError
 from novacron.model.probe import MoveForeseen
@@ -98,6 +99,7 @@ class Controllers:
             Controller("sessions", Sessions(lifetimes or Lifetimes()).step, 30, frozenset()),
             Controller("audit-chain", audit_chain.step, 1, frozenset()),
             Controller("rebalance", Rebalance(nodes.estimate_move, index).step, 60, frozenset()),
+            Controller("scheduled-moves", ScheduledMoves(index).step, 5, frozenset()),
             Controller("forecasts", Forecasts().step, 30, frozenset()),
         )
         self._wake = {controller.name: asyncio.Event() for controller in self._all}

@@ -28,6 +28,7 @@ from novacron.model.names import NAME_PATTERN, Name
 from novacron.model.network import NicSpec
 from novacron.model.project import DEFAULT
 from novacron.model.replica_source import ReplicaSource
+from novacron.model.scheduled_move import ScheduledMove
 
 ID_PATTERN = re.compile(r"^vm-[a-z2-7]{16}\Z")
 
@@ -389,6 +390,7 @@ class Vm(Metadata, frozen=True):
     backups: BackupSummary = BackupSummary()
     proof_of: str = ""
     """Id of the backup of which it was made only to see whether it starts; it is deleted then."""
+    scheduled_move: ScheduledMove | None = None
 
 
 class VmAction(StrEnum):

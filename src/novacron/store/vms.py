@@ -74,14 +74,19 @@ async def get(connection: Connection, id: str, *, lock: bool = False) -> Vm:
     return of_row(row)
 
 
-def check_action(vm: Vm, action: VmAction, if_match: int | None) -> None:
-    """Raise PreconditionFailed, Conflict or IllegalState when ``action`` does not fit the VM as it is."""
+def check_revision(vm: Vm, if_match: int | None) -> None:
+    """Raise PreconditionFailed unless the VM is at this revision, if one is named."""
     if if_match is not None and if_match != vm.revision:
         raise PreconditionFailed(
             f"VM {vm.name} is at revision {vm.revision}, not {if_match}",
             field="If-Match",
             hint="read the VM again, look at what changed, and repeat",
         )
+
+
+def check_action(vm: Vm, action: VmAction, if_match: int | None) -> None:
+    """Raise PreconditionFailed, Conflict or IllegalState when ``action`` does not fit the VM as it is."""
+    check_revision(vm, if_match)
     unreconciled.check(vm, action)
     if vm.deleting:
         if action is VmAction.DELETE:

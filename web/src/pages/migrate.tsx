@@ -1,8 +1,9 @@
 /** Moving a VM: each node's verdict in words, a forecast before, and the move. */
-import { Button, FormSelect, FormSelectOption, Title } from "@patternfly/react-core";
+import { Button, FormSelect, FormSelectOption, TextInput, Title } from "@patternfly/react-core";
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { type ReactElement, useState } from "react";
 import { answered, client, type Vm } from "../api";
+import { When } from "../components/labels";
 import { Refusal, refused, said } from "../components/notices";
 import { bytes, duration } from "../format";
 import { t } from "../i18n";
@@ -17,13 +18,50 @@ export function MigrateVm({ vm }: { vm: Vm }): ReactElement {
           {open ? t("Not now") : t("Migrate this VM")}
         </Button>
       </div>
+      <ScheduledMove vm={vm} />
       {open && <Targets vm={vm} close={() => setOpen(false)} />}
     </>
   );
 }
 
+/** When the VM moves by itself, why then, and the way to take that back. */
+function ScheduledMove({ vm }: { vm: Vm }): ReactElement | null {
+  const cancel = useMutation({
+    mutationFn: () => answered(client.POST("/api/v1/vms/{ref}/actions/unschedule-migration", { params: { path: { ref: vm.id } } })),
+    onSuccess: () => said(t("{name} stays where it is", { name: vm.name })),
+    onError: (error) => refused(t("The move of {name} is still scheduled", { name: vm.name }), error),
+  });
+  const move = vm.scheduled_move;
+  if (move == null) return null;
+  return (
+    <div className="nc-bar">
+      <p>
+        {t("Moves to {target} at", { target: move.target ?? t("the best node") })} <When at={move.begins_at} />: {move.why}
+        {move.refusal !== null && `. ${t("Not yet: {why}", { why: move.refusal })}`}
+      </p>
+      <Button variant="secondary" isLoading={cancel.isPending} isDisabled={cancel.isPending} onClick={() => cancel.mutate()}>
+        {t("Do not move it")}
+      </Button>
+    </div>
+  );
+}
+
+/** What a field for a local time holds, as the API and the command line take it. */
+function moment(local: string): string | undefined {
+  return local === "" ? undefined : new Date(local).toISOString();
+}
+
+/** The command line that asks for the same. */
+function command(name: string, options: Record<string, string | undefined>): string {
+  const given = Object.entries(options).filter(([, value]) => value);
+  return ["novacron vm migrate", name, ...given.flat()].join(" ");
+}
+
 function Targets({ vm, close }: { vm: Vm; close: () => void }): ReactElement {
   const [target, setTarget] = useState("");
+  const [notBefore, setNotBefore] = useState("");
+  const [deadline, setDeadline] = useState("");
+  const isLater = notBefore !== "" || deadline !== "";
   const at = { params: { path: { ref: vm.id } } };
   const verdicts = useQuery({
     queryKey: ["placement", vm.id, vm.node],
@@ -34,9 +72,16 @@ function Targets({ vm, close }: { vm: Vm; close: () => void }): ReactElement {
     mutationFn: () => answered(client.POST("/api/v1/vms/{ref}/actions/foresee-migration", { ...at, body })),
   });
   const migrate = useMutation({
-    mutationFn: () => answered(client.POST("/api/v1/vms/{ref}/actions/migrate", { ...at, body })),
+    mutationFn: async (): Promise<void> => {
+      if (isLater) {
+        const when = { not_before: moment(notBefore), deadline: moment(deadline) };
+        await answered(client.POST("/api/v1/vms/{ref}/actions/schedule-migration", { ...at, body: { ...body, ...when } }));
+      } else {
+        await answered(client.POST("/api/v1/vms/{ref}/actions/migrate", { ...at, body }));
+      }
+    },
     onSuccess: () => {
-      said(t("The migration of {name} has been accepted", { name: vm.name }));
+      said(isLater ? t("The migration of {name} is scheduled", { name: vm.name }) : t("The migration of {name} has been accepted", { name: vm.name }));
       close();
     },
     onError: (error) => refused(t("{name} was not migrated", { name: vm.name }), error),
@@ -57,13 +102,21 @@ function Targets({ vm, close }: { vm: Vm; close: () => void }): ReactElement {
         ))}
       </FormSelect>
       <div className="nc-bar">
+        <label>
+          {t("Not before")} <TextInput type="datetime-local" value={notBefore} onChange={(_, value) => setNotBefore(value)} />
+        </label>
+        <label>
+          {t("Done by")} <TextInput type="datetime-local" value={deadline} onChange={(_, value) => setDeadline(value)} />
+        </label>
+      </div>
+      <div className="nc-bar">
         <Button isLoading={migrate.isPending} isDisabled={migrate.isPending} onClick={() => migrate.mutate()}>
           {t("Migrate")}
         </Button>
         <Button variant="secondary" isLoading={forecast.isPending} isDisabled={forecast.isPending} onClick={() => forecast.mutate()}>
           {t("Forecast")}
         </Button>
-        <code>{`novacron vm migrate ${vm.name}${target === "" ? "" : ` --to ${target}`}`}</code>
+        <code>{command(vm.name, { "--to": target, "--not-before": moment(notBefore), "--deadline": moment(deadline) })}</code>
       </div>
       {forecast.error !== null && <Refusal title={t("There is no forecast")} error={forecast.error} />}
       {forecast.data !== undefined && (
@@ -79,7 +132,12 @@ function Targets({ vm, close }: { vm: Vm; close: () => void }): ReactElement {
                 total: duration(forecast.data.move.forecast.total_s),
                 downtime: duration(forecast.data.move.forecast.downtime_ms / 1000),
               })
-            : t("It would not end: {reason}", { reason: forecast.data.move.forecast.reason })}
+            : t("It would not end: {reason}", { reason: forecast.data.move.forecast.reason })}{" "}
+          {forecast.data.cheapest_at != null && (
+            <>
+              {t("Cheapest within a day:")} <When at={forecast.data.cheapest_at} />: {forecast.data.cheapest_why}
+            </>
+          )}
         </p>
       )}
     </div>

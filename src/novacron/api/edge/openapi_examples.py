@@ -97,6 +97,7 @@ EXAMPLES: dict[str, object] = {
     "recoverVm": {"confirm": "host-a"},
     "reportPageError": {"message": "TypeError: node is undefined", "page": "/ui/nodes"},
     "renameNode": {"name": "host-d"},
+    "scheduleMigration": {"not_before": "2026-12-01T20:00:00Z", "deadline": "2026-12-02T05:00:00Z"},
     "setLogLevel": {"level": "debug"},
     "setNodeLogLevel": {"level": "debug"},
     "setPassword": {"password": "correct horse battery staple", "present": "the one before"},

@@ -42,7 +42,8 @@ CONDITIONAL = frozenset({
     "configureNetwork", "configureNic", "configureNode", "configureProject", "configureReplica",
     "configureSnapshot", "configureTemplate",
     "configureVm", "configureVolume", "cordonNode", "deleteVm", "drainNode", "migrateVm", "moveVm", "moveVolume",
-    "pauseVm", "putLink", "rebootVm", "removeNic", "resetVm", "resumeVm", "startVm", "stopVm", "uncordonNode",
+    "pauseVm", "putLink", "rebootVm", "removeNic", "resetVm", "resumeVm", "scheduleMigration", "startVm", "stopVm",
+    "uncordonNode", "unscheduleMigration",
 })  # fmt: skip
 """Operations that take the header If-Match."""
 TAGS = {"/api/v1/join": "nodes", "/api/v1/snapshots/{id}": "vms"}

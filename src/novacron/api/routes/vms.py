@@ -28,24 +28,22 @@ from novacron.api.routes import (
     replicas,
     sealed_seeds,
     snapshots,
+    vm_moves,
 )
 from novacron.api.routes.nodes import Confirm
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.cloud_init import Seed, SeedChanges, check_seed
 from novacron.model.devices import DiskBus, NicModel
-from novacron.model.errors import IllegalState, InvalidInput, NovaError
+from novacron.model.errors import InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.ipv4 import check_interface
-from novacron.model.link_sharing import Rate, Weight
 from novacron.model.mac import MacAddress
 from novacron.model.metadata import FIELDS as METADATA
 from novacron.model.metadata import Description, DisplayName, Tags
-from novacron.model.migration import Migration, MigrationPolicy
 from novacron.model.names import Name
 from novacron.model.network import SecurityGroups
 from novacron.model.presets import PRESETS
-from novacron.model.probe import MoveForeseen
 from novacron.model.vm import (
     BLANK_IMAGE,
     Firmware,
@@ -64,7 +62,7 @@ from novacron.model.vm import (
 )
 from novacron.model.vm_templates import Flavor, Template, merged
 from novacron.model.volume import NewDisk
-from novacron.store import clones, lost_nodes, migrations, new_vms, projects, vm_templates, vms
+from novacron.store import clones, lost_nodes, new_vms, projects, vm_templates, vms
 from novacron.store.database import Connection
 
 P = TypeVar("P", Flavor, Template)
@@ -150,34 +148,6 @@ class RecoverVm(msgspec.Struct, forbid_unknown_fields=True):
     """The name of its node, as a word that the host is off and nothing runs there."""
     discard_disk: bool = False
     """Begin with a new disk if the old one was on that node only."""
-
-
-class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
-    """Where to move the VM; without ``target`` the platform chooses. What it may use of the link: at most a rate, and
-    where several migrations share one, as much as its weight is to theirs. And what to do with a guest that writes
-    faster than the link takes it."""
-
-    target: Name | None = None
-    weight: Weight = 1
-    rate_limit_bytes_per_s: Rate | None = None
-    policy: MigrationPolicy = MigrationPolicy.THROTTLE
-    warm: bool = False
-    """Pause the guest during the migration, and move its snapshots along."""
-
-
-class ForeseeMigration(msgspec.Struct, forbid_unknown_fields=True):
-    """The target node of the estimate; without ``target`` the platform chooses."""
-
-    target: Name | None = None
-
-
-class MigrationForecast(msgspec.Struct):
-    """What a migration would cost, by an estimate."""
-
-    vm_name: str
-    source: str
-    target: str
-    move: MoveForeseen
 
 
 @get("/", summary="List VMs by name")
@@ -402,65 +372,6 @@ async def clone_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[Clone
     return await replies.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
 
 
-@post(
-    "/{ref:str}/actions/migrate",
-    summary="Migrate the VM to another node",
-    status_code=202,
-    opt=authorization.in_project(Right.OPERATE),
-)
-async def migrate_vm(
-    request: ApiRequest, ref: FromPath[str], data: JSONBody[MigrateVm | None] = None
-) -> Response[Migration]:
-    id, options, revision = (
-        await authorization.resolve(request, "vm", ref),
-        data or MigrateVm(),
-        replies.if_match(request),
-    )
-
-    async def work(connection: Connection) -> Migration:
-        return await migrations.create(
-            connection,
-            id,
-            migrations.MoveRequest(
-                actor=request.user.name,
-                target=options.target,
-                if_match=revision,
-                weight=options.weight,
-                rate_limit_bytes_per_s=options.rate_limit_bytes_per_s,
-                policy=options.policy,
-                warm=options.warm,
-            ),
-            services(request).fleet,
-        )
-
-    return await replies.write(
-        request, work, status=202, location=lambda migration: f"/api/v1/migrations/{migration.id}"
-    )
-
-
-@post(
-    "/{ref:str}/actions/foresee-migration",
-    summary="Estimate a migration to another node without migrating",
-    status_code=200,
-    opt=authorization.in_project(Right.OPERATE),
-)
-async def foresee_migration(
-    request: ApiRequest, ref: FromPath[str], data: JSONBody[ForeseeMigration | None] = None
-) -> MigrationForecast:
-    id, context = await authorization.resolve(request, "vm", ref), services(request)
-    async with context.database.transaction() as connection:
-        vm, target = await migrations.choose(
-            connection, id, (data or ForeseeMigration()).target, None, index=context.fleet
-        )
-    if vm.status.state is not VmState.RUNNING:
-        raise IllegalState(
-            f"VM {vm.name} is {vm.status.state}", hint="only the migration of a running VM can be estimated"
-        )
-    assert vm.node is not None
-    foreseen = await context.agents.estimate_move(vm.id, vm.node, target)
-    return MigrationForecast(vm.name, vm.node, target, foreseen)
-
-
 async def _act(
     request: ApiRequest, ref: str, action: VmAction, *, status: int = 202, stop_timeout_s: int | None = None
 ) -> Response[Any]:
@@ -479,8 +390,8 @@ router = Router(
     "/vms",
     route_handlers=[
         list_vms, show_vm, create_vm, configure_vm, delete_vm, start_vm, stop_vm, pause_vm, resume_vm, reboot_vm,
-        reset_vm, recover_vm, clone_vm, exports.export_vm, backups.back_up_vm, *replicas.OF_VMS, migrate_vm,
-        foresee_migration, consoles.open_console, consoles.open_port, consoles.console_log, consoles.screenshot,
+        reset_vm, recover_vm, clone_vm, exports.export_vm, backups.back_up_vm, *replicas.OF_VMS, *vm_moves.ROUTES,
+        consoles.open_console, consoles.open_port, consoles.console_log, consoles.screenshot,
         *guest_commands.ROUTES, project_moves.move_vm, *nics.ROUTES, *snapshots.ROUTES,
     ],
     tags=["vms"],

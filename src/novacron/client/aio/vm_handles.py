@@ -22,7 +22,7 @@ from novacron.client.values import GuestResult
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from novacron.client.bodies import CloneVmBody, ConfigureVmBody, CreateVmBody
+    from novacron.client.bodies import CloneVmBody, ConfigureVmBody, CreateVmBody, ScheduleMigrationBody
 
 
 class AsyncMigrationHandle(AsyncWatched[Migration]):
@@ -131,6 +131,14 @@ class AsyncVmHandle(AsyncWatched[Vm], AsyncRemovable[Vm]):
         """Begin to move it to a node, by default to the best one."""
         body = await self._act("migrate", {"target": target, "policy": policy})
         return AsyncMigrationHandle(self._connection, Migration, body)
+
+    async def schedule_migration(self, **when: Unpack[ScheduleMigrationBody]) -> Self:
+        """Have it migrated at a later time; ``deadline``: when the VM usually does least, to be over by then."""
+        return self._take(await self._act("schedule-migration", when))
+
+    async def unschedule_migration(self) -> Self:
+        """Have it not migrated at the time that was set."""
+        return self._take(await self._act("unschedule-migration"))
 
     async def clone(self, **fields: Unpack[CloneVmBody]) -> AsyncVmHandle:
         return AsyncVmHandle(self._connection, Vm, await self._act("clone", fields))

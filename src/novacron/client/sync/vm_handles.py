@@ -23,7 +23,7 @@ from novacron.client.values import GuestResult
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from novacron.client.bodies import CloneVmBody, ConfigureVmBody, CreateVmBody
+    from novacron.client.bodies import CloneVmBody, ConfigureVmBody, CreateVmBody, ScheduleMigrationBody
 
 
 class MigrationHandle(Watched[Migration]):
@@ -132,6 +132,14 @@ class VmHandle(Watched[Vm], Removable[Vm]):
         """Begin to move it to a node, by default to the best one."""
         body = self._act("migrate", {"target": target, "policy": policy})
         return MigrationHandle(self._connection, Migration, body)
+
+    def schedule_migration(self, **when: Unpack[ScheduleMigrationBody]) -> Self:
+        """Have it migrated at a later time; ``deadline``: when the VM usually does least, to be over by then."""
+        return self._take(self._act("schedule-migration", when))
+
+    def unschedule_migration(self) -> Self:
+        """Have it not migrated at the time that was set."""
+        return self._take(self._act("unschedule-migration"))
 
     def clone(self, **fields: Unpack[CloneVmBody]) -> VmHandle:
         return VmHandle(self._connection, Vm, self._act("clone", fields))
