@@ -68,13 +68,8 @@ class MoveWindow(NamedTuple):
 
 def window(not_before: datetime | None, deadline: datetime | None, now: datetime) -> MoveWindow:
     """Return when a move may begin. Raises InvalidInput."""
-    for field, moment in (("not_before", not_before), ("deadline", deadline)):
-        if moment is None:
-            continue
-        if moment.tzinfo is None:
-            raise InvalidInput("it has no time zone", field=field, hint="write for example 2026-12-01T22:00:00Z")
-        if moment > now + AHEAD_MAX:
-            raise InvalidInput(f"it is more than {AHEAD_MAX.days} days ahead", field=field, hint="name an earlier time")
+    _check("not_before", not_before, now)
+    _check("deadline", deadline, now)
     if not_before is None and deadline is None:
         raise InvalidInput("neither not_before nor deadline is given", hint="name one of them, or migrate at once")
     begin = max(now, not_before or now)
@@ -82,6 +77,16 @@ def window(not_before: datetime | None, deadline: datetime | None, now: datetime
         behind = "not_before" if not_before is not None and not_before > now else "the present"
         raise InvalidInput(f"it is not after {behind}", field="deadline", hint="name a later time")
     return MoveWindow(begin, deadline or begin + TRIED_FOR, deadline is None)
+
+
+def _check(field: str, moment: datetime | None, now: datetime) -> None:
+    """Raise InvalidInput unless a time is near enough, and in a zone."""
+    if moment is None:
+        return
+    if moment.tzinfo is None:
+        raise InvalidInput("it has no time zone", field=field, hint="write for example 2026-12-01T22:00:00Z")
+    if moment > now + AHEAD_MAX:
+        raise InvalidInput(f"it is more than {AHEAD_MAX.days} days ahead", field=field, hint="name an earlier time")
 
 
 def cheapest(begin: datetime, end: datetime, usual: Sequence[float] | None, takes_s: float | None) -> MoveTime:

@@ -66,16 +66,14 @@ async def begin(connection: Connection, id: str, now: datetime, index: FleetInde
     move = vm.scheduled_move
     if move is None or move.begins_at > now or vm.migration is not None:
         return
+    await _store(connection, vm, None)
     if vm.deleting or vm.node == move.target:
-        await _store(connection, vm, None)
         return
     if now > move.deadline:
-        why = f": {move.refusal}" if move.refusal else ""
-        message = f"the VM was to be moved until {move.deadline.astimezone(UTC):%Y-%m-%d %H:%M} UTC, and was not{why}"
+        why = move.refusal or "no server was there to begin it"
+        message = f"the VM was to be moved until {move.deadline.astimezone(UTC):%Y-%m-%d %H:%M} UTC, and was not: {why}"
         await _event(connection, vm, "MoveMissed", message)
-        await _store(connection, vm, None)
         return
-    await _store(connection, vm, None)
     request = migrations.MoveRequest(
         actor=move.actor, target=move.target, weight=move.weight, rate_limit_bytes_per_s=move.rate_limit_bytes_per_s,
         policy=move.policy, warm=move.warm,
