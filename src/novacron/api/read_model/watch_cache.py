@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -58,7 +58,7 @@ class Delivery(msgspec.Struct, frozen=True):
     """Whose it is; None: the fleet's."""
 
 
-def encoded(kind: str, body: dict[str, Any]) -> bytes:
+def encoded(kind: str, body: Mapping[str, object]) -> bytes:
     """Return an object's JSON as users see it."""
     hidden = HIDDEN.get(kind)
     if hidden is not None:
