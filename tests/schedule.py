@@ -23,7 +23,7 @@ SHARED = {
         *_integration(
             "volumes", "sharing", "hotplug", "access", "api", "api_http", "api_objects", "contract",
             "doctor", "foreign_clients", "manifests", "networks", "placement", "rollout_smoke", "runbooks", "sdk_page",
-            "scheduled_moves", "server", "web_ui", "wheel",
+            "quotas", "scheduled_moves", "server", "web_ui", "web_ui_files", "web_ui_outages", "wheel",
         ),
         "tests/security/test_overlay.py",
     ),

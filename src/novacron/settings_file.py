@@ -188,7 +188,7 @@ def _option(context: typer.Context, name: str) -> typer.core.TyperOption:
 
 
 def problems_in(
-    context: typer.Context, file: Path, found: Mapping[str, Any], kinds: Mapping[str, Setting]
+    context: typer.Context, file: Path, found: Mapping[str, object], kinds: Mapping[str, Setting]
 ) -> Iterator[str]:
     """Yield what is wrong with what a file says."""
     for name, value in found.items():
@@ -208,7 +208,7 @@ def problems_in(
                 yield f"{name}: {problem}"
 
 
-def options_of(context: typer.Context, options: type[Made], found: Mapping[str, Any]) -> Made:
+def options_of(context: typer.Context, options: type[Made], found: Mapping[str, object]) -> Made:
     """Return the options that a service has whose settings file says this, which must have no problems."""
     kinds = {setting.name: setting for setting in settings(options)}
     fields = {kinds[name].field: _option(context, name).process_value(context, value) for name, value in found.items()}

@@ -89,7 +89,7 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def end_all(tasks: Collection[asyncio.Task[Any]]) -> None:
+async def end_all(tasks: Collection[asyncio.Task[object]]) -> None:
     """Cancel tasks and wait for their ends. One that goes on, because something on its way out has taken the
     cancellation for a failure, is cancelled again, a few times."""
     left = {task for task in tasks if not task.done()}

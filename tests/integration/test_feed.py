@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from novacron.model import limits
-from novacron.store import feed, garbage
+from novacron.store import events, feed, garbage
 from novacron.store.database import Connection, Database, Overtaken, connect
 from novacron.store.feed import Batch, Change, Feed, FeedSnapshot
 from tests.chance import fixed_seed
@@ -273,3 +273,32 @@ async def test_a_snapshot_read_in_pages_is_of_one_moment(database: Database, cou
         (f"u-{number}", f"user-{number}") for number in range(count)
     ]
     assert all(user.revision <= read.batch.revision for user in users)
+
+
+async def test_the_rows_of_a_statement_come_in_its_order_and_are_written_at_once(database: Database) -> None:
+    seen: list[Change] = []
+    stop = asyncio.Event()
+    following = asyncio.create_task(collect(database.url, seen, stop))
+    await wait_until_followed(seen)
+    ids = [f"vm-{number}" for number in range(50)]
+    async with database.transaction() as connection:
+        await connection.execute("SET LOCAL track_functions = 'all'")
+        await connection.execute(
+            "INSERT INTO vms (id, name, spec, status, epoch, project)"
+            " SELECT id, id, $2, '{}', 0, 'default' FROM unnest($1::text[]) id",
+            ids, {"image": "tiny", "vcpus": 1, "memory_mib": 64},
+        )  # fmt: skip
+        happened = [events.NewEvent("vm", id, id, "Created", "x", "ann", "default") for id in ids]
+        await connection.execute(events.EVENTS.insert, *events.EVENTS.arguments(events.rows_of(happened)))
+        await connection.execute(events.EVENTS.insert, *([] for _ in events.EVENTS.columns))
+        rows = await connection.fetch("SELECT funcname, calls FROM pg_stat_xact_user_functions")
+        calls = {row["funcname"]: row["calls"] for row in rows}
+        stored = {row["id"]: row["revision"] for row in await connection.fetch("SELECT id, revision FROM vms")}
+    assert calls["nova_changes_of_new"] == 3 and "nova_change" not in calls, "a call for each row costs more"
+    await eventually(lambda: len([c for c in seen if c.kind == "event"]) >= 50, "the follower has the events")
+    following.cancel()
+    made = [change for change in seen if change.kind == "vm"]
+    assert [change.key for change in made] == ids
+    assert [(change.body or {})["revision"] for change in made] == [stored[id] for id in ids]
+    assert {(change.project, (change.body or {})["spec"]["image"]) for change in made} == {("default", "tiny")}
+    assert sorted((c.body or {})["object"] for c in seen if c.kind == "event") == sorted(ids)

@@ -1,24 +1,20 @@
-"""The web UI in a browser, against real VMs; and how its files are served."""
+"""The web UI in a browser, against real VMs."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
-import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyotp
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from lab.platform import Platform
 from novacron.client import Client, Config
-from tests.integration.conftest import Api
 
 NewVm = Callable[..., dict[str, Any]]
 USER, PASSWORD = "web-ui", "correct horse battery"
@@ -38,8 +34,6 @@ TOO_WIDE = """[...document.querySelectorAll("*")].filter(element => {
 }).map(element => `${element.tagName} ${element.className}: ${element.scrollWidth} > ${element.clientWidth}`)"""
 EXPECTED = ("/api/v1/me",)
 """A browser asks who is logged in, and writes into its console that nobody is."""
-CUT_OFF = ("/api/v1/watch", "ERR_CONNECTION", "401")
-"""What a browser writes into its console while the server is away, or when a session has ended."""
 POISONED = ("description", "message", "reason", "vm_name", "image", "pool", "site", "cidr", "words")
 HOSTILE = (
     "<img src=x onerror=\"window.hit='img'\">",
@@ -457,135 +451,6 @@ def _look_for_effects(page: Page, pages: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-def test_a_page_outlives_a_restart_of_the_server(
-    page: Page, site: Platform, new_vm: NewVm, forgiven: list[str]
-) -> None:
-    """What was typed and selected stays, and what happened meanwhile shows, without a reload."""
-    forgiven += CUT_OFF
-    vm = new_vm(name="web-stays")
-    log_in(page)
-    page.get_by_label("Name begins with").fill("web-st")
-    page.get_by_role("row").filter(has_text="web-stays").get_by_role("checkbox").check()
-    form = page.context.new_page()
-    form.goto("/ui/vms/create")
-    until_current(form)
-    form.get_by_label("Name", exact=True).fill("web-typed")
-    for shown in (page, form):
-        shown.evaluate("window.loaded = 'once'")
-    site.server.stop()
-    for shown in (page, form):
-        expect(shown.get_by_test_id("freshness")).to_contain_text("behind since", timeout=SOON_MS)
-    site.server.start()
-    site.wait_ready()
-    site.client.request("PATCH", f"/api/v1/vms/{vm['id']}", {"name": "web-still-there"})
-    for shown in (page, form):
-        until_current(shown)
-        assert shown.evaluate("window.loaded") == "once", "the page was loaded again"
-    expect(page.get_by_role("link", name="web-still-there")).to_be_visible(timeout=SOON_MS)
-    expect(page.get_by_label("Name begins with")).to_have_value("web-st")
-    expect(page.get_by_role("row").filter(has_text="web-still-there").get_by_role("checkbox")).to_be_checked()
-    expect(form.get_by_label("Name", exact=True)).to_have_value("web-typed")
-
-
-@pytest.mark.slow
-def test_a_page_outlives_its_session(page: Page, site: Platform, forgiven: list[str]) -> None:
-    """Somebody ends the session of a page on which something was typed; after a login, it is still there."""
-    forgiven += CUT_OFF
-    log_in(page)
-    page.goto("/ui/vms/create")
-    until_current(page)
-    page.get_by_label("Name", exact=True).fill("web-typed")
-    for token in site.client.list("tokens", user=USER):
-        if token["kind"] == "session" and not token["revoked"]:
-            site.client.request("DELETE", f"/api/v1/tokens/{token['id']}")
-    again = page.get_by_role("dialog", name="Log in again")
-    expect(again).to_be_visible(timeout=SOON_MS)
-    expect(again.get_by_label("User")).to_have_value(USER)
-    type_password(page)
-    expect(again).to_be_hidden(timeout=SOON_MS)
-    until_current(page)
-    expect(page.get_by_label("Name", exact=True)).to_have_value("web-typed")
-
-
-@pytest.mark.slow
-def test_an_error_in_a_page_is_reported_and_shown_with_its_id(page: Page, site: Platform, forgiven: list[str]) -> None:
-    forgiven += ["web-went-wrong", "null"]
-    log_in(page)
-
-    def until_logged(shown: Locator, what: str) -> None:
-        expect(shown).to_contain_text(re.compile("whose log has it as [A-Za-z0-9-]+"), timeout=SOON_MS)
-        found = re.search(r"whose log has it as ([A-Za-z0-9-]+)", shown.inner_text())
-        assert found is not None
-        (line,) = [line for line in site.server.log.read_text().splitlines() if "a page of the web UI failed" in line
-                   and what in line]  # fmt: skip
-        assert found[1] in line and USER in line
-
-    page.evaluate("void setTimeout(() => { throw new Error('web-went-wrong'); })")
-    until_logged(page.get_by_role("listitem").filter(has_text="Something in this page failed"), "web-went-wrong")
-    broken = {"items": [{"name": "x", "nodes": None, "ready": 0, "cordoned": 0, "forward_ports": ""}], "revision": 1}
-    page.route("**/api/v1/sites", lambda route: route.fulfill(json=broken))
-    page.get_by_role("link", name="Sites and links").click()
-    shown = page.locator(".pf-v6-c-alert").filter(has_text="This part of the page can't be shown")
-    until_logged(shown, "null")
-    page.unroute("**/api/v1/sites")
-    page.get_by_role("link", name="Volumes").click()
-    expect(page.get_by_role("heading", name="Volumes", level=1)).to_be_visible(timeout=SOON_MS)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("status", [429, 503])
-def test_a_page_gets_what_a_busy_server_refused_without_a_reload(
-    page: Page, new_vm: NewVm, forgiven: list[str], status: int
-) -> None:
-    forgiven.append(str(status))
-    new_vm(name="web-busy")
-    log_in(page)
-    problem = {"title": "Busy", "status": status, "code": "busy", "detail": "too much at once", "hint": "wait"}
-    page.route("**/api/v1/vms?*", lambda route: route.fulfill(status=status, json=problem))
-    page.get_by_label("Name begins with").fill("web-b")
-    expect(page.get_by_text("too much at once").first).to_be_visible(timeout=SOON_MS)
-    page.unroute("**/api/v1/vms?*")
-    expect(page.get_by_role("link", name="web-busy")).to_be_visible(timeout=SOON_MS)
-    expect(page.get_by_label("Name begins with")).to_have_value("web-b")
-
-
-@pytest.mark.slow
-def test_a_page_is_current_again_after_it_was_cut_off(
-    page: Page, site: Platform, new_vm: NewVm, forgiven: list[str]
-) -> None:
-    """As after a laptop slept: without a reload, and without losing what was selected."""
-    forgiven += [*CUT_OFF, "ERR_INTERNET_DISCONNECTED"]
-    vm = new_vm(name="web-asleep")
-    log_in(page)
-    page.get_by_role("row").filter(has_text="web-asleep").get_by_role("checkbox").check()
-    page.evaluate("window.loaded = 'once'")
-    page.context.set_offline(True)
-    expect(page.get_by_test_id("freshness")).to_contain_text("behind since", timeout=SOON_MS)
-    site.client.request("PATCH", f"/api/v1/vms/{vm['id']}", {"name": "web-awake"})
-    page.context.set_offline(False)
-    expect(page.get_by_role("link", name="web-awake")).to_be_visible(timeout=SOON_MS)
-    until_current(page)
-    expect(page.get_by_role("row").filter(has_text="web-awake").get_by_role("checkbox")).to_be_checked()
-    assert page.evaluate("window.loaded") == "once"
-
-
-@pytest.mark.slow
-def test_who_logs_out_in_one_tab_is_logged_out_in_the_other(page: Page, forgiven: list[str]) -> None:
-    forgiven += CUT_OFF
-    log_in(page)
-    other = page.context.new_page()
-    other.goto("/ui/vms/create")
-    until_current(other)
-    other.get_by_label("Name", exact=True).fill("web-typed")
-    page.get_by_role("button", name="Log out").click()
-    again = other.get_by_role("dialog", name="Log in again")
-    expect(again).to_be_visible(timeout=SOON_MS)
-    type_password(other)
-    expect(again).to_be_hidden(timeout=SOON_MS)
-    expect(other.get_by_label("Name", exact=True)).to_have_value("web-typed")
-
-
-@pytest.mark.slow
 def test_an_action_reaches_all_that_are_selected_and_ends_the_selection(
     page: Page, site: Platform, new_vm: NewVm
 ) -> None:
@@ -620,65 +485,3 @@ def _poisoned(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [_poisoned(inner, depth + 1) for inner in value]
     return value
-
-
-def request(site: Platform, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """Ask for exactly this path: other clients tidy it up first."""
-    config = site.client.config
-    where = urlsplit(config.url)
-    assert where.hostname is not None
-    connection = http.client.HTTPSConnection(
-        where.hostname, where.port, context=ssl.create_default_context(cadata=config.ca), timeout=30
-    )
-    try:
-        connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-        answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-    finally:
-        connection.close()
-
-
-def test_the_web_ui_is_served_compressed_for_ever_and_to_its_own_origin_only(site: Platform) -> None:
-    status, headers, body = request(site, "/ui/")
-    assert (status, headers["cache-control"]) == (200, "no-cache")
-    policy = headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-    assert headers["x-content-type-options"] == "nosniff"
-    for name in re.findall(rb'(?:src|href)="(/ui/assets/[^"]+)"', body):
-        status, headers, packed = request(site, name.decode(), Accept_Encoding="gzip, br")
-        assert (status, headers["content-encoding"]) == (200, "br"), name
-        assert headers["cache-control"] == "public, max-age=31536000, immutable"
-        assert len(packed) < len(request(site, name.decode())[2])
-        assert request(site, name.decode(), If_None_Match=headers["etag"])[0] == 304
-    assert request(site, "/ui/vms/some-vm")[2] == body, "pages have addresses of their own"
-    status, headers, _ = request(site, "/", Accept="text/html,*/*")
-    assert (status, headers["location"]) == (303, "/ui/")
-    assert request(site, "/")[0] == 404, "programs get no page"
-    assert json.loads(request(site, "/ui/settings.json")[2]) == {"oidc": False}
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["/ui/assets/", "/ui/assets", "/ui/../pyproject.toml", "/ui/%2e%2e/web_ui.py", "/ui/..%2f..%2fapp.py",
-     "/ui/assets/..%5c..%5capp.py", "/ui//etc/passwd", "/ui/%00", "/ui/index.html.br", "/ui/.git/config",
-     "/ui/assets/../index.html", "/ui/index.html%0d%0aSet-Cookie:a=b", "/ui/" + "a" * 5000],
-)  # fmt: skip
-def test_no_path_leads_out_of_the_web_ui(site: Platform, path: str) -> None:
-    status, headers, body = request(site, path)
-    assert status in (400, 404, 414), path
-    assert "set-cookie" not in headers and b"import" not in body
-
-
-def test_the_web_ui_can_only_be_read(site: Platform) -> None:
-    assert request(site, "/ui/", "POST")[0] == 405
-    status, headers, body = request(site, "/ui/", "HEAD")
-    assert status == 200 and body == b"" and int(headers["content-length"]) > 0
-
-
-def test_a_page_learns_its_value_for_changes_again_after_a_reload(site: Platform, user: str, api: Api) -> None:
-    done = api("POST", "/api/v1/login", {"user": user, "password": PASSWORD}, token=None)
-    cookie = next(part for part in done.headers.getlist("set-cookie") if "-session=" in part).split(";")[0]
-    shown = api("GET", "/api/v1/me", token=None, Cookie=cookie)
-    assert shown.body["csrf"] == done.body["csrf"] and shown.headers["cache-control"] == "no-store"
-    assert api("GET", "/api/v1/me").body["csrf"] is None, "a token has none"
-    assert api("POST", "/api/v1/logout", token=None, Cookie=cookie, X_CSRF_Token=done.body["csrf"]).status == 204

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from novacron.api.read_model import watch_cache
 from novacron.api.read_model.watch_cache import Cache, Delivery
 from novacron.model.access import Right
 from novacron.model.errors import Gone, Unavailable
@@ -178,3 +179,19 @@ async def test_an_object_that_cant_be_taken_in_counts_as_gone_and_stops_no_other
     assert not cache.callers.access_of("user-a").everywhere, "nobody keeps a right that can't be read"
     await cache.apply(Batch(3, [vm(3)]))
     assert [entry.revision for entry in cache.named("vm", "web")] == [3]
+
+
+async def test_a_change_is_encoded_once_and_one_that_cant_be_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, encoded = await started(), list[str]()
+
+    def encode(kind: str, body: dict[str, Any]) -> bytes:
+        encoded.append(f"{kind} {body['id']}")
+        if body["id"] == "vm-bad":
+            raise TypeError("it can't be encoded")
+        return json.dumps(body).encode()
+
+    monkeypatch.setattr(watch_cache, "encoded", encode)
+    await cache.apply(Batch(1, [vm(1), vm(1, "bad", "vm-bad"), vm(1, "db", "vm-b")]))
+    assert encoded == ["vm vm-a", "vm vm-bad", "vm vm-b"]
+    assert [delivery.key for delivery in await take(cache, 0, 2)] == ["vm-a", "vm-b"]
+    assert cache.get("vm", "vm-bad") is None

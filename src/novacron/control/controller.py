@@ -92,7 +92,11 @@ class Controllers:
             Controller("placement", PlacementController(index).step, 10, frozenset({"vm", "node"}), pause_s=0.05),
             Controller("failover", Failover(fence, index=index).step, 1, frozenset({"node"})),
             Controller(
-                "drain", Drains(nodes.estimate_move, index).step, 5, frozenset({"node", "vm", "migration", "drain"})
+                "drain",
+                Drains(nodes.estimate_move, index).step,
+                5,
+                frozenset({"node", "vm", "migration", "drain"}),
+                pause_s=0.2,  # each change of any VM wakes it, and hardly ever does anything drain
             ),
             Controller("backups", BackupPolicies().step, 15, frozenset({"backup", "backup-policy"}), pause_s=1),
             Controller("backup-proofs", BackupProofs(nodes).step, 3, frozenset({"backup"}), pause_s=1, is_led=False),

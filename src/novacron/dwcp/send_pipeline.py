@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -65,7 +65,7 @@ class SendPipeline:
         encoder: Encoder,
         receiver_index: ReceiverIndex,
         counters: Counters,
-        queue: Callable[[Piece, bytes], Coroutine[Any, Any, None]],
+        queue: Callable[[Piece, bytes], Coroutine[object, None, None]],
         *,
         fixed: bool,
     ) -> None:

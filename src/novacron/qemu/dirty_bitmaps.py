@@ -58,7 +58,7 @@ def _record(node: str, bitmap: dict[str, Any]) -> WriteRecord:
     return WriteRecord(node, name, repository, since, int(bitmap["count"]), works and as_made)
 
 
-def begin(node: str, name: str) -> dict[str, Any]:
+def begin(node: str, name: str) -> dict[str, object]:
     """Return the action of a transaction that begins a record with its moment."""
     data = {"node": node, "name": name, "granularity": GRANULARITY_BYTES, "persistent": False}
     return {"type": "block-dirty-bitmap-add", "data": data}

@@ -6,7 +6,7 @@ import fcntl
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import msgspec
 
@@ -67,7 +67,7 @@ class RunLog:
             raise RunbookError(f"another run writes to the log {path}") from None
         return cls(file)
 
-    def write(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - whatever JSON can have
+    def write(self, event: str, **fields: object) -> None:
         """Add a line. Raises OSError."""
         line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         self._file.write(msgspec.json.encode(line) + b"\n")

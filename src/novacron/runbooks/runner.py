@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -60,7 +60,7 @@ class Operator(Protocol):
 class Log(Protocol):
     """Where a run is recorded."""
 
-    def write(self, event: str, **fields: Any) -> None:  # noqa: ANN401
+    def write(self, event: str, **fields: object) -> None:
         """Record something."""
 
 

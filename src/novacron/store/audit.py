@@ -25,7 +25,7 @@ AUDIT = deferred_writes.Table(
 COLUMNS = ", ".join(AuditRecord.__struct_fields__)
 
 
-def rows_of(requests: Sequence[AuditedRequest]) -> list[Sequence[Any]]:
+def rows_of(requests: Sequence[AuditedRequest]) -> list[Sequence[object]]:
     """Return what was asked as rows of its table."""
     return [[getattr(request, column) for column in AUDIT.columns] for request in requests]
 

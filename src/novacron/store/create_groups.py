@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -64,7 +64,7 @@ class QuickCreate(NamedTuple):
     """What one request creates."""
 
     vm: new_vms.QuickVm
-    audit: Sequence[Any]
+    audit: Sequence[object]
     """Its row of the audit log."""
     claim: idempotency.KeyClaim | None
     headers: dict[str, str]
@@ -148,7 +148,7 @@ class CreateGroups:
             return {}  # each tries again by itself
         return {row["id"]: _created(row) for row in rows}
 
-    def _arguments(self, creates: Sequence[QuickCreate]) -> list[Any]:
+    def _arguments(self, creates: Sequence[QuickCreate]) -> list[object]:
         first = creates[0].vm
         rows = new_vms.arguments_of([create.vm.row for create in creates], first.of.project, first.quota)
         claims = [
@@ -157,7 +157,7 @@ class CreateGroups:
             for create in creates
         ]  # fmt: skip
         logged = events.rows_of([create.vm.event for create in creates])
-        columns = (claims, logged, [create.audit for create in creates])
+        columns: tuple[Sequence[Sequence[object]], ...] = (claims, logged, [create.audit for create in creates])
         return [*rows, *(list(column) for part in columns for column in zip(*part, strict=True)), self._status]
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
@@ -24,7 +24,7 @@ from novacron.telemetry.values import counter, histogram
 
 log = logs.get(__name__)
 
-SCHEMA_VERSION = "0063"
+SCHEMA_VERSION = "0064"
 SERVER_VERSION_MIN = 150000
 POOL_DEFAULT = 25
 POOL_IDLE_S, POOL_QUERIES_MAX = 300.0, 50_000
@@ -330,8 +330,9 @@ class Database:
             return await work(connection)
 
     async def at_once(
-        self, statement: str, arguments: Sequence[Any], rows: dict[deferred_writes.Table, list[Sequence[Any]]],
-        answer: tuple[str, Sequence[Any]] | None = None, turn: tuple[str, Sequence[Any]] | None = None,
+        self, statement: str, arguments: Sequence[object],
+        rows: Mapping[deferred_writes.Table, Sequence[Sequence[object]]],
+        answer: tuple[str, Sequence[object]] | None = None, turn: tuple[str, Sequence[object]] | None = None,
     ) -> asyncpg.Record | None:  # fmt: skip
         """Do a statement that returns a row, and add ``rows`` if it does, in one round trip; return that row, or None.
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 from novacron.store.connection import Connection
 
@@ -28,7 +27,7 @@ class Table:
         self.insert = f"INSERT INTO {name} ({', '.join(columns)}) SELECT * FROM unnest({values})"
         self._turns = None if turns is None else self.columns.index(turns)
 
-    def arguments(self, rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    def arguments(self, rows: Sequence[Sequence[object]]) -> list[list[object]]:
         """Return rows as ``insert`` takes them: its columns."""
         turns = self._turns
         ordered = rows if turns is None else sorted(rows, key=lambda row: str(row[turns]))
@@ -37,14 +36,14 @@ class Table:
 
 class _Pending:
     def __init__(self) -> None:
-        self.rows: dict[Table, list[Sequence[Any]]] = {}
-        self.statements: list[tuple[str, tuple[Any, ...]]] = []
+        self.rows: dict[Table, list[Sequence[object]]] = {}
+        self.statements: list[tuple[str, tuple[object, ...]]] = []
 
 
 _pending: ContextVar[_Pending | None] = ContextVar("pending", default=None)
 
 
-async def add(connection: Connection, table: Table, rows: Sequence[Sequence[Any]]) -> None:
+async def add(connection: Connection, table: Table, rows: Sequence[Sequence[object]]) -> None:
     """Add rows to a table: at the end of the transaction, or at once where nobody waits for its end."""
     pending = _pending.get()
     if pending is not None:
@@ -88,9 +87,9 @@ def undone_with_block() -> Iterator[None]:
 
 
 def all_at_once(
-    statement: str, arguments: Sequence[Any], rows: dict[Table, list[Sequence[Any]]],
-    answer: tuple[str, Sequence[Any]] | None = None, turn: tuple[str, Sequence[Any]] | None = None,
-) -> tuple[str, list[Any]]:  # fmt: skip
+    statement: str, arguments: Sequence[object], rows: Mapping[Table, Sequence[Sequence[object]]],
+    answer: tuple[str, Sequence[object]] | None = None, turn: tuple[str, Sequence[object]] | None = None,
+) -> tuple[str, list[object]]:  # fmt: skip
     """Return one statement, with its arguments, that does ``statement``, and if that returns a row, adds ``rows`` and
     does ``answer``, which reads the row from ``done`` and returns columns that are added to it.
 
@@ -134,7 +133,9 @@ def numbered(statement: str, after: int) -> str:
 
 async def write(connection: Connection, pending: _Pending) -> None:
     """Write what was collected."""
-    parts = [(table.insert, tuple(table.arguments(rows))) for table, rows in pending.rows.items() if rows]
+    parts: list[tuple[str, tuple[object, ...]]] = [
+        (table.insert, tuple(table.arguments(rows))) for table, rows in pending.rows.items() if rows
+    ]
     parts += pending.statements
     if not parts:
         return

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import asyncpg
 import msgspec
@@ -109,7 +108,8 @@ async def settle(connection: Connection, claimed: KeyClaim, answer: StoredAnswer
 
 
 async def change_vm_at_once(
-    database: Database, change: vms.OneStatement, rows: dict[deferred_writes.Table, list[Sequence[Any]]],
+    database: Database, change: vms.OneStatement,
+    rows: Mapping[deferred_writes.Table, Sequence[Sequence[object]]],
     claimed: KeyClaim, status: int, headers: dict[str, str],
 ) -> tuple[Vm, bytes] | None:  # fmt: skip
     """Change a VM in one round trip, with its key and the answer; return the VM and the answer's body.

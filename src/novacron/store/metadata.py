@@ -52,7 +52,7 @@ class Wanted(NamedTuple):
     if_match: int | None = None
 
 
-def split(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(changes: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
     """Return what of the changes of an object is its own, and what is metadata."""
     own = {field: value for field, value in changes.items() if field not in FIELDS}
     return own, {field: value for field, value in changes.items() if field in FIELDS}
@@ -121,7 +121,7 @@ async def copy(connection: Connection, kind: str, source: str, target: str) -> N
     )  # fmt: skip
 
 
-async def describe_image(connection: Connection, name: str, changes: Mapping[str, Any], actor: str) -> None:
+async def describe_image(connection: Connection, name: str, changes: Mapping[str, object], actor: str) -> None:
     """Change metadata of the images that a name means: nodes report those, and know nothing of it."""
     await connection.execute("INSERT INTO image_metadata (name) VALUES ($1) ON CONFLICT DO NOTHING", name)
     await change(connection, ObjectRef("image-metadata", name, name), ImageMetadata, Wanted(changes, actor))

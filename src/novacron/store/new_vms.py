@@ -142,7 +142,7 @@ def _row(new: NewVm, spec: VmSpec, disk_mib: int) -> NewRow:
     )
 
 
-def arguments_of(rows: Sequence[NewRow], project: str, quota: dict[str, Any] | None = None) -> list[Any]:
+def arguments_of(rows: Sequence[NewRow], project: str, quota: Mapping[str, object] | None = None) -> list[object]:
     """Return what ``INSERT`` takes."""
     columns = list(map(list, zip(*rows, strict=True)))
     return [*columns, msgspec.to_builtins(VmStatus()), project, quota]

@@ -40,7 +40,7 @@ async def get(connection: Connection) -> Rebalancing:
     return msgspec.convert(stored | {"settings": read(stored["settings"])}, Rebalancing)
 
 
-def read(stored: Mapping[str, Any]) -> Settings:
+def read(stored: Mapping[str, object]) -> Settings:
     """Return stored settings. What a newer server has stored and this one does not know, or not so, is left out: during
     an update both read them."""
     known: dict[str, Any] = {}

@@ -242,7 +242,7 @@ def act_in_one_statement(
     return _change(vm, power_changes(vm.spec, action, stop_timeout_s), event)
 
 
-def power_changes(spec: VmSpec, action: VmAction, stop_timeout_s: int | None) -> dict[str, Any]:
+def power_changes(spec: VmSpec, action: VmAction, stop_timeout_s: int | None) -> dict[str, object]:
     """Return what of a spec an action changes."""
     match action:
         case VmAction.START:

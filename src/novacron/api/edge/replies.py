@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -20,7 +20,7 @@ from novacron.model import limits
 from novacron.model.errors import InvalidInput, NotFound, Unavailable
 from novacron.model.key import KeyName
 from novacron.model.vm import Vm
-from novacron.store import audit, create_groups, events, idempotency
+from novacron.store import audit, create_groups, deferred_writes, events, idempotency
 from novacron.store.database import Connection
 from novacron.store.new_vms import QuickVm
 from novacron.store.vms import OneStatement
@@ -146,7 +146,9 @@ async def _in_one_statement(
     if isinstance(change, QuickVm):
         done = await context.creates.create(create_groups.QuickCreate(change, audited[0], claim, headers))
     else:
-        rows = {events.EVENTS: events.rows_of([change.event]), audit.AUDIT: audited}
+        rows: dict[deferred_writes.Table, Sequence[Sequence[object]]] = {
+            events.EVENTS: events.rows_of([change.event]), audit.AUDIT: audited
+        }  # fmt: skip
         if claim is None:
             row = await context.database.at_once(change.statement, change.arguments, rows)
             vm = None if row is None else msgspec.convert(dict(row), Vm)
@@ -215,7 +217,7 @@ async def write(
     work: Work[T],
     *,
     status: int = 200,
-    location: Callable[[Any], str] | None = None,
+    location: Callable[[T], str] | None = None,
     recorded: bool = False,
     statement: Quick | None = None,
 ) -> Response[Any]:

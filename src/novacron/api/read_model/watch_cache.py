@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -58,7 +58,7 @@ class Delivery(msgspec.Struct, frozen=True):
     """Whose it is; None: the fleet's."""
 
 
-def encoded(kind: str, body: dict[str, Any]) -> bytes:
+def encoded(kind: str, body: Mapping[str, object]) -> bytes:
     """Return an object's JSON as users see it."""
     hidden = HIDDEN.get(kind)
     if hidden is not None:
@@ -66,13 +66,21 @@ def encoded(kind: str, body: dict[str, Any]) -> bytes:
     return msgspec.json.encode(body)
 
 
+def _last_public(changes: list[Change]) -> dict[int, int]:
+    """Return, for each transaction, the position of its last change that followers get."""
+    return {change.revision: position for position, change in enumerate(changes) if change.kind in PUBLIC}
+
+
 def _deliveries(changes: list[Change]) -> Iterator[Delivery]:
     """Yield each change as followers get it."""
-    last_of = {c.revision: position for position, c in enumerate(changes) if c.kind in PUBLIC}
+    last_of = _last_public(changes)
     for position, change in enumerate(changes):
         json = None if change.body is None else encoded(change.kind, change.body)
-        last = last_of.get(change.revision) == position
-        yield Delivery(change.revision, change.kind, change.key, json, last, change.project)
+        yield _delivery(change, json, last=last_of.get(change.revision) == position)
+
+
+def _delivery(change: Change, json: bytes | None, *, last: bool) -> Delivery:
+    return Delivery(change.revision, change.kind, change.key, json, last, change.project)
 
 
 class Cache:
@@ -238,9 +246,12 @@ class Cache:
 
     async def apply(self, batch: Batch) -> None:
         """Apply whole transactions in order."""
-        for change, delivery in zip(batch.changes, _deliveries(batch.changes), strict=True):
+        last_of = _last_public(batch.changes)
+        for position, change in enumerate(batch.changes):
             # A deletion of an unknown object was in the snapshot already, and so in the history.
             if self._take(change) and change.kind in PUBLIC:
+                json = None if change.body is None else self._kinds[change.kind][change.key].json
+                delivery = _delivery(change, json, last=last_of.get(change.revision) == position)
                 self._remember(delivery)
                 for queue in list(self._subscribers):
                     try:

@@ -15,7 +15,7 @@ class CannotEdit(Exception):
     """A settings file is written in a way that can't be changed by a program."""
 
 
-def as_in_file(value: object) -> Any:  # noqa: ANN401 - any value of TOML
+def as_in_file(value: object) -> object:
     """Return a value as reading it from a file gives it. Raises ValueError for one that TOML can't have."""
     return tomllib.loads(f"value = {settings_file.toml(value)}")["value"]
 
