@@ -76,8 +76,8 @@ async def test_a_move_begins_at_its_time_as_it_was_asked_for(installation: Insta
     moving = await installation.at(NOW + 3 * HOUR)
     assert moving.migration is not None and moving.scheduled_move is None
     async with installation.database.connection() as connection:
-        row = await connection.fetchrow("SELECT target, weight, kind, phase, cause FROM migrations")
-    assert tuple(row) == ("b", 7, "warm", "pending", "request")
+        rows = await connection.fetch("SELECT target, weight, kind, phase, cause FROM migrations")
+    assert [tuple(row) for row in rows] == [("b", 7, "warm", "pending", "request")]
     assert await installation.events() == ["MoveScheduled", "Requested", "MigrationRequested"]
 
 
@@ -155,9 +155,9 @@ def test_people_schedule_moves_and_take_them_back(site: Platform, new_vm: Callab
     assert shown["scheduled_move"]["target"] == "host-b" and shown["scheduled_move"]["actor"]
     assert "to host-b" in site.cli("vm", "show", name).stdout
     assert "stays" in site.cli("vm", "migrate", name, "--unschedule").stdout
-    assert site.client.show("vms", name)["scheduled_move"] is None
+    assert site.client.get("vms", name)["scheduled_move"] is None
     site.cli("vm", "migrate", name, "--to", "host-b", "--not-before", "1s")
-    until(lambda: site.client.show("vms", name)["node"] == "host-b", "the VM moves by itself")
+    until(lambda: site.client.get("vms", name)["node"] == "host-b", "the VM moves by itself")
     with pytest.raises(ApiError, match="not after the present"):
         site.client.act("vms", name, "schedule-migration", {"deadline": "2020-01-01T00:00:00Z"})
     with pytest.raises(ApiError, match="neither not_before nor deadline"):

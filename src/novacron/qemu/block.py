@@ -92,7 +92,7 @@ async def copy(
         node = await top(monitor)
         plan = await planner(monitor, node)
         job = {"job-id": COPY_JOB, "device": node, "target": COPY, "auto-dismiss": False, **_extent_of(plan)}
-        actions = [{"type": "blockdev-backup", "data": job}]
+        actions: list[dict[str, object]] = [{"type": "blockdev-backup", "data": job}]
         if plan.begins:
             actions.append(dirty_bitmaps.begin(node, plan.begins))
         async with around():
