@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import secrets
 from pathlib import Path
@@ -11,7 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from unittest.mock import patch
 
+from novacron.agent.vm import replica_disk
 from novacron.store.database import Database
+from tests.simulation import disks
 from tests.simulation.bad_days import BadDay
 from tests.simulation.clock import SimulationLoop
 from tests.simulation.failover import FailoverHistory
@@ -34,6 +37,9 @@ class Ran(NamedTuple):
         return hashlib.sha256("\n".join(self.notes).encode()).hexdigest()[:16]
 
 
+def _is_durable(descriptor: int) -> None: ...
+
+
 def run_history(place: Place, kind: str, seed: int) -> Ran:
     """Run one history. Raises Broken, which says how to run it again."""
     runner, database, directory = place
@@ -51,6 +57,9 @@ def run_history(place: Place, kind: str, seed: int) -> Ran:
         TemporaryDirectory(dir=directory) as hosts,
         patch.object(secrets, "token_bytes", ids.randbytes),
         patch.object(secrets, "token_hex", lambda count: ids.randbytes(count).hex()),
+        patch.object(os, "fsync", _is_durable),  # simulated hosts lose their power, not this one
+        patch.object(os, "fdatasync", _is_durable),
+        patch.object(replica_disk, "make", disks.make_of_replica),
     ):
         try:
             return runner.run(run(Path(hosts) / "hosts"))
