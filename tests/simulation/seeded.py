@@ -18,6 +18,7 @@ from tests.simulation import disks
 from tests.simulation.bad_days import BadDay
 from tests.simulation.clock import SimulationLoop
 from tests.simulation.failover import FailoverHistory
+from tests.simulation.host import NO_PAGES, NO_PART
 from tests.simulation.world import Broken
 
 Place = tuple[asyncio.Runner, Database, Path]
@@ -53,6 +54,8 @@ def run_history(place: Place, kind: str, seed: int) -> Ran:
         return Ran(await history.run(), history.world.notes)
 
     random.seed(seed)  # the product spreads its retries
+    for mock in (NO_PART, NO_PAGES):
+        mock.reset_mock()  # they remember every call
     with (
         TemporaryDirectory(dir=directory) as hosts,
         patch.object(secrets, "token_bytes", ids.randbytes),
