@@ -31,8 +31,9 @@ NODE_DAYS = 30
 CLOCK_SKEW = datetime.timedelta(minutes=10)
 ENDS_SOON_S = 14 * 86_400.0
 """From when on somebody is told that a certificate ends. Those that can be renewed are renewed before."""
-RENEW_BELOW = {"authority": 1 / 5, "server": 1 / 3, "node": 1 / 2}
-"""Which share of its life is left when a certificate is renewed: two years, four months, 15 days."""
+RENEW_BELOW = {"authority": 1 / 5, "server": 1 / 3, "node": 1 / 2, "database-authority": 1 / 5, "database": 1 / 3}
+"""Which share of its life is left when a certificate is renewed: two years, four months, 15 days; of a cluster of the
+database two years, and three years and four months."""
 NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which Python's ssl module does not name."""
 
@@ -296,11 +297,18 @@ def new_authority(now_s: float) -> tuple[bytes, bytes]:
     return key_pem(key), _self_signed(key, now_s)
 
 
-def issue_host(ca_key: bytes, ca: bytes, name: str, hosts: list[str]) -> tuple[bytes, bytes]:
+def renewed_authority(ca_key: bytes, now_s: float) -> bytes:
+    """Return another certificate of a CA of ``new_authority``, for the same key. Raises ValueError."""
+    return _self_signed(_key_of(ca_key), now_s)
+
+
+def issue_host(
+    ca_key: bytes, ca: bytes, name: str, hosts: list[str], now_s: float | None = None
+) -> tuple[bytes, bytes]:
     """Return a key and a certificate for ``hosts`` (names or addresses) from a CA of ``new_authority``, which lasts as
-    long as the CA does. Raises ValueError."""
+    long as a CA does. Raises ValueError."""
     issuer, key = Issuer(x509.load_pem_x509_certificate(ca), _key_of(ca_key)), new_key()
-    builder = _builder(name, issuer.certificate.subject, CA_DAYS, time.time())
+    builder = _builder(name, issuer.certificate.subject, CA_DAYS, time.time() if now_s is None else now_s)
     return key_pem(key), _sign(issuer, builder, key.public_key(), hosts, client=True)
 
 

@@ -18,7 +18,7 @@ import pytest
 from lab.platform import Platform, until
 from novacron import pki
 from novacron.local import bundle
-from novacron.local.doctor import finding, key_files, machine
+from novacron.local.doctor import finding, key_files, machine, running
 from novacron.local.doctor.finding import Grade
 from novacron.model.condition import KEEPS_VMS_AWAY, ConditionType
 from tests.integration.conftest import Api
@@ -104,8 +104,26 @@ async def test_the_doctor_finds_certificates_that_expire(tmp_path: Path, monkeyp
     found = (await machine.certificates(tmp_path))[-1]
     assert found.grade is Grade.BAD and "the node's ended on 20" in found.found
     assert "novacron node join-token --node host-a" in found.advice and "agent --rejoin @FILE" in found.advice
+    tls = tmp_path / "postgres" / "tls"
+    for name, kind, days_ago, grade in (
+        ("ca.crt", "authority", 10, Grade.OK),
+        ("server.crt", "member", pki.CA_DAYS - 13, Grade.WARNING),
+    ):
+        pki.write_secret(tls / name, pki.new_authority(time.time() - days_ago * 86_400)[1])
+        (found,) = [each for each in await machine.certificates(tmp_path) if f"the database {kind}'s" in each.found]
+        assert found.grade is grade
+        assert grade is Grade.OK or "novacron database cluster renew" in found.advice
     (directory / "server.crt").write_text("nonsense")
     assert Grade.WARNING in {result.grade for result in await machine.certificates(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("left_days", "grade"), [(-1, Grade.BAD), (1, Grade.WARNING), (13, Grade.WARNING), (15, Grade.OK)]
+)
+def test_the_doctor_looks_at_the_certificate_that_the_api_shows(left_days: int, grade: Grade) -> None:
+    """Also at one that was given to the server, or that a proxy shows."""
+    (found,) = running.shown_until(1e9 + left_days * 86_400, 1e9)
+    assert found.grade is grade and (grade is Grade.OK or "--tls-certificate" in found.advice)
 
 
 async def test_the_doctor_finds_private_keys_that_others_can_read(tmp_path: Path) -> None:

@@ -293,6 +293,26 @@ async def test_damaged_pages_of_a_base_are_sent_again(
     assert sender.counters.repaired_pages == damaged and sender.savings.sibling == 4000
 
 
+async def test_pages_that_a_running_guest_has_changed_count_as_no_damage(
+    ends: Ends, listening: tuple[Listener, int]
+) -> None:
+    """They were found when its memory was read, which may be minutes ago: an alert of damage would be a false one."""
+    listener, port = listening
+    guest, kept = MemoryBase("sibling:vm-2", pages(1, 2000)), MemoryBase("checkpoint:vm-1", pages(2, 2000), sealed=True)
+    for number in (3, 4, 1999):
+        guest.pages[number] = b"\1" * PAGE
+    kept.pages[7] = b"\1" * PAGE
+    data = b"".join(pages(1, 2000) + pages(2, 2000))
+    with capture_logs() as said:
+        sender = await carry(ends, listener, port, data, bases=(guest, kept))
+    assert sender.counters.repaired_pages == 1
+    again = [
+        (entry["log_level"], entry["pages"]) for entry in said if entry["event"].startswith("pages are sent again")
+    ]
+    assert sum(count for level, count in again if level == "warning") == 1
+    assert sum(count for level, count in again if level == "info") == 3
+
+
 async def test_a_missing_base_costs_savings_only(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     base = MemoryBase("x", pages(1, 500))

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import struct
 import subprocess
 import threading
 import zipfile
@@ -46,13 +47,13 @@ def name(site: Platform, new_name: Callable[[], str]) -> Iterator[str]:
 
 
 def disk(path: Path) -> Path:
-    """Write a disk of numbered blocks with a hole in it, and a boot sector's signature."""
+    """Write a disk of numbered blocks with a hole in it, and a partition table."""
     with path.open("wb") as file:
         for number in range(256):
             file.write(hashlib.sha256(number.to_bytes(4, "big")).digest() * 128)
         file.truncate(SIZE)
-        file.seek(510)
-        file.write(b"\x55\xaa")
+        file.seek(446)
+        file.write(struct.pack("<B3sB3sII", 0, bytes(3), 0x83, bytes(3), 8, 8).ljust(64, b"\0") + b"\x55\xaa")
     return path
 
 

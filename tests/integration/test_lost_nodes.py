@@ -168,6 +168,25 @@ async def test_a_vm_of_a_silent_node_is_recovered_without_removing_the_node(flee
     assert (await nodes_of_vms(fleet))["shared"] == "b"
 
 
+async def test_a_vm_whose_disk_is_not_on_its_connected_node_is_not_said_to_wait_for_anything(fleet: Database) -> None:
+    """Its host was replaced, and has joined again: the advice must not be to wait, or to drain it."""
+    async with fleet.transaction() as connection:
+        await leases.begin(connection, "a")
+        await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp() WHERE node = 'a'")
+        await connection.execute("""UPDATE nodes SET status = status || '{"ready": true}' WHERE name = 'a'""")
+        await connection.execute(
+            """UPDATE vms SET status = status || '{"state": "failed", "reason_code": "DiskLost"}' WHERE id = 'local'"""
+        )
+        with pytest.raises(Conflict, match="is not on node a, whose agent is connected") as refused:
+            await lost_nodes.recover_vm(connection, "local", "a", "me", discard_disk=True)
+        assert "novacron vm delete local" in str(refused.value.hint) and "drain" not in str(refused.value.hint)
+    await silence(fleet, "a")
+    async with fleet.transaction() as connection:
+        await lost_nodes.recover_vm(connection, "local", "a", "me", discard_disk=True)
+    await place(fleet)
+    assert (await nodes_of_vms(fleet))["local"] == "b"
+
+
 async def test_another_host_takes_a_nodes_place_only_once_that_is_silent(fleet: Database) -> None:
     async with fleet.transaction() as connection:
         assert not await leases.another_host(connection, "a", "first"), "nobody knows from where it was heard"

@@ -30,6 +30,7 @@ from tests.simulation.seeded import Place, run_histories_from, run_history
 from tests.simulation.world import Broken, ServerFiles, World
 
 HISTORIES = int(os.environ.get("NOVACRON_EXAMPLES", "25"))
+RARE_DAYS_MAX = 300
 HISTORIES_WITH_DEFECT_MAX = 60
 DEFECT_SEED = 20
 BAD_DAYS = 12
@@ -128,7 +129,7 @@ async def forget_promise(world: World, how: str) -> None:
     await world.control()
     await source.begin_agent()
     assert not source.refusal
-    await Links(world.database, world.clock.monotonic, lambda session, message: None).connect("a", source.agent.hello())
+    await Links(world, lambda session, message: None).connect("a")
     await exchange(world, "a")
     for vote in votes:
         await world.server_hears(*vote)
@@ -171,6 +172,17 @@ def test_a_bad_day_finds_a_defect_in(
     defect(monkeypatch)
     with pytest.raises(Broken):
         run_histories_from(place, "bad-days", defects.BAD_DAYS[defect], HISTORIES_WITH_DEFECT_MAX)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("defect", defects.RARE_DAYS, ids=lambda defect: defect.__name__)
+def test_many_bad_days_find_a_defect_in(
+    defect: Callable[[pytest.MonkeyPatch], None], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defect(monkeypatch)
+    with pytest.raises(Broken):
+        run_histories_from(place, "bad-days", defects.RARE_DAYS[defect], RARE_DAYS_MAX)
 
 
 async def put_back_after_failover(history: BadDay, files: ServerFiles) -> None:

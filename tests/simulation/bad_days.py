@@ -14,19 +14,26 @@ from novacron.model.drain import DrainPolicy
 from novacron.model.errors import NovaError
 from novacron.model.ownership import Claim
 from novacron.model.vm import VmAction
-from novacron.store import adoption, nodes, vms
+from novacron.store import adoption, nodes, replicas, vms
 from novacron.store.adoption import Adoption
 from novacron.store.database import Connection, Database
+from tests.simulation import disks
+from tests.simulation.disks import GONE
 from tests.simulation.failover import FailoverHistory
 from tests.simulation.host import Death, SimulatedHost
+from tests.simulation.lost_hosts import LostHosts
 from tests.simulation.world import Broken, ServerFiles
 
 ACTS_CHANCE = 0.12
+DISK_CHANCE = 0.3
+FENCES_CHANCE = 0.6
+ROUND_S = 2.0
+MOVES = ("_migrates", "_aborts", "_drains", "_uncordons", "_cuts_migrations")
 BEGINS_CHANCE = 0.1
 """In each tick, an operator helps an agent that can't begin, or that is refused."""
 RECONCILES_CHANCE = 0.03
 FLOWS_CHANCE = 0.4
-CALM_S, FAIL_S, REST_S, REST_S_MAX = 15.0, 60.0, 30.0, 600.0
+CALM_S, FAIL_S, REST_S, REST_S_MAX = 15.0, 60.0, 10.0, 600.0
 
 
 class BadDay(FailoverHistory):
@@ -38,6 +45,12 @@ class BadDay(FailoverHistory):
     def __init__(self, database: Database, directory: Path, seed: int) -> None:
         super().__init__(database, directory, seed)
         self.ha = self.random.random() < 0.5
+        self.disk = self.random.random() < DISK_CHANCE
+        """The VM has a disk of its own, and a replica. It is not moved: disks on their way are not simulated."""
+        self.world.fence_works = lambda: self.random.random() < FENCES_CHANCE
+        self.lost = LostHosts(
+            self.world, self.random, lambda what: self.done.append(f"{self.world.clock.now_s:.1f} {what}")
+        )
         self.copies: dict[str, Path] = {}
         """An earlier state folder of each node."""
         self.done: list[str] = []
@@ -47,8 +60,10 @@ class BadDay(FailoverHistory):
     async def run(self) -> int:
         """Return at how many epochs the VM was before the last one. Raises Broken."""
         try:
-            await self.world.begin(ha=self.ha)
+            await self.world.begin(ha=self.ha, disk=self.disk)
             await self.go_on(CALM_S, fails=False)
+            if self.disk:
+                await self._replicates(self.world.hosts[self.names[-1]])
             await self.go_on(FAIL_S, fails=True)
             return await self.rest()
         except Broken as error:
@@ -57,7 +72,10 @@ class BadDay(FailoverHistory):
             await self.world.end()
 
     async def control(self) -> None:
-        await self.world.control()
+        await self.world.control(changed=self.changed)
+        await self.lost.attend()
+        if self.disk and self._every(ROUND_S):
+            await disks.rounds(self.world)
 
     async def rest(self) -> int:
         self.heal()
@@ -90,15 +108,16 @@ class BadDay(FailoverHistory):
         async with self.world.database.connection() as connection:
             vm = await vms.get(connection, self.world.vm)
         await self._reconciles()
+        await self.lost.help()
         if vm.status.record_lost:
             await self._ask(lambda connection: vms.act(connection, vm.id, VmAction.START, None, "test"))
 
     async def _help(self, host: SimulatedHost) -> None:
-        if not host.works:
+        if not host.works and not host.is_off:
             if host.refusal and self.random.random() < 0.5:  # the VMs there are stopped before another folder is used
                 host.lose_power()
             await host.begin_agent()
-        if host.works and not host.is_certified():
+        if host.works and (host.is_dismissed or not host.is_certified()):
             try:
                 await host.rejoin()
             except NovaError as error:
@@ -124,10 +143,14 @@ class BadDay(FailoverHistory):
             (8, self._migrates), (1, self._aborts), (2, self._drains), (1, self._uncordons), (2, self._cuts_migrations),
             (3, self._dies_at_a_write), (3, self._loses_power), (3, self._wipes), (2, self._copies),
             (3, self._puts_back), (2, self._puts_journal_back), (2, self._damages), (2, self._certificate_ends),
-            (2, self._backs_database_up), (3, self._puts_database_back),
+            (2, self._backs_database_up), (3, self._puts_database_back), (5, self._loses_host), (4, self._forces),
+            (2, self._replicates),
         )  # fmt: skip
-        if self.only:
-            acts = tuple((weight, act) for weight, act in acts if act.__name__ in self.only)
+        left_out = MOVES if self.disk else ("_replicates",)
+        acts = tuple(
+            (weight, act) for weight, act in acts
+            if act.__name__ not in left_out and (not self.only or act.__name__ in self.only)
+        )  # fmt: skip
         act = self.random.choices([act for _, act in acts], [weight for weight, _ in acts])[0]
         async with self.world.database.connection() as connection:
             owner = (await vms.get(connection, self.world.vm)).node
@@ -136,6 +159,16 @@ class BadDay(FailoverHistory):
         await act(self.world.hosts[name])
 
     # what operators do
+
+    async def _loses_host(self, host: SimulatedHost) -> None:
+        await self.lost.lose(host)
+
+    async def _forces(self, host: SimulatedHost) -> None:
+        await self.lost.force(host)
+
+    async def _replicates(self, host: SimulatedHost) -> None:
+        new = replicas.NewReplica(None, host.name)
+        await self._ask(lambda connection: replicas.create(connection, self.world.vm, new, "test"))
 
     async def _migrates(self, host: SimulatedHost) -> None:
         await self.world.migrate(None)
@@ -172,9 +205,10 @@ class BadDay(FailoverHistory):
         """Say who is right where nodes know more than the database: who has the VM, or else the database."""
 
         async def work(connection: Connection) -> None:
-            if not await connection.fetchval("SELECT EXISTS (SELECT FROM unreconciled_vms)"):
+            vm = await connection.fetchval("SELECT vm FROM unreconciled_vms ORDER BY vm LIMIT 1")
+            if vm is None:
                 return
-            first = (await adoption.find(connection, self.world.vm))[0]
+            first = (await adoption.find(connection, vm))[0]
             if first.claim is Claim.OWNER:
                 await adoption.adopt(connection, first.vm, Adoption(node=first.node), "test")
             else:
@@ -206,6 +240,7 @@ class BadDay(FailoverHistory):
         shutil.rmtree(copy, ignore_errors=True)
         if host.directory.exists():
             shutil.copytree(host.directory, copy)
+            self.world.disks.copied(self.world.vm, copy)
 
     async def _wipes(self, host: SimulatedHost) -> None:
         """The state folder is removed or moved away; perhaps the host lost its power, too."""
@@ -221,8 +256,10 @@ class BadDay(FailoverHistory):
             await self._copies(host)
             return
         await self._stop(host)
-        self._clear(host)
+        had_disk = self.world.disks.current.get(self.world.vm) != GONE and self._clear(host)
         copy.rename(host.directory)
+        if had_disk:
+            self.world.disks.put_back(self.world.vm, host.directory)
         host.promised.clear()
         await host.begin_agent()
 
@@ -250,8 +287,11 @@ class BadDay(FailoverHistory):
         if self.random.random() < 0.4:
             host.lose_power()
 
-    def _clear(self, host: SimulatedHost) -> None:
+    def _clear(self, host: SimulatedHost) -> bool:
+        """Remove a state folder; say whether the VM's disk was there."""
+        had_disk = self.world.disks.take_away(self.world.vm, host.directory)
         if self.random.random() < 0.5 and host.directory.exists():
             self.aside += 1
             host.directory.rename(host.directory.with_name(f"{host.name}.aside-{self.aside}"))
         shutil.rmtree(host.directory, ignore_errors=True)
+        return had_disk

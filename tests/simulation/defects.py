@@ -17,13 +17,26 @@ from novacron.control import failover
 from novacron.model import lease, ownership
 from novacron.model.database_mark import DatabaseMark
 from novacron.model.migration import Migration, MigrationPhase
+from novacron.model.node import Node
 from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord
+from novacron.model.replica import Replica
+from novacron.model.vm import Vm
 from novacron.qemu import lease_guard
 from novacron.qemu.running import RunningQemu
-from novacron.store import database_marks, leases, migrations, owned, reconciling, vms
+from novacron.store import (
+    database_marks,
+    leases,
+    lost_nodes,
+    migrations,
+    owned,
+    reconciling,
+    replica_failover,
+    vms,
+)
 from novacron.store.database import Connection
-from tests.simulation import machine
+from tests.simulation import bad_days, machine
 from tests.simulation.bad_days import BadDay
+from tests.simulation.lost_hosts import LostHosts
 
 
 def promise_does_not_bind(patch: pytest.MonkeyPatch) -> None:
@@ -180,6 +193,66 @@ def agent_forgets_whom_the_server_knows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(peers.KeptPeers, "known", property(lambda self: ()))
 
 
+def only_by_force(patch: pytest.MonkeyPatch, *ways: str) -> None:
+    """Nothing befalls hosts but what operators do to lost ones in these ways: or else it takes many histories."""
+    patch.setattr(BadDay, "only", ("_loses_host", "_forces", "_replicates"))
+    patch.setattr(bad_days, "REST_S_MAX", 120.0)  # what never comes to rest is waited for
+    patch.setattr(LostHosts, "only", ways)
+
+
+def nodes_are_removed_that_may_live(patch: pytest.MonkeyPatch) -> None:
+    """Whoever removes a node by force is believed that it is gone."""
+
+    async def believe(connection: Connection, node: Node, confirm: str | None) -> None: ...
+
+    only_by_force(patch, "removes-node")
+    patch.setattr(lost_nodes, "check_gone", believe)
+
+
+def vms_are_recovered_at_their_epoch(patch: pytest.MonkeyPatch) -> None:
+    """A VM that is recovered starts elsewhere, and its former node does not learn that it is not its own any more."""
+    release = lost_nodes._release
+
+    async def keep(connection: Connection, vm: Vm, why: str, actor: str, *, discard_disk: bool = False) -> Vm:
+        released = await release(connection, vm, why, actor, discard_disk=discard_disk)
+        await connection.execute("UPDATE vms SET epoch = $2 WHERE id = $1", vm.id, vm.epoch)
+        return released
+
+    only_by_force(patch, "recovers-vm")
+    patch.setattr(lost_nodes, "_release", keep)
+
+
+def deleted_vms_keep_their_epoch(patch: pytest.MonkeyPatch) -> None:
+    """A node that comes back with a VM that was deleted by force keeps it."""
+    remove = vms.remove
+
+    async def keep(connection: Connection, vm: Vm) -> None:
+        await remove(connection, vm)
+        await connection.execute("UPDATE vm_tombstones SET epoch = $2 WHERE vm = $1", vm.id, vm.epoch)
+
+    only_by_force(patch, "deletes-vm")
+    patch.setattr(vms, "remove", keep)
+
+
+def former_nodes_keep_what_fails_over(patch: pytest.MonkeyPatch) -> None:
+    """A VM goes on from its replica at the epoch at which its former node has it."""
+    start = replica_failover.start_from
+
+    async def keep(connection: Connection, vm: Vm, replica: Replica, point: int | None, why: str) -> Vm:
+        started = await start(connection, vm, replica, point, why)
+        await connection.execute("UPDATE vms SET epoch = $2 WHERE id = $1", vm.id, vm.epoch)
+        return started
+
+    only_by_force(patch, "fails-over")
+    patch.setattr(bad_days, "DISK_CHANCE", 1.0)
+    patch.setattr(replica_failover, "start_from", keep)
+
+
+def nodes_forget_the_servers_proofs(patch: pytest.MonkeyPatch) -> None:
+    """What nodes know more than an older database can't be proven, and does not count."""
+    patch.setattr(journal, "_proof", lambda before, held, order, proof: "")
+
+
 Defect = Callable[[pytest.MonkeyPatch], None]
 LEASES: dict[Defect, int] = {
     failover_does_not_wait_for_the_lease: 9,
@@ -202,5 +275,13 @@ BAD_DAYS: dict[Defect, int] = {
     qemus_are_found_by_path_alone: 0,
     servers_trust_every_database: 8,
     withheld_vms_are_begun: 18,
+    deleted_vms_keep_their_epoch: 0,
 }
 """With the seed of a bad day that finds it, to begin with."""
+RARE_DAYS: dict[Defect, int] = {
+    nodes_are_removed_that_may_live: 0,
+    vms_are_recovered_at_their_epoch: 0,
+    former_nodes_keep_what_fails_over: 0,
+    nodes_forget_the_servers_proofs: 0,
+}
+"""Those that it takes many bad days to find."""

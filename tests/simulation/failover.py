@@ -7,6 +7,7 @@ is when the guard looks.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 
@@ -24,14 +25,18 @@ NAMES = ("a", "b", "c", "d", "e")
 COUNTS = (2, 3, 3, 3, 5)
 TICK_S = 0.5
 CONTROL_S = SAY_S = 1.0
+CONTROL_ANYWAY_S = 5.0
+"""Controllers that changes wake look so often though nothing has changed."""
 DELAYS_S = (0.0, 0.0, 0.0, 0.5, 2.0)
 CALM_S, FAIL_S, REST_S = 25.0, 100.0, 60.0
 FAIL_CHANCE, KILL_CHANCE = 0.025, 0.005
 SERVER = "server"
 WHAT_IS_STATED = """
-SELECT concat((SELECT string_agg(xmin::text, ',') FROM vms), '|', (SELECT string_agg(xmin::text, ',') FROM migrations))
+SELECT concat((SELECT string_agg(xmin::text, ',') FROM vms), '|', (SELECT string_agg(xmin::text, ',') FROM migrations)),
+       concat((SELECT string_agg(xmin::text, ',') FROM nodes), '|', (SELECT string_agg(xmin::text, ',') FROM drains),
+              '|', (SELECT string_agg(xmin::text, ',') FROM replicas))
 """
-"""Differs whenever nodes are to be told something else."""
+"""The first differs whenever nodes are to be told something else, either whenever changes wake controllers."""
 
 
 class FailoverHistory:
@@ -47,12 +52,15 @@ class FailoverHistory:
         self.world.link_ends = lambda name: self.links.end(name)
         self.up = {(a, b): True for a in (*self.names, SERVER) for b in (*self.names, SERVER)}
         self.world.restated = lambda: self.told.clear()
-        self.links = Links(database, self.world.clock.monotonic, self._send, lambda: self.world.watch.mark)
+        self.links = Links(self.world, self._send)
         self.mail: list[tuple[float, NodeSession, wire.Message, str]] = []
         """Messages under way: when they arrive, on which link, and where."""
         self.told: dict[str, tuple[NodeSession, str]] = {}
         """What each node was told last, on which link."""
         self.ticks = 0
+        self.changed = True
+        """Something has changed since the controllers looked last."""
+        self._stood: tuple[str, ...] = ()
 
     async def run(self) -> int:
         """Return how often the VM was given to another node. Raises Broken."""
@@ -106,14 +114,16 @@ class FailoverHistory:
             if self._every(SAY_S):
                 await self._say()
             if self._every(CONTROL_S):
+                self.changed = self.changed or self._every(CONTROL_ANYWAY_S)
                 await self.control()
+                self.changed = False
             await self.world.settle()
 
     async def also_fails(self) -> None:
         """Let more fail than nodes, agents and connections."""
 
     async def control(self) -> None:
-        """The controllers make a pass."""
+        """The controllers make a pass: all of them if something has ``changed``, as it wakes them."""
         await self.world.failover.step(self.world.database, self.world.objects["failover"])
         await self.world.objects["failover"].finish()
         self.world.objects["failover"].end_pass()
@@ -147,19 +157,30 @@ class FailoverHistory:
         """Deliver what is due."""
         now = self.world.clock.now_s
         due, self.mail = [item for item in self.mail if item[0] <= now], [item for item in self.mail if item[0] > now]
+        beats: list[tuple[NodeSession, wire.Heartbeat]] = []
         for _, session, message, to in due:
+            if isinstance(message, wire.Heartbeat):
+                beats.append((session, message))
+                continue
+            await self._hear_together(beats)
             if not self.links.connected(session):
                 continue
             if to != SERVER:
                 if self.up[SERVER, to]:
                     await self.world.host_hears(to, message)
-            elif isinstance(message, wire.Heartbeat):
-                await self.links.hear(session, message)
             else:
                 await self.world.server_hears(session.node, message)
+        await self._hear_together(beats)
         said, self.world.network.for_server = self.world.network.for_server, []
         for name, message in said:
             self._say_to_server(name, message)
+
+    async def _hear_together(self, beats: list[tuple[NodeSession, wire.Heartbeat]]) -> None:
+        """Heartbeats arrive that come one after another: they are stored together, as the server does it."""
+        arrived = [(session, beat) for session, beat in beats if self.links.connected(session)]
+        beats.clear()
+        if arrived:
+            await asyncio.gather(*(self.links.hear(session, beat) for session, beat in arrived))
 
     def _say_to_server(self, name: str, message: wire.Message) -> None:
         session = self.links.sessions.get(name)
@@ -174,8 +195,11 @@ class FailoverHistory:
         if not host.works:
             return
         agent = host.agent
-        if name not in self.links.sessions and both and host.is_certified():
-            await self.links.connect(name, agent.hello(), agent.services.database_mark.mark)
+        if name not in self.links.sessions and both and host.is_certified() and not host.is_dismissed:
+            ended = await self.links.connect(name)
+            host.is_dismissed = ended is not None
+            if ended:
+                await self.world.host_hears(name, wire.Desired(ended, whole=False))
         if self._every(limits.HEARTBEAT_INTERVAL_S):
             # Without the clock's time: the server compares that to the real clock.
             self._say_to_server(name, msgspec.structs.replace(agent.peers.heartbeat(), clock=0.0))
@@ -183,7 +207,8 @@ class FailoverHistory:
     async def _say(self) -> None:
         """Nodes are told how things are, if that has changed."""
         async with self.world.database.connection() as connection:
-            stated = await connection.fetchval(WHAT_IS_STATED)
+            stands = tuple(await connection.fetchrow(WHAT_IS_STATED) or ())
+        self.changed, self._stood, stated = self.changed or stands != self._stood, stands, stands[0]
         for name, session in list(self.links.sessions.items()):
             if self.up[SERVER, name] and self.told.get(name) != (session, stated):
                 self.told[name] = session, stated

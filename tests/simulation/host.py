@@ -50,7 +50,19 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 IMAGE = ImageInfo("tiny", "0", 1, "kernel")
+DISK_IMAGE = ImageInfo("disk", "1", 1, "disk", disk_bytes=1 << 20)
+IMAGES = {
+    IMAGE.name: LocalImage(IMAGE, Path("images"), None, None, ""),
+    DISK_IMAGE.name: LocalImage(DISK_IMAGE, Path("images"), None, None, "", disk=Path("disk.raw")),
+}
 STARTS_AT_ONCE = 4
+NO_PAGES = Mock(
+    spec=KnownPages, prepare=AsyncMock(), keep=AsyncMock(), forget=AsyncMock(),
+    for_arrival=AsyncMock(return_value=[]), for_disk=AsyncMock(return_value=[]),
+    checkpoint_elsewhere=AsyncMock(return_value={}), of_image=AsyncMock(return_value=[]), store=Mock(),
+)  # fmt: skip
+NO_PART = Mock()
+"""Stands for what is not simulated; made once, because that takes as long as much of a history."""
 
 
 class Death(StrEnum):
@@ -91,23 +103,18 @@ class AgentProcess:
         self.workers: dict[str, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         world = host.world
-        pages = Mock(
-            spec=KnownPages, prepare=AsyncMock(), keep=AsyncMock(), forget=AsyncMock(),
-            for_arrival=AsyncMock(return_value=[]), for_disk=AsyncMock(return_value=[]),
-            checkpoint_elsewhere=AsyncMock(return_value={}), of_image=AsyncMock(return_value=[]), store=Mock(),
-        )  # fmt: skip
         self.services = NodeServices(
             settings=settings,
             identity=cast(Any, None),
             journal=MortalJournal(settings.journal_dir, self),
             listener=cast(Any, SimulatedListener()),
-            images={IMAGE.name: LocalImage(IMAGE, settings.images_dir, None, None, "")},
+            images=dict(IMAGES),
             accelerator=AcceleratorKind.TCG,
             cpu=None,
             endpoint=f"{host.name}:1",
-            connections=Mock(),
+            connections=NO_PART,
             transport=SimulatedTransport(self),
-            pages=pages,
+            pages=NO_PAGES,
             find_vm=lambda _: None,
             neighbours=list,
             run_in_background=_drop,
@@ -116,20 +123,20 @@ class AgentProcess:
             clock=world.clock,
             lease=NodeLease(settings.lease_path, world.clock.monotonic),
             database_mark=RememberedMark(settings.database_mark_path),
-            revoked=Mock(),
+            revoked=NO_PART,
             networks=NodeNetworks(settings),
             hypervisor=cast(Hypervisor, None),
             replicas=ReplicaStorage(settings.replicas_dir),
-            send=self._send,
+            send=self.say,
         )
         self.services.hypervisor = SimulatedHypervisor(self)
-        none = Mock()
         pool = cast(ConnectionPool, SimulatedPool(world, host.name))
         self.peers = PeerWatch(
             settings.state_dir / "peers.json", host.name, pool, self.services.lease, world.clock, self._lease_over
         )
         self.dispatcher = Dispatcher(
-            Parts(self.services, self.workers, self._add, self.peers, none, none, none, none), cast(Any, None)
+            Parts(self.services, self.workers, self._add, self.peers, NO_PART, NO_PART, NO_PART, NO_PART),
+            cast(Any, None),
         )
         if world.leased:
             self._begin(self.peers.run(), "peers")
@@ -142,7 +149,8 @@ class AgentProcess:
         if not self.alive:
             raise MonitorFailed("the agent was killed")
 
-    def _send(self, message: wire.Message) -> None:
+    def say(self, message: wire.Message) -> None:
+        """Say something to the server."""
         if self.alive:
             self.host.world.network.to_server(self.host.name, message)
 
@@ -198,7 +206,12 @@ class SimulatedHost:
         """Epochs at which it has promised not to run the VM, and of which its state folder knows."""
         self.refusal = ""
         """Why the agent does not begin."""
+        self.is_dismissed = False
+        """The server says that it is no node any more; it has to join again."""
+        self.off_until_s = 0.0
+        """Until then nobody starts it."""
         self._agent: AgentProcess | None = None
+        self._key_hashes: dict[bytes, str] = {}
         key = pki.new_key()
         self.key_hash = self.key_hash_of(key)
         self.keep_identity(key, self.world.authority)
@@ -246,9 +259,28 @@ class SimulatedHost:
         key = pki.load_key(self.directory / "identity" / "node.key")
         await self.world.join(self.name, self.key_hash_of(key))
         self.keep_identity(key, self.world.authority)
+        self.is_dismissed = False
+
+    @property
+    def own_key_hash(self) -> str:
+        """Return the hash of the key that is in the state folder."""
+        written = (self.directory / "identity" / "node.key").read_bytes()
+        if written not in self._key_hashes:
+            self._key_hashes[written] = self.key_hash_of(pki.load_key(self.directory / "identity" / "node.key"))
+        return self._key_hashes[written]
 
     def key_hash_of(self, key: pki.Key) -> str:
         return pki.key_hash(x509.load_pem_x509_csr(pki.certificate_request(key, self.name)))
+
+    @property
+    def is_off(self) -> bool:
+        return self.world.clock.now_s < self.off_until_s
+
+    async def switch_off(self, seconds: float) -> None:
+        """The host loses its power, and gets it back so much later."""
+        self.off_until_s = self.world.clock.now_s + seconds
+        self.lose_power()
+        await self.end_agent()
 
     def qemus_of(self, vm: str) -> list[RunningQemu]:
         """Return the QEMUs on this host that run a VM."""
@@ -280,6 +312,9 @@ class SimulatedHost:
 
     async def begin_agent(self) -> None:
         """Start an agent, as ``agent.main`` does; ``refusal`` says why it can't begin."""
+        if self.is_off:
+            return
+        self.is_dismissed = False  # it asks again
         self.directory.mkdir(parents=True, exist_ok=True)
         identity = identities.load(self.directory / "identity")
         settings = self._settings(identities.owner_of(self.world.authority.pem, self.name))

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from websockets.asyncio.server import ServerConnection
 
-from novacron.model.database_mark import DatabaseMark
 from novacron.model.errors import Conflict
+from novacron.model.ownership import Order, OrderKind
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.peers import PeerAnnouncer
 from novacron.server.reader import Reader, Takers
 from novacron.server.session import NodeSession
-from novacron.store import database_marks, leases, reconciling
+from novacron.store import database_marks, identities, leases, nodes, owned, reconciling
 from novacron.store.database import Database
 from novacron.store.leases import Beat
+from novacron.store.reconciling import NodeRecord
 from novacron.supervise import Rarely
 from novacron.wire import codec
 from novacron.wire import messages as wire
 
+if TYPE_CHECKING:
+    from tests.simulation.world import World
 
-class UnbatchedHeartbeats(Heartbeats):
-    """Stores each at once: gathering takes time of the real clock."""
+
+class PromptHeartbeats(Heartbeats):
+    """Stores together what comes in one turn of the loop: gathering for longer takes time of the real clock."""
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        super().__init__(database, clock)
+        self._came: list[tuple[Beat, asyncio.Future[None]]] = []
 
     async def store(self, beat: Beat) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._store_batch([(beat, done)])
+        self._came.append((beat, done))
+        if len(self._came) == 1:
+            await asyncio.sleep(0)  # others of this turn
+            came, self._came = self._came, []
+            await self._store_batch(came)
         await done
 
 
@@ -44,35 +56,51 @@ class SimulatedSocket:
 class Links:
     """Which nodes are connected. ``deliver`` takes what is sent to a node, with the session that it belongs to."""
 
-    def __init__(
-        self,
-        database: Database,
-        clock: Callable[[], float],
-        deliver: Callable[[NodeSession, wire.Message], None],
-        mark: Callable[[], DatabaseMark | None] = lambda: None,
-    ) -> None:
-        self._database, self._deliver = database, deliver
+    def __init__(self, world: World, deliver: Callable[[NodeSession, wire.Message], None]) -> None:
+        self._world, self._deliver = world, deliver
+        self._database = database = world.database
+        clock = world.clock.monotonic
         self.sessions: dict[str, NodeSession] = {}
         self._announcer = PeerAnnouncer(database, self.sessions, lambda: b"")
         unused = cast(Any, None)
         self._takers = Takers(
-            database, unused, clock, unused, unused, unused, UnbatchedHeartbeats(database, clock), unused, unused,
-            Rarely(), mark,
+            database, unused, clock, unused, unused, unused, PromptHeartbeats(database, clock), unused, unused,
+            Rarely(), lambda: world.proofs.seal(world.watch.mark),
         )  # fmt: skip
 
-    async def connect(self, name: str, held: tuple[wire.HeldVm, ...], seen: DatabaseMark | None = None) -> None:
-        """As ``LinkServer._welcome`` does. ``seen``: what the node has seen of the database."""
+    async def connect(self, name: str) -> tuple[wire.Statement, ...] | None:
+        """As ``LinkServer._admit`` does. Return what a host is told that is no node any more, and is refused."""
+        host, proofs = self._world.hosts[name], self._world.proofs
+        held, seen = host.agent.hello(), host.agent.services.database_mark.mark
+        async with self._database.transaction() as connection:
+            known = await identities.known(connection, name, host.own_key_hash)
+        if known is None:
+            return await self._dismiss(held)
         socket = SimulatedSocket(lambda message: self._deliver(session, message))
         session = NodeSession(name, cast(ServerConnection, cast(Any, socket)))
-        records = [reconciling.NodeRecord(vm.vm, vm.record) for vm in held]
-        await self._database.transact(lambda connection: database_marks.compare(connection, name, seen))
+        records = [
+            NodeRecord(vm.vm, vm.record, proven=vm.record is not None and proofs.prove(vm.vm, vm.record, vm.proof))
+            for vm in held
+        ]
+        if seen is not None and proofs.vouch_for(seen):
+            await self._database.transact(lambda connection: database_marks.compare(connection, name, seen))
         await self._database.transact(lambda connection: reconciling.take(connection, name, records, whole=True))
         async with self._database.transaction() as connection:
             session.generation = await leases.begin(connection, name, [vm.vm for vm in held if vm.record is None])
+            await nodes.connected(connection, name, self._world.inventory(name))
         self.sessions[name] = session
         async with self._database.connection() as connection:
             every = await leases.neighbours(connection)
         await self._announcer._announce(every, wire.Revoked(()))
+        return None
+
+    async def _dismiss(self, held: tuple[wire.HeldVm, ...]) -> tuple[wire.Statement, ...]:
+        """As ``dismissal.dismiss`` does it, which listens to the host for a while."""
+        async with self._database.connection() as connection:
+            epochs = await owned.epochs(connection, [vm.vm for vm in held])
+        return tuple(
+            wire.Statement(vm, Order(OrderKind.GONE, epoch), deleted=deleted) for vm, (epoch, deleted) in epochs.items()
+        )
 
     def end(self, name: str) -> None:
         self.sessions.pop(name, None)

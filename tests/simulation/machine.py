@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from novacron.agent.actions import Doing
 from novacron.agent.vm.console_log import ConsoleLog
-from novacron.agent.vm.directory import VmDirectory
+from novacron.agent.vm.directory import DISK_LAYER, VmDirectory
 from novacron.agent.vm.hypervisor import MachineFailed, OnEvent, VirtualMachine
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import StartRequest
@@ -152,6 +152,8 @@ class SimulatedMachine:
         if kept and not host.lease_holds():
             raise MachineFailed("this node's lease is over")
         self.directory.mkdir(parents=True, exist_ok=True)
+        if request.image.disk is not None and (wrong := host.world.disks.objection(self.id, self.directory)):
+            host.world.violations.append(f"{host.name}: {wrong}")
         qemu = SimulatedQemu(self, incoming=request.incoming, kept=kept)
         host.qemus[qemu.pid] = qemu
         self._attach(qemu)
@@ -204,7 +206,7 @@ class SimulatedMachine:
         return self.directory.exists()
 
     def has_disk(self) -> bool:
-        return False
+        return (self.directory / DISK_LAYER).exists()
 
     async def leave(self) -> None:
         self.agent.check_alive()

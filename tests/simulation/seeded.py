@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import secrets
 from pathlib import Path
@@ -11,10 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from unittest.mock import patch
 
+from novacron.agent.vm import replica_disk
 from novacron.store.database import Database
+from tests.simulation import disks
 from tests.simulation.bad_days import BadDay
 from tests.simulation.clock import SimulationLoop
 from tests.simulation.failover import FailoverHistory
+from tests.simulation.host import NO_PAGES, NO_PART
 from tests.simulation.world import Broken
 
 Place = tuple[asyncio.Runner, Database, Path]
@@ -34,6 +38,9 @@ class Ran(NamedTuple):
         return hashlib.sha256("\n".join(self.notes).encode()).hexdigest()[:16]
 
 
+def _is_durable(descriptor: int) -> None: ...
+
+
 def run_history(place: Place, kind: str, seed: int) -> Ran:
     """Run one history. Raises Broken, which says how to run it again."""
     runner, database, directory = place
@@ -47,10 +54,15 @@ def run_history(place: Place, kind: str, seed: int) -> Ran:
         return Ran(await history.run(), history.world.notes)
 
     random.seed(seed)  # the product spreads its retries
+    for mock in (NO_PART, NO_PAGES):
+        mock.reset_mock()  # they remember every call
     with (
         TemporaryDirectory(dir=directory) as hosts,
         patch.object(secrets, "token_bytes", ids.randbytes),
         patch.object(secrets, "token_hex", lambda count: ids.randbytes(count).hex()),
+        patch.object(os, "fsync", _is_durable),  # simulated hosts lose their power, not this one
+        patch.object(os, "fdatasync", _is_durable),
+        patch.object(replica_disk, "make", disks.make_of_replica),
     ):
         try:
             return runner.run(run(Path(hosts) / "hosts"))

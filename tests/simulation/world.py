@@ -6,25 +6,31 @@ agents' workers, dispatchers, journals and leases. Simulated: QEMU, the memory's
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import re
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
+from unittest.mock import patch
 
 import msgspec
 
 from novacron import pki
 from novacron.agent.vm.context import MayNotRun
-from novacron.control import drain, failover, health, migration, placement
+from novacron.control import drain, failover, health, migration, placement, replicas
+from novacron.control.fencing import Fenced
 from novacron.control.objects import Objects
 from novacron.model.errors import NovaError, Unavailable
 from novacron.model.node import Accelerator, AcceleratorKind, Inventory
+from novacron.model.ownership import Claim
 from novacron.model.probe import MoveForeseen
 from novacron.model.vm import Vm, VmSpec
+from novacron.ownership_proofs import OwnershipProofs
 from novacron.server.database_watch import DatabaseWatch
 from novacron.server.node_statements import NodeBasis, VmReadings, statements
 from novacron.server.reports import Reports
@@ -33,7 +39,8 @@ from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 from tests.simulation import backup as backups
 from tests.simulation.clock import SimulatedClock, settle
-from tests.simulation.host import IMAGE, Death, SimulatedHost
+from tests.simulation.disks import Disks
+from tests.simulation.host import DISK_IMAGE, IMAGE, Death, SimulatedHost
 from tests.simulation.machine import EXECUTES, SimulatedQemu
 from tests.simulation.network import SimulatedNetwork
 from tests.simulation.transport import Channel
@@ -41,6 +48,11 @@ from tests.support.project_secrets import PlainSecrets
 
 T = TypeVar("T")
 
+FENCE = Path("fence")
+OFF_S = 20.0
+"""How long a host that was cut off stays off."""
+ROOTS = (b"what all servers have in their files",)
+"""Of proofs: the same in every history, unlike the CA's keys."""
 NO_BASIS = NodeBasis(None, ())
 SETTLE_ROUNDS = 40
 ROUND_S = 3.0
@@ -49,7 +61,7 @@ DELIVERIES_MAX = 500
 """Messages that are delivered in one round: more are an endless exchange."""
 TABLES = (
     "nodes, node_leases, node_signs, revoked_keys, vms, macs, vm_tombstones, migrations, drains, unreconciled_vms,"
-    " database_restored, database_marks, events, changes"
+    " database_restored, database_marks, events, changes, replicas"
 )
 EARLIER = re.compile(rb'"written_at":[0-9.]+')
 """When a copy was made does not depend on how fast a history runs."""
@@ -90,6 +102,30 @@ class Broken(AssertionError):
     """What must never happen has happened."""
 
 
+class SimulatedDatabase(Database):
+    """A database whose clock is told how much time has passed when it is used next."""
+
+    behind_s = 0.0
+    _telling: asyncio.Lock | None = None
+
+    def step_clock(self, seconds: float) -> None:
+        self.behind_s += seconds
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        async with super().connection() as connection:
+            if self.behind_s:
+                self._telling = self._telling or asyncio.Lock()
+                async with self._telling:
+                    await self._tell(connection)
+            yield connection
+
+    async def _tell(self, connection: Connection) -> None:
+        if self.behind_s:
+            await connection.execute("UPDATE simulation.clock SET at = at + $1", timedelta(seconds=self.behind_s))
+            self.behind_s = 0.0
+
+
 async def open_database(url: str) -> Database:
     """Open a database whose clock is the simulation's."""
     database = await Database.open(url)
@@ -100,7 +136,7 @@ async def open_database(url: str) -> Database:
         await connection.execute("ALTER SYSTEM SET fsync = off")  # hosts crash here, the database's does not
         await connection.execute("SELECT pg_reload_conf()")
     await database.close()
-    return await Database.open(url)
+    return await SimulatedDatabase.open(url)
 
 
 SECRETS = PlainSecrets()
@@ -124,12 +160,17 @@ class World:
         """The VM is highly available: a node that is cut off owns it as far as it knows, and its lease stops it."""
         self.is_up: Callable[[str, str], bool] = lambda source, target: True
         """Say whether what one node, or the server, says reaches another."""
+        self.fence_works: Callable[[], bool] = lambda: False
         self.delay_s: Callable[[], float] = lambda: 0.0
         """How long the next message between nodes takes."""
         self.link_ends: Callable[[str], None] = lambda name: None
         """A node's agent drops its link to the server."""
         self.authority = pki.Authority.open(directory / "authority", self.clock.time)
+        self.proofs = OwnershipProofs(lambda: ROOTS, self.clock.time)
+        self.disks = Disks()
         self.vm = ""
+        self.deleted: set[str] = set()
+        """VMs that an operator has deleted: nothing of them may go on."""
         self.names = names
         self.restated: Callable[[], None] = lambda: None
         """Nodes are to be told something else, though no VM has changed."""
@@ -140,13 +181,12 @@ class World:
     # the server
 
     def _begin_server(self) -> None:
-        # Simulated nodes do not lie: test_claims.py tries those that do, with proofs as servers make them.
-        self.reports = Reports(self.database, self.clock.monotonic, prove=lambda vm, held, proof: True)
+        self.reports = Reports(self.database, self.clock.monotonic, prove=self.proofs.prove)
         self.drains = drain.Drains(_estimate_nothing)
-        self.failover, self.placement = failover.Failover(), placement.PlacementController()
+        self.failover, self.placement = failover.Failover(fence=FENCE), placement.PlacementController()
         self.objects = {
             name: Objects(name, clock=self.clock.monotonic)
-            for name in ("health", "migration", "placement", "failover", "drain")
+            for name in ("health", "migration", "placement", "failover", "drain", "replicas")
         }
         self.watch = DatabaseWatch(self.database, self.mark_file, lambda: self.restated())
 
@@ -184,8 +224,10 @@ class World:
         async with self.database.transaction() as connection:
             return await work(connection)
 
-    async def begin(self, *, ha: bool = False) -> None:
-        """Make the nodes and the VM."""
+    async def begin(self, *, ha: bool = False, disk: bool = False) -> None:
+        """Make the nodes and the VM, perhaps with a disk of its own."""
+
+        assert isinstance(self.database, SimulatedDatabase)
 
         async def make(connection: Connection) -> str:
             await connection.execute("CREATE TEMP TABLE projects_of_before ON COMMIT DROP AS SELECT * FROM projects")
@@ -193,20 +235,41 @@ class World:
                 f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE"
             )  # of projects too, by their networks
             await connection.execute("INSERT INTO projects SELECT * FROM projects_of_before ON CONFLICT DO NOTHING")
+            self.database.behind_s = 0.0
             await connection.execute("UPDATE simulation.clock SET at = $1", BEGINS_AT)
-            accelerator = Accelerator(AcceleratorKind.TCG, "")
             for name in self.names:
-                inventory = Inventory(2, 8192, "x86_64", "6", "7", accelerator, (IMAGE,), None, f"{name}:1", "0")
                 await identities.join(connection, name, self.hosts[name].key_hash)
-                await nodes.connected(connection, name, inventory)
+                await nodes.connected(connection, name, self.inventory(name))
                 self.generations[name] = await leases.begin(connection, name)
-            making = await projects.making(connection, "default")
-            new = new_vms.NewVm("web", VmSpec(image="tiny", ha=ha), node=self.names[0])
-            return (await new_vms.create(connection, making, new, "test")).id
+            return await self._new_vm(connection, self.names[0])
 
+        self.spec = VmSpec(image=(DISK_IMAGE if disk else IMAGE).name, ha=ha)
         self.vm = await self.transact(make)
         await self.watch.begin()
         await self.back_up()
+
+    async def _new_vm(self, connection: Connection, node: str | None) -> str:
+        making = await projects.making(connection, "default")
+        return (await new_vms.create(connection, making, new_vms.NewVm("web", self.spec, node=node), "test")).id
+
+    async def replace_vm(self) -> None:
+        """The VM was deleted: make another one."""
+        self.deleted.add(self.vm)
+        self.newest_memory = 0
+        self.vm = await self.transact(lambda connection: self._new_vm(connection, None))
+        await self.back_up()  # an older database would bring the first one back
+
+    def inventory(self, name: str) -> Inventory:
+        accelerator = Accelerator(AcceleratorKind.TCG, "")
+        return Inventory(2, 8192, "x86_64", "6", "7", accelerator, (IMAGE, DISK_IMAGE), None, f"{name}:1", "0")
+
+    async def fence(self, program: Path, node: str) -> Fenced:
+        """Stands in for the fence command, which does not always work."""
+        if not self.fence_works():
+            return Fenced(cut_off=False, error="it does not answer")
+        self.note(f"{node} is cut off")
+        await self.hosts[node].switch_off(OFF_S)
+        return Fenced(cut_off=True)
 
     async def join(self, name: str, key_hash: str) -> None:
         """A host joins, as the API lets it. Raises NovaError."""
@@ -222,14 +285,14 @@ class World:
     async def say_to(self, name: str, *, compares: bool = False) -> None:
         """The server says to a node how things are now; the message is under way."""
         async with self.database.transaction(isolation="repeatable_read") as connection:
-            stated = await statements(connection, name, {self.vm}, SECRETS, NO_BASIS)
+            stated = await statements(connection, name, {self.vm, *self.deleted}, SECRETS, NO_BASIS)
             if compares:
                 brief = (await VmReadings.read(connection, [self.vm], SECRETS)).on(name, self.vm, SECRETS, NO_BASIS)
                 assert brief is None or brief in stated, "what is read of one VM says the same"
         # Without an endpoint to warm up no session is opened early: sessions are not simulated.
         cold = tuple(
             s if s.task is None else msgspec.structs.replace(s, task=msgspec.structs.replace(s.task, warm=None))
-            for s in stated
+            for s in (msgspec.structs.replace(s, proof=self.proofs.of_order(s.vm, s.order)) for s in stated)
         )
         self.network.to_host(name, wire.Desired(cold))
 
@@ -244,6 +307,9 @@ class World:
                 await self.reports.store(name, message)
 
     async def _observe(self, connection: Connection, report: owned.Report) -> None:
+        if report.vm in self.deleted:
+            await owned.observe(connection, [report])
+            return
         before = await vms.get(connection, report.vm)
         await owned.observe(connection, [report])
         is_owners = (report.node, report.epoch) == (before.node, before.epoch)
@@ -260,15 +326,18 @@ class World:
             self.hosts[name].agent.dispatcher.take(message)
         await self.settle()
 
-    async def control(self) -> None:
-        """Every controller makes a pass."""
+    async def control(self, *, changed: bool = True) -> None:
+        """Every controller makes a pass; unless something has ``changed``, only those that look by themselves."""
         await health.step(self.database, self.objects["health"])
-        await migration.step(self.database, self.objects["migration"])
-        await self.placement.step(self.database, self.objects["placement"])
-        await self.drains.step(self.database, self.objects["drain"])
-        await self.objects["drain"].finish()
-        await self.failover.step(self.database, self.objects["failover"])
-        await self.objects["failover"].finish()
+        if changed:
+            await migration.step(self.database, self.objects["migration"])
+            await self.placement.step(self.database, self.objects["placement"])
+            await self.drains.step(self.database, self.objects["drain"])
+            await self.objects["drain"].finish()
+            await replicas.step(self.database, self.objects["replicas"])
+        with patch.object(failover, "cut_off", self.fence):
+            await self.failover.step(self.database, self.objects["failover"])
+            await self.objects["failover"].finish()
         for objects in self.objects.values():
             failing = [objects.failure(key) for key in list(objects._failures)]
             objects.end_pass()
@@ -281,9 +350,8 @@ class World:
 
     async def step_server_clock(self, seconds: float) -> None:
         """The server's clock is set, or time passes for it."""
-        at = timedelta(seconds=seconds)
-        async with self.database.connection() as connection:
-            await connection.execute("UPDATE simulation.clock SET at = at + $1", at)
+        assert isinstance(self.database, SimulatedDatabase)
+        self.database.step_clock(seconds)
 
     async def server_time(self) -> datetime:
         async with self.database.connection() as connection:
@@ -346,8 +414,11 @@ class World:
     def guest_goes_on(self, qemu: SimulatedQemu) -> None:
         """A guest executes from now on: checked at that moment, whatever stops it again."""
         self.note(f"the guest goes on at {qemu.host.name}")
+        if qemu.vm in self.deleted:
+            self.violations.append(f"the guest of a VM that was deleted goes on at {qemu.host.name}")
+            return
         running = [host.name for host in self.hosts.values() for other in host.qemus.values()
-                   if other is qemu or other.run_state in EXECUTES]  # fmt: skip
+                   if other is qemu or (other.vm == qemu.vm and other.run_state in EXECUTES)]  # fmt: skip
         if len(running) > 1:
             self.violations.append(
                 f"{self.clock.now_s:.1f} s: the guest goes on at {qemu.host.name}, runs on {running}"
@@ -367,7 +438,7 @@ class World:
                 if worker.context.record.held.epoch in host.promised:
                     self.violations.append(f"{host.name} may run the VM in spite of its promise")
             for qemu in host.qemus.values():
-                if qemu.run_state in EXECUTES:  # whatever its guest has done meanwhile
+                if qemu.vm == self.vm and qemu.run_state in EXECUTES:  # whatever its guest has done meanwhile
                     self.newest_memory = qemu.memory = max(qemu.memory, self.newest_memory) + 1
         if len(owners) > 1 and not self.leased:
             self.violations.append(f"{owners} may all run the VM")
@@ -398,7 +469,16 @@ class World:
         if states != [(vm.node, "running")]:
             status = f"{vm.status.state} {vm.status.reason} at epoch {vm.epoch}"
             return vm, f"the VM belongs to {vm.node}, is {status}, and its QEMUs are {states}"
-        return vm, ""
+        return vm, self._orphan(vm)
+
+    def _orphan(self, vm: Vm) -> str:
+        """Return what a host has of a VM that is not its own, or nothing."""
+        for host in self.hosts.values():
+            for id, worker in host.agent.workers.items() if host.works else ():
+                held = worker.context.record.held
+                if held.claim is not Claim.NONE and (id in self.deleted or host.name != vm.node):
+                    return f"{host.name} still has {held} of VM {id}, which is on {vm.node}"
+        return ""
 
     async def completed(self) -> int:
         """Return how many migrations were completed."""

@@ -117,6 +117,7 @@ def test_nodes_and_users_refuse_a_server_whose_certificate_or_authority_has_ende
 
 def test_each_certificate_is_renewed_before_anybody_is_warned(tmp_path: Path) -> None:
     lives = {"authority": pki.CA_DAYS, "server": pki.SERVER_DAYS, "node": pki.NODE_DAYS}
+    lives |= {"database-authority": pki.CA_DAYS, "database": pki.CA_DAYS}
     assert lives.keys() == pki.RENEW_BELOW.keys()
     for kind, days in lives.items():
         assert days * DAY_S * pki.RENEW_BELOW[kind] > pki.ENDS_SOON_S, kind

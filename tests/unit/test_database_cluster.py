@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from lab.database_cluster import DatabaseCluster, EtcdMember, Place
+from novacron import pki
 from novacron.local.database_cluster import checks, health, moves, patroni_config, settings
 from novacron.local.database_cluster.etcd import Etcd, is_old
 from novacron.local.database_cluster.files import MemberFiles
@@ -316,3 +321,65 @@ def test_a_process_that_cant_be_ended_leaves_no_other_one_running(
     with pytest.raises(AssertionError, match="it has not ended"):
         DatabaseCluster(tmp_path).down()
     assert sorted(ended) == ["database-a", "database-b", "database-c", "etcd-a", "etcd-b", "etcd-c"]
+
+
+def kept_member(directory: Path, now_s: float) -> MemberFiles:
+    """Return a member's folder, with certificates of that moment."""
+    key, ca = pki.new_authority(now_s)
+    cluster = Cluster.new("novacron", EtcdAccess(endpoints=("http://192.0.2.1:2379",)), tls=False, lone_writes=True)
+    cluster = msgspec.structs.replace(cluster, ca_key=key.decode(), ca=ca.decode())
+    files, own = MemberFiles(directory), ClusterMember(name="database-1", host="192.0.2.11")
+    files.keep(cluster, own)
+    files.ca.parent.mkdir()
+    files._write_certificates(cluster, own, now_s)
+    return files
+
+
+@pytest.mark.parametrize("what", ["database", "database-authority"])
+def test_a_member_renews_its_certificates_before_anybody_is_warned(tmp_path: Path, what: str) -> None:
+    began_s = time.time()
+    files = kept_member(tmp_path, began_s)
+    life_s, before = pki.CA_DAYS * 86_400.0, files.certificate.read_bytes()
+    due_s = began_s + life_s * (1 - pki.RENEW_BELOW[what])
+    if what == "database-authority":  # the member's own was renewed in between
+        assert files.renew_certificates(due_s - 86_400)
+        before = files.certificate.read_bytes()
+    assert not files.renew_certificates(due_s - 3600) and files.certificate.read_bytes() == before
+    assert files.renew_certificates(due_s + 3600)
+    ends = files.certificate_ends()
+    assert ends["database"] > due_s + life_s * 0.9
+    assert (ends["database's authority"] > due_s + life_s * 0.9) == (what == "database-authority")
+    assert not files.renew_certificates(due_s + 7200), "once is enough"
+    known = files.cluster()
+    assert known is not None and known.ca.encode() == files.ca.read_bytes()
+    renewed = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+    renewed.verify_directly_issued_by(x509.load_pem_x509_certificate(files.ca.read_bytes()))
+
+
+def test_members_that_know_the_former_authority_trust_what_the_renewed_one_issues(tmp_path: Path) -> None:
+    began_s = time.time()
+    files = kept_member(tmp_path, began_s)
+    former = x509.load_pem_x509_certificate(files.ca.read_bytes())
+    files.renew_certificates(began_s + 9 * 365 * 86_400)
+    assert files.ca.read_bytes() != former.public_bytes(serialization.Encoding.PEM)
+    x509.load_pem_x509_certificate(files.certificate.read_bytes()).verify_directly_issued_by(former)
+
+
+def test_a_certificate_that_was_lost_or_damaged_is_issued_again(tmp_path: Path) -> None:
+    files = kept_member(tmp_path, time.time())
+    files.certificate.unlink()
+    assert files.renew_certificates(time.time()) and "database" in files.certificate_ends()
+    files.certificate.write_bytes(b"nonsense")
+    assert files.renew_certificates(time.time()) and "database" in files.certificate_ends()
+
+
+def test_the_status_warns_of_certificates_14_days_before_they_end(tmp_path: Path) -> None:
+    files = kept_member(tmp_path, time.time())
+    ends_at_s = files.certificate_ends()["database"]
+    assert health.of_certificates(files.certificate_ends(), ends_at_s - 15 * 86_400) == []
+    soon = health.of_certificates(files.certificate_ends(), ends_at_s - 13 * 86_400)
+    assert {problem.text.split(" ends on")[0] for problem in soon} == {
+        "this machine's certificate of the database", "this machine's certificate of the database's authority"
+    }  # fmt: skip
+    assert all("novacron database cluster renew" in problem.hint for problem in soon)
+    assert "ended on" in health.of_certificates({"database": ends_at_s}, ends_at_s + 1)[0].text

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from novacron.disk import boot_sector
 from novacron.disk.convert import DRIVERS
 from novacron.disk.errors import Unacceptable
 from novacron.disk.formats import DISK_SIGNS, OTHERS, check, detect
@@ -181,3 +182,56 @@ def test_only_what_has_the_file_system_of_a_cd_is_an_iso(tmp_path: Path) -> None
         assert check(file, ImageFormat.ISO) == cd.stat().st_size
     with other.open("rb") as file, pytest.raises(Unacceptable, match="it is no CD"):
         check(file, ImageFormat.ISO)
+
+
+def signed(begins: bytes, table: bytes = b"", fill: bytes = b"\0") -> bytes:
+    """Return a file whose first sector has the sign of a boot sector."""
+    return begins.ljust(446, fill) + table.ljust(64, fill) + b"\x55\xaa" + b"x" * 8192
+
+
+PARTITION = struct.pack("<B3sB3sII", 0x80, b"\x20\x21\0", 0x83, b"\xdd\x1e\x3f", 2048, 16384)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        signed(b"\xef\xbb\xbf<html><head><title>404", fill=b" "),
+        signed(b"<!-- moved --><html>", fill=b"-"),
+        signed(b"Not found: look elsewhere. ", fill=b"."),
+        signed(b"PK\x03\x04\x14\0\0\0\x08\0", fill=b"\x9c"),
+        signed(b"MZ\x90\0\x03", fill=b"\x41"),
+        signed(b"MZ\xea\x07\0\xc0\x07", b"HdrS"),
+        signed(b"%PDF-1.7\n"),
+        signed(b"\x7fELF\x02\x01\x01"),
+        signed(b"\x1f\x8b\x08", fill=b"\x5a"),
+    ],
+    ids=["page with a mark", "page with a comment", "text", "ZIP", "program", "Linux kernel", "PDF", "ELF", "gzip"],
+)  # fmt: skip
+def test_a_file_that_has_the_sign_of_a_boot_sector_by_chance_is_no_disk(data: bytes) -> None:
+    with pytest.raises(Unacceptable, match=r"does not look like a disk|web page"):
+        detect(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        signed(b"", PARTITION),
+        signed(b"MZ", PARTITION),
+        signed(b"whatever", bytes(16) + PARTITION),
+        signed(b"\xeb\x63\x90\x10\x8e\xd0"),
+        signed(b"\xfa\xb8\0\x10\x8e\xd0"),
+        signed(b"\xeb\x3c\x90mkfs.fat\0\x02\x04\x01\0\x02", b"\xcd\x10" * 32),
+        signed(b"\x33\xc0\x8e\xd0", PARTITION * 4),
+        signed(b""),
+    ],
+    ids=["partitions", "and a program", "second partition", "GRUB", "boot code", "FAT", "four partitions", "new table"],
+)  # fmt: skip
+def test_a_boot_sector_is_a_raw_disks(data: bytes) -> None:
+    assert detect(io.BytesIO(data)) is ImageFormat.RAW
+
+
+@given(st.binary(min_size=510, max_size=510), st.integers(0, 255))
+def test_hardly_any_noise_has_a_partition_table(noise: bytes, first: int) -> None:
+    sector = b"\x01" + noise[1:446] + bytes([first | 1]) + noise[447:] + b"\x55\xaa"
+    if (first | 1) not in (0, 0x80):
+        assert not boot_sector._is_table(sector[446:510])

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from novacron.disk import boot_sector
 from novacron.disk.blocks import data_ranges
 from novacron.disk.errors import Unacceptable
 from novacron.disk.unpack import DMG_TRAILER
@@ -46,9 +47,10 @@ OTHERS = {
 """What comes in place of a disk, by mistake or not, and how it begins."""
 TAR_MAGIC_AT, TAR_MAGIC = 257, b"ustar"
 CD_AT, CD_MAGICS = 32769, (b"CD001", b"BEA01")
-PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 DISK_SIGNS = (
-    (510, b"\x55\xaa"), (512, b"EFI PART"), (4096, b"EFI PART"), (508, b"\xda\xbe"), (512, b"PM\0\0"),
+    (512, b"EFI PART"), (4096, b"EFI PART"), (508, b"\xda\xbe"), (512, b"PM\0\0"),
     (512, b"\x57\x45\x56\x82"), (0, b"LABELONE"), (512, b"LABELONE"), (0, b"LUKS\xba\xbe"),
     (4096, b"\xfc\x4e\x2b\xa9"), (0, b"\xfc\x4e\x2b\xa9"), (0x438, b"\x53\xef"), (0, b"XFSB"), (0x10040, b"_BHRfS_M"),
     (0x400, b"\x10\x20\xf5\xf2"), (4086, b"SWAPSPACE2"), (32769, b"CD001"), (32769, b"BEA01"), (0, b"hsqs"),
@@ -63,9 +65,10 @@ DISK_SIGNS = (
     (0, b"\xce\xfa\xad\x1b"), (0, b"\x0b\xe5\xa9\x41"), (0, b"dmvdo001"), (0, b"bluestore block device"),
     (0x4014, b"\0\0\0\x07version\0"), (0x400, b"\xf5\xfc\1\xa5"), (0x2000, b"\xa5\1\xfc\xf5"),
 )  # fmt: skip
-"""How a raw disk is recognised, and where: partition tables (MBR, GPT, Sun, Apple, BSD, SGI), volumes (LVM, LUKS, MD
-RAID, bcache, VDO, BlueStore), file systems (ext, XFS, Btrfs, F2FS, swap, ISO 9660, UDF, squashfs, EROFS, cramfs, romfs,
-APFS, HFS+, UFS, ReiserFS, Reiser4, JFS, NTFS, exFAT, BitLocker, ZFS, OCFS2, NILFS2, GFS2, bcachefs, BFS, VxFS)."""
+"""How a raw disk is recognised, and where, beside boot sectors: partition tables (GPT, Sun, Apple, BSD, SGI), volumes
+(LVM, LUKS, MD RAID, bcache, VDO, BlueStore), file systems (ext, XFS, Btrfs, F2FS, swap, ISO 9660, UDF, squashfs, EROFS,
+cramfs, romfs, APFS, HFS+, UFS, ReiserFS, Reiser4, JFS, NTFS, exFAT, BitLocker, ZFS, OCFS2, NILFS2, GFS2, bcachefs, BFS,
+VxFS)."""
 
 
 def detect(file: BinaryIO) -> ImageFormat:
@@ -80,7 +83,7 @@ def detect(file: BinaryIO) -> ImageFormat:
         return ImageFormat.VHD
     if tail.startswith(DMG_TRAILER):
         raise Unacceptable("it is an Apple disk image (DMG), not a disk that can be taken: convert it first")
-    if head.lstrip().lower().startswith(PAGES):
+    if head.removeprefix(BYTE_ORDER_MARK).lstrip().lower().startswith(PAGES):
         raise Unacceptable("it is a web page or XML, not a disk: look at it, and check where it came from")
     if head[TAR_MAGIC_AT:].startswith(TAR_MAGIC):
         raise Unacceptable("it is a tar archive, not a disk: unpack it first; an OVA comes in with: novacron vm import")
@@ -111,7 +114,9 @@ def _by_head(head: bytes) -> ImageFormat | None:
 
 
 def _is_known_disk(file: BinaryIO) -> bool:
-    return any(_read(file, at, len(magic)) == magic for at, magic in DISK_SIGNS)
+    return any(_read(file, at, len(magic)) == magic for at, magic in DISK_SIGNS) or boot_sector.is_one(
+        _read(file, 0, SECTOR)
+    )
 
 
 def _is_blank(file: BinaryIO, size: int) -> bool:

@@ -89,6 +89,11 @@ class Encoder:
         for index, digest in enumerate(digests, start):
             indexes.setdefault(digest, index)
 
+    def base_of(self, digest: bytes) -> int | None:
+        """Return the number of the base in which a page of this digest is referred to."""
+        index = self._bases.get(digest)
+        return None if index is None else index >> 40
+
     def encode(self, data: bytes, runs: list[Run]) -> Piece:
         """Encode ``data``, all of which ``runs`` describe."""
         ring = self._ring

@@ -11,6 +11,8 @@ from novacron.dwcp.page_ring import PAGE
 
 IN_ORDER = "checkpoint"
 """Kind of base whose digests arrive in about the same order as its pages appear in the stream."""
+RUNNING = "sibling:"
+"""How the names of bases begin that are the memory of guests that run at the receiver."""
 DIGESTS_MAX = 2_097_152
 """Digests that are kept of one peer: 8 GiB of pages, about 400 MB here. Pages beyond them are sent."""
 AHEAD_DIGESTS = 4096
@@ -30,6 +32,7 @@ class ReceiverIndex:
         self._digests = digests
         self._shared: dict[int, Base] = {}
         self._kinds: list[str] = []
+        self._names: list[str] = []
         self._received = 0
         """Digests that have arrived."""
         self._counts: list[int] = []
@@ -53,6 +56,7 @@ class ReceiverIndex:
                 encoder.add_base(number, info.kind, 0, self._digests.get(info.name, ())[: info.count])
         self._encoder = encoder
         self._kinds = [info.kind for info in bases]
+        self._names = [info.name for info in bases]
         self._counts = [info.count for info in bases]
         self._outstanding = [info.told for info in bases]
 
@@ -88,3 +92,11 @@ class ReceiverIndex:
         if len(page) != PAGE or self._hash.digest(page) != base.digests[index]:
             raise PageDamaged(f"page {index} of {base.name} is damaged on both nodes")
         return page
+
+    def may_change(self, referred: bytes | int) -> bool:
+        """Say whether a page that the encoder referred to was found in the memory of a guest that runs at the
+        receiver: that it is another one by now is no damage."""
+        if isinstance(referred, int):
+            return False
+        number = self._encoder.base_of(self._hash.digest(referred))
+        return number is not None and self._names[number].startswith(RUNNING)

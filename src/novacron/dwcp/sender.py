@@ -320,7 +320,7 @@ class Sender:
             self._tick.set()
 
     def _repair(self, connection: FrameConnection, missing: MissingPages) -> None:
-        """Send pages whose base turned out to be damaged."""
+        """Send pages that a base has no more as they were: it is damaged, or the memory of a guest that runs."""
         pages = self._window.pages_of(missing.piece)
         if pages is None or connection.unsent_bytes > REPAIR_WAITING_BYTES_MAX:
             return
@@ -331,10 +331,14 @@ class Sender:
             data = b"".join(self._receiver_index.page(pages[ordinal]) for ordinal in part)
             payload = msgspec.msgpack.encode(RepairedPages(missing.piece, part, data))
             self.counters.wire_bytes += connection.put(Frame(FrameType.REPAIR, payload=payload))
-        count = len(missing.ordinals)
-        self.counters.repaired_pages += count
-        log.warning("pages are sent again: the peer's were damaged", peer=self._peer_host, pages=count)
-        traces.note("dwcp repaired", pages=count)
+        changed = sum(self._receiver_index.may_change(pages[ordinal]) for ordinal in missing.ordinals)
+        damaged = len(missing.ordinals) - changed
+        self.counters.repaired_pages += damaged
+        if damaged:
+            log.warning("pages are sent again: the peer's were damaged", peer=self._peer_host, pages=damaged)
+        if changed:
+            log.info("pages are sent again: a guest there has changed its own", peer=self._peer_host, pages=changed)
+        traces.note("dwcp repaired", pages=damaged, changed=changed)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -195,13 +196,25 @@ def cluster_status(state_dir: StateDir = None, output_: output.Output = output.O
 
         with _controls(state_dir) as (files, cluster, mover):
             view = mover.look()
-            problems = health.problems(view)
+            problems = [*health.problems(view), *health.of_certificates(files.certificate_ends(), time.time())]
             if view.primary is not None and view.members:
                 with contextlib.suppress(PermissionError):
                     files.keep_url(cluster, [each.address for each in view.members if each.address])
         _show(view, output_, problems)
         if problems:
             sys.exit(1)
+
+
+@app.command("renew")
+def cluster_renew(state_dir: StateDir = None) -> None:
+    """Renew the certificate of this machine's member, which is also done when it starts and it is time to."""
+    with _explained():
+        files = _files(state_dir)
+        files.renew_certificates(time.time(), force=True)
+        say(
+            "this member has another certificate, and uses it once it is restarted: if it is the primary,"
+            " novacron database cluster switch; then systemctl restart novacron-database"
+        )
 
 
 @app.command("switch")

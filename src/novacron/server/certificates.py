@@ -54,6 +54,9 @@ def expiries(settings: ServerSettings) -> dict[tuple[str, ...], float]:
     files = {"authority": settings.state_dir / "ca.crt", "server": settings.own_certificate[0]}
     if settings.given_certificate is not None:
         files["api"] = settings.given_certificate.certificate
+    # Those of a member of the database's cluster on this machine; where they can't be read: novacron doctor.
+    tls = settings.state_dir.parent / "postgres" / "tls"
+    files |= {"database-authority": tls / "ca.crt", "database": tls / "server.crt"}
     ends = dict[tuple[str, ...], float]()
     for name, file in files.items():
         with contextlib.suppress(OSError, ValueError):

@@ -168,7 +168,9 @@ async def recover_vm(connection: Connection, id: str, confirm: str | None, actor
         if vm.lost_on is None:
             raise IllegalState(f"VM {vm.name} waits for a node: {vm.status.reason}", hint="see: novacron node list")
         return await _release(connection, vm, f"node {vm.lost_on} was removed", actor, discard_disk=True)
-    await check_gone(connection, await nodes.get(connection, vm.node, lock=True), confirm)
+    node = await nodes.get(connection, vm.node, lock=True)
+    _check_disk_missed(vm, node)
+    await check_gone(connection, node, confirm)
     lost = await only_there(connection, vm)
     if lost is not None and not discard_disk:
         raise Conflict(
@@ -179,6 +181,19 @@ async def recover_vm(connection: Connection, id: str, confirm: str | None, actor
         await migrations.fail(connection, vm.migration, f"node {vm.node} is gone")
         vm = await vms.get(connection, id, lock=True)
     return await _release(connection, vm, f"node {vm.node} is gone", actor, discard_disk=lost is not None)
+
+
+def _check_disk_missed(vm: Vm, node: Node) -> None:
+    """Raise Conflict for a VM whose node is there, and says that the VM's disk is not: to wait would be of no use."""
+    if node.status.ready and vm.status.reason_code == WaitCode.DISK_LOST:
+        raise Conflict(
+            f"the disk of VM {vm.name} is not on node {node.name}, whose agent is connected: it may be put back there",
+            hint=(
+                f"put it back, or restore a copy (novacron backup restore) and then novacron vm delete {vm.name}; to"
+                f" begin anew, switch the host off, then: novacron vm recover {vm.name} --discard-disk"
+                f" --confirm {node.name}"
+            ),
+        )
 
 
 async def _back(connection: Connection, vm: Vm, node: str, actor: str) -> Vm:

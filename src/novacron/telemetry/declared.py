@@ -320,7 +320,7 @@ FLEET = (
     ),
     _gauge(
         "novacron_certificate_expiry_timestamp_seconds",
-        "When a certificate ends: of the authority, the server or the node.",
+        "When a certificate ends: of the authority, the server, the API, the node, or a database on its machine.",
         "certificate",
         together=Together.MAX,
     ),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -43,6 +45,10 @@ class MemberFiles:
     def ca(self) -> Path:
         return self.directory / TLS / "ca.crt"
 
+    @property
+    def certificate(self) -> Path:
+        return self.directory / TLS / "server.crt"
+
     def cluster(self) -> Cluster | None:
         """Return the cluster that this is, or is to become, a member of; None: none. Raises ClusterFailed."""
         return read_join_file(self.join_file) if self.join_file.exists() else None
@@ -76,21 +82,13 @@ class MemberFiles:
         """Write certificates and Patroni's file, last: from then on the data are Patroni's. Raises ClusterFailed."""
         import yaml  # not loaded by commands that only look
 
-        from novacron import pki
-
-        user = server_user()
-        owner = (user.pw_uid, user.pw_gid) if user is not None else (os.geteuid(), os.getegid())
+        owner = _owner()
         self.directory.chmod(0o700)
         tls = self.directory / TLS
         for folder in (self.directory, tls, self.logs):
             folder.mkdir(exist_ok=True, mode=0o700)
             os.chown(folder, *owner)
-        key, certificate = pki.issue_host(
-            cluster.ca_key.encode(), cluster.ca.encode(), member.name, [member.host, "localhost"]
-        )
-        private_file.write(tls / "ca.crt", cluster.ca.encode(), owner=owner)
-        private_file.write(tls / "server.key", key, owner=owner)
-        private_file.write(tls / "server.crt", certificate, owner=owner)
+        self._write_certificates(cluster, member, time.time())
         try:
             binaries = programs()
         except PostgresFailed as error:
@@ -98,6 +96,46 @@ class MemberFiles:
         paths = patroni_config.Paths(self.directory, self.data, binaries, tls, self.logs)
         text = yaml.safe_dump(patroni_config.document(cluster, member, paths), sort_keys=False)
         private_file.write(self.patroni, text.encode(), owner=owner)
+
+    def _write_certificates(self, cluster: Cluster, member: ClusterMember, now_s: float) -> None:
+        """Issue this member's certificate, from the key that all members have. Raises OSError."""
+        from novacron import pki  # not loaded by commands that only look
+
+        owner, tls = _owner(), self.directory / TLS
+        key, certificate = pki.issue_host(
+            cluster.ca_key.encode(), cluster.ca.encode(), member.name, [member.host, "localhost"], now_s
+        )
+        for name, content in (("ca.crt", cluster.ca.encode()), ("server.key", key), ("server.crt", certificate)):
+            private_file.write(tls / name, content, owner=owner)
+
+    def renew_certificates(self, now_s: float, *, force: bool = False) -> bool:
+        """Renew this member's certificate, and the authority's for the same key, if it is time to or with ``force``;
+        say whether that was done. Patroni reads them when it starts. Raises ClusterFailed, OSError."""
+        from novacron import pki  # not loaded by commands that only look
+
+        cluster, member = self.known()
+        try:
+            is_due = force or pki.due("database", self.certificate.read_bytes(), now_s)
+            of_authority = pki.due("database-authority", cluster.ca.encode(), now_s)
+        except (FileNotFoundError, ValueError):  # lost, or damaged
+            is_due, of_authority = True, False
+        if of_authority:
+            renewed = pki.renewed_authority(cluster.ca_key.encode(), now_s).decode()
+            cluster = msgspec.structs.replace(cluster, ca=renewed)
+            self.keep(cluster, member)
+        if is_due or of_authority:
+            self._write_certificates(cluster, member, now_s)
+        return is_due or of_authority
+
+    def certificate_ends(self) -> dict[str, float]:
+        """Return when this member's certificates end; those that can't be read are left out."""
+        from novacron import pki  # not loaded by commands that only look
+
+        ends = {}
+        for name, path in (("database's authority", self.ca), ("database", self.certificate)):
+            with contextlib.suppress(OSError, ValueError):
+                ends[name] = pki.expires_at_s(path.read_bytes())
+        return ends
 
     def keep_url(self, cluster: Cluster, members: Sequence[str]) -> None:
         """Write down how servers reach the database at these addresses, beside those that were known: etcd forgets
@@ -144,6 +182,12 @@ class MemberFiles:
 
     def _has_data(self) -> bool:
         return self.data.exists() and any(self.data.iterdir())
+
+
+def _owner() -> tuple[int, int]:
+    """Return whom Patroni's files belong to."""
+    user = server_user()
+    return (user.pw_uid, user.pw_gid) if user is not None else (os.geteuid(), os.getegid())
 
 
 def read_join_file(path: Path) -> Cluster:

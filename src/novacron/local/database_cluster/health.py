@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from novacron.local.database_cluster.view import ClusterView, MemberRole, MemberView
+from novacron.pki import ENDS_SOON_S, utc
 
 STATUS = "novacron database cluster status"
 
@@ -108,4 +111,15 @@ def _of_standbys(view: ClusterView) -> list[ClusterProblem]:
             "start the third again, on its machine: systemctl start novacron-database; or add one: novacron database"
                 " cluster join",
         ))  # fmt: skip
+    return found
+
+
+def of_certificates(ends_at_s: Mapping[str, float], now_s: float) -> list[ClusterProblem]:
+    """Return what is wrong with a member's certificates: they are renewed when it starts."""
+    found = []
+    for name, at_s in ends_at_s.items():
+        if at_s - now_s < ENDS_SOON_S:
+            when = f"ended on {utc(at_s)}" if at_s <= now_s else f"ends on {utc(at_s)}"
+            hint = "novacron database cluster renew, then restart this member"
+            found.append(ClusterProblem(f"this machine's certificate of the {name} {when}", hint))
     return found

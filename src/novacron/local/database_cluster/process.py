@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from typing import NoReturn
 
 from novacron.child_environment import clean
@@ -33,6 +34,8 @@ def run(files: MemberFiles) -> NoReturn:
     except FolderInUse as error:
         raise ClusterFailed(f"{error.args[0].partition(':')[0]}: this member runs already") from None
     lock.keep_over_exec()
+    if files.renew_certificates(time.time()):
+        say("renewed this member's certificate", err=True)
     if files.remove_partial_copy():
         say("removed a copy of the database that was never finished", err=True)
     user = server_user()

@@ -182,12 +182,18 @@ async def limits() -> list[Finding]:
     return [ok("limits", f"up to {most} open files")]
 
 
+def certificate_files(state_dir: Path) -> dict[str, Path]:
+    """Return where the certificates of a machine are that NovaCron issues itself, by what they are called."""
+    return {
+        "authority": state_dir / "server/ca.crt", "server": state_dir / "server/server.crt",
+        "node": state_dir / "agent/identity/node.crt", "database authority": state_dir / "postgres/tls/ca.crt",
+        "database member": state_dir / "postgres/tls/server.crt",
+    }  # fmt: skip
+
+
 async def certificates(state_dir: Path) -> list[Finding]:
     findings = []
-    for name, path in {
-        "authority": state_dir / "server/ca.crt", "server": state_dir / "server/server.crt",
-        "node": state_dir / "agent/identity/node.crt",
-    }.items():  # fmt: skip
+    for name, path in certificate_files(state_dir).items():
         try:
             left_s = pki.expires_at_s(path.read_bytes()) - time.time()
         except FileNotFoundError:
@@ -218,6 +224,8 @@ def _renewal(name: str, path: Path) -> str:
             "systemctl restart novacron-server: it renews it for the same key; then, on nodes that were away: novacron"
             f" agent --rejoin @FILE; for users: novacron context add NAME --replace --ca {path}"
         )
+    if name.startswith("database"):
+        return "novacron database cluster renew: this machine's member takes it up when it is restarted"
     try:
         node = pki.common_name(path.read_bytes())
     except (OSError, ValueError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from novacron import __version__, pki
 from novacron.client.api import Client, Object, load_config
@@ -19,6 +21,8 @@ from novacron.model.condition import EVENTS_OF_THEIR_OWN, KEEPS_VMS_AWAY, Condit
 SKEW_S_MAX = 1.0
 STALE_S = 120.0
 SHOWN_MAX = 5
+SHOWN_S_MAX = 10.0
+"""Time limit of looking at the certificate that the API shows."""
 
 
 async def platform() -> list[Finding]:
@@ -56,6 +60,7 @@ def _platform(client: Client) -> Iterator[Finding]:
     yield from _networks(list(client.list("networks")))
     yield from _unreconciled(list(client.list("unreconciled-vms")))
     yield from _certificates(nodes)
+    yield from _shown_certificate(client.config.url)
     yield from _agents(client, [node["name"] for node in nodes if node["status"]["ready"]])
 
 
@@ -176,6 +181,34 @@ def _certificates(nodes: list[Object]) -> Iterator[Finding]:
         else:
             start = "" if node["status"]["ready"] else "start its agent, which renews it once it is connected; or "
             yield warning(f"node {name}", f"its agent's certificate ends on {pki.utc(ends_at_s)}", start + rejoin)
+
+
+def _shown_certificate(url: str) -> Iterator[Finding]:
+    """Look at the certificate that users are shown, which may be a given one, or that of a proxy."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" or parts.hostname is None:
+        return
+    try:
+        shown = ssl.get_server_certificate((parts.hostname, parts.port or 443), timeout=SHOWN_S_MAX)
+        ends_at_s = pki.expires_at_s(shown.encode())
+    except (OSError, ValueError) as error:
+        yield warning("API", f"its certificate can't be looked at: {error}", "try again")
+        return
+    yield from shown_until(ends_at_s, time.time())
+
+
+def shown_until(ends_at_s: float, now_s: float) -> Iterator[Finding]:
+    """Say how long the API's certificate is good for."""
+    advice = (
+        "one of --tls-certificate, or of a proxy: renew it there (certbot renew); the server's own:"
+        " systemctl restart novacron-server"
+    )
+    if ends_at_s <= now_s:
+        yield bad("API", f"the certificate that it shows ended on {pki.utc(ends_at_s)}", advice)
+    elif ends_at_s - now_s < pki.ENDS_SOON_S:
+        yield warning("API", f"the certificate that it shows ends on {pki.utc(ends_at_s)}", advice)
+    else:
+        yield ok("API", f"the certificate that it shows is good for {(ends_at_s - now_s) / 86_400:.0f} days")
 
 
 def _agents(client: Client, nodes: list[str]) -> Iterator[Finding]:
