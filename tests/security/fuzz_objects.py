@@ -166,27 +166,29 @@ class _Stored(NamedTuple):
     rows: str
     """As JSON."""
     columns: list[str]
+    """That are put back in rows that are there."""
+    every: list[str]
+    """That are put into a row that is missing."""
 
 
 async def _read(connection: asyncpg.Connection[Any], table: str, key: str) -> _Stored:
     rows = await connection.fetch(f"SELECT {key} AS key, to_jsonb(t)::text AS row FROM {table} t")  # noqa: S608
     columns = await connection.fetch(
-        "SELECT column_name FROM information_schema.columns WHERE table_name = $1 AND is_generated = 'NEVER'"
-        " AND is_identity = 'NO'"
-        " AND column_name NOT IN ('revision', 'renewed_at', 'hears_until')",
+        "SELECT quote_ident(column_name) AS name, is_identity = 'YES' OR column_name IN ('revision', 'renewed_at',"
+        " 'hears_until') AS own FROM information_schema.columns WHERE table_name = $1 AND is_generated = 'NEVER'",
         table,
     )
-    kept = [f'"{row["column_name"]}"' for row in columns]
-    return _Stored(key, [row["key"] for row in rows], "[" + ",".join(row["row"] for row in rows) + "]", kept)
+    every, kept = [row["name"] for row in columns], [row["name"] for row in columns if not row["own"]]
+    return _Stored(key, [row["key"] for row in rows], "[" + ",".join(row["row"] for row in rows) + "]", kept, every)
 
 
 async def _put_back(connection: asyncpg.Connection[Any], table: str, stored: _Stored) -> None:
     """Have a table as it was: nothing more in it, nothing less, nothing else."""
-    names = ", ".join(stored.columns)
+    names, every = ", ".join(stored.columns), ", ".join(stored.every)
     mine, theirs = (f"({', '.join(f'{of}.{name}' for name in stored.columns)})" for of in ("t", "excluded"))
     await connection.execute(
-        f"INSERT INTO {table} AS t OVERRIDING SYSTEM VALUE"  # noqa: S608
-        f" SELECT * FROM jsonb_populate_recordset(NULL::{table}, $1::text::jsonb)"
+        f"INSERT INTO {table} AS t ({every}) OVERRIDING SYSTEM VALUE"  # noqa: S608
+        f" SELECT {every} FROM jsonb_populate_recordset(NULL::{table}, $1::text::jsonb)"
         f" ON CONFLICT ({stored.key}) DO UPDATE SET ({names}) = ROW{theirs} WHERE {mine} IS DISTINCT FROM {theirs}",
         stored.rows,
     )
