@@ -18,6 +18,7 @@ import uvloop
 from bench.agents import IMAGE
 from bench.api_held import held_figures
 from bench.api_load import Load, Stand, timed
+from bench.api_rights import rights_figures
 from bench.report import Figure, median, parser, report
 from lab.platform import clean_up_when_ended, open_directory, until
 from novacron.client import Client
@@ -358,6 +359,7 @@ PARTS: dict[str, Callable[[Stand, Size], list[Figure]]] = {
     "mixed": lambda stand, size: mixed_figures(stand, size.rounds, size.load_s),
     "writes": lambda stand, size: write_figures(stand, size.rounds, size.load_s),
     "overload": lambda stand, size: overload_figures(stand, size.overload, 2 * size.load_s),
+    "rights": lambda stand, size: rights_figures(stand, size.rounds),
     "held": lambda stand, size: held_figures(stand, size.held, 4 * size.load_s),
 }
 

@@ -20,6 +20,7 @@ from novacron.client import Client, Config, load_config
 from novacron.local.postgres import Postgres
 
 NO_LIMIT = "1000000000"
+READY_S_MAX = 240
 WRK = """
 local counts = {ok = 0, bad = 0}
 local threads = {}
@@ -102,7 +103,7 @@ class Stand:
         """Start the server, and wait until it answers."""
         os.environ["NOVACRON_CONFIG"] = str(self.directory / "config.json")
         self.server = self._serve(self.directory, self.ports)
-        until(lambda: _answers(load_config), "the server is ready", 60)
+        until(lambda: _answers(load_config), "the server is ready", READY_S_MAX)
         self.client = Client(load_config())
 
     def _serve(

@@ -18,7 +18,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "machines": ("--only", "snapshots", "imports"),
     "dwcp": ("--only", "data-path", "--only", "idle"),
     "fleet": ("--only", "placement", "rebalancing"),
-    "api": ("--only", "reads", "mixed", "held"),
+    "api": ("--only", "reads", "mixed", "held", "rights"),
     "scale": (),
     "observability": (),
     "backup": (),

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from novacron.control import backup_proofs as controller
@@ -234,6 +235,31 @@ async def test_what_has_no_room_keeps_nobody_waiting(database: Database, kept: s
     assert (await now(database, "backup-large-0"))[0].phase is ProofPhase.WAITING
     async with database.connection() as connection:
         assert await connection.fetchval("SELECT count(*) FROM vms WHERE proof_of <> ''") == 1
+
+
+async def test_a_project_with_many_proofs_makes_another_wait_for_one_of_them(database: Database, kept: str) -> None:
+    """One proof at a time runs on a node, and takes minutes."""
+    async with database.transaction() as connection:
+        await connection.execute("INSERT INTO projects (id, name) VALUES ('project-small', 'small')")
+        for number in range(12):
+            await copy_backup(connection, kept, f"backup-big-{number}")
+        for number in range(2):
+            await copy_backup(connection, kept, f"backup-small-{number}")
+        await connection.execute("UPDATE backups SET project = 'small' WHERE id LIKE 'backup-small-%'")
+    for name, count in (("big", 12), ("small", 2)):
+        for number in range(count):
+            await ask(database, f"backup-{name}-{number}")
+    began = list[str]()
+    for _ in range(5):
+        async with database.transaction() as connection:
+            first = (await backup_proofs.under_way(connection, ["a"]))[0]
+            began.append(first.split("-")[1])
+            backup = await backups.get(connection, first, lock=True)
+            done = await backup_proofs.enter(connection, backup, ProofPhase.RESTORING)
+            assert done.proof is not None
+            proved = msgspec.structs.replace(done.proof, phase=ProofPhase.PROVED, start_s=1.0)
+            await backup_proofs.end(connection, done, proved, None)
+    assert began == ["big", "small", "big", "small", "big"]
 
 
 async def test_a_disk_that_cant_be_made_is_given_up_before_long(database: Database, kept: str) -> None:

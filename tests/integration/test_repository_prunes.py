@@ -124,7 +124,7 @@ async def test_a_node_prunes_once_for_each_request_and_says_how_far_it_is(root: 
 async def test_a_request_beyond_what_a_node_prunes_at_once_waits_for_its_turn(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prune_module, "REPOSITORIES_AT_ONCE", 0)
+    monkeypatch.setattr(prune_module, "PRUNES_MAX", 0)
     prunes = prunes_at(root)
     assert prunes.answer(asked()) == PruneState(running=True) == prunes.answer(asked()), "it has not failed"
 

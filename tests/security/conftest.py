@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from lab.replicas import Served, serving
+from novacron import private_file
 from novacron.store.database import Database
 from tests.integration.conftest import Api
 from tests.support.stored_fleet import add_node, add_vm
@@ -26,9 +29,11 @@ async def _fill(url: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def served() -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server without rate limits; its node and VM exist as rows only."""
-    with serving(*RATES) as platform:
+    key = tmp_path_factory.mktemp("key") / "platform.key"
+    private_file.write(key, base64.b64encode(os.urandom(32)))
+    with serving(*RATES, "--platform-key", f"file:{key}") as platform:
         client = platform.client
         for name, project, address in (("a", "prey", "198.19.200.7"), ("fuzzed", "fuzzed", "198.19.200.8")):
             client.create_project(project, host_network=True)

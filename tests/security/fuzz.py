@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import quote_from_bytes
 
+from tests.security.fuzz_objects import FuzzObjects
+
 Schema = dict[str, Any]
 
 LONG = 100_000
@@ -58,6 +60,8 @@ class Hostile(NamedTuple):
     body: bytes | None
     headers: dict[str, str]
     at: str
+    route: str
+    """Method and path, with the names of parameters."""
 
 
 class Operation(NamedTuple):
@@ -65,14 +69,23 @@ class Operation(NamedTuple):
     path: str
     parameters: list[Schema]
     body: Schema | None
+    objects: dict[str, str]
+    """Ids of things that exist, by what is before them in a path."""
+
+    @property
+    def route(self) -> str:
+        return f"{self.method} {self.path}"
+
+    def hostile(self, target: str, body: bytes | None, headers: dict[str, str], at: str) -> Hostile:
+        return Hostile(self.method, target, body, headers, at, self.route)
 
     def target(self, replaced: dict[str, str] | None = None, query: str = "") -> str:
         target = self.path
         for parameter in self.parameters:
             if parameter["in"] == "path":
                 name = parameter["name"]
-                prefix = self.path.partition("/{")[0]
-                usual = BY_PATH.get(prefix, NAMES.get(name, "none"))
+                prefix = self.path.partition("/{" + name + "}")[0]
+                usual = self.objects.get(prefix, BY_PATH.get(prefix, NAMES.get(name, "none")))
                 target = target.replace("{" + name + "}", (replaced or {}).get(name, usual))
         needed = "".join(
             f"&{parameter['name']}={NAMES.get(parameter['name'], '1')}"
@@ -88,12 +101,13 @@ class Operation(NamedTuple):
 class Fuzz:
     """All hostile requests that an OpenAPI document makes possible."""
 
-    def __init__(self, document: Schema) -> None:
+    def __init__(self, document: Schema, objects: FuzzObjects | None = None) -> None:
+        by_path, self._by_field = ({}, {}) if objects is None else objects
         self._schemas: dict[str, Schema] = document["components"]["schemas"]
         self.operations = [
             Operation(
                 method.upper(), path, operation.get("parameters", []),
-                operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema"),
+                operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema"), by_path,
             )
             for path, item in document["paths"].items() if path not in LEFT_OUT
             for method, operation in item.items()
@@ -121,7 +135,7 @@ class Fuzz:
             if operation.body is not None:
                 fields = draw.sample(list(self._fields(operation.body)), 1) * (draw.random() < 0.9)
                 body = self._encoded(operation.body, {field: draw.choice(VALUES) for field in fields})
-            yield Hostile(operation.method, operation.target(paths, query), body, headers, f"several, seed {seed}")
+            yield operation.hostile(operation.target(paths, query), body, headers, f"several, seed {seed}")
 
     def _parameters(self, operation: Operation) -> Iterator[Hostile]:
         body = None if operation.body is None else self._encoded(operation.body, {})
@@ -133,22 +147,22 @@ class Fuzz:
                     target = operation.target({name: text or "%20"})
                 else:
                     target = operation.target(query=f"&{name}={text}")
-                yield Hostile(operation.method, target, body, {}, f"{where} {name}")
+                yield operation.hostile(target, body, {}, f"{where} {name}")
 
     def _headers(self, operation: Operation) -> Iterator[Hostile]:
         body = None if operation.body is None else self._encoded(operation.body, {})
         for name in HEADERS:
             for value in HEADER_VALUES:
-                yield Hostile(operation.method, operation.target(), body, {name: value}, f"header {name}")
+                yield operation.hostile(operation.target(), body, {name: value}, f"header {name}")
 
     def _bodies(self, operation: Operation) -> Iterator[Hostile]:
         assert operation.body is not None
         for field in self._fields(operation.body):
             for value in VALUES:
                 body = self._encoded(operation.body, {field: value})
-                yield Hostile(operation.method, operation.target(), body, {}, f"body {'.'.join(map(str, field))}")
+                yield operation.hostile(operation.target(), body, {}, f"body {'.'.join(map(str, field))}")
         for raw in (b"", b"\xff", b"{", b"\0", b'{"a":', b"[" * LONG, b'"' + b"\\u0000" * 1000 + b'"'):
-            yield Hostile(operation.method, operation.target(), raw, {}, "body")
+            yield operation.hostile(operation.target(), raw, {}, "body")
 
     # schemas
 
@@ -192,7 +206,16 @@ class Fuzz:
             return "[" + ",".join([self._text(schema["items"], (*at, 0), hostile)] * needed) + "]"
         if below:
             return self._object({"key": schema["additionalProperties"]}, at, hostile)
-        return json.dumps(_usual(schema, str(at[-1]) if at else ""))
+        return json.dumps(self._usual(schema, at))
+
+    def _usual(self, schema: Schema, at: tuple[str | int, ...]) -> Any:
+        """Return a right value; the name of something that exists, where one is asked for."""
+        name = next((str(place) for place in reversed(at) if isinstance(place, str)), "")
+        if schema.get("type") == "string" and not schema.get("enum"):
+            for known in (name, name.removesuffix("s")):
+                if known in self._by_field:
+                    return self._by_field[known]
+        return _usual(schema, name)
 
     def _object(
         self, parts: dict[str, Schema], at: tuple[str | int, ...], hostile: dict[tuple[str | int, ...], str]

@@ -1,6 +1,7 @@
 """Mends that can be switched off, each with the test that must fail then: ``python -m tests.security.mutations``.
 
 Each is made in a scratch copy of the product's code, in which the test runs. With a number, every so-manieth is tried.
+``test_mutations.py`` tries all of them in the slow matrix.
 """
 
 from __future__ import annotations
@@ -130,6 +131,70 @@ MUTATIONS = (
         "nothing that others wrote controls a terminal", "terminal.py",
         "c.isprintable() or c in kept or not _controls(c)", "True",
         "tests/unit/test_terminal.py::test_what_others_wrote_is_shown_and_not_obeyed",
+    ),
+    Mutation(
+        "some turns are never one project's", "agent/fair_turns.py", "if self._rotation.held(project) < self._share]",
+        "]", "tests/unit/test_fair_turns.py::test_some_turns_are_never_one_project_s",
+    ),
+    Mutation(
+        "projects have their turns in rotation", "agent/fair_turns.py",
+        "key=lambda project: (self._held[project], self._last.get(project, 0))", "key=lambda project: 0",
+        "tests/unit/test_fair_turns.py::"
+        "test_a_project_that_asks_for_many_turns_does_not_make_others_wait_for_all_of_them",
+    ),
+    Mutation(
+        "a delay of starts counts within its project", "agent/vm/start_queue.py",
+        "if of == project and lower < order)", "if lower < order)",
+        "tests/unit/test_start_queue.py::test_a_project_with_many_starts_delays_nobody_else",
+    ),
+    Mutation(
+        "disks out of backups have turns", "agent/vm/clone_reconciler.py",
+        "            async with self._turn():\n                await restored_disk.make(context, of.backup)",
+        "            await restored_disk.make(context, of.backup)",
+        "tests/unit/test_fair_turns.py::test_disks_that_are_made_of_others_have_turns",
+    ),
+    Mutation(
+        "exports are made in rotation", "agent/images/exports.py",
+        '"" if vm is None else vm.name_and_project()[1]', '""',
+        "tests/unit/test_fair_turns.py::test_exports_are_made_in_rotation",
+    ),
+    Mutation(
+        "migrations of projects begin in rotation", "control/migration.py",
+        "sorted(waiting, key=lambda turn: turn[:3])", "waiting",
+        "tests/unit/test_node.py::test_migrations_of_projects_begin_in_rotation",
+    ),
+    Mutation(
+        "nothing unpacks beyond its limit", "disk/unpack.py", "if size_bytes > size_bytes_max:", "if False:",
+        "tests/unit/test_unpack.py::test_a_file_that_unpacks_beyond_the_limit_is_refused_early",
+    ),
+    Mutation(
+        "no header of a compressed file takes gigabytes of memory", "disk/unpack.py",
+        "zstandard.ZstdDecompressor(max_window_size=MEMORY_BYTES_MAX)", "zstandard.ZstdDecompressor()",
+        "tests/unit/test_unpack.py::test_a_header_that_asks_for_gigabytes_of_memory_is_refused",
+    ),
+    Mutation(
+        "the secret of an app is sealed for one factor", "api/access/second_factors.py",
+        "encrypt(nonce, secret.encode(), factor.encode())", "encrypt(nonce, secret.encode(), b'')",
+        "tests/unit/test_second_factors.py::test_the_secret_of_an_app_is_sealed_for_one_factor",
+    ),
+    Mutation(
+        "a record of the audit log that was changed is found", "audit_chain/verification.py",
+        "if not entries.matches(entry):", "if False:",
+        "tests/unit/test_audit_chain.py::test_a_change_of_any_field_of_a_record_is_found_and_named",
+    ),
+    Mutation(
+        "a head counts only as it was signed", "audit_chain/verification.py",
+        "if public_key is not None and is_signed(head, public_key):", "if public_key is not None:",
+        "tests/unit/test_audit_chain.py::test_a_head_counts_only_as_it_was_signed",
+    ),
+    Mutation(
+        "digests of pages need the project's key", "dwcp/page_codec.py", "blake3(page, key=self.key)", "blake3(page)",
+        "tests/unit/test_dwcp.py::test_a_digest_needs_the_project_s_key",
+    ),
+    Mutation(
+        "programs of PostgreSQL get none of the server's environment", "child_environment.py",
+        "if name.startswith(prefix)}", "}",
+        "tests/security/test_child_environments.py::test_programs_of_postgresql_get_their_own_variables_alone",
     ),
 )  # fmt: skip
 

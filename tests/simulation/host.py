@@ -19,6 +19,7 @@ from novacron import pki
 from novacron.agent import identity as identities
 from novacron.agent.control.dispatch import Dispatcher, Parts
 from novacron.agent.control.peers import PeerWatch
+from novacron.agent.fair_turns import FairTurns
 from novacron.agent.host.database_mark import RememberedMark
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
@@ -120,6 +121,7 @@ class AgentProcess:
             run_in_background=_drop,
             storage_pools=Pools(settings),
             start_queue=StartQueue(STARTS_AT_ONCE, gather_s=0),
+            disk_turns=FairTurns(STARTS_AT_ONCE),
             clock=world.clock,
             lease=NodeLease(settings.lease_path, world.clock.monotonic),
             database_mark=RememberedMark(settings.database_mark_path),

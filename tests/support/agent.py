@@ -7,6 +7,7 @@ from typing import Any, cast
 from unittest.mock import Mock
 
 from novacron import pki
+from novacron.agent.fair_turns import FairTurns
 from novacron.agent.host.clock import Clock, SystemClock
 from novacron.agent.host.database_mark import RememberedMark
 from novacron.agent.host.lease import NodeLease
@@ -48,6 +49,7 @@ def services_in(directory: Path, clock: Clock | None = None, transport: MemoryTr
         run_in_background=lambda work: work.close(),
         storage_pools=Pools(settings),
         start_queue=StartQueue(4),
+        disk_turns=FairTurns(4),
         clock=clock or SystemClock(),
         lease=NodeLease(settings.lease_path),
         database_mark=RememberedMark(settings.database_mark_path),

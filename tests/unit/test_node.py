@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from novacron.control.migration import plan
@@ -95,3 +96,23 @@ def test_migrations_wait_for_a_node_that_is_busy() -> None:
     }
     assert planned.rates == {"1": None, "2": None, "4": None}
     assert plan(active, {}, {}, dict.fromkeys("abcdef", 3)).begin == ["2", "3", "4"]
+
+
+def test_migrations_of_projects_begin_in_rotation() -> None:
+    of = {f"big-{n}": "big" for n in range(30)} | {"small-1": "small", "other-1": "other", "other-2": "other"}
+    waiting = [
+        msgspec.structs.replace(migration(id, "a", f"target-{id}", MigrationPhase.PENDING), project=project)
+        for id, project in of.items()
+    ]
+    began, last_began = list[str](), dict[str, datetime]()
+    for minute in range(6):
+        at_once = {"a": 1} | {f"target-{id}": 1 for id in of}
+        (next_one,) = plan(waiting, {}, {}, at_once, last_began).begin
+        began.append(of[next_one])
+        last_began[of[next_one]] = NOW + timedelta(minutes=minute)
+        waiting = [m for m in waiting if m.id != next_one]
+    assert began == ["big", "small", "other", "big", "other", "big"]
+
+    running = [msgspec.structs.replace(m, phase=MigrationPhase.TRANSFERRING) for m in waiting[:1]]
+    late = msgspec.structs.replace(migration("late", "a", "b", MigrationPhase.PENDING), project="late")
+    assert plan([*running, *waiting[1:], late], {}, {}, {"a": 2, "b": 1}).begin == ["late"], "fewest under way first"

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from novacron.agent.fair_turns import FairTurns
 from novacron.agent.repositories import contents, directory, threads
 from novacron.agent.repositories.contents import DiskCopy
 from novacron.agent.repositories.directory import OpenRepository, Purpose, never
@@ -189,12 +190,12 @@ async def test_a_repository_that_hangs_fails_its_own_work_and_nothing_else() -> 
         began.set()
         hangs.wait(60)
 
-    async with queues.of("repo-a").turn():
+    async with queues.of("repo-a").turn("acme"):
         with pytest.raises(Stalled, match="did not answer"):
             await queues.of("repo-a").run(hang)
         with pytest.raises(Stalled, match="does not answer yet"):
             await queues.of("repo-a").run(lambda _stopped: 1)
-        async with queues.of("repo-b").turn():
+        async with queues.of("repo-b").turn("acme"):
             assert await queues.of("repo-b").run(lambda _stopped: 2) == 2
     queues.keep(())
     assert not queues.of("repo-a").idle, "it is remembered for as long as it hangs"
@@ -229,7 +230,7 @@ async def test_a_repository_that_is_opened_too_late_is_closed_again(tmp_path: Pa
     root, go_on, queue = (
         tmp_path / REPOSITORY,
         threading.Event(),
-        RepositoryQueue(asyncio.Semaphore(1), stall_s_max=0.2),
+        RepositoryQueue(FairTurns(1), stall_s_max=0.2),
     )
 
     def opening(_stopped: Stopped) -> OpenRepository:

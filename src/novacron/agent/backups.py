@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from novacron.agent.actions import Action, doing
+from novacron.agent.fair_turns import FairTurns
 from novacron.agent.images.named_work import NamedWork
 from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.contents import DiskCopy, KeptDisk
@@ -85,8 +86,8 @@ class VmBackups:
         self._send = send
         self._work = NamedWork("backup", self._see_to, self._remove_others)
         self.queues = RepositoryQueues()
-        self._copying = asyncio.Lock()
-        """Held while a disk is copied on the node, by one backup at a time."""
+        self._copying = FairTurns(1)
+        """One disk at a time is copied on the node."""
         self._made: dict[str, wire.BackupStands] = {}
         """Reports of backups that were made, until the server has heard them."""
 
@@ -120,7 +121,7 @@ class VmBackups:
         ends = BackupPhase.FAILED if backup.phase is BackupPhase.MAKING else BackupPhase.KEPT
         try:
             queue = self.queues.of(backup.repository)
-            async with queue.turn():
+            async with queue.turn(backup.project):
                 if backup.phase is BackupPhase.VERIFYING:
                     return await self._verify(backup, queue)
                 result = await self._make(backup, queue)
@@ -178,7 +179,7 @@ class VmBackups:
         into: tuple[OpenRepository, RepositoryQueue],
     ) -> tuple[KeptDisk, bool]:  # fmt: skip
         """Copy the VM's disk and store it; return what was stored, and whether the guest was quiesced."""
-        async with self._copying:
+        async with self._copying.turn(backup.project):
             copied = await self._copy(backup, vm, increment)
             beside = backup.description, await asyncio.to_thread(firmware_state.pack, copied.home)
         repository, queue = into
@@ -268,7 +269,7 @@ class VmBackups:
         backoff = Backoff(DELETE_S_MIN, DELETE_S_MAX)
         while True:
             try:
-                async with queue.turn():
+                async with queue.turn(backup.project):
                     with doing(Action.DELETE_BACKUP, trace=backup.trace, vm=backup.vm, backup=backup.id):
                         await queue.run(remove)
                 self._send(wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING))

@@ -23,6 +23,7 @@ from novacron.agent.control.link import LinkClient, Renamed
 from novacron.agent.control.peers import PeerWatch
 from novacron.agent.control.queries import Subjects
 from novacron.agent.control.transfers import Transfers
+from novacron.agent.fair_turns import FairTurns
 from novacron.agent.host import host_identity
 from novacron.agent.host import inventory as inventories
 from novacron.agent.host.clock import SystemClock
@@ -83,6 +84,8 @@ REMNANT_PAUSES_S = 0.0, 10.0, 60.0
 ASIDE_MAX = 32
 STARTS_AT_ONCE = 4
 """QEMUs of a node that start at once; more only wait for each other."""
+DISKS_AT_ONCE, DISKS_OF_A_PROJECT = 4, 3
+"""Disks that are copied or come out of backups at once, and at most of one project."""
 SWITCH_INTERVAL_S = 0.0005
 """DWCP's threads mostly work without the interpreter's lock: they should not wait for it long."""
 
@@ -329,6 +332,7 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
             run_in_background=lambda work: work.close(),
             storage_pools=pools,
             start_queue=StartQueue(STARTS_AT_ONCE),
+            disk_turns=FairTurns(DISKS_AT_ONCE, DISKS_OF_A_PROJECT),
             clock=SystemClock(),
             lease=NodeLease(settings.lease_path),
             database_mark=RememberedMark(settings.database_mark_path),

@@ -138,7 +138,7 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_order: StartOrder = limits.START_ORDER_DEFAULT
     """VMs that start at the same time on a node start in this order, lowest first."""
     start_delay_s: StartDelay = 0
-    """How long after this VM's start its node starts no VM of a higher ``start_order``."""
+    """How long after this VM's start its node starts no VM of its project with a higher ``start_order``."""
     protected: bool = False
     """While this is set, the VM can't be deleted."""
     display: Display = Display.VGA

@@ -171,7 +171,7 @@ async def _wanted_backups(
     return tuple(
         wire.BackupWanted(
             backup.id, backup.vm, backup.vm_name, backup.phase, repository.id, begins, backup.result.snapshot,
-            _description(backup), keys.get(repository.key), backup.trace,
+            _description(backup), keys.get(repository.key), backup.trace, backup.project,
         )
         for backup, repository, begins in working
     )  # fmt: skip

@@ -66,7 +66,7 @@ class RepositoryUpkeep:
             del self._asked[key]
             raise Unavailable(f"the key of backup repository {asked.repository} can't be unwrapped now")
         try:
-            question = PruneRepository(asked.repository, keys[asked.key], request)
+            question = PruneRepository(asked.repository, keys[asked.key], request, asked.project)
             state = await self._questions.ask(asked.node, question)
         except InvalidInput as error:  # the node can't: it has not that directory
             state = PruneState(error=error.detail)

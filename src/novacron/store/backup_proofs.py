@@ -25,6 +25,15 @@ TRIED_AT_ONCE = 8
 IS_UNDER_WAY = "proof ->> 'phase' IN ('waiting', 'restoring', 'starting')"
 
 
+LAST_TURNS = (
+    "SELECT node, project, coalesce(max(proof ->> 'since') FILTER (WHERE proof ->> 'phase' <> 'waiting'),"
+    "   min(proof ->> 'asked_at')) AS at"
+    " FROM backups WHERE node = ANY($1) AND proof IS NOT NULL AND project IN"
+    f"   (SELECT project FROM backups WHERE node = ANY($1) AND {IS_UNDER_WAY}) GROUP BY node, project"
+)
+"""When each project that wants a proof on a node had its last one there; before its first, since when it waits."""
+
+
 async def ask(connection: Connection, id: str, probe: ProofProbe, actor: str) -> Backup:
     """Have a VM made of a backup that has to start. Raises NotFound, IllegalState, Conflict."""
     backup = await backups.get(connection, id, lock=True)
@@ -49,14 +58,15 @@ def is_under_way(backup: Backup) -> bool:
 
 async def under_way(connection: Connection, nodes: Sequence[str]) -> Sequence[str]:
     """Return the ids of backups of these nodes that are being proved: of each node those that have a VM, or some that
-    wait. Those that could not begin yet, for want of room or of their project's quota, come after all others and in
-    any order, so that none of them keeps others waiting."""
+    wait: projects in rotation, that first of which none was begun for the longest time. Those that could not begin
+    yet, for want of room or of their project's quota, come after all others and in any order, so that none of them
+    keeps others waiting."""
     rows = await connection.fetch(
         "SELECT id FROM (SELECT id, node, proof ->> 'phase' AS phase, row_number() OVER (PARTITION BY node"
-        "   ORDER BY proof ->> 'phase' = 'waiting', proof ->> 'error' <> '',"
+        "   ORDER BY proof ->> 'phase' = 'waiting', proof ->> 'error' <> '', last.at,"
         "   CASE proof ->> 'error' WHEN '' THEN proof ->> 'asked_at' ELSE random()::text END) AS n,"
         "   bool_or(proof ->> 'phase' <> 'waiting') OVER (PARTITION BY node) AS is_busy"
-        f"  FROM backups WHERE {IS_UNDER_WAY} AND node = ANY($1)) AS of_node"
+        f"  FROM backups JOIN ({LAST_TURNS}) last USING (node, project) WHERE {IS_UNDER_WAY}) AS of_node"
         " WHERE phase <> 'waiting' OR NOT is_busy AND n <= $2 ORDER BY n, id",
         list(nodes), TRIED_AT_ONCE,
     )  # fmt: skip

@@ -97,13 +97,14 @@ class DuePrune(NamedTuple):
     repository: str
     key: KeyId
     node: str
+    project: str
 
 
 async def due(connection: Connection, nodes: Sequence[str]) -> Sequence[DuePrune]:
     """Return what is to be pruned on these nodes: no backup is being worked on there in that repository. What failed
     is tried again the next day."""
     rows = await connection.fetch(
-        "SELECT r.id, r.key, n.node FROM backup_repositories r"
+        "SELECT r.id, r.key, n.node, r.project FROM backup_repositories r"
         " CROSS JOIN LATERAL (SELECT b.node FROM backups b WHERE b.repository = r.id AND b.node = ANY($1)"
         "   UNION SELECT p ->> 'node' FROM jsonb_array_elements(r.prunes) p WHERE p ->> 'node' = ANY($1)) n"
         " LEFT JOIN LATERAL (SELECT (p ->> 'at')::timestamptz AS at, p ->> 'error' AS error"

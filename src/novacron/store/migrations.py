@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from datetime import datetime
 
 import asyncpg
 import msgspec
@@ -36,6 +37,8 @@ from novacron.store.rows import Decoded, decode, decode_each, object_of
 from novacron.telemetry import traces
 
 MEGABYTE = 1_000_000
+ROTATION_S = 24 * 3600
+"""How far back turns of projects are looked for."""
 COLUMNS = (
     "id, vm, vm_name, kind, source, target, epoch, phase, source_vote, target_vote, endpoint, weight,"
     " rate_limit_bytes_per_s, rate_bytes_per_s, waits_for, policy, cause, progress, error, revision, created_at,"
@@ -230,6 +233,16 @@ async def active(connection: Connection) -> list[Migration]:
     """Return the migrations that have not ended, oldest first."""
     rows = await connection.fetch(f"SELECT {COLUMNS} FROM migrations WHERE finished_at IS NULL ORDER BY created_at")
     return decode_each("migrations", rows, _migration)
+
+
+async def last_began(connection: Connection) -> dict[str, datetime]:
+    """Return when a migration of each project began last, as far as one was asked for lately."""
+    rows = await connection.fetch(
+        "SELECT project, max(started_at) AS at FROM migrations"
+        " WHERE created_at > now() - make_interval(secs => $1) AND started_at IS NOT NULL GROUP BY project",
+        ROTATION_S,
+    )
+    return {row["project"]: row["at"] for row in rows}
 
 
 async def touching(connection: Connection, node: str) -> Decoded[Migration]:

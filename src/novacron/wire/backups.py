@@ -27,6 +27,8 @@ class BackupWanted(msgspec.Struct, frozen=True):
     key: DataKey | None
     """Opens the repository; None: the server can't unwrap it now. Only to be kept in memory."""
     trace: str = ""
+    project: str = ""
+    """Whose repository it is: projects have their turns in rotation."""
 
 
 class Backups(Message, frozen=True):

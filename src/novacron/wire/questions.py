@@ -126,6 +126,8 @@ class PruneRepository(Question[PruneState], frozen=True, tag=True):
     repository: RepositoryId
     key: DataKey
     request: str
+    project: str = ""
+    """Whose it is: projects have their turns in rotation."""
 
 
 class ReadMetrics(Question[bytes], frozen=True, tag=True):

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.agent.actions import Action, doing
+from novacron.agent.fair_turns import FairTurns
 from novacron.agent.images.named_work import NamedWork
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import clone_disk, firmware_state
@@ -55,7 +56,7 @@ class VmExports:
         self._find_vm = find_vm
         self._send = send
         self._exports = NamedWork("export", self._see_to, self._remove_others)
-        self._one_by_one = asyncio.Lock()
+        self._one_by_one = FairTurns(1)
 
     def tell(
         self, desired: tuple[wire.ExportWanted, ...], tasks: asyncio.TaskGroup, unreadable: Collection[str] = ()
@@ -114,7 +115,8 @@ class VmExports:
             if not path.exists():
                 raise Unacceptable("its file is gone", WaitCode.FILE_LOST)
             return None
-        async with self._one_by_one:
+        vm = self._find_vm(export.vm)
+        async with self._one_by_one.turn("" if vm is None else vm.name_and_project()[1]):
             if not path.exists():
                 with doing(Action.EXPORT, trace=export.trace, vm=export.vm, export=export.id):
                     await self._make(export, path)

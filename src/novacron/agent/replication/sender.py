@@ -20,6 +20,7 @@ import msgspec
 
 from novacron import pki
 from novacron.agent.actions import Action, doing
+from novacron.agent.fair_turns import FairTurns
 from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.images.named_work import NamedWork
 from novacron.agent.migration import disk_mirror
@@ -61,8 +62,8 @@ SPARE_BYTES = 1 << 30
 """What copies leave free of the node's file system."""
 RECORDS_MAX = 4
 """Of rounds that may be the receiver's newest one."""
-AT_ONCE = 4
-"""Rounds of this node that are copied and sent side by side."""
+AT_ONCE, OF_A_PROJECT = 4, 3
+"""Rounds of this node that are copied and sent side by side, and at most of one project."""
 OFF = "the VM did not run, and only a running QEMU records what is written"
 NO_RECORD = "what was written was not recorded: it is the first round of this QEMU"
 RECORD_NOT_WHOLE = "the record of what was written is not whole: the disk has a new layer, or was resized"
@@ -96,7 +97,7 @@ class ReplicaSenders:
         self._scratch = host.settings.replica_scratch_dir
         shutil.rmtree(self._scratch, ignore_errors=True)  # of rounds of an agent before
         self._work = NamedWork("replica-rounds", self._follow, lambda _is_kept: None)
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._turns = FairTurns(AT_ONCE, OF_A_PROJECT)
 
     def tell(
         self, sent: tuple[wire.ReplicaSent, ...], tasks: asyncio.TaskGroup, unreadable: Collection[str] = ()
@@ -110,7 +111,8 @@ class ReplicaSenders:
         rounds_ = _Rounds(self._host, replica, self._scratch / secrets.token_hex(8))
         while True:
             began = time.monotonic()
-            async with self._turns:
+            vm = self._find_vm(replica.vm)
+            async with self._turns.turn("" if vm is None else vm.name_and_project()[1]):
                 report = await self._round(replica, rounds_)
             self._send(report)
             if report.error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from novacron.agent.repositories.directory import root_of
-from novacron.agent.repositories.queues import REPOSITORIES_AT_ONCE, RepositoryQueues
+from novacron.agent.repositories.queues import RepositoryQueues
 from novacron.agent.repositories.threads import Stalled
 from novacron.agent.settings import AgentSettings
 from novacron.backup import restic
@@ -25,6 +25,8 @@ log = logs.get(__name__)
 LIMITS = PruneLimits(12 * 3600.0)
 """So that no run writes for days."""
 REMEMBERED_MAX = 1000
+PRUNES_MAX = 1024
+"""That wait for their turns on this node."""
 
 
 class RepositoryPrunes:
@@ -35,7 +37,7 @@ class RepositoryPrunes:
         self._settings, self._queues = settings, queues
         self._last: dict[str, tuple[str, PruneState]] = {}
         """How far the last request of each repository is, with its id."""
-        self._tasks = FewTasks("prunes", REPOSITORIES_AT_ONCE)
+        self._tasks = FewTasks("prunes", PRUNES_MAX)
 
     def answer(self, question: PruneRepository) -> PruneState:
         """Begin to prune, unless that is under way or was done for this request; say how far it is.
@@ -62,7 +64,7 @@ class RepositoryPrunes:
     async def _work(self, question: PruneRepository, root: Place) -> None:
         ended = PruneState(error="its agent has a defect; see its log")
         try:
-            async with self._queues.of(question.repository).turn():
+            async with self._queues.of(question.repository).turn(question.project):
                 ended = PruneState(freed=await restic.prune(root, question.key.passphrase(), LIMITS))
         except (RepositoryError, Stalled, OSError, TimeoutError) as error:
             ended = PruneState(error=(str(error) or type(error).__name__)[:PRUNE_WORDS_MAX])

@@ -8,29 +8,30 @@ import threading
 from collections.abc import AsyncIterator, Callable, Collection
 from typing import TypeVar
 
+from novacron.agent.fair_turns import FairTurns
 from novacron.agent.repositories.directory import OpenRepository
 from novacron.agent.repositories.threads import STALL_S_MAX, Stalled, Stopped, WorkStopped, in_thread
 
 T = TypeVar("T")
 WORK_S_MAX = 24 * 3600.0
 """Of one backup, from when its turn comes."""
-REPOSITORIES_AT_ONCE = 4
-"""With which a node works: the index of each is in memory."""
+REPOSITORIES_AT_ONCE, REPOSITORIES_OF_A_PROJECT = 4, 3
+"""With which a node works, and at most of one project: the index of each is in memory."""
 
 
 class RepositoryQueue:
     """Work on one repository. While a thread hangs in its storage, all other work on it fails at once."""
 
-    def __init__(self, at_once: asyncio.Semaphore, stall_s_max: float = STALL_S_MAX) -> None:
-        """``at_once`` counts the repositories that are worked with."""
+    def __init__(self, at_once: FairTurns, stall_s_max: float = STALL_S_MAX) -> None:
+        """``at_once`` are the turns of all repositories."""
         self._turns, self._at_once = asyncio.Lock(), at_once
         self.stall_s_max = stall_s_max
         self._left: list[threading.Thread] = []
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Have the repository for oneself on this node. Raises Stalled once that takes too long."""
-        async with self._turns, self._at_once:
+    async def turn(self, project: str) -> AsyncIterator[None]:
+        """Have the repository of a project for oneself on this node. Raises Stalled once that takes too long."""
+        async with self._turns, self._at_once.turn(project):
             limit = asyncio.timeout(WORK_S_MAX)
             try:
                 async with limit:
@@ -81,7 +82,7 @@ class RepositoryQueues:
 
     def __init__(self, stall_s_max: float = STALL_S_MAX) -> None:
         self._stall_s_max = stall_s_max
-        self._at_once = asyncio.Semaphore(REPOSITORIES_AT_ONCE)
+        self._at_once = FairTurns(REPOSITORIES_AT_ONCE, REPOSITORIES_OF_A_PROJECT)
         self._queues: dict[str, RepositoryQueue] = {}
 
     def of(self, repository: str) -> RepositoryQueue:

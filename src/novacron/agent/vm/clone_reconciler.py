@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import NamedTuple
 
 from novacron.agent.actions import Action, doing
@@ -80,8 +81,14 @@ class CloneReconciler:
             raise MachineFailed(f"VM {of.source_name} is not here")
         await source.wait_until_known()
         with doing(Action.CLONE, trace=context.trace, vm=context.vm, source=of.source):
-            make = clone_disk.share if of.linked else clone_disk.copy
-            await make(source.machine, context.machine.home, source.lock, context.disk_key())
+            if of.linked:  # nothing is copied
+                await clone_disk.share(source.machine, context.machine.home, source.lock, context.disk_key())
+                return
+            async with self._turn():
+                await clone_disk.copy(source.machine, context.machine.home, source.lock, context.disk_key())
+
+    def _turn(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return self._context.services.disk_turns.turn(self._context.assigned().project)
 
     async def _make_once(self, of: CloneOf) -> None:
         context = self._context
@@ -90,10 +97,12 @@ class CloneReconciler:
         elif of.backup is None:
             await self._clone(of)
         elif not of.replaces:
-            await restored_disk.make(context, of.backup)
+            async with self._turn():
+                await restored_disk.make(context, of.backup)
         else:
             try:
-                await restored_disk.replace(context, of.backup, of.replaces)
+                async with self._turn():
+                    await restored_disk.replace(context, of.backup, of.replaces)
             except (RepositoryError, Unacceptable, ImgFailed, BadState, OverlayFailed, OSError, TimeoutError) as error:
                 if restored_disk.is_half_done(context.machine.home):
                     raise

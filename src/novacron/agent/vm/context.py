@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from novacron.agent.actions import Action, doing
+from novacron.agent.fair_turns import FairTurns
 from novacron.agent.host.clock import Clock, finished_in_thread, wait_at_most
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
@@ -60,6 +61,8 @@ class VmServices(msgspec.Struct):
     cpu: CpuModel | None
     storage_pools: Pools
     start_queue: StartQueue
+    disk_turns: FairTurns
+    """Of disks that are copied from other VMs or come out of backups."""
     clock: Clock
     lease: NodeLease
     networks: NodeNetworks

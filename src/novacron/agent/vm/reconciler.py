@@ -426,7 +426,7 @@ class Reconciler:
         kept, machine = context.kept_hardware(assignment)
         cpu, spec = assignment.cpu or kept or self._services.cpu, self._spec_for_start(assignment)
         assignment = msgspec.structs.replace(assignment, cpu=cpu, spec=spec)
-        async with self._services.start_queue.slot(assignment.spec.start_order, assignment.spec.start_delay_s):
+        async with self._services.start_queue.slot(assignment.project, spec.start_order, spec.start_delay_s):
             context.check_may_run()
             machine_type = await self._machine.start(
                 StartRequest(
@@ -452,7 +452,7 @@ class Reconciler:
             trouble = self._services.networks.trouble(nic.network)
             if trouble is not None:
                 return f"waits for network {nic.network}: {trouble}", WaitCode.NETWORK_NOT_READY
-        if self._services.start_queue.full(assignment.spec.start_order):
+        if self._services.start_queue.full(assignment.project, assignment.spec.start_order):
             return "waits until other VMs of its node have started", WaitCode.START_QUEUED
         return "", None
 
