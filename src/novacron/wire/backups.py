@@ -27,6 +27,8 @@ class BackupWanted(msgspec.Struct, frozen=True):
     key: DataKey | None
     """Opens the repository; None: the server can't unwrap it now. Only to be kept in memory."""
     trace: str = ""
+    content_key: DataKey | None = None
+    """Encrypts what is stored, as the VM's disk or its image is encrypted with it. Only to be kept in memory."""
 
 
 class Backups(Message, frozen=True):
