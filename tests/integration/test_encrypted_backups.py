@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable
 
 import asyncpg
+import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import XTS
@@ -92,17 +93,28 @@ def test_backups_of_an_encrypted_vm_are_increments_hold_nothing_in_the_clear_and
         assert files_with(directory_of(site, restored), MARKER) == set()
         site.cli("vm", "delete", name, "--wait", "--yes")
 
-        site.client.prove_backup(first["id"], line=READY)
-        assert proof_ended(site, first)["proof"]["phase"] == "proved"
 
+@pytest.mark.slow
+def test_a_backup_takes_the_place_of_an_encrypted_disk_and_is_proved(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository
+) -> None:
+    with encrypting(site):
+        vm = new_vm(image="disk", node="host-a")
+        wait_until_booted(site, vm)
+        vm, repository = site.client.get("vms", vm["id"]), new_repository()
+        write_to_disk(site, vm, MARKER.decode())
+        backup = back_up(site, vm, repository)
+        sealed = restic(site, repository, "dump", backup["result"]["snapshot"], "/vm/disk.xts")
+        site.client.prove_backup(backup["id"], line=READY)
+        assert proof_ended(site, backup)["proof"]["phase"] == "proved"
         fill_disk(site, vm, "urandom", "seek=10 count=2")
         switch_off(site, vm)
-        site.cli("backup", "restore", second["id"], "--in-place", "--yes")
-        third = back_up(site, vm, repository)
-        assert third["result"]["mode"] == "full"
-        again = restic(site, repository, "dump", third["result"]["snapshot"], "/vm/disk.xts")
+        site.cli("backup", "restore", backup["id"], "--in-place", "--yes")
+        after = back_up(site, vm, repository)
+        assert after["result"]["mode"] == "full"
+        again = restic(site, repository, "dump", after["result"]["snapshot"], "/vm/disk.xts")
         assert hashlib.sha256(again).digest() == hashlib.sha256(sealed).digest(), "byte for byte as it was"
-        assert third["result"]["written_bytes"] < 1 << 20, "the same content is there already"
+        assert after["result"]["written_bytes"] < 1 << 20, "the same content is there already"
     site.client.act("vms", vm["id"], "start")
     until(lambda: site.console_log(vm).count(READY) == 2, "it has booted again", 60)
     assert read_from_disk(site, vm) == MARKER.decode()
