@@ -2,7 +2,8 @@
 
 The disk, or what QEMU recorded as written since the last backup, is copied at one moment into a scratch directory of
 this node, as for an export, so a repository that is slow or gone never holds up the guest. A confined tool puts its
-layers together; what is in the repository already is not written again.
+layers together; what is in the repository already is not written again. A disk that is encrypted stays so on the
+node: a confined program hands on what it holds, which is encrypted with the project's key before the repository has it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import asyncio
 import contextlib
 import functools
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +26,15 @@ from novacron.agent.repositories.directory import OpenRepository, Purpose
 from novacron.agent.repositories.queues import RepositoryQueue, RepositoryQueues
 from novacron.agent.repositories.threads import Stalled, Stopped
 from novacron.agent.settings import AgentSettings
-from novacron.agent.vm import clone_disk, firmware_state
+from novacron.agent.vm import clone_disk, firmware_state, keys, sealed_copy
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER, UIDS_MAX, NoAccount, VmDirectory
 from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.increments import RECORDED_BYTES_MAX, Increment
 from novacron.agent.vm.quiesce import Quiesce
+from novacron.agent.vm.sealed_copy import Layers
+from novacron.backup.content_cipher import ContentCipher
 from novacron.backup.disks import BLOCK_BYTES
 from novacron.backup.errors import Damaged, DamagedBlobs, NotStored, RepositoryError
 from novacron.backup.places import storage_at
@@ -41,6 +45,8 @@ from novacron.disk.overlay import OverlayFailed
 from novacron.disk.written_extents import Extent, written_extents
 from novacron.dwcp.backoff import Backoff
 from novacron.model.backup import BackupMode, BackupPhase, BackupResult
+from novacron.model.encryption import DataKey
+from novacron.model.firmware_state import FirmwareState
 from novacron.model.image import ImageFormat
 from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu.confine import Account, confined
@@ -66,9 +72,9 @@ EXPECTED = (
 class _Copied(NamedTuple):
     """A VM as it was at one moment, in a scratch directory."""
 
-    disk: DiskCopy
-    home: Path
-    """Has the state of its firmware."""
+    open: Callable[[], AbstractAsyncContextManager[DiskCopy]]
+    """Has its disk while it is to be stored. Raises OSError."""
+    firmware: FirmwareState
     quiesced: bool
 
 
@@ -181,42 +187,75 @@ class VmBackups:
         """Copy the VM's disk and store it; return what was stored, and whether the guest was quiesced."""
         async with self._copying.turn(backup.project):
             copied = await self._copy(backup, vm, increment)
-            beside = backup.description, await asyncio.to_thread(firmware_state.pack, copied.home)
         repository, queue = into
+        async with copied.open() as disk:
 
-        def store(stopped: Stopped) -> KeptDisk:
-            tags = backup.id, backup.vm
-            return contents.store(repository.repository, tags, copied.disk, beside, repository.watched(stopped))
+            def store(stopped: Stopped) -> KeptDisk:
+                tags, beside = (backup.id, backup.vm), (backup.description, copied.firmware)
+                return contents.store(repository.repository, tags, disk, beside, repository.watched(stopped))
 
-        return await queue.run(store), copied.quiesced
+            return await queue.run(store), copied.quiesced
 
     async def _copy(self, backup: wire.BackupWanted, vm: VmContext, increment: Increment) -> _Copied:
         """Copy what is to be read of a VM's disk, as it was at one moment."""
         await vm.wait_until_known()
         image = vm.image()
-        if image.disk is None or vm.spec().encryption_key or image.encryption_key:
-            raise Unacceptable("the VM has no disk that can be backed up, or its image is encrypted")
+        if image.disk is None:
+            raise Unacceptable("the VM has no disk of its own")
+        check_content_key(backup.content_key, vm.spec().encryption_key or image.encryption_key)
         home = VmDirectory(self._scratch_of(backup), None)
         await asyncio.to_thread(_remove, home.path)
         quiesce = Quiesce(vm.machine, wanted=vm.guest.known is not None)
-        await clone_disk.copy(vm.machine, home, vm.lock, None, quiesce.around, increment.plan)
-        layer, disk = home.path / DISK_LAYER, home.path / contents.DISK
+        await clone_disk.copy(vm.machine, home, vm.lock, vm.disk_key(), quiesce.around, increment.plan)
+        if not (home.path / DISK_LAYER).exists():  # it has never run
+            await overlay.create_blank(home.path / DISK_LAYER, vm.disk_bytes(image), vm.disk_key())
         user = convert.ToolUser(
             lambda command: command if self._uid is None else confined(command, Account(self._uid)), self._uid
         )
+        if backup.content_key is not None:
+            opening = await self._sealed(backup.content_key, vm, increment, home, user)
+        else:
+            opening = _at_hand(await self._plain(image.disk, increment, home, user))
+        nvram = await sealed_copy.variables(home.path, vm.disk_key(), user)
+        return _Copied(opening, await asyncio.to_thread(firmware_state.pack, home.path, nvram), quiesce.done)
+
+    async def _plain(
+        self, image: Path, increment: Increment, home: VmDirectory, user: convert.ToolUser
+    ) -> DiskCopy:  # fmt: skip
+        """Put the layers of a disk together that is not encrypted."""
+        layer, disk = home.path / DISK_LAYER, home.path / contents.DISK
         copied = DiskCopy(disk)
         if increment.record is not None and increment.earlier is not None:
-            changed = await asyncio.to_thread(
-                _written_extents, layer, increment.earlier.file.size, increment.record.dirty_bytes
-            )
+            size = increment.earlier.file.size
+            changed = await asyncio.to_thread(_written_extents, layer, size, increment.record.dirty_bytes)
             copied = DiskCopy(disk, changed, increment.earlier)
-            await convert.convert(layer, ImageFormat.QCOW2, disk, increment.earlier.file.size, SPARE_BYTES, user)
+            await convert.convert(layer, ImageFormat.QCOW2, disk, size, SPARE_BYTES, user)
         else:
-            if not layer.exists():  # it has never run
-                await overlay.create_blank(layer, vm.disk_bytes(image), None)
-            await convert.flatten([image.disk, *home.shared(), layer], disk, SPARE_BYTES, user, ImageFormat.RAW)
+            layers = [image, *home.shared(), layer]
+            await convert.flatten(layers, disk, SPARE_BYTES, user, ImageFormat.RAW)
         await asyncio.to_thread(layer.unlink)  # the disk takes its room
-        return _Copied(copied, home.path, quiesce.done)
+        return copied
+
+    async def _sealed(
+        self, key: DataKey, vm: VmContext, increment: Increment, home: VmDirectory, user: convert.ToolUser
+    ) -> Callable[[], AbstractAsyncContextManager[DiskCopy]]:  # fmt: skip
+        """Return how to have a disk that is encrypted, or whose image is: it never lies here in the clear."""
+        layer, image, layer_key = home.path / DISK_LAYER, vm.image(), vm.disk_key()
+        changed, earlier = tuple[Extent, ...](), None
+        layers = Layers(image.disk, keys.image_key(vm.assigned(), image), (*home.shared(), layer), layer_key)
+        if increment.record is not None and increment.earlier is not None:
+            earlier, layers = increment.earlier, Layers(None, None, (layer,), layer_key)
+            changed = await asyncio.to_thread(
+                _written_extents, layer, earlier.file.size, increment.record.dirty_bytes,
+                is_encrypted=layer_key is not None,
+            )  # fmt: skip
+
+        @contextlib.asynccontextmanager
+        async def opened() -> AsyncIterator[DiskCopy]:
+            async with sealed_copy.opened(layers, home.path, user) as source:
+                yield DiskCopy(source, changed, earlier, ContentCipher(key))
+
+        return opened
 
     # what was made
 
@@ -300,7 +339,8 @@ class VmBackups:
 def _look(
     repository: OpenRepository, backup: wire.BackupWanted, points: frozenset[str], stopped: Stopped
 ) -> contents.Known:
-    return contents.look(repository.repository, backup.id, backup.vm, points, repository.watched(stopped))
+    key_id = "" if backup.content_key is None else backup.content_key.id
+    return contents.look(repository.repository, backup.id, backup.vm, points, repository.watched(stopped), key_id)
 
 
 def _result_of(repository: OpenRepository, known: contents.Known, stopped: Stopped) -> BackupResult:
@@ -315,10 +355,29 @@ def _verify(repository: OpenRepository, snapshot: str, stopped: Stopped) -> None
     contents.verify(repository.repository, snapshot, repository.watched(stopped))
 
 
-def _written_extents(layer: Path, disk_bytes: int, dirty_bytes: int) -> tuple[Extent, ...]:
+def _at_hand(disk: DiskCopy) -> Callable[[], AbstractAsyncContextManager[DiskCopy]]:
+    return lambda: contextlib.nullcontext(disk)
+
+
+def check_content_key(given: DataKey | None, needed: str) -> None:
+    """Raise Unacceptable unless the server has sent the key with which a VM's content is encrypted, and no other.
+    ``needed`` is its id; empty: it is not encrypted."""
+    if (given.id if given is not None else "") == needed:
+        return
+    if not needed:
+        raise Unacceptable("its content is not encrypted here, and the server says that it is", WaitCode.STEP_FAILED)
+    raise Unacceptable(
+        f"its content is encrypted with {needed}, which the server can't unwrap, or which was erased; see its log",
+        WaitCode.STEP_FAILED,
+    )
+
+
+def _written_extents(
+    layer: Path, disk_bytes: int, dirty_bytes: int, *, is_encrypted: bool = False
+) -> tuple[Extent, ...]:  # fmt: skip
     """Return what a copy has of what was written. Raises Unacceptable, OSError."""
     with layer.open("rb") as file:
-        extents = written_extents(file, disk_bytes, EXTENTS_MAX)
+        extents = written_extents(file, disk_bytes, EXTENTS_MAX, is_encrypted=is_encrypted)
     if sum(length for _, length in extents) < dirty_bytes - (-disk_bytes % BLOCK_BYTES):
         raise Unacceptable("the copy of the disk lacks some of what was written", WaitCode.STEP_FAILED)
     return tuple(extents)

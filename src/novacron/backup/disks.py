@@ -39,6 +39,10 @@ Extent: TypeAlias = tuple[int, int]
 """Offset and length, in bytes."""
 Read: TypeAlias = Callable[[int, int], bytes]
 """Reads so many bytes of a disk from an offset on; any thread may call it. Raises OSError."""
+Write: TypeAlias = Callable[[int, bytes], None]
+"""Writes to a disk from an offset on; any thread may call it. Raises OSError."""
+Turn: TypeAlias = Callable[[int, bytes], bytes]
+"""Turns the block with this number into what is to be stored: as long, and zeros stay zeros."""
 
 
 class Written(NamedTuple):
@@ -77,13 +81,19 @@ def reader_of(descriptor: int) -> Read:
     return read
 
 
+def as_it_is(_number: int, block: bytes) -> bytes:
+    return block
+
+
 def write_disk(
-    repository: Repository, read: Read, size: int, changed: Iterable[Extent], before: File | None = None
+    repository: Repository, read: Read, size: int, changed: Iterable[Extent], before: File | None = None,
+    turn: Turn = as_it_is,
 ) -> Written:  # fmt: skip
     """Store a disk of which the extents ``changed`` may differ from ``before``, or from zeros if there is none.
 
-    The disk stands still meanwhile. Raises ValueError where ``before`` can't be what was there before;
-    NotStored where the repository lacks a part of it: then all of the disk has to be read.
+    The disk stands still meanwhile. ``turn`` is applied to each block that is read. Raises ValueError where ``before``
+    can't be what was there before; NotStored where the repository lacks a part of it: then all of the disk has to be
+    read.
     """
     content = bytearray(ZERO_ID * -(-size // BLOCK_BYTES)) if before is None else _grown(before, size)
     strides = list(_strides(changed, size))
@@ -96,8 +106,11 @@ def write_disk(
     def store(offset: int, length: int) -> None:
         data = memoryview(read(offset, length))
         for at in range(0, length, BLOCK_BYTES):
-            place = (offset + at) // BLOCK_BYTES * ID_BYTES
-            content[place : place + ID_BYTES] = repository.add(BlobType.DATA, data[at : at + BLOCK_BYTES])
+            number = (offset + at) // BLOCK_BYTES
+            block = data[at : at + BLOCK_BYTES]
+            if turn is not as_it_is:
+                block = memoryview(turn(number, bytes(block)))
+            content[number * ID_BYTES : (number + 1) * ID_BYTES] = repository.add(BlobType.DATA, block)
 
     _side_by_side(store, strides)
     return Written(File(size, bytes(content)), sum(length for _, length in strides))
@@ -209,6 +222,14 @@ def restore_disk(repository: Repository, file: File, descriptor: int) -> int:
     Raises NotStored, Damaged, RepositoryError, OSError.
     """
     os.ftruncate(descriptor, file.size)
+    return fetch_disk(repository, file, lambda offset, content: _write(descriptor, content, offset))
+
+
+def fetch_disk(repository: Repository, file: File, write: Write) -> int:
+    """Write the blocks of a disk that are no zeros, in any order; return how many bytes were read from the repository.
+
+    Raises NotStored, Damaged, RepositoryError, OSError.
+    """
     places: dict[bytes, list[int]] = {}
     for number, id in enumerate(file.ids()):
         if id != ZERO_ID:
@@ -225,7 +246,7 @@ def restore_disk(repository: Repository, file: File, descriptor: int) -> int:
             if any(len(content) != min(BLOCK_BYTES, file.size - offset) for offset in offsets):
                 raise Damaged(f"data blob {id.hex()} is no block of this disk")
             for offset in offsets:
-                _write(descriptor, content, offset)
+                write(offset, content)
 
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(fetch, pieces(repository, places)):

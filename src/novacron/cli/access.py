@@ -73,6 +73,7 @@ ERASED_KEY: Columns = {
     "VMS LOST": lambda e: e["vms"],
     "VOLUMES LOST": lambda e: e["volumes"],
     "IMAGES LOST": lambda e: e["images"],
+    "BACKUPS LOST": lambda e: e.get("backups", ()),
     "NEXT KEY": lambda e: e["successor"],
 }
 PLATFORM_KEY: Columns = {

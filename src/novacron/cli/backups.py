@@ -71,6 +71,7 @@ DETAILS: Columns = {
     "PARENT": lambda b: b["result"]["parent"] or None,
     "QUIESCED": lambda b: "yes" if b["result"]["quiesced"] else "no",
     "NOT INCLUDED": lambda b: ", ".join(volume["name"] for volume in b["excluded_volumes"]) or None,
+    "ENCRYPTION": lambda b: b.get("encryption_key") or "off",
     "POLICY": lambda b: b["policy"] or None,
     "NODE": lambda b: b["node"],
     "SNAPSHOT": lambda b: b["result"]["snapshot"] or None,

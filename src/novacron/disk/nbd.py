@@ -48,7 +48,8 @@ class WriteSink(Protocol):
     def zero(self, offset: int, length: int) -> None: ...
 
 
-def _receive(connection: socket.socket, length: int) -> bytes:
+def receive(connection: socket.socket, length: int) -> bytes:
+    """Return so many bytes of what a peer sends. Raises OSError."""
     data = bytearray(length)
     view, at = memoryview(data), 0
     while at < length:
@@ -108,12 +109,12 @@ class NbdExport:
 
     def _negotiate(self, connection: socket.socket) -> bool:
         connection.sendall(MAGIC + OPTION_MAGIC + struct.pack("!H", FIXED_NEWSTYLE | NO_ZEROES))
-        _receive(connection, 4)
+        receive(connection, 4)
         for _ in range(OPTIONS_MAX):
-            magic, option, length = _option.unpack(_receive(connection, _option.size))
+            magic, option, length = _option.unpack(receive(connection, _option.size))
             if magic != OPTION_MAGIC or length > OPTION_BYTES_MAX:
                 raise NbdError("the client's option is malformed")
-            _receive(connection, length)
+            receive(connection, length)
             if option == OPTION_GO:
                 flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_ZEROES
                 export = struct.pack("!HQH", INFO_EXPORT, self._size, flags)
@@ -130,7 +131,7 @@ class NbdExport:
 
     def _transmit(self, connection: socket.socket) -> None:
         while True:
-            magic, _, kind, handle, offset, length = _request.unpack(_receive(connection, _request.size))
+            magic, _, kind, handle, offset, length = _request.unpack(receive(connection, _request.size))
             if magic != REQUEST:
                 raise NbdError("the client's request is malformed")
             if kind == DISCONNECT:
@@ -139,7 +140,7 @@ class NbdExport:
             if kind == WRITE:
                 if length > REQUEST_BYTES_MAX:
                     raise NbdError(f"a write of {length} bytes")
-                self._taker.write(offset, _receive(connection, length))
+                self._taker.write(offset, receive(connection, length))
             elif kind == WRITE_ZEROES:
                 self._taker.zero(offset, length)
             elif kind != FLUSH:  # all is durable before the migration ends, not sooner
@@ -164,7 +165,7 @@ class NbdClient:
             raise
 
     def _negotiate(self, export: bytes) -> int:
-        greeting = _receive(self._socket, 18)
+        greeting = receive(self._socket, 18)
         if greeting[:16] != MAGIC + OPTION_MAGIC or not greeting[17] & FIXED_NEWSTYLE:
             raise NbdError("the server does not speak NBD as expected")
         request = struct.pack(f"!I{len(export)}sH", len(export), export, 0)
@@ -172,10 +173,10 @@ class NbdClient:
         self._socket.sendall(_option.pack(OPTION_MAGIC, OPTION_GO, len(request)) + request)
         size = None
         for _ in range(OPTIONS_MAX):
-            magic, option, kind, length = _answer.unpack(_receive(self._socket, _answer.size))
+            magic, option, kind, length = _answer.unpack(receive(self._socket, _answer.size))
             if magic != REPLY_MAGIC or option != OPTION_GO or length > OPTION_BYTES_MAX:
                 raise NbdError("the server's answer is malformed")
-            body = _receive(self._socket, length)
+            body = receive(self._socket, length)
             if kind == INFO and body[:2] == struct.pack("!H", INFO_EXPORT) and len(body) >= 12:
                 size = struct.unpack_from("!Q", body, 2)[0]
             elif kind == ACK and size is not None:
@@ -222,7 +223,7 @@ class NbdClient:
 
     def _take(self) -> None:
         """Take one answer. Raises OSError, for example with ENOSPC when the server's disk is full."""
-        magic, error, handle = _simple.unpack(_receive(self._socket, _simple.size))
+        magic, error, handle = _simple.unpack(receive(self._socket, _simple.size))
         if magic != SIMPLE or self._in_flight.pop(handle, None) is None:
             raise NbdError("the server's reply is malformed")
         if error:

@@ -13,6 +13,8 @@ from novacron.disk.errors import Unacceptable
 from novacron.disk.extent_maps import QCOW2_OFFSET, numbers, read_exactly
 
 MAGIC, VERSION, HEAD_BYTES = b"QFI\xfb", 3, 80
+PLAIN, LUKS = 0, 2
+"""How the content is encrypted; the tables never are."""
 CLUSTER_BITS = 16
 """64 KiB, as the file was made with."""
 CLUSTER_BYTES = 1 << CLUSTER_BITS
@@ -22,13 +24,15 @@ Extent: TypeAlias = tuple[int, int]
 """Offset and length, in bytes."""
 
 
-def written_extents(file: BinaryIO, disk_bytes: int, extents_max: int) -> list[Extent]:
+def written_extents(
+    file: BinaryIO, disk_bytes: int, extents_max: int, *, is_encrypted: bool = False
+) -> list[Extent]:  # fmt: skip
     """Return, in order, what was written into a new qcow2 file of a disk of this size, also where it was zeros.
 
     Raises Unacceptable for what is no such file, and for more than ``extents_max`` of them.
     """
     extents = list[Extent]()
-    for offset, length in _clusters(file, disk_bytes):
+    for offset, length in _clusters(file, disk_bytes, LUKS if is_encrypted else PLAIN):
         if extents and extents[-1][0] + extents[-1][1] == offset:
             extents[-1] = extents[-1][0], extents[-1][1] + length
         elif len(extents) >= extents_max:
@@ -38,11 +42,11 @@ def written_extents(file: BinaryIO, disk_bytes: int, extents_max: int) -> list[E
     return extents
 
 
-def _clusters(file: BinaryIO, disk_bytes: int) -> Iterator[Extent]:
+def _clusters(file: BinaryIO, disk_bytes: int, method: int) -> Iterator[Extent]:
     head = read_exactly(file, 0, HEAD_BYTES, "its header")
-    version, backing, _, cluster_bits, size, encrypted, tables, tables_at = struct.unpack_from(">IQIIQIIQ", head, 4)
+    version, backing, _, cluster_bits, size, encryption, tables, tables_at = struct.unpack_from(">IQIIQIIQ", head, 4)
     features = struct.unpack_from(">Q", head, 72)[0]
-    plain = version == VERSION and not backing and not encrypted and not features & ~1  # 1: it was not closed
+    plain = version == VERSION and not backing and encryption == method and not features & ~1  # 1: it was not closed
     as_made = cluster_bits == CLUSTER_BITS and size == disk_bytes and tables <= -(-size // TABLE_BYTES) + 1
     if not head.startswith(MAGIC) or not plain or not as_made:
         raise Unacceptable("the copy of the disk is not as QEMU was told to make it")

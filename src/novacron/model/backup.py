@@ -147,6 +147,9 @@ class Backup(msgspec.Struct, frozen=True):
     """When it was last to be read back."""
     proof: BackupProof | None = None
     """Whether a VM made of it starts, as far as that was tried."""
+    encryption_key: KeyId = ""
+    """With this key of its project its content is encrypted, inside the repository's own encryption; empty: it is
+    not."""
 
 
 def check_transition(backup: Backup, phase: BackupPhase) -> None:

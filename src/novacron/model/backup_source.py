@@ -18,6 +18,16 @@ class BackupSource(msgspec.Struct, frozen=True):
 
     repository: RepositoryId
     key: KeyId
-    """Opens the repository."""
+    """Opens the repository; empty: ``sealed_key`` does."""
     snapshot: SnapshotId
     """Id of the snapshot in it."""
+    content_key: KeyId = ""
+    """With this key of a project the content is encrypted; empty: with none."""
+    sealed_key: KeyId = ""
+    """Opens the repository for a VM whose disk is encrypted: an agent that does not know this field would write the
+    disk in the clear, and finds no key."""
+
+    @property
+    def opened_by(self) -> str:
+        """Id of the key that opens the repository."""
+        return self.key or self.sealed_key

@@ -62,6 +62,8 @@ class ErasedKey(msgspec.Struct, frozen=True):
     successor: str | None
     """The key of what the project creates from now on; None: it does not encrypt."""
     revision: int
+    backups: tuple[str, ...] = ()
+    """Ids of the backups that were encrypted with it."""
 
 
 class PlatformKey(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from novacron.model.backup import Backup
+from novacron.model.backup import Backup, BackupPhase
 from novacron.model.cloud_init import SealedSeed, StoredSeed
 from novacron.model.cpu import CpuKind, CpuModel
 from novacron.model.encryption import DataKey
@@ -166,12 +166,14 @@ def _ids(decoded: Decoded[T]) -> tuple[str, ...]:
 async def _wanted_backups(
     connection: Connection, working: Sequence[BackupOnNode], secrets: Secrets
 ) -> tuple[wire.BackupWanted, ...]:
-    """Return backups that a node has work with, with the keys of their repositories."""
-    keys = await secrets.data_keys(connection, {repository.key for _, repository, _ in working})
+    """Return backups that a node has work with, with the keys of their repositories and of what they hold."""
+    making = {backup.id: backup.encryption_key for backup, *_ in working if backup.phase is BackupPhase.MAKING}
+    keys = await secrets.data_keys(connection, {repository.key for _, repository, _ in working} | {*making.values()})
     return tuple(
         wire.BackupWanted(
             backup.id, backup.vm, backup.vm_name, backup.phase, repository.id, begins, backup.result.snapshot,
             _description(backup), keys.get(repository.key), backup.trace, backup.project,
+            keys.get(making.get(backup.id, "")),
         )
         for backup, repository, begins in working
     )  # fmt: skip
@@ -199,6 +201,7 @@ async def _replicas(
 def _description(backup: Backup) -> bytes:
     """Return what a repository keeps of a VM beside its disk: enough to know it without the database."""
     about = {"backup": backup.id, "vm": backup.vm, "name": backup.vm_name, "project": backup.project}
+    about |= {"encryption_key": backup.encryption_key} if backup.encryption_key else {}
     excluded = [volume.name for volume in backup.excluded_volumes]
     return msgspec.json.encode({**about, "spec": backup.spec, "excluded_volumes": excluded})
 
@@ -350,7 +353,7 @@ def _all_key_ids(own: Sequence[OwnedVm], having: Iterable[Volume]) -> set[str]:
 
 def _repository_key(vm: OwnedVm) -> str:
     """Return the id of the key of the repository from which a VM's disk is to come; empty for none."""
-    return "" if vm.clone_of is None or vm.clone_of.backup is None else vm.clone_of.backup.key
+    return "" if vm.clone_of is None or vm.clone_of.backup is None else vm.clone_of.backup.opened_by
 
 
 def _keys_beside(vm: OwnedVm) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from novacron.model.backup_policy import BackupPolicy
 from novacron.model.backup_proof import UNDER_WAY, BackupProof, ProofPhase, ProofProbe
 from novacron.model.errors import Conflict, IllegalState, NotFound
 from novacron.model.vm import Vm, VmAction
-from novacron.store import backups, clones, events, vm_backups, vms
+from novacron.store import backup_keys, backups, clones, events, vm_backups, vms
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX
 
@@ -42,6 +42,7 @@ async def ask(connection: Connection, id: str, probe: ProofProbe, actor: str) ->
             f"backup {id} is {backup.phase}, and no VM can be made of it",
             hint="choose another one: novacron backup list",
         )
+    await backup_keys.check_readable(connection, backup)
     now = await _now(connection)
     if is_under_way(backup) and backup.proof is not None and now - backup.proof.since < FORGOTTEN_AFTER:
         raise Conflict(f"backup {id} is being proved", hint=f"see: novacron backup show {id}")
@@ -162,7 +163,9 @@ async def due(connection: Connection, policy: BackupPolicy) -> Sequence[str]:
         return []
     rows = await connection.fetch(
         "SELECT due.id FROM nodes n CROSS JOIN LATERAL (SELECT b.id FROM backups b"
-        "  WHERE b.policy = $1 AND b.node = n.name AND b.phase = 'kept' AND (b.proof IS NULL"
+        "  WHERE b.policy = $1 AND b.node = n.name AND b.phase = 'kept'"
+        "   AND (b.encryption_key = '' OR EXISTS (SELECT FROM project_keys k WHERE k.id = b.encryption_key"
+        "     AND k.wrapped IS NOT NULL)) AND (b.proof IS NULL"
         "   OR (b.proof ->> 'since')::timestamptz < now() - make_interval("
         "       days => CASE b.proof ->> 'phase' WHEN 'failed' THEN 1 ELSE $2 END))"
         "  ORDER BY (b.proof ->> 'since')::timestamptz NULLS FIRST, b.created_at DESC LIMIT 1) due"

@@ -19,13 +19,13 @@ from novacron.model.backup import (
     check_transition,
 )
 from novacron.model.backup_policy import BackupPolicy
-from novacron.model.backup_source import BackupSource
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
 from novacron.model.node import holds
 from novacron.model.snapshot import ExcludedVolume
 from novacron.model.vm import CloneOf, Vm, VmAction, is_off, mac_addresses, with_mac_addresses
 from novacron.model.waiting import WaitCode
 from novacron.store import (
+    backup_keys,
     backup_repositories,
     clones,
     events,
@@ -88,14 +88,16 @@ async def create(
         for volume in await volumes.of_vm(connection, vm.id)
         if volume.lun is not None
     ]
+    key = await backup_keys.of_vm(connection, vm)
     before = await projects.lock_usage(connection, vm.project)
     row = await connection.fetchrow(
         "INSERT INTO backups (id, vm, vm_name, repository, repository_name, node, spec, phase, excluded_volumes,"
-        " trace, project, result, policy) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING *",
+        " trace, project, result, policy, encryption_key)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING *",
         f"backup-{secrets.token_hex(8)}", vm.id, vm.name, into.id, into.name, node,
         msgspec.to_builtins(with_mac_addresses(vm.id, vm.spec)), BackupPhase.MAKING, msgspec.to_builtins(attached),
         traces.carry(), vm.project, msgspec.to_builtins(BackupResult()),
-        "" if policy is None else policy.id,
+        "" if policy is None else policy.id, key,
     )  # fmt: skip
     await projects.check_quota(connection, vm.project, before)
     backup = of_row(row)
@@ -110,11 +112,6 @@ async def _node_of(connection: Connection, vm: Vm) -> str:
         raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
     if vm.clone_of is not None:
         raise Conflict(f"the disk of VM {vm.name} is still being made", hint="wait until that is done")
-    if vm.spec.encryption_key:
-        raise IllegalState(
-            f"the disk of VM {vm.name} is encrypted, and such a disk can't be backed up yet",
-            hint="back up what is needed from inside the guest",
-        )
     node = await nodes.get(connection, vm.node)
     if not node.status.ready or node.status.inventory is None:
         raise NodeAway(f"node {vm.node} is not ready", hint="bring it back first")
@@ -183,14 +180,9 @@ async def restore(connection: Connection, id: str, asked: NewRestore, actor: str
     Raises NotFound, Conflict, IllegalState, NoCapacity, InvalidInput, QuotaExceeded.
     """
     backup = await _restorable(connection, id)
-    project = await projects.get(connection, backup.project)
-    if project.key_of_new:
-        raise IllegalState(
-            f"project {project.name} encrypts the disks of new VMs, and a backup can't be restored to such a disk yet",
-            hint="restore the disk with restic, and import it as an image",
-        )
     into = await backup_repositories.get(connection, backup.repository)
-    spec = msgspec.structs.replace(clones.fresh(backup.spec), **asked.changes)
+    key = await backup_keys.of_restored(connection, backup)
+    spec = msgspec.structs.replace(clones.fresh(backup.spec), encryption_key=key, **asked.changes)
     if asked.keep_macs is not False:
         had = mac_addresses(backup.vm, backup.spec)
         spec = await macs.of_restored(connection, backup.project, spec, had, must=bool(asked.keep_macs))
@@ -201,7 +193,7 @@ async def restore(connection: Connection, id: str, asked: NewRestore, actor: str
             f"node {node} does not hold image {spec.image}, of which the VM was made", field="node",
             hint=f"novacron image copy {spec.image} {node}",
         )  # fmt: skip
-    source = BackupSource(into.id, into.key, backup.result.snapshot)
+    source = backup_keys.source(backup, into, key)
     of = CloneOf(backup.id, f"{backup.id} of {backup.vm_name}", linked=False, backup=source)
     disk_mib = -(-backup.result.disk_bytes >> 20)
     new = new_vms.NewVm(asked.name, spec, disk_mib, node, clone_of=of, metadata=asked.metadata)
@@ -218,6 +210,7 @@ async def _restorable(connection: Connection, id: str) -> Backup:
             f"backup {id} is {backup.phase}" + (f": {backup.error}" if backup.error else ""),
             hint="choose another one: novacron backup list",
         )
+    await backup_keys.check_readable(connection, backup)
     return backup
 
 
@@ -241,15 +234,14 @@ async def replace(connection: Connection, id: str, actor: str) -> Vm:
             f"VM {vm.name} is {vm.status.state}: what replaces its disk takes effect while it is off",
             hint=f"novacron vm stop {vm.name}",
         )
-    if vm.spec.encryption_key:
-        raise IllegalState(f"the disk of VM {vm.name} is encrypted, and no backup can replace it yet")
+    backup_keys.check_same(backup, vm)
     if await snapshots.of_vm(connection, vm.id):
         raise IllegalState(
             f"VM {vm.name} has snapshots, which would be lost with its disk",
             hint=f"delete them (novacron snapshot list {vm.name}), or make a new VM: novacron backup restore {id} NAME",
         )
     into = await backup_repositories.get(connection, backup.repository)
-    source = BackupSource(into.id, into.key, backup.result.snapshot)
+    source = backup_keys.source(backup, into, vm.spec.encryption_key)
     of = CloneOf(backup.id, f"{backup.id} of {backup.vm_name}", linked=False, backup=source,
                  replaces=secrets.token_hex(8))  # fmt: skip
     row = await connection.fetchrow(

@@ -91,6 +91,7 @@ async def erase(connection: Connection, project: str, successor: WrappedKey | No
     _check_off(project, [vm["name"] for vm in using if vm["power"] != "stopped" or vm["state"] not in OFF])
     volumes = await connection.fetch("SELECT name FROM volumes WHERE encryption_key = $1 ORDER BY name", key)
     images = await connection.fetch("SELECT name FROM image_owners WHERE encryption_key = $1 ORDER BY name", key)
+    backups = await connection.fetch("SELECT id FROM backups WHERE encryption_key = $1 ORDER BY id", key)
     new = await add(connection, row["id"], successor) if encrypts else None
     await connection.execute("UPDATE projects SET encryption_key = $2 WHERE name = $1", project, new)
     erased_at = await connection.fetchval(
@@ -104,11 +105,11 @@ async def erase(connection: Connection, project: str, successor: WrappedKey | No
     erased = ErasedKey(
         key, project, erased_at, tuple(vm["name"] for vm in using), tuple(volume["name"] for volume in volumes),
         tuple(image["name"] for image in images), new,
-        int(await connection.fetchval("SELECT pg_current_xact_id()::text")),
+        int(await connection.fetchval("SELECT pg_current_xact_id()::text")), tuple(backup["id"] for backup in backups),
     )  # fmt: skip
     said = (
-        f"{key}: the disks of {len(erased.vms)} VMs, {len(erased.volumes)} volumes and {len(erased.images)} images"
-        " can't be read any more"
+        f"{key}: the disks of {len(erased.vms)} VMs, {len(erased.volumes)} volumes, {len(erased.images)} images"
+        f" and {len(erased.backups)} backups can't be read any more"
     )
     await events.record(
         connection, events.NewEvent("project", project, project, "KeyErased", said, actor, project=project)

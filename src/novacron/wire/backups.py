@@ -29,6 +29,8 @@ class BackupWanted(msgspec.Struct, frozen=True):
     trace: str = ""
     project: str = ""
     """Whose repository it is: projects have their turns in rotation."""
+    content_key: DataKey | None = None
+    """Encrypts what is stored, as the VM's disk or its image is encrypted with it. Only to be kept in memory."""
 
 
 class Backups(Message, frozen=True):

@@ -5,19 +5,21 @@ All of it blocks. ``stopped`` is asked now and then: once it says so, the work e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
 import os
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
 from novacron.agent.repositories.threads import Stopped, WorkStopped
 from novacron.backup import disks
-from novacron.backup.disks import DiskReader, Extent
+from novacron.backup.content_cipher import ContentCipher
+from novacron.backup.disks import DiskReader, Extent, Write
 from novacron.backup.errors import Damaged, DamagedBlobs, NotAllowed, NotStored, RepositoryError
 from novacron.backup.pack import ID_BYTES, BlobType
 from novacron.backup.repository import Repository
@@ -28,6 +30,8 @@ from novacron.model.firmware_state import FirmwareState
 
 DIRECTORY, DISK, DESCRIPTION, FIRMWARE = "vm", "disk.raw", "vm.json", "firmware.msgpack"
 """In each snapshot: its directory, and the files in it."""
+SEALED_DISK, SEALED_FIRMWARE = "disk.xts", "firmware.sealed"
+"""In place of these, where they are encrypted with a project's key."""
 TAG = "novacron-vm"
 SMALL_BYTES_MAX = 4 << 20
 """Of what is no disk."""
@@ -46,13 +50,40 @@ class EarlierDisk(NamedTuple):
     file: File
 
 
-class DiskCopy(NamedTuple):
-    """A disk as it is to be stored, in a raw file. With an earlier one, only the ``changed`` extents of the file are
-    the disk's: elsewhere the disk is as that one."""
+class DiskSource(Protocol):
+    """A disk that stands still. Any thread may read it; all raise OSError."""
 
-    path: Path
+    size_bytes: int
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def data_extents(self) -> Iterator[Extent]:
+        """Yield what may hold data; the rest reads as zeros."""
+
+
+class _FileSource:
+    """A disk in a raw file that is open."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.size_bytes, self._descriptor = os.fstat(descriptor).st_size, descriptor
+        self._read = disks.reader_of(descriptor)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._read(offset, length)
+
+    def data_extents(self) -> Iterator[Extent]:
+        return disks.data_extents(self._descriptor, self.size_bytes)
+
+
+class DiskCopy(NamedTuple):
+    """A disk as it is to be stored: one that is open, or the path of a raw file. With an earlier one, only the
+    ``changed`` extents are the disk's: elsewhere the disk is as that one."""
+
+    source: DiskSource | Path
     changed: tuple[Extent, ...] = ()
     earlier: EarlierDisk | None = None
+    cipher: ContentCipher | None = None
+    """Encrypts what is stored; so was the earlier one."""
 
 
 class KeptDisk(msgspec.Struct, frozen=True):
@@ -84,9 +115,12 @@ class _Block(NamedTuple):
     length: int
 
 
-def look(repository: Repository, backup: str, vm: str, points: Container[str], stopped: Stopped) -> Known:
+def look(
+    repository: Repository, backup: str, vm: str, points: Container[str], stopped: Stopped, key_id: str = ""
+) -> Known:
     """Return what is known. ``points``: ids of snapshots and backups of which the latest is wanted. They come from the
-    VM's QEMU, which may lie: backups of other VMs are not looked for.
+    VM's QEMU, which may lie: backups of other VMs are not looked for. ``key_id``: of the key with which the content is
+    encrypted, or empty; disks that are kept in another way count for nothing.
 
     Raises RepositoryError, WorkStopped.
     """
@@ -98,17 +132,22 @@ def look(repository: Repository, backup: str, vm: str, points: Container[str], s
         elif vm in tags:
             known = known._replace(has_earlier=True)
         wanted = vm in tags and backup not in tags and (id in points or any(tag in points for tag in tags))
-        if wanted and made.time > at and (disk := _whole_disk(repository, id, stopped)) is not None:
-            name = next((tag for tag in tags if tag not in (TAG, vm)), id)
+        if wanted and made.time > at and (disk := _whole_disk(repository, (id, tags), stopped, key_id)) is not None:
+            name = next((tag for tag in tags if tag not in (TAG, vm, key_id)), id)
             known, at = known._replace(earlier=EarlierDisk(id, name, disk)), made.time
     return known
 
 
-def _whole_disk(repository: Repository, snapshot: str, stopped: Stopped) -> File | None:
-    """Return a snapshot's disk, if the index knows all of it. Raises WorkStopped."""
+def _whole_disk(
+    repository: Repository, made: tuple[str, Container[str]], stopped: Stopped, key_id: str
+) -> File | None:  # fmt: skip
+    """Return the disk of a snapshot, given with its tags, if the index knows all of it. Raises WorkStopped."""
+    snapshot, tags = made
     try:
-        disk = _files(repository, snapshot)[DISK]
+        disk = _disk(_files(repository, snapshot), is_sealed=bool(key_id))
     except RepositoryError:
+        return None
+    if key_id and key_id not in tags:
         return None
     if len(disk.content) != -(-disk.size // disks.BLOCK_BYTES) * ID_BYTES:
         return None
@@ -122,7 +161,8 @@ def _whole_disk(repository: Repository, snapshot: str, stopped: Stopped) -> File
 
 def disk_bytes(repository: Repository, snapshot: str) -> int:
     """Return the size of a backup's disk. Raises RepositoryError."""
-    return _files(repository, snapshot)[DISK].size
+    files = _files(repository, snapshot)
+    return _disk(files, is_sealed=SEALED_DISK in files).size
 
 
 def store(repository: Repository, tags: tuple[str, ...], disk: DiskCopy, beside: Beside, stopped: Stopped) -> KeptDisk:
@@ -132,30 +172,42 @@ def store(repository: Repository, tags: tuple[str, ...], disk: DiskCopy, beside:
     Raises RepositoryError, OSError, WorkStopped.
     """
     description, state = beside
-    descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        size, read = os.fstat(descriptor).st_size, disks.reader_of(descriptor)
+    with _opened(disk.source) as source:
 
         def read_on(offset: int, length: int) -> bytes:
             if stopped():
                 raise WorkStopped
-            return read(offset, length)
+            return source.read(offset, length)
 
-        earlier = disk.earlier
-        if earlier is None:
-            written = disks.write_disk(repository, read_on, size, disks.data_extents(descriptor, size))
-        else:
-            written = disks.write_disk(repository, read_on, size, disk.changed, earlier.file)
-    finally:
-        os.close(descriptor)
-    files = {DISK: written.file}
-    for name, content in ((DESCRIPTION, description), (FIRMWARE, msgspec.msgpack.encode(state))):
+        changed = source.data_extents() if disk.earlier is None else disk.changed
+        before = None if disk.earlier is None else disk.earlier.file
+        turn = disks.as_it_is if disk.cipher is None else disk.cipher.seal
+        written = disks.write_disk(repository, read_on, source.size_bytes, changed, before, turn)
+    firmware = msgspec.msgpack.encode(state)
+    small, files = {DESCRIPTION: description, FIRMWARE: firmware}, {DISK: written.file}
+    if disk.cipher is not None:
+        sealed = disk.cipher.seal_file(FIRMWARE, firmware)
+        small, files = {DESCRIPTION: description, SEALED_FIRMWARE: sealed}, {SEALED_DISK: written.file}
+        tags = (*tags, disk.cipher.key_id)
+    for name, content in small.items():
         files[name] = disks.write_stream(repository, io.BytesIO(content).read, len(content))
     if stopped():
         raise WorkStopped
-    parent = None if earlier is None else earlier.snapshot
+    parent = None if disk.earlier is None else disk.earlier.snapshot
     made = repository.save_snapshot(DIRECTORY, files, [TAG, *tags], parent=parent)
-    return KeptDisk(made, size, written.read_bytes)
+    return KeptDisk(made, written.file.size, written.read_bytes)
+
+
+@contextlib.contextmanager
+def _opened(source: DiskSource | Path) -> Iterator[DiskSource]:
+    if not isinstance(source, Path):
+        yield source
+        return
+    descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield _FileSource(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _files(repository: Repository, snapshot: str) -> dict[str, File]:
@@ -164,10 +216,21 @@ def _files(repository: Repository, snapshot: str) -> dict[str, File]:
     if made is None:
         raise NotStored(f"snapshot {snapshot} is not in the repository any more")
     files = repository.content(made).files
-    for name in (DISK, DESCRIPTION, FIRMWARE):
+    for name in (SEALED_DISK if SEALED_DISK in files else DISK, DESCRIPTION):
         if name not in files:
             raise Damaged(f"snapshot {snapshot} has no {name}")
+    if (SEALED_FIRMWARE if SEALED_DISK in files else FIRMWARE) not in files:
+        raise Damaged(f"snapshot {snapshot} has no state of its firmware")
     return files
+
+
+def _disk(files: Mapping[str, File], *, is_sealed: bool) -> File:
+    """Return a snapshot's disk, if it is kept in this way. Raises Damaged."""
+    if is_sealed and SEALED_DISK not in files:
+        raise Damaged("what the snapshot has is not encrypted, and should be")
+    if not is_sealed and SEALED_DISK in files:
+        raise Damaged("what the snapshot has is encrypted with the key of a project, and should not be")
+    return files[SEALED_DISK if is_sealed else DISK]
 
 
 def verify(repository: Repository, snapshot: str, stopped: Stopped) -> None:
@@ -264,18 +327,45 @@ def restore(repository: Repository, snapshot: str, disk: Path) -> FirmwareState:
 
     Raises NotStored, Damaged, RepositoryError, OSError, WorkStopped.
     """
-    files = _files(repository, snapshot)
-    state = _small(repository, files[FIRMWARE])
+    kept = KeptContent(repository, snapshot, None)
     descriptor = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        disks.restore_disk(repository, files[DISK], descriptor)
+        disks.restore_disk(repository, kept.disk, descriptor)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    try:
-        return msgspec.msgpack.decode(state, type=FirmwareState)
-    except MALFORMED as error:
-        raise Damaged(f"the firmware's state can't be read: {error}") from None
+    return kept.firmware
+
+
+class KeptContent:
+    """What a backup has, read with the key of its project if it is encrypted."""
+
+    def __init__(self, repository: Repository, snapshot: str, cipher: ContentCipher | None) -> None:
+        """Raises NotStored, Damaged, RepositoryError."""
+        self._repository, self._cipher = repository, cipher
+        files = _files(repository, snapshot)
+        self.disk = _disk(files, is_sealed=cipher is not None)
+        state = _small(repository, files[FIRMWARE if cipher is None else SEALED_FIRMWARE])
+        if cipher is not None:
+            state = cipher.open_file(FIRMWARE, state)
+        try:
+            self.firmware = msgspec.msgpack.decode(state, type=FirmwareState)
+        except MALFORMED as error:
+            raise Damaged(f"the firmware's state can't be read: {error}") from None
+
+    def fetch_disk(self, write: Write, stopped: Stopped) -> None:
+        """Write the blocks of the disk that are no zeros, in any order, from several threads.
+
+        Raises NotStored, Damaged, RepositoryError, OSError, WorkStopped.
+        """
+        turn = disks.as_it_is if self._cipher is None else self._cipher.open
+
+        def write_on(offset: int, content: bytes) -> None:
+            if stopped():
+                raise WorkStopped
+            write(offset, turn(offset // disks.BLOCK_BYTES, content))
+
+        disks.fetch_disk(self._repository, self.disk, write_on)
 
 
 def _small(repository: Repository, file: File) -> bytes:

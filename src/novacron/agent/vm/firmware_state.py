@@ -21,19 +21,24 @@ class BadState(Exception):
     """A firmware or a TPM can't begin with this."""
 
 
-def pack(directory: Path) -> FirmwareState:
-    """Return what the firmware and the TPM of the VM in ``directory`` remember. Raises BadState, OSError."""
-    return FirmwareState(_packed(directory / firmware.NVRAM), _packed(directory / firmware.TPM_FILE))
+def pack(directory: Path, nvram: bytes | None = None) -> FirmwareState:
+    """Return what the firmware and the TPM of the VM in ``directory`` remember; ``nvram``: the variables, where they
+    were decrypted. Raises BadState, OSError."""
+    variables = _packed(directory / firmware.NVRAM) if nvram is None else _compressed(firmware.NVRAM, nvram)
+    return FirmwareState(variables, _packed(directory / firmware.TPM_FILE))
 
 
 def _packed(path: Path) -> bytes | None:
     if not is_plain(path):
         return None
     with open_plain(path) as file:
-        data = file.read(FILE_BYTES_MAX + 1)
+        return _compressed(path.name, file.read(FILE_BYTES_MAX + 1))
+
+
+def _compressed(name: str, data: bytes) -> bytes:
     packed = zlib.compress(data, 9)
     if len(data) > FILE_BYTES_MAX or len(packed) > FIRMWARE_STATE_BYTES_MAX:
-        raise BadState(f"{path.name} is too large")
+        raise BadState(f"{name} is too large")
     return packed
 
 

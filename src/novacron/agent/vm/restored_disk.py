@@ -17,12 +17,14 @@ from novacron import private_file
 from novacron.agent.actions import Action, doing
 from novacron.agent.host.clock import finished_in_thread
 from novacron.agent.repositories import contents, directory
-from novacron.agent.repositories.directory import Purpose
+from novacron.agent.repositories.contents import KeptContent
+from novacron.agent.repositories.directory import OpenRepository, Purpose
 from novacron.agent.repositories.threads import Stopped, in_thread
-from novacron.agent.vm import firmware_state, nvram
+from novacron.agent.vm import firmware_state, nvram, sealed_copy
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER, VmDirectory
 from novacron.agent.vm.firmware_state import Remembered
+from novacron.backup.content_cipher import ContentCipher
 from novacron.backup.places import Place
 from novacron.disk import overlay, qemu_img
 from novacron.disk.errors import Unacceptable
@@ -100,28 +102,73 @@ def is_replaced(home: VmDirectory, request: str) -> bool:
 
 async def _prepare(context: VmContext, source: BackupSource) -> _Ready:
     """Have all that a VM is to get, and change nothing of what it has."""
-    home, image = context.machine.home, context.image().disk
-    if context.image().encryption_key:
+    home, key = context.machine.home, context.disk_key()
+    if context.image().encryption_key and key is None:
         raise Unacceptable(
-            f"its image {context.spec().image} is encrypted, and a disk can't be restored over it", WaitCode.STEP_FAILED
+            f"its image {context.spec().image} is encrypted and its disk is not: restore the backup to a new VM",
+            WaitCode.STEP_FAILED,
         )
-    key = _key(context, source)
     raw, layer = home.path / RAW, home.path / LAYER
+    for left in (raw, layer):
+        await asyncio.to_thread(left.unlink, missing_ok=True)
+    if key is None:
+        state = await _have_plain(context, source, raw, layer)
+    else:
+        state = await _have_encrypted(context, source, layer, key)
+    return _Ready(layer, await asyncio.to_thread(firmware_state.unpacked, context.spec(), state))
+
+
+async def _have_plain(context: VmContext, source: BackupSource, raw: Path, layer: Path) -> FirmwareState:
+    """Have a layer that is not encrypted, with what a backup has that is not encrypted either."""
+    if source.content_key:
+        raise Unacceptable(
+            f"the backup is encrypted with {source.content_key}, and the disk would not be", WaitCode.STEP_FAILED
+        )
+    root, key = directory.root_of(context.services.settings, source.repository), _key(context, source)
     try:
-        for left in (raw, layer):
-            await asyncio.to_thread(left.unlink, missing_ok=True)
-        root = directory.root_of(context.services.settings, source.repository)
         state = await in_thread(functools.partial(_fetch, root, key, source.snapshot, raw), [])
-        remembered = await asyncio.to_thread(firmware_state.unpacked, context.spec(), state)
         await overlay.create_blank(layer, raw.stat().st_size, None)
         await qemu_img.run(
             ["convert", "-q", "-n", "-W", "-t", "writeback", "-f", "raw", "-O", "qcow2", str(raw), str(layer)],
             CONVERT_S_MAX,
         )
-        await _cover(layer, image)
+        await _cover(layer, context.image().disk)
     finally:
         await asyncio.to_thread(raw.unlink, missing_ok=True)
-    return _Ready(layer, remembered)
+    return state
+
+
+async def _have_encrypted(context: VmContext, source: BackupSource, layer: Path, key: DataKey) -> FirmwareState:
+    """Have an encrypted layer with what a backup has; nothing of it lies on the disk in the clear, at no time."""
+    if source.content_key not in ("", key.id):
+        raise Unacceptable(
+            f"the backup is encrypted with {source.content_key}, and the VM's disk with {key.id}", WaitCode.STEP_FAILED
+        )
+    cipher = ContentCipher(key) if source.content_key else None
+    root, opens = directory.root_of(context.services.settings, source.repository), _key(context, source)
+    repository = await in_thread(functools.partial(_open, root, opens), [])
+    try:
+
+        def look(stopped: Stopped) -> KeptContent:
+            repository.watched(stopped)
+            return KeptContent(repository.repository, source.snapshot, cipher)
+
+        kept = await in_thread(look, [])
+        await overlay.create_blank(layer, kept.disk.size, key)
+        image = context.image()
+        async with sealed_copy.writing(layer, key) as writer:
+
+            def fetch(stopped: Stopped) -> None:
+                if image.disk is not None:  # which does not show through where the disk has zeros
+                    writer.zero(0, min(kept.disk.size, image.info.disk_bytes))
+                kept.fetch_disk(writer.write, repository.watched(stopped))
+                writer.flush()
+
+            await in_thread(fetch, [])
+    finally:
+        repository.let_go()
+        await in_thread(repository.close_watched, [])
+    return kept.firmware
 
 
 async def give_firmware(context: VmContext, remembered: Remembered) -> None:
@@ -157,13 +204,17 @@ async def _cover(layer: Path, image: Path | None) -> None:
 
 def _key(context: VmContext, source: BackupSource) -> DataKey:
     for key in context.assigned().keys:
-        if key.id == source.key:
+        if key.id == source.opened_by:
             return key
     raise Unacceptable("the server can't unwrap the key of its repository: see the server's log", WaitCode.STEP_FAILED)
 
 
+def _open(root: Place, key: DataKey, stopped: Stopped) -> OpenRepository:
+    return directory.open_repository(root, key, begin=False, purpose=Purpose.READ, stopped=stopped)
+
+
 def _fetch(root: Place, key: DataKey, snapshot: str, raw: Path, stopped: Stopped) -> FirmwareState:
-    repository = directory.open_repository(root, key, begin=False, purpose=Purpose.READ, stopped=stopped)
+    repository = _open(root, key, stopped)
     try:
         return contents.restore(repository.repository, snapshot, raw)
     finally:
