@@ -15,8 +15,9 @@ from typing import Any
 from lab.hosts import BRIDGE, GUEST_MTU, Host, run
 from novacron.disk.images import scan
 from novacron.model.node import AcceleratorKind
-from novacron.qemu.command import DISK, QemuConfig, QemuNic, command, console_log_path, monitor_path
+from novacron.qemu.command import DISK, QemuConfig, command, console_log_path, monitor_path
 from novacron.qemu.monitor import Monitor
+from novacron.qemu.nics import QemuNic
 
 FIRST_LINE = "tiny guest: up"
 BOOT_TIMEOUT_S = 60.0

@@ -26,8 +26,9 @@ from novacron.disk import cloud_init, debian
 from novacron.disk.images import LocalImage, scan
 from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
-from novacron.qemu.command import QemuConfig, QemuNic, command, console_log_path
+from novacron.qemu.command import QemuConfig, command, console_log_path
 from novacron.qemu.guest import GuestAgent, GuestSilent
+from novacron.qemu.nics import QemuNic
 
 NODE = "host-a"
 READY = "tiny guest: ready"

@@ -13,8 +13,8 @@ import pytest
 
 from novacron.agent.migration.direct_placement import PlacingPipe, open_placer
 from novacron.dwcp.pipes import SocketPipe, StreamSink
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import GuestHardware
 from novacron.qemu import hotplug
 from novacron.qemu.confine import Cgroup
 from novacron.qemu.memory import PAGE, blocks

@@ -12,8 +12,9 @@ from novacron.disk.images import scan
 from novacron.disk.nbd import NbdClient
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import mirror
-from novacron.qemu.command import DISK, QemuConfig, QemuNic, command, monitor_path
+from novacron.qemu.command import DISK, QemuConfig, command, monitor_path
 from novacron.qemu.monitor import Monitor
+from novacron.qemu.nics import QemuNic
 
 PAGE = 4096
 

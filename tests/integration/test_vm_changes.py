@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -11,11 +12,13 @@ from novacron.disk import cloud_init
 from novacron.model.cloud_init import SealedSeed, SeedChanges
 from novacron.model.cpu import CpuKind, CpuModel
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, NovaError
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.network import NetworkKind, NetworkSpec, NicSpec, Protocol
+from novacron.model.plugged import NIC_PORTS, GuestNic, GuestNics
 from novacron.model.project import Quota
-from novacron.model.vm import Display, Firmware, Power, Vm, VmSpec, VmState, VmStatus, bound_to
+from novacron.model.vm import Display, Firmware, Power, Vm, VmSpec, VmState, VmStatus, bound_to, mac_addresses
 from novacron.server.node_statements import NodeBasis, statements
-from novacron.store import ingress, networks, new_vms, nics, project_moves, projects, vms
+from novacron.store import ingress, networks, new_vms, nics, project_moves, projects, snapshots, vms
 from novacron.store.database import Connection, Database
 from novacron.wire.vms import Assignment
 from tests.support.project_secrets import PlainSecrets
@@ -52,6 +55,23 @@ class Changes:
 
     async def set(self, **changes: Any) -> Vm:
         return await self._database.transact(lambda c: vms.configure(c, self._vm, None, changes, None, "ann"))
+
+
+async def running(database: Database, vm: Vm, machine: str, *devices: str, ports: int = 0) -> None:
+    """Let a VM run with its interfaces as these devices of a machine type; none: an earlier version started it."""
+    pairs = zip(mac_addresses(vm.id, vm.spec), devices, strict=False)
+    nics = GuestNics(tuple(GuestNic(mac, device) for mac, device in pairs), ports=ports) if devices else None
+    status = VmStatus(VmState.RUNNING, machine=machine, hardware=GuestHardware(1, 256, nics=nics))
+    async with database.transaction() as connection:
+        await connection.execute(
+            "UPDATE vms SET status = $2, spec = jsonb_set(spec, '{power}', '\"running\"') WHERE id = $1",
+            vm.id, msgspec.to_builtins(status),
+        )  # fmt: skip
+
+
+async def read(database: Database, vm: str) -> Vm:
+    async with database.connection() as connection:
+        return await vms.get(connection, vm)
 
 
 async def rows(database: Database, vm: str) -> list[tuple[Any, ...]]:
@@ -111,9 +131,73 @@ async def test_interfaces_are_added_moved_and_removed_while_a_vm_is_off(database
     with pytest.raises(NovaError, match="need a network"):
         await Changes(database, held.id).remove(str(held.spec.nics[0].mac))
     async with database.transaction() as connection:
-        running = await add_vm(connection, "running")
-    with pytest.raises(IllegalState, match="stopped on request"):
-        await Changes(database, running).add(network="lan")
+        await add_node(connection, "host-a")
+        unmanaged = await add_vm(connection, "running", "host-a")
+    with pytest.raises(IllegalState, match="its node's own network while it runs"):
+        await Changes(database, unmanaged).add(network="lan")
+
+
+async def test_interfaces_change_while_a_vm_runs_or_the_refusal_says_why_not(database: Database) -> None:
+    async with database.transaction() as connection:
+        for name in ("lan", "dmz", "narrow"):
+            await networks.create(connection, "default", name, NetworkSpec(NetworkKind.OVERLAY), None, "ann")
+        await connection.execute("UPDATE networks SET mtu = 1200 WHERE name = 'narrow'")
+    spec = VmSpec(image="tiny", nics=(NicSpec("lan"), NicSpec("lan")))
+    web = await create(database, "web", spec)
+    first, second = mac_addresses(web.id, web.spec)
+    change = Changes(database, web.id)
+
+    async def refused(what: Awaitable[object], field: str | None, why: str) -> None:
+        with pytest.raises(IllegalState, match=why) as caught:
+            await what
+        assert (caught.value.field, caught.value.hint) == (field, "novacron vm stop web --wait")
+
+    await refused(change.add(network="dmz"), None, "it is pending, neither running nor stopped")
+    await running(database, web, "pc-i440fx-7.2")
+    await refused(change.add(network="dmz"), "network", "an earlier version")
+    assert (await change.move(first, network="dmz"))[0].network == "dmz", "another network takes no other device"
+    await refused(change.move(first, network="narrow"), "network", "packets of 1450 bytes, and network narrow carries")
+    await running(database, web, "pc-q35-7.2", "nic0", "hot0")
+    await refused(change.add(network="dmz"), "network", "no hot-plug ports")
+    await refused(change.remove(first), "mac", "keeps on board")
+    await running(database, web, "pc-q35-7.2", "nic0", "hot0", ports=1)
+    await refused(change.add(network="dmz"), "network", "all 1 hot-plug ports")
+    assert mac_addresses(web.id, (await change.remove(second)).spec) == (first,)
+    await running(database, web, "pc-q35-7.2", "nic0", ports=8)
+    assert [nic.network for nic in await change.add(network="dmz")] == ["dmz", "dmz"]
+    await refused(change.remove(mac_addresses(web.id, (await read(database, web.id)).spec)[1]), "mac", "not got that")
+    await running(database, web, "pc-i440fx-7.2", "nic0", "nic1")
+    assert len((await change.remove(first)).spec.nics) == 1, "machines without PCI Express lose any"
+    [last] = mac_addresses(web.id, (await read(database, web.id)).spec)
+    await refused(change.remove(last), "network", "its node's own network")
+
+
+async def test_ports_for_interfaces_are_a_new_vms_or_come_with_a_new_machine_type(database: Database) -> None:
+    web = await create(database, "web", VmSpec(image="tiny", power=Power.STOPPED))
+
+    async def ports() -> int:
+        async with database.connection() as connection:
+            return int(await connection.fetchval("SELECT nic_ports FROM vms WHERE id = $1", web.id))
+
+    assert await ports() == NIC_PORTS
+    async with database.transaction() as connection:  # as an earlier version has created it
+        await connection.execute("UPDATE vms SET nic_ports = 0 WHERE id = $1", web.id)
+    await Changes(database, web.id).set(protected=True)
+    assert await ports() == 0, "the memory of its snapshots fits a machine without"
+    await Changes(database, web.id).set(machine=None)
+    assert await ports() == NIC_PORTS
+
+
+async def test_no_snapshot_saves_memory_after_an_interface_came_or_left(database: Database) -> None:
+    web = await create(database, "web", VmSpec(image="tiny"))
+    await running(database, web, "pc-i440fx-7.2", "hot0")
+    async with database.transaction() as connection:
+        await add_node(connection, "host-a")
+        await connection.execute("UPDATE vms SET node = 'host-a', epoch = 1")
+        image = {"name": "tiny", "digest": "0" * 64, "size_bytes": 1, "disk_bytes": 1 << 20, "kind": "disk"}
+        await connection.execute("UPDATE nodes SET status = jsonb_set(status, '{inventory,images}', $1)", [image])
+    with pytest.raises(IllegalState, match="network interface while it ran"):
+        await database.transact(lambda c: snapshots.create(c, web.id, "with", True, False, "ann"))
 
 
 async def test_hardware_changes_while_a_vm_is_off_and_is_refused_with_words_otherwise(database: Database) -> None:

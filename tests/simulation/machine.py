@@ -18,8 +18,9 @@ from novacron.agent.vm.hypervisor import MachineFailed, OnEvent, VirtualMachine
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.leftovers import without_agent
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import GuestHardware, VmSpec
+from novacron.model.vm import VmSpec
 from novacron.qemu.monitor import MonitorFailed
 from novacron.qemu.running import REMOVED, RunningQemu, choose
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from novacron.dwcp.pipes import SocketPipe, StreamSink
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import transfer
-from novacron.qemu.command import QemuConfig, QemuNic, command, monitor_path
+from novacron.qemu.command import QemuConfig, command, monitor_path
 from novacron.qemu.memory import GuestMemory, blocks
 from novacron.qemu.monitor import Monitor
+from novacron.qemu.nics import QemuNic
 from tests.waiting import eventually
 
 MIB = 1 << 20

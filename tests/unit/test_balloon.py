@@ -11,7 +11,8 @@ import pytest
 from novacron.agent.host.clock import Clock
 from novacron.agent.vm.balloon import FOLLOW_S, GuestBalloon
 from novacron.model.errors import IllegalState, InvalidInput
-from novacron.model.vm import GuestHardware, Power, Vm, VmAction, VmSpec, VmState, VmStatus
+from novacron.model.guest_hardware import GuestHardware
+from novacron.model.vm import Power, Vm, VmAction, VmSpec, VmState, VmStatus
 from novacron.qemu.monitor import Monitor, MonitorFailed
 from novacron.store import sizes, vms
 

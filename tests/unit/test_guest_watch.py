@@ -13,7 +13,7 @@ import pytest
 from novacron.agent.vm import guest_agent
 from novacron.agent.vm.guest_agent import GuestWatch
 from novacron.agent.vm.hypervisor import VirtualMachine
-from novacron.model.vm import GuestHardware
+from novacron.model.guest_hardware import GuestHardware
 from novacron.qemu.guest import GuestSilent
 from tests.waiting import eventually, pause_async
 

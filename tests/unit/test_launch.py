@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 from unittest.mock import Mock
 
 import msgspec
+import pytest
 
+from novacron.agent.host.networks import NodeNetworks
+from novacron.agent.host.wired import Wired
+from novacron.agent.vm.directory import VmDirectory
+from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import Inherited, StartRequest, qemu_config
 from novacron.disk.images import LocalImage
+from novacron.model.guest_hardware import GuestHardware
+from novacron.model.network import NicSpec
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import Display, Firmware, GuestHardware, VmSpec
-from novacron.qemu.command import QemuNic
+from novacron.model.plugged import GuestNic, GuestNics
+from novacron.model.vm import Display, Firmware, VmSpec, tap_name
+from novacron.qemu.nics import QemuNic
 from novacron.wire import messages as wire
 
+MAC_A, MAC_B, MAC_C, MAC_D = (f"06:00:00:00:00:0{letter}" for letter in "abcd")
 INHERITED = Inherited((QemuNic("02:00:00:00:00:01", None),), (), (), 3, 4, 5, None, None, None, None, None, ())
 
 
@@ -55,3 +65,30 @@ def test_every_inherited_field_reaches_qemu() -> None:
     assert config.kernel is not None
     assert config.initrd is not None
     assert (config.kernel.name, config.initrd.name) == ("6", "7")
+
+
+async def test_a_guest_that_comes_has_the_interfaces_that_it_had_not_those_of_its_spec(tmp_path: Path) -> None:
+    """One that it has not got yet comes later, in its place; one that it has not let go of yet leads nowhere."""
+    spec = VmSpec(image="tiny", nics=(NicSpec("lan", mac=MAC_B), NicSpec("lan", mac=MAC_C), NicSpec("lan", mac=MAC_D)))
+    home = VmDirectory(tmp_path / "vm-aaaaaaaaaaaaaaaa", None)
+    home.path.mkdir()
+    interfaces = Interfaces("vm-aaaaaaaaaaaaaaaa", home, cast(NodeNetworks, Wires()), None)
+    has = GuestNics((GuestNic(MAC_A, "nic0"), GuestNic(MAC_B, "nic1"), GuestNic(MAC_D, "hot0")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Wired, "create", lambda self, mark: (1450, 7))
+        patch.setattr("novacron.net.tap.open_", lambda name: 8)
+        nics = await interfaces.make(spec, lambda descriptor: descriptor, has)
+    assert [(nic.device, nic.mac, nic.descriptor) for nic in nics] == [
+        ("nic0", MAC_A, 8), ("nic1", MAC_B, 7), ("hot0", MAC_D, 7),
+    ]  # fmt: skip
+    assert not interfaces.are(spec), "there is something to do"
+    assert [nic.mac for nic in interfaces.wired] == [MAC_B, MAC_D], "an agent that restarts knows what is plugged in"
+
+
+class Wires:
+    """Networks that are ready."""
+
+    instance = "test"
+
+    async def wire(self, vm: str, number: int, network: str, mac: str) -> Wired:
+        return Wired(tap_name(vm, number), mac, "br0", network=network)

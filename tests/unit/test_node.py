@@ -8,10 +8,13 @@ import msgspec
 import pytest
 
 from novacron.control.migration import plan
+from novacron.model.fit import cannot_run
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.migration import Cause, Migration, MigrationKind, MigrationPhase, MigrationPolicy, Progress
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory, Load, Node, NodeSpec, NodeStatus
 from novacron.model.placement import Fleet, Wish
-from novacron.model.vm import VmSpec
+from novacron.model.plugged import DeviceSlot, GuestNic, GuestNics
+from novacron.model.vm import VmSpec, VmStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 INVENTORY = Inventory(
@@ -116,3 +119,27 @@ def test_migrations_of_projects_begin_in_rotation() -> None:
     running = [msgspec.structs.replace(m, phase=MigrationPhase.TRANSFERRING) for m in waiting[:1]]
     late = msgspec.structs.replace(migration("late", "a", "b", MigrationPhase.PENDING), project="late")
     assert plan([*running, *waiting[1:], late], {}, {}, {"a": 2, "b": 1}).begin == ["late"], "fewest under way first"
+
+
+def test_no_guest_whose_interfaces_came_or_went_moves_to_an_agent_that_knows_no_such_thing() -> None:
+    """Its memory would not fit the machine that such an agent makes. While the VM is off, it can have it."""
+    plain, hot = (
+        GuestNics((GuestNic("06:00:00:00:00:01", "nic0"),)),
+        GuestNics((GuestNic("06:00:00:00:00:01", "hot0"),)),
+    )
+    left = GuestNics(plain.devices, (DeviceSlot("nic0-device", 3),))
+    older, newer = node(), node()
+    newer = msgspec.structs.replace(
+        newer, status=NodeStatus(True, "", msgspec.structs.replace(INVENTORY, plugs_nics=True))
+    )
+    for nics, moves in (
+        (None, True),
+        (plain, True),
+        (hot, False),
+        (left, False),
+        (GuestNics(plain.devices, (), 8), False),
+    ):
+        status = VmStatus(hardware=GuestHardware(1, 256, nics=nics))
+        reason = cannot_run(older, status, runs=True)
+        assert (reason is None) == moves and (moves or "interfaces that come and go" in str(reason)), nics
+        assert cannot_run(older, status, runs=False) is None and cannot_run(newer, status, runs=True) is None

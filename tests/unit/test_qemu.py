@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 
 import msgspec
 
+from novacron.model.devices import DiskBus
 from novacron.model.node import AcceleratorKind
+from novacron.model.plugged import DeviceSlot, GuestNic, GuestNics, free_hot_number
 from novacron.qemu import boot
-from novacron.qemu.command import QemuConfig, QemuNic, QemuVolume, command, quoted
+from novacron.qemu.command import QemuConfig, QemuVolume, command, quoted
+from novacron.qemu.nics import QemuNic
 from novacron.qemu.probe import boot_sector
 
 CONFIG = QemuConfig(
@@ -75,3 +79,47 @@ def test_a_layers_header_never_decides_which_file_backs_it() -> None:
     assert chain == [
         ("qcow2", "disk.qcow2"), ("qcow2", "/dev/fdset/101"), ("qcow2", "/dev/fdset/100"), ("raw", "/dev/fdset/1"),
     ]  # fmt: skip
+
+
+def devices(config: QemuConfig) -> dict[str, str]:
+    """Return the device options of a command line by their ids."""
+    arguments = command(config, incoming=True)
+    every = [after for option, after in itertools.pairwise(arguments) if option == "-device"]
+    names = [
+        json.loads(text)["id"] if text.startswith("{") else text.partition("id=")[2].split(",")[0] for text in every
+    ]
+    return dict(zip(names, every, strict=True))
+
+
+def test_interfaces_that_came_later_are_in_their_places_on_the_target_of_a_migration() -> None:
+    """Without PCI Express from the last slot down, where nothing else is; with it at their ports."""
+    nics = (QemuNic("52:54:00:00:00:01", "a", device="nic1"), QemuNic("52:54:00:00:00:02", "b", device="hot3"))
+    on_pci = devices(msgspec.structs.replace(CONFIG, nics=nics))
+    assert "bus=pci.0,addr=0x1c" in on_pci["hot3-device"] and "addr" not in on_pci["nic1-device"]
+    q35 = msgspec.structs.replace(CONFIG, nics=nics, machine="pc-q35-7.2", nic_ports=8)
+    on_pcie = devices(q35)
+    assert on_pcie["hot3-device"].endswith("bus=hotport3")
+    assert [name for name in on_pcie if name.startswith("hotport")] == [f"hotport{number}" for number in range(8)]
+    assert not any(name.startswith("hotport") for name in devices(msgspec.structs.replace(q35, machine="pc")))
+
+
+def test_after_an_interface_left_everything_else_stays_in_its_slot() -> None:
+    volume = QemuVolume("vol-a", 0, 9, bus=DiskBus.VIRTIO)
+    slots = (DeviceSlot("nic1-device", 3), DeviceSlot("disk0-device", 5), DeviceSlot("vol-a-device", 7))
+    nics = (QemuNic("52:54:00:00:00:01", "a", device="nic1"),)
+    config = msgspec.structs.replace(CONFIG, nics=nics, disk=Path("d.qcow2"), volumes=(volume,), slots=slots)
+    found = devices(config)
+    assert found["nic1-device"].endswith(",addr=0x3") and found["disk0-device"].endswith(",addr=0x5")
+    assert (
+        json.loads(found["vol-a-device"])["addr"] == "0x7"
+        and "addr" not in found["video0" if config.display else "scsi0"]
+    )
+
+
+def test_a_place_for_an_interface_is_free_on_both_sides() -> None:
+    """Neither an interface nor, on a bus that others share, another device has it."""
+    nics = GuestNics((GuestNic("52:54:00:00:00:01", "hot0"),), ports=2)
+    assert free_hot_number(nics, {31, 30}, pcie=False) == 2
+    assert free_hot_number(nics, {31, 30}, pcie=True) == 1
+    full = GuestNics((*nics.devices, GuestNic("52:54:00:00:00:02", "hot1")), ports=2)
+    assert free_hot_number(full, (), pcie=True) is None

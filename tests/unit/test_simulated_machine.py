@@ -18,9 +18,10 @@ from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.reconciler import RETRY_S
 from novacron.agent.worker import RETRY_S_MAX, Worker
 from novacron.disk.images import LocalImage
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, Order, OrderKind
-from novacron.model.vm import GuestHardware, Power, VmSpec, VmState
+from novacron.model.vm import Power, VmSpec, VmState
 from novacron.wire import messages as wire
 from tests.support.agent import services_in
 

@@ -24,11 +24,12 @@ from novacron.cli import nodes
 from novacron.client.choices import DrainPolicy
 from novacron.client.protocol import waits_for
 from novacron.disk.images import LocalImage
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.migration import Side
 from novacron.model.network import NicSpec
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.snapshot import SnapshotPhase
-from novacron.model.vm import CloneOf, GuestHardware, Power, VmSpec, VmState, VmStatus
+from novacron.model.vm import CloneOf, Power, VmSpec, VmState, VmStatus
 from novacron.model.waiting import WaitCode
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed

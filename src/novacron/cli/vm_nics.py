@@ -44,7 +44,7 @@ def add(
     fields: Annotated[Object, OPTIONS],
     mac: Annotated[str | None, typer.Option(help="its MAC address; by default a free one")] = None,
 ) -> None:
-    """Add an interface to a VM that is off. A VM that was on its node's bridge leaves that."""
+    """Add an interface, also while the VM runs. A VM that is off and was on its node's bridge leaves that."""
     with output.errors():
         _say(Client().add_nic(vm, network, mac=mac, **fields))
 
@@ -57,7 +57,7 @@ def set_(
     fields: Annotated[Object, OPTIONS],
     network: Annotated[str | None, typer.Option(help="move it to this network")] = None,
 ) -> None:
-    """Move an interface of a VM that is off to another network, or change its address or security groups."""
+    """Move an interface to another network, or change its address or security groups; also while the VM runs."""
     if network is not None:
         fields["network"] = network
     if not fields:
@@ -68,7 +68,7 @@ def set_(
 
 @app.command()
 def remove(vm: VmRef, mac: Mac) -> None:
-    """Remove an interface from a VM that is off."""
+    """Remove an interface from a VM, also while it runs."""
     with output.errors():
         _say(Client().remove_nic(vm, mac))
 

@@ -163,6 +163,14 @@ def cannot_run(node: Node, status: VmStatus, *, runs: bool) -> str | None:
         reason = f"its QEMU {inventory.qemu_version} has no machine type {status.machine}"
     elif runs and status.accelerator and status.accelerator != inventory.accelerator.kind:
         reason = f"it runs guests under {inventory.accelerator.kind}, not {status.accelerator}"
+    elif runs and not inventory.plugs_nics and _has_places(status):
+        reason = "its agent is of a version that does not know interfaces that come and go; stop the VM, or update it"
     elif status.cpu is not None and inventory.cpu is not None:
         reason = inventory.cpu.cannot_be(status.cpu)
     return None if reason is None else f"node {node.name} can't run it as it was started: {reason}"
+
+
+def _has_places(status: VmStatus) -> bool:
+    """Say whether interfaces of a running guest have places of their own, which a node has to know."""
+    nics = None if status.hardware is None else status.hardware.nics
+    return nics is not None and (nics.changed or nics.ports > 0)

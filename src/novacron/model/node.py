@@ -84,6 +84,8 @@ class Inventory(msgspec.Struct, frozen=True):
     """This host's public key; empty: it can't encrypt networks."""
     tunnel_mtu: int = 1500
     """MTU of the path to other nodes, in bytes."""
+    plugs_nics: bool = False
+    """It can take guests whose interfaces came or went while they ran."""
     addresses: tuple[str, ...] = ()
     """IPv4 addresses of the host, which guests can't reach through their gateway."""
 

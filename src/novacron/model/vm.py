@@ -20,6 +20,7 @@ from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
 from novacron.model.devices import BootDevice, BootOrder, Cdrom, DiskBus, KernelArguments, NicModel, Os, SmbiosText
 from novacron.model.encryption import KeyId
 from novacron.model.errors import InvalidInput
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.mac import MacAddress
 from novacron.model.mac import from_id as mac_from_id
@@ -275,26 +276,6 @@ class VmSpec(VmFields, frozen=True):
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given the size of its image's disk; 0: it has none."""
         return max(of_image, (self.disk_mib or 0) << 20) if of_image and self.own_disk else 0
-
-
-class GuestHardware(msgspec.Struct, frozen=True):
-    """The hardware that a running guest has. The QEMU to which it migrates must be set up in the same way."""
-
-    vcpus: int
-    memory_mib: int
-    """At the start, as ``vcpus`` is: the number of queues of a device, for example, follows from them."""
-    vcpus_added: int = 0
-    dimms_mib: tuple[int, ...] = ()
-    """Memory modules added while the guest ran, in order."""
-    balloon: bool = False
-
-    @property
-    def vcpus_in_all(self) -> int:
-        return self.vcpus + self.vcpus_added
-
-    @property
-    def memory_in_all_mib(self) -> int:
-        return self.memory_mib + sum(self.dimms_mib)
 
 
 MachineType = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,63})?\Z")]

@@ -74,6 +74,15 @@ def within(name: str | None, work: Callable[[], T]) -> T:
     return _in_a_thread(inside)
 
 
+def open_(name: str | None) -> int:
+    """Return a namespace, open: None is that of this process. Raises NetworkFailed."""
+    path = Path("/proc/self/ns/net") if name is None else ROOT / name
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NetworkFailed(f"there is no network namespace {name or 'of this process'}: {error.strerror}") from error
+
+
 def exists(name: str) -> bool:
     """Say whether a namespace is there: a name alone, left by a host that was cut off, is none."""
     path = ROOT / name

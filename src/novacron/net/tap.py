@@ -193,6 +193,26 @@ def detach(name: str) -> None:
                     raise NetworkFailed(f"can't take tap {name} off its bridge: {error}") from error
 
 
+def move(name: str, new_name: str, netns: int | None = None) -> None:
+    """Take a tap off its bridge, down, and give it another name, in the namespace that is open as ``netns`` if that is
+    another one. Its QEMU keeps it. Raises NetworkFailed when it is not there.
+    """
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with netlink() as ip:
+        indexes = ip.link_lookup(ifname=name)
+        if not indexes:
+            raise NetworkFailed(f"tap {name} is gone")
+        try:
+            ip.link("set", index=indexes[0], master=0, state="down")
+            if netns is not None:
+                ip.link("set", index=indexes[0], net_ns_fd=netns, ifname=new_name)
+            elif name != new_name:
+                ip.link("set", index=indexes[0], ifname=new_name)
+        except NetlinkError as error:
+            raise NetworkFailed(f"can't move tap {name}: {error}") from error
+
+
 def delete(name: str) -> None:
     """Remove a tap; one that does not exist is no error."""
     from pyroute2.netlink.exceptions import NetlinkError

@@ -14,9 +14,11 @@ from novacron.model.cpu import CpuModel
 from novacron.model.devices import DiskBus, NicModel
 from novacron.model.limits import MEMORY_SLOTS
 from novacron.model.node import AcceleratorKind
-from novacron.qemu import boot, firmware, vfio
+from novacron.model.plugged import DeviceSlot, has_pcie
+from novacron.qemu import boot, firmware, nics, vfio
 from novacron.qemu.abilities import argument
 from novacron.qemu.boot import BootPlan
+from novacron.qemu.nics import QemuNic
 from novacron.qemu.usage import BALLOON
 
 DISK = "disk0"
@@ -32,19 +34,9 @@ SATA_CD_PORT = 4
 """The first port for a CD-ROM drive of a machine without IDE; disks have those below."""
 HYPERV = ",hv-relaxed=on,hv-vapic=on,hv-spinlocks=0x1fff,hv-time=on"
 """What Windows knows of hypervisors, which only KVM can give (QEMU's docs/system/i386/hyperv.rst)."""
-VIDEO_MIB = 8
+VIDEO, VIDEO_MIB = "video0", 8
 GUEST_PORT = "org.qemu.guest_agent.0"
 NAMESPACE = uuid.UUID("5f0ac0de-0000-4000-8000-6e6f7661766d")
-
-
-class QemuNic(msgspec.Struct, frozen=True):
-    """A network interface: on a tap, or in QEMU's user mode when ``tap`` is None."""
-
-    mac: str
-    tap: str | None
-    mtu: int | None = None
-    descriptor: int | None = None
-    """The tap, open: QEMU needs no right to open it."""
 
 
 class QemuKey(msgspec.Struct, frozen=True):
@@ -135,6 +127,10 @@ class QemuConfig(msgspec.Struct, frozen=True):
     boot: BootPlan = BootPlan(limits.DISK_BOOT_ORDER)
     cds: tuple[QemuCd, ...] = ()
     nic_model: NicModel = NicModel.VIRTIO
+    nic_ports: int = 0
+    """Ports for interfaces that come later, if the machine has PCI Express."""
+    slots: tuple[DeviceSlot, ...] = ()
+    """Where devices of a guest that comes here are; without any, one after the other."""
     smbios: Mapping[str, str] = {}
     """What the guest reads of its machine: ``manufacturer``, ``serial``, ``asset``; without them, QEMU's own."""
     windows: bool = False
@@ -143,7 +139,7 @@ class QemuConfig(msgspec.Struct, frozen=True):
     @property
     def has_ide(self) -> bool:
         """Say whether the machine has IDE; others have SATA on board."""
-        return not self.machine.startswith(("q35", "pc-q35"))
+        return not has_pcie(self.machine)
 
     @property
     def own_sata(self) -> bool:
@@ -408,21 +404,17 @@ def _guest(descriptor: int | None) -> list[str]:
     ]
 
 
-NIC_DEVICES = {NicModel.VIRTIO: "virtio-net-pci", NicModel.E1000: "e1000", NicModel.RTL8139: "rtl8139"}
-
-
 def _nic(config: QemuConfig, number: int, nic: QemuNic) -> list[str]:
-    netdev = f"user,id=net{number},restrict=on"
+    name = nics.name_of(nic, number, boots=config.boot.network is not None)
+    netdev = f"user,id={nics.netdev_of(name)},restrict=on"
     if nic.descriptor is not None:
-        netdev = f"tap,id=net{number},fd={nic.descriptor}"
+        netdev = f"tap,id={nics.netdev_of(name)},fd={nic.descriptor}"
     elif nic.tap is not None:
-        netdev = f"tap,id=net{number},ifname={quoted(nic.tap)},script=no,downscript=no"
-    device = f"{NIC_DEVICES[config.nic_model]},netdev=net{number},mac={nic.mac}"
-    boots = _bootindex(config, boot.nic_device(number))
-    device += f",id={boot.nic_device(number)}{boots}" if boots else ",romfile="  # the ROM is what boots over PXE
-    if nic.mtu is not None and config.nic_model is NicModel.VIRTIO:
-        device += f",host_mtu={nic.mtu}"
-    return ["-netdev", netdev, "-device", device]
+        netdev = f"tap,id={nics.netdev_of(name)},ifname={quoted(nic.tap)},script=no,downscript=no"
+    options = nics.device_options(nic, name, config.nic_model, pcie=not config.has_ide)
+    device = str(options.pop("driver")) + "".join(f",{option}={value}" for option, value in options.items())
+    boots = _bootindex(config, f"{name}{nics.SUFFIX}")
+    return ["-netdev", netdev, "-device", device + boots]
 
 
 def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list[str]:
@@ -446,12 +438,13 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
         *("-chardev", f"socket,id=monitor0,{_server(config.monitor, monitor_path(directory))}"),
         *("-mon", "chardev=monitor0,mode=control"),
         *_console(config),
+        *nics.ports(config.nic_ports, config.machine),
         *(argument for number, nic in enumerate(config.nics) for argument in _nic(config, number, nic)),
         *_keys(config.keys),
         *_disk(config),
         *_volumes(config),
         *_cds(config),
-        *(("-device", f"VGA,vgamem_mb={VIDEO_MIB}") if config.display else ()),
+        *(("-device", f"VGA,id={VIDEO},vgamem_mb={VIDEO_MIB}") if config.display else ()),
         *_firmware(config),
         *_seed(config.seed),
         *_guest(config.guest),
@@ -463,4 +456,5 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
         arguments += [] if config.initrd is None else ["-initrd", str(config.initrd)]
     if incoming or paused:
         arguments.append("-S")
+    arguments = nics.in_slots(arguments, config.slots)
     return [*arguments, "-incoming", "defer"] if incoming else arguments

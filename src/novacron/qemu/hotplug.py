@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 
-from novacron.model.vm import GuestHardware
+from novacron.model.guest_hardware import GuestHardware
+from novacron.qemu import nics
 from novacron.qemu.monitor import Monitor, MonitorFailed
 from novacron.qemu.usage import has_balloon
 
@@ -20,7 +21,8 @@ async def look(monitor: Monitor) -> GuestHardware:
     places = [entry["qom-path"] for entry in await monitor.execute("query-hotpluggable-cpus") if "qom-path" in entry]
     added = sum(place.startswith("/machine/peripheral") for place in places)
     dimms_mib = tuple(size >> 20 for _, size in dimms)
-    return GuestHardware(len(places) - added, sizes["base-memory"] >> 20, added, dimms_mib, await has_balloon(monitor))
+    balloon, has_nics = await has_balloon(monitor), await nics.look(monitor)
+    return GuestHardware(len(places) - added, sizes["base-memory"] >> 20, added, dimms_mib, balloon, has_nics)
 
 
 async def replay(monitor: Monitor, hardware: GuestHardware) -> None:

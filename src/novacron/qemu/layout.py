@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from novacron.model.snapshot import MachineLayout
 from novacron.qemu import hotplug
 from novacron.qemu.monitor import Monitor
 
 MACHINE_SUFFIX = "-machine"
 NAMED, NAMELESS = "/machine/peripheral", "/machine/peripheral-anon"
+NAMELESS_BEFORE = re.compile(r"^(nic[0-7]-device|video0)\Z")
+"""Devices that had no names in earlier versions, whose snapshots still fit."""
 PLUGGED_LATER = ("cpu-", "dimm")
 """Names of processors and memory that were hot-plugged: they are counted, not compared one by one."""
 
@@ -34,7 +38,9 @@ async def _devices(monitor: Monitor) -> list[str]:
     for entry in await monitor.execute("qom-list", {"path": NAMED}):
         name, kind = str(entry["name"]), _child_type(entry["type"])
         if kind and not name.startswith(PLUGGED_LATER):
-            devices.append(f"{name} ({kind}){await _place(monitor, name, kind)}")
+            devices.append(
+                kind if NAMELESS_BEFORE.match(name) else f"{name} ({kind}){await _place(monitor, name, kind)}"
+            )
     for entry in await monitor.execute("qom-list", {"path": NAMELESS}):
         if kind := _child_type(entry["type"]):
             devices.append(kind)

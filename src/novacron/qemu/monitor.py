@@ -88,6 +88,13 @@ class Monitor:
 
     async def add_fd(self, fdset: int, descriptor: int) -> None:
         """Hand an open file over to a set of QEMU's, which then has a descriptor of its own. Raises MonitorFailed."""
+        await self._hand(descriptor, "add-fd", {"fdset-id": fdset})
+
+    async def get_fd(self, name: str, descriptor: int) -> None:
+        """Hand an open file over to QEMU, which uses it up by this name. Raises MonitorFailed."""
+        await self._hand(descriptor, "getfd", {"fdname": name})
+
+    async def _hand(self, descriptor: int, command: str, arguments: dict[str, Any]) -> None:
         async with self._handing:
             try:
                 with socket.socket(fileno=os.dup(self._client_descriptor())) as connection:
@@ -95,7 +102,7 @@ class Monitor:
                     socket.send_fds(connection, [b" "], [descriptor])
             except OSError as error:
                 raise MonitorFailed(f"QEMU does not take an open file: {error}") from error
-            await self.execute("add-fd", {"fdset-id": fdset})
+            await self.execute(command, arguments)
 
     def _client_descriptor(self) -> int:
         writer = self._client._writer

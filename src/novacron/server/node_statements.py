@@ -329,7 +329,7 @@ def _owned(
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
         image_digest=vm.image_digest, trace=vm.trace, withheld=vm.withheld, keys=belongings.keys,
         other_page_keys=tuple(other_page_keys), hardware_renewals=vm.hardware_renewals,
-        booted_once_at=vm.booted_once_at,
+        booted_once_at=vm.booted_once_at, nic_ports=vm.nic_ports,
     )  # fmt: skip
     return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
 

@@ -11,10 +11,13 @@ from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapaci
 from novacron.model.fit import refusal_by_networks
 from novacron.model.limits import NICS_PER_VM_MAX
 from novacron.model.network import NicSpec
-from novacron.model.vm import Vm, VmAction, VmSpec, is_off, mac_addresses
+from novacron.model.plugged import RunningMachine
+from novacron.model.vm import Power, Vm, VmAction, VmSpec, VmState, is_off, mac_addresses, with_mac_addresses
 from novacron.store import events, macs, networks, nodes, projects, snapshot_memory, vms
 from novacron.store.database import Connection
 from novacron.telemetry import traces
+
+MTUS = "SELECT name, mtu FROM networks WHERE name = ANY($1)"
 
 
 class NicChange(NamedTuple):
@@ -86,8 +89,10 @@ async def _change(
 ) -> Vm:
     vm = await vms.get(connection, asked.vm, lock=True)
     vms.check_action(vm, VmAction.CONFIGURE, asked.if_match)
+    vm = msgspec.structs.replace(vm, spec=with_mac_addresses(vm.id, vm.spec))
     nics = tuple(make(vm))
     await _check_changeable(connection, vm, nics)
+    await _check_running(connection, vm, nics)
     spec = await _placed(connection, vm, nics)
     row = await connection.fetchrow(
         "UPDATE vms SET spec = $2, trace = $3 WHERE id = $1 RETURNING *",
@@ -100,11 +105,6 @@ async def _change(
 
 async def _check_changeable(connection: Connection, vm: Vm, nics: Sequence[NicSpec]) -> None:
     """Raise IllegalState or Conflict when something hinders a change of a VM's interfaces."""
-    if not is_off(vm):
-        raise IllegalState(
-            f"interfaces of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
-            hint=f"novacron vm stop {vm.name} --wait",
-        )
     await snapshot_memory.check_none(connection, vm, "interfaces")
     left = {nic.network for nic in vm.spec.nics} - {nic.network for nic in nics}
     kept = {(nic.network, nic.address) for nic in nics}
@@ -119,6 +119,48 @@ async def _check_changeable(connection: Connection, vm: Vm, nics: Sequence[NicSp
     )  # fmt: skip
     if leads is not None:
         raise Conflict(f"{leads} to VM {vm.name} through the interface", hint="delete or detach that first")
+
+
+async def _check_running(connection: Connection, vm: Vm, nics: Sequence[NicSpec]) -> None:
+    """Raise IllegalState when a VM that is not off can't get or lose interfaces, or move them to other networks."""
+    if is_off(vm):
+        return
+    if vm.status.state is not VmState.RUNNING or vm.spec.power is not Power.RUNNING:
+        raise _only_while_off(vm, None, f"it is {vm.status.state}, neither running nor stopped on request")
+    if not (vm.spec.nics and nics):
+        raise _only_while_off(vm, "network", "it can't join or leave its node's own network while it runs")
+    has = None if vm.status.hardware is None else vm.status.hardware.nics
+    can = RunningMachine(vm.status.machine, vm.spec.nic_model, has, vm.spec.network_boot_order is not None)
+    before, after = _by_mac(vm.spec.nics), _by_mac(nics)
+    added = None if all(nic.mac in before for nic in nics) else can.cannot_add()
+    if added is not None:
+        raise _only_while_off(vm, "network", added)
+    for why in filter(None, (can.cannot_remove(str(address)) for address in before.keys() - after.keys())):
+        raise _only_while_off(vm, "mac", why)
+    await _check_packets(connection, vm, [(before[mac], after[mac]) for mac in before.keys() & after.keys()])
+
+
+async def _check_packets(connection: Connection, vm: Vm, moved: Sequence[tuple[NicSpec, NicSpec]]) -> None:
+    """Raise IllegalState when a guest would send packets that are too large for the network of an interface."""
+    names = {nic.network for pair in moved for nic in pair}
+    mtus = {row["name"]: row["mtu"] for row in await connection.fetch(MTUS, sorted(names))}
+    for was, is_ in moved:
+        if is_.network in mtus and mtus[is_.network] < mtus.get(was.network, 0):  # what is not there is refused later
+            raise _only_while_off(
+                vm, "network", f"its guest sends packets of {mtus[was.network]} bytes, and network {is_.network}"
+                f" carries {mtus[is_.network]}",
+            )  # fmt: skip
+
+
+def _only_while_off(vm: Vm, field: str | None, why: str) -> IllegalState:
+    return IllegalState(
+        f"this interface of VM {vm.name} can only change while the VM is off: {why}", field=field,
+        hint=f"novacron vm stop {vm.name} --wait",
+    )  # fmt: skip
+
+
+def _by_mac(nics: Sequence[NicSpec]) -> dict[str | None, NicSpec]:
+    return {nic.mac: nic for nic in nics}
 
 
 async def _placed(connection: Connection, vm: Vm, nics: tuple[NicSpec, ...]) -> VmSpec:

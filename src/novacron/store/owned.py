@@ -10,6 +10,7 @@ import msgspec
 from novacron.model.cloud_init import SealedSeed
 from novacron.model.cpu import CpuModel
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.plugged import NicPorts
 from novacron.model.vm import CloneOf, VmSpec, VmState, VmStatus
 from novacron.store import events, reconciling, unreconciled, vms
 from novacron.store.database import Connection
@@ -34,6 +35,7 @@ class OwnedVm(msgspec.Struct, frozen=True):
     resets: int
     hardware_renewals: int
     booted_once_at: int
+    nic_ports: NicPorts
     clone_of: CloneOf | None
     firmware_state: FirmwareState | None
     cpu: CpuModel | None
@@ -58,7 +60,7 @@ async def all(
         " status -> 'reboots' AS reboots, nullif(status -> 'halted_at_start', 'null') AS halted_at_start,"
         " coalesce(status -> 'resets', '0') AS resets,"
         " coalesce(status -> 'hardware_renewals', '0') AS hardware_renewals,"
-        " coalesce(status -> 'booted_once_at', '-1') AS booted_once_at, seed, clone_of,"
+        " coalesce(status -> 'booted_once_at', '-1') AS booted_once_at, nic_ports, seed, clone_of,"
         " status -> 'cpu' AS cpu, image_digest, trace, ARRAY(SELECT o.encryption_key FROM image_owners o"
         " WHERE o.encryption_key <> '' AND o.name = ANY(ARRAY[spec ->> 'image', spec ->> 'kernel', spec ->> 'initrd']"
         " || ARRAY(SELECT drive ->> 'iso' FROM jsonb_array_elements(spec -> 'cdroms') drive))) AS image_keys,"

@@ -45,6 +45,12 @@ def _check_memory(vm: Vm) -> None:
             f"VM {vm.name} got memory while it runs, and a snapshot can't save that", field="memory",
             hint="stop and start it first, or take the snapshot without memory",
         )  # fmt: skip
+    has = None if vm.status.hardware is None else vm.status.hardware.nics
+    if has is not None and has.changed:
+        raise IllegalState(
+            f"VM {vm.name} got or lost a network interface while it ran, and a snapshot can't save that",
+            field="memory", hint="stop and start it first, or take the snapshot without memory",
+        )  # fmt: skip
     if vm.spec.encryption_key:
         raise IllegalState(
             f"the disk of VM {vm.name} is encrypted, and QEMU can't write memory into such a disk", field="memory",

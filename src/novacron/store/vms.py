@@ -19,6 +19,7 @@ from novacron.model.errors import (
 )
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.network import NicSpec
+from novacron.model.plugged import NIC_PORTS
 from novacron.model.vm import (
     ALLOWED_IN,
     BARRED_BY_MIGRATION,
@@ -313,9 +314,10 @@ async def configure(
         changed.insert(0, f"name {vm.name} to {name}")
     try:
         row = await connection.fetchrow(
-            "UPDATE vms SET name = $2, spec = $3, disk_mib = greatest(disk_mib, $4), trace = $5 WHERE id = $1"
-            " RETURNING *",
+            "UPDATE vms SET name = $2, spec = $3, disk_mib = greatest(disk_mib, $4), trace = $5,"
+            " nic_ports = greatest(nic_ports, $6) WHERE id = $1 RETURNING *",
             vm.id, name or vm.name, msgspec.to_builtins(spec), changes.get("disk_mib", 0), traces.carry(),
+            NIC_PORTS if "hardware_renewals" in changes else 0,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise name_taken(str(name)) from None

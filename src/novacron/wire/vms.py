@@ -12,10 +12,12 @@ from novacron.model.devices import DiskBus
 from novacron.model.encryption import DataKey
 from novacron.model.finite import Finite
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.migration import MigrationKind, MigrationPolicy, Side
 from novacron.model.ownership import Order, OwnershipRecord
+from novacron.model.plugged import NicPorts
 from novacron.model.snapshot import MachineLayout, SnapshotPhase
-from novacron.model.vm import CloneOf, GuestHardware, MachineType, VmSpec, VmStatus
+from novacron.model.vm import CloneOf, MachineType, VmSpec, VmStatus
 from novacron.wire.base import Message, Proof
 
 
@@ -94,6 +96,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """Keys with which pages of the project may have been kept, while the key is rotated."""
     hardware_renewals: int = 0
     """How many of the spec's ``hardware_renewals`` a start has followed."""
+    nic_ports: NicPorts = 0
+    """For so many interfaces that come while its guest runs a start gives it ports, if its machine needs them."""
     booted_once_at: int = -1
     """The spec's ``starts`` when its guest last began from ``boot_once``, on any node; -1: it never has."""
 

@@ -89,6 +89,7 @@ async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tup
         hardware=await asyncio.to_thread(hardware.look),
         machines=can.machines,
         networks=not lacks,
+        plugs_nics=True,
         bridges=() if lacks else tuple(await asyncio.to_thread(tap.bridges)),
         wireguard=wireguard.public_key(settings.wireguard_key) if may_encrypt else "",
         tunnel_mtu=await asyncio.to_thread(_tunnel_mtu, settings),

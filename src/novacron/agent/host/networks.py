@@ -203,7 +203,7 @@ class NodeNetworks:
         if why_closed is not None:
             raise InterfaceClosed(f"interface {number} in network {network} is closed: {why_closed}")
         place = self._place(self._settled[network])
-        return Wired(tap_name(vm, number), mac, place.bridge, place.netns, vlan=place.vlan)
+        return Wired(tap_name(vm, number), mac, place.bridge, place.netns, vlan=place.vlan, network=network)
 
     def _place(self, network: NetworkOnNode) -> _Place:
         if network.spec.kind is NetworkKind.BRIDGE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from novacron.net import namespace, tap
@@ -16,6 +18,30 @@ class Wired(msgspec.Struct, frozen=True):
     netns: str | None = None
     mtu: int | None = None
     vlan: int | None = None
+    address: str | None = None
+    """Its guest's IPv4 address, as far as it was given one."""
+    network: str = ""
+    """Empty: it is in none, or it was noted by an earlier version."""
+    device: str = ""
+    """Its name among the guest's devices; empty: by its place, or it is not plugged in yet."""
+
+    def same_place(self, other: Wired) -> bool:
+        """Say whether it is in the same network as another one."""
+        return (self.bridge, self.netns, self.vlan) == (other.bridge, other.netns, other.vlan)
+
+    def move(self, to: Wired, mark: str) -> None:
+        """Let its tap, which its QEMU keeps, be ``to``: another name, another network. Raises NetworkFailed."""
+        netns = None if self.netns == to.netns else namespace.open_(to.netns)
+        try:
+            namespace.within(self.netns, lambda: tap.move(self.tap, to.tap, netns))
+        finally:
+            if netns is not None:
+                os.close(netns)
+        namespace.within(to.netns, lambda: tap.create(to.tap, to.bridge, to.mac, to.vlan, mark))
+
+    def part(self, name: str) -> None:
+        """Cut it off under another name, until its QEMU lets go of it. Raises NetworkFailed."""
+        namespace.within(self.netns, lambda: tap.move(self.tap, name))
 
     def create(self, mark: str) -> tuple[int, int]:
         """Make its tap, with the mark of whose it is; return the MTU, and the tap, open. Raises NetworkFailed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from novacron.agent.host.clock import Clock
-from novacron.model.vm import GuestHardware
+from novacron.model.guest_hardware import GuestHardware
 from novacron.qemu import usage
 from novacron.qemu.monitor import Monitor
 

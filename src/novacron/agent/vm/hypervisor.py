@@ -13,8 +13,9 @@ from novacron.agent.vm.console_log import ConsoleLog
 from novacron.agent.vm.directory import VmDirectory
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import StartRequest
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import GuestHardware, VmSpec
+from novacron.model.vm import VmSpec
 from novacron.qemu.guest import GuestAgent
 from novacron.qemu.monitor import Monitor
 

@@ -24,12 +24,14 @@ from novacron.disk import cloud_init
 from novacron.disk.images import LocalImage
 from novacron.disk.qemu_img import ImgFailed
 from novacron.model.cloud_init import Seed
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import BLANK_IMAGE, Display, Firmware, GuestHardware, VmSpec
+from novacron.model.vm import BLANK_IMAGE, Display, Firmware, VmSpec
 from novacron.qemu import command, confine, firmware
 from novacron.qemu.boot import BootPlan
-from novacron.qemu.command import QemuCd, QemuConfig, QemuKey, QemuNic, QemuVolume
+from novacron.qemu.command import QemuCd, QemuConfig, QemuKey, QemuVolume
 from novacron.qemu.firmware import MACHINES
+from novacron.qemu.nics import QemuNic
 from novacron.qemu.vfio import MEMLOCK_BESIDE_BYTES
 from novacron.wire import messages as wire
 
@@ -65,6 +67,13 @@ class StartRequest(msgspec.Struct, frozen=True):
         if self.incoming and self.assignment.hardware:
             return self.assignment.hardware
         return GuestHardware(self.assignment.spec.vcpus, self.assignment.spec.memory_mib, balloon=True)
+
+    def nic_ports(self) -> int:
+        """Return how many ports for interfaces to have: as many as a guest that comes here has."""
+        if self.incoming:
+            has = self.hardware().nics
+            return 0 if has is None else has.ports
+        return self.assignment.nic_ports
 
 
 class Inherited(msgspec.Struct, frozen=True):
@@ -129,6 +138,8 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         boot=BootPlan.of(spec),
         cds=inherited.cds,
         nic_model=spec.nic_model,
+        nic_ports=request.nic_ports(),
+        slots=() if hardware.nics is None else hardware.nics.slots,
         smbios={"manufacturer": spec.smbios_manufacturer, "serial": spec.smbios_serial, "asset": spec.smbios_asset_tag},
         windows=spec.os.is_windows,
     )
@@ -219,7 +230,8 @@ class Launch:
         spec, directory = request.assignment.spec, self._home.path
         if request.image.disk is not None:
             self._home.give(DISK_LAYER)
-        nics = await self._interfaces.make(spec, opener.hand)
+        came = request.hardware().nics if request.incoming else None
+        nics = await self._interfaces.make(spec, opener.hand, came)
         handed = _hand_keys(request, opener)
         seed = await self._seed(request, nics, opener)
         volumes = await asyncio.to_thread(request.volumes)

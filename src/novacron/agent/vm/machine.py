@@ -22,8 +22,9 @@ from novacron.agent.vm.launch import Launch, LaunchFailed, Opener, StartRequest
 from novacron.agent.vm.leftovers import owner_of, without_agent
 from novacron.disk import overlay
 from novacron.disk.overlay import OverlayFailed
+from novacron.model.guest_hardware import GuestHardware
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import GuestHardware, VmSpec
+from novacron.model.vm import VmSpec
 from novacron.net.tap import NetworkFailed
 from novacron.qemu import block, boot, command, confine, hotplug, process, running, screenshot, usage
 from novacron.qemu.boot import BootPlan
@@ -87,6 +88,8 @@ class Machine:
             self.migration_status = str(data["status"])
         elif name == "VSERPORT_CHANGE":
             self.guest_listens = bool(data["open"])
+        elif name == "DEVICE_DELETED":
+            self.interfaces.unsure = True
         elif name == "STOP":
             self._stopped_at = time.monotonic()
         elif name == "RESUME":

@@ -20,6 +20,7 @@ from novacron.agent.vm.journal import AnewAsked
 from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.media import MediaMissing
+from novacron.agent.vm.nics import Nics
 from novacron.agent.vm.power import STATES, PowerRequests, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
 from novacron.agent.vm.start_queue import StartDelayed
@@ -67,6 +68,7 @@ class Reconciler:
         """What was last done about a snapshot, and said."""
         self._ways_back = snapshots.WaysBack(self._machine, self._clock)
         self._drives = Drives(self._machine, self._services, context.doing)
+        self._nics = Nics(self._machine, self._services.networks, context.doing, self._clock)
         self._grow_error = self._drives_wait = ""
         self._balloon = context.balloon
         self._shrink_error = ""
@@ -202,6 +204,7 @@ class Reconciler:
         image = self._services.images.get(assignment.spec.image)
         if image is not None:
             await self._machine.grow(assignment.spec.disk_bytes(image.info.disk_bytes), self._context.doing)
+        await self._nics.settle(assignment)
 
     def _lacks(self) -> tuple[str, WaitCode | None]:
         """Return what a running guest does not get, and why."""
@@ -210,6 +213,7 @@ class Reconciler:
             (self._grow_error, WaitCode.CANT_GROW),
             (self._shrink_error, WaitCode.CANT_SHRINK),
             (self._drives_wait, WaitCode.IMAGE_MISSING),
+            self._nics.lacks,
             (guest.unused, WaitCode.CANT_GROW),
             (guest.clock, WaitCode.GUEST_CLOCK_BEHIND),
         )
@@ -230,7 +234,7 @@ class Reconciler:
 
     def _pause_s(self, assignment: wire.Assignment, now: float) -> float:
         """Return when to look again, though nothing happens."""
-        looks = (self._requests.next_look_s(assignment.spec, now), self._balloon.look_s)
+        looks = (self._requests.next_look_s(assignment.spec, now), self._balloon.look_s, self._nics.look_s)
         return max(LOOK_AGAIN_S_MIN, min((look_s for look_s in looks if look_s is not None), default=IDLE_S))
 
     async def _do(self, step: Step, assignment: wire.Assignment, run_state: str, now: float) -> float | None:

@@ -25,6 +25,8 @@ PATTERNS = {
     ),
     r"^[a-z0-9][a-z0-9-]{0,39}\Z": "must be the name of a CPU feature such as avx2",
     r"^pc-(i440fx|q35)-[0-9]{1,2}\.[0-9]{1,2}\Z": "must be a machine type with its version such as pc-q35-7.2",
+    r"^(nic|net|hot)[0-7]\Z": "must be the name of a network interface in QEMU such as nic0",
+    r"^[a-z][a-z0-9-]{0,63}\Z": "must be the name of a device in QEMU such as disk0-device",
     r"^[0-9a-f]{64}\Z": "must have 64 hexadecimal digits, in lower case",
     r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?){0,7}\Z": (
         "must be a host name such as db-1 or db-1.example.org"

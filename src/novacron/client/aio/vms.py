@@ -123,17 +123,17 @@ class AsyncVmCalls(AsyncConnection):
         return await self._object("POST", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}/actions/revert")
 
     async def add_nic(self, vm: str, network: str, **fields: object) -> Object:
-        """Add an interface to a VM that is off: ``address``, ``mac`` and ``groups``, those that are None left out."""
+        """Add an interface, also while the VM runs: ``address``, ``mac``, ``groups``, as far as they are not None."""
         return await self._object(
             "POST", f"/api/v1/vms/{quoted(vm)}/nics", {"network": network, **without_none(fields)}
         )  # fmt: skip
 
     async def configure_nic(self, vm: str, mac: str, **changes: object) -> Object:
-        """Change an interface's ``network``, ``address`` or ``groups`` while the VM is off."""
+        """Change an interface's ``network``, ``address`` or ``groups``, also while the VM runs."""
         return await self._object("PATCH", f"/api/v1/vms/{quoted(vm)}/nics/{quoted(mac)}", changes)
 
     async def remove_nic(self, vm: str, mac: str) -> Object:
-        """Take an interface from a VM that is off."""
+        """Take an interface from a VM, which may run."""
         return await self._object("DELETE", f"/api/v1/vms/{quoted(vm)}/nics/{quoted(mac)}")
 
     async def configure_snapshot(self, vm: str, name: str, **changes: object) -> Object:

@@ -124,17 +124,17 @@ class VmCalls(Connection):
         return self._object("POST", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}/actions/revert")
 
     def add_nic(self, vm: str, network: str, **fields: object) -> Object:
-        """Add an interface to a VM that is off: ``address``, ``mac`` and ``groups``, those that are None left out."""
+        """Add an interface, also while the VM runs: ``address``, ``mac``, ``groups``, as far as they are not None."""
         return self._object(
             "POST", f"/api/v1/vms/{quoted(vm)}/nics", {"network": network, **without_none(fields)}
         )  # fmt: skip
 
     def configure_nic(self, vm: str, mac: str, **changes: object) -> Object:
-        """Change an interface's ``network``, ``address`` or ``groups`` while the VM is off."""
+        """Change an interface's ``network``, ``address`` or ``groups``, also while the VM runs."""
         return self._object("PATCH", f"/api/v1/vms/{quoted(vm)}/nics/{quoted(mac)}", changes)
 
     def remove_nic(self, vm: str, mac: str) -> Object:
-        """Take an interface from a VM that is off."""
+        """Take an interface from a VM, which may run."""
         return self._object("DELETE", f"/api/v1/vms/{quoted(vm)}/nics/{quoted(mac)}")
 
     def configure_snapshot(self, vm: str, name: str, **changes: object) -> Object:
