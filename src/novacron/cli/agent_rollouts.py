@@ -15,7 +15,7 @@ from novacron.client import Client
 from novacron.terminal import say
 
 if TYPE_CHECKING:  # loaded where they are needed: other commands start faster
-    from novacron.rollout.agents.fleet import Fleet
+    from novacron.rollout.agents.fleet import RolloutFleet
     from novacron.rollout.agents.journal import AgentJournal
     from novacron.rollout.agents.model import AgentRollout
     from novacron.rollout.agents.orders import AgentOrders
@@ -52,7 +52,7 @@ FIELDS: Columns = {
 }
 
 
-def connect() -> Fleet:
+def connect() -> RolloutFleet:
     """Open the API of the present context."""
     from novacron.rollout.agents.fleet import ApiFleet
 

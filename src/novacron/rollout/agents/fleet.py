@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from novacron.client import ApiError, Client, Unreachable
+from novacron.client.protocol import Object
 from novacron.rollout.agents.gates import ActionFailed, GuestSeen, NodeSeen
 from novacron.rollout.model import StepFailed
 
@@ -24,7 +25,7 @@ DRAIN_ENDED = frozenset({"drained", "ended", "failed", "returned"})
 T = TypeVar("T")
 
 
-class Fleet(Protocol):
+class RolloutFleet(Protocol):
     """What a rollout asks of an installation. All raise StepFailed, also when nobody answers for long."""
 
     def nodes(self) -> dict[str, NodeSeen]:
@@ -107,7 +108,7 @@ class ApiFleet:
         self._ask(lambda client: client.act("nodes", node, "uncordon", {"bring_back": True}))
 
 
-def node_seen(node: dict[str, Any]) -> NodeSeen:
+def node_seen(node: Object) -> NodeSeen:
     """Return what the API's answer says of a node."""
     status = node["status"]
     inventory = status["inventory"] or {}
@@ -117,7 +118,7 @@ def node_seen(node: dict[str, Any]) -> NodeSeen:
     )  # fmt: skip
 
 
-def guest_seen(vm: dict[str, Any]) -> GuestSeen:
+def guest_seen(vm: Object) -> GuestSeen:
     """Return what the API's answer says of a VM."""
     status, spec = vm["status"], vm["spec"]
     halted = status.get("halted_at_start")
@@ -125,7 +126,7 @@ def guest_seen(vm: dict[str, Any]) -> GuestSeen:
     return GuestSeen(str(vm["name"]), str(vm["node"] or ""), int(status["crashes"]), str(status["state"]), wanted)
 
 
-def failures(events: Iterable[dict[str, Any]], after: int) -> list[ActionFailed]:
+def failures(events: Iterable[Object], after: int) -> list[ActionFailed]:
     """Return what failed after an event; ``events`` are the newest first."""
     found = []
     for event in events:

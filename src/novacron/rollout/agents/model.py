@@ -42,7 +42,7 @@ CHANGED = frozenset({NodeStage.INSTALLING, NodeStage.UPGRADED, NodeStage.FAILED,
 """Nodes that have the new version, or may have it."""
 
 
-class NodeRecord(msgspec.Struct):
+class WaveNode(msgspec.Struct):
     """A node in a rollout."""
 
     name: str
@@ -64,7 +64,7 @@ class AgentRollout(msgspec.Struct):
 
     number: int
     version: str
-    nodes: list[NodeRecord]
+    nodes: list[WaveNode]
     began_s: float
     watch_s: float
     by: str = ""
@@ -107,7 +107,7 @@ class AgentRollout(msgspec.Struct):
         number = self.step.rpartition("-")[2]
         return int(number) if number.isdecimal() else 0
 
-    def of_wave(self, number: int) -> list[NodeRecord]:
+    def of_wave(self, number: int) -> list[WaveNode]:
         return [node for node in self.nodes if node.wave == number]
 
     def counts(self) -> dict[str, int]:
@@ -166,17 +166,17 @@ def wave_ends(text: str, nodes: int) -> list[int]:
     return [end for before, end in itertools.pairwise(ends) if end > before]
 
 
-def in_waves(names: Sequence[str], text: str) -> list[NodeRecord]:
+def in_waves(names: Sequence[str], text: str) -> list[WaveNode]:
     """Return the nodes with their waves. Raises RolloutError."""
     if len(names) > NODES_MAX:
         raise RolloutError(f"agent-nodes: {len(names)} nodes are more than {NODES_MAX} at once; name some of them")
     records, begun = [], 0
     for wave, end in enumerate(wave_ends(text, len(names)), 1):
-        records += [NodeRecord(name, wave) for name in names[begun:end]]
+        records += [WaveNode(name, wave) for name in names[begun:end]]
         begun = end
     return records
 
 
-def to_return(nodes: Iterable[NodeRecord]) -> list[NodeRecord]:
+def to_return(nodes: Iterable[WaveNode]) -> list[WaveNode]:
     """Return the nodes that may have the new version, or are still drained, those of the latest wave first."""
     return sorted((node for node in nodes if node.stage in CHANGED or node.drained), key=lambda node: -node.wave)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from novacron.rollout.agents.fleet import Fleet
+from novacron.rollout.agents.fleet import RolloutFleet
 from novacron.rollout.agents.gates import NodeSeen
 from novacron.rollout.agents.hosts import Hosts
-from novacron.rollout.agents.model import AgentRollout, NodeRecord, NodeStage
+from novacron.rollout.agents.model import AgentRollout, NodeStage, WaveNode
 from novacron.rollout.agents.packages import PackageFiles, agent_version, package_version
 from novacron.rollout.model import StepFailed
 
@@ -24,7 +24,7 @@ NOWHERE = NodeSeen(ready=False, agent_version="", reason="the node was removed")
 class AgentParts(NamedTuple):
     """What a rollout of agents works with."""
 
-    fleet: Fleet
+    fleet: RolloutFleet
     hosts: Hosts
     packages: PackageFiles
 
@@ -45,10 +45,10 @@ class NodeWork:
         self._rollout, self._limits, self._kept = rollout, limits, kept
         self._fleet, self._hosts, self._packages = parts
 
-    def seen(self, node: NodeRecord) -> NodeSeen:
+    def seen(self, node: WaveNode) -> NodeSeen:
         return self._fleet.nodes().get(node.name, NOWHERE)
 
-    def prepare(self, node: NodeRecord) -> None:
+    def prepare(self, node: WaveNode) -> None:
         """Learn what a host has, and bring it the packages of both versions. Raises StepFailed."""
         seen = self.seen(node)
         if not seen.ready:
@@ -69,13 +69,13 @@ class NodeWork:
             raise
         node.stage = NodeStage.PREPARED
 
-    def _leave_out(self, node: NodeRecord, note: str) -> None:
+    def _leave_out(self, node: WaveNode, note: str) -> None:
         node.stage, node.note = NodeStage.LEFT_OUT, note
 
-    def _files(self, node: NodeRecord, version: str) -> list[Path]:
+    def _files(self, node: WaveNode, version: str) -> list[Path]:
         return self._packages.of(version, node.debian)
 
-    def upgrade(self, node: NodeRecord) -> None:
+    def upgrade(self, node: WaveNode) -> None:
         """Bring a node to the new version, and wait until its agent is connected. Raises StepFailed."""
         if node.stage is NodeStage.UPGRADED:  # killed before it had VMs again
             self._fill_again(node)
@@ -96,7 +96,7 @@ class NodeWork:
             node.stage, node.note = NodeStage.FAILED, str(error)
             raise
 
-    def _empty(self, node: NodeRecord) -> None:
+    def _empty(self, node: WaveNode) -> None:
         """Drain a node if that is asked for and nobody has cordoned it."""
         if not self._rollout.drain or (self.seen(node).cordoned and not node.drained):
             return
@@ -104,17 +104,17 @@ class NodeWork:
         self._kept()
         self._fleet.drain(node.name, self._limits.drain_s_max)
 
-    def _fill_again(self, node: NodeRecord) -> None:
+    def _fill_again(self, node: WaveNode) -> None:
         if node.drained:
             self._kept()  # once it has VMs, its host is not restarted again
             self._fleet.uncordon(node.name)
             node.drained = False
 
-    def _install(self, node: NodeRecord, files: list[Path]) -> None:
+    def _install(self, node: WaveNode, files: list[Path]) -> None:
         if self._hosts.installed(node.name) != package_version(files[-1]):
             self._hosts.install(node.name, files)
 
-    def _while_empty(self, node: NodeRecord) -> None:
+    def _while_empty(self, node: WaveNode) -> None:
         """Upgrade the system and restart the host, if that is asked for."""
         if self._rollout.system:
             self._hosts.upgrade_system(node.name, self._rollout.system)
@@ -127,13 +127,13 @@ class NodeWork:
                 raise StepFailed(f"{node.name}: its host has not started within {self._limits.restart_s_max:.0f} s")
             time.sleep(POLL_S)
 
-    def _booted(self, node: NodeRecord) -> str:
+    def _booted(self, node: WaveNode) -> str:
         try:
             return self._hosts.boot_id(node.name)
         except StepFailed:
             return ""  # it is starting
 
-    def _until_back(self, node: NodeRecord, package: str) -> None:
+    def _until_back(self, node: WaveNode, package: str) -> None:
         """Wait until the agent of a package's version is connected. Raises StepFailed."""
         deadline, wanted = time.monotonic() + self._limits.back_s_max, agent_version(package)
         while True:
@@ -148,7 +148,7 @@ class NodeWork:
         if found != package:
             raise StepFailed(f"{node.name}: its package has version {found or 'none, or half of one'}, not {package}")
 
-    def bring_back(self, node: NodeRecord) -> None:
+    def bring_back(self, node: WaveNode) -> None:
         """Install the version that a node had before. Raises StepFailed."""
         try:
             if node.stage is not NodeStage.PREPARED:

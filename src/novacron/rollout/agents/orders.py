@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from novacron.rollout.agents.engine import AgentEngine
-from novacron.rollout.agents.fleet import Fleet
+from novacron.rollout.agents.fleet import RolloutFleet
 from novacron.rollout.agents.gates import WaveLimits
 from novacron.rollout.agents.hosts import SYSTEM_PACKAGE, ReachedHosts
 from novacron.rollout.agents.journal import AgentJournal
@@ -31,7 +31,7 @@ class AgentOrders(NamedTuple):
     RolloutError, OSError."""
 
     options: RolloutOptions
-    connect: Callable[[], Fleet]
+    connect: Callable[[], RolloutFleet]
     say: Callable[[str], None]
 
     @property

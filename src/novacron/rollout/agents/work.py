@@ -14,8 +14,8 @@ from novacron.rollout.agents.model import (
     PREPARE,
     RETURN,
     AgentRollout,
-    NodeRecord,
     NodeStage,
+    WaveNode,
     to_return,
 )
 from novacron.rollout.agents.node_work import AgentParts, NodeLimits, NodeWork
@@ -81,7 +81,7 @@ class WaveSteps:
         done = sum(node.stage is NodeStage.UPGRADED for node in rollout.of_wave(rollout.wave))
         return f"{_nodes(done)} of wave {rollout.wave} on {rollout.version} in {time.monotonic() - began:.0f} s"
 
-    def _each(self, rollout: AgentRollout, nodes: list[NodeRecord], work: Callable[[NodeRecord], None]) -> list[str]:
+    def _each(self, rollout: AgentRollout, nodes: list[WaveNode], work: Callable[[WaveNode], None]) -> list[str]:
         """Work on nodes, a few at once; return what failed. No further ones begin once too many have failed, or while
         the rollout is paused. Raises what an operator asks for, OSError."""
         left, failed = list(reversed(nodes)), list[str]()
