@@ -13,7 +13,7 @@ down_revision = "0062"
 
 TABLE = """
 CREATE TABLE schema_serves (
-    only boolean PRIMARY KEY DEFAULT true CHECK (only),
+    single boolean PRIMARY KEY DEFAULT true CHECK (single),
     oldest text NOT NULL CHECK (oldest ~ '^[0-9]{4}$')
 )
 """
