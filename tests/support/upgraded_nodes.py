@@ -135,7 +135,7 @@ class WaveWorld:
         return rollout
 
     def run(self, settings: WaveSettings = SETTINGS, **more: object) -> AgentRollout:
-        return self.engine(settings).run(self.new(**more))
+        return self.engine(settings).run(self.new(**more))  # type: ignore[arg-type]
 
     def versions(self) -> set[str]:
         return set(self.at.package.values())

@@ -287,7 +287,7 @@ def test_a_rollout_whose_journal_fills_up_goes_on_later(tmp_path: Path, record: 
             raise OSError(28, "No space left on device")
         save(rollout)  # type: ignore[arg-type]
 
-    world.journal.save = full  # type: ignore[method-assign, assignment]
+    world.journal.save = full  # type: ignore[method-assign]
     try:
         ended = world.run()
     except OSError:
@@ -316,7 +316,7 @@ def test_a_rollout_waits_while_it_is_paused(world: WaveWorld) -> None:
                 world.journal.ask(OperatorRequest(1, OperatorAsk.RESUME, "me"))
         wait(rollout, min(seconds, 0.02))  # type: ignore[arg-type]
 
-    engine._keeper.wait = counted  # type: ignore[method-assign, assignment]
+    engine._keeper.wait = counted  # type: ignore[method-assign]
     engine._steps._wait = counted
     rollout = engine.run(world.new())
     assert paused[0] >= 5 and rollout.state is RolloutState.DONE
