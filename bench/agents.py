@@ -41,10 +41,16 @@ class SimulatedAgent:
         self._changes = itertools.count(1)
         self._turn: Iterator[str] = iter(())
         self._link = LinkClient(who, self._hello, self._receive, self._lost, self._beat, lambda: None)
-        self._name = who.name
+        self.name = who.name
+        self._version = "0"
 
     async def run(self) -> None:
         await self._link.run()
+
+    def upgrade(self, version: str) -> None:
+        """Come back as another version, as an agent does whose package is upgraded."""
+        self._version = version
+        self._link.restart()
 
     def change(self) -> None:
         """Report something new of the next VM, if there is one."""
@@ -63,7 +69,7 @@ class SimulatedAgent:
         inventory = Inventory(
             cpus=64, memory_mib=1 << 20, architecture="x86_64", kernel="6.1", qemu_version="7.2",
             accelerator=Accelerator(AcceleratorKind.KVM, ""), images=(ImageInfo(IMAGE, "0" * 64, 1, "kernel"),),
-            bridge="br0", dwcp_endpoint="127.0.0.1:1", agent_version="0",
+            bridge="br0", dwcp_endpoint="127.0.0.1:1", agent_version=self._version,
         )  # fmt: skip
         self._number = self._acknowledged = 0
         self._since = time.monotonic()
@@ -125,7 +131,7 @@ def _join(client: Client, home: Path, name: str) -> identity.Identity:
     raise RuntimeError(f"{name} is not let in")
 
 
-async def _run(who: list[identity.Identity], changes: Path) -> None:
+async def _run(who: list[identity.Identity], changes: Path, orders: Path) -> None:
     agents = [SimulatedAgent(identity_) for identity_ in who]
     async with asyncio.TaskGroup() as group:
         for number, agent in enumerate(agents):
@@ -133,6 +139,7 @@ async def _run(who: list[identity.Identity], changes: Path) -> None:
             if number % 20 == 19:
                 await asyncio.sleep(0.05)
         group.create_task(_change(agents, changes))
+        group.create_task(_obey_orders({agent.name: agent for agent in agents}, orders))
 
 
 async def _change(agents: list[SimulatedAgent], changes: Path) -> None:
@@ -144,6 +151,21 @@ async def _change(agents: list[SimulatedAgent], changes: Path) -> None:
             due += CHANGES_EVERY_S * _rate(changes)
         due -= 1
         agent.change()
+
+
+async def _obey_orders(agents: dict[str, SimulatedAgent], orders: Path) -> None:
+    """Upgrade agents as the file says, to which lines are added: the name of a node, and a version."""
+    read = 0
+    while True:
+        await asyncio.sleep(CHANGES_EVERY_S)
+        with contextlib.suppress(FileNotFoundError), orders.open() as file:
+            file.seek(read)
+            whole, _, _ = file.read().rpartition("\n")
+            read += len(whole) + 1 if whole else 0
+            for line in whole.splitlines():
+                name, _, version = line.partition(" ")
+                if name in agents:
+                    agents[name].upgrade(version)
 
 
 def _rate(changes: Path) -> float:
@@ -159,12 +181,13 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--changes", type=Path, required=True, help="file that says how many VMs change a second")
+    parser.add_argument("--orders", type=Path, required=True, help="file that says which nodes get which version")
     options = parser.parse_args()
     logs.set_up("agents", "error")
     who = _joined(options.directory, options.first, options.count)
     print(json.dumps({"joined": len(who)}), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(_run(who, options.changes))
+        uvloop.run(_run(who, options.changes, options.orders))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,10 @@ class Stand:
         self.server: subprocess.Popen[bytes]
         self.agents: list[subprocess.Popen[str]] = []
         self._changes = directory / "changes"
+        self.environment: dict[str, str] = {}
+        """Further environment variables of the first server."""
+        self.orders = directory / "orders"
+        """Which simulated agents get which version: a line each."""
 
     @contextlib.contextmanager
     def run(self) -> Iterator[Stand]:
@@ -102,7 +106,7 @@ class Stand:
     def start_server(self) -> None:
         """Start the server, and wait until it answers."""
         os.environ["NOVACRON_CONFIG"] = str(self.directory / "config.json")
-        self.server = self._serve(self.directory, self.ports)
+        self.server = self._serve(self.directory, self.ports, environment=self.environment)
         until(lambda: _answers(load_config), "the server is ready", READY_S_MAX)
         self.client = Client(load_config())
 
@@ -140,7 +144,7 @@ class Stand:
             process = subprocess.Popen(
                 [sys.executable, "-m", "bench.agents", "--directory", str(self.directory / "nodes"),
                  "--first", str(first), "--count", str(min(each, self.nodes - first)),
-                 "--changes", str(self._changes)],
+                 "--changes", str(self._changes), "--orders", str(self.orders)],
                 stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
             self.agents.append(process)

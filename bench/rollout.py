@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from bench.api_load import PACED, WRK
 from bench.report import Figure, median, parser, report
+from bench.rollout_agents import FleetSize, UpgradeSize, fleet_figures, upgrade_figures
+from lab.hosts import missing
 from lab.platform import clean_up_when_ended, until
 from lab.rollouts import Installation, finished, installation
 from novacron.client import Client, Config
@@ -44,8 +46,14 @@ class Size(NamedTuple):
     step_s: float
     canary: bool = True
 
+    fleet: FleetSize = FleetSize(2000, 4000, 10.0)
+    upgrade: UpgradeSize = UpgradeSize(3, 20, 10.0)
 
-FULL, QUICK, SMOKE = Size(3, 2000, 15.0), Size(1, 2000, 8.0), Size(1, 50, 2.0, False)
+
+FULL = Size(3, 2000, 15.0)
+QUICK = Size(1, 2000, 8.0, True, FleetSize(200, 400, 3.0), UpgradeSize(1, 20, 5.0))
+SMOKE = Size(1, 50, 2.0, False, FleetSize(4, 8, 0.5), UpgradeSize(1, 2, 0.5))
+PARTS = ("switches", "canaries", "fleet", "upgrade")
 
 
 class Seen(NamedTuple):
@@ -181,16 +189,32 @@ def canaries(at: Installation, size: Size) -> list[Figure]:
 
 
 def main() -> None:
-    options = parser("rollout", __doc__, "one round, shorter shares").parse_args()
+    line = parser("rollout", __doc__, "one round, shorter shares, a tenth of the nodes")
+    line.add_argument("--only", nargs="*", choices=PARTS)
+    options = line.parse_args()
     size = SMOKE if options.smoke else QUICK if options.quick else FULL
+    parts = set(options.only or PARTS)
     clean_up_when_ended()
+    figures: list[Figure] = []
+    if parts & {"switches", "canaries"}:
+        figures += _of_servers(size, parts)
+    if "fleet" in parts:
+        figures += fleet_figures(size.fleet)
+    if "upgrade" in parts and not missing():
+        figures += upgrade_figures(size.upgrade)
+    report("rollout", figures, options.json, smoke=options.smoke)
+
+
+def _of_servers(size: Size, parts: set[str]) -> list[Figure]:
+    figures: list[Figure] = []
     with installation() as at:
         fill(at)
-        figures = switches(at, size)
-        if size.canary:
+        if "switches" in parts:
+            figures += switches(at, size)
             report("rollout, first part", figures, None)  # what follows takes minutes
+        if size.canary and "canaries" in parts:
             figures += canaries(at, size)
-    report("rollout", figures, options.json, smoke=options.smoke)
+    return figures
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -18,36 +16,17 @@ import pytest
 from deploy.debian.build import Built, build, debian_packages, epoch_s, python_packages
 from deploy.debian.manifest import AGENT, CLI, JOIN_TOKEN, PACKAGES, Debian
 from lab import debian_hosts
-from lab.debian_hosts import DebianHost, Release
-from lab.platform import default_cache, open_directory
-from lab.switched import switched_lab
+from lab.debian_hosts import DebianHost
+from lab.guide import THREE_HOSTS, booted, execute, put_on_hosts
 from tests.support.boot_sector import sector
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-RELEASES = {Debian.DEBIAN_12: Release.DEBIAN_12, Debian.DEBIAN_13: Release.DEBIAN_13}
-NEEDED = sorted({name for package in PACKAGES for name in (*package.depends, *package.recommends)} - {CLI.name})
 CONTEXT = "NOVACRON_CONFIG=/var/lib/novacron/server/cli.json"
 SERVER_EXPOSURE_MAX, AGENT_EXPOSURE_MAX = 3.0, 7.5
-GUIDE = Path(__file__).parents[2] / "docs/how-to/three-hosts.md"
-TYPED = re.compile(
-    r"^root@(?P<host>[a-z-]+):~# (?P<command>.+?)(?: \| ssh root@(?P<other>[a-z-]+) (?P<there>.+))?$", re.M
-)
 COMMANDS_MAX = 12
 QEMUS = 'for p in /proc/[0-9]*; do grep -qs "^qemu-system" $p/cmdline && echo $p $(cut -d" " -f22 $p/stat); done; true'
-
-
-@contextlib.contextmanager
-def booted(debian: Debian, count: int) -> Iterator[list[DebianHost]]:
-    """Boot hosts that have what the packages need, and nothing of ours."""
-    root = debian_hosts.root(RELEASES[debian], (f"python{debian.python}", *NEEDED), default_cache())
-    with (
-        open_directory("nvdh-") as directory,
-        switched_lab(f"nvd{os.getpid()}", default_cache(), count) as lab,
-        debian_hosts.debian_hosts(lab.hosts, root, directory) as hosts,
-    ):
-        yield hosts
 
 
 class Installed(NamedTuple):
@@ -194,30 +173,12 @@ def test_the_same_commit_gives_the_same_packages(debian: Debian, tmp_path: Path)
         assert one.name == other.name and one.read_bytes() == other.read_bytes(), one.name
 
 
-def put_on_hosts(hosts: list[DebianHost], packages: Path, scratch: Path) -> None:
-    """Give hosts what the page on three hosts takes as given: names, packages, and an image of a disk."""
-    names = "".join(f"{host.host.address} {host.name}\n" for host in hosts)
-    disk, image = scratch / "disk", scratch / "debian-12-genericcloud-amd64.qcow2"
+def _image(scratch: Path) -> Path:
+    """Return the image of a disk that boots and says so."""
+    disk, image = scratch / "disk", scratch / "disk.qcow2"
     disk.write_bytes(sector("up").ljust(1 << 20, b"\0"))
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", disk, image], check=True, timeout=60)
-    hosts[0].copy(image, f"/root/{image.name}")
-    for host in hosts:
-        host.write("/etc/hosts", f"127.0.0.1 localhost\n{names}")
-        for deb in packages.glob("*.deb"):
-            host.copy(deb, f"/root/{deb.name}")
-
-
-def execute(page: Path, hosts: dict[str, DebianHost]) -> int:
-    """Run the commands of a page as they are typed there; return how many there are. What is piped to a host by SSH is
-    given to it directly."""
-    typed = list(TYPED.finditer(page.read_text()))
-    for line in typed:
-        began = time.monotonic()
-        said = hosts[line["host"]].run("sh", "-c", f"cd /root && {line['command']}").stdout
-        if line["other"] is not None:
-            said = hosts[line["other"]].run("sh", "-c", f"cd /root && {line['there']}", stdin=said).stdout
-        print(f"{time.monotonic() - began:6.1f} s  {line.group()}\n{said if len(said) < 2000 else ''}")
-    return len(typed)
+    return image
 
 
 @pytest.mark.timeout(1200)
@@ -227,10 +188,10 @@ def test_the_page_on_three_hosts_is_executed(
     if lacks:
         pytest.skip("; ".join(lacks))
     with booted(debian, 3) as hosts:
-        put_on_hosts(hosts, first_build, tmp_path)
+        put_on_hosts(hosts, first_build, _image(tmp_path))
         named, server, node = {host.name: host for host in hosts}, hosts[0], hosts[1]
         began = time.monotonic()
-        commands = execute(GUIDE, named)
+        commands = execute(THREE_HOSTS, named)
         print(f"{commands} commands, {time.monotonic() - began:.0f} s on Debian {debian}")
         assert 0 < commands <= COMMANDS_MAX
         assert '"state": "running"' in server.run("novacron", "vm", "show", "web", "--output", "json").stdout

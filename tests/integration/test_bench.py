@@ -24,22 +24,29 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "backup": (),
     "prediction": (),
     "recovery": (),
-    "rollout": (),
+    "rollout": ("--only", "switches", "fleet"),
+    "install": ("--only", "12"),
     "web": ("--only", "page", "changes", "memory", "streams"),
 }
 """All programs, with what of each takes few guests: the rest of them is in the slow matrix."""
-ONLY_SLOW = {"backup", "recovery"}
-"""What they do is tested in every run, in test_vm_backups.py and test_database_cluster.py."""
+ONLY_SLOW = {"backup", "recovery", "install"}
+"""What they do is tested in every run, in test_vm_backups.py and test_database_cluster.py; or it boots hosts."""
 TIMEOUT_S, LONG_TIMEOUT_S = 230.0, 900.0
-NEEDS_NAMESPACES = ("main", "machines", "dwcp", "fleet", "backup", "web")
-NEEDS_NO_WRK = ("web",)
+NEEDS_NAMESPACES = ("install", "main", "machines", "dwcp", "fleet", "backup", "web")
+NEEDS_NO_WRK = ("web", "install")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ONLY_SLOW else name for name in BENCHMARKS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(LONG_TIMEOUT_S + 10)])
+        if name in ONLY_SLOW
+        else name
+        for name in BENCHMARKS
+    ],
 )
 def test_a_benchmark_runs_and_writes_its_figures(name: str, tmp_path: Path, lacks: list[str]) -> None:
-    run(name, BENCHMARKS[name], tmp_path, lacks)
+    run(name, BENCHMARKS[name], tmp_path, lacks, LONG_TIMEOUT_S if name in ONLY_SLOW else TIMEOUT_S)
 
 
 @pytest.mark.slow

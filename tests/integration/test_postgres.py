@@ -46,6 +46,30 @@ async def test_a_database_of_a_later_version_is_left_as_it_is() -> None:
         server.stop()
 
 
+async def test_an_older_server_starts_over_a_later_schema_that_serves_it_and_loses_no_write() -> None:
+    with open_directory("nvpg-") as directory:
+        server = Postgres(directory / "pg")
+        url = server.start()
+        first = await Database.open(url)
+        async with first.transaction() as connection:
+            await connection.execute("CREATE TABLE written (n int)")
+            await connection.execute("UPDATE alembic_version SET version_num = '9998'")
+            await connection.execute("INSERT INTO written VALUES (1)")
+        older = await Database.open(url)
+        async with older.transaction() as connection:
+            await connection.execute("INSERT INTO written VALUES (2)")
+        async with first.transaction() as connection:
+            rows = await connection.fetch("SELECT n FROM written ORDER BY n")
+            assert [row["n"] for row in rows] == [1, 2], "what either has written is there"
+            assert await connection.fetchval("SELECT version_num FROM alembic_version") == "9998"
+            await connection.execute("UPDATE schema_serves SET oldest = '9998'")
+        await older.close()
+        with pytest.raises(InvalidInput, match="its schema is version 9998"):
+            await Database.open(url)
+        await first.close()
+        server.stop()
+
+
 START = """
 import sys, time
 from pathlib import Path

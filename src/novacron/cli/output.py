@@ -199,6 +199,11 @@ def is_past(stamp: str) -> bool:
     return datetime.fromisoformat(stamp) <= datetime.now(UTC)
 
 
+def at(seconds: float) -> str | None:
+    """Return seconds since 1970 as the API writes a time; None: 0, which stands for never."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds else None
+
+
 def when(stamp: str | None) -> str | None:
     """Return a time of the API as people read it: in the time zone that the command uses."""
     if not stamp:

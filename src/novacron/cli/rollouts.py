@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from novacron import settings_file
-from novacron.cli import output
+from novacron.cli import agent_rollouts, output
 from novacron.cli.options import expand
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.rollout.options import SETTINGS, STATE_DIR, RolloutOptions
 from novacron.terminal import say
 
 if TYPE_CHECKING:  # loaded where they are needed: other commands start faster
+    from novacron.rollout.agents.orders import AgentOrders
     from novacron.rollout.journal import RolloutJournal
     from novacron.rollout.model import Rollout
     from novacron.rollout.orders import Orders
 
 app = typer.Typer(
-    no_args_is_help=True, help="Roll out a new server version behind HAProxy, watch it, and roll back automatically."
+    no_args_is_help=True,
+    help="Roll out a new version of the server behind HAProxy, or of the agents in waves; watch it, and roll back"
+    " automatically.",
 )
 
 
@@ -41,6 +44,7 @@ At = Annotated[Path | None, typer.Option("--state-dir", help=f"directory with th
 Settings = Annotated[
     Path | None, typer.Option("--settings", help=f"TOML file that names it; default: {SETTINGS} if it is there")
 ]
+Agents = Annotated[bool, typer.Option("--agents", help="of the agents of the nodes, not of the server")]
 COLUMNS: Columns = {
     "NUMBER": lambda r: r["number"],
     "STRATEGY": lambda r: r["strategy"],
@@ -84,13 +88,29 @@ def _orders(context: typer.Context, options: RolloutOptions) -> Orders:
     """Return what can be ordered. Ends the command if the settings are wrong."""
     from novacron.rollout.orders import Orders
 
+    return Orders(_checked(context, options, RolloutOptions.check), _say_when)
+
+
+def _agent_orders(context: typer.Context, options: RolloutOptions) -> AgentOrders:
+    """Return what can be ordered of agents. Ends the command if the settings are wrong."""
+    return agent_rollouts.orders(_checked(context, options, RolloutOptions.check_agents), _say_when)
+
+
+def _checked(
+    context: typer.Context, options: RolloutOptions, check: Callable[[RolloutOptions], None]
+) -> RolloutOptions:
+    """Return the settings, with the usual file if none is named. Ends the command if they are wrong."""
     if options.settings_file is None and SETTINGS.exists():
         options = _with_default_file(context)
     try:
-        options.check()
+        check(options)
     except typer.BadParameter as error:
         settings_file.fail(settings_file.blamed(context, error))
-    return Orders(options, lambda line: say(f"{datetime.now(UTC):%H:%M:%S} {line}", flush=True))
+    return options
+
+
+def _say_when(line: str) -> None:
+    say(f"{datetime.now(UTC):%H:%M:%S} {line}", flush=True)
 
 
 def _with_default_file(context: typer.Context) -> RolloutOptions:
@@ -143,13 +163,17 @@ def start(
     strategy: Annotated[StartStrategy, typer.Option(help="all requests at once, or share by share")] = (
         StartStrategy.BLUE_GREEN
     ),
+    agents: Agents = False,
     options: RolloutOptions = RolloutOptions(),
 ) -> None:
     """Bring a version: install it beside the one that serves, try it, give it the requests, watch it, go back if need
-    be."""
+    be. With --agents: install it on the nodes, wave by wave; VMs run on."""
     from novacron.rollout.model import Strategy
 
     with _errors():
+        if agents:
+            agent_rollouts.end(_agent_orders(context, options).start(version))
+            return
         _end(_orders(context, options).start(Strategy(strategy.value), version))
 
 
@@ -165,11 +189,14 @@ def begin(context: typer.Context, version: Version, options: RolloutOptions = Ro
 
 @app.command()
 @expand
-def resume(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
+def resume(context: typer.Context, agents: Agents = False, options: RolloutOptions = RolloutOptions()) -> None:
     """Resume a rollout that is paused, or whose process has ended."""
     from novacron.rollout.model import RolloutState
 
     with _errors():
+        if agents:
+            agent_rollouts.resumed(_agent_orders(context, options).resume())
+            return
         rollout = _orders(context, options).resume()
         if not rollout.ended:
             say(f"rollout {rollout.number} goes on: novacron rollout status")
@@ -181,19 +208,25 @@ def resume(context: typer.Context, options: RolloutOptions = RolloutOptions()) -
 
 @app.command()
 @expand
-def abort(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
+def abort(context: typer.Context, agents: Agents = False, options: RolloutOptions = RolloutOptions()) -> None:
     """Roll back a rollout in progress, and wait until the old version serves all requests."""
     with _errors():
+        if agents:
+            agent_rollouts.back(_agent_orders(context, options).abort())
+            return
         _back(_orders(context, options).abort())
 
 
 @app.command()
 @expand
-def accept(context: typer.Context, options: RolloutOptions = RolloutOptions()) -> None:
+def accept(context: typer.Context, agents: Agents = False, options: RolloutOptions = RolloutOptions()) -> None:
     """After a failed rollout: keep the version that serves now, with all requests, and stop the other one."""
     from novacron.rollout.model import RolloutState
 
     with _errors():
+        if agents:
+            agent_rollouts.end(_agent_orders(context, options).accept())
+            return
         rollout = _orders(context, options).accept()
         if rollout.state is RolloutState.DONE:
             _end(rollout)
@@ -217,19 +250,25 @@ def rollback(context: typer.Context, options: RolloutOptions = RolloutOptions())
 
 
 @app.command()
-def pause(settings: Settings = None, state_dir: At = None) -> None:
+def pause(agents: Agents = False, settings: Settings = None, state_dir: At = None) -> None:
     """Pause a rollout where it is. It is still watched, and still rolls back."""
     from novacron.rollout.orders import Orders
 
     with _errors():
-        rollout = Orders(RolloutOptions(state_dir=_directory(settings, state_dir)), say).pause()
+        options = RolloutOptions(state_dir=_directory(settings, state_dir))
+        rollout = agent_rollouts.orders(options, say).pause() if agents else Orders(options, say).pause()
         say(f"rollout {rollout.number} is {rollout.state} in step {rollout.step}")
 
 
 @app.command()
-def status(settings: Settings = None, state_dir: At = None, output_: Output = OutputFormat.TABLE) -> None:
+def status(
+    agents: Agents = False, settings: Settings = None, state_dir: At = None, output_: Output = OutputFormat.TABLE
+) -> None:
     """Show the newest rollout and its latest steps."""
     with _errors():
+        if agents:
+            agent_rollouts.status(_directory(settings, state_dir), output_)
+            return
         journal = _journal(settings, state_dir)
         rollout = journal.last()
         if rollout is None:
@@ -240,12 +279,16 @@ def status(settings: Settings = None, state_dir: At = None, output_: Output = Ou
 @app.command()
 def history(
     number: Annotated[int | None, typer.Argument(help="one rollout, with all that it did", show_default=False)] = None,
+    agents: Agents = False,
     settings: Settings = None,
     state_dir: At = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List rollouts, newest first, or show the steps of one."""
     with _errors():
+        if agents:
+            agent_rollouts.history(_directory(settings, state_dir), number, output_)
+            return
         journal = _journal(settings, state_dir)
         if number is not None:
             _show(journal, journal.get(number), output_, None)
@@ -270,20 +313,16 @@ def _journal(settings: Path | None, state_dir: Path | None) -> RolloutJournal:
     return RolloutJournal(_directory(settings, state_dir))
 
 
-def _at(seconds: float) -> str | None:
-    return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds else None
-
-
 def _row(journal: RolloutJournal, rollout: Rollout) -> Object:
     import msgspec
 
     row: Object = msgspec.to_builtins(rollout)
-    row["events"] = [{**event, "at": _at(event["at_s"])} for event in row["events"]]
+    row["events"] = [{**event, "at": output.at(event["at_s"])} for event in row["events"]]
     return {
         **row,
         "stable": rollout.stable.value,
-        "began_at": _at(rollout.began_s),
-        "ended_at": _at(rollout.ended_s),
+        "began_at": output.at(rollout.began_s),
+        "ended_at": output.at(rollout.ended_s),
         "took_s": (rollout.ended_s or time.time()) - rollout.began_s,
         "abandoned": not rollout.ended and not journal.is_worked_on(),
     }

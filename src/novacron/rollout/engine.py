@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from novacron.rollout.journal import OperatorAsk, RolloutJournal
+from novacron.rollout.journal import RolloutJournal
+from novacron.rollout.keeper import Aborted, RolloutKeeper
 from novacron.rollout.model import (
     GOING_BACK_STEPS,
     SHARE,
@@ -21,24 +22,17 @@ from novacron.rollout.model import (
     steps,
 )
 from novacron.rollout.telling import Telling
-from novacron.rollout.work import POLL_S, RolloutParts, RolloutSteps
-
-ALIVE_S = 5.0
-"""Between two signs of life, at most."""
-
-
-class Aborted(Exception):
-    """An operator wants a rollout to go back."""
+from novacron.rollout.work import RolloutParts, RolloutSteps
 
 
 class RolloutEngine:
     """Works on one rollout in this process, which has the journal's lock."""
 
     def __init__(self, journal: RolloutJournal, parts: RolloutParts, say: Callable[[str], None]) -> None:
-        self._journal, self._say = journal, say
-        self._steps = RolloutSteps(parts, self._wait, self._keep)
         self._telling = Telling(parts.options)
-        self._alive_at = 0.0
+        self._keeper = RolloutKeeper[Rollout](journal, self._telling, say)
+        self._journal, self._say = journal, say
+        self._steps = RolloutSteps(parts, self._keeper.wait, self._keeper.keep)
 
     def run(self, rollout: Rollout) -> Rollout:
         """Go on with a rollout until it has ended; return it. Raises RolloutError, OSError."""
@@ -54,13 +48,13 @@ class RolloutEngine:
         if not rollout.step:
             self._journal.forget_old()
             self._telling.webhook(rollout)
-            self._enter(rollout, steps(rollout)[0])
+            self._keeper.enter(rollout, steps(rollout)[0])
         elif rollout.state is RolloutState.PAUSED:
             rollout.become(RolloutState.RUNNING)
-            self._keep(rollout)
+            self._keeper.keep(rollout)
         while not rollout.ended:
             try:
-                self._attend(rollout)
+                self._keeper.attend(rollout)
                 said = self._steps.perform(rollout)
                 self._note(rollout, said)
                 self._advance(rollout)
@@ -82,7 +76,7 @@ class RolloutEngine:
         rollout.become(RolloutState.GOING_BACK)
         rollout.reason, rollout.ended_s, rollout.went_back_s = reason, 0.0, 0.0
         self._telling.webhook(rollout)
-        self._enter(rollout, steps(rollout)[0])
+        self._keeper.enter(rollout, steps(rollout)[0])
 
     def accept(self, rollout: Rollout, by: str) -> Rollout:
         """Take what serves after a failure for the installation's version. Raises StepFailed if nothing does."""
@@ -93,14 +87,10 @@ class RolloutEngine:
         self._end(rollout)
         return rollout
 
-    def _enter(self, rollout: Rollout, step: str) -> None:
-        rollout.step, rollout.step_began_s, rollout.watched_s = step, time.time(), 0.0
-        self._keep(rollout)
-
     def _advance(self, rollout: Rollout) -> None:
         following = next_step(rollout)
         if following is not None:
-            self._enter(rollout, following)
+            self._keeper.enter(rollout, following)
             return
         back = rollout.state is RolloutState.GOING_BACK
         if rollout.state is RolloutState.PAUSED:  # asked for in the last step: there is nothing to wait for
@@ -118,8 +108,8 @@ class RolloutEngine:
         rollout.ended_s = time.time()
         self._note(rollout, f"{rollout.state}: {self._serves(rollout)}")
         self._telling.webhook(rollout)
-        self._keep(rollout)
-        self._telling.flush(rollout, self._warn)
+        self._keeper.keep(rollout)
+        self._keeper.tell(rollout)
 
     def _serves(self, rollout: Rollout) -> str:
         if rollout.state is not RolloutState.FAILED:
@@ -129,54 +119,7 @@ class RolloutEngine:
         return f"{ready} is ready" if ready else "no server is ready"
 
     def _note(self, rollout: Rollout, text: str) -> None:
-        rollout.note(time.time(), text)
-        self._say(f"{rollout.step}: {text}" if rollout.step else text)
-        self._telling.annotate(rollout, f"{rollout.step}: {text}")
+        self._keeper.note(rollout, text)
         # While requests still go to a version that has to go, nobody is waited for.
         if rollout.state is not RolloutState.GOING_BACK or rollout.step != steps(rollout)[0] or rollout.went_back_s:
-            self._telling.flush(rollout, self._warn)
-
-    def _warn(self, rollout: Rollout, text: str) -> None:
-        rollout.note(time.time(), text)
-        self._say(text)
-
-    def _keep(self, rollout: Rollout) -> None:
-        self._journal.save(rollout)
-        self._be_seen(rollout)
-
-    def _be_seen(self, rollout: Rollout) -> None:
-        self._alive_at = time.monotonic()
-        problem = self._telling.measure(rollout)
-        if problem:
-            self._say(problem)
-
-    def _wait(self, rollout: Rollout, seconds: float) -> None:
-        """Wait, and do what operators ask for meanwhile. Raises Aborted."""
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            self._hear(rollout)
-            if time.monotonic() - self._alive_at > ALIVE_S:
-                self._be_seen(rollout)
-            time.sleep(min(POLL_S, left))
-
-    def _attend(self, rollout: Rollout) -> None:
-        """Do what operators ask for between two steps; a pause lasts until they say so. Raises Aborted."""
-        self._hear(rollout)
-        while rollout.state is RolloutState.PAUSED and not rollout.step.startswith("watch-"):
-            self._wait(rollout, POLL_S)
-
-    def _hear(self, rollout: Rollout) -> None:
-        """Take what is asked. Raises Aborted."""
-        request = self._journal.asked(rollout.number)
-        if request is None:
-            return
-        self._journal.answered()
-        if rollout.state in (RolloutState.GOING_BACK, RolloutState.FAILED):
-            return
-        if request.ask is OperatorAsk.ABORT:
-            raise Aborted(f"aborted by {request.by}")
-        wanted = RolloutState.PAUSED if request.ask is OperatorAsk.PAUSE else RolloutState.RUNNING
-        if rollout.state is not wanted:
-            rollout.become(wanted)
-            self._note(rollout, f"{wanted} by {request.by}")
-            self._keep(rollout)
+            self._keeper.tell(rollout)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -39,11 +40,20 @@ class OperatorRequest(msgspec.Struct, frozen=True):
     by: str = ""
 
 
-class RolloutJournal:
-    """The records of one installation's rollouts."""
+class Numbered(Protocol):
+    """A record of a rollout."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    number: int
+
+
+R = TypeVar("R", bound=Numbered)
+
+
+class RecordJournal(Generic[R]):
+    """The records of one kind of rollouts of an installation."""
+
+    def __init__(self, directory: Path, kind: type[R]) -> None:
+        self.directory, self._kind = directory, kind
         self._records, self._request = directory / "rollouts", directory / "request.json"
 
     def open(self) -> None:
@@ -78,7 +88,7 @@ class RolloutJournal:
             return True
         return False
 
-    def save(self, rollout: Rollout) -> None:
+    def save(self, rollout: R) -> None:
         """Write a record durably: file, name and folder. Raises OSError."""
         private_file.write(self._path(rollout.number), msgspec.json.format(msgspec.json.encode(rollout)))
         folder = os.open(self._records, os.O_RDONLY | os.O_DIRECTORY)
@@ -90,26 +100,26 @@ class RolloutJournal:
     def _path(self, number: int) -> Path:
         return self._records / f"{number:06}.json"
 
-    def all(self) -> list[Rollout]:
+    def all(self) -> list[R]:
         """Return the records, oldest first. Raises RolloutError."""
         return [self._read(path) for path in sorted(self._records.glob("[0-9]*.json"))]
 
-    def last(self) -> Rollout | None:
+    def last(self) -> R | None:
         """Return the newest record. Raises RolloutError."""
         paths = sorted(self._records.glob("[0-9]*.json"))
         return self._read(paths[-1]) if paths else None
 
-    def get(self, number: int) -> Rollout:
+    def get(self, number: int) -> R:
         """Return one record. Raises RolloutError."""
         if not self._path(number).exists():
             raise RolloutError(f"there is no rollout {number}; novacron rollout history lists them")
         return self._read(self._path(number))
 
-    def _read(self, path: Path) -> Rollout:
+    def _read(self, path: Path) -> R:
         try:
             if path.stat().st_size > FILE_BYTES_MAX:
                 raise RolloutError(f"{path} is larger than {FILE_BYTES_MAX >> 20} MiB: that is no record of a rollout")
-            return msgspec.json.decode(path.read_bytes(), type=Rollout)
+            return msgspec.json.decode(path.read_bytes(), type=self._kind)
         except (OSError, msgspec.MsgspecError) as error:
             raise RolloutError(f"can't read {path}: {error}; mend it, or move it away if its rollout is over") from None
 
@@ -133,3 +143,10 @@ class RolloutJournal:
     def answered(self) -> None:
         """Forget what was asked."""
         self._request.unlink(missing_ok=True)
+
+
+class RolloutJournal(RecordJournal[Rollout]):
+    """The records of the rollouts of servers."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, Rollout)

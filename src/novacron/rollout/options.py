@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -140,6 +141,51 @@ class RolloutOptions:
         Path | None,
         typer.Option(help="file for metrics, such as node_exporter's textfile directory/novacron_rollout.prom"),
     ] = None
+    waves: Annotated[
+        str, typer.Option(help="agents: how many nodes have had the new version after each wave, as numbers or shares")
+    ] = "1,10%,50%,100%"
+    wave_watch: Annotated[
+        float, typer.Option(min=0, max=86_400, help="agents: seconds for which each wave is watched")
+    ] = 300
+    agent_node: Annotated[
+        list[str] | None,
+        typer.Option(help="agents: only this node; can be repeated: they have their turn in this order"),
+    ] = None
+    reach: Annotated[
+        str, typer.Option(help="agents: program that runs a command as root on the host of {node}, with its arguments")
+    ] = "ssh -o BatchMode=yes -o ConnectTimeout=10 root@{node}"
+    nodes_at_once: Annotated[
+        int, typer.Option(min=1, max=100, help="agents: nodes of a wave that are worked on at the same time")
+    ] = 10
+    install_limit: Annotated[
+        float, typer.Option(min=10, max=7200, help="agents: seconds that an installation may take")
+    ] = 900
+    agent_back: Annotated[
+        float, typer.Option(min=1, max=3600, help="agents: seconds until an upgraded agent is connected again")
+    ] = 120
+    silent: Annotated[
+        float, typer.Option(min=0, max=3600, help="agents: seconds for which an upgraded node may be not ready")
+    ] = 30
+    failed_nodes_max: Annotated[
+        int, typer.Option(min=0, max=10_000, help="agents: nodes of a wave that may fail; they alone go back")
+    ] = 0
+    failed_actions_max: Annotated[
+        int, typer.Option(min=0, max=10_000, help="agents: actions that may fail on a wave's nodes and VMs")
+    ] = 0
+    drain_nodes: Annotated[
+        bool, typer.Option(help="agents: move all VMs away before a node is upgraded, and back after that")
+    ] = False
+    drain_limit: Annotated[
+        float, typer.Option(min=10, max=86_400, help="agents: seconds that draining a node may take")
+    ] = 7200
+    upgrade_system: Annotated[
+        list[str] | None,
+        typer.Option(help="agents: package of the system to upgrade on drained hosts, such as qemu-system-x86"),
+    ] = None
+    restart_hosts: Annotated[bool, typer.Option(help="agents: restart each drained host, for a new kernel")] = False
+    host_back: Annotated[
+        float, typer.Option(min=10, max=7200, help="agents: seconds until a restarted host is reached again")
+    ] = 900
     settings_file: SettingsFile = None
 
     def url(self, colour: Colour) -> str:
@@ -162,6 +208,19 @@ class RolloutOptions:
             found[version] = Path(path)
         return found
 
+    def check_agents(self) -> None:
+        """Look at what rollouts of agents need, before anything is done. Raises BadParameter."""
+        try:
+            words = shlex.split(self.reach)
+        except ValueError:
+            words = []
+        if not any("{node}" in word for word in words[1:]):
+            raise typer.BadParameter(
+                f"{self.reach!r}: write it like ssh root@{{node}}; {{node}} stands for the node's name",
+                param_hint="--reach",
+            )
+        self._check_notices()
+
     def check(self) -> None:
         """Look at all that can be seen before anything is done. Raises BadParameter."""
         self.environments()
@@ -170,24 +229,24 @@ class RolloutOptions:
         for option, url, schemes in (
             ("--blue-url", self.blue_url, ("https",)),
             ("--green-url", self.green_url, ("https",)),
-            ("--webhook", self.webhook, ("https",)),
             ("--prometheus", self.prometheus, ("http", "https")),
-            ("--grafana", self.grafana, ("http", "https")),
         ):
             check_url(option, url, schemes)
-        for option, path in (
-            ("--token-file", self.token_file),
-            ("--webhook-secret-file", self.webhook_secret_file),
-            ("--grafana-token-file", self.grafana_token_file),
-        ):
-            secret(option, path)
-        if self.webhook is not None and self.webhook_secret_file is None:
-            raise typer.BadParameter("without it nobody could trust the webhook", param_hint="--webhook-secret-file")
+        secret("--token-file", self.token_file)
+        self._check_notices()
         if self.smoke and self.token_file is None:
             raise typer.BadParameter(
                 "smoke tests need an API token: name its file, or leave them out with --no-smoke",
                 param_hint="--token-file",
             )
+
+    def _check_notices(self) -> None:
+        check_url("--webhook", self.webhook, ("https",))
+        check_url("--grafana", self.grafana, ("http", "https"))
+        secret("--webhook-secret-file", self.webhook_secret_file)
+        secret("--grafana-token-file", self.grafana_token_file)
+        if self.webhook is not None and self.webhook_secret_file is None:
+            raise typer.BadParameter("without it nobody could trust the webhook", param_hint="--webhook-secret-file")
 
 
 def check_url(option: str, url: str | None, schemes: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from novacron.rollout.agents.orders import check_no_agents
 from novacron.rollout.balancer import HAProxy
 from novacron.rollout.engine import RolloutEngine
 from novacron.rollout.gates import Prometheus
@@ -51,6 +52,7 @@ class Orders(NamedTuple):
         with self.journal.alone():
             last = self.journal.last()
             _check_begin(last, strategy)
+            check_no_agents(self.options)
             colour = Colour.BLUE if last is None else last.serving.other
             before = "" if last is None else last.serving_version
             rollout = self._new(strategy, version, colour, before)
@@ -64,6 +66,7 @@ class Orders(NamedTuple):
                 return self._go_back(last)
             if last is None or last.state is not RolloutState.DONE or not last.version_before:
                 raise RolloutError("there is no version to go back to: novacron rollout history shows what was done")
+            check_no_agents(self.options)
             found = self._parts().instances.version(last.stable)
             if found != last.version_before:
                 raise RolloutError(

@@ -24,7 +24,7 @@ from novacron.telemetry.values import counter, histogram
 
 log = logs.get(__name__)
 
-SCHEMA_VERSION = "0066"
+SCHEMA_VERSION = "0067"
 SERVER_VERSION_MIN = 150000
 POOL_DEFAULT = 25
 POOL_IDLE_S, POOL_QUERIES_MAX = 300.0, 50_000
@@ -377,7 +377,10 @@ async def migrate(url: str) -> None:
             version = await connection.fetchval("SELECT version_num FROM alembic_version")
             if version == SCHEMA_VERSION:
                 return
-            refuse_later(version)
+            if version > SCHEMA_VERSION:
+                refuse_later(version, await oldest_served(connection))
+                log.warning("the schema is of a later version", schema=version, known=SCHEMA_VERSION)
+                return
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -392,9 +395,18 @@ async def migrate(url: str) -> None:
         await connection.close()
 
 
-def refuse_later(version: str) -> None:
-    """Raise InvalidInput if a later NovaCron has changed the schema: this one does not know how to go back."""
-    if version > SCHEMA_VERSION:
+async def oldest_served(connection: asyncpg.Connection) -> str | None:
+    """Return the oldest schema that a server may know to work over this database; None: it does not say."""
+    if await connection.fetchval("SELECT to_regclass('schema_serves')") is None:
+        return None
+    oldest: str | None = await connection.fetchval("SELECT oldest FROM schema_serves")
+    return oldest
+
+
+def refuse_later(version: str, oldest: str | None = None) -> None:
+    """Raise InvalidInput if a later NovaCron has changed the schema in a way that this one can't work with. ``oldest``:
+    the oldest version that a server may know to work over this database."""
+    if version > SCHEMA_VERSION and (oldest is None or oldest > SCHEMA_VERSION):
         raise InvalidInput(
             f"its schema is version {version}, and this NovaCron ({__version__}) knows {SCHEMA_VERSION} at most",
             field="database",

@@ -10,7 +10,7 @@ from novacron.local.doctor.finding import Finding, bad, ok, warning
 from novacron.local.postgres import ARCHIVER_SLOT
 from novacron.model.errors import InvalidInput
 from novacron.store import hosts
-from novacron.store.database import SCHEMA_VERSION, SERVER_VERSION_MIN
+from novacron.store.database import SCHEMA_VERSION, SERVER_VERSION_MIN, oldest_served
 
 CONNECT_S = 5.0
 
@@ -41,7 +41,9 @@ async def _database(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
     else:
         schema = await connection.fetchval("SELECT version_num FROM alembic_version")
         if schema > SCHEMA_VERSION:
-            yield bad(
+            oldest = await oldest_served(connection)
+            says = warning if oldest is not None and oldest <= SCHEMA_VERSION else bad
+            yield says(
                 "database", f"its tables are of a later version ({schema}, not {SCHEMA_VERSION})", "update NovaCron"
             )
         elif schema < SCHEMA_VERSION:
