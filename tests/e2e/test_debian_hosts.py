@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -34,14 +35,15 @@ GUIDE = Path(__file__).parents[2] / "docs/how-to/three-hosts.md"
 TYPED = re.compile(
     r"^root@(?P<host>[a-z-]+):~# (?P<command>.+?)(?: \| ssh root@(?P<other>[a-z-]+) (?P<there>.+))?$", re.M
 )
+OPTIONAL = "\n## Optional: "
 COMMANDS_MAX = 12
 QEMUS = 'for p in /proc/[0-9]*; do grep -qs "^qemu-system" $p/cmdline && echo $p $(cut -d" " -f22 $p/stat); done; true'
 
 
 @contextlib.contextmanager
-def booted(debian: Debian, count: int) -> Iterator[list[DebianHost]]:
+def booted(debian: Debian, count: int, more: tuple[str, ...] = ()) -> Iterator[list[DebianHost]]:
     """Boot hosts that have what the packages need, and nothing of ours."""
-    root = debian_hosts.root(RELEASES[debian], (f"python{debian.python}", *NEEDED), default_cache())
+    root = debian_hosts.root(RELEASES[debian], (f"python{debian.python}", *NEEDED, *more), default_cache())
     with (
         open_directory("nvdh-") as directory,
         switched_lab(f"nvd{os.getpid()}", default_cache(), count) as lab,
@@ -207,10 +209,10 @@ def put_on_hosts(hosts: list[DebianHost], packages: Path, scratch: Path) -> None
             host.copy(deb, f"/root/{deb.name}")
 
 
-def execute(page: Path, hosts: dict[str, DebianHost]) -> int:
+def execute(page: str, hosts: dict[str, DebianHost]) -> int:
     """Run the commands of a page as they are typed there; return how many there are. What is piped to a host by SSH is
     given to it directly."""
-    typed = list(TYPED.finditer(page.read_text()))
+    typed = list(TYPED.finditer(page))
     for line in typed:
         began = time.monotonic()
         said = hosts[line["host"]].run("sh", "-c", f"cd /root && {line['command']}").stdout
@@ -230,7 +232,7 @@ def test_the_page_on_three_hosts_is_executed(
         put_on_hosts(hosts, first_build, tmp_path)
         named, server, node = {host.name: host for host in hosts}, hosts[0], hosts[1]
         began = time.monotonic()
-        commands = execute(GUIDE, named)
+        commands = execute(GUIDE.read_text().partition(OPTIONAL)[0], named)
         print(f"{commands} commands, {time.monotonic() - began:.0f} s on Debian {debian}")
         assert 0 < commands <= COMMANDS_MAX
         assert '"state": "running"' in server.run("novacron", "vm", "show", "web", "--output", "json").stdout
@@ -261,3 +263,59 @@ def test_the_page_on_three_hosts_is_executed(
         server.run("novacron", "setup", "server", "--pool", "30")
         assert "\npool = 30\n" in server.path("/etc/novacron/server.toml").read_text()
         assert "nothing was changed" in server.run("novacron", "setup", "server", "--pool", "30").stdout
+
+
+def cluster_status(host: DebianHost) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(host.run("novacron", "database", "cluster", "status", "--output", "json",
+                                                check=False).stdout or "{}")  # fmt: skip
+    return found
+
+
+@pytest.mark.timeout(1500)
+def test_the_pages_optional_step_puts_the_database_on_three_hosts(
+    debian: Debian, first_build: Path, lacks: list[str], tmp_path: Path
+) -> None:
+    if lacks:
+        pytest.skip("; ".join(lacks))
+    server_part, optional_part = GUIDE.read_text().partition(OPTIONAL)[::2]
+    server_part = server_part.partition("\n## The nodes")[0]
+    optional_part, with_everything, _ = optional_part.partition("\nroot@host-a:~# novacron setup database --member ")
+    with booted(debian, 3, ("etcd-server", "openssh-server", "python3")) as hosts:
+        put_on_hosts(hosts, first_build, tmp_path)
+        named, first = {host.name: host for host in hosts}, hosts[0]
+        execute(server_part, named)
+        for host in hosts[1:]:
+            host.run("sh", "-c", "cd /root && apt-get install -y ./novacron_*.deb")
+        first.run("novacron", "project", "create", "kept")
+        assert with_everything
+        execute(optional_part, named)
+        rest = GUIDE.read_text().partition(OPTIONAL)[2][len(optional_part) :]
+
+        command = next(TYPED.finditer(rest))["command"]
+        dry = first.run("sh", "-c", f"{command} --dry-run").stdout
+        assert "would do: systemctl stop novacron-server.service" in dry and "nothing was changed" in dry
+        wrong = first.run("sh", "-c", f"{command.replace(' --private-network', '')} --port 22", check=False)
+        print(wrong.stderr)
+        assert wrong.returncode == 1 and "--private-network" in wrong.stderr and "nothing was changed" in wrong.stderr
+        assert not first.path("/var/lib/novacron/postgres/patroni.yml").exists()
+        killed = first.run("timeout", "--signal=KILL", "9", "sh", "-c", f"exec {command}", check=False)
+        print(f"killed: {killed.returncode} {killed.stdout}")
+        execute(rest, named)
+
+        until(lambda: cluster_status(first).get("well") is True, "the cluster is well", 120)
+        roles = sorted(member["role"] for member in cluster_status(first)["members"])
+        assert roles == ["primary", "standby", "sync_standby"]
+        settings = first.path("/etc/novacron/server.toml").read_text()
+        assert "host-a:5432,host-b:5432,host-c:5432" in settings
+        assert "nothing was changed" in first.run("novacron", "setup", "database").stdout
+        assert "nothing was changed" in hosts[1].run("novacron", "setup", "database").stdout
+        password = settings.partition("postgres:")[2].partition("@")[0]
+        assert password and password not in dry + killed.stdout + killed.stderr
+
+        lost = next(host for host in hosts if host.name[-1] == cluster_status(first)["primary"][-1])
+        assert lost is first, "nobody has moved it"
+        first.run("systemctl", "stop", "novacron-database")
+        until(lambda: "kept" in first.run("novacron", "project", "list", check=False).stdout, "another one serves", 90)
+        first.run("novacron", "project", "create", "after")
+        first.run("systemctl", "start", "novacron-database")
+        until(lambda: cluster_status(first).get("well") is True, "the cluster is well again", 180)
