@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from deploy.debian.manifest import CLI, PACKAGES, Debian
@@ -24,13 +24,15 @@ IMAGE = "debian-12-genericcloud-amd64.qcow2"
 TYPED = re.compile(
     r"^root@(?P<host>[a-z-]+):~# (?P<command>.+?)(?: \| ssh root@(?P<other>[a-z-]+) (?P<there>.+))?$", re.M
 )
+OPTIONAL = "\n## Optional: "
+"""How the title of that page's optional step begins."""
 SHOWN_MAX = 2000
 
 
 @contextlib.contextmanager
-def booted(debian: Debian, count: int) -> Iterator[list[DebianHost]]:
-    """Boot hosts that have what the packages need, and nothing of ours."""
-    root = debian_hosts.root(RELEASES[debian], (f"python{debian.python}", *NEEDED), default_cache())
+def booted(debian: Debian, count: int, more: Iterable[str] = ()) -> Iterator[list[DebianHost]]:
+    """Boot hosts that have what the packages need, ``more`` packages of Debian, and nothing of ours."""
+    root = debian_hosts.root(RELEASES[debian], (f"python{debian.python}", *NEEDED, *more), default_cache())
     with (
         open_directory("nvdh-") as directory,
         switched_lab(f"nvd{os.getpid()}", default_cache(), count) as lab,
@@ -49,10 +51,10 @@ def put_on_hosts(hosts: list[DebianHost], packages: Path, image: Path) -> None:
             host.copy(deb, f"/root/{deb.name}")
 
 
-def execute(page: Path, hosts: Mapping[str, DebianHost]) -> int:
+def execute(page: str, hosts: Mapping[str, DebianHost]) -> int:
     """Run the commands of a page as they are typed there; return how many there are. What is piped to a host by SSH is
     given to it directly."""
-    typed = list(TYPED.finditer(page.read_text()))
+    typed = list(TYPED.finditer(page))
     for line in typed:
         began = time.monotonic()
         said = hosts[line["host"]].run("sh", "-c", f"cd /root && {line['command']}").stdout

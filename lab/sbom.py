@@ -226,7 +226,7 @@ def development(root: Path = ROOT) -> Parts:
     needs = closure(packages, [wanted for group in groups.values() for wanted in group])
     tools = [packages[name] for name in sorted(needs.keys() - runtime.keys())]
     known = {(name, packages[name]["version"]) for name in needs.keys() | runtime.keys() if name != PRODUCT}
-    for lock in ("tests/foreign/uv.lock", "deploy/scanners/uv.lock"):
+    for lock in ("tests/foreign/uv.lock", "deploy/scanners/uv.lock", "deploy/ansible/uv.lock"):
         for name, package in sorted(locked(root / lock).items()):
             if "virtual" not in package["source"] and (name, package["version"]) not in known:
                 known.add((name, package["version"]))

@@ -1,7 +1,7 @@
 """Builds the wheel, the source archive and the Debian packages. The same files of the repository give the same bytes.
 
-Every Python package comes from the lock file, as a wheel, checked by its hash. Nothing depends on the Python, the
-time, the user or the umask of whoever builds.
+Every Python package comes from the lock file, as a wheel where there is one, checked by its hash. Nothing depends on
+the Python, the time, the user or the umask of whoever builds.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -112,10 +113,16 @@ def _environment(root: Path, package: Package, debian: Debian, wheel: Path, epoc
     )
     install = (
         *(UV, "pip", "install", "--quiet", "--target", site, "--link-mode", "copy", "--no-deps"),
-        *("--python-version", debian.python, "--python-platform", debian.wheels, "--only-binary", ":all:"),
+        *("--python-version", debian.python, "--python-platform", debian.wheels),
     )
-    _run(*install, "--require-hashes", "--requirement", locked, epoch_s=epoch_s)
-    _run(*install, wheel, epoch_s=epoch_s)
+    sources = _without_sources(locked)
+    if sources:
+        from_source = root / "sources.txt"
+        from_source.write_text(sources)
+        _run(*install, "--no-build-isolation", "--require-hashes", "--requirement", from_source, epoch_s=epoch_s)
+        from_source.unlink()
+    _run(*install, "--only-binary", ":all:", "--require-hashes", "--requirement", locked, epoch_s=epoch_s)
+    _run(*install, "--only-binary", ":all:", wheel, epoch_s=epoch_s)
     locked.unlink()
     for name in LEFT_OUT:
         shutil.rmtree(site / name, ignore_errors=True)
@@ -128,6 +135,20 @@ def _environment(root: Path, package: Package, debian: Debian, wheel: Path, epoc
     (programs / "novacron").write_text(PROGRAM.format(root=package.root))
     (programs / "novacron").chmod(0o755)
     (root / "pyvenv.cfg").write_text(PYVENV.format(version=debian.python))
+
+
+def _published_as_source_only() -> set[str]:
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    return {package["name"] for package in packages if "sdist" in package and "wheels" not in package}
+
+
+def _without_sources(locked: Path) -> str:
+    """Remove from a file of requirements what was published as a source archive only, and return it."""
+    only_sources = _published_as_source_only()
+    entries = re.split(r"\n(?=\S)", locked.read_text().strip())  # lines of hashes are indented
+    sources = [entry for entry in entries if entry.partition("==")[0] in only_sources]
+    locked.write_text("".join(f"{entry}\n" for entry in entries if entry not in sources))
+    return "".join(f"{entry}\n" for entry in sources)
 
 
 def _note_files(information: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,7 +18,7 @@ from deploy.debian.build import Built, build, debian_packages, epoch_s, python_p
 from deploy.debian.manifest import AGENT, CLI, JOIN_TOKEN, PACKAGES, Debian
 from lab import debian_hosts
 from lab.debian_hosts import DebianHost
-from lab.guide import THREE_HOSTS, booted, execute, put_on_hosts
+from lab.guide import OPTIONAL, THREE_HOSTS, TYPED, booted, execute, put_on_hosts
 from tests.support.boot_sector import sector
 from tests.waiting import until
 
@@ -191,7 +192,7 @@ def test_the_page_on_three_hosts_is_executed(
         put_on_hosts(hosts, first_build, _image(tmp_path))
         named, server, node = {host.name: host for host in hosts}, hosts[0], hosts[1]
         began = time.monotonic()
-        commands = execute(THREE_HOSTS, named)
+        commands = execute(THREE_HOSTS.read_text().partition(OPTIONAL)[0], named)
         print(f"{commands} commands, {time.monotonic() - began:.0f} s on Debian {debian}")
         assert 0 < commands <= COMMANDS_MAX
         assert '"state": "running"' in server.run("novacron", "vm", "show", "web", "--output", "json").stdout
@@ -222,3 +223,59 @@ def test_the_page_on_three_hosts_is_executed(
         server.run("novacron", "setup", "server", "--pool", "30")
         assert "\npool = 30\n" in server.path("/etc/novacron/server.toml").read_text()
         assert "nothing was changed" in server.run("novacron", "setup", "server", "--pool", "30").stdout
+
+
+def cluster_status(host: DebianHost) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(host.run("novacron", "database", "cluster", "status", "--output", "json",
+                                                check=False).stdout or "{}")  # fmt: skip
+    return found
+
+
+@pytest.mark.timeout(1500)
+def test_the_pages_optional_step_puts_the_database_on_three_hosts(
+    debian: Debian, first_build: Path, lacks: list[str], tmp_path: Path
+) -> None:
+    if lacks:
+        pytest.skip("; ".join(lacks))
+    server_part, optional_part = THREE_HOSTS.read_text().partition(OPTIONAL)[::2]
+    server_part = server_part.partition("\n## The nodes")[0]
+    optional_part, with_everything, _ = optional_part.partition("\nroot@host-a:~# novacron setup database --member ")
+    with booted(debian, 3, ("etcd-server", "openssh-server", "python3")) as hosts:
+        put_on_hosts(hosts, first_build, _image(tmp_path))
+        named, first = {host.name: host for host in hosts}, hosts[0]
+        execute(server_part, named)
+        for host in hosts[1:]:
+            host.run("sh", "-c", "cd /root && apt-get install -y ./novacron_*.deb")
+        first.run("novacron", "project", "create", "kept")
+        assert with_everything
+        execute(optional_part, named)
+        rest = THREE_HOSTS.read_text().partition(OPTIONAL)[2][len(optional_part) :]
+
+        command = next(TYPED.finditer(rest))["command"]
+        dry = first.run("sh", "-c", f"{command} --dry-run").stdout
+        assert "would do: systemctl stop novacron-server.service" in dry and "nothing was changed" in dry
+        wrong = first.run("sh", "-c", f"{command.replace(' --private-network', '')} --port 22", check=False)
+        print(wrong.stderr)
+        assert wrong.returncode == 1 and "--private-network" in wrong.stderr and "nothing was changed" in wrong.stderr
+        assert not first.path("/var/lib/novacron/postgres/patroni.yml").exists()
+        killed = first.run("timeout", "--signal=KILL", "9", "sh", "-c", f"exec {command}", check=False)
+        print(f"killed: {killed.returncode} {killed.stdout}")
+        execute(rest, named)
+
+        until(lambda: cluster_status(first).get("well") is True, "the cluster is well", 120)
+        roles = sorted(member["role"] for member in cluster_status(first)["members"])
+        assert roles == ["primary", "standby", "sync_standby"]
+        settings = first.path("/etc/novacron/server.toml").read_text()
+        assert "host-a:5432,host-b:5432,host-c:5432" in settings
+        assert "nothing was changed" in first.run("novacron", "setup", "database").stdout
+        assert "nothing was changed" in hosts[1].run("novacron", "setup", "database").stdout
+        password = settings.partition("postgres:")[2].partition("@")[0]
+        assert password and password not in dry + killed.stdout + killed.stderr
+
+        lost = next(host for host in hosts if host.name[-1] == cluster_status(first)["primary"][-1])
+        assert lost is first, "nobody has moved it"
+        first.run("systemctl", "stop", "novacron-database")
+        until(lambda: "kept" in first.run("novacron", "project", "list", check=False).stdout, "another one serves", 90)
+        first.run("novacron", "project", "create", "after")
+        first.run("systemctl", "start", "novacron-database")
+        until(lambda: cluster_status(first).get("well") is True, "the cluster is well again", 180)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from deploy.debian.manifest import AGENT
 from lab.observers import DEPLOYED
 
 COMPOSE = DEPLOYED / "compose/compose.yaml"
@@ -230,3 +231,47 @@ def test_containers_run_existing_commands() -> None:
     assert subprocess.run(["sh", "-n", str(COMPOSE.parent / "begin.sh")], check=False).returncode == 0
     for command in re.findall(r"novacron ([a-z]+ [a-z-]+)", script):
         assert f"`novacron {command}`" in (DEPLOYED.parent / "docs/reference/cli.md").read_text()
+
+
+def stages() -> dict[str, tuple[str, list[str]]]:
+    """Return the stages of the images: what each begins with, and its instructions."""
+    text = re.sub(r"\\\n\s*", " ", (COMPOSE.parent / "Dockerfile").read_text())
+    found: dict[str, tuple[str, list[str]]] = {}
+    for line in (line for line in text.splitlines() if line and not line.startswith("#")):
+        begins = re.fullmatch(r"FROM (\S+) AS (\S+)", line)
+        if begins:
+            found[begins[2]] = (begins[1], [])
+        elif found:
+            found[next(reversed(found))][1].append(line)
+    return found
+
+
+def test_images_are_built_on_a_base_that_is_pinned() -> None:
+    text = (COMPOSE.parent / "Dockerfile").read_text()
+    (base,) = re.findall(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
+    assert re.fullmatch(r"debian:12-slim@sha256:[0-9a-f]{64}", base)
+    made = stages()
+    assert {begins for begins, _ in made.values()} <= {"${BASE}", *made}
+
+
+def test_an_image_has_what_its_service_runs_with_and_nothing_that_only_builds() -> None:
+    made = stages()
+    for target in ("server", "agent"):
+        begins, steps = made[target]
+        assert begins == "base" and f"COPY --from=build-{target} /opt/venv /opt/venv" in steps
+        assert not [step for step in steps if step.startswith("COPY ") and "--from" not in step]
+        built = " ".join(made[f"build-{target}"][1])
+        assert f"--extra {target}" in built and built.rstrip().endswith("--no-default-groups --no-editable")
+        installed = {word for step in (*made["base"][1], *steps) for word in step.split() if "apt-get" in step}
+        assert not {"python3-venv", "gcc", "git"} & installed
+    assert made["server"][1][-1] == "USER 10001", "as deploy/kubernetes runs it"
+    assert "qemu-system-x86" not in " ".join(made["server"][1])
+    needed = {name for name in AGENT.depends if not name.startswith(("novacron", "init-system", "systemd"))}
+    assert needed <= set(" ".join((*made["base"][1], *made["agent"][1])).split())
+
+
+def test_compose_builds_the_stages_that_are_there() -> None:
+    services = load("compose/compose.yaml")["services"]
+    assert services["server"]["build"]["target"] == services["begin"]["build"]["target"] == "server"
+    assert services["agent"]["build"]["target"] == "agent" and services["agent"]["image"] != services["server"]["image"]
+    assert {"server", "agent"} <= stages().keys()

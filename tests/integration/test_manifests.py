@@ -57,6 +57,8 @@ def test_files_say_how_objects_are(site: Platform, new_name: Callable[[], str], 
     prune = [word for kind in ("vm", "volume", "network", "template", "security-group") for word in ("--prune", kind)]
     prune += ["--prune-filter", f"name={name}-*", "--prune-filter", "tags=shop"]
     assert "6 to create" in site.cli("apply", "-f", str(file), "--dry-run").stdout
+    planned = json.loads(site.cli("apply", "-f", str(file), "--dry-run", "--output", "json").stdout)
+    assert {(step["action"], step["kind"]) for step in planned} >= {("create", "vm"), ("create", "network")}
     assert site.cli("get", "vm", f"{name}-vm", check=False).returncode == 3
     site.cli("apply", "-f", str(file))
     try:

@@ -124,6 +124,7 @@ def test_the_command_runs_with_the_packages_that_its_subcommand_needs(tmp_path: 
         ("runbook", "cli"),
         ("setup server", "server"),
         ("setup agent", "agent"),
+        ("setup database", "server"),
         ("setup", "server"),
     ):
         done = subprocess.run(["sh", command, *words.split()], capture_output=True, text=True, timeout=60, check=True)

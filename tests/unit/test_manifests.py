@@ -187,11 +187,20 @@ def test_a_plan_shows_what_changes(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown[3:] == ["- vm old in project shop", "1 to create, 1 to change, 1 to delete, 1 as they should be"]
 
 
+def test_a_plan_for_programs_has_what_is_and_what_is_wanted() -> None:
+    step = apply.PlannedStep("change", kind_of("vm"), "web", "shop", changes={"memory_mib": (512, 1024)})
+    assert apply._described([step]) == [
+        {"action": "change", "kind": "vm", "name": "web", "project": "shop",
+         "changes": {"memory_mib": {"has": 512, "wanted": 1024}}},
+    ]  # fmt: skip
+
+
 def test_what_was_not_done_is_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     vm = kind_of("vm")
     results = iter([None, KeyboardInterrupt()])
 
-    def perform(*_: object) -> None:
+    def perform(*_: object, quiet: bool) -> None:
+        assert not quiet
         result = next(results)
         if result is not None:
             raise result

@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from novacron.rollout.model import Strategy
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -83,3 +86,57 @@ def test_the_last_job_waits_for_all_others(name: str) -> None:
             env={"RESULTS": results}, capture_output=True, timeout=30,
         )  # fmt: skip
         assert done.returncode == code, results
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return how the steps of the manual workflow are run, with an ssh that writes down what it was asked."""
+    steps = load(ROOT / ".github/workflows/deploy.yml")["jobs"]["rollout"]["steps"]
+    script = "\n".join(step["run"] for step in steps)
+    ssh = tmp_path / "bin/ssh"
+    ssh.parent.mkdir()
+    ssh.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >asked\necho it went on\nexit "$SSH_CODE"\n')
+    ssh.chmod(0o755)
+
+    def run(code: int = 0, **inputs: str) -> subprocess.CompletedProcess[str]:
+        values = {"STRATEGY": "canary", "VERSION": "0.2.0", "HOST": "deploy@control.example.net", "KEY": "key",
+                  "KNOWN_HOST": "control.example.net ssh-ed25519 AAAA", **inputs}  # fmt: skip
+        return subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=30,
+            env={"PATH": f"{ssh.parent}:/usr/bin:/bin", "HOME": str(tmp_path), "SSH_CODE": str(code),
+                 "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"), **values},
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_version_is_rolled_out_by_hand_with_the_strategy_that_was_chosen(
+    deploy: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    assert deploy(STRATEGY="blue-green").returncode == 0
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[-8:] == [
+        "deploy@control.example.net", "novacron", "rollout", "start", "--strategy", "blue-green", "--version", "0.2.0",
+    ]  # fmt: skip
+    assert "StrictHostKeyChecking=yes" in asked
+    assert "it went on" in (tmp_path / "summary").read_text()
+    assert not (tmp_path / ".ssh/rollout").exists(), "the key does not stay"
+    begins: dict[Any, Any] = load(ROOT / ".github/workflows/deploy.yml")
+    strategies = begins[True]["workflow_dispatch"]["inputs"]["strategy"]["options"]
+    assert set(strategies) == {Strategy.BLUE_GREEN.value, Strategy.CANARY.value}
+
+
+def test_a_rollout_that_went_back_fails_the_workflow(deploy: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    assert deploy(code=1).returncode == 1
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [{"STRATEGY": "all"}, {"VERSION": "0.2.0; reboot"}, {"VERSION": "$(reboot)"}, {"HOST": "-oProxyCommand=x"},
+     {"HOST": ""}],
+)  # fmt: skip
+def test_what_is_typed_is_checked_before_anything_is_asked(
+    deploy: Callable[..., subprocess.CompletedProcess[str]], inputs: dict[str, str], tmp_path: Path
+) -> None:
+    assert deploy(**inputs).returncode != 0
+    assert not (tmp_path / "asked").exists()

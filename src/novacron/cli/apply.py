@@ -114,6 +114,7 @@ def apply(
                      show_default=False),
     ] = None,
     yes: options.Yes = False,
+    output_: output.Output = output.OutputFormat.TABLE,
 ) -> None:  # fmt: skip
     """Apply YAML files: create what is missing, change what differs, leave the rest.
 
@@ -130,23 +131,41 @@ def apply(
         steps = sorted((_step(clients, document, known) for document in documents), key=lambda s: ORDER[s.kind.name])
         conditions = [lists.condition(text) for text in prune_filter or ()]
         steps += _pruned(clients, documents, prune or [], conditions)
-        show(steps)
+        for_people = output_ in (output.OutputFormat.TABLE, output.OutputFormat.WIDE)
+        if for_people:
+            show(steps)
         refused = _refused(steps, known)
         if refused:
             raise output.fail("\n".join(refused), EXIT_REFUSED, "nothing was done: delete it first, or mend the file")
+        if not for_people:
+            output.show(_described(steps), output_)
         if dry_run:
             return
         doomed = [step.title for step in steps if step.verb == "delete"]
         options.ask(yes, bool(doomed), f"{len(doomed)} to delete: {', '.join(doomed[:10])}", "Delete them?")
-        _perform(clients, [step for step in steps if step.verb != "keep"], known)
+        _perform(clients, [step for step in steps if step.verb != "keep"], known, quiet=not for_people)
 
 
-def _perform(clients: Clients, steps: list[PlannedStep], known: schemas.Schemas) -> None:
+def _described(steps: list[PlannedStep]) -> list[Object]:
+    """Return what is to be done, for programs."""
+    return [
+        {
+            "action": step.verb,
+            "kind": step.kind.name,
+            "name": step.name,
+            "project": step.project,
+            "changes": {field: {"has": has, "wanted": to} for field, (has, to) in (step.changes or {}).items()},
+        }
+        for step in steps
+    ]
+
+
+def _perform(clients: Clients, steps: list[PlannedStep], known: schemas.Schemas, *, quiet: bool = False) -> None:
     """Do all steps, and say how many are left if that ends early. Raises ApiError, Unreachable, typer.Exit."""
     done = 0
     try:
         for step in steps:
-            perform(clients, step, known)
+            perform(clients, step, known, quiet=quiet)
             done += 1
     finally:
         if done < len(steps):
@@ -220,18 +239,20 @@ def _refused(steps: list[PlannedStep], known: schemas.Schemas) -> list[str]:
     return lines
 
 
-def perform(clients: Clients, step: PlannedStep, known: schemas.Schemas) -> None:
-    """Do a step. Raises ApiError, Unreachable, typer.Exit."""
-    client = clients.of(step.project)
+def perform(clients: Clients, step: PlannedStep, known: schemas.Schemas, *, quiet: bool = False) -> None:
+    """Do a step, and say so unless ``quiet`` is set. Raises ApiError, Unreachable, typer.Exit."""
+    client, done = clients.of(step.project), ""
     if step.verb == "create" and step.document is not None:
         _create(client, step, step.document, known)
-        say(f"{step.title}: created")
+        done = "created"
     elif step.verb == "change" and step.item is not None:
         _change(client, step, step.item, known)
-        say(f"{step.title}: changed")
+        done = "changed"
     elif step.verb == "delete" and step.item is not None:
         _delete(client, step, step.item)
-        say(f"{step.title}: deleted")
+        done = "deleted"
+    if done and not quiet:
+        say(f"{step.title}: {done}")
 
 
 def _create(client: Client, step: PlannedStep, document: Document, known: schemas.Schemas) -> None:

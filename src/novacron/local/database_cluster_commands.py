@@ -34,6 +34,16 @@ CheckOnly = Annotated[bool, typer.Option("--check", help="say whether all is rea
 NoStart = Annotated[
     bool, typer.Option("--no-start", help="prepare all, and leave it to systemd to start it: novacron-database.service")
 ]
+PrivateNetwork = Annotated[
+    bool,
+    typer.Option(
+        "--private-network", help="nobody else can read what goes from member to member, or to etcd, without TLS"
+    ),
+]
+SetAside = Annotated[
+    bool,
+    typer.Option("--set-aside", help="keep a database that this machine has of its own beside, as data.set-aside"),
+]
 To = Annotated[str | None, typer.Option(help="member that becomes the primary; default: the synchronous standby")]
 Yes = Annotated[bool, typer.Option("--yes", help="don't ask")]
 
@@ -46,12 +56,7 @@ class MemberOptions:
     member: Annotated[str, typer.Option(help="name of this member, such as database-1")]
     port: Annotated[int, typer.Option(min=1, max=65535, help="port of PostgreSQL")] = 5432
     api_port: Annotated[int, typer.Option(min=1, max=65535, help="port on which the members ask one another")] = 8008
-    private_network: Annotated[
-        bool,
-        typer.Option(
-            "--private-network", help="nobody else can read what goes from member to member, or to etcd, without TLS"
-        ),
-    ] = False
+    private_network: PrivateNetwork = False
 
     def typed(self) -> ClusterMember:
         from novacron.local.database_cluster import settings
@@ -78,6 +83,20 @@ class ClusterOptions:
         bool,
         typer.Option("--strict", help="the last member that is left takes no writes: they would be in one place only"),
     ] = False
+
+    def words(self) -> tuple[str, ...]:
+        """Return these options as they are typed; none: no etcd is named."""
+        if not self.etcd:
+            return ()
+        files = (
+            ("--etcd-ca", self.etcd_ca), ("--etcd-certificate", self.etcd_certificate), ("--etcd-key", self.etcd_key)
+        )  # fmt: skip
+        return (
+            *(word for url in self.etcd for word in ("--etcd", url)),
+            *(word for option, path in files if path is not None for word in (option, str(path.resolve()))),
+            *("--name", self.name),
+            *(("--strict",) if self.strict else ()),
+        )
 
     def typed(self) -> Cluster:
         from novacron.local.database_cluster import checks, settings
@@ -154,29 +173,41 @@ def cluster_init(
 @app.command("join")
 @expand
 def cluster_join(
-    file: Annotated[Path, typer.Option(help="cluster.join, from the state directory of a member")],
+    file: Annotated[
+        Path,
+        typer.Option(allow_dash=True, help="cluster.join, from the state directory of a member; - for standard input"),
+    ],
     member_options: MemberOptions,
     state_dir: StateDir = None,
     check: CheckOnly = False,
     no_start: NoStart = False,
+    set_aside: SetAside = False,
 ) -> None:
     """Make this machine another member of a cluster, with a copy of the primary's data."""
     with _explained():
         from novacron.local.database_cluster import steps
-        from novacron.local.database_cluster.files import read_join_file
 
-        files, cluster, member = _files(state_dir), read_join_file(file), member_options.typed()
+        files, cluster, member = _files(state_dir), _join_file(file), member_options.typed()
         _same_member(files, member)
-        steps.check_join(files, cluster, member, private_network=member_options.private_network)
+        private = member_options.private_network
+        steps.check_join(files, cluster, member, private_network=private, set_aside=set_aside)
         if check:
             say("all is ready; nothing was changed")
             return
-        steps.prepare_join(files, cluster, member, say)
+        steps.prepare_join(files, cluster, member, say, set_aside=set_aside)
         if no_start:
             say(BY_SYSTEMD)
             return
         _show(steps.begin(files, cluster, member, steps.COPY_S_MAX), output.OutputFormat.TABLE)
         _say_url(files)
+
+
+def _join_file(path: Path) -> Cluster:
+    from novacron.local.database_cluster.files import JOIN_BYTES_MAX, parse_join_file, read_join_file
+
+    if str(path) == "-":
+        return parse_join_file(sys.stdin.buffer.read(JOIN_BYTES_MAX), "--file -")
+    return read_join_file(path)
 
 
 @app.command("run")

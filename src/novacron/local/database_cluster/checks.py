@@ -16,6 +16,7 @@ from novacron.local.database_cluster.files import MemberFiles
 from novacron.local.database_cluster.settings import Cluster, ClusterFailed, ClusterMember
 from novacron.local.postgres import SLOT_WAL_MIB_MAX, PostgresFailed, barred, programs
 
+NOTHING_CHANGED, PROBLEM = "nothing was changed, because:", "\n  - "
 FREE_BYTES_MIN = (SLOT_WAL_MIB_MAX + 1024) << 20
 """What a member may keep of WAL for one that is away, and some room beside."""
 
@@ -110,6 +111,20 @@ def of_data(files: MemberFiles) -> list[str]:
     return []
 
 
+def of_own_data(files: MemberFiles, *, set_aside: bool) -> list[str]:
+    """Return what is wrong with copying another member's data to where a database may be by now."""
+    if not files.has_own_data:
+        return []
+    if not set_aside:
+        return [
+            f"{files.directory} has a database of its own already: to keep it in {files.aside.name} beside the"
+            " member's data, add --set-aside, or name an empty folder with --state-dir"
+        ]
+    if files.aside.exists():
+        return [f"--set-aside: {files.aside} is there already, from an earlier time: move it away"]
+    return []
+
+
 def of_cluster(files: MemberFiles, etcd: Etcd, cluster: Cluster) -> list[str]:
     """Return what is wrong with beginning a cluster of this name."""
     known = etcd.keys(cluster.name).values.get("initialize")
@@ -121,7 +136,13 @@ def of_cluster(files: MemberFiles, etcd: Etcd, cluster: Cluster) -> list[str]:
 def require(problems: list[str]) -> None:
     """Raise ClusterFailed if there are problems, and name all of them."""
     if problems:
-        raise ClusterFailed("nothing was changed, because:" + "".join(f"\n  - {problem}" for problem in problems))
+        raise ClusterFailed(NOTHING_CHANGED + "".join(f"{PROBLEM}{problem}" for problem in problems))
+
+
+def problems_said(text: str) -> list[str]:
+    """Return the problems that ``require`` has named in what a command wrote; none: it failed in another way."""
+    _, is_there, named = text.partition(NOTHING_CHANGED)
+    return named.rstrip("\n").split(PROBLEM)[1:] if is_there else []
 
 
 def system_identifier(data: Path) -> str:

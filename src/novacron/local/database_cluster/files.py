@@ -21,8 +21,12 @@ from novacron.model.errors import MALFORMED
 JOIN_FILE = "cluster.join"
 OWN_FILE = "member.json"
 URL_FILE = "database.url"
+ASIDE = "data.set-aside"
+"""The database that a member had before it became one."""
 TLS = "tls"
 LOGS = "logs"
+JOIN_BYTES_MAX = 1 << 16
+"""Of a join file that comes from standard input."""
 JOINING_FILE = "joining"
 """While the data are a copy that may not be whole."""
 
@@ -34,6 +38,7 @@ class MemberFiles:
         self.postgres = Postgres(state_dir / "postgres")
         self.directory = self.postgres.directory
         self.data = self.postgres.data
+        self.aside = self.directory / ASIDE
         self.join_file = self.directory / JOIN_FILE
         self.url_file = self.directory / URL_FILE
         self.patroni = self.directory / MEMBER_FILE
@@ -146,12 +151,24 @@ class MemberFiles:
         if self.url_file.exists():
             known = set(UrlParts.of(self.url_file.read_text().strip()).hosts.split(","))
         tls = f"sslmode=verify-full&sslrootcert={self.ca}" if cluster.tls else "sslmode=disable"
+        owner = self.directory.stat()  # root may look, too; the file stays the service's
         password = quote(cluster.superuser_password, safe="")
         private_file.write(
             self.url_file,
             f"postgresql://{SUPERUSER}:{password}@{','.join(sorted(known | set(members)))}/{DATABASE}"
             f"?target_session_attrs=read-write&{tls}\n".encode(),
+            owner=(owner.st_uid, owner.st_gid) if os.geteuid() == 0 else None,
         )
+
+    @property
+    def has_own_data(self) -> bool:
+        """Whether there is a database that is no member's. Raises ClusterFailed."""
+        return self.member() is None and (self.data / "PG_VERSION").exists()
+
+    def set_aside(self) -> None:
+        """Move the database away that is here. Raises PostgresFailed if it is in use, OSError."""
+        with self.postgres.held():
+            self.data.rename(self.aside)
 
     def begin_copy(self) -> None:
         """Remember that the data are to be copied, unless there are data. Raises OSError."""
@@ -195,6 +212,14 @@ def read_join_file(path: Path) -> Cluster:
     try:
         if private_file.readable_by_others(path):
             raise ClusterFailed(f"{path} holds passwords, and others can read it: chmod 600 {path}, and try again")
-        return msgspec.json.decode(path.read_bytes(), type=Cluster)
-    except (OSError, *MALFORMED) as error:
+        return parse_join_file(path.read_bytes(), str(path))
+    except OSError as error:
         raise ClusterFailed(f"{path} is no file that novacron database cluster init wrote: {error}") from error
+
+
+def parse_join_file(content: bytes, where: str) -> Cluster:
+    """Return what a join file says that was read from somewhere. Raises ClusterFailed."""
+    try:
+        return msgspec.json.decode(content, type=Cluster)
+    except MALFORMED as error:
+        raise ClusterFailed(f"{where} is no file that novacron database cluster init wrote: {error}") from error

@@ -44,18 +44,18 @@ def check_init(files: MemberFiles, cluster: Cluster, member: ClusterMember, *, p
     checks.require(problems)
 
 
-def check_join(files: MemberFiles, cluster: Cluster, member: ClusterMember, *, private_network: bool) -> None:
-    """Raise ClusterFailed, with all reasons, unless this machine can become another member."""
+def check_join(
+    files: MemberFiles, cluster: Cluster, member: ClusterMember, *, private_network: bool, set_aside: bool = False
+) -> None:
+    """Raise ClusterFailed, with all reasons, unless this machine can become another member. ``set_aside``: a database
+    that it has of its own is moved away."""
     etcd = Etcd(cluster.etcd)
     try:
         health = etcd.health()
         problems = checks.of_etcd(health) + checks.of_secrecy(cluster, member, private_network=private_network)
         if not _is_member(files):
             problems += checks.of_machine(files, member)
-            if files.member() is None and (files.data / "PG_VERSION").exists():
-                problems.append(
-                    f"{files.directory} has a database of its own already: name an empty folder with --state-dir"
-                )
+            problems += checks.of_own_data(files, set_aside=set_aside)
         if health.agrees:
             problems += _of_place(etcd, cluster, member)
     finally:
@@ -93,11 +93,16 @@ def prepare_init(files: MemberFiles, cluster: Cluster, member: ClusterMember, sa
         say(f"Patroni's configuration is in {files.patroni}")
 
 
-def prepare_join(files: MemberFiles, cluster: Cluster, member: ClusterMember, say: Say) -> None:
-    """Make this machine ready to be another member. Raises ClusterFailed, OSError."""
+def prepare_join(
+    files: MemberFiles, cluster: Cluster, member: ClusterMember, say: Say, *, set_aside: bool = False
+) -> None:
+    """Make this machine ready to be another member. Raises ClusterFailed, PostgresFailed, OSError."""
     if _is_member(files):
         say("Patroni runs already")
     else:
+        if set_aside and files.has_own_data:
+            files.set_aside()
+            say(f"the database that was here is in {files.aside}")
         files.keep(cluster, member)
         files.begin_copy()
         files.configure(cluster, member)

@@ -25,6 +25,7 @@ from novacron.local.setup.plan import (
     SetFolder,
     SetupRequest,
     SetupStep,
+    StopUnit,
     UnitFacts,
 )
 from novacron.local.setup.services import JOIN_TOKEN, ROOT, SERVER_USER
@@ -77,16 +78,21 @@ class LocalHost:
         service = request.service
         folders = [folder.path for folder in (*service.folders, *request.folders)]
         files = [service.settings, JOIN_TOKEN, *(file.path for file in request.files)]
-        found = {path: self._path(path) for path in (*folders, *files)}
-        shown = self._run(("systemctl", "show", f"--property={UNIT_PROPERTIES}", service.unit), COMMAND_S_MAX)
+        found = {path: self.path(path) for path in (*folders, *files)}
         return HostFacts(
             {path: facts for path, facts in found.items() if facts is not None},
-            unit_facts(shown.stdout, time.time() - time.monotonic()),
-            not service.users or self._has_user(SERVER_USER),
+            self.unit(service.unit),
+            not service.users or self.has_user(SERVER_USER),
             node,
         )
 
-    def _path(self, path: Path) -> PathFacts | None:
+    def unit(self, name: str) -> UnitFacts:
+        """Return how a unit is. Raises SetupFailed."""
+        shown = self._run(("systemctl", "show", f"--property={UNIT_PROPERTIES}", name), COMMAND_S_MAX)
+        return unit_facts(shown.stdout, time.time() - time.monotonic())
+
+    def path(self, path: Path) -> PathFacts | None:
+        """Return what a file or folder is; None: there is none. Raises SetupFailed."""
         at = self.at(path)
         try:
             status = at.lstat()
@@ -108,7 +114,8 @@ class LocalHost:
         except KeyError:
             return str(status.st_uid), str(status.st_gid)  # of a user who is gone
 
-    def _has_user(self, name: str) -> bool:
+    def has_user(self, name: str) -> bool:
+        """Say whether the host has a user."""
         try:
             self._accounts.user(name)
         except KeyError:
@@ -117,7 +124,7 @@ class LocalHost:
 
     def text(self, path: Path) -> str:
         """Return a file's content; empty if there is none."""
-        found = self._path(path)
+        found = self.path(path)
         return "" if found is None else found.content.decode(errors="replace")
 
     def make(self, step: SetupStep) -> None:
@@ -137,6 +144,9 @@ class LocalHost:
                     self.at(path).unlink(missing_ok=True)
                 case EnableUnit(unit):
                     self._succeed("systemctl", "enable", "--quiet", unit)
+                case StopUnit(unit, _, for_good):
+                    words = ("disable", "--now", "--quiet") if for_good else ("stop",)
+                    self._succeed("systemctl", *words, unit, limit_s=START_S_MAX)
                 case RestartUnit(unit):
                     self._restart(unit)
         except (OSError, KeyError) as error:
@@ -151,8 +161,12 @@ class LocalHost:
         self._run(("systemctl", "reset-failed", unit), COMMAND_S_MAX)  # one that failed too often may start again
         done = self._run(("systemctl", "restart", unit), START_S_MAX)
         if done.returncode != 0:
-            said = self._run(("journalctl", "--no-pager", "-u", unit, "-n", str(LOG_LINES), "-o", "cat"), COMMAND_S_MAX)
-            raise SetupFailed(f"{unit} does not start; its log ends with:\n{said.stdout.strip()}")
+            raise SetupFailed(f"{unit} does not start; its log ends with:\n{self.last_words(unit)}")
+
+    def last_words(self, unit: str) -> str:
+        """Return the end of a unit's log."""
+        words = ("journalctl", "--no-pager", "-u", unit, "-n", str(LOG_LINES), "-o", "cat")
+        return self._run(words, COMMAND_S_MAX).stdout.strip()
 
 
 def unit_facts(shown: str, booted_at_s: float) -> UnitFacts:

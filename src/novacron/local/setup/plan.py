@@ -101,6 +101,17 @@ class EnableUnit(NamedTuple):
         return f"systemctl enable {self.unit}"
 
 
+class StopUnit(NamedTuple):
+    """Stop a unit; it starts again with the host, unless ``for_good`` is set."""
+
+    unit: str
+    why: str
+    for_good: bool = False
+
+    def __str__(self) -> str:
+        return f"systemctl {'disable --now' if self.for_good else 'stop'} {self.unit}: {self.why}"
+
+
 class RestartUnit(NamedTuple):
     """Start a unit, or start it anew, and wait until it says that it is ready."""
 
@@ -111,7 +122,7 @@ class RestartUnit(NamedTuple):
         return f"systemctl restart {self.unit}: {self.why}"
 
 
-SetupStep = CreateServiceUser | SetFolder | SetFile | DeleteFile | EnableUnit | RestartUnit
+SetupStep = CreateServiceUser | SetFolder | SetFile | DeleteFile | EnableUnit | StopUnit | RestartUnit
 
 
 class SetupRequest(NamedTuple):
@@ -181,7 +192,7 @@ def steps_left(request: SetupRequest, facts: HostFacts) -> list[SetupStep]:
     """Return what is left to do, in its order; empty: the host is as it is wanted. Raises SetupRefused."""
     service = request.service
     if facts.unit.load_state != USABLE:
-        raise SetupRefused(_unusable(service, facts.unit.load_state))
+        raise SetupRefused(unusable(service.name, service.unit, facts.unit.load_state))
     steps: list[SetupStep] = []
     if not facts.has_user:
         steps.append(CreateServiceUser(service.users))
@@ -197,16 +208,21 @@ def steps_left(request: SetupRequest, facts: HostFacts) -> list[SetupStep]:
     return steps
 
 
-def _unusable(service: HostService, load_state: str) -> str:
+def unusable(package: str, unit: str, load_state: str) -> str:
+    """Return why systemd can't use a unit of a package, and what to do."""
     if load_state == "not-found":
-        return f"{service.unit} is not installed: apt install ./{service.name}_*.deb"
+        return f"{unit} is not installed: apt install ./{package}_*.deb"
     if load_state == "masked":
-        return f"{service.unit} is masked: systemctl unmask {service.unit}"
-    return f"systemd can't use {service.unit} ({load_state}): systemctl status {service.unit}"
+        return f"{unit} is masked: systemctl unmask {unit}"
+    return f"systemd can't use {unit} ({load_state}): systemctl status {unit}"
 
 
 def _is_folder(folder: OwnedFolder, facts: HostFacts) -> bool:
-    found = facts.paths.get(folder.path)
+    return is_as_wanted(folder, facts.paths.get(folder.path))
+
+
+def is_as_wanted(folder: OwnedFolder, found: PathFacts | None) -> bool:
+    """Say whether a folder is there with its mode and owner. Raises SetupRefused for something else in its place."""
     if found is not None and not found.is_folder:
         raise SetupRefused(f"{folder.path} is no folder: move it away")
     return found is not None and (found.mode, found.owner, found.group) == folder[1:]
@@ -244,12 +260,20 @@ def _token(request: SetupRequest, facts: HostFacts) -> Iterator[SetupStep]:
 
 def _restart(request: SetupRequest, facts: HostFacts, steps: list[SetupStep]) -> str:
     """Return why the unit has to be started anew; empty: it has not."""
-    unit, settings = facts.unit, request.service.settings
+    settings = request.service.settings
+    change = any(isinstance(step, SetFile) and step.path == settings and step.changes for step in steps)
+    return restart_reason(facts.unit, facts.paths.get(settings), change)
+
+
+def restart_reason(unit: UnitFacts, found: PathFacts | None, change: bool) -> str:
+    """Return why a unit has to be started anew; empty: it has not.
+
+    ``found``: its settings file; ``change``: that changes now.
+    """
     if not unit.is_active:
         return "it does not run"
-    if any(isinstance(step, SetFile) and step.path == settings and step.changes for step in steps):
+    if change:
         return "its settings change"
-    found = facts.paths.get(settings)
     if found is not None and found.changed_at_s > unit.began_at_s:
         return "its settings have changed since it began"
     return ""

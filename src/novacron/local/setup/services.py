@@ -51,6 +51,8 @@ class HostService(NamedTuple):
         return ENVIRONMENT_DIR / self.name
 
 
+POSTGRES = OwnedFolder(STATE_DIR / "postgres", 0o700, SERVER_USER, SERVER_USER)
+DATABASE_UNIT = "novacron-database.service"
 COMMON = (OwnedFolder(SETTINGS_DIR), OwnedFolder(STATE_DIR))
 SERVER = HostService(
     "novacron-server",
