@@ -7,9 +7,7 @@ from pathlib import Path
 from lab.documents.model import ENDLESS, TERMINAL, PageRun
 from lab.platform import Platform
 
-SMALL = {
-    "--image debian": "--image tiny", "--memory 256": "--memory 128", "--memory 384": "--memory 160",
-}  # fmt: skip
+SMALL = {"--memory 256": "--memory 128"}
 SHOP = """kind: network
 name: shop
 subnet: 10.90.7.0/24
@@ -35,7 +33,12 @@ def _with_shop(site: Platform, here: Path) -> None:
 
 TUTORIAL = PageRun(
     "docs/tutorial.md",
-    {**SMALL, "$(hostname -s)": "host-a", "vm show nothing; echo $?": "vm show nothing"},
+    {
+        **SMALL,
+        "--memory 384": "--memory 160",
+        "$(hostname -s)": "host-a",
+        "vm show nothing; echo $?": "vm show nothing",
+    },
     {"novacron up": ENDLESS, "novacron vm console": TERMINAL},
     {"novacron vm show web": ("novacron vm stop web --wait",)},  # people power it off in the console
     {"novacron vm show nothing": 3},
