@@ -42,7 +42,6 @@ TUTORIAL = PageRun(
     {"novacron up": ENDLESS, "novacron vm console": TERMINAL},
     {"novacron vm show web": ("novacron vm stop web --wait",)},  # people power it off in the console
     {"novacron vm show nothing": 3},
-    quick=True,
 )
 README = PageRun(
     "README.md",

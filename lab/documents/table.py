@@ -15,8 +15,7 @@ HEAD = """# Reference: commands on pages that tests execute
 
 A test executes each page as written, on a platform of the lab, with the engine of [runbooks](runbook-format.md): every
 command has to end as the page says. Names of images, sizes and hosts that are only examples are replaced. The tests
-are in `tests/integration/test_documents.py`; the tutorial is executed in every run of `script/test`, the others with
-`--all`.
+are in `tests/integration/test_documents.py`; `script/test --all` runs them.
 
 Made by `script/generate`.
 
