@@ -146,7 +146,7 @@ def unreadable_row(scene: Scene) -> Iterator[Mending]:
     site.cli("database", "backup", "--repository", str(repository), "--create")
     try:
         yield Mending(
-            _server_actions(site, lambda: _restart(site)) | _journal_of(site),
+            {**_server_actions(site, lambda: _restart(site)), **_journal_of(site)},
             {"corrected": lambda: execute(site.postgres.url, GOOD_SPEC % vm)},
             {"repository": str(repository)},
         )

@@ -178,11 +178,12 @@ def closed_port(scene: Scene) -> Iterator[Mending]:
         ended.set()
         thread.join()
         subprocess.run([*host.prefix, "nft", "delete", "table", "inet", "closed"], check=True)
+        mended.append(True)
 
     mended = list[bool]()
     try:
         yield Mending(
-            answers={"link-mended": lambda: (open_port(), mended.append(True))},
+            answers={"link-mended": open_port},
             values={"node": OTHER, "target": NODE},
         )
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab.documents import catalogue, table
-from lab.documents.commands import commands, pages
+from lab.documents.commands import ROOT, commands, pages
 from lab.documents.execution import PageExecution
 from lab.documents.model import PageRun
 from novacron.runbooks import command_lines
@@ -66,7 +66,7 @@ def test_each_command_of_the_documentation_is_executed_or_listed_with_a_reason()
     listed = table.page()
     for path in pages():
         if commands(path.read_text()):
-            assert f"[{path.relative_to(table.ROOT)}]" in listed
+            assert f"[{path.relative_to(ROOT)}]" in listed
     assert {Path(name).name for name in catalogue.NOT_YET} <= {path.name for path in pages()}
 
 
