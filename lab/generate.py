@@ -20,6 +20,7 @@ from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 
 from lab import bodies, reasons_page, runbooks_index, settings_page
+from lab.documents import table as executed_commands
 from novacron.api.access.context import Services
 from novacron.api.app import create_app
 from novacron.api.edge import openapi
@@ -173,6 +174,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs/reference/reasons.md": reasons_page.page(),
         ROOT / "docs/reference/settings.md": settings_page.page(),
         ROOT / "docs/runbooks/README.md": runbooks_index.page(),
+        executed_commands.PAGE: executed_commands.page(),
     }
 
 

@@ -140,11 +140,12 @@ class Service:
             return
         self.process.send_signal(number)
         try:
-            self.process.wait(STOP_TIMEOUT_S)
+            self.process.wait(STOP_TIMEOUT_S * patience)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError(f"{self.name} did not end within {STOP_TIMEOUT_S:.0f} s of {number.name}") from None
+            limit_s = STOP_TIMEOUT_S * patience
+            raise AssertionError(f"{self.name} did not end within {limit_s:.0f} s of {number.name}") from None
         finally:
             if DEBUG_MODE:
                 blocked_loops.read(self.name, self.log)

@@ -136,6 +136,22 @@ def slo() -> Dashboard:
             )
         )
         .with_panel(
+            list_of(
+                "Time to detect, of runbooks",
+                "s",
+                {"": "max by (runbook, alert) (novacron_runbook_detect_seconds)"},
+                about="When each was executed against its fault last, in the lab.",
+            )
+        )
+        .with_panel(
+            list_of(
+                "Time to recover, of runbooks",
+                "s",
+                {"": "max by (runbook, alert) (novacron_runbook_recover_seconds)"},
+                about="From when the fault was found until its runbook had ended.",
+            )
+        )
+        .with_panel(
             list_of("Alerts", "none", {"": "sum by (alertname, alertstate, severity) (ALERTS) or vector(0)"}, width=24)
         )
     )

@@ -285,6 +285,18 @@ FLEET = (
         "When a runbook was executed against its fault last, since 1970, as its page says; 0: never.",
         "runbook",
     ),
+    _seen(
+        "novacron_runbook_detect_seconds",
+        "Until the fault that a runbook ends was found by an alert, when it was executed last, as its page says.",
+        "runbook",
+        "alert",
+    ),
+    _seen(
+        "novacron_runbook_recover_seconds",
+        "From then until the runbook had ended with all well again.",
+        "runbook",
+        "alert",
+    ),
     _seen("novacron_networks", "Networks."),
     _seen("novacron_network_hindered", "1 for a network that does not work as asked, with why.", "network", "reason"),
     _seen("novacron_security_groups", "Security groups."),

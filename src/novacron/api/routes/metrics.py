@@ -132,8 +132,7 @@ def seen(cache: Cache) -> Iterator[Value]:
         "novacron_floating_addresses", "floating-address", lambda body: "no" if body["vm"] is None else "yes"
     )  # fmt: skip
     yield from _drills(cache)
-    for runbook, tested_at_s in history.tested_at_s().items():
-        yield "novacron_runbook_tested_timestamp_seconds", (runbook,), tested_at_s
+    yield from _runbooks()
     yield from _hindered_networks(bodies("network"))
     yield from _quotas(bodies("project"), bodies("image-owner"))
     yield "novacron_vms_unreconciled", (), len({body["vm"] for body in bodies("unreconciled-vm")})
@@ -215,6 +214,18 @@ def _replicas(replicas: Iterator[Body]) -> Iterator[Value]:
         age_s = (now - datetime.fromisoformat(replica["points"][-1]["at"])).total_seconds()
         yield "novacron_replica_age_seconds", labels, max(0.0, age_s)
     yield from (("novacron_replicas", (state,), count) for state, count in states.items())
+
+
+def _runbooks() -> Iterator[Value]:
+    """Yield when each runbook was executed, and how long each of its faults lasted then."""
+    for runbook, tested_at_s in history.tested_at_s().items():
+        yield "novacron_runbook_tested_timestamp_seconds", (runbook,), tested_at_s
+    for runbook, runs in history.everything_measured().items():
+        for run in runs:
+            if run.detect_s is not None:
+                yield "novacron_runbook_detect_seconds", (runbook, run.alert), run.detect_s
+            if run.recover_s is not None:
+                yield "novacron_runbook_recover_seconds", (runbook, run.alert), run.recover_s
 
 
 def _drills(cache: Cache) -> Iterator[Value]:
