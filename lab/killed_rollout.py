@@ -23,7 +23,7 @@ def main() -> None:
         if moment == "begun" and reached[0]:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    RolloutJournal.save = killed  # type: ignore[method-assign]
+    RolloutJournal.save = killed  # type: ignore[method-assign,assignment]
     from novacron.entry import main as run
 
     run()

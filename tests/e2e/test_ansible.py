@@ -64,8 +64,8 @@ class Controller:
     def run(self, *arguments: str) -> dict[str, tuple[int, int]]:
         """Run a playbook; return how many tasks of each host were in order, and how many changed something."""
         command = [
-            *("ip", "netns", "exec", str(self.hosts[0].host.netns), TOOLS / "ansible-playbook"),
-            *("-i", self.directory / "inventory.yml", "--user", "root", "--private-key", self.key, *arguments),
+            *("ip", "netns", "exec", str(self.hosts[0].host.netns), str(TOOLS / "ansible-playbook")),
+            *("-i", f"{self.directory}/inventory.yml", "--user", "root", "--private-key", str(self.key), *arguments),
             *("-e", f"server_packages_source={self.directory}/packages"),
             *("-e", f"agent_packages_source={self.directory}/packages"),
         ]

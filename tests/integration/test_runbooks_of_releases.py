@@ -154,7 +154,11 @@ def test_a_release_is_rolled_out_behind_haproxy_and_no_request_fails(strategy: s
     with installation() as rollouts:
         rollouts.start_prometheus()
         rollouts.write_settings(
-            prometheus=rollouts.prometheus_url, shares="10,50,100", step=8.0, check_every=1.0, watch=8.0,
+            prometheus=rollouts.prometheus_url,
+            shares="10,50,100",
+            step=8.0,
+            check_every=1.0,
+            watch=8.0,
             health_tries=1200,
         )
 

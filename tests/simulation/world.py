@@ -227,7 +227,8 @@ class World:
     async def begin(self, *, ha: bool = False, disk: bool = False) -> None:
         """Make the nodes and the VM, perhaps with a disk of its own."""
 
-        assert isinstance(self.database, SimulatedDatabase)
+        database = self.database
+        assert isinstance(database, SimulatedDatabase)
 
         async def make(connection: Connection) -> str:
             await connection.execute("CREATE TEMP TABLE projects_of_before ON COMMIT DROP AS SELECT * FROM projects")
@@ -235,7 +236,7 @@ class World:
                 f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE"
             )  # of projects too, by their networks
             await connection.execute("INSERT INTO projects SELECT * FROM projects_of_before ON CONFLICT DO NOTHING")
-            self.database.behind_s = 0.0
+            database.behind_s = 0.0
             await connection.execute("UPDATE simulation.clock SET at = $1", BEGINS_AT)
             for name in self.names:
                 await identities.join(connection, name, self.hosts[name].key_hash)

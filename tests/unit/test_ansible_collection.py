@@ -30,8 +30,8 @@ class FakeModule:
     """What Ansible gives a module: parameters, and a way to run programs."""
 
     def __init__(self, parameters: Json, *, check_mode: bool = False, has: Json = None) -> None:
-        defaults = {"state": "present", "spec": {}, "project": None, "context": None, "wait": True, "timeout_s": 30,
-                    "executable": "novacron"}  # fmt: skip
+        defaults: dict[str, Json] = {"state": "present", "spec": {}, "project": None, "context": None, "wait": True,
+                                     "timeout_s": 30, "executable": "novacron"}  # fmt: skip
         self.params, self.check_mode = {**defaults, **parameters}, check_mode
         self.vm: Json = has
         self.ran: list[tuple[str, ...]] = []
@@ -86,7 +86,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
     class ParserError(Exception):
         pass
 
-    parts = {
+    parts: dict[str, dict[str, Json]] = {
         "ansible": {}, "ansible.errors": {"AnsibleParserError": ParserError}, "ansible.module_utils": {},
         "ansible.module_utils.basic": {"AnsibleModule": FakeModule}, "ansible.plugins": {},
         "ansible.plugins.inventory": {"BaseInventoryPlugin": Plugin, "Constructable": type("Constructable", (), {})},
@@ -95,7 +95,8 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
         parts.setdefault(name, {})
     for name, content in parts.items():
         module = types.ModuleType(name)
-        vars(module).update(content)
+        for attribute, value in content.items():
+            setattr(module, attribute, value)
         monkeypatch.setitem(sys.modules, name, module)
 
     def load(path: str, name: str) -> types.ModuleType:

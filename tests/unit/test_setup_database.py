@@ -141,7 +141,7 @@ class FakeHost:
         except Cut:
             pass
         finally:
-            self.setup._make = make  # type: ignore[method-assign]
+            self.setup._make = make  # type: ignore[method-assign,assignment]
         return made
 
     @property
