@@ -183,10 +183,12 @@ def _npm(path: Path, scope: ComponentScope, listed: set[str]) -> Iterator[Compon
 
 
 def debian_packages(dockerfile: str) -> set[str]:
-    """Return the packages that an image installs with ``apt-get install``."""
-    command = re.search(r"apt-get install ([^&]*)&&", dockerfile)
-    assert command, "the image installs no packages"
-    return {word for word in re.split(r"[\s\\]+", command[1]) if word and not word.startswith("-")}
+    """Return the packages that images install with ``apt-get install``, without those of stages that only build."""
+    stages = [stage for stage in re.split(r"^FROM ", dockerfile, flags=re.MULTILINE) if " AS build" not in stage]
+    commands = [command for stage in stages for command in re.findall(r"apt-get install ([^&]*)&&", stage)]
+    assert commands, "the images install no packages"
+    words = {word for command in commands for word in re.split(r"[\s\\]+", command)}
+    return {word for word in words if word and not word.startswith("-")}
 
 
 def setup_packages(script: str) -> set[str]:

@@ -17,13 +17,14 @@ SHARED = {
         "snapshots", "clones", "firmware", "console", "guest", "lifecycle", "confinement", "devices",
     ),
     "backups on the shared platform": _integration(
-        "vm_backups", "backup_proofs", "repository_prunes", "archive", "encryption", "imports"
+        "vm_backups", "backup_proofs", "repository_prunes", "archive", "encryption", "imports",
+            "encrypted_backups",
     ),
     "the API of the shared platform": (
         *_integration(
             "volumes", "sharing", "hotplug", "access", "api", "api_http", "api_objects", "contract",
-            "doctor", "foreign_clients", "manifests", "networks", "placement", "rollout_smoke", "runbooks", "sdk_page",
-            "quotas", "scheduled_moves", "server", "web_ui", "web_ui_files", "web_ui_outages", "wheel",
+            "doctor", "documents", "foreign_clients", "manifests", "networks", "placement", "quotas", "rollout_smoke",
+            "runbooks", "sdk_page", "scheduled_moves", "server", "web_ui", "web_ui_files", "web_ui_outages", "wheel",
         ),
         "tests/security/test_overlay.py",
     ),

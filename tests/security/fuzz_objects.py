@@ -14,6 +14,7 @@ from novacron.client import Client
 from novacron.model.migration import Progress
 from novacron.store.database import Connection, Database
 from tests.support.stored_fleet import add_node, add_vm
+from tests.waiting import pause_async
 
 PROJECT = "fuzzed"
 KEEP_S = 0.5
@@ -206,7 +207,7 @@ async def kept(url: str) -> AsyncIterator[None]:
 
     async def work() -> None:
         while True:
-            await asyncio.sleep(KEEP_S)
+            await pause_async(KEEP_S)
             await _all_back(connection, stored)
 
     keeping = asyncio.create_task(work())

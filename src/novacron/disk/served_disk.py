@@ -34,7 +34,7 @@ class NotServed(OSError):
     """The disk can't be opened: says why."""
 
 
-class Disk(NamedTuple):
+class ServedDisk(NamedTuple):
     """A disk that is to be handed on."""
 
     node: Node
@@ -63,7 +63,7 @@ def qcow2(descriptor: int, below: Node | None, key: DataKey | None, *, is_writab
 
 @contextlib.asynccontextmanager
 async def served(
-    disk: Disk, directory: Path, invocation: Invocation, speak: Callable[[socket.socket, str], T]
+    disk: ServedDisk, directory: Path, invocation: Invocation, speak: Callable[[socket.socket, str], T]
 ) -> AsyncIterator[T]:
     """Have a disk open as long as the block runs; yield what ``speak`` makes, in a thread, of the connection and the
     export's name. ``directory`` is one that nobody else can write to. Raises NotServed."""
@@ -119,7 +119,7 @@ def _connected(directory: Path) -> tuple[socket.socket, socket.socket]:
     return listening, connection
 
 
-def _command(disk: Disk, listening: int, secrets: Sequence[str]) -> list[str]:
+def _command(disk: ServedDisk, listening: int, secrets: Sequence[str]) -> list[str]:
     writable = "on" if disk.is_writable else "off"
     return [
         *("setpriv", "--pdeathsig", "KILL", "--", DAEMON, *secrets),

@@ -17,7 +17,7 @@ from novacron.disk.files import is_plain
 from novacron.disk.nbd import NbdClient
 from novacron.disk.nbd_reader import NbdReader
 from novacron.disk.qemu_img import Invocation
-from novacron.disk.served_disk import Disk, Node
+from novacron.disk.served_disk import Node, ServedDisk
 from novacron.model.encryption import DataKey
 from novacron.qemu import firmware
 
@@ -54,7 +54,7 @@ async def opened(layers: Layers, directory: Path, user: ToolUser) -> AsyncIterat
             node = served_disk.qcow2(readable(path), node, layers.key)
         assert node is not None
         keys = {key.id: key for key in (layers.image_key, layers.key) if key is not None}
-        disk, invocation = Disk(node, tuple(keys.values())), Invocation(user.wrap, LIMITS, descriptors)
+        disk, invocation = ServedDisk(node, tuple(keys.values())), Invocation(user.wrap, LIMITS, descriptors)
         async with served_disk.served(disk, directory, invocation, NbdReader) as reader:
             yield reader
 
@@ -96,7 +96,7 @@ async def writing(layer: Path, key: DataKey) -> AsyncIterator[LayerWriter]:
     """Have a new layer open that is encrypted, to be written to. Raises OSError."""
     descriptor = os.open(layer, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        disk = Disk(served_disk.qcow2(descriptor, None, key, is_writable=True), (key,), is_writable=True)
+        disk = ServedDisk(served_disk.qcow2(descriptor, None, key, is_writable=True), (key,), is_writable=True)
         invocation = Invocation(limits=LIMITS, descriptors=(descriptor,))
         async with served_disk.served(disk, layer.parent, invocation, NbdClient) as client:
             yield LayerWriter(client)

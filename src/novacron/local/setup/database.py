@@ -250,7 +250,7 @@ def _options_of(cluster: Cluster | None) -> tuple[str, ...]:
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
     said = (done.stderr.strip() or done.stdout.strip())[-2000:]
-    return said.removeprefix("error: ") or f"novacron database cluster ended with {done.returncode}"
+    return said.removeprefix("error: ") or f"the command ended with {done.returncode}, and said nothing"
 
 
 def _following(request: DatabaseRequest) -> str:
