@@ -229,6 +229,16 @@ def test_drained_nodes_are_empty_while_host_and_agent_change_and_take_vms_again(
     assert "n05" not in world.at.called("drain")
 
 
+def test_a_host_that_an_operator_cordoned_with_its_vms_is_not_restarted(world: WaveWorld) -> None:
+    world.at.cordoned = {"n04", "n05"}
+    world.at.guest = {id: guest for id, guest in world.at.guest.items() if guest.node != "n04"}
+    rollout = world.run(drain=True, restart=True)
+    assert rollout.state is RolloutState.DONE, rollout.reason
+    assert "n04" in world.at.called("restart") and "n05" not in world.at.called("restart")
+    (left,) = [node for node in rollout.nodes if node.stage is NodeStage.LEFT_OUT]
+    assert left.name == "n05" and "somebody has cordoned it with 1 VMs (web-n05) on it" in left.note
+
+
 def test_an_abort_uncordons_what_was_drained(world: WaveWorld) -> None:
     def abort(call: str, node: str) -> bool:
         if (call, node) == ("drain", "n02"):

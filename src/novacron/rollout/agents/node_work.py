@@ -83,6 +83,9 @@ class NodeWork:
         if node.stage is NodeStage.PREPARED and not self.seen(node).ready:
             self._leave_out(node, f"it was off when its turn came: {self.seen(node).reason}")
             return
+        if node.stage is NodeStage.PREPARED and (kept := self._kept_there(node)):
+            self._leave_out(node, f"somebody has cordoned it with {kept} on it, whose host can't be restarted")
+            return
         try:
             self._empty(node)
             node.stage = NodeStage.INSTALLING
@@ -95,6 +98,15 @@ class NodeWork:
         except StepFailed as error:
             node.stage, node.note = NodeStage.FAILED, str(error)
             raise
+
+    def _kept_there(self, node: WaveNode) -> str:
+        """Say which VMs would end with a node's host, because an operator's cordon keeps the rollout from draining it;
+        nothing if there are none."""
+        host_ends = self._rollout.restart or self._rollout.system
+        if not host_ends or node.drained or not self.seen(node).cordoned:
+            return ""
+        vms = sorted(guest.name for guest in self._fleet.guests().values() if guest.node == node.name and guest.wanted)
+        return f"{len(vms)} VMs ({', '.join(vms[:3])}{', ...' if len(vms) > 3 else ''})" if vms else ""
 
     def _empty(self, node: WaveNode) -> None:
         """Drain a node if that is asked for and nobody has cordoned it."""
