@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lab.platform import Platform, until
+from lab.platform import Platform
 from novacron.client import ApiError
 from novacron.control.objects import Objects
 from novacron.control.scheduled_moves import ScheduledMoves
@@ -157,7 +157,7 @@ def test_people_schedule_moves_and_take_them_back(site: Platform, new_vm: Callab
     assert "stays" in site.cli("vm", "migrate", name, "--unschedule").stdout
     assert site.client.get("vms", name)["scheduled_move"] is None
     site.cli("vm", "migrate", name, "--to", "host-b", "--not-before", "1s")
-    until(lambda: site.client.get("vms", name)["node"] == "host-b", "the VM moves by itself")
+    site.wait_vm(name, lambda now: now["node"] == "host-b" and now["migration"] is None, "it moves by itself", 120)
     with pytest.raises(ApiError, match="not after the present"):
         site.client.act("vms", name, "schedule-migration", {"deadline": "2020-01-01T00:00:00Z"})
     with pytest.raises(ApiError, match="neither not_before nor deadline"):
