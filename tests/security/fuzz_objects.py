@@ -95,8 +95,7 @@ async def _finish(connection: Connection) -> None:
 async def _in_database(url: str, work: Any) -> None:
     database = await Database.open(url, 1)
     try:
-        async with database.transaction() as connection:
-            await work(connection)
+        await database.transact(work)
     finally:
         await database.close()
 

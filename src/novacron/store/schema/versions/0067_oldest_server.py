@@ -14,7 +14,7 @@ down_revision = "0066"
 TABLE = """
 CREATE TABLE schema_serves (
     single boolean PRIMARY KEY DEFAULT true CHECK (single),
-    oldest text NOT NULL CHECK (oldest ~ '^[0-9]{4}$')
+    oldest text NOT NULL CHECK (oldest SIMILAR TO '[0-9]{4}')
 )
 """
 
