@@ -53,7 +53,8 @@ OURS = {
     "CopyWanted.copy", "ImageInfo.digest", "Assignment.image_digest", "VolumeWanted.image_digest",
     "Revoked.keys[]", "NetworkOnNode.names[][0]", "NetworkOnNode.names6[][0]", "VmInterface.mac",
     "ReplicaSent.vm", "ReplicaKept.vm", "ReplicaKept.image_digest",
-    "BackupWanted.id", "BackupWanted.vm", "BackupWanted.project", "DataKey.id", "VolumeAttached.encryption_key", "VolumeWanted.encryption_key",
+    "BackupWanted.id", "BackupWanted.vm", "BackupWanted.project", "DataKey.id", "VolumeAttached.encryption_key",
+    "VolumeWanted.encryption_key",
     "Imports.unreadable[]", "Exports.unreadable[]", "Backups.unreadable[]", "Replicas.unreadable[]",
     "Replicas.unreadable_vms[]", "Statement.proof", "DatabaseMark.proof",
 }  # fmt: skip
