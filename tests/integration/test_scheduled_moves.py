@@ -150,7 +150,10 @@ def test_people_schedule_moves_and_take_them_back(site: Platform, new_vm: Callab
     vm = new_vm(node="host-a")
     site.wait_state(vm["id"], "running")
     name = vm["name"]
-    assert "moves at" in site.cli("vm", "migrate", name, "--to", "host-b", "--deadline", "20h").stdout
+    assert (
+        "moves at"
+        in site.cli("vm", "migrate", name, "--to", "host-b", "--not-before", "9h", "--deadline", "20h").stdout
+    )
     shown = json.loads(site.cli("vm", "show", name, "-o", "json").stdout)
     assert shown["scheduled_move"]["target"] == "host-b" and shown["scheduled_move"]["actor"]
     assert "to host-b" in site.cli("vm", "show", name).stdout

@@ -220,13 +220,19 @@ async def kept(url: str) -> AsyncIterator[None]:
 
 
 async def _all_back(connection: asyncpg.Connection[Any], stored: dict[str, _Stored]) -> None:
-    await connection.execute(
-        "UPDATE node_leases SET renewed_at = clock_timestamp(), hears_until = clock_timestamp() + interval '1 h'"
-    )
-    # What refers to something that is missing waits for the next time.
-    for table, was in stored.items():
-        with contextlib.suppress(asyncpg.IntegrityConstraintViolationError, asyncpg.DeadlockDetectedError):
-            await _put_back(connection, table, was)
-    for table, was in reversed(stored.items()):
-        with contextlib.suppress(asyncpg.PostgresError):  # something refers to it still
-            await _remove_more(connection, table, was)
+    """Put all of it back at once: nobody sees a migration without its VM's word of it."""
+    with contextlib.suppress(asyncpg.SerializationError, asyncpg.DeadlockDetectedError):  # the next time, then
+        async with connection.transaction():
+            await connection.execute(
+                "UPDATE node_leases SET renewed_at = clock_timestamp(),"
+                " hears_until = clock_timestamp() + interval '1 h'"
+            )
+            # What refers to something that is missing waits for the next time.
+            for table, was in stored.items():
+                with contextlib.suppress(asyncpg.IntegrityConstraintViolationError):
+                    async with connection.transaction():
+                        await _put_back(connection, table, was)
+            for table, was in reversed(stored.items()):
+                with contextlib.suppress(asyncpg.IntegrityConstraintViolationError):  # something refers to it still
+                    async with connection.transaction():
+                        await _remove_more(connection, table, was)
