@@ -23,7 +23,8 @@ SHARED = {
         *_integration(
             "volumes", "sharing", "hotplug", "access", "api", "api_http", "api_objects", "contract",
             "doctor", "documents", "foreign_clients", "manifests", "networks", "placement", "quotas", "rollout_smoke",
-            "runbooks", "sdk_page", "scheduled_moves", "server", "web_ui", "web_ui_files", "web_ui_outages", "wheel",
+            "runbooks", "runbooks_of_releases", "sdk_page", "scheduled_moves", "server", "web_ui", "web_ui_files",
+            "web_ui_outages", "wheel",
         ),
         "tests/security/test_overlay.py",
     ),

@@ -63,7 +63,9 @@ def macs(vm: Object) -> list[str]:
 
 def reaches(victim: Platform, vm: Object, mac: str, network: str) -> bool:
     """Say whether an interface gets its address by DHCP and reaches the gateway of its network."""
-    name = interfaces(victim, vm)[mac]
+    name = interfaces(victim, vm).get(mac)
+    if name is None:  # the guest's kernel has not found it yet
+        return False
     gateway = GATEWAYS[network]
     probe = f"{DHCP.format(name)}; ping -c 1 -W 2 -I {name} {gateway} >/dev/null 2>&1 && echo yes || echo no"
     return shell(victim, vm, probe).endswith("yes")
