@@ -60,7 +60,7 @@ class BadDay(FailoverHistory):
     async def run(self) -> int:
         """Return at how many epochs the VM was before the last one. Raises Broken."""
         try:
-            await self.world.begin(ha=self.ha, disk=self.disk)
+            await self.world.begin(ha=self.ha and not self.disk, disk=self.disk)
             await self.go_on(CALM_S, fails=False)
             if self.disk:
                 await self._replicates(self.world.hosts[self.names[-1]])
@@ -76,6 +76,8 @@ class BadDay(FailoverHistory):
         await self.lost.attend()
         if self.disk and self._every(ROUND_S):
             await disks.rounds(self.world)
+            if self.ha:
+                await self._becomes_available()
 
     async def rest(self) -> int:
         self.heal()
@@ -165,6 +167,13 @@ class BadDay(FailoverHistory):
 
     async def _forces(self, host: SimulatedHost) -> None:
         await self.lost.force(host)
+
+    async def _becomes_available(self) -> None:
+        """A VM whose disk has a replica with a point may be highly available, and is from then on."""
+        async with self.world.database.connection() as connection:
+            vm = await vms.get(connection, self.world.vm)
+        if not vm.spec.ha:
+            await self._ask(lambda connection: vms.configure(connection, vm.id, None, {"ha": True}, None, "test"))
 
     async def _replicates(self, host: SimulatedHost) -> None:
         new = replicas.NewReplica(None, host.name)
@@ -256,9 +265,10 @@ class BadDay(FailoverHistory):
             await self._copies(host)
             return
         await self._stop(host)
-        had_disk = self.world.disks.current.get(self.world.vm) != GONE and self._clear(host)
+        is_gone = self.world.disks.current.get(self.world.vm) == GONE
+        had_disk = self._clear(host)
         copy.rename(host.directory)
-        if had_disk:
+        if had_disk and not is_gone:
             self.world.disks.put_back(self.world.vm, host.directory)
         host.promised.clear()
         await host.begin_agent()
