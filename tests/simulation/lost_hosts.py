@@ -97,9 +97,16 @@ class LostHosts:
 
     async def removes_node(self, forced: Forced) -> None:
         """``node remove --force``."""
-        name = forced.host.name
-        await self._world.transact(lambda c: lost_nodes.remove_node(c, name, forced.confirm, "test"))
-        self._world.link_ends(name)
+        world, name = self._world, forced.host.name
+
+        async def work(connection: Connection) -> bool:
+            vm = await vms.get(connection, world.vm)
+            await lost_nodes.remove_node(connection, name, forced.confirm, "test")
+            return name in (vm.node, vm.lost_on)
+
+        if not await world.transact(work):  # an older database: nobody knows that the VM's disk is there
+            world.disks.take_away(world.vm, forced.host.directory)
+        world.link_ends(name)
 
     async def recovers_vm(self, forced: Forced) -> None:
         """``vm recover``."""

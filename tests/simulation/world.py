@@ -476,8 +476,9 @@ class World:
         """Return what a host has of a VM that is not its own, or nothing."""
         for host in self.hosts.values():
             for id, worker in host.agent.workers.items() if host.works else ():
-                held = worker.context.record.held
-                if held.claim is not Claim.NONE and (id in self.deleted or host.name != vm.node):
+                record, held = worker.context.record, worker.context.record.held
+                is_here = host.name == vm.node or record.damaged  # which binds a node until a later epoch
+                if held.claim is not Claim.NONE and (id in self.deleted or not is_here):
                     return f"{host.name} still has {held} of VM {id}, which is on {vm.node}"
         return ""
 
