@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from lab.drills import catalogue, practice, recorder, results
+from lab.drills import catalogue, execution, practice, results
 from lab.drills.model import LabDrill, LabDrillRun
 from lab.platform import clean_up_when_ended
 from novacron.model.drill import DrillVerdict
@@ -77,7 +77,7 @@ def _run(drills: tuple[LabDrill, ...], file: Path | None, keep: bool) -> int:
             failed += 1
             continue
         say(f"{drill.name}: {drill.what}", err=True)
-        done = recorder.run(drill)
+        done = execution.run(drill)
         _show(done)
         failed += done.verdict is DrillVerdict.FAILED
         if file is not None:

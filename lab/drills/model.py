@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
+from lab.drills.recorder import Recorder
 from novacron.model.drill import DrillEvery, DrillFigures, DrillStep, DrillVerdict
-
-if TYPE_CHECKING:
-    from lab.drills.recorder import Recorder
 
 
 class LabDrill(NamedTuple):

@@ -13,7 +13,7 @@ from tests.support.vms import shell
 
 Object = dict[str, Any]
 GATEWAYS = {"left": "10.31.0.1", "right": "10.32.0.1"}
-DHCP = "ip link set {0} up; udhcpc -i {0} -s /dhcp -n -q -t 5 -T 2 >/dev/null 2>&1"
+DHCP = "ip link set {0} up; ip addr flush dev {0}; udhcpc -i {0} -s /dhcp -n -q -t 5 -T 2 >/dev/null 2>&1"
 
 
 @pytest.fixture(scope="module")

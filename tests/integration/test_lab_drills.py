@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lab.drills import catalogue, practice, recorder
+from lab.drills import catalogue, execution, practice
 from lab.drills.model import LabDrillRun
 from lab.drills.promises import misses
 from lab.runbook_runs import lab_host
@@ -54,7 +54,7 @@ def test_each_drill_recovers_within_what_it_promises(name: str, tmp_path: Path) 
 def test_a_drill_whose_runbook_mends_nothing_fails_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lab.drills.database.lab_host", lambda _: lab_host({}))
     drill = next(drill for drill in catalogue.ALL if drill.name == QUICK)
-    run = recorder.run(drill._replace(limit_s=20))
+    run = execution.run(drill._replace(limit_s=20))
     assert run.verdict is DrillVerdict.FAILED and "longer than 20 s" in run.error
     assert run.measured.detect_s is not None and run.measured.recover_s is None
     assert not run.steps[-1].passed and run.steps[-1].name == "runbook incidents/database-issues"

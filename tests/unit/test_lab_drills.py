@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from lab.drills import __main__ as command
-from lab.drills import catalogue, practice, recorder, results
+from lab.drills import catalogue, execution, practice, results
 from lab.drills.model import LabDrill, LabDrillRun
 from lab.drills.promises import misses
 from lab.drills.recorder import Recorder
@@ -88,7 +88,7 @@ def test_a_drill_that_fails_undoes_what_it_has_made_and_says_where(tmp_path: Pat
         with recorder.fault("it breaks"):
             raise AssertionError("it is broken")
 
-    done = recorder.run(drill_of(run))
+    done = execution.run(drill_of(run))
     assert done.verdict is DrillVerdict.FAILED and done.error == "AssertionError: it is broken" and undone == ["it"]
     assert [(step.name, step.passed) for step in done.steps] == [("it works", True), ("fault: it breaks", False)]
 
@@ -99,12 +99,12 @@ def test_a_drill_that_takes_too_long_is_ended() -> None:
             while True:
                 pass
 
-    done = recorder.run(drill_of(run, limit_s=0.2))
+    done = execution.run(drill_of(run, limit_s=0.2))
     assert done.verdict is DrillVerdict.FAILED and "longer than 0 s" in done.error
 
 
 def test_a_drill_that_recovers_without_a_measured_time_has_not_passed() -> None:
-    done = recorder.run(drill_of(lambda _: None))
+    done = execution.run(drill_of(lambda _: None))
     assert done.verdict is DrillVerdict.FAILED and "recover_s was not measured" in done.error
 
 
