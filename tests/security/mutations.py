@@ -118,6 +118,11 @@ MUTATIONS = (
         "tests/unit/test_live_calls.py::test_a_call_ends_when_its_caller_loses_a_right",
     ),
     Mutation(
+        "a body is awaited only as long as its caller may send it", "api/edge/admission.py",
+        "await self._hold_of_caller(request.caller, body)", "await body.hold(OF_CALLERS)",
+        "tests/unit/test_admission.py::test_a_body_is_awaited_only_as_long_as_its_caller_has_the_right",
+    ),
+    Mutation(
         "nodes download from public addresses only", "agent/images/download.py",
         "return _is_public(plain) and not _is_own(plain)", "return True",
         "tests/security/test_downloads.py::test_no_address_that_is_not_public_is_connected_to",

@@ -340,6 +340,24 @@ async def test_a_body_that_comes_too_slowly_is_given_up(server: Server, monkeypa
     assert answer.status == 401 and answer.headers[b"connection"] == b"close"
 
 
+async def test_a_body_is_awaited_only_as_long_as_its_caller_has_the_right(server: Server) -> None:
+    secret = await add_caller(server, "leaves")
+
+    def put(_: int) -> Awaitable[Answer]:
+        return server.get("/api/v1/vms", method="POST", secret=secret, body=never, content_length="10")
+
+    async with in_the_background(1, put) as calls:
+        assert len(server.live) == 1
+        server.live.check(time.time(), asyncio.get_running_loop().time())
+        await asyncio.sleep(0)
+        assert not calls[0].done()
+        await server.change("token", "tok-leaves", None)
+        server.live.check(time.time(), asyncio.get_running_loop().time())
+        answer: Answer = await asyncio.wait_for(calls[0], 5)
+    assert answer.status == 401 and answer.headers[b"connection"] == b"close"
+    assert len(server.live) == 0 and server.admission.receiving.taken == 0
+
+
 async def test_a_caller_who_becomes_known_while_the_body_is_awaited_is_asked_to_try_again(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

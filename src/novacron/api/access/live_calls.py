@@ -17,6 +17,14 @@ GRACE_S = 0.5
 """How much longer a request may take: one that ends its own caller, such as a logout, still gets its answer."""
 
 
+class CallEnded(Exception):
+    """A call was ended early. ``reason`` says why."""
+
+    def __init__(self, reason: NovaError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class LiveCall:
     """A call in progress."""
 

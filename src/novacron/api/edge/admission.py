@@ -20,7 +20,7 @@ import structlog
 from novacron.api.access.authentication import COOKIE
 from novacron.api.access.client_address import ClientAddresses, ProxySettings, counted_as
 from novacron.api.access.context import Services
-from novacron.api.access.live_calls import GRACE_S
+from novacron.api.access.live_calls import GRACE_S, CallEnded
 from novacron.api.access.recorder import UNSAFE, CompletedCall
 from novacron.api.edge.in_progress import RequestsInProgress
 from novacron.api.edge.rate_limits import Rates
@@ -257,6 +257,10 @@ class Admission:
             await self._reject(request, send, LATE_BODY, "body")
         except NotKnownYet:
             await self._reject(request, send, STARTING, "body")
+        except CallEnded as ended:
+            refusal = of_error(ended.reason)
+            await refuse(send, refusal, request.limit_headers)
+            self._completed(request, refusal.status, "-")
         except ClientGone:
             return
         finally:
@@ -264,9 +268,9 @@ class Admission:
                 body.forget()
 
     async def _hold(self, request: _Request, body: RequestBody) -> None:
-        """Receive a body. Raises LateBody, NotKnownYet, ClientGone, Full."""
+        """Receive a body. Raises LateBody, NotKnownYet, CallEnded, ClientGone, Full."""
         if request.caller is not None:
-            await body.hold(OF_CALLERS)
+            await self._hold_of_caller(request.caller, body)
         elif request.path in PUBLIC_WITH_BODY:
             await body.hold(OF_LOGINS)
         elif not body.asks_first:  # the answer, a refusal, does not depend on it
@@ -275,6 +279,18 @@ class Admission:
             except LateBody:
                 if self.caller(request.headers) is not None:  # known since: a route would read what is not whole
                     raise NotKnownYet from None
+
+    async def _hold_of_caller(self, caller: Caller, body: RequestBody) -> None:
+        """Receive a body as long as its caller has their rights. Raises LateBody, CallEnded, ClientGone, Full."""
+        call = None
+        try:
+            async with asyncio.timeout(None) as limit:
+                with self._services.live.watched(caller, limit) as call:
+                    await body.hold(OF_CALLERS)
+        except TimeoutError:
+            if call is None or call.ended is None:
+                raise
+            raise CallEnded(call.ended) from None
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a WebSocket on, within the limits of rate and number."""
