@@ -15,7 +15,7 @@ from novacron.cli.rollouts import app
 from novacron.rollout.agents.fleet import failures, guest_seen
 from novacron.rollout.agents.gates import ActionFailed, GuestSeen, WaveLimits, stopped
 from novacron.rollout.agents.hosts import ReachedHosts
-from novacron.rollout.agents.model import NodeStage, in_waves, next_step, wave_ends
+from novacron.rollout.agents.model import NodeStage, in_waves, wave_ends
 from novacron.rollout.agents.orders import AgentOrders
 from novacron.rollout.agents.packages import PackageFiles, agent_version
 from novacron.rollout.journal import OperatorAsk, OperatorRequest, RolloutJournal
@@ -496,9 +496,9 @@ def test_reach_must_name_the_node(tmp_path: Path) -> None:
 
 def test_a_step_follows_each_step(world: WaveWorld) -> None:
     rollout, found = world.new("100%"), []
-    while (step := next_step(rollout)) is not None:
+    while (step := rollout.next_step) is not None:
         rollout.step = step
         found.append(step)
     assert found == ["prepare-1", "install-1", "watch-1"]
     rollout.state = RolloutState.GOING_BACK
-    assert next_step(rollout) == "return"
+    assert rollout.next_step == "return"
