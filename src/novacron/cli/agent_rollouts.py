@@ -68,7 +68,7 @@ def orders(options: RolloutOptions, line: Callable[[str], None]) -> AgentOrders:
 
 def end(rollout: AgentRollout) -> None:
     """Say how a rollout ended; exit with 1 unless the nodes have the version that was asked for."""
-    from novacron.rollout.agents.orders import AFTER
+    from novacron.rollout.agents.orders import AFTER_FAILURE
     from novacron.rollout.model import RolloutState
 
     name_left_out(rollout)
@@ -78,7 +78,7 @@ def end(rollout: AgentRollout) -> None:
         return
     say(f"rollout {rollout.number} of agents is {rollout.state}: {rollout.reason}", err=True)
     if rollout.state is RolloutState.FAILED:
-        say(AFTER, err=True)
+        say(AFTER_FAILURE, err=True)
     raise typer.Exit(output.EXIT_FAILED)
 
 

@@ -90,7 +90,7 @@ class RolloutRecord:
     """What the records of all rollouts have in common, of servers and of agents. Each has these as fields of its own,
     in the order in which its journal has them."""
 
-    __slots__ = tuple[str, ...]()  # those of its fields are the records'
+    __slots__ = tuple[str, ...]()  # each record has slots for its fields
     number: int
     version: str
     by: str
