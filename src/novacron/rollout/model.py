@@ -93,6 +93,7 @@ class RolloutRecord:
     __slots__ = tuple[str, ...]()  # each record has slots for its fields
     number: int
     version: str
+    began_s: float
     by: str
     state: RolloutState
     step: str
