@@ -335,7 +335,7 @@ def test_a_rollout_waits_while_it_is_paused(world: WaveWorld) -> None:
 def test_guests_that_their_users_end_count_as_nothing() -> None:
     before = {"a": GuestSeen("a", "n", 0, "running"), "b": GuestSeen("b", "n", 0, "running"),
               "c": GuestSeen("c", "n", 2, "stopped")}  # fmt: skip
-    now = {"b": GuestSeen("b", "n", 0, "stopped", wanted=False), "c": GuestSeen("c", "n", 3, "failed")}
+    now = {"b": GuestSeen("b", "n", 0, "stopped", should_run=False), "c": GuestSeen("c", "n", 3, "failed")}
     assert stopped(before, now, last=True) == []
     now["b"] = GuestSeen("b", "n", 0, "starting")
     assert stopped(before, now, last=False) == []
@@ -345,9 +345,9 @@ def test_guests_that_their_users_end_count_as_nothing() -> None:
 def test_a_guest_that_powered_itself_off_is_not_wanted() -> None:
     vm = {"name": "a", "node": "n", "spec": {"power": "running", "starts": 2},
           "status": {"crashes": 0, "state": "stopped", "halted_at_start": 2}}  # fmt: skip
-    assert not guest_seen(vm).wanted
+    assert not guest_seen(vm).should_run
     vm["spec"] = {"power": "running", "starts": 3}
-    assert guest_seen(vm).wanted
+    assert guest_seen(vm).should_run
 
 
 def test_only_failures_after_the_wave_began_count() -> None:

@@ -216,7 +216,7 @@ def shares_of(strategy: Strategy, text: str, step_s: float, watch_s: float) -> l
         percents = [int(part) for part in text.split(",")]
     except ValueError:
         percents = []
-    rising = all(one < other for one, other in itertools.pairwise(percents))
+    rising = all(percent < following for percent, following in itertools.pairwise(percents))
     if not percents or percents[0] < 1 or percents[-1] != 100 or not rising:
         raise RolloutError(f"shares: {text!r} are no rising percentages that end with 100; write it like 1,10,50,100")
     return [Share(percent, step_s) for percent in percents]
