@@ -39,7 +39,7 @@ class RunToSilence(NamedTuple):
     """How long one alert's fault lasted."""
 
     alert: str
-    found_s: float
+    detected_s: float
     """From the fault until the alert fires, at the rule's own pace."""
     recovered_s: float
     """From then until the runbook had ended with all as expected."""
@@ -64,9 +64,9 @@ def waits_s() -> dict[str, float]:
 
 def firing(prometheus: Prometheus, fault: AlertFault, alert: str) -> dict[str, Any] | None:
     """Return an alert of a fault, as Prometheus tells of it, if it fires."""
-    meant = {"alertname": alert, **fault.labels}
+    labels = {"alertname": alert, **fault.labels}
     for each in prometheus.ask("alerts")["alerts"]:
-        if each["state"] == "firing" and meant.items() <= each["labels"].items():
+        if each["state"] == "firing" and labels.items() <= each["labels"].items():
             return dict(each)
     return None
 
@@ -80,14 +80,14 @@ def to_silence(fault: AlertFault, scene: Scene, prometheus: Prometheus, log: Pat
     waits = waits_s()
     began_s = time.time()
     with fault.inject(scene) as mending:
-        seen = {alert: _wait_firing(prometheus, fault, alert) for alert in fault.alerts}
+        fired = {alert: _wait_firing(prometheus, fault, alert) for alert in fault.alerts}
         noticed_s = time.time()
-        _run_runbook(fault, mending, seen[fault.alerts[0]]["labels"], log)
+        _run_runbook(fault, mending, fired[fault.alerts[0]]["labels"], log)
         recovered_s = time.time() - noticed_s
         _wait_silent(prometheus, fault, fault.silent_s_max, "after the runbook")
     return [
-        RunToSilence(alert, max(_active_at_s(said) - began_s, 0.0) + waits[alert], recovered_s)
-        for alert, said in seen.items()
+        RunToSilence(alert, max(_active_at_s(firing_alert) - began_s, 0.0) + waits[alert], recovered_s)
+        for alert, firing_alert in fired.items()
     ]
 
 
@@ -95,7 +95,7 @@ def record(fault: AlertFault, runs: Iterable[RunToSilence]) -> None:
     """Write what was measured into the testing history of the fault's runbook, if that is wanted."""
     page, runbook = runbook_runs.PAGES / f"{fault.runbook}.md", library.read(fault.runbook, runbook_runs.PAGES)
     for run in runs:
-        runbook_history.record(page, runbook, run.found_s, run.recovered_s, run.alert)
+        runbook_history.record(page, runbook, run.detected_s, run.recovered_s, run.alert)
 
 
 def _active_at_s(alert: dict[str, Any]) -> float:
@@ -103,10 +103,10 @@ def _active_at_s(alert: dict[str, Any]) -> float:
 
 
 def _wait_firing(prometheus: Prometheus, fault: AlertFault, alert: str) -> dict[str, Any]:
-    said: dict[str, Any] = until(
+    fired: dict[str, Any] = until(
         lambda: firing(prometheus, fault, alert), f"the alert {alert} fires for {fault.name}", fault.fires_s_max
     )
-    return said
+    return fired
 
 
 def _wait_silent(prometheus: Prometheus, fault: AlertFault, limit_s: float, when: str) -> None:
@@ -118,5 +118,5 @@ def _run_runbook(fault: AlertFault, mending: Mending, labels: dict[str, str], lo
     runbook = library.read(fault.runbook, runbook_runs.PAGES)
     values = runner.values_for(runbook, labels, mending.values)
     machine = runbook_runs.lab_machine(mending.actions)
-    result, said = runbook_runs.run_steps(runbook.steps, values, log, machine, mending.answers)
-    assert result.outcome is StepOutcome.DONE, f"{result.why}\n{said}"
+    result, output = runbook_runs.run_steps(runbook.steps, values, log, machine, mending.answers)
+    assert result.outcome is StepOutcome.DONE, f"{result.why}\n{output}"

@@ -24,8 +24,8 @@ ROW = re.compile(r"^\| \d{4}-.*\|$", re.MULTILINE)
 
 def measured(text: str) -> str | None:
     """Return the measured part of a page; None: it has none."""
-    found = BLOCK.search(text)
-    return found[1] if found else None
+    block = BLOCK.search(text)
+    return block[1] if block else None
 
 
 def digests(text: str) -> list[str]:
@@ -39,14 +39,14 @@ def alerts(text: str, digest: str) -> set[str]:
     return {_alert_of(row) for row in rows} - {NO_ALERT}
 
 
-def record(page: Path, runbook: Runbook, found_s: float | None, recovered_s: float, alert: str = NO_ALERT) -> None:
+def record(page: Path, runbook: Runbook, detected_s: float | None, recovered_s: float, alert: str = NO_ALERT) -> None:
     """Write what was measured into a page, if that is wanted. Rows of other alerts stay if they are about the steps
     of now."""
     if RECORD not in os.environ:
         return
-    found = "-" if found_s is None else f"{found_s:.0f} s"
+    detected = "-" if detected_s is None else f"{detected_s:.0f} s"
     machine = f"{os.uname().machine}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.0f}, emulated guests"
-    row = f"| {datetime.now(UTC):%Y-%m-%d} | {__version__} | {machine} | `{runbook.digest}` | {found} |"
+    row = f"| {datetime.now(UTC):%Y-%m-%d} | {__version__} | {machine} | `{runbook.digest}` | {detected} |"
     page.write_text(with_row(page.read_text(), runbook.digest, f"{row} {recovered_s:.0f} s | {alert} |"))
 
 

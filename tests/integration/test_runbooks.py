@@ -41,7 +41,7 @@ def test_a_killed_agent_is_brought_back_by_its_runbook(site: Platform, tmp_path:
     agent.kill()
     try:
         site.wait_node("host-b", ready=False)
-        found_s, began = time.monotonic() - began, time.monotonic()
+        detected_s, began = time.monotonic() - began, time.monotonic()
         machine = lab_host({"systemctl restart novacron-agent": agent.start})
         result, said = run_page(site, runbook, {"node": "host-b"}, tmp_path / "log", machine)
         recovered_s = time.monotonic() - began
@@ -53,7 +53,7 @@ def test_a_killed_agent_is_brought_back_by_its_runbook(site: Platform, tmp_path:
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [line["step"] for line in lines if line["event"] == "step"] == [step.name for step in runbook.steps]
     assert any("host-b" in line["words"] for line in lines if line["event"] == "command")
-    runbook_history.record(path, runbook, found_s, recovered_s)
+    runbook_history.record(path, runbook, detected_s, recovered_s)
 
 
 @pytest.mark.slow

@@ -23,9 +23,7 @@ from novacron.rollout.model import (
     RolloutState,
     StepFailed,
     Strategy,
-    next_step,
     shares_of,
-    steps,
 )
 from novacron.rollout.options import RolloutOptions
 
@@ -41,7 +39,7 @@ def rollout(strategy: Strategy = Strategy.BLUE_GREEN) -> Rollout:
 
 def walked(of: Rollout) -> list[str]:
     found = []
-    while (step := next_step(of)) is not None:
+    while (step := of.next_step) is not None:
         of.step = step
         found.append(step)
     return found
@@ -55,7 +53,7 @@ def test_a_canary_watches_each_share_and_ends_the_old_version_last() -> None:
 
 
 def test_every_way_back_begins_with_the_old_versions_requests() -> None:
-    for step in steps(rollout(Strategy.CANARY)):
+    for step in rollout(Strategy.CANARY).steps:
         back = rollout(Strategy.CANARY)
         back.step = step
         back.become(RolloutState.GOING_BACK)

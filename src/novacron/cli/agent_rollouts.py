@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import typer
 
 from novacron.cli import output
 from novacron.cli.output import Columns, Object, OutputFormat
+from novacron.cli.rollout_records import RecordView
 from novacron.client import Client
 from novacron.terminal import say
 
@@ -27,11 +27,6 @@ COLUMNS: Columns = {
     "VERSION": lambda r: r["version"],
     "BEFORE": lambda r: r["version_before"],
     "NODES": lambda r: len(r["nodes"]),
-    "STATE": lambda r: r["state"],
-    "STEP": lambda r: r["step"],
-    "BEGAN": lambda r: output.when(r["began_at"]),
-    "TOOK": lambda r: f"{r['took_s']:.0f} s",
-    "REASON": lambda r: r["reason"].partition("\n")[0],
 }
 FIELDS: Columns = {
     "ROLLOUT": lambda r: f"{r['number']} of agents",
@@ -43,13 +38,19 @@ FIELDS: Columns = {
     "STEP": lambda r: r["step"],
     "WAVES": lambda r: ", ".join(str(size) for size in r["waves"]) + f" nodes, each watched for {r['watch_s']:g} s",
     "NODES": lambda r: ", ".join(f"{count} {stage}" for stage, count in r["counts"].items()),
-    "WATCHED": lambda r: f"{r['watched_s']:.0f} s",
-    "REASON": lambda r: r["reason"],
-    "WENT BACK": lambda r: f"within {r['went_back_s']:.1f} s" if r["went_back_s"] else "",
-    "BEGAN": lambda r: output.when(r["began_at"]),
-    "ENDED": lambda r: output.when(r["ended_at"]),
-    "BY": lambda r: r["by"],
 }
+
+
+def _nodes(rollout: AgentRollout) -> Object:
+    """Return what a row says of a rollout's nodes, beside its record."""
+    return {
+        "version_before": rollout.version_before,
+        "counts": rollout.counts(),
+        "waves": [len(rollout.of_wave(number)) for number in range(1, rollout.waves + 1)],
+    }
+
+
+VIEW: RecordView[AgentRollout] = RecordView(COLUMNS, FIELDS, _nodes, "there has been no rollout of agents yet")
 
 
 def connect() -> RolloutFleet:
@@ -68,7 +69,7 @@ def orders(options: RolloutOptions, line: Callable[[str], None]) -> AgentOrders:
 
 def end(rollout: AgentRollout) -> None:
     """Say how a rollout ended; exit with 1 unless the nodes have the version that was asked for."""
-    from novacron.rollout.agents.orders import AFTER
+    from novacron.rollout.agents.orders import AFTER_FAILURE
     from novacron.rollout.model import RolloutState
 
     name_left_out(rollout)
@@ -78,7 +79,7 @@ def end(rollout: AgentRollout) -> None:
         return
     say(f"rollout {rollout.number} of agents is {rollout.state}: {rollout.reason}", err=True)
     if rollout.state is RolloutState.FAILED:
-        say(AFTER, err=True)
+        say(AFTER_FAILURE, err=True)
     raise typer.Exit(output.EXIT_FAILED)
 
 
@@ -119,50 +120,23 @@ def back(rollout: AgentRollout) -> None:
 
 def status(state_dir: Path, output_: OutputFormat) -> None:
     """Show the newest rollout of agents."""
-    journal = _journal(state_dir)
-    rollout = journal.last()
-    if rollout is None:
-        raise output.fail("there has been no rollout of agents yet", output.EXIT_NOT_FOUND)
-    _show(journal, rollout, output_, 5)
+    rollout = VIEW.newest(_journal(state_dir), output_)
+    if output_.for_people:
+        name_left_out(rollout)
 
 
 def history(state_dir: Path, number: int | None, output_: OutputFormat) -> None:
     """List rollouts of agents, newest first, or show the steps of one."""
     journal = _journal(state_dir)
-    if number is not None:
-        _show(journal, journal.get(number), output_, None)
+    if number is None:
+        VIEW.list(journal, output_)
         return
-    output.rows([_row(journal, rollout) for rollout in reversed(journal.all())], COLUMNS, output_)
+    rollout = VIEW.with_all_steps(journal, number, output_)
+    if output_.for_people:
+        name_left_out(rollout)
 
 
 def _journal(state_dir: Path) -> AgentJournal:
     from novacron.rollout.agents.journal import AgentJournal
 
     return AgentJournal(state_dir)
-
-
-def _row(journal: AgentJournal, rollout: AgentRollout) -> Object:
-    import msgspec
-
-    row: Object = msgspec.to_builtins(rollout)
-    row["events"] = [{**event, "at": output.at(event["at_s"])} for event in row["events"]]
-    return {
-        **row,
-        "version_before": rollout.version_before,
-        "counts": rollout.counts(),
-        "waves": [len(rollout.of_wave(number)) for number in range(1, rollout.waves + 1)],
-        "began_at": output.at(rollout.began_s),
-        "ended_at": output.at(rollout.ended_s),
-        "took_s": (rollout.ended_s or time.time()) - rollout.began_s,
-        "abandoned": not rollout.ended and not journal.is_worked_on(),
-    }
-
-
-def _show(journal: AgentJournal, rollout: AgentRollout, output_: OutputFormat, last: int | None) -> None:
-    row = _row(journal, rollout)
-    output.fields(row, FIELDS, output_)
-    if output_.for_people:
-        say()
-        for event in row["events"][-last if last else 0 :]:
-            say(f"{output.when(event['at'])}  {event['step']:<10}  {event['text']}")
-        name_left_out(rollout)

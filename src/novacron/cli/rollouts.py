@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,7 +14,8 @@ import typer
 from novacron import settings_file
 from novacron.cli import agent_rollouts, output
 from novacron.cli.options import expand
-from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.cli.output import Columns, Output, OutputFormat
+from novacron.cli.rollout_records import RecordView
 from novacron.rollout.options import SETTINGS, STATE_DIR, RolloutOptions
 from novacron.terminal import say
 
@@ -50,11 +50,6 @@ COLUMNS: Columns = {
     "STRATEGY": lambda r: r["strategy"],
     "VERSION": lambda r: r["version"],
     "BEFORE": lambda r: r["version_before"],
-    "STATE": lambda r: r["state"],
-    "STEP": lambda r: r["step"],
-    "BEGAN": lambda r: output.when(r["began_at"]),
-    "TOOK": lambda r: f"{r['took_s']:.0f} s",
-    "REASON": lambda r: r["reason"].partition("\n")[0],
 }
 FIELDS: Columns = {
     "ROLLOUT": lambda r: r["number"],
@@ -64,13 +59,10 @@ FIELDS: Columns = {
     "STATE": lambda r: r["state"] + (" (no process works on it: novacron rollout resume)" if r["abandoned"] else ""),
     "STEP": lambda r: r["step"],
     "SHARES": lambda r: ", ".join(f"{share['percent']} % for {share['watch_s']:g} s" for share in r["shares"]),
-    "WATCHED": lambda r: f"{r['watched_s']:.0f} s",
-    "REASON": lambda r: r["reason"],
-    "WENT BACK": lambda r: f"within {r['went_back_s']:.1f} s" if r["went_back_s"] else "",
-    "BEGAN": lambda r: output.when(r["began_at"]),
-    "ENDED": lambda r: output.when(r["ended_at"]),
-    "BY": lambda r: r["by"],
 }
+VIEW: RecordView[Rollout] = RecordView(
+    COLUMNS, FIELDS, lambda rollout: {"stable": rollout.stable.value}, "there has been no rollout yet"
+)
 
 
 @contextmanager
@@ -269,11 +261,7 @@ def status(
         if agents:
             agent_rollouts.status(_directory(settings, state_dir), output_)
             return
-        journal = _journal(settings, state_dir)
-        rollout = journal.last()
-        if rollout is None:
-            raise output.fail("there has been no rollout yet", output.EXIT_NOT_FOUND)
-        _show(journal, rollout, output_, 5)
+        VIEW.newest(_journal(settings, state_dir), output_)
 
 
 @app.command()
@@ -290,10 +278,10 @@ def history(
             agent_rollouts.history(_directory(settings, state_dir), number, output_)
             return
         journal = _journal(settings, state_dir)
-        if number is not None:
-            _show(journal, journal.get(number), output_, None)
-            return
-        output.rows([_row(journal, rollout) for rollout in reversed(journal.all())], COLUMNS, output_)
+        if number is None:
+            VIEW.list(journal, output_)
+        else:
+            VIEW.with_all_steps(journal, number, output_)
 
 
 def _directory(settings: Path | None, state_dir: Path | None) -> Path:
@@ -311,27 +299,3 @@ def _journal(settings: Path | None, state_dir: Path | None) -> RolloutJournal:
     from novacron.rollout.journal import RolloutJournal
 
     return RolloutJournal(_directory(settings, state_dir))
-
-
-def _row(journal: RolloutJournal, rollout: Rollout) -> Object:
-    import msgspec
-
-    row: Object = msgspec.to_builtins(rollout)
-    row["events"] = [{**event, "at": output.at(event["at_s"])} for event in row["events"]]
-    return {
-        **row,
-        "stable": rollout.stable.value,
-        "began_at": output.at(rollout.began_s),
-        "ended_at": output.at(rollout.ended_s),
-        "took_s": (rollout.ended_s or time.time()) - rollout.began_s,
-        "abandoned": not rollout.ended and not journal.is_worked_on(),
-    }
-
-
-def _show(journal: RolloutJournal, rollout: Rollout, output_: OutputFormat, last: int | None) -> None:
-    row = _row(journal, rollout)
-    output.fields(row, FIELDS, output_)
-    if output_.for_people:
-        say()
-        for event in row["events"][-last if last else 0 :]:
-            say(f"{output.when(event['at'])}  {event['step']:<10}  {event['text']}")

@@ -131,10 +131,10 @@ async def look(monitor: Monitor) -> GuestNics | None:
         return None
     named = [str(entry["name"]) for entry in await monitor.execute("qom-list", {"path": NAMED})]
     devices = []
-    for found in filter(None, map(NIC_NAME.match, sorted(named))):
+    for match in filter(None, map(NIC_NAME.match, sorted(named))):
         with contextlib.suppress(MonitorFailed):  # the guest lets go of it at this moment
-            where = {"path": f"{NAMED}/{found[0]}", "property": "mac"}
-            devices.append(GuestNic(str(await monitor.execute("qom-get", where)), found[1]))
+            where = {"path": f"{NAMED}/{match[0]}", "property": "mac"}
+            devices.append(GuestNic(str(await monitor.execute("qom-get", where)), match[1]))
     port_count = sum(name.startswith(PORT) for name in named)
     return GuestNics(tuple(devices), await _slots(monitor), min(port_count, NIC_PORTS))
 
@@ -166,11 +166,11 @@ async def plug(monitor: Monitor, nic: QemuNic, model: NicModel) -> str:
     Raises MonitorFailed.
     """
     assert nic.descriptor is not None
-    has = await look(monitor)
-    if has is None:
+    guest_nics = await look(monitor)
+    if guest_nics is None:
         raise MonitorFailed("the guest was started by an earlier version of NovaCron")
     pcie = has_pcie(await _machine(monitor))
-    number = free_hot_number(has, {slot for slot, _ in await _bus(monitor)}, pcie=pcie)
+    number = free_hot_number(guest_nics, {slot for slot, _ in await _bus(monitor)}, pcie=pcie)
     if number is None:
         raise MonitorFailed("the guest has no free place for another interface")
     name = hot_name(number)

@@ -54,16 +54,16 @@ def with_weights(text: str, backends: Sequence[str], weights: Weights) -> str:
 
     Raises StepFailed if one of them has no line ``server COLOUR ... weight N``.
     """
-    found: set[tuple[str, str]] = set()
+    weighted: set[tuple[str, str]] = set()
     lines, backend = [], ""
     for line in text.splitlines(keepends=True):
         backend = _backend_at(line, backend)
         server = SERVER.match(line) if backend in backends else None
         if server is not None and server["name"] in weights:
-            found.add((backend, server["name"]))
+            weighted.add((backend, server["name"]))
             line = f"{server[1]}{weights[Colour(server['name'])]}{line[server.end() :]}"
         lines.append(line)
-    missing = [(name, colour) for name in backends for colour in weights if (name, colour.value) not in found]
+    missing = [(name, colour) for name in backends for colour in weights if (name, colour.value) not in weighted]
     if missing:
         raise StepFailed(
             f"haproxy-config: backend {missing[0][0]} has no line: server {missing[0][1]} ADDRESS ... weight N"
@@ -148,15 +148,15 @@ class HAProxy:
     def traffic(self, backend: str) -> dict[Colour, Traffic]:
         """Return what each colour has had so far. Raises StepFailed."""
         rows = csv.DictReader(self._tell("show stat").removeprefix("# ").splitlines())
-        found = {}
+        by_colour = {}
         for row in rows:
             if row.get("pxname") == backend and row.get("svname") in set(Colour):
                 classes = [int(row.get(f"hrsp_{kind}xx") or 0) for kind in "12345"]
                 broken = sum(int(row.get(name) or 0) for name in ("econ", "eresp"))
-                found[Colour(row["svname"])] = Traffic(
+                by_colour[Colour(row["svname"])] = Traffic(
                     sum(classes), classes[4] + broken, int(row.get("scur") or 0), (row.get("status") or "")[:2] == "UP"
                 )
-        return found
+        return by_colour
 
     def _tell(self, command: str) -> str:
         """Return what HAProxy answers, asked again while it is away. Raises StepFailed."""

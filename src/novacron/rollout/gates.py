@@ -125,8 +125,8 @@ class Prometheus:
         )
 
     def _number(self, query: str) -> float | None:
-        found = self._query(query)
-        return found[0][1] if len(found) == 1 and not math.isnan(found[0][1]) else None
+        samples = self._query(query)
+        return samples[0][1] if len(samples) == 1 and not math.isnan(samples[0][1]) else None
 
     def _query(self, query: str) -> list[tuple[dict[str, str], float]]:
         """Return labels and values of a query. Raises PrometheusAway."""

@@ -57,11 +57,12 @@ def run(command: Sequence[str | Path], limit_s: float) -> str:
 class Environments:
     """Python environments of versions, and which of them each colour has.
 
-    ``root/versions/VERSION`` are installed from packages; ``root/COLOUR`` is a link to an environment.
+    ``root/versions/VERSION`` are installed from packages; ``root/COLOUR`` is a link to an environment. ``preinstalled``
+    are environments that the settings name, by version.
     """
 
-    def __init__(self, root: Path, packages: Path | None, given: Mapping[str, Path]) -> None:
-        self._root, self._packages, self._given = root, packages, given
+    def __init__(self, root: Path, packages: Path | None, preinstalled: Mapping[str, Path]) -> None:
+        self._root, self._packages, self._preinstalled = root, packages, preinstalled
 
     def link(self, colour: Colour) -> Path:
         return self._root / colour
@@ -71,10 +72,10 @@ class Environments:
 
     def give(self, colour: Colour, version: str) -> None:
         """Let a colour have a version, installed if it is not there yet. Raises StepFailed."""
-        environment = self._given.get(version) or self._installed(version)
-        found = _version_of(environment / "bin/python")
-        if found != version:
-            raise StepFailed(f"version: {environment} has version {found} instead of {version}")
+        environment = self._preinstalled.get(version) or self._installed(version)
+        installed_version = _version_of(environment / "bin/python")
+        if installed_version != version:
+            raise StepFailed(f"version: {environment} has version {installed_version} instead of {version}")
         fresh = self.link(colour).with_name(f".{colour}.new")
         try:
             self._root.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -11,12 +11,12 @@ import os
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
 from novacron import private_file
-from novacron.rollout.model import Rollout, RolloutError
+from novacron.rollout.model import Rollout, RolloutError, RolloutRecord
 from novacron.state_lock import FolderInUse, FolderLock
 
 FILE_BYTES_MAX = 4 << 20
@@ -40,13 +40,7 @@ class OperatorRequest(msgspec.Struct, frozen=True):
     by: str = ""
 
 
-class Numbered(Protocol):
-    """A record of a rollout."""
-
-    number: int
-
-
-R = TypeVar("R", bound=Numbered)
+R = TypeVar("R", bound=RolloutRecord)
 
 
 class RecordJournal(Generic[R]):

@@ -1,22 +1,26 @@
-"""Keeps the record of a rollout that is worked on: writes it, tells who is to be told, hears what operators ask."""
+"""Takes a rollout from step to step and back, whatever it is of; keeps its record, and hears what operators ask.
+
+Before a step begins, the journal names it, durably. So a process that is killed at any moment is followed by another
+one that does the same step again, and goes on.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from novacron.rollout.agents.model import AgentRollout
 from novacron.rollout.journal import OperatorAsk, RecordJournal
-from novacron.rollout.model import WATCH, Rollout, RolloutState
+from novacron.rollout.model import WATCH, RolloutRecord, RolloutState, StepFailed
 from novacron.rollout.telling import Telling
 
 ALIVE_S = 5.0
 """Between two signs of life, at most."""
 POLL_S = 0.2
 
-R = TypeVar("R", Rollout, AgentRollout)
+R = TypeVar("R", bound=RolloutRecord)
 
 
 class Aborted(Exception):
@@ -42,7 +46,7 @@ class RolloutKeeper(Generic[R]):
         """Tell everybody what is to be told, now."""
         self.telling.flush(rollout, self._warn)
 
-    def _warn(self, rollout: Rollout | AgentRollout, text: str) -> None:
+    def _warn(self, rollout: RolloutRecord, text: str) -> None:
         rollout.note(time.time(), text)
         self.say(text)
 
@@ -89,9 +93,90 @@ class RolloutKeeper(Generic[R]):
             return
         if request.ask is OperatorAsk.ABORT:
             raise Aborted(f"aborted by {request.by}")
-        wanted = RolloutState.PAUSED if request.ask is OperatorAsk.PAUSE else RolloutState.RUNNING
-        if rollout.state is not wanted:
-            rollout.become(wanted)
-            self.note(rollout, f"{wanted} by {request.by}")
+        state = RolloutState.PAUSED if request.ask is OperatorAsk.PAUSE else RolloutState.RUNNING
+        if rollout.state is not state:
+            rollout.become(state)
+            self.note(rollout, f"{state} by {request.by}")
             self.tell(rollout)
             self.keep(rollout)
+
+
+class StepEngine(ABC, Generic[R]):
+    """Works on one rollout in this process, which has the journal's lock. ``say`` prints a line."""
+
+    def __init__(self, journal: RecordJournal[R], telling: Telling, say: Callable[[str], None]) -> None:
+        self._journal: RecordJournal[R] = journal
+        self._telling, self._say = telling, say
+        self._keeper = RolloutKeeper[R](journal, telling, say)
+
+    @abstractmethod
+    def _perform(self, rollout: R) -> str:
+        """Do the present step and return what came of it. Raises StepFailed, Aborted, OSError."""
+
+    @abstractmethod
+    def _outcome(self, rollout: R) -> str:
+        """Return what a rollout that has ended leaves."""
+
+    @abstractmethod
+    def accept(self, rollout: R, by: str) -> R:
+        """End a rollout that failed with what is there. Raises StepFailed if that can't be."""
+
+    def run(self, rollout: R) -> R:
+        """Go on with a rollout until it has ended; return it. Raises RolloutError, OSError."""
+        if not rollout.step:
+            self._journal.forget_old()
+            self._telling.webhook(rollout)
+            self._keeper.enter(rollout, rollout.steps[0])
+        elif rollout.state is RolloutState.PAUSED:
+            rollout.become(RolloutState.RUNNING)
+            self._keeper.keep(rollout)
+        while not rollout.ended:
+            try:
+                self._keeper.attend(rollout)
+                self._note(rollout, self._perform(rollout))
+                self._advance(rollout)
+            except Aborted as aborted:
+                self.turn(rollout, str(aborted))
+            except StepFailed as failed:
+                if rollout.state is RolloutState.GOING_BACK:
+                    self._fail(rollout, str(failed))
+                else:
+                    self.turn(rollout, str(failed))
+        self._journal.answered()
+        return rollout
+
+    def turn(self, rollout: R, reason: str) -> None:
+        """Decide that a rollout goes back."""
+        self._keeper.note(rollout, f"goes back: {reason}")
+        rollout.become(RolloutState.GOING_BACK)
+        rollout.reason, rollout.ended_s, rollout.went_back_s = reason, 0.0, 0.0
+        self._telling.webhook(rollout)
+        self._keeper.enter(rollout, rollout.steps[0])
+
+    def _advance(self, rollout: R) -> None:
+        following = rollout.next_step
+        if following is not None:
+            self._keeper.enter(rollout, following)
+            return
+        back = rollout.state is RolloutState.GOING_BACK
+        if rollout.state is RolloutState.PAUSED:  # asked for in the last step: there is nothing to wait for
+            rollout.become(RolloutState.RUNNING)
+        rollout.become(RolloutState.ROLLED_BACK if back else RolloutState.DONE)
+        self._end(rollout)
+
+    def _fail(self, rollout: R, reason: str) -> None:
+        self._note(rollout, f"can't go back: {reason}")
+        rollout.become(RolloutState.FAILED)
+        rollout.reason += f"; then it could not go back: {reason}"
+        self._end(rollout)
+
+    def _end(self, rollout: R) -> None:
+        rollout.ended_s = time.time()
+        self._note(rollout, f"{rollout.state}: {self._outcome(rollout)}")
+        self._telling.webhook(rollout)
+        self._keeper.keep(rollout)
+        self._keeper.tell(rollout)
+
+    def _note(self, rollout: R, text: str) -> None:
+        self._keeper.note(rollout, text)
+        self._keeper.tell(rollout)

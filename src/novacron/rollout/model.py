@@ -10,6 +10,7 @@ import msgspec
 EVENTS_MAX = 2000
 """Of one rollout: the oldest checks of a share make room for later ones."""
 SHARE, WATCH = "share-", "watch-"
+GOING_BACK_STEPS = ("restore", "verify", "remove")
 
 
 class RolloutError(Exception):
@@ -57,6 +58,7 @@ class RolloutState(StrEnum):
 
 
 AFTER_FAILURE = "novacron rollout abort tries to go back again, novacron rollout accept keeps what serves"
+WAY_BACK = frozenset({RolloutState.GOING_BACK, RolloutState.ROLLED_BACK, RolloutState.FAILED})
 ENDED = frozenset({RolloutState.DONE, RolloutState.ROLLED_BACK, RolloutState.FAILED})
 NEXT_STATES = {
     RolloutState.RUNNING: {RolloutState.PAUSED, RolloutState.GOING_BACK, RolloutState.DONE},
@@ -84,8 +86,72 @@ class RolloutEvent(msgspec.Struct, frozen=True):
     text: str
 
 
-class Rollout(msgspec.Struct):
-    """A rollout, as its journal has it."""
+class RolloutRecord:
+    """What the records of all rollouts have in common, of servers and of agents. Each has these as fields of its own,
+    in the order in which its journal has them."""
+
+    __slots__ = tuple[str, ...]()  # each record has slots for its fields
+    number: int
+    version: str
+    began_s: float
+    by: str
+    state: RolloutState
+    step: str
+    step_began_s: float
+    watched_s: float
+    reason: str
+    """Why it goes back, or failed."""
+    went_back_s: float
+    ended_s: float
+    events: list[RolloutEvent]
+
+    @property
+    def title(self) -> str:
+        """Return what messages call it."""
+        return f"rollout {self.number}"
+
+    @property
+    def strategy(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def version_before(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Return its steps in order; those of going back if it goes back."""
+        raise NotImplementedError
+
+    @property
+    def next_step(self) -> str | None:
+        """Return the step after the present one; None: that was the last."""
+        position = self.steps.index(self.step) + 1 if self.step in self.steps else 0
+        return self.steps[position] if position < len(self.steps) else None
+
+    @property
+    def goes_back(self) -> bool:
+        """Return whether it goes back, or has tried to."""
+        return self.state in WAY_BACK
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def become(self, state: RolloutState) -> None:
+        """Take another state. Raises RolloutError if that one can't follow."""
+        if state not in NEXT_STATES[self.state]:
+            raise RolloutError(f"{self.title} is {self.state}: it can't become {state}")
+        self.state = state
+
+    def note(self, now_s: float, text: str) -> None:
+        """Add to what has happened."""
+        self.events.append(RolloutEvent(now_s, self.step, text))
+        del self.events[:-EVENTS_MAX]
+
+
+class Rollout(RolloutRecord, msgspec.Struct):
+    """A rollout of a server, as its journal has it."""
 
     number: int
     strategy: Strategy
@@ -114,10 +180,6 @@ class Rollout(msgspec.Struct):
         return self.colour.other
 
     @property
-    def ended(self) -> bool:
-        return self.state in ENDED
-
-    @property
     def serving(self) -> Colour:
         """Return which of the two has all requests at its end; after a failure, nobody knows."""
         return self.colour if self.state is RolloutState.DONE else self.stable
@@ -126,42 +188,18 @@ class Rollout(msgspec.Struct):
     def serving_version(self) -> str:
         return self.version if self.state is RolloutState.DONE else self.version_before
 
-    def become(self, state: RolloutState) -> None:
-        """Take another state. Raises RolloutError if that one can't follow."""
-        if state not in NEXT_STATES[self.state]:
-            raise RolloutError(f"rollout {self.number} is {self.state}: it can't become {state}")
-        self.state = state
-
-    def note(self, now_s: float, text: str) -> None:
-        """Add to what has happened."""
-        self.events.append(RolloutEvent(now_s, self.step, text))
-        del self.events[:-EVENTS_MAX]
-
-
-GOING_BACK_STEPS = ("restore", "verify", "remove")
-
-
-def steps(rollout: Rollout) -> tuple[str, ...]:
-    """Return the steps of a rollout in order; those of going back if it goes back."""
-    if rollout.state in (RolloutState.GOING_BACK, RolloutState.ROLLED_BACK, RolloutState.FAILED):
-        return GOING_BACK_STEPS
-    shares: list[str] = []
-    for share in rollout.shares:
-        shares.append(f"{SHARE}{share.percent}")
-        if share.watch_s > 0:
-            shares.append(f"{WATCH}{share.percent}")
-    last = () if rollout.strategy is Strategy.BEGIN else ("drain", "stop")
-    first = ("start", "health") if rollout.strategy is Strategy.ROLLBACK else ("install", "start", "health", "smoke")
-    return (*first, *shares, *last)
-
-
-def next_step(rollout: Rollout) -> str | None:
-    """Return the step after the present one; None: that was the last."""
-    all_steps = steps(rollout)
-    if rollout.step not in all_steps:
-        return all_steps[0]
-    position = all_steps.index(rollout.step) + 1
-    return all_steps[position] if position < len(all_steps) else None
+    @property
+    def steps(self) -> tuple[str, ...]:
+        if self.goes_back:
+            return GOING_BACK_STEPS
+        shares: list[str] = []
+        for share in self.shares:
+            shares.append(f"{SHARE}{share.percent}")
+            if share.watch_s > 0:
+                shares.append(f"{WATCH}{share.percent}")
+        last = () if self.strategy is Strategy.BEGIN else ("drain", "stop")
+        first = ("start", "health") if self.strategy is Strategy.ROLLBACK else ("install", "start", "health", "smoke")
+        return (*first, *shares, *last)
 
 
 def share_of(rollout: Rollout, step: str) -> Share:
@@ -178,7 +216,7 @@ def shares_of(strategy: Strategy, text: str, step_s: float, watch_s: float) -> l
         percents = [int(part) for part in text.split(",")]
     except ValueError:
         percents = []
-    rising = all(one < other for one, other in itertools.pairwise(percents))
+    rising = all(percent < following for percent, following in itertools.pairwise(percents))
     if not percents or percents[0] < 1 or percents[-1] != 100 or not rising:
         raise RolloutError(f"shares: {text!r} are no rising percentages that end with 100; write it like 1,10,50,100")
     return [Share(percent, step_s) for percent in percents]

@@ -13,13 +13,11 @@ from typing import NamedTuple
 
 import urllib3
 
-from novacron.rollout.agents.model import AgentRollout
-from novacron.rollout.model import ENDED, Rollout, RolloutState
+from novacron.rollout.model import ENDED, RolloutRecord, RolloutState
 from novacron.telemetry.declared import ROLLOUTS
 
 SEND_S_MAX, SENT_TIMES, BACK_OFF_S = 3.0, 3, 0.5
 SIGNATURE, TIMESTAMP = "X-NovaCron-Signature", "X-NovaCron-Timestamp"
-AnyRollout = Rollout | AgentRollout
 METRICS_MODE = 0o644
 """Whoever collects metrics runs as another user."""
 
@@ -41,7 +39,7 @@ def signature(secret: str, stamp: str, body: bytes) -> str:
     return "sha256=" + hmac.new(secret.encode(), stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
-def summary(rollout: AnyRollout) -> dict[str, object]:
+def summary(rollout: RolloutRecord) -> dict[str, object]:
     """Return what a webhook is told of a rollout."""
     return {
         "rollout": rollout.number, "strategy": rollout.strategy, "version": rollout.version,
@@ -50,14 +48,14 @@ def summary(rollout: AnyRollout) -> dict[str, object]:
     }  # fmt: skip
 
 
-def tell_webhook(to: Receiver, rollout: AnyRollout) -> None:
+def tell_webhook(to: Receiver, rollout: RolloutRecord) -> None:
     """Tell of a rollout's state. Raises NotTold."""
     body, stamp = json.dumps(summary(rollout)).encode(), str(int(time.time()))
     headers = {"Content-Type": "application/json", TIMESTAMP: stamp, SIGNATURE: signature(to.secret, stamp, body)}
     _post(to, to.url, headers, body)
 
 
-def annotate(to: Receiver, rollout: AnyRollout, text: str) -> None:
+def annotate(to: Receiver, rollout: RolloutRecord, text: str) -> None:
     """Add an annotation to Grafana (HTTP API, POST /api/annotations). Raises NotTold."""
     body = json.dumps({
         "time": int(time.time() * 1000),
@@ -90,7 +88,7 @@ def _post(to: Receiver, url: str, headers: Mapping[str, str], body: bytes) -> No
     raise NotTold(said)
 
 
-def metrics(rollout: AnyRollout, now_s: float) -> str:
+def metrics(rollout: RolloutRecord, now_s: float) -> str:
     """Return the metrics of the newest rollout, as Prometheus reads them from a file."""
     ended = {f'state="{state}"': rollout.ended_s if state is rollout.state else 0.0 for state in sorted(ENDED)}
     values = {
@@ -109,7 +107,7 @@ def metrics(rollout: AnyRollout, now_s: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_metrics(file: Path, rollout: AnyRollout, now_s: float) -> None:
+def write_metrics(file: Path, rollout: RolloutRecord, now_s: float) -> None:
     """Write the metrics for node_exporter's textfile collector. Raises OSError."""
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     fresh.write_text(metrics(rollout, now_s))

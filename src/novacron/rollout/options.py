@@ -200,13 +200,13 @@ class RolloutOptions:
 
     def environments(self) -> dict[str, Path]:
         """Return Python environments by the versions that they have. Raises BadParameter."""
-        found = {}
+        environments = {}
         for text in self.environment or ():
             version, _, path = text.partition("=")
             if not VERSION.match(version) or not Path(path).is_absolute():
                 raise typer.BadParameter(f"{text!r}: write it like 1.2.0=/opt/one", param_hint="--environment")
-            found[version] = Path(path)
-        return found
+            environments[version] = Path(path)
+        return environments
 
     def check_agents(self) -> None:
         """Look at what rollouts of agents need, before anything is done. Raises BadParameter."""

@@ -45,22 +45,22 @@ class SmokeTest:
             client = Client(Config(self._url, self._token, self._ca.read_text()))
             self._check_version(client, version)
             self._clean(client)
-            made = client.create_project(self._name)
-            if client.get("projects", self._name)["id"] != made["id"]:
+            project = client.create_project(self._name)
+            if client.get("projects", self._name)["id"] != project["id"]:
                 raise StepFailed(f"{self._url}: project {self._name} is another one when it is read")
-            told = self._vm(client, image)
+            vm_outcome = self._vm(client, image)
             client.delete("projects", self._name)
             with contextlib.suppress(NotFoundError):
                 client.get("projects", self._name)
                 raise StepFailed(f"{self._url}: project {self._name} is still there after it was deleted")
         except (ApiError, Unreachable, OSError) as error:
             raise StepFailed(f"smoke test at {self._url}: {error}") from None
-        return f"version {version} answers; a project was made, read and deleted; {told}"
+        return f"version {version} answers; a project was made, read and deleted; {vm_outcome}"
 
     def _check_version(self, client: Client, version: str) -> None:
-        found = BUILD.search(client.metrics())
-        if found is None or found[1] != version:
-            raise StepFailed(f"{self._url} is version {found[1] if found else 'unknown'} instead of {version}")
+        build = BUILD.search(client.metrics())
+        if build is None or build[1] != version:
+            raise StepFailed(f"{self._url} is version {build[1] if build else 'unknown'} instead of {version}")
 
     def _clean(self, client: Client) -> None:
         """Remove what an earlier attempt has left."""
@@ -80,8 +80,8 @@ class SmokeTest:
 
     def _vm(self, client: Client, image: str) -> str:
         nodes = [node for node in client.list("nodes") if node["status"]["ready"]]
-        images = [found["name"] for found in client.list("images")]
-        if not image or not nodes or image not in images:
+        image_names = [listed["name"] for listed in client.list("images")]
+        if not image or not nodes or image not in image_names:
             return "no VM was made: " + (f"no node is ready with image {image}" if image else "no image is named")
         inside = self._inside()
         inside.create_network(self._name)  # its own: it reaches nobody

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from novacron.rollout import notices
-from novacron.rollout.notices import AnyRollout, NotTold, Receiver
+from novacron.rollout.model import RolloutRecord
+from novacron.rollout.notices import NotTold, Receiver
 from novacron.rollout.options import RolloutOptions, secret
 
 WAITING_MAX = 100
@@ -27,13 +27,13 @@ class Telling:
         self._textfile = options.textfile
         self._waiting: list[tuple[str, Callable[[], None]]] = []
 
-    def webhook(self, rollout: AnyRollout) -> None:
+    def webhook(self, rollout: RolloutRecord) -> None:
         """Tell the webhook of the present state, later."""
         if self._webhook is not None:
             to, as_it_is = self._webhook, _copy(rollout)
             self._add("the webhook", lambda: notices.tell_webhook(to, as_it_is))
 
-    def annotate(self, rollout: AnyRollout, text: str) -> None:
+    def annotate(self, rollout: RolloutRecord, text: str) -> None:
         """Tell Grafana what happened, later."""
         if self._grafana is not None:
             to, as_it_is = self._grafana, _copy(rollout)
@@ -43,7 +43,7 @@ class Telling:
         self._waiting.append((whom, tell))
         del self._waiting[:-WAITING_MAX]
 
-    def flush(self, rollout: AnyRollout, warn: Callable[[AnyRollout, str], None]) -> None:
+    def flush(self, rollout: RolloutRecord, warn: Callable[[RolloutRecord, str], None]) -> None:
         """Tell everything now. ``warn`` hears of who could not be told."""
         waiting, self._waiting = self._waiting, []
         for whom, tell in waiting:
@@ -52,7 +52,7 @@ class Telling:
             except NotTold as error:
                 warn(rollout, f"{whom} could not be told: {error}")
 
-    def measure(self, rollout: AnyRollout) -> str:
+    def measure(self, rollout: RolloutRecord) -> str:
         """Write the metrics' file; return what is wrong with it."""
         if self._textfile is None:
             return ""
@@ -67,5 +67,7 @@ def _receiver(url: str | None, option: str, file: Path | None, ca: Path | None) 
     return None if url is None else Receiver(url, secret(option, file) or "", ca)
 
 
-def _copy(rollout: AnyRollout) -> AnyRollout:
-    return msgspec.structs.replace(rollout, events=[])
+def _copy(rollout: RolloutRecord) -> RolloutRecord:
+    copied = copy.copy(rollout)
+    copied.events = []
+    return copied

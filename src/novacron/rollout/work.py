@@ -220,12 +220,12 @@ class RolloutSteps:
         deadline = time.monotonic() + VERIFIED_S_MAX
         while True:
             try:
-                found = self._prometheus.measured(rollout.stable)
+                reading = self._prometheus.measured(rollout.stable)
             except PrometheusAway as error:
                 return f"{rollout.stable} is ready; {error}"
-            fine = found.up == 1 and (found.errors or 0) <= self._limits.errors_max
+            fine = reading.up == 1 and (reading.errors or 0) <= self._limits.errors_max
             if fine or time.monotonic() > deadline:
-                return f"{rollout.stable} is ready; Prometheus: {_seen(found)}"
+                return f"{rollout.stable} is ready; Prometheus: {_seen(reading)}"
             self._wait(rollout, POLL_S)
 
     def withdraw(self, rollout: Rollout) -> str:

@@ -69,9 +69,9 @@ from ansible_collections.novacron.platform.plugins.module_utils.command_line imp
 
 def address_of(vm):
     """Return an address of a VM: one that its network gave, or that its guest says; None: none is known."""
-    given = [nic.get("address") for nic in vm.get("spec", {}).get("nics") or []]
-    said = ((vm.get("status") or {}).get("guest") or {}).get("addresses") or []
-    return next((address.split("/")[0] for address in [*given, *said] if address), None)
+    network_addresses = [nic.get("address") for nic in vm.get("spec", {}).get("nics") or []]
+    guest_addresses = ((vm.get("status") or {}).get("guest") or {}).get("addresses") or []
+    return next((address.split("/")[0] for address in [*network_addresses, *guest_addresses] if address), None)
 
 
 def groups_of(vm):

@@ -146,11 +146,11 @@ class Vm:
         """Wait until the VM is in one of these states, and return it."""
         deadline = time.time() + timeout_s
         while True:
-            found = self.show() or {}
-            state = (found.get("status") or {}).get("state", "absent")
+            vm = self.show() or {}
+            state = (vm.get("status") or {}).get("state", "absent")
             if state in states:
-                return found
-            reason = (found.get("status") or {}).get("reason") or ""
+                return vm
+            reason = (vm.get("status") or {}).get("reason") or ""
             if state == FAILED or time.time() > deadline:
                 raise CommandFailed(f"VM {self._name} is {state}, not {states[0]}: {reason}")
             time.sleep(POLL_S)
@@ -167,8 +167,8 @@ def differences(actions):
 
 def absent(module, vm):
     """Return what is to be reported once there is no such VM."""
-    found = vm.show()
-    if found is None:
+    existing_vm = vm.show()
+    if existing_vm is None:
         return {"changed": False, "vm": {}, "actions": []}
     if not module.check_mode:
         vm.delete(module.params["timeout_s"] if module.params["wait"] else 0)
@@ -179,19 +179,19 @@ def absent(module, vm):
 
 def present(module, vm):
     """Return what is to be reported once the VM is as wanted."""
-    wanted = module.params["state"]
+    state = module.params["state"]
     document = dict(module.params["spec"], kind="vm", name=module.params["name"])
     if module.params["project"]:
         document["project"] = module.params["project"]
-    if wanted in POWER:
-        document["power"] = POWER[wanted]
+    if state in POWER:
+        document["power"] = POWER[state]
     actions = vm.apply(document, module.check_mode)
     before, after = differences(actions)
     if any(step["action"] == "create" for step in actions):
         before, after = {}, document
     report = {"changed": bool(actions), "actions": actions, "diff": {"before": before, "after": after}}
     if module.params["wait"] and not module.check_mode:
-        report["vm"] = vm.wait(REACHED[wanted], module.params["timeout_s"])
+        report["vm"] = vm.wait(REACHED[state], module.params["timeout_s"])
     else:
         report["vm"] = vm.show() or {}
     return report

@@ -38,25 +38,25 @@ class Nics:
         self._machine, self._networks, self._doing, self._clock = machine, networks, doing, clock
         self.lacks: tuple[str, WaitCode | None] = ("", None)
         """Why the guest has not got the interfaces that it should have, or does not let go of others."""
-        self._tried: tuple[int | None, VmSpec] | None = None
-        self._tried_at = 0.0
+        self._last_attempt: tuple[int | None, VmSpec] | None = None
+        self._last_attempt_at = 0.0
 
     @property
     def look_s(self) -> float | None:
         """When to look again, though nothing happens."""
-        return max(0.0, self._tried_at + AGAIN_S - self._clock.monotonic()) if self.lacks[0] else None
+        return max(0.0, self._last_attempt_at + AGAIN_S - self._clock.monotonic()) if self.lacks[0] else None
 
     async def settle(self, assignment: wire.Assignment) -> None:
         """Let the guest, if it runs, have the interfaces that it should. Raises MonitorFailed when QEMU does not
         answer."""
         spec, monitor, interfaces = assignment.spec, self._machine.monitor, self._machine.interfaces
         if monitor is None or not spec.nics or interfaces.are(spec):
-            self._tried, self.lacks = None, ("", None)
+            self._last_attempt, self.lacks = None, ("", None)
             return
-        asked = (self._machine.pid, spec)
-        if self._tried == asked and self._clock.monotonic() < self._tried_at + AGAIN_S:
+        attempt = (self._machine.pid, spec)
+        if self._last_attempt == attempt and self._clock.monotonic() < self._last_attempt_at + AGAIN_S:
             return
-        self._tried, self._tried_at = asked, self._clock.monotonic()
+        self._last_attempt, self._last_attempt_at = attempt, self._clock.monotonic()
         failures = await self._settle(monitor, spec)
         self._machine.hardware = await hotplug.look(monitor)
         for failure in failures:
@@ -67,27 +67,28 @@ class Nics:
     async def _settle(self, monitor: Monitor, spec: VmSpec) -> list[Exception]:
         """Do what there is to do, and return what failed of it: one interface does not keep the others from it."""
         interfaces, failures = self._machine.interfaces, list[Exception]()
-        has = await nics.look(monitor)
+        guest_nics = await nics.look(monitor)
         addresses = mac_addresses(self._machine.id, spec)
-        gone = [interface for interface in interfaces.wired if interface.mac not in addresses]
-        for interface in gone:  # first: others take their names, and their guests wait for that
+        surplus = [interface for interface in interfaces.wired if interface.mac not in addresses]
+        for interface in surplus:  # first: others take their names, and their guests wait for that
             with _noted(failures):
                 await interfaces.cut_off(interface)
         for number, (nic, address) in enumerate(zip(spec.nics, addresses, strict=True)):
             with _noted(failures):
                 place = await self._networks.wire(self._machine.id, number, nic.network, address)
                 place = msgspec.structs.replace(place, address=nic.address)
-                await self._have(monitor, spec, place, has)
-        held = {} if has is None else {nic.mac: nic.device for nic in has.devices if nic.mac not in addresses}
-        for address in held.keys() | {interface.mac for interface in gone}:
+                await self._have(monitor, spec, place, guest_nics)
+        guest_devices = () if guest_nics is None else guest_nics.devices
+        surplus_devices = {nic.mac: nic.device for nic in guest_devices if nic.mac not in addresses}
+        for address in surplus_devices.keys() | {interface.mac for interface in surplus}:
             with _noted(failures):
-                await self._lose(monitor, address, held.get(address))
+                await self._lose(monitor, address, surplus_devices.get(address))
         return failures
 
-    async def _have(self, monitor: Monitor, spec: VmSpec, place: Wired, has: GuestNics | None) -> None:
+    async def _have(self, monitor: Monitor, spec: VmSpec, place: Wired, guest_nics: GuestNics | None) -> None:
         """Let the guest have an interface at its place. Raises MonitorFailed, NetworkFailed, OSError."""
         interfaces, before = self._machine.interfaces, self._machine.interfaces.of(place.mac)
-        device = f"nic{_number(place)}" if has is None else has.device_of(place.mac)
+        device = f"nic{_number(place)}" if guest_nics is None else guest_nics.device_of(place.mac)
         if before is None or device is None:
             with self._doing(Action.ATTACH, interface=place.mac, network=place.network):
                 nic, descriptor = await interfaces.add(place)

@@ -95,14 +95,14 @@ class ApiFleet:
         self._ask(lambda client: client.act("nodes", node, "drain", {"time_limit_s": max(10, int(limit_s))}))
         deadline = time.monotonic() + limit_s
         while True:
-            found = self._ask(lambda client: next(iter(client.list("drains", limit=1, node=node)), None))
-            if found is None or found["phase"] in DRAIN_ENDED:
+            drain = self._ask(lambda client: next(iter(client.list("drains", limit=1, node=node)), None))
+            if drain is None or drain["phase"] in DRAIN_ENDED:
                 break
             if time.monotonic() > deadline:
                 raise StepFailed(f"{node} is not empty after {limit_s:.0f} s; see: novacron node drains --node {node}")
             time.sleep(RETRY_S)
-        if found is not None and found["phase"] != "drained":
-            raise StepFailed(f"{node}: its drain has {found['phase']}: {found['reason']}")
+        if drain is not None and drain["phase"] != "drained":
+            raise StepFailed(f"{node}: its drain has {drain['phase']}: {drain['reason']}")
 
     def uncordon(self, node: str) -> None:
         self._ask(lambda client: client.act("nodes", node, "uncordon", {"bring_back": True}))
@@ -122,16 +122,16 @@ def guest_seen(vm: Object) -> GuestSeen:
     """Return what the API's answer says of a VM."""
     status, spec = vm["status"], vm["spec"]
     halted = status.get("halted_at_start")
-    wanted = spec["power"] == "running" and (halted is None or int(spec["starts"]) > int(halted))
-    return GuestSeen(str(vm["name"]), str(vm["node"] or ""), int(status["crashes"]), str(status["state"]), wanted)
+    should_run = spec["power"] == "running" and (halted is None or int(spec["starts"]) > int(halted))
+    return GuestSeen(str(vm["name"]), str(vm["node"] or ""), int(status["crashes"]), str(status["state"]), should_run)
 
 
 def failures(events: Iterable[Object], after: int) -> list[ActionFailed]:
     """Return what failed after an event; ``events`` are the newest first."""
-    found = []
+    failed = []
     for event in events:
         if int(event["id"]) <= after:
             break
         if str(event["reason"]).endswith(FAILED):
-            found.append(ActionFailed(*(str(event[field]) for field in ("object", "name", "reason", "message"))))
-    return found
+            failed.append(ActionFailed(*(str(event[field]) for field in ("object", "name", "reason", "message"))))
+    return failed

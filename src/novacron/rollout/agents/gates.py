@@ -39,7 +39,7 @@ class GuestSeen(msgspec.Struct, frozen=True, array_like=True):
     node: str
     crashes: int
     state: str
-    wanted: bool = True
+    should_run: bool = True
     """Its user wants it to run, and its guest has not powered itself off."""
 
 
@@ -66,16 +66,16 @@ def stopped(before: Mapping[str, GuestSeen], now: Mapping[str, GuestSeen], *, la
 
     At the ``last`` look at a wave, a guest of which nobody knows whether it runs counts as one that does not.
     """
-    found = []
+    causes = []
     for vm, was in before.items():
         guest = now.get(vm)
         if guest is None or was.state not in RUNS:
             continue
         if guest.crashes > was.crashes:
-            found.append(f"VM {was.name} on {was.node} crashed")
-        elif guest.wanted and (guest.state in ENDED or (last and guest.state not in RUNS)):
-            found.append(f"VM {was.name} on {was.node} does not run any more: it is {guest.state}")
-    return found
+            causes.append(f"VM {was.name} on {was.node} crashed")
+        elif guest.should_run and (guest.state in ENDED or (last and guest.state not in RUNS)):
+            causes.append(f"VM {was.name} on {was.node} does not run any more: it is {guest.state}")
+    return causes
 
 
 def failed_actions(failures: Iterable[ActionFailed], nodes: Iterable[str], guests: Iterable[str]) -> list[str]:

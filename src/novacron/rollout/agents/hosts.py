@@ -83,15 +83,15 @@ class ReachedHosts:
         self._run(node, ("mkdir", "-p", KEPT_IN), LOOK_S_MAX)
         for file in files:
             whole, part = _there(file), f"{_there(file)}.part"
-            wanted = digest(file)
-            if self._digest(node, whole) == wanted:
+            expected_digest = digest(file)
+            if self._digest(node, whole) == expected_digest:
                 continue
             try:
                 with file.open("rb") as opened:
                     self._run(node, ("dd", f"of={part}", "bs=1M", "status=none"), COPY_S_MAX, opened.fileno())
             except OSError as error:
                 raise StepFailed(f"packages: can't read {file}: {error.strerror}") from None
-            if self._digest(node, part) != wanted:
+            if self._digest(node, part) != expected_digest:
                 raise StepFailed(f"{node}: {part} is not what was sent: is its disk full?")
             self._run(node, ("mv", "-f", part, whole), LOOK_S_MAX)
 

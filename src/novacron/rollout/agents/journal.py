@@ -32,7 +32,7 @@ class AgentJournal(RecordJournal[AgentRollout]):
         try:
             if self._baseline.stat().st_size > BASELINE_BYTES_MAX:
                 return None
-            found = msgspec.json.decode(self._baseline.read_bytes(), type=WaveBaseline)
+            baseline = msgspec.json.decode(self._baseline.read_bytes(), type=WaveBaseline)
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
-        return found if (found.number, found.wave) == (number, wave) else None
+        return baseline if (baseline.number, baseline.wave) == (number, wave) else None

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
-from novacron.rollout.model import ENDED, EVENTS_MAX, NEXT_STATES, RolloutError, RolloutEvent, RolloutState
+from novacron.rollout.model import RolloutError, RolloutEvent, RolloutRecord, RolloutState
 
 NODES_MAX = 10_000
 WAVES_MAX = 20
@@ -59,7 +59,7 @@ class WaveNode(msgspec.Struct):
     """The rollout has drained it, and is to uncordon it."""
 
 
-class AgentRollout(msgspec.Struct):
+class AgentRollout(RolloutRecord, msgspec.Struct):
     """A rollout of agents, as its journal has it."""
 
     number: int
@@ -84,8 +84,8 @@ class AgentRollout(msgspec.Struct):
     events: list[RolloutEvent] = []
 
     @property
-    def ended(self) -> bool:
-        return self.state in ENDED
+    def title(self) -> str:
+        return f"rollout {self.number} of agents"
 
     @property
     def strategy(self) -> str:
@@ -112,35 +112,14 @@ class AgentRollout(msgspec.Struct):
 
     def counts(self) -> dict[str, int]:
         """Return how many nodes are at each stage."""
-        found = Counter(node.stage for node in self.nodes)
-        return {stage.value: found[stage] for stage in NodeStage if found[stage]}
+        counts = Counter(node.stage for node in self.nodes)
+        return {stage.value: counts[stage] for stage in NodeStage if counts[stage]}
 
-    def become(self, state: RolloutState) -> None:
-        """Take another state. Raises RolloutError if that one can't follow."""
-        if state not in NEXT_STATES[self.state]:
-            raise RolloutError(f"rollout {self.number} of agents is {self.state}: it can't become {state}")
-        self.state = state
-
-    def note(self, now_s: float, text: str) -> None:
-        """Add to what has happened."""
-        self.events.append(RolloutEvent(now_s, self.step, text))
-        del self.events[:-EVENTS_MAX]
-
-
-def steps(rollout: AgentRollout) -> tuple[str, ...]:
-    """Return the steps of a rollout in order; that of going back if it goes back."""
-    if rollout.state in (RolloutState.GOING_BACK, RolloutState.ROLLED_BACK, RolloutState.FAILED):
-        return (RETURN,)
-    return tuple(
-        f"{step}{wave}" for wave in range(1, rollout.waves + 1) for step in (PREPARE, INSTALL, WATCH)
-    )  # fmt: skip
-
-
-def next_step(rollout: AgentRollout) -> str | None:
-    """Return the step after the present one; None: that was the last."""
-    all_steps = steps(rollout)
-    position = all_steps.index(rollout.step) + 1 if rollout.step in all_steps else 0
-    return all_steps[position] if position < len(all_steps) else None
+    @property
+    def steps(self) -> tuple[str, ...]:
+        if self.goes_back:
+            return (RETURN,)
+        return tuple(f"{step}{wave}" for wave in range(1, self.waves + 1) for step in (PREPARE, INSTALL, WATCH))
 
 
 def wave_ends(text: str, nodes: int) -> list[int]:

@@ -105,7 +105,8 @@ class NodeWork:
         host_ends = self._rollout.restart or self._rollout.system
         if not host_ends or node.drained or not self.seen(node).cordoned:
             return ""
-        vms = sorted(guest.name for guest in self._fleet.guests().values() if guest.node == node.name and guest.wanted)
+        guests = [guest for guest in self._fleet.guests().values() if guest.node == node.name]
+        vms = sorted(guest.name for guest in guests if guest.should_run)
         return f"{len(vms)} VMs ({', '.join(vms[:3])}{', ...' if len(vms) > 3 else ''})" if vms else ""
 
     def _empty(self, node: WaveNode) -> None:
@@ -147,18 +148,19 @@ class NodeWork:
 
     def _until_back(self, node: WaveNode, package: str) -> None:
         """Wait until the agent of a package's version is connected. Raises StepFailed."""
-        deadline, wanted = time.monotonic() + self._limits.back_s_max, agent_version(package)
+        deadline, expected_version = time.monotonic() + self._limits.back_s_max, agent_version(package)
         while True:
             seen = self.seen(node)
-            if seen.ready and seen.agent_version == wanted:
+            if seen.ready and seen.agent_version == expected_version:
                 break
             if time.monotonic() > deadline:
                 how = f"has version {seen.agent_version}" if seen.ready else f"is not connected: {seen.reason}"
                 raise StepFailed(f"{node.name}: {self._limits.back_s_max:.0f} s after {package} was installed it {how}")
             time.sleep(POLL_S)
-        found = self._hosts.installed(node.name)
-        if found != package:
-            raise StepFailed(f"{node.name}: its package has version {found or 'none, or half of one'}, not {package}")
+        installed = self._hosts.installed(node.name)
+        if installed != package:
+            version = installed or "none, or half of one"
+            raise StepFailed(f"{node.name}: its package has version {version}, not {package}")
 
     def bring_back(self, node: WaveNode) -> None:
         """Install the version that a node had before. Raises StepFailed."""

@@ -6,7 +6,6 @@ import getpass
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
 
 from novacron.rollout.agents.engine import AgentEngine
 from novacron.rollout.agents.fleet import RolloutFleet
@@ -17,22 +16,37 @@ from novacron.rollout.agents.model import AgentRollout, in_waves
 from novacron.rollout.agents.node_work import AgentParts, NodeLimits
 from novacron.rollout.agents.packages import PackageFiles
 from novacron.rollout.agents.work import WaveSettings
-from novacron.rollout.journal import OperatorAsk, OperatorRequest, RolloutJournal
-from novacron.rollout.model import RolloutError, RolloutState, StepFailed
-from novacron.rollout.options import VERSION, RolloutOptions
+from novacron.rollout.journal import RolloutJournal
+from novacron.rollout.model import RolloutError, StepFailed
+from novacron.rollout.operator_orders import OperatorOrders, OrderLimits, OrderTexts
+from novacron.rollout.options import RolloutOptions
 from novacron.rollout.telling import Telling
 
-HEARD_S_MAX, ENDED_S_MAX, POLL_S = 60.0, 3600.0, 0.2
-AFTER = "novacron rollout abort --agents tries to go back again, novacron rollout accept --agents keeps what is there"
+AFTER_FAILURE = (
+    "novacron rollout abort --agents tries to go back again, novacron rollout accept --agents keeps what is there"
+)
+TEXTS = OrderTexts(
+    kind="rollout of agents",
+    flag=" --agents",
+    after_failure=AFTER_FAILURE,
+    not_paused="is not paused",
+    not_pausable="be paused",
+    nothing_to_abort="there is no rollout of agents to abort; another version: novacron rollout start --agents",
+    nothing_to_accept="no rollout of agents has failed: novacron rollout status --agents",
+    process="the process of",
+)
 
 
-class AgentOrders(NamedTuple):
-    """What can be ordered, with these settings. ``connect`` opens the API; ``say`` prints a line. All raise
-    RolloutError, OSError."""
+class AgentOrders(OperatorOrders[AgentRollout]):
+    """What can be ordered of rollouts of agents. ``connect`` opens the API."""
 
-    options: RolloutOptions
-    connect: Callable[[], RolloutFleet]
-    say: Callable[[str], None]
+    texts, limits = TEXTS, OrderLimits(heard_s_max=60.0, ended_s_max=3600.0)
+
+    def __init__(
+        self, options: RolloutOptions, connect: Callable[[], RolloutFleet], say: Callable[[str], None]
+    ) -> None:
+        super().__init__(options, say)
+        self.connect = connect
 
     @property
     def journal(self) -> AgentJournal:
@@ -40,8 +54,7 @@ class AgentOrders(NamedTuple):
 
     def start(self, version: str) -> AgentRollout:
         """Begin a rollout to all nodes, or those that the settings name, and work on it until it has ended."""
-        if not VERSION.match(version):
-            raise RolloutError(f"version: {version!r} is no version; write it like 1.2.0")
+        self._check_version(version)
         self._check_host_work()
         self._engine()  # before anything is written down
         with self.journal.alone():
@@ -65,13 +78,7 @@ class AgentOrders(NamedTuple):
             raise RolloutError(
                 f"rollout {servers.number} of servers is {servers.state}; agents follow when it has ended"
             )
-        if last is not None and last.state is RolloutState.FAILED:
-            raise RolloutError(f"rollout {last.number} of agents to {last.version} has failed: {AFTER}")
-        if last is not None and not last.ended:
-            raise RolloutError(
-                f"rollout {last.number} of agents to {last.version} is {last.state}: let it go on with novacron rollout"
-                " resume --agents, or back with novacron rollout abort --agents"
-            )
+        self._check_ended(last)
         options = self.options
         return AgentRollout(
             1 if last is None else last.number + 1, version, in_waves(self._names(), options.waves), time.time(),
@@ -86,93 +93,19 @@ class AgentOrders(NamedTuple):
             known, guests = fleet.nodes(), fleet.guests().values()
         except StepFailed as error:
             raise RolloutError(str(error)) from None
-        wanted = self.options.agent_node
-        if wanted is None:
+        names = self.options.agent_node
+        if names is None:
             load = Counter(guest.node for guest in guests)
-            wanted = sorted(known, key=lambda name: (load[name], name))
-        unknown = [name for name in wanted if name not in known]
+            names = sorted(known, key=lambda name: (load[name], name))
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise RolloutError(f"agent-node: there is no node {unknown[0]}; see: novacron node list")
-        if not wanted:
+        if not names:
             raise RolloutError("there are no nodes; see: novacron node list")
-        return list(dict.fromkeys(wanted))
+        return list(dict.fromkeys(names))
 
-    def resume(self) -> AgentRollout:
-        """Let a rollout go on: one that is paused, or one whose process has ended."""
-        journal = self.journal
-        rollout = self._open()
-        if journal.is_worked_on():
-            if rollout.state is not RolloutState.PAUSED:
-                raise RolloutError(f"rollout {rollout.number} of agents is worked on already, and is not paused")
-            return self._ask(rollout, OperatorAsk.RESUME, lambda now: now.state is not RolloutState.PAUSED, HEARD_S_MAX)
-        with journal.alone():
-            return self._run(self._open())
-
-    def pause(self) -> AgentRollout:
-        """Begin no further node; what is watched is still watched."""
-        rollout = self._open()
-        if rollout.state is not RolloutState.RUNNING:
-            raise RolloutError(f"rollout {rollout.number} of agents is {rollout.state}: it can't be paused")
-        if not self.journal.is_worked_on():
-            raise RolloutError(
-                f"no process works on rollout {rollout.number} of agents: it waits until novacron rollout resume"
-                " --agents"
-            )
-        return self._ask(rollout, OperatorAsk.PAUSE, lambda now: now.state is not RolloutState.RUNNING, HEARD_S_MAX)
-
-    def abort(self) -> AgentRollout:
-        """Bring the nodes of a rollout back to their versions, and wait until they are."""
-        journal, rollout = self.journal, self.journal.last()
-        if rollout is None or (rollout.ended and rollout.state is not RolloutState.FAILED):
-            raise RolloutError(
-                "there is no rollout of agents to abort; another version: novacron rollout start --agents"
-            )
-        if journal.is_worked_on():
-            return self._ask(rollout, OperatorAsk.ABORT, lambda now: now.ended, ENDED_S_MAX)
-        with journal.alone():
-            journal.answered()
-            engine = self._engine()
-            if rollout.state is not RolloutState.GOING_BACK:
-                engine.turn(rollout, f"aborted by {getpass.getuser()}")
-            return engine.run(rollout)
-
-    def accept(self) -> AgentRollout:
-        """End a rollout that failed, with each node as it is."""
-        with self.journal.alone():
-            rollout = self.journal.last()
-            if rollout is None or rollout.state is not RolloutState.FAILED:
-                raise RolloutError("no rollout of agents has failed: novacron rollout status --agents")
-            self.journal.answered()
-            return self._engine().accept(rollout, getpass.getuser())
-
-    def _open(self) -> AgentRollout:
-        """Return the rollout that has not ended. Raises RolloutError."""
-        rollout = self.journal.last()
-        if rollout is None or rollout.ended:
-            hint = f"; the last one has failed: {AFTER}" if rollout and rollout.state is RolloutState.FAILED else ""
-            raise RolloutError(f"no rollout of agents is under way{hint}")
-        return rollout
-
-    def _ask(
-        self, rollout: AgentRollout, ask: OperatorAsk, done: Callable[[AgentRollout], bool], limit_s: float
-    ) -> AgentRollout:
-        """Ask the process that works, and wait until it has done so."""
-        journal, deadline = self.journal, time.monotonic() + limit_s
-        journal.ask(OperatorRequest(rollout.number, ask, getpass.getuser()))
-        while not done(now := journal.get(rollout.number)):
-            if time.monotonic() > deadline:
-                raise RolloutError(
-                    f"rollout {rollout.number} of agents has not done so within {limit_s:.0f} s: it finishes the nodes"
-                    " that it has begun first; see: novacron rollout status --agents"
-                )
-            if not journal.is_worked_on() and not done(journal.get(rollout.number)):
-                raise RolloutError(f"the process of rollout {rollout.number} of agents has ended: run this again")
-            time.sleep(POLL_S)
-        return now
-
-    def _run(self, rollout: AgentRollout) -> AgentRollout:
-        self.journal.answered()
-        return self._engine().run(rollout)
+    def _finishes_first(self, rollout: AgentRollout) -> str:
+        return "it finishes the nodes that it has begun first"
 
     def _engine(self) -> AgentEngine:
         options = self.options
@@ -192,4 +125,4 @@ def check_no_agents(options: RolloutOptions) -> None:
     """Raise RolloutError while a rollout of agents is under way: servers wait until it has ended."""
     last = AgentJournal(options.state_dir).last()
     if last is not None and not last.ended:
-        raise RolloutError(f"rollout {last.number} of agents is {last.state}: servers follow once it has ended")
+        raise RolloutError(f"{last.title} is {last.state}: servers follow once it has ended")

@@ -23,21 +23,21 @@ class PackageFiles:
 
     def of(self, version: str, debian: str) -> list[Path]:
         """Return the files of a version, as people or dpkg write it, for a release of Debian. Raises StepFailed."""
-        return [self._one(name, version, debian) for name in NAMES]
+        return [self._file(name, version, debian) for name in NAMES]
 
-    def _one(self, name: str, version: str, debian: str) -> Path:
+    def _file(self, name: str, version: str, debian: str) -> Path:
         try:
             names = sorted(path.name for path in self._directory.iterdir())
         except OSError as error:
             raise StepFailed(f"packages: can't read {self._directory}: {error.strerror}") from None
-        found = [
+        matching = [
             file for file in names
             if (match := FILE.match(file)) and match["name"] == name and _fits(match["version"], version, debian)
         ]  # fmt: skip
-        if len(found) == 1:
-            return self._directory / found[0]
-        if found:
-            raise StepFailed(f"version: {version} can be {' or '.join(found)}: write its revision, like 1.2.0-1")
+        if len(matching) == 1:
+            return self._directory / matching[0]
+        if matching:
+            raise StepFailed(f"version: {version} can be {' or '.join(matching)}: write its revision, like 1.2.0-1")
         raise StepFailed(
             f"packages: {self._directory} has no {name} of version {version} for Debian {debian}:"
             " put the packages of the new and of the present version there"
@@ -69,11 +69,11 @@ def agent_version(package: str) -> str:
 
 def digest(file: Path) -> str:
     """Return the SHA-256 of a file. Raises StepFailed."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     try:
         with file.open("rb") as opened:
             while block := opened.read(BLOCK_BYTES):
-                found.update(block)
+                sha256.update(block)
     except OSError as error:
         raise StepFailed(f"packages: can't read {file}: {error.strerror}") from None
-    return found.hexdigest()
+    return sha256.hexdigest()
