@@ -301,6 +301,7 @@ def test_an_ova_of_a_windows_guest_boots_from_a_disk_for_which_windows_has_drive
     wait_until_image_deleted(site, "with-windows-disk")
 
 
+@pytest.mark.slow
 def test_further_disks_of_an_ova_become_volumes(site: Platform, tmp_path: Path) -> None:
     first, second = vmdk_of(sector("boots"), tmp_path), disk_of(b"the second", tmp_path, "qcow2")  # whatever its name
     file = ova(tmp_path / "vm.ova", first, second=second)

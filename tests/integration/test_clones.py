@@ -198,6 +198,7 @@ def test_a_clone_completes_after_a_kill(site: Platform, new_vm: NewVm, clone: Cl
     )
 
 
+@pytest.mark.slow
 def test_a_clone_without_enough_space_says_so_and_loses_nothing(
     site: Platform, api: Api, new_vm: NewVm, clone: Clone
 ) -> None:

@@ -193,6 +193,7 @@ def test_a_revert_to_what_is_not_in_the_disk_does_not_end_the_guest(site: Platfo
     assert count_boots(site, vm) == boots and site.client.get("vms", vm["id"])["status"]["state"] == "running"
 
 
+@pytest.mark.slow
 def test_a_warm_migration_moves_the_guests_snapshots(
     site: Platform, new_vm: NewVm, new_name: Callable[[], str]
 ) -> None:
