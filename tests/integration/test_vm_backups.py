@@ -320,7 +320,6 @@ def test_whatever_happens_to_a_vm_between_backups_each_has_its_disk_as_it_was(
     again("full", "not whole in the repository")
 
 
-@pytest.mark.slow
 def test_a_backup_takes_the_place_of_its_vms_disk_or_leaves_it_as_it_was(
     site: Platform, api: Api, new_vm: NewVm, new_repository: NewRepository
 ) -> None:
