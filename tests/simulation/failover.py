@@ -124,8 +124,7 @@ class FailoverHistory:
 
     async def control(self) -> None:
         """The controllers make a pass: all of them if something has ``changed``, as it wakes them."""
-        await self.world.failover.step(self.world.database, self.world.objects["failover"])
-        await self.world.objects["failover"].finish()
+        await self.world.take_over()
         self.world.objects["failover"].end_pass()
 
     def _fail(self) -> None:

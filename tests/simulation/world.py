@@ -336,13 +336,17 @@ class World:
             await self.drains.step(self.database, self.objects["drain"])
             await self.objects["drain"].finish()
             await replicas.step(self.database, self.objects["replicas"])
-        with patch.object(failover, "cut_off", self.fence):
-            await self.failover.step(self.database, self.objects["failover"])
-            await self.objects["failover"].finish()
+        await self.take_over()
         for objects in self.objects.values():
             failing = [objects.failure(key) for key in list(objects._failures)]
             objects.end_pass()
             assert not any("internal error" in (failure or "") for failure in failing), failing
+
+    async def take_over(self) -> None:
+        """The controller of lost nodes makes a pass."""
+        with patch.object(failover, "cut_off", self.fence):
+            await self.failover.step(self.database, self.objects["failover"])
+            await self.objects["failover"].finish()
 
     async def renew_leases(self) -> None:
         """Every node was heard just now."""
