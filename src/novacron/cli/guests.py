@@ -26,9 +26,9 @@ Arguments = Annotated[
 def exec_(
     vm: VmRef,
     arguments: Arguments,
-    env: Annotated[list[str] | None, typer.Option(help="NAME=value, may be repeated", show_default=False)] = None,
-    stdin: Annotated[bool, typer.Option("--stdin", help="give the program what this command reads")] = False,
-    timeout: Annotated[int, typer.Option(min=1, max=86400, help="seconds to wait for its end")] = 600,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=value; can be repeated", show_default=False)] = None,
+    stdin: Annotated[bool, typer.Option("--stdin", help="pass this command's standard input to the program")] = False,
+    timeout: Annotated[int, typer.Option(min=1, max=86400, help="longest wait for the program, in seconds")] = 600,
 ) -> None:
     """Run a program in the guest and show what it prints; the exit code is the program's.
 

@@ -29,17 +29,17 @@ def login(
     url: Annotated[
         str | None, typer.Argument(help="URL of the API; by default that of the context", show_default=False)
     ] = None,
-    user: Annotated[str | None, typer.Option(help="name of the user; asked for if not given")] = None,
+    user: Annotated[str | None, typer.Option(help="name of the user; by default prompted for")] = None,
     name: Annotated[
         str | None,
-        typer.Option("--as", help="context to store it in; by default the one that is used, or the URL's host",
+        typer.Option("--as", help="context to store it in; by default the current one, or the URL's host",
                      autocompletion=names.contexts),
     ] = None,
     ca: Annotated[Path | None, typer.Option(help="file with the installation's authority: ca.crt of a server")] = None,
-    days: Annotated[int, typer.Option(min=1, max=DAYS_MAX, help="days until the login ends")] = 30,
-    with_token: Annotated[bool, typer.Option("--with-token", help="ask for a token instead of a password")] = False,
+    days: Annotated[int, typer.Option(min=1, max=DAYS_MAX, help="days until the login expires")] = 30,
+    with_token: Annotated[bool, typer.Option("--with-token", help="prompt for a token instead of a password")] = False,
 ) -> None:  # fmt: skip
-    """Log in: store a token for this API in a context, and use that from now on.
+    """Log in: store a token for this API in a context, and make that the current one.
 
     Asks for the password, and for a code of your authenticator app or a recovery code if you have a second factor.
     Without a terminal it reads them from standard input, a line each. None of them is ever an argument.
@@ -130,7 +130,7 @@ def _proof(factors: list[str]) -> dict[str, str]:
 
 
 def logout() -> None:
-    """Log out: revoke the token of the context that is used, and remove it from there."""
+    """Log out: revoke the token of the current context, and remove it from the context."""
     with output.errors():
         try:
             name = context_name()

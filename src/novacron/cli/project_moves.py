@@ -31,7 +31,7 @@ def volume(
 
 def image(
     name: Annotated[str, typer.Argument(help="name of the image", show_default=False)],
-    project: Annotated[str | None, typer.Argument(help="its new project; all projects if not given")] = None,
+    project: Annotated[str | None, typer.Argument(help="its new project; default: available to all projects")] = None,
 ) -> None:
     """Give an image to a project, or to all."""
     with output.errors():

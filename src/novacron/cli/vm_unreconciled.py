@@ -40,9 +40,9 @@ def unreconciled(listing: Listing = Listing()) -> None:
 
 
 ADOPT_OPTIONS = (
-    options.option("node", str, help="node whose knowledge counts; by default the one that has it"),
-    options.option("name", str, help="new name, if another VM has taken its own"),
-    options.option("project", str, "--into-project", help="project, if its own is not in the database"),
+    options.option("node", str, help="node whose record to use; by default the one that has the VM"),
+    options.option("name", str, help="new name, if another VM has its name"),
+    options.option("project", str, "--into-project", help="project, if the VM's own is not in the database"),
     options.option(
         "confirm", str, metavar="NAME", help="name of the VM, to confirm that no other node runs it"
     ),
