@@ -369,6 +369,6 @@ def delete_grant(id: Annotated[str, typer.Argument(help="id of the grant", show_
 
 
 def whoami(output_: Output = OutputFormat.TABLE) -> None:
-    """Show who you are to the API, and your permissions."""
+    """Show the user that you are logged in as, and its rights."""
     with output.errors():
         output.fields(Client().me(), ME, output_)

@@ -30,7 +30,7 @@ def exec_(
     stdin: Annotated[bool, typer.Option("--stdin", help="pass this command's standard input to the program")] = False,
     timeout: Annotated[int, typer.Option(min=1, max=86400, help="longest wait for the program, in seconds")] = 600,
 ) -> None:
-    """Run a program in the guest and show what it prints; the exit code is the program's.
+    """Run a program in the guest and show its output; the exit code is the program's.
 
     The guest needs qemu-guest-agent, and no network. There is no shell in between; to use one:
     novacron vm exec web -- sh -c "df | tail -1"
@@ -51,7 +51,7 @@ def push(
     file: Annotated[Path, typer.Argument(help="file on this machine", exists=True, dir_okay=False, show_default=False)],
     guest_path: Annotated[str, typer.Argument(help="path in the guest, absolute", show_default=False)],
 ) -> None:
-    """Copy a file into the guest, over what is there."""
+    """Copy a file into the guest, overwriting an existing one."""
     with output.errors():
         say(f"{vm}: {guest_path}, {Client().push_file(vm, file, guest_path)} bytes")
 

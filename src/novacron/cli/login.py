@@ -42,7 +42,7 @@ def login(
     """Log in: store a token for this API in a context, and make that the current one.
 
     Asks for the password, and for a code of your authenticator app or a recovery code if you have a second factor.
-    Without a terminal it reads them from standard input, a line each. None of them is ever an argument.
+    Without a terminal it reads them from standard input, one per line. They are never passed as arguments.
     """
     with output.errors():
         try:
@@ -55,7 +55,7 @@ def web() -> None:
     """Print a link that opens the web UI, logged in as you. It works once, within five minutes, and asks for your
     second factor if you have one.
 
-    Whoever has the link is you: do not pass it on.
+    Anyone who has the link can log in as you: do not share it.
     """
     with output.errors():
         client = Client()

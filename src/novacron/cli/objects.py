@@ -48,7 +48,7 @@ def get(
     ] = None,
     listing: Listing = Listing(),
 ) -> None:
-    """Show objects of any kind: all of them, or those that are named."""
+    """Show objects of any kind: all of them, or the named ones."""
     found = kinds.kind_of(kind)
     if found.name in kinds.NEEDS_VM and not name:
         raise typer.BadParameter("snapshots are those of a VM: novacron snapshot list VM")
@@ -159,7 +159,7 @@ def edit(
     kind: KindName,
     name: Annotated[str, typer.Argument(help="name or id", autocompletion=_completed, show_default=False)],
 ) -> None:
-    """Change an object in your editor ($VISUAL or $EDITOR): what can change of it, as YAML. Nothing is done unless
+    """Edit an object's changeable fields as YAML in your editor ($VISUAL or $EDITOR). Nothing is done unless
     something differs."""
     found = kinds.kind_of(kind)
     with output.errors():

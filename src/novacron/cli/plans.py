@@ -153,7 +153,7 @@ def switch(plan: PlanRef, wait: QuietWait = QuietWait(timeout_s=7200)) -> None:
 @app.command()
 @options.expand
 def failback(plan: PlanRef, wait: QuietWait = QuietWait(timeout_s=7200)) -> None:
-    """Move all VMs of a plan back to their nodes before its last failover or switch. Nothing is lost."""
+    """Return all VMs of a plan to where they were before its last failover or switch. Nothing is lost."""
     with output.errors():
         client = Client()
         _follow(client, client.fail_back_plan(plan), wait)

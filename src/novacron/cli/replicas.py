@@ -161,7 +161,7 @@ def failover(
     confirm: options.Confirm = None,
     wait: Wait = Wait(wait=True, timeout_s=600),
 ) -> None:
-    """Continue a VM whose node is gone from a replica. What it wrote after that point is lost."""
+    """Continue a VM whose node is gone from a replica. Its writes after that point are lost."""
     with output.errors():
         client = Client()
         found = client.get("vms", vm)

@@ -40,7 +40,7 @@ def ssh(
 ) -> None:
     """Log in to the guest by SSH, or run a command there, through its node: no route to the guest is needed.
 
-    Options come before the VM's name. Each VM has a host key of its own in known_hosts, under the VM's id; that of the
+    Options come before the VM's name. Each VM has a separate host key in known_hosts, under the VM's id; that of the
     first connection is trusted.
     """
     program = shutil.which("ssh")
@@ -74,7 +74,7 @@ def forward_port(
         typer.Option(min=0, max=65535, help="local port to listen on; 0: a free one", show_default=False),
     ] = None,
 ) -> None:
-    """Connect standard input and output to a TCP port of the guest, through its node; or serve it at a local port.
+    """Connect standard input and output, or a local port, to a TCP port of the guest, through its node.
 
     For ssh, scp and others: ProxyCommand="novacron vm forward-port web 22"
     """

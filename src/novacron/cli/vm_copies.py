@@ -66,7 +66,7 @@ def clone(
     fields: Annotated[Object, CLONE_OPTIONS],
     wait: Wait = Wait(wait=True, timeout_s=3600),
 ) -> None:
-    """Clone a VM, with what is on its disk now, on its node. The original keeps running."""
+    """Clone a VM, with its current disk, on its node. The original keeps running."""
     with output.errors():
         client = Client()
         finish(client, client.clone_vm(vm, name, **fields), (fields["power"],), wait)
@@ -124,7 +124,7 @@ def import_(
 
 @options.expand
 def exports(listing: Listing = Listing()) -> None:
-    """List the exports that nodes keep, newest first; novacron vm export fetches one and removes it."""
+    """List the exports stored on nodes, newest first. novacron vm export downloads one and removes it."""
     listing.show("exports", EXPORTS)
 
 

@@ -103,6 +103,6 @@ def _pulled(client: Client, image: str) -> Object | None:
 
 
 def placement(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
-    """Show for each node whether a VM could move there now, and how well it suits."""
+    """Show for each node whether a VM could move there now, and how suitable it is."""
     with output.errors():
         output.rows(Client().placement(vm), VERDICTS, output_)

@@ -78,7 +78,7 @@ VM_OPTIONS = (
     VmOption("own_disk", GUEST, "create the VM's disk from its image, or no disk", "--disk-of-image/--no-disk"),
     VmOption(
         "cpu", GUEST, "processor: one that every node supports, or the node's own", None,
-        "processor: one that every node supports, or the node's own; chosen again at the next start, while the VM is off",
+        "processor: one that every node supports, or the node's own; chosen again at the next start; VM must be off",
     ),
     VmOption("cpu_flags", GUEST, "additional CPU feature, such as avx2; can be repeated", "--cpu-flag"),
     VmOption(

@@ -31,7 +31,7 @@ COLUMNS: Columns = {
 
 @options.expand
 def unreconciled(listing: Listing = Listing()) -> None:
-    """List VMs of which a node knows more than the database, and what to do: an older database was put back."""
+    """List VMs for which a node has newer records than the database, because an older one was restored."""
     listing.show("unreconciled-vms", COLUMNS)
     if listing.output.for_people and not listing.watch:
         with output.errors():
@@ -56,7 +56,7 @@ def adopt(
     every: Annotated[bool, typer.Option("--all", help="all VMs that a node has")] = False,
     wait: Wait = Wait(),
 ) -> None:
-    """Take a VM into the database as its node knows it: the node is right. The guest runs on."""
+    """Adopt a node's record of a VM into the database: the node is right. The guest keeps running."""
     if (vm is None) != every:
         raise typer.BadParameter("name a VM, or give --all")
     with output.errors():
@@ -97,7 +97,7 @@ def forget(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
-    """End what nodes have of a VM, with its disk: the database is right."""
+    """Delete the copies of a VM on nodes, with their disks: the database is right."""
     with output.errors():
         client = Client()
         found = [item for item in client.list("unreconciled-vms") if vm in (item["vm_name"], item["vm"], item["id"])]
