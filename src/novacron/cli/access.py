@@ -214,7 +214,7 @@ def erase_key(
     if confirm is None:
         confirm = typer.prompt(f"all that project {project} has encrypted is lost for ever; its name", err=True)
     if confirm != project:
-        raise output.fail(f"{confirm!r} is not the project's name: nothing was done", output.EXIT_USAGE)
+        raise output.fail(f"{confirm!r} is not the project's name: nothing was changed", output.EXIT_USAGE)
     with output.errors():
         output.fields(Client().erase_project_key(project), ERASED_KEY, output_)
 
@@ -355,7 +355,7 @@ def create_grant(
     with output.errors():
         created = Client().grant(user, role, project)
         if "expires_at" in created and output_.for_people:
-            say(f"{user} is invited, and has the role once they accept: novacron invitation accept {created['id']}")
+            say(f"{user} is invited, and gets the role once they accept: novacron invitation accept {created['id']}")
         else:
             output.fields(created, GRANTS, output_)
 

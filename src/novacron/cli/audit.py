@@ -106,7 +106,7 @@ def export(file: File) -> None:
         done = log.export(Client(), stream)
         say(f"{done.entries} entries", err=True)
         if done.unannounced:
-            say("somebody was erased meanwhile, so this file will not verify: export again", err=True)
+            say("a user was erased during the export, so this file will not verify: export again", err=True)
 
 
 @contextlib.contextmanager

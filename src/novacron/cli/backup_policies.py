@@ -34,7 +34,7 @@ def parse_duration(text: str) -> int:
     """Return the seconds of ``90``, ``30m``, ``26h`` or ``7d``. Raises typer.BadParameter."""
     match = DURATION.fullmatch(text.strip().lower())
     if match is None:
-        raise typer.BadParameter(f"{text!r} is no duration: write it like 30m, 26h or 7d")
+        raise typer.BadParameter(f"{text!r} is not a duration: write it like 30m, 26h or 7d")
     return int(float(match[1]) * SECONDS[match[2]])
 
 
@@ -47,7 +47,7 @@ def parse_days(text: str) -> int | None:
     if text.strip().lower() == "none":
         return None
     if not text.strip().isdecimal():
-        raise typer.BadParameter(f"{text!r} is no number of days")
+        raise typer.BadParameter(f"{text!r} is not a number of days")
     return int(text)
 
 
@@ -56,7 +56,7 @@ def parse_command(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no command: {error}") from None
+        raise typer.BadParameter(f"{text!r} is not a valid command: {error}") from None
 
 
 def duration(seconds: float | None) -> str | None:

@@ -286,7 +286,7 @@ def restore(
     if in_place == (name is not None):
         raise typer.BadParameter("give the name of the new VM, or --in-place", param_hint="'NAME'")
     if in_place and "node" in fields:
-        raise typer.BadParameter("a VM stays on its node when its disk is replaced", param_hint="'--node'")
+        raise typer.BadParameter("--node does not go with --in-place: the VM stays on its node", param_hint="'--node'")
     if in_place and "keep_macs" in fields:
         raise typer.BadParameter("a VM keeps its addresses when its disk is replaced", param_hint="'--keep-mac'")
     with output.errors():
@@ -348,7 +348,7 @@ def expire(
 
     keep = Keep(**counts.get("keep", {}))
     if not keep.has_rules:
-        raise typer.BadParameter("say what to keep, such as --keep-daily 7", param_hint="'--keep-last'")
+        raise typer.BadParameter("give at least one rule, such as --keep-daily 7", param_hint="'--keep-last'")
     with output.errors():
         client = Client()
         made: dict[str, dict[str, Object]] = {}

@@ -49,7 +49,7 @@ def _errors() -> Iterator[None]:
     except (SettingsError, OSError) as error:
         raise output.fail(str(error), output.EXIT_USAGE) from None
     except UnicodeError:
-        raise output.fail("what was typed, or is in a file, is no text in UTF-8", output.EXIT_USAGE) from None
+        raise output.fail("the input is not UTF-8 text", output.EXIT_USAGE) from None
 
 
 def _shown(name: str, context: Context, current: str) -> Object:
@@ -76,7 +76,7 @@ def use(context: ContextName) -> None:
     with _errors():
         with context_file.changing(config_path()) as contexts:
             contexts.use(context)
-        say(f"{context}: used from now on, at {contexts.get(context).url}")
+        say(f"{context}: now the current context, at {contexts.get(context).url}")
 
 
 @app.command()
@@ -89,7 +89,7 @@ def show(
         current = context_name()
         contexts, name = context_file.read(config_path()), context or current
         if not name:
-            raise SettingsError(f"no context is used; choose one of {contexts.path}: novacron context use NAME")
+            raise SettingsError(f"no context is selected; choose one of {contexts.path}: novacron context use NAME")
         found = contexts.get(name)
         shown = {
             **_shown(name, found, current), "has_token": bool(found.token), "authority": _authority(found.ca),

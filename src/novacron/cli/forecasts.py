@@ -131,4 +131,4 @@ def capacity(
         if len(found) > limit:
             say(f"... and {len(found) - limit} more, which --limit shows")
         if not found:
-            say("nothing is known yet: the server looks once an hour")
+            say("there are no forecasts yet: the server makes them once an hour")

@@ -42,7 +42,7 @@ def exec_(
     _print(ended["stdout"], sys.stdout)
     _print(ended["stderr"], sys.stderr)
     if ended["truncated"]:
-        say("novacron: it printed more than 1 MiB; the rest is lost", err=True)
+        say("novacron: the program printed more than 1 MiB; the rest is lost", err=True)
     raise typer.Exit(_exit_code(ended))
 
 
@@ -79,7 +79,7 @@ def _variables(texts: list[str]) -> dict[str, str]:
     variables = dict(text.partition("=")[::2] for text in texts)
     for text in texts:
         if "=" not in text:
-            raise output.fail(f"--env {text}: give it as NAME=value", output.EXIT_USAGE)
+            raise output.fail(f"--env {text}: write it like NAME=value", output.EXIT_USAGE)
     return variables
 
 

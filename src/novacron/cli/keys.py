@@ -42,8 +42,8 @@ def rotate(key: KeyArgument) -> None:
     """Start to rotate a key. The previous generation is accepted until you finish the rotation."""
     with output.errors():
         Client().rotate_key(key.value)
-        say(f"{key.value}: a new generation is being taken over; see: novacron key list")
-        say(f"when nothing waits any more: novacron key finish {key.value}")
+        say(f"{key.value}: a new generation is being distributed; see: novacron key list")
+        say(f"once nothing is waiting: novacron key finish {key.value}")
 
 
 @app.command()
@@ -57,4 +57,4 @@ def finish(
     with output.errors():
         done = Client().finish_key(key.value, force=force)
         retiring = done["phase"] == "retiring"
-        say(f"{key.value}: {'the one before is being retired' if retiring else 'rotated'}")
+        say(f"{key.value}: {'the previous generation is being retired' if retiring else 'rotated'}")

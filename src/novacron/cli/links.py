@@ -34,7 +34,7 @@ def parse_window(text: str) -> Object:
     days = DAYS if match is None or match[1] is None else match[1].split(",")
     if match is None or not set(days) <= set(DAYS):
         raise typer.BadParameter(
-            f"{text!r} is no window: write it like 08:00-18:00=20Mbit or sat,sun 00:00-06:00=1Gbit"
+            f"{text!r} is not a time window: write it like 08:00-18:00=20Mbit or sat,sun 00:00-06:00=1Gbit"
         )
     return {
         "start": match[2],

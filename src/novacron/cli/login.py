@@ -69,7 +69,7 @@ def _login(url: str | None, user: str | None, name: str | None, ca: Path | None,
     known = contexts.get(name) if name in contexts.names() else Context("", "")
     address = url or known.url
     if not name or not address:
-        raise output.fail("which API? novacron login https://server.example.org:7443", output.EXIT_USAGE)
+        raise output.fail("give the URL of the API: novacron login https://server.example.org:7443", output.EXIT_USAGE)
     authority = known.ca if ca is None else ca.read_text()
     if with_token:
         token = _secret("token")
@@ -135,7 +135,7 @@ def logout() -> None:
         try:
             name = context_name()
             if not name:
-                raise output.fail("no context is used: see novacron context list", output.EXIT_USAGE)
+                raise output.fail("no context is selected: see novacron context list", output.EXIT_USAGE)
             found = context_file.read(config_path()).get(name)
             if not found.token:
                 say(f"{name}: was not logged in")

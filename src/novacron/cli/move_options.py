@@ -34,7 +34,7 @@ def parse_moment(text: str) -> str:
             moment = datetime.fromisoformat(text)
         except ValueError:
             raise typer.BadParameter(
-                f"{text!r} is no time: write it like 22:00, 2h (from now) or 2026-12-01T22:00"
+                f"{text!r} is not a time: write it like 22:00, 2h (from now) or 2026-12-01T22:00"
             ) from None
         if moment.tzinfo is None and (zone := output.time_zone()) is not None:
             moment = moment.replace(tzinfo=zone)

@@ -96,7 +96,7 @@ def parse_rule(text: str) -> Object:
     """Return the rule that ``DIRECTION:PROTOCOL[:PORTS[:CIDR or @GROUP]]`` says. Raises typer.BadParameter."""
     parts = text.split(":", 3)
     if not 2 <= len(parts) <= 4:
-        raise typer.BadParameter(f"{text!r} is no rule: DIRECTION:PROTOCOL[:PORTS[:CIDR or @GROUP]]")
+        raise typer.BadParameter(f"{text!r} is not a rule: write it like DIRECTION:PROTOCOL[:PORTS[:CIDR or @GROUP]]")
     direction, protocol, ports, where = (*parts, "", "")[:4]
     return {
         "direction": direction, "protocol": protocol, "ports": ports or None,
@@ -268,7 +268,7 @@ def attach(
 ) -> None:
     """Attach an address to a VM. It follows the VM to other nodes."""
     with output.errors():
-        say(f"{address}: leads to {Client().attach_floating_address(address, vm, network)['vm_name']}")
+        say(f"{address}: points to {Client().attach_floating_address(address, vm, network)['vm_name']}")
 
 
 @floating.command("detach")

@@ -80,7 +80,7 @@ def parse_vm(text: str) -> Object:
     for setting in settings:
         key, _, value = setting.partition("=")
         if key.strip() not in SETTINGS or not value:
-            raise typer.BadParameter(f"{setting!r} is none of delay=TIME, wait=running|guest-agent, timeout=TIME")
+            raise typer.BadParameter(f"{setting!r} is not one of delay=TIME, wait=running|guest-agent, timeout=TIME")
         field = SETTINGS[key.strip()]
         vm[field] = value.strip() if field == "wait_for" else parse_duration(value)
     return vm

@@ -151,7 +151,7 @@ def _back(rollout: Rollout) -> None:
         return
     if rollout.state is RolloutState.DONE:
         done = f"rollout {rollout.number} was done before it could be aborted: version {rollout.version} serves"
-        raise output.fail(done, output.EXIT_FAILED, "to go back all the same: novacron rollout rollback")
+        raise output.fail(done, output.EXIT_FAILED, "to roll back anyway: novacron rollout rollback")
     _end(rollout)
 
 
@@ -199,7 +199,7 @@ def resume(context: typer.Context, agents: Agents = False, options: RolloutOptio
             return
         rollout = _orders(context, options).resume()
         if not rollout.ended:
-            say(f"rollout {rollout.number} goes on: novacron rollout status")
+            say(f"rollout {rollout.number} continues: novacron rollout status")
         elif rollout.state is RolloutState.DONE:
             _end(rollout)
         else:
@@ -305,7 +305,7 @@ def _directory(settings: Path | None, state_dir: Path | None) -> Path:
         return state_dir or STATE_DIR
     named = settings_file.parse(file).get("state-dir", str(STATE_DIR))
     if not isinstance(named, str) or not named:
-        settings_file.fail(f"{file}: state-dir is a text in quotes, not {named!r}")
+        settings_file.fail(f"{file}: state-dir must be a string in quotes, not {named!r}")
     return Path(named)
 
 

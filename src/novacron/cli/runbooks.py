@@ -174,7 +174,7 @@ def run(
         say(f"log: {path}", err=True)
         if result.outcome is not runner.StepOutcome.DONE:
             raise output.fail(
-                result.why, output.EXIT_FAILED, f"go on with: novacron runbook run {runbook.name} --resume {path}"
+                result.why, output.EXIT_FAILED, f"resume with: novacron runbook run {runbook.name} --resume {path}"
             )
         say(f"runbook {runbook.name} is done")
 
@@ -212,7 +212,7 @@ def _given(how: RunHow) -> dict[str, str]:
 def _show_steps(runbook: Runbook, steps: tuple[RunbookStep, ...], values: dict[str, str]) -> None:
     from novacron.runbooks import runner
 
-    say(f"{runbook.title}: nothing is run")
+    say(f"{runbook.title}: dry run, nothing is executed")
     for step in steps:
         say()
         for line in runner.describe(runner.with_values(step, values)):
@@ -252,11 +252,11 @@ class _Terminal:
 
         leave = asked is AskedFor.LEAVE
         if (self._destructive and leave) or (step.name in self._answered and not leave):
-            say(f"  {question} yes, as was said beforehand")
+            say(f"  {question} yes, as given on the command line")
             return OperatorAnswer.YES
         if not sys.stdin.isatty():
             option = "--yes" if leave else f"--answered {step.name}"
-            say(f"  {question} nobody is at a terminal: {option} answers it with yes", err=True)
+            say(f"  {question} there is no terminal: {option} answers with yes", err=True)
             return OperatorAnswer.NO
         say(f"  {question} [y/N/skip] ", err=True, flush=True)
         said = sys.stdin.readline(100).strip().lower()

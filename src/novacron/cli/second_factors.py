@@ -31,7 +31,7 @@ def _asked(what: str) -> str:
 
 
 def _show_codes(codes: Sequence[str]) -> None:
-    say("Recovery codes: each is good for one login without the second factor. Keep them; they are shown once.",
+    say("Recovery codes: each replaces the second factor for one login. Store them safely; they are shown only once.",
         err=True)  # fmt: skip
     for code in codes:
         say(code)
@@ -96,4 +96,4 @@ def reset(
         typer.confirm(f"Remove all second factors of {user}?", abort=True, err=True)
     with output.errors():
         Client().reset_second_factors(user)
-        say(f"{user}: the next login needs the password only, and adds another second factor if one is required")
+        say(f"{user}: the next login needs only the password, and must add a new second factor if one is required")

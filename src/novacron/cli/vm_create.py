@@ -60,7 +60,7 @@ def create(
     groups = fields.pop("security_groups", [])
     interfaces = fields.get("nics", ())
     if groups and not interfaces:
-        raise typer.BadParameter("--security-group needs --network: it is of its interfaces")
+        raise typer.BadParameter("--security-group needs --network: security groups apply to network interfaces")
     for interface in interfaces:
         interface["groups"] = groups
     if len(interfaces) == 1 and "mac" in fields:

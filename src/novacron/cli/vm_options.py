@@ -186,7 +186,7 @@ def _interface(text: str) -> Object:
     place, *settings = text.split(",")
     name, _, address = place.partition("=")
     if name == NO_NETWORK:
-        raise typer.BadParameter("--network none stands alone")
+        raise typer.BadParameter("--network none can't be combined with other networks")
     interface: Object = {"network": name, "address": address or None, "groups": []}
     for setting in settings:
         key, _, value = setting.partition("=")
@@ -221,7 +221,7 @@ def _disk(text: str) -> Object:
 
 def _whole(text: str, what: str) -> int:
     if not re.fullmatch(r"\d{1,2}", text, re.ASCII):
-        raise typer.BadParameter(f"{what} is a place in the boot order, from 0 to 99, not {text!r}")
+        raise typer.BadParameter(f"{what} must be a position in the boot order, from 0 to 99, not {text!r}")
     return int(text)
 
 
@@ -230,7 +230,7 @@ def with_disks(fields: Object) -> Object:
     further ones. Raises typer.BadParameter."""
     own, *further = [dict(disk) for disk in fields.get("disks", [])] or [{}]
     if "pool" in own:
-        raise typer.BadParameter("--disk: the first disk is the VM's own, which is in no pool")
+        raise typer.BadParameter("--disk: the first disk is the VM's own, which can't be in a pool")
     names = {"size_mib": "disk_mib", "bus": "disk_bus", "boot_order": "disk_boot_order", "image": "image"}
     rest = {field: value for field, value in fields.items() if field != "disks"}
     return rest | {names[field]: value for field, value in own.items()} | ({"disks": further} if further else {})

@@ -66,7 +66,7 @@ def adopt(
             return
         adopted = client.adopt_vm(vm, **fields)
         if adopted["deleting"]:
-            say(f"{adopted['name']}: taken out of the database")
+            say(f"{adopted['name']}: removed from the database")
             return
         finish(client, adopted, (adopted["spec"]["power"],), wait)
 
@@ -112,6 +112,6 @@ def _word(found: list[Object], yes: bool) -> str | None:
         return found[0]["vm_name"] if found and yes else None
     for item in found:
         say(item["reason"], err=True)
-    say("Nodes will end what they have of the VM, and remove its disk there.", err=True)
-    typed: str = typer.prompt("To do so, type the VM's name", err=True)
+    say("Nodes will delete their copies of the VM, with its disk.", err=True)
+    typed: str = typer.prompt("To confirm, type the VM's name", err=True)
     return typed.strip()

@@ -147,7 +147,7 @@ def _waited(client: Client, vm: Object, states: tuple[str, ...], timeout_s: floa
         reason = current["status"]["reason"]
         raise TimeoutError(
             f"VM {vm['name']} is {state(current)}{': ' + reason if reason else ''}\n"
-            f"it is still being worked on; see: novacron vm show {vm['name']}"
+            f"it is still in progress; see: novacron vm show {vm['name']}"
         ) from None
     if last is None:
         raise output.fail(f"VM {vm['name']} was deleted meanwhile", output.EXIT_FAILED)
@@ -207,7 +207,7 @@ def _warn_of_unreconciled(client: Client) -> None:
     names = sorted({item["vm_name"] for item in client.list("unreconciled-vms")})
     if names:
         shown = ", ".join(names[:NAMED_MAX]) + ("..." if len(names) > NAMED_MAX else "")
-        say(f"warning: nodes know more than the database of: {shown}; see: novacron vm unreconciled", err=True)
+        say(f"warning: nodes have newer records than the database: {shown}; see: novacron vm unreconciled", err=True)
 
 
 @app.command()
