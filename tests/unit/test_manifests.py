@@ -61,7 +61,7 @@ def document(text: str, tmp_path: Path) -> Document:
         ("kind: user\nname: ann\npassword: x", "password is a secret"),
         ("kind: vm\nname: web\n---\nkind: vms\nname: web", "vm web is in"),
         ("kind: vm\nname: 2026-11-29", "neither text nor a number: put it in quotes"),
-        ("kind: vm\nname: web\n5: x", "5 is no name of a field"),
+        ("kind: vm\nname: web\n5: x", "5 is not a field name"),
         ("kind: vm\nname: &a [*a]", "it is too deep"),
         (LAUGHS, "more than 200000 values"),
         ("kind: vm\nname: " + "[" * 25 + "]" * 25, "it is too deep"),
