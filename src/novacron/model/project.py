@@ -91,7 +91,7 @@ def check(project: str, quota: Quota, before: Usage, after: Usage) -> None:
         most, has, had = getattr(quota, field), getattr(after, field), getattr(before, field)
         if most is not None and has > most and has > had:
             raise QuotaExceeded(
-                f"project {project} can have {most} {_named(field)}, and would have {has}",
+                f"project {project} may have {most} {_named(field)}, and would have {has}",
                 field=field, hint="delete something, or ask an administrator for more",
             )  # fmt: skip
 
