@@ -110,7 +110,7 @@ def support_bundle(
     state_dir: StateDir = None,
     log: Annotated[list[Path] | None, typer.Option(help="log file whose end to include; can be repeated")] = None,
 ) -> None:
-    """Collect what a maintainer needs to find a problem: figures, states, events and ends of logs, without secrets."""
+    """Collect diagnostic data for support: metrics, states, events and the ends of logs, without secrets."""
     if not installed(Extra.SERVER):
         require(Extra.AGENT)
     from novacron.local import bundle
@@ -132,7 +132,7 @@ app.add_typer(servers, name="server")
 @servers.callback()
 @expand
 def server(context: typer.Context, options: ServerOptions) -> None:
-    """Run the control plane: API, controllers, and the agents' link."""
+    """Run the control plane: API, controllers, and the agent link."""
     if context.invoked_subcommand is not None:
         return
     require(Extra.SERVER)
@@ -176,7 +176,7 @@ def recover_admin(
     ] = False,
     url: Annotated[str, typer.Option(help="URL of the API, for the CLI's new context")] = "https://127.0.0.1:7443",
 ) -> None:
-    """Make a new administrator's token on the server's machine, when the only one is lost."""
+    """Create a new administrator token on the server's machine, if the only one is lost."""
     require(Extra.SERVER)
     import asyncio
 

@@ -30,16 +30,16 @@ REUSABLE = frozenset({"image", "sibling", "checkpoint"})
 Options = TypeVar("Options", bound=type)
 
 StateDir = Annotated[Path | None, typer.Option(help="directory for its files; default: /var/lib/novacron as root")]
-Advertise = Annotated[str | None, typer.Option(help="name or address by which others reach this host")]
+Advertise = Annotated[str | None, typer.Option(help="name or address that others use to reach this host")]
 SettingsFile = Annotated[
     Path | None,
     typer.Option(
         "--settings", is_eager=True,
-        help="TOML file with any of these options; the command line and the environment win over it",
+        help="TOML file with any of these options; the command line and the environment take precedence",
     ),
 ]  # fmt: skip
 CheckSettings = Annotated[
-    bool, typer.Option("--check-settings", help="print each setting with where it comes from, and start nothing")
+    bool, typer.Option("--check-settings", help="print each setting and its source, and start nothing")
 ]
 
 
@@ -66,8 +66,8 @@ class ServerOptions:
     tls_certificate: Annotated[
         Path | None,
         typer.Option(
-            help="file with a certificate for the API by another authority, and those in between (PEM);"
-            " by default the server issues itself one"
+            help="file with a certificate for the API from another authority, and its intermediate certificates (PEM);"
+            " by default the server issues its own"
         ),
     ] = None
     tls_key: Annotated[Path | None, typer.Option(help="file with its key (PEM)")] = None
@@ -83,22 +83,22 @@ class ServerOptions:
         list[str] | None,
         typer.Option(
             metavar="CIDR",
-            help="reverse proxy or load balancer in front of the API: clients' addresses are what it says;"
+            help="reverse proxy or load balancer in front of the API, trusted to report clients' addresses;"
             " can be repeated",
         ),
     ] = None
     proxy_header: Annotated[
-        ProxyHeader, typer.Option(help="header in which they say it; they must set it, or add to it at its end")
+        ProxyHeader, typer.Option(help="header with the clients' addresses; proxies must set it or append to it")
     ] = ProxyHeader.X_FORWARDED_FOR
-    session_life: Annotated[float, typer.Option(min=0.1, help="hours after which a session of a browser ends")] = 12
+    session_life: Annotated[float, typer.Option(min=0.1, help="hours after which a browser session ends")] = 12
     session_idle: Annotated[
-        float, typer.Option(min=0, help="minutes after which an unused session ends; 0: no such limit")
+        float, typer.Option(min=0, help="minutes after which an unused session ends; 0: no limit")
     ] = 60
     token_life: Annotated[
-        float, typer.Option(min=0, help="days after which every API token ends, whatever it was made for; 0: none")
+        float, typer.Option(min=0, help="maximum lifetime of every API token, in days; 0: no limit")
     ] = 0
     token_idle: Annotated[
-        float, typer.Option(min=0, help="days after which an unused API token ends; 0: no such limit")
+        float, typer.Option(min=0, help="days after which an unused API token expires; 0: no limit")
     ] = 0
     redis: Annotated[
         str | None, typer.Option(envvar="NOVACRON_REDIS_URL", help="Redis or Valkey in which processes share limits")
@@ -108,14 +108,14 @@ class ServerOptions:
         int,
         typer.Option(
             "--connections-max", min=32, max=limits.CONNECTIONS_MAX,
-            help="connections of clients that each process keeps; with more than half, silent ones are closed",
+            help="client connections per process; above half of it, idle ones are closed",
         ),
     ] = limits.CONNECTIONS_MAX  # fmt: skip
     pool: Annotated[int, typer.Option(min=5, max=100, help="database connections of each process")] = 25
     leave_s: Annotated[
         float,
         typer.Option(
-            "--leave-after", help="seconds to keep serving, marked not ready, before it stops: for rolling restarts"
+            "--leave-after", help="seconds to keep serving, marked not ready, before stopping: for rolling restarts"
         ),
     ] = 0
     reads_away_s: Annotated[
@@ -124,32 +124,32 @@ class ServerOptions:
             "--reads-while-away",
             min=0,
             max=limits.READS_AWAY_S_MAX,
-            help="seconds to answer reads from memory while the database is away; 0: refuse them at once",
+            help="seconds to answer reads from memory while the database is unavailable; 0: refuse them",
         ),
     ] = limits.READS_AWAY_S
     oidc: Annotated[
         Path | None,
         typer.Option(help="file that names the OpenID Connect provider for logins; see docs/how-to/access.md"),
     ] = None
-    fence: Annotated[Path | None, typer.Option(help="program that cuts off a failed node, given its name")] = None
+    fence: Annotated[Path | None, typer.Option(help="program that fences a failed node, given its name")] = None
     drain_limit_s: Annotated[
         int,
         typer.Option(
-            "--drain-limit", min=10, max=30 * 86_400, help="seconds after which a drain fails with what is left"
+            "--drain-limit", min=10, max=30 * 86_400, help="seconds after which a drain fails, with the remaining VMs"
         ),
     ] = 4 * 3600
     require_second_factor: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ROLE",
-            help="users with this role must log in with a second factor beside their password; can be repeated",
+            help="users with this role must log in with a second factor; can be repeated",
         ),
     ] = None
     web_origin: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="where browsers reach this installation, for security keys; default: see --advertise",
+            help="URL that browsers use for this installation, for security keys; default: see --advertise",
         ),
     ] = None
     audit_days: Annotated[int, typer.Option(min=90, max=36_500, help="days to keep records of the audit log")] = 400
@@ -160,7 +160,7 @@ class ServerOptions:
         ),
     ] = None
     audit_syslog_ca: Annotated[
-        Path | None, typer.Option(help="file with the authority of that server's certificate, if not a public one")
+        Path | None, typer.Option(help="file with the CA certificate for that server, if not a public one")
     ] = None
     audit_otlp: Annotated[
         str | None,
@@ -177,11 +177,11 @@ class ServerOptions:
         str | None,
         typer.Option(
             envvar="NOVACRON_FORMER_PLATFORM_KEY",
-            help="platform key before this one, until: novacron platform-key rewrap",
+            help="previous platform key, until: novacron platform-key rewrap",
         ),
     ] = None
     key_age_days: Annotated[
-        int, typer.Option(min=0, help="age at which a key of the platform is to be rotated, for alerts; 0: none")
+        int, typer.Option(min=0, help="age at which alerts ask to rotate a platform key; 0: never")
     ] = 730
     new_keys: Annotated[
         bool, typer.Option("--new-keys", help="replace keys in the database that this server's files can't open")
@@ -196,17 +196,17 @@ class ServerOptions:
     ] = None
     catalogue_key: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="public key (minisign) of who signs catalogues; can be repeated"),
+        typer.Option(metavar="KEY", help="public key (minisign) that signs catalogues; can be repeated"),
     ] = None
     catalogue_ca: Annotated[
-        Path | None, typer.Option(help="file with the authority of their servers' certificates, if not a public one")
+        Path | None, typer.Option(help="file with the CA certificate for catalogue servers, if not a public one")
     ] = None
     backup_repository: Annotated[
         str | None,
         typer.Option(
             envvar="NOVACRON_BACKUP_REPOSITORY",
             metavar="DIRECTORY|s3://...|rest:https://...",
-            help="where the repository is into which the database is archived all the time; begun if it is empty",
+            help="repository to which the database is archived continuously; created if empty",
         ),
     ] = None
     backup_password_file: Annotated[
@@ -220,7 +220,7 @@ class ServerOptions:
         float, typer.Option(min=0.25, max=168, help="hours between base backups of the database")
     ] = 24
     backup_days: Annotated[
-        int, typer.Option(min=1, max=3650, help="days back to which the database can be restored as it was")
+        int, typer.Option(min=1, max=3650, help="days for which the database can be restored to any point in time")
     ] = 30
     settings_file: SettingsFile = None
     check_settings: CheckSettings = False
@@ -316,15 +316,18 @@ class AgentOptions:
         str | None,
         typer.Option(
             metavar="@FILE",
-            help="file with a join token, or - for standard input: get this node another certificate, and end;"
-            " an agent that runs uses it",
+            help="file with a join token, or - for standard input: get a new certificate for this node, and exit;"
+            " a running agent uses it",
         ),
     ] = None
     state_moved: Annotated[
-        bool, typer.Option("--state-moved", help="note that the state folder was moved to this host for good, and end")
+        bool,
+        typer.Option("--state-moved", help="record that the state directory was moved to this host for good, and exit"),
     ] = False
     state_dir: StateDir = None
-    images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None
+    images_dir: Annotated[
+        Path | None, typer.Option(help="directory for images; default: images/ in the state directory")
+    ] = None
     name: Annotated[str | None, typer.Option(help="name of this node; default: the host's name")] = None
     bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' network interfaces")] = None
     advertise: Advertise = None
@@ -332,28 +335,28 @@ class AgentOptions:
     dwcp_port: Annotated[int, typer.Option(help="port for migrations from other nodes")] = 7445
     outage: Annotated[float, typer.Option(help="seconds that a link can be down before its migrations fail")] = 60
     reuse: Annotated[
-        str, typer.Option(help="local pages that migrations need not send: of images, of running VMs, of VMs that left")
+        str, typer.Option(help="local pages to reuse in migrations: of images, of running VMs, of VMs that left")
     ] = "image,sibling,checkpoint"
     qemu_loads_memory: Annotated[
         bool,
         typer.Option(
             "--qemu-loads-memory",
-            help="let QEMU itself load the memory of VMs that come here; by default the agent writes most of it into"
-            " QEMU's memory",
+            help="let QEMU load the memory of incoming VMs; by default the agent writes most of it into QEMU's memory",
         ),
     ] = False
     pages_limit: Annotated[int, typer.Option(help="MiB of disk for the memory pages of VMs that left")] = 8192
     imports_dir: Annotated[
         Path | None,
-        typer.Option(help="directory of files that can be imported by path; default: imports beside the images"),
+        typer.Option(help="directory of files that can be imported by path; default: imports next to the images"),
     ] = None
     imports_local: Annotated[
-        bool, typer.Option("--imports-local", help="allow image downloads from any address, also of this host")
+        bool, typer.Option("--imports-local", help="allow image downloads from any address, including this host's")
     ] = False
     imports_from: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CIDR", help="allow image downloads from these addresses, beside public ones; can be repeated"
+            metavar="CIDR",
+            help="allow image downloads from these addresses, in addition to public ones; can be repeated",
         ),
     ] = None
     pool: Annotated[list[str] | None, typer.Option(help="directory for volumes, as NAME=PATH; can be repeated")] = None
@@ -364,15 +367,15 @@ class AgentOptions:
         str | None,
         typer.Option(
             metavar="DIRECTORY|s3://...|rest:https://...",
-            help="directory, or address of object storage or of a REST server, for the repositories of VMs' backups;"
+            help="directory, or URL of object storage or a REST server, for backup repositories of VMs;"
             " without it this node makes no backups",
         ),
     ] = None
     keep_images: Annotated[
-        float, typer.Option(min=0, help="hours to keep an image that was copied for a VM and that no VM here uses")
+        float, typer.Option(min=0, help="hours to keep an unused image that was copied for a VM")
     ] = 24
     mask_cpu_flag: Annotated[
-        list[str] | None, typer.Option(help="CPU feature to hide from guests here; can be repeated")
+        list[str] | None, typer.Option(help="CPU feature to hide from guests on this node; can be repeated")
     ] = None
     uid_base: Annotated[
         int, typer.Option(min=1, max=2**31 - 65_537, help="first of the 65,536 user ids for the VMs")

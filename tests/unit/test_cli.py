@@ -263,7 +263,7 @@ def test_what_is_in_use_is_deleted_only_after_a_person_agreed(calls: Calls, monk
     calls.made.clear()
     refused = CliRunner().invoke(main.app, ["vm", "delete", "web"])
     assert refused.exit_code == output.EXIT_USAGE and calls.made == []
-    assert "web is running: nobody can be asked here" in refused.stderr and "--yes" in refused.stderr
+    assert "web is running: there is no terminal to confirm this" in refused.stderr and "--yes" in refused.stderr
     main_command()(["vm", "delete", "web", "-y"], standalone_mode=False)
     assert calls.made == [deleted]
 
@@ -397,7 +397,7 @@ def test_an_interrupt_says_what_goes_on_and_how_to_end_it(
         progress.waiting(client, kind, "x-1", what, lambda now: False, 10)
     assert ended.value.exit_code == output.EXIT_INTERRUPTED
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == f"{what}: this goes on; only the waiting has ended"
+    assert said[0] == f"{what}: this continues on the server; only the command has ended"
     assert [line for line in said if line.startswith("to end it")] == ([f"to end it: {end}"] if end else [])
 
 

@@ -85,7 +85,7 @@ def test_a_node_with_which_all_is_well_has_every_condition_and_each_is_true() ->
         ({"certificate_ends_at_s": NOW.timestamp() - 1}, "CertificateValid", "CertificateEnded", "join-token --node a"),
         ({"certificate_ends_at_s": 0.0}, "CertificateValid", "NotReported", "not connected yet"),
         ({"heartbeat_at": None}, "DatabaseCurrent", "NotReported", "no heartbeat"),
-        ({"unreconciled_vms": 2}, "DatabaseCurrent", "DatabaseOlder", "knows more of 2 VMs"),
+        ({"unreconciled_vms": 2}, "DatabaseCurrent", "DatabaseOlder", "has newer records of 2 VMs"),
         ({"unheard": True}, "DatabaseCurrent", "NotHeardSinceRestore", "novacron node remove a --force"),
         ({"ready": False}, "DatabaseCurrent", "HeartbeatsNotStored", "stored at 2027-01-01 00:00 UTC"),
         ({"ready": False}, "DiskUsable", "NodeLost", "systemctl status novacron-agent"),

@@ -128,7 +128,7 @@ def test_values_are_read_as_typer_reads_them(annotation: Any, text: str, limits:
 @pytest.mark.parametrize("number", ["inf", "-inf", "nan", "1e400"])
 def test_numbers_are_finite(number: str) -> None:
     quick = quick_values.quick(resolve_type_descriptor(float, OptionInfo()))
-    assert outcome(quick, number) == (typer.BadParameter, f"{number} is no finite number")
+    assert outcome(quick, number) == (typer.BadParameter, f"{number} is not a finite number")
 
 
 def test_names_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:

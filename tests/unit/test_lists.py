@@ -144,7 +144,7 @@ def test_programs_get_parts_of_answers(expression: str, shown: str, capsys: pyte
 
 @pytest.mark.parametrize("expression", ["$[", "$[?(@", "[" * 3000, "$..[", "'"])
 def test_what_is_no_jsonpath_is_said_before_anything_is_done(expression: str) -> None:
-    with pytest.raises(typer.BadParameter, match="no JSONPath"):
+    with pytest.raises(typer.BadParameter, match="not a JSONPath expression"):
         json_paths.check(expression)
     with pytest.raises(typer.BadParameter):
         OutputFormat(f"jsonpath={expression}")

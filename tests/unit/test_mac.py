@@ -46,7 +46,7 @@ def test_a_million_new_mac_addresses_collide_once_at_most_before_the_store_looks
         ("٠6:00:00:00:00:01", "not a MAC address"),
         ("01:00:5e:00:00:01", "multicast"),
         ("ff:ff:ff:ff:ff:ff", "multicast"),
-        ("00:00:00:00:00:00", "can't be the address"),
+        ("00:00:00:00:00:00", "can't be used as an interface"),
         ("FE:54:00:00:00:01", "taps"),
         ("02:4e:4f:56:00:01", "gateways"),
         ("02:4e:4f:57:00:01", "nodes"),

@@ -48,7 +48,7 @@ def document(text: str, tmp_path: Path) -> Document:
     ("text", "said"),
     [
         ("{", "it is no YAML"),
-        ("- vm", "begins with kind: vm"),
+        ("- vm", "begin it with kind: vm"),
         ("name: web", "it has no kind"),
         ("kind: [vm]", "it has no kind"),
         ("kind: cloud", "there is no kind 'cloud'"),
@@ -61,7 +61,7 @@ def document(text: str, tmp_path: Path) -> Document:
         ("kind: user\nname: ann\npassword: x", "password is a secret"),
         ("kind: vm\nname: web\n---\nkind: vms\nname: web", "vm web is in"),
         ("kind: vm\nname: 2026-11-29", "neither text nor a number: put it in quotes"),
-        ("kind: vm\nname: web\n5: x", "5 is no name of a field"),
+        ("kind: vm\nname: web\n5: x", "5 is not a field name"),
         ("kind: vm\nname: &a [*a]", "it is too deep"),
         (LAUGHS, "more than 200000 values"),
         ("kind: vm\nname: " + "[" * 25 + "]" * 25, "it is too deep"),
@@ -210,7 +210,7 @@ def test_what_was_not_done_is_counted(monkeypatch: pytest.MonkeyPatch, capsys: p
     with pytest.raises(typer.Exit) as ended, output.errors():
         apply._perform(None, steps, schemas())  # type: ignore[arg-type]  # nothing is sent
     assert ended.value.exit_code == output.EXIT_INTERRUPTED
-    assert capsys.readouterr().err == "2 of 3 were not done: apply the files again once it is clear why\n"
+    assert capsys.readouterr().err == "2 of 3 were not done: fix the cause, then apply the files again\n"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])

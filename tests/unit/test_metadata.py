@@ -47,5 +47,5 @@ def test_tags_that_look_alike_are_one() -> None:
     assert canonical_tags(["u\u0308ber", "\u00fcber", "x", "x"]) == ("\u00fcber", "x")
     assert wanted_tags("u\u0308ber,x") == ("\u00fcber", "x")
     for text in ("", ",", "a,", ",".join("a" * 40)):
-        with pytest.raises(InvalidInput, match="no list of tags"):
+        with pytest.raises(InvalidInput, match="not a list of tags"):
             wanted_tags(text)

@@ -141,5 +141,5 @@ def test_no_guest_whose_interfaces_came_or_went_moves_to_an_agent_that_knows_no_
     ):
         status = VmStatus(hardware=GuestHardware(1, 256, nics=nics))
         reason = cannot_run(older, status, runs=True)
-        assert (reason is None) == moves and (moves or "interfaces that come and go" in str(reason)), nics
+        assert (reason is None) == moves and (moves or "changing interfaces of running VMs" in str(reason)), nics
         assert cannot_run(older, status, runs=False) is None and cannot_run(newer, status, runs=True) is None

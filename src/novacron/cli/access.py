@@ -20,7 +20,7 @@ from novacron.terminal import say
 projects = typer.Typer(no_args_is_help=True, help="Manage projects and their quotas.")
 platform_keys = typer.Typer(no_args_is_help=True, help="Manage the platform key, which wraps projects' keys.")
 users = typer.Typer(no_args_is_help=True, help="Manage users: people and service accounts.")
-grants = typer.Typer(no_args_is_help=True, help="Manage who has which role in which project.")
+grants = typer.Typer(no_args_is_help=True, help="Manage the roles of users in projects.")
 
 QUOTAS = (
     "vms", "vcpus", "memory_mib", "disk_mib", "snapshots", "snapshot_mib", "images", "image_mib", "backups",
@@ -47,10 +47,8 @@ HostNetwork = Annotated[
     bool | None,
     typer.Option("--host-network/--no-host-network", help="put VMs without a network on the hosts' own network"),
 ]
-Encryption = Annotated[
-    OnOff | None, typer.Option(help="encrypt at rest what is created from now on; needs a platform key")
-]
-Password = Annotated[bool, typer.Option("--password", help="ask for a password, or read it from standard input")]
+Encryption = Annotated[OnOff | None, typer.Option(help="encrypt new objects at rest; needs a platform key")]
+Password = Annotated[bool, typer.Option("--password", help="prompt for a password, or read it from standard input")]
 
 
 def _limits(quota: dict[str, Any]) -> list[str]:
@@ -209,14 +207,14 @@ def delete_project(project: ProjectName) -> None:
 @projects.command("erase-key")
 def erase_key(
     project: ProjectName,
-    confirm: Annotated[str | None, typer.Option(metavar="NAME", help="the project's name once more")] = None,
+    confirm: Annotated[str | None, typer.Option(metavar="NAME", help="the project's name, to confirm")] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Destroy a project's key: what it encrypts can never be read again, wherever it is copied."""
+    """Destroy a project's key: nothing that it encrypts, including copies, can ever be read again."""
     if confirm is None:
         confirm = typer.prompt(f"all that project {project} has encrypted is lost for ever; its name", err=True)
     if confirm != project:
-        raise output.fail(f"{confirm!r} is not the project's name: nothing was done", output.EXIT_USAGE)
+        raise output.fail(f"{confirm!r} is not the project's name: nothing was changed", output.EXIT_USAGE)
     with output.errors():
         output.fields(Client().erase_project_key(project), ERASED_KEY, output_)
 
@@ -230,7 +228,7 @@ def show_platform_key(output_: Output = OutputFormat.TABLE) -> None:
 
 @platform_keys.command("rewrap")
 def rewrap(output_: Output = OutputFormat.TABLE) -> None:
-    """Wrap all projects' keys with the present platform key; no data is touched."""
+    """Wrap all projects' keys with the current platform key; no data is changed."""
     with output.errors():
         client = Client()
         stands = client.rewrap_project_keys()
@@ -256,7 +254,7 @@ def create_user(
     password: Password = False,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Create a user, without any permission yet: see novacron grant."""
+    """Create a user, without any rights yet: see novacron grant."""
     with output.errors():
         secret = _asked_password() if password else None
         kind = "service" if service else "person"
@@ -265,7 +263,7 @@ def create_user(
 
 @users.command("set-password")
 def set_password(user: UserRef) -> None:
-    """Set a password, asked for or read from standard input. The user's sessions end."""
+    """Set a password, prompted for or read from standard input. The user's sessions end."""
     with output.errors():
         client = Client()
         present = None
@@ -277,7 +275,7 @@ def set_password(user: UserRef) -> None:
 
 @users.command("disable")
 def disable(user: UserRef) -> None:
-    """Disable a user, at once."""
+    """Disable a user immediately."""
     with output.errors():
         Client().configure_user(user, disabled=True)
         say(f"{user}: disabled")
@@ -294,9 +292,11 @@ def enable(user: UserRef) -> None:
 @users.command("require-second-factor")
 def require_second_factor(
     user: UserRef,
-    required: Annotated[bool, typer.Option("--on/--off", help="whether logins with the password demand one")] = True,
+    required: Annotated[
+        bool, typer.Option("--on/--off", help="require a second factor for logins with the password")
+    ] = True,
 ) -> None:
-    """Require a second factor of a user's logins. Their sessions end; their API tokens stay."""
+    """Require a second factor for a user's logins. Their sessions end; their API tokens stay valid."""
     with output.errors():
         Client().require_second_factor(user, required)
         say(f"{user}: a second factor is {'required' if required else 'not required'}")
@@ -305,10 +305,10 @@ def require_second_factor(
 @users.command("default-project")
 def set_default_project(
     project: Annotated[
-        str | None, typer.Argument(help="name of the project; none: the usual one", show_default=False)
+        str | None, typer.Argument(help="name of the project; none: the default", show_default=False)
     ] = None,
 ) -> None:
-    """Set the project in which your own new objects are created, unless you name another one."""
+    """Set the project in which your new objects are created by default."""
     with output.errors():
         Client().configure_me(default_project=project)
         say(f"new objects: in {project or 'your only project, or the project default'}")
@@ -324,11 +324,11 @@ def delete_user(user: UserRef) -> None:
 
 @users.command("erase")
 def erase(
-    user: Annotated[str, typer.Argument(help="name or id, also of a user who was deleted", show_default=False)],
+    user: Annotated[str, typer.Argument(help="name or id, also of a deleted user", show_default=False)],
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Delete a user, and put a pseudonym in place of their name and addresses in all records, for good."""
+    """Delete a user, and permanently replace their name and addresses in all records with a pseudonym."""
     if not yes:
         typer.confirm(f"Erase {user} in all records? This can't be undone", abort=True, err=True)
     with output.errors():
@@ -340,7 +340,7 @@ def erase(
 def list_grants(
     user: Annotated[str | None, typer.Option(help="only roles of this user")] = None, listing: Listing = Listing()
 ) -> None:
-    """List which user has which role where."""
+    """List the roles of users, and the projects in which they have them."""
     listing.show("grants", GRANTS, user=user)
 
 
@@ -348,27 +348,27 @@ def list_grants(
 def create_grant(
     user: UserRef,
     role: Annotated[str, typer.Argument(help="viewer, member, operator or administrator", show_default=False)],
-    project: Annotated[str | None, typer.Option(help="project; everywhere if not given")] = None,
+    project: Annotated[str | None, typer.Option(help="project; default: all projects and the fleet")] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Give a user a role, instead of the one that they have there. Users whom you do not manage are invited."""
+    """Grant a user a role, which replaces their role there. Users whom you do not manage get an invitation."""
     with output.errors():
         created = Client().grant(user, role, project)
         if "expires_at" in created and output_.for_people:
-            say(f"{user} is invited, and has the role once they accept: novacron invitation accept {created['id']}")
+            say(f"{user} is invited, and gets the role once they accept: novacron invitation accept {created['id']}")
         else:
             output.fields(created, GRANTS, output_)
 
 
 @grants.command("delete")
 def delete_grant(id: Annotated[str, typer.Argument(help="id of the grant", show_default=False)]) -> None:
-    """Revoke a user's role, at once."""
+    """Revoke a user's role immediately."""
     with output.errors():
         Client().delete("grants", id)
         say(f"{id}: deleted")
 
 
 def whoami(output_: Output = OutputFormat.TABLE) -> None:
-    """Show who you are to the API, and your permissions."""
+    """Show the user that you are logged in as, and its rights."""
     with output.errors():
         output.fields(Client().me(), ME, output_)

@@ -97,7 +97,7 @@ def resumed(rollout: AgentRollout) -> None:
     from novacron.rollout.model import RolloutState
 
     if not rollout.ended:
-        say(f"rollout {rollout.number} of agents goes on: novacron rollout status --agents")
+        say(f"rollout {rollout.number} of agents continues: novacron rollout status --agents")
     elif rollout.state is RolloutState.ROLLED_BACK:
         back(rollout)
     else:

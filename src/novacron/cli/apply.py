@@ -123,7 +123,7 @@ def apply(
     with output.errors():
         documents = manifests.read(file)
         if not documents:
-            raise typer.BadParameter("there is no document in it", param_hint="'--file'")
+            raise typer.BadParameter("it contains no document", param_hint="'--file'")
         clients = Clients()
         known = schemas.read(clients.of(""))
         for document in documents:
@@ -136,7 +136,7 @@ def apply(
             show(steps)
         refused = _refused(steps, known)
         if refused:
-            raise output.fail("\n".join(refused), EXIT_REFUSED, "nothing was done: delete it first, or mend the file")
+            raise output.fail("\n".join(refused), EXIT_REFUSED, "nothing was changed: delete it first, or fix the file")
         if not for_people:
             output.show(_described(steps), output_)
         if dry_run:
@@ -170,7 +170,7 @@ def _perform(clients: Clients, steps: list[PlannedStep], known: schemas.Schemas,
     finally:
         if done < len(steps):
             left = f"{len(steps) - done} of {len(steps)}"
-            say(f"{left} were not done: apply the files again once it is clear why", err=True)
+            say(f"{left} were not done: fix the cause, then apply the files again", err=True)
 
 
 def _step(clients: Clients, document: Document, known: schemas.Schemas) -> PlannedStep:
@@ -186,11 +186,11 @@ def _pruned(
 ) -> list[PlannedStep]:
     """Return what is to be deleted: what needs others first. Raises typer.BadParameter."""
     if conditions and not named:
-        raise typer.BadParameter("it goes with --prune KIND", param_hint="'--prune-filter'")
+        raise typer.BadParameter("it needs --prune KIND", param_hint="'--prune-filter'")
     chosen = [kinds.kind_of(name) for name in named]
     for kind in chosen:
         if kind.name not in PRUNABLE:
-            raise typer.BadParameter(f"{kind.name} is none of {', '.join(PRUNABLE)}", param_hint="'--prune'")
+            raise typer.BadParameter(f"{kind.name} is not one of {', '.join(PRUNABLE)}", param_hint="'--prune'")
     projects = sorted({document.project or clients.own_project() for document in documents})
     return [
         PlannedStep("delete", kind, kinds.name_of(kind, item), project, None, item)

@@ -66,7 +66,7 @@ def audit(
     filters: Annotated[Object, FILTERS],
     listing: Listing = Listing(limit=50),
 ) -> None:
-    """Show the audit log, newest first: who did what from where, and its outcome. Its commands verify and export it."""
+    """Show the audit log, newest first: who did what, from where, and the outcome. Subcommands verify and export it."""
     if context.invoked_subcommand is not None:
         return
     with output.errors():
@@ -76,7 +76,7 @@ def audit(
 
 @app.command()
 def chain(output_: Output = OutputFormat.TABLE) -> None:
-    """Show where the hash chain begins and ends, what is not chained yet, and which keys sign its heads."""
+    """Show the start and end of the hash chain, records that are not chained yet, and the keys that sign its heads."""
     with output.errors():
         output.fields(Client().audit_chain(), CHAIN, output_)
 
@@ -87,7 +87,7 @@ def heads(
     file: Annotated[Path | None, typer.Argument(help="file to write for novacron audit verify --heads")] = None,
     listing: Listing = Listing(),
 ) -> None:
-    """List the signed heads of the chain, or write them to a file. Keep that where nobody can change it."""
+    """List the signed heads of the chain, or write them to a file. Keep the file where nobody can change it."""
     if file is None:
         listing.show("audit/heads", HEADS)
         return
@@ -99,14 +99,14 @@ def heads(
 
 @app.command()
 def export(file: File) -> None:
-    """Write the whole log with its chain and heads to a file, a JSON document a line."""
+    """Write the whole log with its chain and heads to a file, one JSON document per line."""
     from novacron.client import audit as log
 
     with output.errors(), _new(file) as stream:
         done = log.export(Client(), stream)
         say(f"{done.entries} entries", err=True)
         if done.unannounced:
-            say("somebody was erased meanwhile, so this file will not verify: export again", err=True)
+            say("a user was erased during the export, so this file will not verify: export again", err=True)
 
 
 @contextlib.contextmanager
@@ -126,15 +126,15 @@ def _new(file: Path) -> Iterator[IO[str]]:
 
 @app.command()
 def verify(
-    file: Annotated[Path | None, typer.Argument(help="an export; without one, the server's log is verified")] = None,
+    file: Annotated[Path | None, typer.Argument(help="exported log; default: the server's log")] = None,
     begin: Annotated[
         str | None, typer.Option("--from", help="number of an entry, or a time like 2026-11-27T08:00:00Z")
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="number of an entry, or a time")] = None,
-    heads: Annotated[Path | None, typer.Option(help="heads that you have kept: only their keys count")] = None,
+    heads: Annotated[Path | None, typer.Option(help="file with exported heads: only their keys are trusted")] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Verify that nothing in the audit log was changed, removed, reordered or inserted. Exit code 1: something was."""
+    """Verify that no audit record was changed, removed, reordered or inserted. Exits with 1 if one was."""
     from novacron.client import audit as log
 
     range_ = log.Range(_place(begin, "--from"), _place(end, "--to"))

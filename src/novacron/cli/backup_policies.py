@@ -16,7 +16,7 @@ from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Manage backup policies: which VMs are backed up when.")
+app = typer.Typer(no_args_is_help=True, help="Manage backup policies: which VMs are backed up, and when.")
 
 PolicyRef = Annotated[
     str,
@@ -34,7 +34,7 @@ def parse_duration(text: str) -> int:
     """Return the seconds of ``90``, ``30m``, ``26h`` or ``7d``. Raises typer.BadParameter."""
     match = DURATION.fullmatch(text.strip().lower())
     if match is None:
-        raise typer.BadParameter(f"{text!r} is no duration: write it like 30m, 26h or 7d")
+        raise typer.BadParameter(f"{text!r} is not a duration: write it like 30m, 26h or 7d")
     return int(float(match[1]) * SECONDS[match[2]])
 
 
@@ -47,7 +47,7 @@ def parse_days(text: str) -> int | None:
     if text.strip().lower() == "none":
         return None
     if not text.strip().isdecimal():
-        raise typer.BadParameter(f"{text!r} is no number of days")
+        raise typer.BadParameter(f"{text!r} is not a number of days")
     return int(text)
 
 
@@ -56,7 +56,7 @@ def parse_command(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no command: {error}") from None
+        raise typer.BadParameter(f"{text!r} is not a valid command: {error}") from None
 
 
 def duration(seconds: float | None) -> str | None:
@@ -132,7 +132,7 @@ POLICY_OPTIONS = (
     ),
     options.option(
         "start_within_s", str, "--start-within", convert=_or_none, metavar="TIME",
-        help="time after which a backup that could not begin waits for the next time; none: it begins when it can",
+        help="how late a missed backup may start; after that it waits for the next scheduled time; none: no limit",
     ),
     options.option(
         "max_age_s", str, "--max-age", convert=_or_none, metavar="TIME",
@@ -141,7 +141,7 @@ POLICY_OPTIONS = (
     *KEEP_OPTIONS,
     options.option(
         "verify_days", str, "--verify-days", convert=parse_days, metavar="DAYS",
-        help="days after which each backup is read back again; none: never; by default 30",
+        help="days after which each backup is verified again; none: never; by default 30",
     ),
     options.option(
         "prove_days", str, "--prove-days", convert=parse_days, metavar="DAYS",
@@ -154,7 +154,7 @@ POLICY_OPTIONS = (
     ),
     options.option("tags", str, "--tag", convert=parse_tags, help="VMs with any of these tags, comma-separated"),
 )  # fmt: skip
-ENABLED = options.option("enabled", bool, "--enabled/--disabled", help="whether it does anything")
+ENABLED = options.option("enabled", bool, "--enabled/--disabled", help="enable or disable the policy")
 
 COLUMNS: Columns = {
     "NAME": lambda p: p["name"],
@@ -218,7 +218,7 @@ def set_(
     policy: PolicyRef,
     changes: Annotated[Object, (*POLICY_OPTIONS, ENABLED)],
     repository: Annotated[
-        str | None, typer.Option(help="another repository", autocompletion=names_of("backup-repositories"))
+        str | None, typer.Option(help="new repository, by name or id", autocompletion=names_of("backup-repositories"))
     ] = None,
 ) -> None:
     """Change a policy. Scheduled times that have already passed are skipped."""

@@ -21,7 +21,7 @@ from novacron.client import Client
 from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Back up VMs, and restore them.")
-repositories = typer.Typer(no_args_is_help=True, help="Manage the repositories in which backups are kept.")
+repositories = typer.Typer(no_args_is_help=True, help="Manage backup repositories.")
 app.add_typer(repositories, name="repository")
 app.add_typer(backup_policies.app, name="policy")
 
@@ -44,8 +44,7 @@ RESTORE_OPTIONS = (
     ),
     options.option(
         "keep_macs", bool, "--keep-mac/--new-mac",
-        help="give it the MAC addresses of the VM that was backed up, or new ones; by default those that no other VM"
-        " has",
+        help="keep the original VM's MAC addresses, or assign new ones; by default keep those that no other VM has",
     ),
 )  # fmt: skip
 ENDS = ("Restored", "RestoreFailed")
@@ -143,7 +142,7 @@ def create_repository(
     name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
     fields: Annotated[Object, (PRUNE_DAYS,)],
 ) -> None:
-    """Create a repository for backups of the project's VMs. Then keep its password somewhere else."""
+    """Create a repository for backups of the project's VMs. Then store its password outside the platform."""
     with output.errors():
         created = Client().create_backup_repository(name, **fields)
         say(f"{name}: created, as {created['id']}")
@@ -170,14 +169,14 @@ def prune_repository(repository: RepositoryRef) -> None:
 
 @repositories.command("password")
 def show_password(repository: RepositoryRef) -> None:
-    """Print the password that opens a repository, also with restic. It is as secret as the VMs in it."""
+    """Print the password of a repository, which restic also needs. Keep it as secret as the VMs in the repository."""
     with output.errors():
         say(Client().backup_repository_password(repository))
 
 
 @repositories.command("delete")
 def delete_repository(repository: RepositoryRef) -> None:
-    """Forget a repository that has no backups. Its directory stays on the nodes; its password does not."""
+    """Delete the record of a repository without backups. Its directory stays on the nodes; its password is deleted."""
     with output.errors():
         Client().delete("backup-repositories", repository)
         say(f"{repository}: forgotten; its directory stays where it is")
@@ -188,7 +187,7 @@ def delete_repository(repository: RepositoryRef) -> None:
 def list_(
     vm: Annotated[str | None, typer.Option(help="only backups of this VM")] = None,
     repository: Annotated[str | None, typer.Option(help="only backups in this repository")] = None,
-    policy: Annotated[str | None, typer.Option(help="only backups that this policy asked for")] = None,
+    policy: Annotated[str | None, typer.Option(help="only backups made by this policy")] = None,
     listing: Listing = Listing(),
 ) -> None:
     """List backups, newest first."""
@@ -197,7 +196,7 @@ def list_(
 
 @app.command()
 def show(backup: BackupId, output_: Output = OutputFormat.TABLE) -> None:
-    """Show a backup: what was read and written for it, and when it was verified."""
+    """Show a backup: the data read and written for it, and when it was verified."""
     with output.errors():
         output.fields(Client().get("backups", backup), DETAILS, output_)
 
@@ -214,7 +213,7 @@ def create(
     ],
     wait: QuietWait = QuietWait(timeout_s=3600),
 ) -> None:
-    """Back up a VM, running or not, as it is now: its own disk and its firmware's state, but no volumes."""
+    """Back up a VM, running or not: its own disk and its firmware's state, but no volumes."""
     with output.errors():
         client = Client()
         backup = client.back_up_vm(vm, repository)
@@ -230,7 +229,7 @@ def create(
 @app.command()
 @options.expand
 def verify(backup: BackupId, wait: QuietWait = QuietWait(timeout_s=3600)) -> None:
-    """Read all of a backup back from its repository."""
+    """Verify a backup by reading all of it back from its repository."""
     with output.errors():
         client = Client()
         _follow(client, client.verify_backup(backup), f"verifying {backup}", wait)
@@ -241,7 +240,7 @@ def verify(backup: BackupId, wait: QuietWait = QuietWait(timeout_s=3600)) -> Non
 def prove(
     backup: BackupId, probe: Annotated[Object, PROBE_OPTIONS], wait: QuietWait = QuietWait(timeout_s=7200)
 ) -> None:
-    """Prove that a backup boots: start a VM from it that is connected to nothing, then delete that VM."""
+    """Prove that a backup boots: start an isolated VM from it, then delete that VM."""
     with output.errors():
         client = Client()
         asked = client.prove_backup(backup, **probe.get("probe", {}))
@@ -262,7 +261,7 @@ def prove(
 def picture(
     backup: BackupId, file: Annotated[Path, typer.Argument(help="PNG file to write", show_default=False)]
 ) -> None:
-    """Save the picture of the screen that was taken when a backup was proved."""
+    """Save the screenshot that was taken when a backup was proved."""
     with output.errors():
         picture = Client().backup_picture(backup)
         with private_file.opened(file) as opened:
@@ -287,7 +286,7 @@ def restore(
     if in_place == (name is not None):
         raise typer.BadParameter("give the name of the new VM, or --in-place", param_hint="'NAME'")
     if in_place and "node" in fields:
-        raise typer.BadParameter("a VM stays on its node when its disk is replaced", param_hint="'--node'")
+        raise typer.BadParameter("--node does not go with --in-place: the VM stays on its node", param_hint="'--node'")
     if in_place and "keep_macs" in fields:
         raise typer.BadParameter("a VM keeps its addresses when its disk is replaced", param_hint="'--keep-mac'")
     with output.errors():
@@ -341,15 +340,15 @@ def expire(
         str | None,
         typer.Option(help="only backups in this repository", autocompletion=names_of("backup-repositories")),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be deleted")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be deleted")] = False,
     wait: QuietWait = QuietWait(timeout_s=3600),
 ) -> None:
-    """Delete the backups of a VM that no rule keeps, separately in each repository. Damaged and failed ones stay."""
+    """Delete the backups of a VM that no rule keeps, per repository. Damaged and failed ones stay."""
     from novacron.retention import Keep, kept  # loaded by this command only
 
     keep = Keep(**counts.get("keep", {}))
     if not keep.has_rules:
-        raise typer.BadParameter("say what to keep, such as --keep-daily 7", param_hint="'--keep-last'")
+        raise typer.BadParameter("give at least one rule, such as --keep-daily 7", param_hint="'--keep-last'")
     with output.errors():
         client = Client()
         made: dict[str, dict[str, Object]] = {}

@@ -13,4 +13,4 @@ def check(command: Any, words: Sequence[str]) -> None:  # noqa: ANN401 - click's
         name, command, below = command.resolve_command(context, rest)
         context = command.make_context(name, below, parent=context)
     if hasattr(command, "commands") and not command.invoke_without_command:
-        raise ValueError(f"{' '.join(words)} names no command")
+        raise ValueError(f"{' '.join(words)} is not a command")

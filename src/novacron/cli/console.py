@@ -164,7 +164,7 @@ def serve_display(client: Client, vm: str, port: int) -> None:
     """Let VNC viewers of this machine see a VM's display, until interrupted. Raises ApiError, OSError."""
     client.get("vms", vm)
     with socket.create_server(("127.0.0.1", port)) as server:
-        say(f"connect a VNC viewer to 127.0.0.1:{server.getsockname()[1]}; Ctrl-C ends this", flush=True)
+        say(f"connect a VNC viewer to 127.0.0.1:{server.getsockname()[1]}; press Ctrl-C to stop", flush=True)
         while True:
             viewer, _ = server.accept()
             threading.Thread(target=_carry, args=(client.config, vm, viewer), daemon=True).start()

@@ -18,7 +18,7 @@ from novacron.client.config import config_path, context_name
 from novacron.context_file import Context, SettingsError
 from novacron.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Manage contexts: the servers that commands can talk to.")
+app = typer.Typer(no_args_is_help=True, help="Manage contexts: the servers that commands can connect to.")
 
 ContextName = Annotated[
     str,
@@ -49,7 +49,7 @@ def _errors() -> Iterator[None]:
     except (SettingsError, OSError) as error:
         raise output.fail(str(error), output.EXIT_USAGE) from None
     except UnicodeError:
-        raise output.fail("what was typed, or is in a file, is no text in UTF-8", output.EXIT_USAGE) from None
+        raise output.fail("the input is not UTF-8 text", output.EXIT_USAGE) from None
 
 
 def _shown(name: str, context: Context, current: str) -> Object:
@@ -60,7 +60,7 @@ def _shown(name: str, context: Context, current: str) -> Object:
 @app.command("list")
 @options.expand
 def list_(listing: Listing = Listing()) -> None:
-    """List contexts; * marks the one that is used."""
+    """List contexts; * marks the current one."""
 
     def read(limit: int | None) -> list[Object]:
         contexts, current = context_file.read(config_path()), context_name()
@@ -76,7 +76,7 @@ def use(context: ContextName) -> None:
     with _errors():
         with context_file.changing(config_path()) as contexts:
             contexts.use(context)
-        say(f"{context}: used from now on, at {contexts.get(context).url}")
+        say(f"{context}: now the current context, at {contexts.get(context).url}")
 
 
 @app.command()
@@ -89,7 +89,7 @@ def show(
         current = context_name()
         contexts, name = context_file.read(config_path()), context or current
         if not name:
-            raise SettingsError(f"no context is used; choose one of {contexts.path}: novacron context use NAME")
+            raise SettingsError(f"no context is selected; choose one of {contexts.path}: novacron context use NAME")
         found = contexts.get(name)
         shown = {
             **_shown(name, found, current), "has_token": bool(found.token), "authority": _authority(found.ca),
@@ -116,8 +116,10 @@ def add(
     url: Annotated[str | None, typer.Option(help="URL of the API, such as https://control.example.net:7443")] = None,
     token: Annotated[str | None, typer.Option(help="API token; - reads it from standard input")] = None,
     ca: Annotated[Path | None, typer.Option(help="file with the installation's authority: ca.crt of a server")] = None,
-    project: Annotated[str | None, typer.Option(help="project to work in; an empty one removes it")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="change what is given of a context that exists")] = False,
+    project: Annotated[str | None, typer.Option(help="project to work in; an empty text removes it")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="change the given settings of an existing context")
+    ] = False,
 ) -> None:
     """Add a context, or change one."""
     with _errors():
@@ -139,7 +141,7 @@ def add(
 def trust(
     context: Annotated[str | None, typer.Argument(help="name of the context; default: the one that is used")] = None,
 ) -> None:
-    """Trust the authorities that the server of a context has by now: while its own is rotated, the old and the new."""
+    """Trust the current authorities of a context's server: during a rotation of its CA, the old and the new one."""
     with output.errors(), _errors():
         name = context or context_name()
         ca = authorities.trust(name)

@@ -23,7 +23,7 @@ def log_level(
     level: Annotated[LogLevelName | None, typer.Argument(help="lowest level to log", show_default=False)] = None,
     node: Annotated[str | None, typer.Option(help="change the agent on this node instead of the server")] = None,
 ) -> None:
-    """Show the server's log level, or change it, or that of a node's agent, until it restarts."""
+    """Show or change the log level of the server or of a node's agent, until it restarts."""
     with output.errors():
         if level is None:
             say(Client().log_level())

@@ -104,7 +104,7 @@ def run(name: DrillName, client: Client, how: DrillHow) -> Object:
     except (DrillFailed, RunbookError, ApiError, OSError, TimeoutError) as failure:
         error = str(failure) or type(failure).__name__
     except (ValueError, LookupError, TypeError) as failure:  # an answer that is not as it should be: that is recorded
-        error = f"what was answered is not understood: {type(failure).__name__}: {failure}"
+        error = f"unexpected answer: {type(failure).__name__}: {failure}"
     return {
         "drill": name.value,
         "verdict": (DrillVerdict.FAILED if error else DrillVerdict.PASSED).value,
@@ -121,7 +121,7 @@ def run(name: DrillName, client: Client, how: DrillHow) -> Object:
 
 def _database_restore(recorder: DrillRecorder, client: Client, how: DrillHow) -> None:
     if not how.repository:
-        raise DrillFailed("no repository was named: say where the database's backups are, with --repository")
+        raise DrillFailed("no repository was given: name the repository of the database's backups with --repository")
     options = {"--state-dir": how.state_dir, "--scratch": how.scratch}
     more = [word for option, value in options.items() if value for word in (option, value)]
     words = ("novacron", "database", "rehearse", "--repository", how.repository, "--output", "json", *more)
@@ -139,7 +139,7 @@ def _answer(words: tuple[str, ...]) -> str:
         errors.seek(max(errors.seek(0, io.SEEK_END) - SAID_BYTES_MAX, 0))
         lines = errors.read().decode(errors="replace").strip().splitlines() or ["it ended without a word"]
     if result.timed_out:
-        raise DrillFailed(f"it took longer than {REHEARSAL_S_MAX / 3600:.0f} h and was ended")
+        raise DrillFailed(f"it took longer than {REHEARSAL_S_MAX / 3600:.0f} h and was stopped")
     if result.exit_code != 0:
         raise DrillFailed(lines[-1].removeprefix("error: "))
     return result.output
@@ -157,7 +157,7 @@ def rehearsed(answer: str) -> tuple[dict[str, float], str]:
         )
     except (ValueError, LookupError, TypeError) as error:
         raise DrillFailed(
-            f"novacron database rehearse printed what this version does not understand ({type(error).__name__}:"
+            f"novacron database rehearse printed output that this version does not understand ({type(error).__name__}:"
             f" {error}): {answer.strip()[:SAID_MAX] or 'nothing'}; run it by hand"
         ) from None
 

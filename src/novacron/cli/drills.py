@@ -81,20 +81,21 @@ class RunOptions:
     """What a run is asked to do."""
 
     repository: Annotated[
-        str, typer.Option(envvar="NOVACRON_BACKUP_REPOSITORY", help="of database-restore: where the backups are")
+        str, typer.Option(envvar="NOVACRON_BACKUP_REPOSITORY", help="for database-restore: location of the backups")
     ] = ""
     state_dir: Annotated[
-        Path | None, typer.Option(envvar="NOVACRON_STATE_DIR", help="of database-restore: the server's state directory")
+        Path | None,
+        typer.Option(envvar="NOVACRON_STATE_DIR", help="for database-restore: the server's state directory"),
     ] = None
     scratch: Annotated[
-        Path | None, typer.Option(help="of database-restore: directory with room for a scratch database")
+        Path | None, typer.Option(help="for database-restore: directory with room for a scratch database")
     ] = None
-    vms: Annotated[int, typer.Option(min=1, max=50, help="of backup-proofs: backups of how many VMs to prove")] = 3
+    vms: Annotated[int, typer.Option(min=1, max=50, help="for backup-proofs: number of VMs whose backups to prove")] = 3
     min_days: Annotated[
-        int, typer.Option(min=1, max=365, help="of certificates: days for which each must still be valid")
+        int, typer.Option(min=1, max=365, help="for certificates: days for which each must still be valid")
     ] = 7
     promised: Annotated[str, typer.Option(help="promised time to recover")] = "1h"
-    loss: Annotated[str, typer.Option(help="of database-restore: promised limit of data loss, such as 60s or 26h")] = (
+    loss: Annotated[str, typer.Option(help="for database-restore: promised limit of data loss, such as 60s or 26h")] = (
         "60s"
     )
     no_record: Annotated[bool, typer.Option("--no-record", help="don't record the result on the server")] = False
@@ -103,7 +104,7 @@ class RunOptions:
 
 @app.command("list")
 def list_(output_: Output = OutputFormat.TABLE) -> None:
-    """List drills, with when each was run last."""
+    """List drills, and when each was last run."""
     with output.errors():
         output.rows(Client().drill_calendar(), CALENDAR, output_)
 
@@ -126,7 +127,7 @@ def show(name: Name, output_: Output = OutputFormat.TABLE) -> None:
 @app.command()
 @options.expand
 def run(context: typer.Context, name: Name, how: RunOptions = RunOptions()) -> None:
-    """Run a drill, and record the result. It leaves no lasting changes, and fails where that can't be guaranteed."""
+    """Run a drill, and record the result. It makes no lasting changes, and fails if that can't be guaranteed."""
     from novacron.cli import drill_runs
 
     asked = drill_runs.DrillHow(
@@ -149,7 +150,7 @@ def run(context: typer.Context, name: Name, how: RunOptions = RunOptions()) -> N
 
 @app.command()
 def report(output_: Output = OutputFormat.TABLE) -> None:
-    """Report on all drills: measured, promised, overdue. Ends with 1 while one has failed or is overdue."""
+    """Report on all drills: measured, promised, overdue. Exits with 1 while one has failed or is overdue."""
     with output.errors():
         drills = Client().drill_calendar()
         output.rows(drills, REPORT, output_)

@@ -14,7 +14,7 @@ from novacron.client.choices import CapacityResource
 from novacron.terminal import say
 
 app = typer.Typer(
-    no_args_is_help=True, help="Forecast the load of nodes and VMs, and compare past forecasts with the outcome."
+    no_args_is_help=True, help="Forecast the load of nodes and VMs, and compare past forecasts with actual values."
 )
 
 
@@ -99,7 +99,7 @@ def accuracy(
     days: Annotated[int, typer.Option(min=1, max=3650, help="how many days to look back")] = 7,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Compare past forecasts with the outcome: relative errors, and how often it was within the 90 % interval."""
+    """Compare past forecasts with actual values: relative errors, and the share within the 90 % interval."""
     with output.errors():
         items = Client().forecast_accuracy(days)
         output.rows(items, ACCURACY, output_)
@@ -131,4 +131,4 @@ def capacity(
         if len(found) > limit:
             say(f"... and {len(found) - limit} more, which --limit shows")
         if not found:
-            say("nothing is known yet: the server looks once an hour")
+            say("there are no forecasts yet: the server makes them once an hour")

@@ -26,11 +26,11 @@ Arguments = Annotated[
 def exec_(
     vm: VmRef,
     arguments: Arguments,
-    env: Annotated[list[str] | None, typer.Option(help="NAME=value, may be repeated", show_default=False)] = None,
-    stdin: Annotated[bool, typer.Option("--stdin", help="give the program what this command reads")] = False,
-    timeout: Annotated[int, typer.Option(min=1, max=86400, help="seconds to wait for its end")] = 600,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=value; can be repeated", show_default=False)] = None,
+    stdin: Annotated[bool, typer.Option("--stdin", help="pass this command's standard input to the program")] = False,
+    timeout: Annotated[int, typer.Option(min=1, max=86400, help="longest wait for the program, in seconds")] = 600,
 ) -> None:
-    """Run a program in the guest and show what it prints; the exit code is the program's.
+    """Run a program in the guest and show its output; the exit code is the program's.
 
     The guest needs qemu-guest-agent, and no network. There is no shell in between; to use one:
     novacron vm exec web -- sh -c "df | tail -1"
@@ -42,7 +42,7 @@ def exec_(
     _print(ended["stdout"], sys.stdout)
     _print(ended["stderr"], sys.stderr)
     if ended["truncated"]:
-        say("novacron: it printed more than 1 MiB; the rest is lost", err=True)
+        say("novacron: the program printed more than 1 MiB; the rest is lost", err=True)
     raise typer.Exit(_exit_code(ended))
 
 
@@ -51,7 +51,7 @@ def push(
     file: Annotated[Path, typer.Argument(help="file on this machine", exists=True, dir_okay=False, show_default=False)],
     guest_path: Annotated[str, typer.Argument(help="path in the guest, absolute", show_default=False)],
 ) -> None:
-    """Copy a file into the guest, over what is there."""
+    """Copy a file into the guest, overwriting an existing one."""
     with output.errors():
         say(f"{vm}: {guest_path}, {Client().push_file(vm, file, guest_path)} bytes")
 
@@ -79,7 +79,7 @@ def _variables(texts: list[str]) -> dict[str, str]:
     variables = dict(text.partition("=")[::2] for text in texts)
     for text in texts:
         if "=" not in text:
-            raise output.fail(f"--env {text}: give it as NAME=value", output.EXIT_USAGE)
+            raise output.fail(f"--env {text}: write it like NAME=value", output.EXIT_USAGE)
     return variables
 
 

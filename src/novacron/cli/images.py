@@ -46,7 +46,7 @@ def list_(
     remote: Annotated[bool, typer.Option("--remote", help="list what the server's catalogues offer instead")] = False,
     listing: Listing = Listing(),
 ) -> None:
-    """List images and the nodes that hold them, or those that can be imported by their names."""
+    """List images and the nodes that have them, or images in catalogues."""
     if remote:
         with output.errors():
             listing.show_read(lambda limit: _remote()[:limit], REMOTE)
@@ -88,7 +88,7 @@ IMPORTS: Columns = {
 IMPORT_OPTIONS = (
     options.option("sha256", str, help="SHA-256 digest that the file must have"),
     options.option("format", ImageFormat, help="format of the file; detected if not given"),
-    options.option("description", str, help="text to show with the image"),
+    options.option("description", str, help="description of the image"),
     options.option("node", str, help="node that receives the image; others fetch it from there"),
 )  # fmt: skip
 
@@ -106,9 +106,9 @@ def import_(
         ),
     ] = None,
     on_node: Annotated[
-        bool, typer.Option("--on-node", help="the file is on the node, below its directory for imports")
+        bool, typer.Option("--on-node", help="the file is on the node, in its import directory")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until the image is there")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until the import is complete")] = True,
     timeout: Annotated[
         float, typer.Option(min=1, help="longest wait, in seconds; the import continues after it")
     ] = 7200,
@@ -174,7 +174,7 @@ def imports(listing: Listing = Listing()) -> None:
 
 @app.command()
 def abort(id: Annotated[str, typer.Argument(help="id of the import", show_default=False)]) -> None:
-    """Abort an import and remove what it has stored."""
+    """Abort an import and remove its partial data."""
     with output.errors():
         Client().delete("imports", id)
         say(f"{id}: aborted")
@@ -202,9 +202,9 @@ def copy_(
         str, typer.Argument(help="node to copy it to", autocompletion=names_of("nodes"), show_default=False)
     ],
     source: Annotated[
-        str | None, typer.Option("--from", help="node to copy it from; by default the nearest that has it")
+        str | None, typer.Option("--from", help="node to copy it from; by default the nearest one that has it")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it has arrived")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until the copy is complete")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds; the copy continues after it")] = 3600,
 ) -> None:
     """Copy an image from one node to another."""

@@ -13,7 +13,7 @@ from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 from novacron.terminal import say
 
-app = typer.Typer(no_args_is_help=True, help="Accept or decline roles that you are offered in projects.")
+app = typer.Typer(no_args_is_help=True, help="Accept or decline invitations to projects.")
 
 INVITATIONS: Columns = {
     "ID": lambda i: i["id"],
@@ -35,7 +35,7 @@ def list_invitations(listing: Listing = Listing()) -> None:
 
 @app.command("accept")
 def accept(id: Id, output_: Output = OutputFormat.TABLE) -> None:
-    """Accept an invitation: you have the role at once."""
+    """Accept an invitation. You get the role immediately."""
     with output.errors():
         output.fields(Client().act("invitations", id, "accept"), GRANTS, output_)
 

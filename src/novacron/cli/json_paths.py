@@ -31,7 +31,7 @@ def found(expression: str, value: object) -> list[object]:
     except (jsonpath.JSONPathError, RecursionError, ValueError) as error:
         reason = str(error).partition("\n")[0] or "too deep"
         raise typer.BadParameter(
-            f"{expression!r} is no JSONPath: {reason}; write it like $.status.state, for lists $[*].name"
+            f"{expression!r} is not a JSONPath expression: {reason}; write it like $.status.state, for lists $[*].name"
         ) from None
 
 

@@ -33,26 +33,28 @@ COLUMNS: Columns = {
 @app.command("list")
 @options.expand
 def list_(listing: Listing = Listing()) -> None:
-    """List the keys, and how far their rotations are."""
+    """List the keys, and the progress of their rotations."""
     listing.show("keys", COLUMNS)
 
 
 @app.command()
 def rotate(key: KeyArgument) -> None:
-    """Begin to rotate a key. The one before is accepted until the rotation is finished."""
+    """Start to rotate a key. The previous generation is accepted until you finish the rotation."""
     with output.errors():
         Client().rotate_key(key.value)
-        say(f"{key.value}: a new generation is being taken over; see: novacron key list")
-        say(f"when nothing waits any more: novacron key finish {key.value}")
+        say(f"{key.value}: a new generation is being distributed; see: novacron key list")
+        say(f"once nothing is waiting: novacron key finish {key.value}")
 
 
 @app.command()
 def finish(
     key: KeyArgument,
-    force: Annotated[bool, typer.Option("--force", help="although something needs the generation before")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="finish even if something still needs the previous generation")
+    ] = False,
 ) -> None:
-    """Finish the rotation of a key: what was made with the one before is not accepted any more."""
+    """Finish the rotation of a key: its previous generation is no longer accepted."""
     with output.errors():
         done = Client().finish_key(key.value, force=force)
         retiring = done["phase"] == "retiring"
-        say(f"{key.value}: {'the one before is being retired' if retiring else 'rotated'}")
+        say(f"{key.value}: {'the previous generation is being retired' if retiring else 'rotated'}")

@@ -34,7 +34,7 @@ def parse_window(text: str) -> Object:
     days = DAYS if match is None or match[1] is None else match[1].split(",")
     if match is None or not set(days) <= set(DAYS):
         raise typer.BadParameter(
-            f"{text!r} is no window: write it like 08:00-18:00=20Mbit or sat,sun 00:00-06:00=1Gbit"
+            f"{text!r} is not a time window: write it like 08:00-18:00=20Mbit or sat,sun 00:00-06:00=1Gbit"
         )
     return {
         "start": match[2],
@@ -71,13 +71,13 @@ def list_(listing: Listing = Listing()) -> None:
 def set_(
     site: Site,
     other: OtherSite,
-    rate: Annotated[str, typer.Option(help="limit of all migrations between them together, such as 100Mbit")],
+    rate: Annotated[str, typer.Option(help="combined limit of all migrations between them, such as 100Mbit")],
     less: Annotated[
         list[str] | None, typer.Option(help="time window with a lower limit, in UTC: [mon,tue ]08:00-18:00=20Mbit")
     ] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Limit the bandwidth of migrations between two sites, also of those under way."""
+    """Limit the bandwidth of migrations between two sites, including running ones."""
     schedule = [parse_window(text) for text in less or ()]
     with output.errors():
         output.fields(Client().limit_link(site, other, output.parse_rate(rate), schedule), COLUMNS, output_)

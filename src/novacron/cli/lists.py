@@ -81,7 +81,7 @@ def _texts(value: object) -> list[str]:
 class Listing:
     """Which objects of a list to show, and how."""
 
-    limit: Annotated[int | None, typer.Option(min=1, max=LIMIT_MAX, help="how many at most")] = None
+    limit: Annotated[int | None, typer.Option(min=1, max=LIMIT_MAX, help="maximum number of results")] = None
     filter: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,7 +91,7 @@ class Listing:
         ),
     ] = None
     sort: Annotated[str | None, typer.Option(help="sort by this field or column; -FIELD for descending order")] = None
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="keep showing what changes, until interrupted")] = False
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="keep showing changes, until interrupted")] = False
     output: Output = OutputFormat.TABLE
 
     @property

@@ -29,20 +29,20 @@ def login(
     url: Annotated[
         str | None, typer.Argument(help="URL of the API; by default that of the context", show_default=False)
     ] = None,
-    user: Annotated[str | None, typer.Option(help="name of the user; asked for if not given")] = None,
+    user: Annotated[str | None, typer.Option(help="name of the user; by default prompted for")] = None,
     name: Annotated[
         str | None,
-        typer.Option("--as", help="context to store it in; by default the one that is used, or the URL's host",
+        typer.Option("--as", help="context to store it in; by default the current one, or the URL's host",
                      autocompletion=names.contexts),
     ] = None,
     ca: Annotated[Path | None, typer.Option(help="file with the installation's authority: ca.crt of a server")] = None,
-    days: Annotated[int, typer.Option(min=1, max=DAYS_MAX, help="days until the login ends")] = 30,
-    with_token: Annotated[bool, typer.Option("--with-token", help="ask for a token instead of a password")] = False,
+    days: Annotated[int, typer.Option(min=1, max=DAYS_MAX, help="days until the login expires")] = 30,
+    with_token: Annotated[bool, typer.Option("--with-token", help="prompt for a token instead of a password")] = False,
 ) -> None:  # fmt: skip
-    """Log in: store a token for this API in a context, and use that from now on.
+    """Log in: store a token for this API in a context, and make that the current one.
 
     Asks for the password, and for a code of your authenticator app or a recovery code if you have a second factor.
-    Without a terminal it reads them from standard input, a line each. None of them is ever an argument.
+    Without a terminal it reads them from standard input, one per line. They are never passed as arguments.
     """
     with output.errors():
         try:
@@ -55,7 +55,7 @@ def web() -> None:
     """Print a link that opens the web UI, logged in as you. It works once, within five minutes, and asks for your
     second factor if you have one.
 
-    Whoever has the link is you: do not pass it on.
+    Anyone who has the link can log in as you: do not share it.
     """
     with output.errors():
         client = Client()
@@ -69,7 +69,7 @@ def _login(url: str | None, user: str | None, name: str | None, ca: Path | None,
     known = contexts.get(name) if name in contexts.names() else Context("", "")
     address = url or known.url
     if not name or not address:
-        raise output.fail("which API? novacron login https://server.example.org:7443", output.EXIT_USAGE)
+        raise output.fail("give the URL of the API: novacron login https://server.example.org:7443", output.EXIT_USAGE)
     authority = known.ca if ca is None else ca.read_text()
     if with_token:
         token = _secret("token")
@@ -130,12 +130,12 @@ def _proof(factors: list[str]) -> dict[str, str]:
 
 
 def logout() -> None:
-    """Log out: revoke the token of the context that is used, and remove it from there."""
+    """Log out: revoke the token of the current context, and remove it from the context."""
     with output.errors():
         try:
             name = context_name()
             if not name:
-                raise output.fail("no context is used: see novacron context list", output.EXIT_USAGE)
+                raise output.fail("no context is selected: see novacron context list", output.EXIT_USAGE)
             found = context_file.read(config_path()).get(name)
             if not found.token:
                 say(f"{name}: was not logged in")

@@ -128,14 +128,14 @@ def mapping(path: Path) -> Object:
     """Return the only mapping of a file. Raises typer.BadParameter, OSError, UnicodeError."""
     found = [content for content in _parsed(str(path), _text(path)) if content is not None]
     if len(found) != 1 or not isinstance(found[0], dict):
-        raise _bad(str(path), "it is no mapping of fields to values")
+        raise _bad(str(path), "it is not a mapping of fields to values")
     _check(str(path), found[0])
     return found[0]
 
 
 def _document(place: str, content: object) -> Document:
     if not isinstance(content, dict):
-        raise _bad(place, "it is no mapping: it begins with kind: vm, and then has the object's fields")
+        raise _bad(place, "it is not a mapping: begin it with kind: vm, followed by the object's fields")
     _check(place, content)
     fields = dict(content)
     named = fields.pop("kind", None)
@@ -175,7 +175,7 @@ def _entries(place: str, value: object) -> list[object]:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                raise _bad(place, f"{key!r} is no name of a field: put it in quotes")
+                raise _bad(place, f"{key!r} is not a field name: put it in quotes")
         return list(value.values())
     if isinstance(value, list):
         return value
@@ -190,7 +190,9 @@ def check_fields(document: Document, schemas: Schemas) -> None:
     known = sorted({*schemas.fields(kind.create), *schemas.fields(kind.change), *BESIDE.get(kind.name, ())})
     for field in document.fields:
         if field in SECRET.get(kind.name, ()):
-            raise _bad(document.place, f"{field} is a secret, and in no manifest: see novacron {kind.name} --help")
+            raise _bad(
+                document.place, f"{field} is a secret, not allowed in manifests: see novacron {kind.name} --help"
+            )
         if field not in known:
             raise _bad(document.place, f"a {kind.name} has no field {field!r}; {near(field, known)}")
 

@@ -10,7 +10,8 @@ from novacron.cli import options
 from novacron.cli.output import Columns, Object
 
 TagFilter = Annotated[
-    str | None, typer.Option("--tag", help="only those with this tag; with commas between several: with all of them")
+    str | None,
+    typer.Option("--tag", help="only objects with this tag; separate several with commas: objects with all of them"),
 ]
 
 
@@ -21,8 +22,8 @@ def parse_tags(text: str) -> list[str]:
 
 OPTIONS = (
     options.option("display_name", str, help="display name, in any script; empty removes it"),
-    options.option("description", str, help="what it is for"),
-    options.option("tags", str, convert=parse_tags, help="tags, separated by commas; they replace the present ones"),
+    options.option("description", str, help="description"),
+    options.option("tags", str, convert=parse_tags, help="tags, separated by commas; they replace the current ones"),
 )
 Changes = Annotated[Object, OPTIONS]
 COLUMNS: Columns = {

@@ -34,7 +34,7 @@ def parse_moment(text: str) -> str:
             moment = datetime.fromisoformat(text)
         except ValueError:
             raise typer.BadParameter(
-                f"{text!r} is no time: write it like 22:00, 2h (from now) or 2026-12-01T22:00"
+                f"{text!r} is not a time: write it like 22:00, 2h (from now) or 2026-12-01T22:00"
             ) from None
         if moment.tzinfo is None and (zone := output.time_zone()) is not None:
             moment = moment.replace(tzinfo=zone)
@@ -42,7 +42,7 @@ def parse_moment(text: str) -> str:
 
 
 MIGRATE_OPTIONS = (
-    options.option("target", str, "--to", help="target node; chosen by the platform if not given"),
+    options.option("target", str, "--to", help="target node; by default chosen by the platform"),
     options.option(
         "rate_limit_bytes_per_s", str, "--max-rate", convert=output.parse_rate,
         help="limit of the migration's bandwidth, such as 50Mbit",
@@ -56,7 +56,7 @@ MIGRATE_OPTIONS = (
         help="when the guest writes memory too fast: throttle it, keep copying (go-on), or switch to post-copy",
     ),
     options.option(
-        "warm", bool, "--warm", default=False, help="pause the VM meanwhile, and move its snapshots too"
+        "warm", bool, "--warm", default=False, help="pause the VM during the move, and move its snapshots too"
     ),
     options.option(
         "not_before", str, convert=parse_moment, metavar="TIME",
@@ -64,7 +64,7 @@ MIGRATE_OPTIONS = (
     ),
     options.option(
         "deadline", str, convert=parse_moment, metavar="TIME",
-        help="be done by then: the move begins when the VM usually does least",
+        help="finish by then: the move starts when the VM is usually least busy",
     ),
 )  # fmt: skip
 

@@ -16,9 +16,9 @@ from novacron.client.choices import Encryption, Ipv6Addresses
 from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Manage the networks of VMs.")
-groups = typer.Typer(no_args_is_help=True, help="Manage security groups: rules for what can reach VMs.")
+groups = typer.Typer(no_args_is_help=True, help="Manage security groups: rules for traffic to and from VMs.")
 floating = typer.Typer(
-    no_args_is_help=True, help="Manage floating addresses: addresses of the hosts' network that lead to VMs."
+    no_args_is_help=True, help="Manage floating addresses: addresses of the hosts' network that point to VMs."
 )
 forwards = typer.Typer(no_args_is_help=True, help="Manage forwarded ports.")
 
@@ -96,7 +96,7 @@ def parse_rule(text: str) -> Object:
     """Return the rule that ``DIRECTION:PROTOCOL[:PORTS[:CIDR or @GROUP]]`` says. Raises typer.BadParameter."""
     parts = text.split(":", 3)
     if not 2 <= len(parts) <= 4:
-        raise typer.BadParameter(f"{text!r} is no rule: DIRECTION:PROTOCOL[:PORTS[:CIDR or @GROUP]]")
+        raise typer.BadParameter(f"{text!r} is not a rule: write it like DIRECTION:PROTOCOL[:PORTS[:CIDR or @GROUP]]")
     direction, protocol, ports, where = (*parts, "", "")[:4]
     return {
         "direction": direction, "protocol": protocol, "ports": ports or None,
@@ -142,14 +142,14 @@ def create(
     name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
     fields: Annotated[Object, CREATE_OPTIONS],
 ) -> None:
-    """Create a network: an overlay over all nodes, or one on a bridge of the hosts."""
+    """Create a network: an overlay across all nodes, or one on a bridge of the hosts."""
     with output.errors():
         network = Client().create_network(name, kind="bridge" if "bridge" in fields else "overlay", **fields)
         say(f"{network['name']}: {network['spec']['subnet'] or _bridge(network['spec'])}, MTU {network['mtu']}")
 
 
 CHANGE_OPTIONS = (
-    options.option("name", str, help="a new name, while no VM is in it"),
+    options.option("name", str, help="a new name; only while no VM is in the network"),
     options.option("mtu", int, help="MTU in bytes"),
     options.option("nameservers", list[str], "--nameserver", help="name server to forward to; can be repeated",
                    convert=options.without_empty),
@@ -173,7 +173,7 @@ def set_(network: NetworkName, changes: Annotated[Object, CHANGE_OPTIONS]) -> No
 def encryption(
     always: Annotated[
         bool | None,
-        typer.Option("--always/--as-created", help="encrypt all traffic between nodes, or as each network was created",
+        typer.Option("--always/--as-created", help="encrypt all traffic between nodes, or as set for each network",
                      show_default=False),
     ] = None,
 ) -> None:  # fmt: skip
@@ -201,7 +201,7 @@ def list_groups(tag: metadata.TagFilter = None, listing: Listing = Listing()) ->
 
 @groups.command("create")
 def create_group(name: GroupName, rule: RuleTexts = None) -> None:
-    """Create a security group. Only what a rule allows comes in; everything goes out unless a rule limits it."""
+    """Create a security group. Inbound traffic needs a rule; outbound traffic is allowed unless a rule limits it."""
     with output.errors():
         group = Client().create_security_group(name, [parse_rule(text) for text in rule or ()])
         say(f"{group['name']}: {len(group['rules'])} rules")
@@ -210,9 +210,9 @@ def create_group(name: GroupName, rule: RuleTexts = None) -> None:
 @groups.command("set")
 @options.expand
 def set_group(name: GroupName, described: metadata.Changes, rule: RuleTexts = None) -> None:
-    """Replace the rules of a security group, at once wherever it is used, or change its description and tags.
+    """Replace the rules of a security group, effective immediately, or change its description and tags.
 
-    Without an option it has no rules any more: nothing comes in.
+    Without an option, all rules are removed: no inbound traffic is allowed.
     """
     with output.errors():
         rules = None if described and rule is None else [parse_rule(text) for text in rule or ()]
@@ -266,14 +266,14 @@ def attach(
     vm: Annotated[str, typer.Argument(help="name or id of the VM", autocompletion=names_of("vms"), show_default=False)],
     network: Annotated[str | None, typer.Option(help="network to use, if the VM is in several")] = None,
 ) -> None:
-    """Attach an address to a VM, wherever it runs."""
+    """Attach an address to a VM. It follows the VM to other nodes."""
     with output.errors():
-        say(f"{address}: leads to {Client().attach_floating_address(address, vm, network)['vm_name']}")
+        say(f"{address}: points to {Client().attach_floating_address(address, vm, network)['vm_name']}")
 
 
 @floating.command("detach")
 def detach(address: Address) -> None:
-    """Detach an address, with all its forwarded ports."""
+    """Detach an address, and remove all its forwarded ports."""
     with output.errors():
         Client().act("floating-addresses", address, "detach")
         say(f"{address}: free")
@@ -296,7 +296,9 @@ def create_forward(
     vm_port: Annotated[int, typer.Argument(help="port of the VM", show_default=False)],
     port: Annotated[
         int | None,
-        typer.Option(help="port to forward; by default the same of a floating address, or a free one of the gateway"),
+        typer.Option(
+            help="port to forward; by default the same port of a floating address, or a free port of the gateway"
+        ),
     ] = None,
     protocol: Annotated[str, typer.Option(help="tcp or udp")] = "tcp",
     address: Annotated[str | None, typer.Option(help="floating address; by default the gateway host's own")] = None,

@@ -37,18 +37,18 @@ DrainPolicyOption = Annotated[
 ]
 DrainTimeout = Annotated[
     float | None,
-    typer.Option(min=1, help="longest wait, in seconds; by default while VMs move, then a minute", show_default=False),
+    typer.Option(min=1, help="longest wait, in seconds; default: while VMs move, plus a minute", show_default=False),
 ]
 TimeLimit = Annotated[
     int | None,
     typer.Option(
         "--time-limit",
         min=10,
-        help="seconds after which the drain itself fails with what is left; default: the server's",
+        help="seconds after which the drain fails, with the remaining VMs; default: the server's limit",
     ),
 ]
 UNDER_WAY = ("draining", "blocked")
-BringBack = Annotated[bool, typer.Option("--bring-back", help="move the VMs that the last drain moved away back here")]
+BringBack = Annotated[bool, typer.Option("--bring-back", help="move back the VMs that the last drain moved away")]
 NodeName = Annotated[
     str, typer.Argument(metavar="node", help="name of the node", autocompletion=names_of("nodes"), show_default=False)
 ]
@@ -214,16 +214,16 @@ def _migrations_at_once(text: str) -> int | None:
 SET_OPTIONS = (
     options.option("site", str, help="site that the node is in"),
     options.option("zone", str, help="failure domain within the site, such as a rack"),
-    options.option("vcpu_overcommit", float, help="vCPUs that VMs can have for each of its CPUs"),
-    options.option("memory_overcommit", float, help="memory that VMs can have, relative to what the node has"),
+    options.option("vcpu_overcommit", float, help="vCPUs that VMs can have per CPU of the node"),
+    options.option("memory_overcommit", float, help="memory that VMs can have, relative to the node's memory"),
     options.option(
         "migration_rate_bytes_per_s", str, "--migration-rate",
-        help="limit of the bandwidth of all its migrations together, such as 500Mbit; none removes it",
+        help="combined bandwidth limit of all its migrations, such as 500Mbit; none removes it",
         convert=lambda text: None if text == "none" else output.parse_rate(text),
     ),
     options.option(
         "migrations_at_once", str, "--migrations", convert=_migrations_at_once,
-        help="how many migrations it takes part in at once; default: as its CPUs allow, up to 2",
+        help="limit of concurrent migrations; default: depends on its CPUs, up to 2",
     ),
     *metadata.OPTIONS,
 )  # fmt: skip
@@ -237,11 +237,13 @@ def set_(
     label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE sets it, KEY- removes it; can be repeated")] = None,
     taint: Annotated[
         list[str] | None,
-        typer.Option(help="KEY keeps VMs away that do not tolerate it, KEY=avoid if others have room; KEY- removes it"),
+        typer.Option(
+            help="KEY keeps away VMs that do not tolerate it; KEY=avoid: only if others have room; KEY- removes it"
+        ),
     ] = None,
     passthrough: Annotated[
         list[str] | None,
-        typer.Option(help="address of a PCI device that VMs can use; ADDRESS- takes it back; can be repeated"),
+        typer.Option(help="address of a PCI device that VMs can use; ADDRESS- removes it; can be repeated"),
     ] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
@@ -274,7 +276,7 @@ def _list_changes(spec: Object, labels: Iterable[str], taints: Iterable[str], de
 
 @app.command()
 def rename(node: NodeName, new: Annotated[str, typer.Argument(help="its new name", show_default=False)]) -> None:
-    """Rename a node. Its agent takes the new name over by itself, and its VMs keep running."""
+    """Rename a node. Its agent adopts the new name automatically, and its VMs keep running."""
     with output.errors():
         say(f"{node}: is called {Client().rename_node(node, new)['name']}")
 
@@ -292,7 +294,7 @@ def _merged(current: dict[str, str], changes: Iterable[str], default: str) -> di
 
 @app.command()
 def accept(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
-    """Accept a host that has joined as a node, or the CPUs and memory that a node reports now."""
+    """Accept a host that has joined as a node, or the CPUs and memory that a node now reports."""
     _set(node, "accept", output_)
 
 
@@ -349,7 +351,7 @@ def drains(
     node: Annotated[str | None, typer.Option(help="only drains of this node")] = None,
     listing: Listing = Listing(limit=50),
 ) -> None:
-    """List drains, newest first: their progress, and which VMs stay."""
+    """List drains, newest first: their progress, and the remaining VMs."""
     listing.show("drains", DRAINS, node=node)
 
 
@@ -443,7 +445,7 @@ def _progress(drain: Object) -> str:
 
 @app.command("join-token")
 def join_token(
-    node: Annotated[str, typer.Option(help="name of the host, which alone can use it", show_default=False)],
+    node: Annotated[str, typer.Option(help="name of the host; no other host can use the token", show_default=False)],
     ttl: Annotated[int, typer.Option(min=60, help="seconds until it expires")] = 3600,
     accept: Annotated[
         bool,
@@ -466,7 +468,7 @@ def join_token(
 def remove(
     node: NodeName,
     force: Annotated[
-        bool, typer.Option("--force", help="the host is gone for good: its VMs start elsewhere, where they can")
+        bool, typer.Option("--force", help="the host is gone for good: start its VMs elsewhere, where possible")
     ] = False,
     confirm: options.Confirm = None,
 ) -> None:

@@ -48,7 +48,7 @@ def get(
     ] = None,
     listing: Listing = Listing(),
 ) -> None:
-    """Show objects of any kind: all of them, or those that are named."""
+    """Show objects of any kind: all of them, or the named ones."""
     found = kinds.kind_of(kind)
     if found.name in kinds.NEEDS_VM and not name:
         raise typer.BadParameter("snapshots are those of a VM: novacron snapshot list VM")
@@ -159,14 +159,14 @@ def edit(
     kind: KindName,
     name: Annotated[str, typer.Argument(help="name or id", autocompletion=_completed, show_default=False)],
 ) -> None:
-    """Change an object in your editor ($VISUAL or $EDITOR): what can change of it, as YAML. Nothing is done unless
+    """Edit an object's changeable fields as YAML in your editor ($VISUAL or $EDITOR). Nothing is done unless
     something differs."""
     found = kinds.kind_of(kind)
     with output.errors():
         clients = apply.Clients()
         known = schemas.read(clients.of(""))
         if not known.fields(found.change):
-            raise typer.BadParameter(f"a {found.name} can't change: delete it, and create another one")
+            raise typer.BadParameter(f"a {found.name} can't be changed: delete it, and create a new one")
         item = one(clients.of(""), found, name)
         shown = manifests.present(found, item)
         before = {field: shown[field] for field in known.fields(found.change) if field in shown}
@@ -184,7 +184,7 @@ def edit(
         try:
             apply.perform(clients, step, known)
         except ApiError:
-            say(f"what you wrote is in {path}", err=True)
+            say(f"your changes are in {path}", err=True)
             raise
         path.unlink()
 
@@ -207,7 +207,7 @@ def _edit(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise output.fail(f"can't start the editor {command!r}: {error}", EXIT_REFUSED, "set EDITOR") from None
     if done.returncode != 0:
-        raise output.fail(f"the editor {command!r} ended with {done.returncode}: nothing was done", EXIT_REFUSED)
+        raise output.fail(f"the editor {command!r} ended with {done.returncode}: nothing was changed", EXIT_REFUSED)
 
 
 def _changes(path: Path, before: Object) -> apply.Changes:

@@ -68,7 +68,7 @@ def ask(yes: bool, in_use: bool, what: str, question: str = "Delete it with its 
     if yes or not in_use:
         return
     if not sys.stdin.isatty():
-        raise output.fail(f"{what}: nobody can be asked here", output.EXIT_USAGE, "if that is meant, add --yes")
+        raise output.fail(f"{what}: there is no terminal to confirm this", output.EXIT_USAGE, "to confirm, add --yes")
     if not typer.confirm(f"{safe(what)}. {question}", err=True):
         raise typer.Exit(output.EXIT_FAILED)
 
@@ -198,7 +198,7 @@ def request(options: Iterable[Option], values: dict[str, Any]) -> Object:
             error.param_hint = error.param_hint or f"'{entry.flag}'"
             raise
         except UnicodeError:
-            raise typer.BadParameter("this file is no text in UTF-8", param_hint=f"'{entry.flag}'") from None
+            raise typer.BadParameter("this file is not UTF-8 text", param_hint=f"'{entry.flag}'") from None
         except (OSError, ValueError) as error:
             raise typer.BadParameter(str(error), param_hint=f"'{entry.flag}'") from None
         target[field] = converted.value if isinstance(converted, Enum) else converted

@@ -157,7 +157,7 @@ def parse_mib(text: str) -> int:
     match = SIZE.fullmatch(text.strip())
     mib = float(match[1]) * MIB[match[2].lower()] if match else -1.0
     if mib < 0 or not mib.is_integer():
-        raise typer.BadParameter(f"{text!r} is no size in MiB: write it like 512M, 4G or 1.5T")
+        raise typer.BadParameter(f"{text!r} is not a size: write it like 512M, 4G or 1.5T")
     return int(mib)
 
 
@@ -168,7 +168,7 @@ def parse_rate(text: str) -> int:
     """Return bytes a second of ``100Mbit`` or ``1.5Gbit``. Raises typer.BadParameter."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(kbit|mbit|gbit)(?:/s)?", text.strip().lower())
     if match is None:
-        raise typer.BadParameter(f"{text!r} is no rate: write it like 100Mbit or 1.5Gbit")
+        raise typer.BadParameter(f"{text!r} is not a rate: write it like 100Mbit or 1.5Gbit")
     return int(float(match[1]) * RATE_UNITS[match[2]] / 8)
 
 
@@ -262,7 +262,7 @@ def errors() -> Iterator[None]:
     except (FileExistsError, FileNotFoundError) as error:
         raise fail(str(error), EXIT_USAGE) from None
     except UnicodeError:
-        raise fail("what was typed, or is in a file, is no text in UTF-8", EXIT_USAGE) from None
+        raise fail("the input is not UTF-8 text", EXIT_USAGE) from None
     except TimeoutError as error:
         raise fail(str(error), EXIT_TIMEOUT) from None
     except BrokenPipeError:
@@ -286,6 +286,6 @@ def parse_labels(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         key, sep, value = text.partition("=")
         if not sep:
-            raise typer.BadParameter(f"{text!r} is no label; write it like disk=ssd")
+            raise typer.BadParameter(f"{text!r} is not a label; write it like disk=ssd")
         labels[key] = value
     return labels

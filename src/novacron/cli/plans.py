@@ -80,7 +80,7 @@ def parse_vm(text: str) -> Object:
     for setting in settings:
         key, _, value = setting.partition("=")
         if key.strip() not in SETTINGS or not value:
-            raise typer.BadParameter(f"{setting!r} is none of delay=TIME, wait=running|guest-agent, timeout=TIME")
+            raise typer.BadParameter(f"{setting!r} is not one of delay=TIME, wait=running|guest-agent, timeout=TIME")
         field = SETTINGS[key.strip()]
         vm[field] = value.strip() if field == "wait_for" else parse_duration(value)
     return vm
@@ -89,7 +89,7 @@ def parse_vm(text: str) -> Object:
 @app.command("list")
 @options.expand
 def list_(listing: Listing = Listing()) -> None:
-    """List recovery plans, and how their last runs went."""
+    """List recovery plans, and the results of their last runs."""
     listing.show("plans", COLUMNS)
 
 
@@ -106,7 +106,7 @@ def create(
     vm: Annotated[
         list[str],
         typer.Option(
-            help="VM, as NAME[,delay=TIME][,wait=running|guest-agent][,timeout=TIME]; repeat it, in their order",
+            help="VM, as NAME[,delay=TIME][,wait=running|guest-agent][,timeout=TIME]; repeat it for each VM, in order",
             show_default=False,
         ),
     ],
@@ -120,7 +120,7 @@ def create(
 @app.command()
 @options.expand
 def test(plan: PlanRef, wait: QuietWait = QuietWait(timeout_s=7200)) -> None:
-    """Start VMs from all replicas of a plan, connected to nothing, see whether they are well, and delete them."""
+    """Test a plan: start isolated VMs from all of its replicas, check them, and delete them."""
     with output.errors():
         client = Client()
         _follow(client, client.test_plan(plan), wait)
@@ -135,7 +135,7 @@ def failover(
     ] = None,
     wait: QuietWait = QuietWait(timeout_s=7200),
 ) -> None:
-    """Let all VMs of a plan go on from their replicas, in order. What they wrote after the last points is lost."""
+    """Start all VMs of a plan from their replicas, in order. Their writes after the last points are lost."""
     with output.errors():
         client = Client()
         _follow(client, client.fail_over_plan(plan, confirm or ()), wait)
@@ -144,7 +144,7 @@ def failover(
 @app.command()
 @options.expand
 def switch(plan: PlanRef, wait: QuietWait = QuietWait(timeout_s=7200)) -> None:
-    """Move all VMs of a plan to where their replicas are, in order: running ones go on running, and nothing is lost."""
+    """Migrate all VMs of a plan to the nodes of their replicas, in order. Running VMs keep running; nothing is lost."""
     with output.errors():
         client = Client()
         _follow(client, client.switch_plan(plan), wait)
@@ -153,7 +153,7 @@ def switch(plan: PlanRef, wait: QuietWait = QuietWait(timeout_s=7200)) -> None:
 @app.command()
 @options.expand
 def failback(plan: PlanRef, wait: QuietWait = QuietWait(timeout_s=7200)) -> None:
-    """Move all VMs of a plan back to where they were before its last failover or switch. Nothing is lost."""
+    """Return all VMs of a plan to where they were before its last failover or switch. Nothing is lost."""
     with output.errors():
         client = Client()
         _follow(client, client.fail_back_plan(plan), wait)
@@ -161,7 +161,7 @@ def failback(plan: PlanRef, wait: QuietWait = QuietWait(timeout_s=7200)) -> None
 
 @app.command()
 def stop(plan: PlanRef) -> None:
-    """Begin no further VM of the run that is under way; a test deletes what it has made."""
+    """Start no further VM in the current run of a plan; a test also deletes its VMs."""
     with output.errors():
         Client().stop_plan(plan)
         say(f"{plan}: stopped")

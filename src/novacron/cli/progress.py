@@ -51,9 +51,9 @@ STOPS = "novacron vm kill {}"
 
 def _say_going_on(what: str, kind: str, ref: str) -> None:
     """Say how to see, and how to end, what a command no longer waits for."""
-    say(f"{what}: this goes on; only the waiting has ended", err=True)
+    say(f"{what}: this continues on the server; only the command has ended", err=True)
     if kind in SEE:
-        say("to see how it is: " + SEE[kind].replace("{}", ref), err=True)
+        say("to check it: " + SEE[kind].replace("{}", ref), err=True)
     end = STOPS if kind == "vms" and what.endswith("stopped") else END.get(kind)
     if end is not None and not what.startswith(("deleting", "detaching")):
         say("to end it: " + end.replace("{}", ref), err=True)

@@ -31,9 +31,9 @@ def volume(
 
 def image(
     name: Annotated[str, typer.Argument(help="name of the image", show_default=False)],
-    project: Annotated[str | None, typer.Argument(help="its new project; all projects if not given")] = None,
+    project: Annotated[str | None, typer.Argument(help="its new project; default: available to all projects")] = None,
 ) -> None:
-    """Give an image to a project, or to all."""
+    """Move an image to a project, or make it available to all projects."""
     with output.errors():
         owner = Client().move_to_project("images", name, project)["project"]
         say(f"{name}: is {'everybody' if owner is None else f'project {owner}'}'s")

@@ -30,7 +30,7 @@ class QuickParam(RuntimeParam):
         if known is UNKNOWN:
             known = build_runtime_param(self.descriptor).coerce(value, param=param, ctx=ctx)
         if isinstance(known, float) and not math.isfinite(known):
-            raise typer.BadParameter(f"{value} is no finite number", ctx=ctx, param=param)
+            raise typer.BadParameter(f"{value} is not a finite number", ctx=ctx, param=param)
         return known
 
     def _plain(self, value: object, annotation: object) -> object:

@@ -52,16 +52,16 @@ def _threshold(settings: Object) -> str:
 
 @app.command()
 def show(output_: Output = OutputFormat.TABLE) -> None:
-    """Show how the fleet is rebalanced, and the last decision with its reasons."""
+    """Show the settings of rebalancing, and the last decision with its reasons."""
     with output.errors():
         output.fields(Client().rebalancing(), DETAILS, output_)
 
 
 SET_OPTIONS = (
-    options.option("mode", RebalanceMode, help="off; advise: only report what it would move; auto: move VMs"),
+    options.option("mode", RebalanceMode, help="off; advise: only report proposed moves; auto: move VMs"),
     options.option("basis", RebalanceBasis, help="forecast: move VMs before an overload; average: balance averages"),
     options.option("overload_minutes_min", float, "--overload-minutes", help="expected overload from which VMs move"),
-    options.option("relief_minutes_min", float, "--relief-minutes", help="minutes of it that a move must prevent"),
+    options.option("relief_minutes_min", float, "--relief-minutes", help="minutes of overload a move must prevent"),
     options.option("cpu_share", float, help="share of a node's CPUs above which it is overloaded"),
     options.option("imbalance_min", float, "--imbalance", help="for averages: imbalance above which VMs move"),
     options.option("rounds", int, help="for averages: minutes for which the imbalance must last"),
@@ -73,7 +73,7 @@ SET_OPTIONS = (
 @app.command("set")
 @options.expand
 def set_(changes: Annotated[Object, SET_OPTIONS], output_: Output = OutputFormat.TABLE) -> None:
-    """Change how the fleet is rebalanced."""
+    """Change the settings of rebalancing."""
     with output.errors():
         client = Client()
         settings = client.rebalancing()["settings"]

@@ -84,7 +84,7 @@ def list_(
     node: Annotated[str | None, typer.Option(help="only replicas on this node")] = None,
     listing: Listing = Listing(),
 ) -> None:
-    """List replicas, the oldest first: how old the newest point of each is."""
+    """List replicas, oldest first, with the age of each one's newest point."""
     listing.show("replicas", COLUMNS, vm=vm, node=node)
 
 
@@ -98,7 +98,7 @@ def show(replica: ReplicaId, output_: Output = OutputFormat.TABLE) -> None:
 @app.command("set")
 @options.expand
 def set_(replica: ReplicaId, changes: Annotated[Object, (RPO, POINTS)]) -> None:
-    """Change a replica's interval, and how many points it keeps."""
+    """Change a replica's interval, and the number of points that it keeps."""
     with output.errors():
         check_given(changes)
         Client().configure_replica(replica, **changes)
@@ -108,7 +108,7 @@ def set_(replica: ReplicaId, changes: Annotated[Object, (RPO, POINTS)]) -> None:
 @app.command()
 @options.expand
 def delete(replica: ReplicaId, wait: QuietWait = QuietWait()) -> None:
-    """Delete a replica. A VM that was made of it keeps its disk."""
+    """Delete a replica. A VM that was created from it keeps its disk."""
     with output.errors():
         client = Client()
         client.delete("replicas", replica)
@@ -123,11 +123,11 @@ def delete(replica: ReplicaId, wait: QuietWait = QuietWait()) -> None:
 @options.expand
 def try_(
     replica: ReplicaId,
-    name: Annotated[str, typer.Argument(help="name of the VM to make", show_default=False)],
+    name: Annotated[str, typer.Argument(help="name of the new VM", show_default=False)],
     point: Annotated[int | None, typer.Option(help="number of the point; the newest if not given")] = None,
     wait: Wait = Wait(wait=True, timeout_s=3600),
 ) -> None:
-    """Start a VM from a replica, connected to nothing, to see whether it boots. Replication continues."""
+    """Start an isolated VM from a replica, to check that it boots. Replication continues."""
     with output.errors():
         client = Client()
         finish(client, client.try_replica(replica, name, point=point), ("running",), wait)
@@ -161,7 +161,7 @@ def failover(
     confirm: options.Confirm = None,
     wait: Wait = Wait(wait=True, timeout_s=600),
 ) -> None:
-    """Continue a VM whose node is gone from a replica. What it wrote after that point is lost."""
+    """Continue a VM whose node is gone from a replica. Its writes after that point are lost."""
     with output.errors():
         client = Client()
         found = client.get("vms", vm)

@@ -44,7 +44,7 @@ At = Annotated[Path | None, typer.Option("--state-dir", help=f"directory with th
 Settings = Annotated[
     Path | None, typer.Option("--settings", help=f"TOML file that names it; default: {SETTINGS} if it is there")
 ]
-Agents = Annotated[bool, typer.Option("--agents", help="of the agents of the nodes, not of the server")]
+Agents = Annotated[bool, typer.Option("--agents", help="roll out agents on the nodes, not the server")]
 COLUMNS: Columns = {
     "NUMBER": lambda r: r["number"],
     "STRATEGY": lambda r: r["strategy"],
@@ -143,7 +143,7 @@ def _back(rollout: Rollout) -> None:
         return
     if rollout.state is RolloutState.DONE:
         done = f"rollout {rollout.number} was done before it could be aborted: version {rollout.version} serves"
-        raise output.fail(done, output.EXIT_FAILED, "to go back all the same: novacron rollout rollback")
+        raise output.fail(done, output.EXIT_FAILED, "to roll back anyway: novacron rollout rollback")
     _end(rollout)
 
 
@@ -152,14 +152,14 @@ def _back(rollout: Rollout) -> None:
 def start(
     context: typer.Context,
     version: Version,
-    strategy: Annotated[StartStrategy, typer.Option(help="all requests at once, or share by share")] = (
+    strategy: Annotated[StartStrategy, typer.Option(help="blue-green: all requests at once; canary: gradually")] = (
         StartStrategy.BLUE_GREEN
     ),
     agents: Agents = False,
     options: RolloutOptions = RolloutOptions(),
 ) -> None:
-    """Bring a version: install it beside the one that serves, try it, give it the requests, watch it, go back if need
-    be. With --agents: install it on the nodes, wave by wave; VMs run on."""
+    """Roll out a version: install it next to the current one, test it, shift the requests to it, watch it, and roll
+    back on errors. With --agents: install it on the nodes, wave by wave; VMs keep running."""
     from novacron.rollout.model import Strategy
 
     with _errors():
@@ -182,7 +182,7 @@ def begin(context: typer.Context, version: Version, options: RolloutOptions = Ro
 @app.command()
 @expand
 def resume(context: typer.Context, agents: Agents = False, options: RolloutOptions = RolloutOptions()) -> None:
-    """Resume a rollout that is paused, or whose process has ended."""
+    """Resume a rollout that was paused, or whose process has ended."""
     from novacron.rollout.model import RolloutState
 
     with _errors():
@@ -191,7 +191,7 @@ def resume(context: typer.Context, agents: Agents = False, options: RolloutOptio
             return
         rollout = _orders(context, options).resume()
         if not rollout.ended:
-            say(f"rollout {rollout.number} goes on: novacron rollout status")
+            say(f"rollout {rollout.number} continues: novacron rollout status")
         elif rollout.state is RolloutState.DONE:
             _end(rollout)
         else:
@@ -212,7 +212,7 @@ def abort(context: typer.Context, agents: Agents = False, options: RolloutOption
 @app.command()
 @expand
 def accept(context: typer.Context, agents: Agents = False, options: RolloutOptions = RolloutOptions()) -> None:
-    """After a failed rollout: keep the version that serves now, with all requests, and stop the other one."""
+    """After a failed rollout: keep the version that is now serving, with all requests, and stop the other one."""
     from novacron.rollout.model import RolloutState
 
     with _errors():
@@ -266,7 +266,9 @@ def status(
 
 @app.command()
 def history(
-    number: Annotated[int | None, typer.Argument(help="one rollout, with all that it did", show_default=False)] = None,
+    number: Annotated[
+        int | None, typer.Argument(help="number of a rollout whose steps to show", show_default=False)
+    ] = None,
     agents: Agents = False,
     settings: Settings = None,
     state_dir: At = None,
@@ -291,7 +293,7 @@ def _directory(settings: Path | None, state_dir: Path | None) -> Path:
         return state_dir or STATE_DIR
     named = settings_file.parse(file).get("state-dir", str(STATE_DIR))
     if not isinstance(named, str) or not named:
-        settings_file.fail(f"{file}: state-dir is a text in quotes, not {named!r}")
+        settings_file.fail(f"{file}: state-dir must be a string in quotes, not {named!r}")
     return Path(named)
 
 

@@ -26,7 +26,7 @@ def root(
         str | None,
         typer.Option(
             envvar="NOVACRON_PROJECT",
-            help="project to work in; by default your own, and lists show all that you can see",
+            help="project to work in; default: your own for new objects, and all that you can see for lists",
         ),
     ] = None,
     context: Annotated[

@@ -50,25 +50,27 @@ COLUMNS: Columns = {
 class RunHow:
     """What a run was asked to do."""
 
-    begin: Annotated[str | None, typer.Option("--from", metavar="STEP", help="begin with this step")] = None
+    begin: Annotated[str | None, typer.Option("--from", metavar="STEP", help="start with this step")] = None
     values: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="a value that it needs; can be repeated")
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="a value for the runbook; can be repeated")
     ] = None
     alert: Annotated[
         str | None,
-        typer.Option(metavar="FILE|URL", help="alert that it is for: fills in values, and chooses the runbook"),
+        typer.Option(
+            metavar="FILE|URL", help="alert that the runbook handles: fills in values, and selects the runbook"
+        ),
     ] = None
     here: Annotated[
         list[HerePlace] | None,
-        typer.Option(help="role of this machine, whose steps run here; can be repeated"),
+        typer.Option(help="role of this machine: steps for this role run here; can be repeated"),
     ] = None
     answered: Annotated[
         list[str] | None,
-        typer.Option(metavar="STEP", help="step whose question is answered with yes; can be repeated"),
+        typer.Option(metavar="STEP", help="step whose question to answer with yes; can be repeated"),
     ] = None
     stop_alerts: Annotated[
         str | None,
-        typer.Option(metavar="FILE|URL", help="firing alerts: one in the runbook's stop-on that begins ends the run"),
+        typer.Option(metavar="FILE|URL", help="firing alerts: a new one in the runbook's stop-on ends the run"),
     ] = None
     log: Annotated[Path | None, typer.Option(help="log to write; default: below ~/.local/state/novacron")] = None
     resume: Annotated[Path | None, typer.Option(help="log of a run to resume")] = None
@@ -100,7 +102,7 @@ def _row(runbook: Runbook) -> Object:
 
 @app.command("list")
 def list_(
-    alert: Annotated[str | None, typer.Option(help="only the one that this alert leads to")] = None,
+    alert: Annotated[str | None, typer.Option(help="only the runbook for this alert")] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List runbooks."""
@@ -116,7 +118,7 @@ def show(
     name: Annotated[str, typer.Argument(help="name of the runbook", show_default=False)],
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Show a runbook: who needs it when, and its steps."""
+    """Show a runbook: its purpose, and its steps."""
     import msgspec
 
     from novacron.runbooks import library, runner
@@ -144,7 +146,7 @@ def run(
     name: Annotated[str | None, typer.Argument(help="name of the runbook; default: that of the alert")] = None,
     how: RunHow = RunHow(),
 ) -> None:
-    """Run a runbook: show each step, ask before destructive ones, stop at the first that fails (exit code 1)."""
+    """Run a runbook: show each step, ask before destructive ones, and stop at the first failure (exit code 1)."""
     from novacron.runbooks import programs, run_log, runner
     from novacron.runbooks.alerts import stop_condition
 
@@ -172,7 +174,7 @@ def run(
         say(f"log: {path}", err=True)
         if result.outcome is not runner.StepOutcome.DONE:
             raise output.fail(
-                result.why, output.EXIT_FAILED, f"go on with: novacron runbook run {runbook.name} --resume {path}"
+                result.why, output.EXIT_FAILED, f"resume with: novacron runbook run {runbook.name} --resume {path}"
             )
         say(f"runbook {runbook.name} is done")
 
@@ -210,7 +212,7 @@ def _given(how: RunHow) -> dict[str, str]:
 def _show_steps(runbook: Runbook, steps: tuple[RunbookStep, ...], values: dict[str, str]) -> None:
     from novacron.runbooks import runner
 
-    say(f"{runbook.title}: nothing is run")
+    say(f"{runbook.title}: dry run, nothing is executed")
     for step in steps:
         say()
         for line in runner.describe(runner.with_values(step, values)):
@@ -250,11 +252,11 @@ class _Terminal:
 
         leave = asked is AskedFor.LEAVE
         if (self._destructive and leave) or (step.name in self._answered and not leave):
-            say(f"  {question} yes, as was said beforehand")
+            say(f"  {question} yes, as given on the command line")
             return OperatorAnswer.YES
         if not sys.stdin.isatty():
             option = "--yes" if leave else f"--answered {step.name}"
-            say(f"  {question} nobody is at a terminal: {option} answers it with yes", err=True)
+            say(f"  {question} there is no terminal: {option} answers with yes", err=True)
             return OperatorAnswer.NO
         say(f"  {question} [y/N/skip] ", err=True, flush=True)
         said = sys.stdin.readline(100).strip().lower()

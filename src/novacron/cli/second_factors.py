@@ -31,7 +31,7 @@ def _asked(what: str) -> str:
 
 
 def _show_codes(codes: Sequence[str]) -> None:
-    say("Recovery codes: each is good for one login without the second factor. Keep them; they are shown once.",
+    say("Recovery codes: each replaces the second factor for one login. Store them safely; they are shown only once.",
         err=True)  # fmt: skip
     for code in codes:
         say(code)
@@ -39,7 +39,7 @@ def _show_codes(codes: Sequence[str]) -> None:
 
 @app.command("list")
 def list_factors(
-    user: Annotated[str | None, typer.Option(help="another user's, for administrators")] = None,
+    user: Annotated[str | None, typer.Option(help="list another user's second factors (administrators only)")] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List second factors, and how many recovery codes are left."""
@@ -55,11 +55,11 @@ def list_factors(
 
 @app.command("add")
 def add(
-    name: Annotated[str, typer.Argument(help="what to call it, such as phone", show_default=False)],
+    name: Annotated[str, typer.Argument(help="name of the app, such as phone", show_default=False)],
 ) -> None:
     """Add an authenticator app. Asks for your password, shows the secret, and asks for the app's code.
 
-    Security keys are added by a browser: see the API.
+    Use a browser to add security keys: see the API.
     """
     with output.errors():
         client = Client()
@@ -81,7 +81,7 @@ def remove(factor: FactorRef) -> None:
 
 @app.command("recovery-codes")
 def recovery_codes() -> None:
-    """Make other recovery codes. Asks for your password. Those before are no longer good."""
+    """Create new recovery codes. Asks for your password. Earlier codes become invalid."""
     with output.errors():
         _show_codes(Client().renew_recovery_codes(_asked("password"))["recovery_codes"])
 
@@ -96,4 +96,4 @@ def reset(
         typer.confirm(f"Remove all second factors of {user}?", abort=True, err=True)
     with output.errors():
         Client().reset_second_factors(user)
-        say(f"{user}: the next login needs the password only, and adds another second factor if one is required")
+        say(f"{user}: the next login needs only the password, and must add a new second factor if one is required")

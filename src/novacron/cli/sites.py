@@ -31,14 +31,16 @@ COLUMNS: Columns = {
 @app.command("list")
 @options.expand
 def list_(listing: Listing = Listing()) -> None:
-    """List sites with the numbers of their nodes."""
+    """List sites with the number of nodes in each."""
     listing.show("sites", COLUMNS)
 
 
 @app.command("set")
 def set_(
     site: SiteName,
-    forward_ports: Annotated[str, typer.Option(help="ports of gateways that projects may forward", show_default=False)],
+    forward_ports: Annotated[
+        str, typer.Option(help="ports of the site's gateways that projects may forward", show_default=False)
+    ],
 ) -> None:
     """Set which ports of a site's gateways may be forwarded to VMs, such as 30000-32767."""
     with output.errors():

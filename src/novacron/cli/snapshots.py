@@ -73,7 +73,7 @@ def _finish(client: Client, snapshot: Object, what: str, wait: QuietWait) -> Non
 @app.command("list")
 @options.expand
 def list_(vm: VmRef, listing: Listing = Listing()) -> None:
-    """List a VM's snapshots as a tree; a star marks the one that the VM took, or reverted to, last."""
+    """List a VM's snapshots as a tree; a star marks the one that was last taken or reverted to."""
     with output.errors():
         client = Client()
 
@@ -96,7 +96,7 @@ def create(
     ] = False,
     wait: QuietWait = QuietWait(timeout_s=900),
 ) -> None:
-    """Take a snapshot of a VM: of its own disk, and its memory if asked for, but of no volumes."""
+    """Take a snapshot of a VM: of its own disk and optionally its memory, but not of volumes."""
     with output.errors():
         client = Client()
         snapshot = client.create_snapshot(vm, name, memory, quiesce)
@@ -116,7 +116,7 @@ def set_(vm: VmRef, name: Name, changes: metadata.Changes) -> None:
 @app.command()
 @options.expand
 def revert(vm: VmRef, name: Name, wait: QuietWait = QuietWait(timeout_s=900)) -> None:
-    """Revert a VM to a snapshot; what it wrote since to its own disk is lost. Volumes stay as they are."""
+    """Revert a VM to a snapshot. Later writes to its own disk are lost. Volumes stay as they are."""
     with output.errors():
         client = Client()
         snapshot = client.revert_snapshot(vm, name)

@@ -24,7 +24,7 @@ CONNECTIONS_MAX = 16
 """At once, of one local port."""
 
 Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="[COMMAND]...", help="command to run there", show_default=False)
+    list[str] | None, typer.Argument(metavar="[COMMAND]...", help="command to run in the guest", show_default=False)
 ]
 
 
@@ -35,12 +35,12 @@ def ssh(
     identity: Annotated[str | None, typer.Option("--identity", "-i", help="private key", show_default=False)] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="port of the guest's SSH server")] = 22,
     option: Annotated[
-        list[str] | None, typer.Option("-o", help="option of ssh(1), may be repeated", show_default=False)
+        list[str] | None, typer.Option("-o", help="option of ssh(1); can be repeated", show_default=False)
     ] = None,
 ) -> None:
     """Log in to the guest by SSH, or run a command there, through its node: no route to the guest is needed.
 
-    Options come before the VM's name. Each VM has a host key of its own in known_hosts, under the VM's id; that of the
+    Options come before the VM's name. Each VM has a separate host key in known_hosts, under the VM's id; that of the
     first connection is trusted.
     """
     program = shutil.which("ssh")
@@ -71,10 +71,10 @@ def forward_port(
     port: Annotated[int, typer.Argument(min=1, max=65535, help="TCP port of the guest", show_default=False)],
     listen: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="local port to serve it at; 0: a free one", show_default=False),
+        typer.Option(min=0, max=65535, help="local port to listen on; 0: a free one", show_default=False),
     ] = None,
 ) -> None:
-    """Connect standard input and output to a TCP port of the guest, through its node; or serve it at a local port.
+    """Connect standard input and output, or a local port, to a TCP port of the guest, through its node.
 
     For ssh, scp and others: ProxyCommand="novacron vm forward-port web 22"
     """

@@ -38,13 +38,13 @@ def list_(listing: Listing = Listing()) -> None:
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="name of the token", show_default=False)],
-    user: Annotated[str | None, typer.Option(help="user of the token; you if not given")] = None,
+    user: Annotated[str | None, typer.Option(help="user of the token; default: yourself")] = None,
     scope: Annotated[
         list[str] | None,
         typer.Option(help="limit it to read, write, operate, manage, console, metrics, join; can be repeated"),
     ] = None,
     only_in: Annotated[str | None, typer.Option(help="limit it to this project")] = None,
-    days: Annotated[float | None, typer.Option(help="days until it expires; never if not given")] = None,
+    days: Annotated[float | None, typer.Option(help="days until it expires; default: never")] = None,
 ) -> None:
     """Create an API token and print its secret, which is not shown again."""
     with output.errors():
@@ -57,7 +57,7 @@ def create(
 
 @app.command()
 def revoke(id: Annotated[str, typer.Argument(help="id of the token", show_default=False)]) -> None:
-    """Revoke an API token, at once."""
+    """Revoke an API token immediately."""
     with output.errors():
         Client().delete("tokens", id)
         say(f"{id}: revoked")

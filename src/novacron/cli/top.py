@@ -54,10 +54,10 @@ COLUMNS: Columns = {
 
 
 def top(
-    once: Annotated[bool, typer.Option("--once", help="print one table and end, for scripts")] = False,
-    sort: Annotated[By, typer.Option(help="what to sort by; the most comes first")] = By.CPU,
-    interval: Annotated[float, typer.Option(min=2, max=3600, help="seconds between two looks")] = 3,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="how many VMs to show")] = 40,
+    once: Annotated[bool, typer.Option("--once", help="print one table and exit, for scripts")] = False,
+    sort: Annotated[By, typer.Option(help="column to sort by, highest first")] = By.CPU,
+    interval: Annotated[float, typer.Option(min=2, max=3600, help="seconds between updates")] = 3,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="number of VMs to show")] = 40,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Show what running VMs use: processors, memory, disk and network, until Ctrl-C.

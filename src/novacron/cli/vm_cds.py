@@ -20,7 +20,7 @@ def insert(
     iso: Annotated[str, typer.Argument(help="ISO, see: novacron image list", show_default=False)],
     drive: Drive = 1,
 ) -> None:
-    """Put an ISO into a CD-ROM drive of a VM, instead of what is there."""
+    """Insert an ISO into a CD-ROM drive of a VM, replacing the current disc."""
     _change_cd(vm, drive, iso)
 
 

@@ -29,9 +29,9 @@ EXPORTS: Columns = {
 
 CLONE_OPTIONS = (
     options.option(
-        "linked", bool, "--linked", default=False, help="share what the VM has written so far instead of copying it"
+        "linked", bool, "--linked", default=False, help="share the VM's current disk data instead of copying it"
     ),
-    options.option("address", str, help="the new guest's IPv4 address; by default it has none"),
+    options.option("address", str, help="the new guest's IPv4 address; by default none"),
     options.option(
         "macs", list[str], "--mac", convert=chosen_or_new,
         help="MAC address of its interface, or new for a free one; repeat it for each interface; by default free ones",
@@ -45,7 +45,7 @@ CLONE_OPTIONS = (
 
 IMPORT_OPTIONS = (
     options.option("node", str, help="node to run on; chosen by the platform if not given"),
-    options.option("pool", str, help="pool for the further disks of an OVA"),
+    options.option("pool", str, help="pool for the additional disks of an OVA"),
     options.option("start", bool, "--start/--no-start", default=True, help="start it at once"),
     options.option(
         "nics", list[str], "--network", convert=interfaces,
@@ -53,8 +53,8 @@ IMPORT_OPTIONS = (
     ),
     options.option(
         "keep_macs", bool, "--keep-mac/--new-mac",
-        help="give it the archive's MAC addresses, or new ones; by default those of a NovaCron archive that no other VM"
-        " has, and new ones for an OVA",
+        help="keep the archive's MAC addresses, or assign new ones; by default keep those of a NovaCron archive that no"
+        " other VM has, and assign new ones for an OVA",
     ),
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def clone(
     fields: Annotated[Object, CLONE_OPTIONS],
     wait: Wait = Wait(wait=True, timeout_s=3600),
 ) -> None:
-    """Clone a VM, with what is on its disk now, on its node. The original keeps running."""
+    """Clone a VM, with its current disk, on its node. The original keeps running."""
     with output.errors():
         client = Client()
         finish(client, client.clone_vm(vm, name, **fields), (fields["power"],), wait)
@@ -94,7 +94,7 @@ def import_(
     file: Annotated[
         Path,
         typer.Argument(
-            help="archive made by novacron vm export, an OVA, or an OVF file with its disks beside it",
+            help="archive made by novacron vm export, an OVA, or an OVF file with its disks next to it",
             show_default=False,
         ),
     ],
@@ -124,7 +124,7 @@ def import_(
 
 @options.expand
 def exports(listing: Listing = Listing()) -> None:
-    """List the exports that nodes keep, newest first; novacron vm export fetches one and removes it."""
+    """List the exports stored on nodes, newest first. novacron vm export downloads one and removes it."""
     listing.show("exports", EXPORTS)
 
 

@@ -60,7 +60,7 @@ def create(
     groups = fields.pop("security_groups", [])
     interfaces = fields.get("nics", ())
     if groups and not interfaces:
-        raise typer.BadParameter("--security-group needs --network: it is of its interfaces")
+        raise typer.BadParameter("--security-group needs --network: security groups apply to network interfaces")
     for interface in interfaces:
         interface["groups"] = groups
     if len(interfaces) == 1 and "mac" in fields:
@@ -103,6 +103,6 @@ def _pulled(client: Client, image: str) -> Object | None:
 
 
 def placement(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
-    """Show for each node whether a VM could move there now, and how well it suits."""
+    """Show for each node whether a VM could move there now, and how suitable it is."""
     with output.errors():
         output.rows(Client().placement(vm), VERDICTS, output_)

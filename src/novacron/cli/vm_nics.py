@@ -24,7 +24,7 @@ NICS: Columns = {
 }
 OPTIONS = (
     options.option("address", str, help="its IPv4 address; by default a free one of the network"),
-    options.option("address6", str, help="its IPv6 address; by default the one that its MAC address yields"),
+    options.option("address6", str, help="its IPv6 address; by default the one derived from its MAC address"),
     options.option("groups", list[str], "--security-group", help="security group; can be repeated"),
 )
 
@@ -44,7 +44,7 @@ def add(
     fields: Annotated[Object, OPTIONS],
     mac: Annotated[str | None, typer.Option(help="its MAC address; by default a free one")] = None,
 ) -> None:
-    """Add an interface, also while the VM runs. A VM that is off and was on its node's bridge leaves that."""
+    """Add an interface, also while the VM runs. A VM that is off is then detached from its node's bridge."""
     with output.errors():
         _say(Client().add_nic(vm, network, mac=mac, **fields))
 

@@ -42,32 +42,32 @@ VM_OPTIONS = (
     VmOption("vcpus", SIZE, "virtual CPUs", None, "virtual CPUs; a running VM can only get more, up to its maximum"),
     VmOption(
         "memory_mib", SIZE, "memory, such as 512M or 4G", "--memory",
-        "memory, such as 512M or 4G; a running VM gets more up to its maximum, and gives back what is less",
+        "memory, such as 512M or 4G; a running VM can grow to its maximum, and returns memory if the size is smaller",
     ),
-    VmOption("vcpus_max", SIZE, "how many virtual CPUs the VM can grow to while it runs"),
-    VmOption("memory_max_mib", SIZE, "what its memory can grow to while it runs, such as 16G", "--memory-max"),
+    VmOption("vcpus_max", SIZE, "maximum number of virtual CPUs while the VM runs"),
+    VmOption("memory_max_mib", SIZE, "maximum memory while the VM runs, such as 16G", "--memory-max"),
     VmOption(
         "disk_mib", SIZE, "size of its disk, such as 20G; by default the image's", "--disk",
-        "size of its disk, such as 20G; it can only grow, also while the VM runs",
+        "size of its disk, such as 20G; can only grow, also while the VM runs",
     ),
     VmOption("disk_iops", SIZE, "limit of reads and writes a second on its disk"),
     VmOption("disk_bytes_per_s", SIZE, "limit of bytes a second on its disk", "--disk-throughput"),
     VmOption("power", RUN, "start the VM at once", "--start/--no-start", None, lambda start: _power(start).value),
-    VmOption("restart", RUN, "restart the VM when it ends unasked: always, when it crashed, or never"),
+    VmOption("restart", RUN, "restart the VM when it ends unexpectedly: always, only after a crash, or never"),
     VmOption("start_order", RUN, "VMs that start together on a node start in this order, lowest first"),
     VmOption("start_delay_s", RUN, "seconds that its node waits after starting it before VMs with a higher start order",
              "--start-delay"),
     VmOption("protected", RUN, "refuse to delete the VM", "--protect"),
     VmOption("ha", RUN, "restart the VM on another node when its node fails"),
     VmOption("ha_priority", RUN, "VMs of a failed node restart in this order, highest first"),
-    VmOption("os", GUEST, "operating system of the guest: decides what the VM has by default"),
+    VmOption("os", GUEST, "operating system of the guest: sets the VM's defaults"),
     VmOption("disk_bus", GUEST, "controller of its disk"),
     VmOption("nic_model", GUEST, "model of its network interfaces"),
-    VmOption("boot_once", BOOT, "kind of device from which only its next start boots"),
-    VmOption("disk_boot_order", BOOT, "place of its disk in the boot order; the lowest is tried first"),
-    VmOption("network_boot_order", BOOT, "place of its network interfaces in the boot order, over PXE"),
+    VmOption("boot_once", BOOT, "kind of device to boot from at the next start only"),
+    VmOption("disk_boot_order", BOOT, "position of its disk in the boot order; lowest first"),
+    VmOption("network_boot_order", BOOT, "position of its network interfaces in the boot order, for PXE"),
     VmOption("kernel", BOOT, "boot file to boot as the kernel"),
-    VmOption("initrd", BOOT, "boot file that is the kernel's initial RAM disk"),
+    VmOption("initrd", BOOT, "boot file to use as the initial RAM disk"),
     VmOption("kernel_arguments", BOOT, "arguments of the kernel"),
     VmOption("firmware", GUEST, "firmware that boots the VM", None, "firmware that boots the VM, while it is off"),
     VmOption("tpm", GUEST, "add a TPM 2.0", None, "whether it has a TPM 2.0, while it is off"),
@@ -75,10 +75,10 @@ VM_OPTIONS = (
         "display", GUEST, "add a VGA display", "--display/--no-display", "a VGA display, while it is off",
         lambda vga: _display(vga).value,
     ),
-    VmOption("own_disk", GUEST, "make the VM's disk from its image, or give it none", "--disk-of-image/--no-disk"),
+    VmOption("own_disk", GUEST, "create the VM's disk from its image, or no disk", "--disk-of-image/--no-disk"),
     VmOption(
-        "cpu", GUEST, "processor: one that every node can run, or the node's own", None,
-        "processor, chosen anew at its next start, while it is off: one that every node can run, or the node's own",
+        "cpu", GUEST, "processor: one that every node supports, or the node's own", None,
+        "processor: one that every node supports, or the node's own; chosen again at the next start; VM must be off",
     ),
     VmOption("cpu_flags", GUEST, "additional CPU feature, such as avx2; can be repeated", "--cpu-flag"),
     VmOption(
@@ -186,7 +186,7 @@ def _interface(text: str) -> Object:
     place, *settings = text.split(",")
     name, _, address = place.partition("=")
     if name == NO_NETWORK:
-        raise typer.BadParameter("--network none stands alone")
+        raise typer.BadParameter("--network none can't be combined with other networks")
     interface: Object = {"network": name, "address": address or None, "groups": []}
     for setting in settings:
         key, _, value = setting.partition("=")
@@ -221,7 +221,7 @@ def _disk(text: str) -> Object:
 
 def _whole(text: str, what: str) -> int:
     if not re.fullmatch(r"\d{1,2}", text, re.ASCII):
-        raise typer.BadParameter(f"{what} is a place in the boot order, from 0 to 99, not {text!r}")
+        raise typer.BadParameter(f"{what} must be a position in the boot order, from 0 to 99, not {text!r}")
     return int(text)
 
 
@@ -230,7 +230,7 @@ def with_disks(fields: Object) -> Object:
     further ones. Raises typer.BadParameter."""
     own, *further = [dict(disk) for disk in fields.get("disks", [])] or [{}]
     if "pool" in own:
-        raise typer.BadParameter("--disk: the first disk is the VM's own, which is in no pool")
+        raise typer.BadParameter("--disk: the first disk is the VM's own, which can't be in a pool")
     names = {"size_mib": "disk_mib", "bus": "disk_bus", "boot_order": "disk_boot_order", "image": "image"}
     rest = {field: value for field, value in fields.items() if field != "disks"}
     return rest | {names[field]: value for field, value in own.items()} | ({"disks": further} if further else {})
@@ -262,7 +262,7 @@ def _or_none(text: str) -> str | None:
     return text or None
 
 
-SCOPE_HELP = "how far apart VMs of an anti-affinity group run"
+SCOPE_HELP = "minimum separation of VMs in an anti-affinity group"
 PLACEMENT_OPTIONS = (
     option("placement.labels", list[str], "--require-label", panel=PLACE, convert=labels,
            help="KEY=VALUE that the node must have as a label; can be repeated"),
@@ -287,7 +287,7 @@ CREATE_OPTIONS = (
     option("flavor", str, help="size of the VM, see: novacron flavor list", autocompletion=names_of("flavors")),
     option("template", str, help="template for all other settings, see: novacron template list",
            autocompletion=names_of("templates")),
-    option("node", str, help="node to run on; chosen by the platform if not given", panel=PLACE),
+    option("node", str, help="node to run on; by default chosen by the platform", panel=PLACE),
     *(_create_option(entry) for entry in VM_OPTIONS if entry.field != "disk_mib"),
     *metadata.OPTIONS,
     option("disks", list[str], "--disk", panel=SIZE, convert=disk_options,

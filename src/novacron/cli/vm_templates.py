@@ -95,7 +95,7 @@ def create_flavor(
     spec: Annotated[Object, SIZE_OPTIONS],
     shared: Shared = False,
 ) -> None:
-    """Create a flavor: a size of VMs."""
+    """Create a flavor: a predefined VM size."""
     with output.errors():
         say(f"{Client().create_flavor(name, spec, shared=shared)['name']}: created")
 
@@ -103,7 +103,7 @@ def create_flavor(
 @flavors.command("set")
 @options.expand
 def set_flavor(name: FlavorName, changes: Annotated[Object, SIZE_OPTIONS], described: metadata.Changes) -> None:
-    """Change a flavor, for VMs that are created from now on, or its description and tags."""
+    """Change a flavor, which affects new VMs only, or its description and tags."""
     with output.errors():
         _configure("flavors", name, changes, described)
 
@@ -137,7 +137,9 @@ def create_template(
     spec: Annotated[Object, TEMPLATE_OPTIONS],
     vm: Annotated[
         str | None,
-        typer.Option(help="make it like this VM, without its name and addresses", autocompletion=names_of("vms")),
+        typer.Option(
+            help="copy the settings of this VM, without its name and addresses", autocompletion=names_of("vms")
+        ),
     ] = None,
     shared: Shared = False,
 ) -> None:
@@ -150,7 +152,7 @@ def create_template(
 @templates.command("set")
 @options.expand
 def set_template(name: TemplateName, changes: Annotated[Object, TEMPLATE_OPTIONS], described: metadata.Changes) -> None:
-    """Change a template, for VMs that are created from now on, or its description and tags."""
+    """Change a template, which affects new VMs only, or its description and tags."""
     with output.errors():
         _configure("templates", name, changes, described)
 

@@ -31,7 +31,7 @@ COLUMNS: Columns = {
 
 @options.expand
 def unreconciled(listing: Listing = Listing()) -> None:
-    """List VMs of which a node knows more than the database, and what to do: an older database was put back."""
+    """List VMs for which a node has newer records than the database, because an older one was restored."""
     listing.show("unreconciled-vms", COLUMNS)
     if listing.output.for_people and not listing.watch:
         with output.errors():
@@ -40,9 +40,9 @@ def unreconciled(listing: Listing = Listing()) -> None:
 
 
 ADOPT_OPTIONS = (
-    options.option("node", str, help="node whose knowledge counts; by default the one that has it"),
-    options.option("name", str, help="new name, if another VM has taken its own"),
-    options.option("project", str, "--into-project", help="project, if its own is not in the database"),
+    options.option("node", str, help="node whose record to use; by default the one that has the VM"),
+    options.option("name", str, help="new name, if another VM has its name"),
+    options.option("project", str, "--into-project", help="project, if the VM's own is not in the database"),
     options.option(
         "confirm", str, metavar="NAME", help="name of the VM, to confirm that no other node runs it"
     ),
@@ -56,7 +56,7 @@ def adopt(
     every: Annotated[bool, typer.Option("--all", help="all VMs that a node has")] = False,
     wait: Wait = Wait(),
 ) -> None:
-    """Take a VM into the database as its node knows it: the node is right. The guest runs on."""
+    """Adopt a node's record of a VM into the database: the node is right. The guest keeps running."""
     if (vm is None) != every:
         raise typer.BadParameter("name a VM, or give --all")
     with output.errors():
@@ -66,7 +66,7 @@ def adopt(
             return
         adopted = client.adopt_vm(vm, **fields)
         if adopted["deleting"]:
-            say(f"{adopted['name']}: taken out of the database")
+            say(f"{adopted['name']}: removed from the database")
             return
         finish(client, adopted, (adopted["spec"]["power"],), wait)
 
@@ -97,7 +97,7 @@ def forget(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
-    """End what nodes have of a VM, with its disk: the database is right."""
+    """Delete the copies of a VM on nodes, with their disks: the database is right."""
     with output.errors():
         client = Client()
         found = [item for item in client.list("unreconciled-vms") if vm in (item["vm_name"], item["vm"], item["id"])]
@@ -112,6 +112,6 @@ def _word(found: list[Object], yes: bool) -> str | None:
         return found[0]["vm_name"] if found and yes else None
     for item in found:
         say(item["reason"], err=True)
-    say("Nodes will end what they have of the VM, and remove its disk there.", err=True)
-    typed: str = typer.prompt("To do so, type the VM's name", err=True)
+    say("Nodes will delete their copies of the VM, with its disk.", err=True)
+    typed: str = typer.prompt("To confirm, type the VM's name", err=True)
     return typed.strip()

@@ -147,7 +147,7 @@ def _waited(client: Client, vm: Object, states: tuple[str, ...], timeout_s: floa
         reason = current["status"]["reason"]
         raise TimeoutError(
             f"VM {vm['name']} is {state(current)}{': ' + reason if reason else ''}\n"
-            f"it is still being worked on; see: novacron vm show {vm['name']}"
+            f"it is still in progress; see: novacron vm show {vm['name']}"
         ) from None
     if last is None:
         raise output.fail(f"VM {vm['name']} was deleted meanwhile", output.EXIT_FAILED)
@@ -163,8 +163,8 @@ def set_(
 ) -> None:
     """Change a VM: its name, size, hardware, placement, availability, protection, description or tags.
 
-    An empty text ("") removes a group, all labels, or all tolerations. Placement counts when the VM is placed or moved
-    next.
+    An empty text ("") removes a group, all labels, or all tolerations. Placement takes effect when the VM
+    is next placed or moved.
     """
     if no_security_group:
         changes["security_groups"] = []
@@ -181,7 +181,7 @@ FILTERS = (
     options.option("node", str, help="only VMs on this node"),
     options.option("state", str, help="only VMs in this state"),
     options.option("image", str, help="only VMs of this image"),
-    options.option("name", str, help="only the VM with this name; web* stands for all names that begin with web"),
+    options.option("name", str, help="only the VM with this name; web* matches all names that begin with web"),
 )
 
 
@@ -207,7 +207,7 @@ def _warn_of_unreconciled(client: Client) -> None:
     names = sorted({item["vm_name"] for item in client.list("unreconciled-vms")})
     if names:
         shown = ", ".join(names[:NAMED_MAX]) + ("..." if len(names) > NAMED_MAX else "")
-        say(f"warning: nodes know more than the database of: {shown}; see: novacron vm unreconciled", err=True)
+        say(f"warning: nodes have newer records than the database: {shown}; see: novacron vm unreconciled", err=True)
 
 
 @app.command()
@@ -300,17 +300,17 @@ def start(vm: VmRefs, wait: Wait = Wait()) -> None:
 def stop(
     vm: VmRefs,
     force: Annotated[bool, typer.Option("--force", help="power off at once, without asking the guest")] = False,
-    grace: Annotated[int, typer.Option(help="seconds that the guest gets to power off")] = 15,
+    grace: Annotated[int, typer.Option(help="seconds that the guest has to shut down")] = 15,
     wait: Wait = Wait(),
 ) -> None:
-    """Shut VMs down by ACPI, and power them off when that takes too long."""
+    """Shut down VMs with ACPI, and power them off if that takes too long."""
     _act(vm, "stop", "stopped", wait, {"timeout_s": 0 if force else grace})
 
 
 @app.command()
 @options.expand
 def pause(vm: VmRefs, wait: Wait = Wait()) -> None:
-    """Pause guests' processors; their memory stays."""
+    """Pause VMs; they keep their memory."""
     _act(vm, "pause", "paused", wait)
 
 
@@ -324,14 +324,14 @@ def resume(vm: VmRefs, wait: Wait = Wait()) -> None:
 @app.command()
 @options.expand
 def reboot(vm: VmRefs, wait: Wait = Wait()) -> None:
-    """Reboot guests by their agents; without one, or after a minute, reset them."""
+    """Reboot VMs with their guest agents; without one, or after a minute, reset them."""
     _restart(vm, "reboot", wait)
 
 
 @app.command()
 @options.expand
 def reset(vm: VmRefs, wait: Wait = Wait()) -> None:
-    """Reset guests, as their reset buttons would."""
+    """Reset VMs, as with their reset buttons."""
     _restart(vm, "reset", wait)
 
 
@@ -355,7 +355,7 @@ def _restart(refs: list[str], action: str, wait: Wait) -> None:
 @app.command()
 @options.expand
 def kill(vm: VmRefs, wait: Wait = Wait()) -> None:
-    """Power VMs off at once: what their guests have not written to disk is lost."""
+    """Power off VMs immediately. Data that their guests have not written to disk is lost."""
     _act(vm, "stop", "stopped", wait, {"timeout_s": 0})
 
 
@@ -363,7 +363,7 @@ def kill(vm: VmRefs, wait: Wait = Wait()) -> None:
 @options.expand
 def delete(
     vm: VmRefs,
-    force: Annotated[bool, typer.Option("--force", help="its node is gone: delete it without the node")] = False,
+    force: Annotated[bool, typer.Option("--force", help="delete the VM without its node, which is gone")] = False,
     confirm: options.Confirm = None,
     yes: options.Yes = False,
     wait: QuietWait = QuietWait(wait=False, timeout_s=120),
@@ -408,7 +408,7 @@ def recover(
     vm: VmRef,
     confirm: options.Confirm = None,
     discard_disk: Annotated[
-        bool, typer.Option("--discard-disk", help="begin with a new disk if the old one was on that node only")
+        bool, typer.Option("--discard-disk", help="start with a new disk if the old one was only on that node")
     ] = False,
     wait: Wait = Wait(),
 ) -> None:
@@ -453,7 +453,9 @@ def screenshot(vm: VmRef, file: Annotated[Path, typer.Argument(help="PNG file to
 
 
 @app.command()
-def log(vm: VmRef, size: Annotated[int, typer.Option(min=1, max=1024, help="how many KiB from the end")] = 64) -> None:
+def log(
+    vm: VmRef, size: Annotated[int, typer.Option(min=1, max=1024, help="number of KiB to show, from the end")] = 64
+) -> None:
     """Show the end of the guest's serial console log, also after a crash."""
     with output.errors():
         say_lines(Client().console_log(vm, size << 10).decode(errors="replace"))
@@ -464,8 +466,8 @@ def log(vm: VmRef, size: Annotated[int, typer.Option(min=1, max=1024, help="how 
 def migrate(
     vm: VmRef,
     fields: Annotated[Object, move_options.MIGRATE_OPTIONS],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only estimate how long it would take")] = False,
-    unschedule: Annotated[bool, typer.Option("--unschedule", help="do not move it at the time that was set")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only estimate the duration")] = False,
+    unschedule: Annotated[bool, typer.Option("--unschedule", help="cancel a scheduled move")] = False,
     wait: Wait = Wait(wait=True, timeout_s=3600),
 ) -> None:
     """Move a VM to another node: live if it runs; now, or at a later time."""

@@ -97,15 +97,15 @@ CREATE_OPTIONS = (
     options.option("size_mib", str, "--size", default=..., convert=output.parse_mib, metavar="SIZE",
                    help="size, such as 512M or 20G"),
     options.option("pool", str, default="local", help="see: novacron pool list"),
-    options.option("node", str, help="node to create it on; by default the one with most room"),
-    options.option("image", str, help="image whose disk it begins as a copy of"),
+    options.option("node", str, help="node to create it on; by default the one with the most free space"),
+    options.option("image", str, help="image whose disk to copy into the volume"),
     options.option("iops", int, help="limit of reads and writes a second"),
     options.option("bytes_per_s", int, "--throughput", help="limit of bytes a second"),
 )  # fmt: skip
 CHANGE_OPTIONS = (
     options.option("name", str, help="a new name"),
     options.option("size_mib", str, "--size", convert=output.parse_mib, metavar="SIZE",
-        help="size, such as 20G; it can only grow, also while it is in use"),
+        help="size, such as 20G; can only grow, also while in use"),
     options.option("iops", int, help="limit of reads and writes a second; 0 removes it", convert=options.zero_removes),
     options.option(
         "bytes_per_s", int, "--throughput", help="limit of bytes a second; 0 removes it",
@@ -122,7 +122,7 @@ def create(
     fields: Annotated[Object, CREATE_OPTIONS],
     wait: QuietWait = QuietWait(),
 ) -> None:
-    """Create a volume, empty or as a copy of an image's disk. It takes only the space of what is written to it."""
+    """Create a volume, empty or as a copy of an image's disk. Volumes are sparse: they use only the space written."""
     with output.errors():
         client = Client()
         _finish(client, client.create_volume(name, **fields), "creating", wait)
@@ -143,10 +143,10 @@ def attach(
     vm: Annotated[str, typer.Argument(help="name or id of the VM", autocompletion=names_of("vms"), show_default=False)],
     read_only: Annotated[bool, typer.Option("--read-only", help="attach it read-only")] = False,
     boot_order: Annotated[
-        int | None, typer.Option(help="place in the firmware's boot order, lowest first; the VM's own disk has 1")
+        int | None, typer.Option(help="position in the boot order, lowest first; the VM's own disk has 1")
     ] = None,
     bus: Annotated[
-        DiskBus, typer.Option(help="its controller; others than scsi only while the VM is off")
+        DiskBus, typer.Option(help="its controller; any other than scsi only while the VM is off")
     ] = DiskBus.SCSI,
 ) -> None:
     """Attach a volume to a VM, also while it runs. The guest sees a disk with the volume's id as serial."""

@@ -30,21 +30,22 @@ app = typer.Typer(no_args_is_help=True)
 BY_SYSTEMD = "start it: systemctl enable --now novacron-database; and then see: novacron database cluster status"
 SIZES = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
-CheckOnly = Annotated[bool, typer.Option("--check", help="say whether all is ready for it, and change nothing")]
+CheckOnly = Annotated[bool, typer.Option("--check", help="only check that everything is ready, and change nothing")]
 NoStart = Annotated[
-    bool, typer.Option("--no-start", help="prepare all, and leave it to systemd to start it: novacron-database.service")
+    bool, typer.Option("--no-start", help="prepare everything, and let systemd start it: novacron-database.service")
 ]
 PrivateNetwork = Annotated[
     bool,
     typer.Option(
-        "--private-network", help="nobody else can read what goes from member to member, or to etcd, without TLS"
+        "--private-network",
+        help="confirm that nobody else can read the unencrypted traffic between members and to etcd",
     ),
 ]
 SetAside = Annotated[
     bool,
-    typer.Option("--set-aside", help="keep a database that this machine has of its own beside, as data.set-aside"),
+    typer.Option("--set-aside", help="keep this machine's existing database as data.set-aside"),
 ]
-To = Annotated[str | None, typer.Option(help="member that becomes the primary; default: the synchronous standby")]
+To = Annotated[str | None, typer.Option(help="new primary; default: the synchronous standby")]
 Yes = Annotated[bool, typer.Option("--yes", help="don't ask")]
 
 
@@ -55,7 +56,7 @@ class MemberOptions:
     host: Annotated[str, typer.Option(help="address of this machine, for the other members and the servers")]
     member: Annotated[str, typer.Option(help="name of this member, such as database-1")]
     port: Annotated[int, typer.Option(min=1, max=65535, help="port of PostgreSQL")] = 5432
-    api_port: Annotated[int, typer.Option(min=1, max=65535, help="port on which the members ask one another")] = 8008
+    api_port: Annotated[int, typer.Option(min=1, max=65535, help="port of Patroni's API, for the other members")] = 8008
     private_network: PrivateNetwork = False
 
     def typed(self) -> ClusterMember:
@@ -76,12 +77,14 @@ class ClusterOptions:
         typer.Option(metavar="URL", help="endpoint of etcd, such as https://192.0.2.11:2379; can be repeated"),
     ] = None
     etcd_ca: Annotated[Path | None, typer.Option(help="file with the CA of etcd; the same path on all members")] = None
-    etcd_certificate: Annotated[Path | None, typer.Option(help="file with the certificate to show to etcd")] = None
+    etcd_certificate: Annotated[Path | None, typer.Option(help="file with the client certificate for etcd")] = None
     etcd_key: Annotated[Path | None, typer.Option(help="file with its key")] = None
     name: Annotated[str, typer.Option(help="name of the cluster in etcd")] = "novacron"
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="the last member that is left takes no writes: they would be in one place only"),
+        typer.Option(
+            "--strict", help="the last remaining member accepts no writes, because they would be in one place only"
+        ),
     ] = False
 
     def words(self) -> tuple[str, ...]:
@@ -138,7 +141,7 @@ def cluster_init(
     check: CheckOnly = False,
     no_start: NoStart = False,
 ) -> None:
-    """Make the embedded database the first member of a cluster, with all that is in it.
+    """Make the embedded database, with all of its data, the first member of a cluster.
 
     Stop the server first; nothing is changed before all was checked. If it is interrupted, run it again.
     """
@@ -183,7 +186,7 @@ def cluster_join(
     no_start: NoStart = False,
     set_aside: SetAside = False,
 ) -> None:
-    """Make this machine another member of a cluster, with a copy of the primary's data."""
+    """Add this machine to a cluster as a member, with a copy of the primary's data."""
     with _explained():
         from novacron.local.database_cluster import steps
 
@@ -212,7 +215,7 @@ def _join_file(path: Path) -> Cluster:
 
 @app.command("run")
 def cluster_run(state_dir: StateDir = None) -> None:
-    """Be this machine's member, until it is stopped: for a service manager, after init or join."""
+    """Run this machine's member in the foreground, for a service manager, after init or join."""
     with _explained():
         from novacron.local.database_cluster import process
 
@@ -221,7 +224,7 @@ def cluster_run(state_dir: StateDir = None) -> None:
 
 @app.command("status")
 def cluster_status(state_dir: StateDir = None, output_: output.Output = output.OutputFormat.TABLE) -> None:
-    """Show the members, and what is wrong and what to do; the exit code is 1 if something is."""
+    """Show the members, any problems, and what to do. Exits with 1 if there is a problem."""
     with _explained():
         from novacron.local.database_cluster import health
 
@@ -238,7 +241,7 @@ def cluster_status(state_dir: StateDir = None, output_: output.Output = output.O
 
 @app.command("renew")
 def cluster_renew(state_dir: StateDir = None) -> None:
-    """Renew the certificate of this machine's member, which is also done when it starts and it is time to."""
+    """Renew the certificate of this machine's member. This also happens automatically when it starts, if due."""
     with _explained():
         files = _files(state_dir)
         files.renew_certificates(time.time(), force=True)
@@ -250,7 +253,7 @@ def cluster_renew(state_dir: StateDir = None) -> None:
 
 @app.command("switch")
 def cluster_switch(to: To = None, yes: Yes = False, state_dir: StateDir = None) -> None:
-    """Let another member become the primary, as planned: no write that was acknowledged is lost."""
+    """Switch over to another primary, as planned: no acknowledged write is lost."""
     with _explained():
         from novacron.local.database_cluster import moves
 
@@ -265,15 +268,16 @@ def cluster_failover(
     to: To = None,
     accept_loss: Annotated[
         str | None,
-        typer.Option(metavar="BYTES|unknown", help="how much of what was acknowledged may be lost, such as 64KiB"),
+        typer.Option(metavar="BYTES|unknown", help="limit of acknowledged data that may be lost, such as 64KiB"),
     ] = None,
     fenced: Annotated[
-        str | None, typer.Option(metavar="MEMBER", help="the lost primary, which is surely off: don't wait for it")
+        str | None,
+        typer.Option(metavar="MEMBER", help="lost primary whose machine is certainly off: don't wait for it"),
     ] = None,
     yes: Yes = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Let a member become the primary although the present one is lost."""
+    """Fail over to another primary after the current one is lost."""
     with _explained():
         from novacron.local.database_cluster import moves
 

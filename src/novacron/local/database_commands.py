@@ -27,7 +27,7 @@ LATEST = "latest"
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(
-    database_cluster_commands.app, name="cluster", help="The database in several places, with Patroni and etcd"
+    database_cluster_commands.app, name="cluster", help="Run the database on several machines, with Patroni and etcd"
 )
 
 DatabaseUrl = Annotated[
@@ -37,14 +37,16 @@ Repository = Annotated[
     str,
     typer.Option(
         metavar="DIRECTORY|s3://...|rest:https://...",
-        help="directory, or address in object storage or on a REST server, of the repository with the backups",
+        help="directory, or URL in object storage or on a REST server, of the backup repository",
     ),
 ]
 PasswordFile = Annotated[
     Path | None,
     typer.Option(help="file with the repository's password; default: backup.password in the state directory"),
 ]
-BackupId = Annotated[str | None, typer.Argument(help="id, or how it begins; default: the latest", metavar="[BACKUP]")]
+BackupId = Annotated[
+    str | None, typer.Argument(help="id of the backup, or its beginning; default: the latest", metavar="[BACKUP]")
+]
 
 
 def _place(repository: str, password_file: Path | None, state_dir: Path | None) -> BackupPlace:
@@ -100,13 +102,13 @@ def database_backup(
     repository: Repository,
     password_file: PasswordFile = None,
     create: Annotated[
-        bool, typer.Option("--create", help="begin a repository, and its password, if there is none")
+        bool, typer.Option("--create", help="create the repository and its password if they do not exist")
     ] = False,
     state_dir: StateDir = None,
     database: DatabaseUrl = None,
     output_: output.Output = output.OutputFormat.TABLE,
 ) -> None:
-    """Back up the platform's database while it is in use, into a repository that restic reads, too."""
+    """Back up the platform's database while it is in use, into a repository in restic's format."""
     with _backups():
         from novacron.local import database_backup as backups
         from novacron.local import database_recovery as recoveries
@@ -136,7 +138,7 @@ def database_list(
 def database_verify(
     repository: Repository, backup: BackupId = None, password_file: PasswordFile = None, state_dir: StateDir = None
 ) -> None:
-    """Read a backup of the database back, and what was archived after it, and let PostgreSQL check its files."""
+    """Verify a backup of the database: read it and the later WAL back, and let PostgreSQL check the files."""
     with _backups():
         from novacron.local import database_backup as backups
         from novacron.local import database_recovery as recoveries
@@ -155,11 +157,12 @@ def database_rehearse(
     password_file: PasswordFile = None,
     state_dir: StateDir = None,
     scratch: Annotated[
-        Path | None, typer.Option(help="directory with room for a scratch database; default: that for temporary files")
+        Path | None,
+        typer.Option(help="directory with room for a scratch database; default: the directory for temporary files"),
     ] = None,
     output_: output.Output = output.OutputFormat.TABLE,
 ) -> None:
-    """Recover the newest backup into a scratch database, look at it, and throw it away; nothing else changes."""
+    """Recover the newest backup into a scratch database, check it, and delete it. Nothing else changes."""
     with _backups():
         import msgspec
 
@@ -184,13 +187,13 @@ class RestoreTarget:
 
     backup: Annotated[
         str | None,
-        typer.Argument(help="id, or how it begins, of a backup to restore as it is", metavar="[BACKUP]"),
+        typer.Argument(help="id, or its beginning, of a backup to restore without later changes", metavar="[BACKUP]"),
     ] = None
     to: Annotated[
         str,
         typer.Option(
-            help="time to which to restore, such as '2026-11-29 03:10:00' (UTC if it names no zone), or latest:"
-            " all that was archived"
+            help="time to restore to, such as '2026-11-29 03:10:00' (UTC unless it names a zone), or latest:"
+            " everything that was archived"
         ),
     ] = LATEST
     timeline: Annotated[
@@ -217,9 +220,9 @@ def database_restore(
     state_dir: StateDir = None,
     yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False,
 ) -> None:
-    """Put the embedded database back as it was, while its server is stopped; the database of before is kept.
+    """Restore the embedded database to an earlier time, while its server is stopped. The current database is kept.
 
-    What changed since then is lost from the database; agents remember their VMs: see how to put back an older
+    Later changes are lost from the database; agents keep the records of their VMs: see how to put back an older
     database.
     """
     with _backups():

@@ -95,7 +95,7 @@ def check_seed(seed: S) -> S:
             raise InvalidInput(
                 f"key {number + 1} is not a public SSH key",
                 field="cloud_init.ssh_keys",
-                hint="give the line of a .pub file",
+                hint="give the line from a .pub file",
             )
     if seed.user_data and not seed.user_data.startswith(USER_DATA_BEGINS):
         raise InvalidInput(

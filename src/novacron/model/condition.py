@@ -232,7 +232,7 @@ def _database(facts: NodeFacts) -> ReportedCondition:
         return ReportedCondition(type, ConditionStatus.UNKNOWN, R.NOT_REPORTED, "it has sent no heartbeat yet")
     if facts.unreconciled_vms:
         count = f"{facts.unreconciled_vms} VM{'s' if facts.unreconciled_vms > 1 else ''}"
-        message = f"it knows more of {count} than the database, which is older; novacron vm unreconciled"
+        message = f"it has newer records of {count} than the database, which is older; see: novacron vm unreconciled"
         return ReportedCondition(type, ConditionStatus.FALSE, R.DATABASE_OLDER, message)
     if facts.unheard:
         message = (

@@ -97,7 +97,7 @@ class NoCapacity(Conflict):
     """No node, or not the named one, has room for the VM or takes the import."""
 
     code = "no-capacity"
-    title = "No room"
+    title = "No capacity"
 
 
 class Gone(NovaError):

@@ -131,11 +131,11 @@ def given_devices(node: Node) -> Counter[str]:
 def _lacks(has: Inventory, network: Network) -> str | None:
     """Return why a node can't connect to a network, or None if it can."""
     if not has.networks:
-        return "it lacks what networks need, see what it misses"
+        return "it lacks what networks need: see MISSING in novacron node show"
     if network.spec.kind is NetworkKind.BRIDGE:
         return None if network.spec.bridge in has.bridges else f"it has no bridge {network.spec.bridge}"
     if network.encryption is Encryption.ALWAYS and not has.wireguard:
-        return "it can't encrypt it, see what it misses"
+        return "it can't encrypt: see MISSING in novacron node show"
     carries = has.tunnel_mtu - TUNNEL_BYTES
     return f"it carries {carries} bytes at most, not {network.mtu}" if carries < network.mtu else None
 
@@ -164,7 +164,9 @@ def cannot_run(node: Node, status: VmStatus, *, runs: bool) -> str | None:
     elif runs and status.accelerator and status.accelerator != inventory.accelerator.kind:
         reason = f"it runs guests under {inventory.accelerator.kind}, not {status.accelerator}"
     elif runs and not inventory.plugs_nics and _has_places(status):
-        reason = "its agent is of a version that does not know interfaces that come and go; stop the VM, or update it"
+        reason = (
+            "its agent's version does not support changing interfaces of running VMs; stop the VM, or upgrade the agent"
+        )
     elif status.cpu is not None and inventory.cpu is not None:
         reason = inventory.cpu.cannot_be(status.cpu)
     return None if reason is None else f"node {node.name} can't run it as it was started: {reason}"

@@ -110,7 +110,9 @@ def check_url(url: str) -> str:
     if not good or len(url) > limits.URL_LENGTH_MAX:
         raise InvalidInput(f"{url[:100]!r} is not a URL of HTTP", field="url", hint="write it like https://host/disk")
     if parts.username is not None or parts.password is not None:
-        raise InvalidInput("the URL holds a user or a password", field="url", hint="it would be shown to everybody")
+        raise InvalidInput(
+            "the URL contains a user name or a password", field="url", hint="it would be visible to all users"
+        )
     return url
 
 
@@ -119,7 +121,7 @@ def check_path(path: str) -> str:
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path or len(path) > limits.PATH_LENGTH_MAX:
         raise InvalidInput(
-            f"{path[:100]!r} is not a path below the node's directory for imports",
+            f"{path[:100]!r} is not a path in the node's import directory",
             field="path",
             hint="name it relative to that directory, see: novacron agent --help",
         )

@@ -49,7 +49,7 @@ def check(text: str, field: str) -> str:
     if int(mac[:2], 16) & 1:
         raise InvalidInput(f"{text} is a multicast address", field=field, hint="the second digit must be even")
     if mac == "00:00:00:00:00:00":
-        raise InvalidInput(f"{text} can't be the address of an interface", field=field, hint=HINT)
+        raise InvalidInput(f"{text} can't be used as an interface's MAC address", field=field, hint=HINT)
     for prefix, holders in RESERVED.items():
         if mac.startswith(prefix):
             raise InvalidInput(f"{text} is reserved: {prefix}... is for {holders}", field=field, hint=HINT)

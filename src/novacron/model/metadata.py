@@ -60,7 +60,7 @@ def wanted_tags(text: str | None) -> tuple[str, ...]:
     tags = text.split(",")
     if len(tags) > limits.TAGS_MAX or not all(tags):
         raise InvalidInput(
-            f"{text[: limits.TAG_LENGTH_MAX]!r} is no list of tags", field="tag",
+            f"{text[: limits.TAG_LENGTH_MAX]!r} is not a list of tags", field="tag",
             hint="write tags with commas between them: an object must have all of them",
         )  # fmt: skip
     return canonical_tags(tags)

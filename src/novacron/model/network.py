@@ -203,7 +203,7 @@ def forward_ports(text: str) -> PortRange:
     for port in TUNNEL_PORTS:
         if port in ports:
             raise InvalidInput(
-                f"{text} includes port {port}, at which hosts take frames of networks",
+                f"{text} includes port {port}, on which hosts receive network frames",
                 field="forward_ports", hint=f"such as {FORWARD_PORTS_DEFAULT}",
             )  # fmt: skip
     return ports
@@ -342,7 +342,7 @@ def check_rule(rule: RuleSpec) -> RuleSpec:
     if rule.port_range is not None:
         first, last = rule.port_range
         if not 1 <= first <= last <= 65535:
-            raise InvalidInput(f"{rule.ports} is no range of ports", field="ports", hint="such as 8000-8099")
+            raise InvalidInput(f"{rule.ports} is not a range of ports", field="ports", hint="such as 8000-8099")
         rule = msgspec.structs.replace(rule, ports=str(first) if first == last else f"{first}-{last}")
     if rule.cidr is not None and rule.group is not None:
         raise InvalidInput("a rule has a cidr or a group, not both", field="group", hint="make two rules")
@@ -350,7 +350,7 @@ def check_rule(rule: RuleSpec) -> RuleSpec:
         try:
             network = ipaddress.ip_network(rule.cidr if "%" not in rule.cidr else "")
         except ValueError as error:
-            raise InvalidInput(f"{rule.cidr!r} is no range of addresses: {error}", field="cidr") from None
+            raise InvalidInput(f"{rule.cidr!r} is not a range of addresses: {error}", field="cidr") from None
         return msgspec.structs.replace(rule, cidr=str(network))
     return rule
 
@@ -372,7 +372,7 @@ def free_subnet(taken: Collection[str]) -> str:
             candidate.overlaps(reserved) for reserved in RESERVED
         ):
             return str(candidate)
-    raise NoCapacity(f"{DEFAULT_SUBNETS} has no room for another network", field="subnet", hint="name one")
+    raise NoCapacity(f"{DEFAULT_SUBNETS} has no free subnet for another network", field="subnet", hint="name one")
 
 
 def give(subnet: str, taken: Collection[str], requested: str | None) -> str:

@@ -3,7 +3,7 @@
 Each VM has an *epoch* and an owning node. Every end of a migration, whatever the outcome, moves the VM to the next
 epoch, so one rule covers both sides: **a node's promise at an epoch binds it until it receives a later epoch.** A node
 stores the latest epoch that it has received for each VM durably, and never obeys an earlier one.
-See docs/architecture.md, "Who owns a VM".
+See docs/architecture.md, "VM ownership".
 """
 
 from __future__ import annotations

@@ -419,7 +419,7 @@ class Fleet:
         scope = where.anti_affinity_scope
         place = self._places[name][scope]
         if place in self._taken(wish):
-            return f"{scope} {place} has a VM of its anti-affinity group {where.anti_affinity} already"
+            return f"{scope} {place} already has a VM of its anti-affinity group {where.anti_affinity}"
         return None
 
     def _taken_devices(self, wish: Wish, name: str) -> str | None:

@@ -113,5 +113,5 @@ class RunningMachine(msgspec.Struct, frozen=True):
         if device is None:
             return "it has not got that interface yet"
         if has_pcie(self.machine) and not device.startswith(HOT):
-            return f"it began with that interface, which machine type {self.machine} then keeps on board"
+            return f"it started with that interface, which machine type {self.machine} keeps on board"
         return None

@@ -40,7 +40,7 @@ class Lifetimes(msgspec.Struct, frozen=True):
         if requested_s is not None and requested_s > self.token_s:
             raise InvalidInput(
                 f"API tokens live for {int(self.token_s)} s at most", field="expires_in_s",
-                hint="ask for less, and make another in time; the server's administrator sets it with --token-life",
+                hint="ask for a shorter lifetime, or let the server's administrator raise --token-life",
             )  # fmt: skip
         return int(self.token_s) if requested_s is None else requested_s
 

@@ -26,7 +26,7 @@ class Authentication(AbstractAuthenticationMiddleware):
         cache = services(connection).cache
         if not (cache.answers() if _reads(connection) else cache.ready):
             raise Unavailable(
-                "this server has lost its database connection and does not answer from old data", hint="try again"
+                "this server has lost its database connection and does not serve stale data", hint="try again"
             )
         header = connection.headers.get("authorization")
         caller = _by_header(connection, header) if header is not None else _by_cookie(connection)
@@ -54,7 +54,7 @@ def _by_header(connection: ASGIConnection[Any, Any, Any, Any], header: str) -> C
         raise Unauthenticated(
             "the API token is wrong, has expired or was revoked",
             field="Authorization",
-            hint="make a new one, or ask an administrator for it",
+            hint="create a new token, or ask an administrator for one",
         )
     return caller
 
@@ -69,7 +69,7 @@ def _by_cookie(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
     if caller is None or caller.kind is not TokenKind.SESSION:
         raise Unauthenticated("the session has ended", hint="log in again")
     if connection.scope["type"] == ScopeType.WEBSOCKET and not _from_own_page(connection):
-        raise Forbidden("a page of another origin may not use the session", field="Origin")
+        raise Forbidden("a page from another origin can't use the session", field="Origin")
     if connection.scope.get("method") in UNSAFE:
         sent = connection.headers.get("x-csrf-token", "")
         if not same_secret(sent, csrf_of(secret)):

@@ -194,7 +194,7 @@ def find(request: ApiRequest, kind: str, ref: str, field: str | None = None) -> 
         own = [entry for entry in candidates if entry.body["project"] == request.user.project]
         if len(own) != 1:
             where = ", ".join(sorted(entry.body["project"] for entry in candidates))
-            raise Conflict(f"{ref} is in several projects: {where}", field=field or "project", hint="add ?project=")
+            raise Conflict(f"{ref} exists in several projects: {where}", field=field or "project", hint="add ?project=")
         return own[0]
     return candidates[0] if candidates else None
 

@@ -96,5 +96,5 @@ class LiveCalls:
         if caller is None or caller.expires_at_s <= wall_s:
             return Unauthenticated("the token or session has ended", hint="log in again, or use another token")
         if not caller.access.covers(call.needs):
-            return Forbidden("the caller's rights have changed meanwhile", hint="try again")
+            return Forbidden("the caller's rights have changed during the request", hint="try again")
         return None

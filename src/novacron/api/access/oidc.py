@@ -80,7 +80,7 @@ class Oidc:
                 "this login was not started in this browser, or it took too long", hint="log in again"
             )
         if not await self._first_use(step):
-            raise Unauthenticated("this login has ended already", hint="log in again")
+            raise Unauthenticated("this login has already ended", hint="log in again")
         return await asyncio.to_thread(self._claims, step, code)
 
     async def _first_use(self, step: LoginStep) -> bool:

@@ -185,7 +185,7 @@ def check_strength(password: str, related: Sequence[str]) -> None:
     why = str(result["feedback"]["warning"]).rstrip(".")
     raise InvalidInput(
         f"the password is easy to guess{f': {why[:1].lower()}{why[1:]}' if why else ''}", field="password",
-        hint="use several unrelated words, or let a password manager make one",
+        hint="use several unrelated words, or let a password manager generate one",
     )  # fmt: skip
 
 

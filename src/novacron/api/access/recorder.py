@@ -165,7 +165,7 @@ class Recorder:
                 if calls:
                     await audit.add_calls(connection, calls)
         except Unavailable as error:  # what waits is kept, up to the limit
-            log.warning("requests can't be recorded now; they wait", error=str(error), waiting=len(refused))
+            log.warning("requests can't be recorded now; they are queued", error=str(error), waiting=len(refused))
             return
         except Exception:  # one bad record must not stop the server
             log.exception("requests can't be recorded", lost=len(refused) + len(calls))

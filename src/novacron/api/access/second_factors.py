@@ -81,7 +81,7 @@ class SecondFactorChecks:
             with contextlib.suppress(InvalidTag):
                 return AESGCM(key).decrypt(nonce, sealed, factor.id.encode()).decode(), number == 0
         raise Unavailable(
-            f"the secret of {factor.name} can't be opened", hint="an administrator has to reset your second factors"
+            f"the secret of {factor.name} can't be opened", hint="ask an administrator to reset your second factors"
         )
 
     @property

@@ -35,7 +35,7 @@ async def paging_of(
 ) -> Paging:  # fmt: skip
     """Return the parameters that every list takes. Raises InvalidInput."""
     if fields is not None and not FIELDS.match(fields):
-        raise InvalidInput(f"{fields!r} are no fields", field="fields", hint="write them like id,name,status.state")
+        raise InvalidInput(f"{fields!r} are not fields", field="fields", hint="write them like id,name,status.state")
     return Paging(limit, cursor, sort, None if fields is None else tuple(fields.split(",")), wanted_tags(tag))
 
 

@@ -34,13 +34,13 @@ OVERLOADED = Refusal(
     503, "overloaded", "Temporarily unavailable", "too many requests are in progress", "try again in a few seconds"
 )
 TOO_MANY = Refusal(
-    429, "too-many-requests", "Too many requests", "too many requests of this caller are in progress",
+    429, "too-many-requests", "Too many requests", "this caller has too many requests in progress",
     "wait for some of them to end", 2,
 )  # fmt: skip
 TIMED_OUT = Refusal(503, "timeout", "Temporarily unavailable", "the request took too long", "try again")
 LATE_BODY = Refusal(408, "request-timeout", "Request timeout", "the body did not arrive in time", "send it faster")
 STARTING = Refusal(
-    503, "unavailable", "Temporarily unavailable", "this server did not know its callers yet", "try again"
+    503, "unavailable", "Temporarily unavailable", "this server has not loaded its users yet", "try again"
 )
 LEAVING = Refusal(503, "unavailable", "Temporarily unavailable", "this server is shutting down")
 

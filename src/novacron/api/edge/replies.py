@@ -95,7 +95,7 @@ async def one(
     if entry is not None and newer_than is not None and entry.revision <= newer_than:
         entry = await cache.changed(kind, str(entry.body.get("id", ref)), newer_than, timeout_s)
         if not cache.answers():
-            raise Unavailable("this server has lost its database connection meanwhile", hint="try again")
+            raise Unavailable("this server has lost its database connection", hint="try again")
     if entry is None:
         raise authorization.no_such(kind, ref)
     headers = {"ETag": etag(entry.revision), "Cache-Control": "no-cache"}

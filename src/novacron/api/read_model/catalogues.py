@@ -122,7 +122,7 @@ class Catalogues:
     def _get(self, url: str, bytes_max: int) -> bytes:
         """Return a document of a web server's, which may not send us elsewhere. Raises _Unfetched."""
         if not url.startswith("https://"):
-            raise _Unfetched("it is not at an https:// URL")
+            raise _Unfetched("its URL does not begin with https://")
         try:
             answer = self._http.request("GET", url, redirect=False, preload_content=False)
             try:

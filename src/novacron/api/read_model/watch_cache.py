@@ -210,7 +210,7 @@ class Cache:
         if after is not None:
             if after < self._history_from:
                 raise Gone(
-                    f"changes after revision {after} are no longer kept here",
+                    f"changes after revision {after} are no longer available",
                     field="Last-Event-ID",
                     hint=f"list the objects again and resume from revision {self.revision}",
                 )

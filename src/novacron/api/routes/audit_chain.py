@@ -85,7 +85,7 @@ async def erase_user(request: ApiRequest, data: JSONBody[EraseUser]) -> Erasure:
     async with context.database.transaction() as connection:
         erased = await erasure.erase(connection, id, name)
         if not exists and not erased.records:
-            raise NotFound(f"there is no user {data.user!r}, and nothing was recorded of one", field="user")
+            raise NotFound(f"there is no user {data.user!r}, and no record names one", field="user")
         detail = f"data of one person was replaced in {erased.records} records"
         records = context.recorder.records(request, 200, [erased])
         await audit.add(connection, [

@@ -56,7 +56,7 @@ async def _guest(request: ApiRequest, ref: str, *, recorded: bool) -> AsyncItera
     except Full:
         raise TooManyRequests(
             f"project {project} waits for {limits.GUEST_COMMANDS_PER_PROJECT_MAX} guests on node {node} already",
-            hint="try again when one has answered",
+            hint="try again when one of them has answered",
         ) from None
 
 
@@ -80,7 +80,7 @@ async def start_command(request: ApiRequest, ref: FromPath[str], data: JSONBody[
 async def show_command(request: ApiRequest, ref: FromPath[str], pid: FromPath[str], wait: Wait = 0) -> GuestCommand:
     async with _guest(request, ref, recorded=False) as (node, id):
         if not PID.match(pid):
-            raise InvalidInput(f"{pid[:80]!r} is no process id", field="pid")
+            raise InvalidInput(f"{pid[:80]!r} is not a process id", field="pid")
         return await services(request).agents.ask(node, ReadGuestCommand(id, int(pid), wait))
 
 

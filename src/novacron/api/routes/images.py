@@ -91,7 +91,7 @@ def check_held(request: ApiRequest, name: str) -> None:
         raise InvalidInput(f"no node holds an image named {name!r}", field="image", hint="see: novacron image list")
     if (kind := _kinds(request).get(name)) in (ISO, BOOT_FILE):
         option = "--cd" if kind == ISO else "--kernel or --initrd"
-        raise InvalidInput(f"{name} is an image of kind {kind}: VMs have no disk made of it", field="image",
+        raise InvalidInput(f"{name} is an image of kind {kind}: VMs can't have a disk made from it", field="image",
                            hint=f"use it with {option}")  # fmt: skip
 
 
@@ -138,7 +138,7 @@ async def configure_image(request: ApiRequest, name: FromPath[str], data: JSONBo
 async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery[str | None] = None) -> None:
     name, context = replies.check_ref("image", name), services(request)
     if name == BLANK_IMAGE:
-        raise Conflict(f"image {name} is part of every node: VMs without another image begin with it")
+        raise Conflict(f"image {name} is built in on every node: VMs without another image start with it")
     images = [image for image in visible(request) if image.name == name]
     for image in images:
         authorization.check(request, image.project, Right.OPERATE if image.project is None else Right.WRITE)

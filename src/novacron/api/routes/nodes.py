@@ -238,7 +238,7 @@ async def join(request: ApiRequest, data: JSONBody[Join]) -> Joined:
         context.authority.issue_node(data.csr.encode(), data.name)  # before the secret is used up
         key_hash = pki.key_hash(x509.load_pem_x509_csr(data.csr.encode()))
     except ValueError as error:
-        raise InvalidInput(f"the certificate request is not usable: {error}", field="csr") from None
+        raise InvalidInput(f"the certificate request is invalid: {error}", field="csr") from None
     async with replies.change(request) as connection:
         holder = await identities.holder(connection, data.name, key_hash)  # it may have been renamed
         name = holder or data.name

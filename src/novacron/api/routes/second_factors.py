@@ -104,7 +104,7 @@ async def _check_password(request: ApiRequest, password: str) -> User:
     async with context.database.connection() as connection:
         account = await users.password_of(connection, request.user.name)
     if account is None:
-        raise IllegalState(f"user {request.user.name} has no password here", hint="second factors go with passwords")
+        raise IllegalState(f"user {request.user.name} has no password here", hint="second factors need a password")
     if not await context.passwords.verify(request.user.name, address_of(request), account[1], password):
         raise Unauthenticated("the password is wrong", field="password")
     return account[0]
@@ -135,12 +135,12 @@ async def confirm_second_factor(
     async with context.database.connection() as connection:
         factor = await second_factors.get(connection, caller.user, ref)
     if factor.confirmed:
-        raise IllegalState(f"second factor {factor.name} is confirmed already")
+        raise IllegalState(f"second factor {factor.name} is already confirmed")
     good = await context.passwords.counted(
         context.passwords.limits_of_factor(caller.name, address_of(request)), lambda: _confirms(request, factor, data)
     )
     if not good:
-        raise Unauthenticated("the code is wrong", field="code", hint="is the clock of the app's device right?")
+        raise Unauthenticated("the code is wrong", field="code", hint="check the clock of the app's device")
     codes = None
     async with replies.change(request, factor) as connection:
         user = await users.get(connection, caller.user)

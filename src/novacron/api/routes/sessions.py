@@ -137,7 +137,7 @@ async def create_login_link(request: ApiRequest) -> Response[LoginLink]:
     async with replies.change(request) as connection:
         user = await users.get(connection, request.user.user)
         if user.kind is UserKind.SERVICE:
-            raise IllegalState(f"user {user.name} is a service: only people log in to the web UI")
+            raise IllegalState(f"user {user.name} is a service account: only people can log in to the web UI")
         secret, expires_at = await login_links.create(connection, request.user.id)
     # Behind #, so that it is sent to no server, and stands in no log and no Referer.
     body = LoginLink(f"/ui/#login={secret}", expires_at)
@@ -152,7 +152,7 @@ async def login_with_link(request: ApiRequest, data: JSONBody[LoginWithLink]) ->
         link = await login_links.use(connection, data.secret)
         user = None if link is None else await users.get(connection, link[0])
     if link is None or user is None:
-        raise Unauthenticated("the link was used or has ended", hint="make another one: novacron web")
+        raise Unauthenticated("the link was used or has ended", hint="create a new one: novacron web")
     request.scope["state"][TRIED] = user.name
     return await _enter(request, user, None, ends_at=link[1])
 
@@ -161,7 +161,7 @@ async def login_with_link(request: ApiRequest, data: JSONBody[LoginWithLink]) ->
       status_code=201, opt=authorization.PUBLIC, exclude_from_auth=True)  # fmt: skip
 async def login_second_factor(request: ApiRequest, data: JSONBody[LoginSecondFactor]) -> Response[LoggedIn]:
     context = services(request)
-    ended = Unauthenticated("the login has ended, or its second factor was wrong too often", hint="log in again")
+    ended = Unauthenticated("the login has expired, or its second factor was wrong too often", hint="log in again")
     async with context.database.connection() as connection:
         step = await second_factors.try_login(connection, data.step)
         user = None if step is None else await second_factors.user_of(connection, step.user)
@@ -171,7 +171,9 @@ async def login_second_factor(request: ApiRequest, data: JSONBody[LoginSecondFac
     device = context.browsers.known(user.id, request.cookies.get(DEVICE_COOKIE, ""))
     limits_ = context.passwords.limits_of_factor(user.name, address_of(request), device)
     if not await context.passwords.counted(limits_, lambda: _proves(request, step, data)):
-        raise Unauthenticated("the second factor is wrong", hint="a code is good once, and only while it is shown")
+        raise Unauthenticated(
+            "the second factor is wrong", hint="each code works once, and only while the app shows it"
+        )
     async with context.database.connection() as connection:
         if not await second_factors.end_login(connection, data.step):
             raise ended
@@ -183,7 +185,7 @@ async def _proves(request: ApiRequest, step: PendingLogin, data: LoginSecondFact
     async with services(request).database.connection() as connection:
         if data.code is not None and await second_factors.wrong(connection, step.user) >= WRONG_IN_A_ROW_MAX:
             raise Unauthenticated(
-                "too many codes were wrong: codes of apps are refused",
+                "too many wrong codes: app codes are refused",
                 hint="use a security key or a recovery code, or ask an administrator to reset your second factors",
             )
         if await _is_right(request, connection, step, data):

@@ -105,10 +105,10 @@ def _check_no_more(request: ApiRequest, user: str, data: CreateToken) -> None:
         raise InvalidInput(f"there is no project {data.project!r}", field="project")
     field = _wider(own.body, request.user.expires_at_s, data)
     if field is not None:
-        raise Forbidden("a token can't create a token with more rights or a longer life than its own", field=field)
+        raise Forbidden("a token can't create a token with more rights or a longer lifetime than its own", field=field)
     scopes = None if data.scopes is None else frozenset(data.scopes)
     if not access.covers(cache.callers.access_of(user).within(scopes, data.project)):
-        raise Forbidden("the token would have rights that its maker does not have", field="scopes")
+        raise Forbidden("the token would have rights that its creator does not have", field="scopes")
 
 
 def _wider(own: dict[str, Any], expires_at_s: float, data: CreateToken) -> str | None:

@@ -132,7 +132,7 @@ async def create_user(request: ApiRequest, data: JSONBody[CreateUser]) -> Respon
     if data.kind is UserKind.SERVICE and data.password is not None:
         raise InvalidInput("service accounts have tokens, not passwords", field="password")
     if data.kind is UserKind.PERSON and data.project is not None:
-        raise InvalidInput("only service accounts belong to a project: give people a role in it", field="project")
+        raise InvalidInput("only service accounts belong to a project: grant people a role in it", field="project")
     context = services(request)
     hash = None if data.password is None else await context.passwords.hash_new(data.password, [data.name])
 
@@ -174,7 +174,7 @@ async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[S
         if password is not None and not await context.passwords.verify(
             user["name"], address_of(request), password[1], data.present or ""
         ):
-            raise Unauthenticated("the present password is wrong", field="present")
+            raise Unauthenticated("the current password is wrong", field="present")
     hash = await context.passwords.hash_new(data.password, [user["name"]])
 
     async def work(connection: Connection) -> User:

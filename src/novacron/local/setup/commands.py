@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Make this host, with NovaCron's Debian packages, a server, a node or a place of the database. Asks nothing;"
-    " run again, it goes on where it was interrupted, or changes nothing.",
+    help="Set up this host, with NovaCron's Debian packages, as a server, a node or a database member. Asks nothing;"
+    " a second run resumes an interrupted setup, or changes nothing.",
 )
 
 Replace = Annotated[
-    bool, typer.Option("--replace", help="change settings that the file has otherwise; without it, that is refused")
+    bool, typer.Option("--replace", help="overwrite settings that differ in the file; without it, they are refused")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done, and change nothing")]
 
@@ -48,7 +48,7 @@ class DatabaseOptions:
     api_port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65535, help="port on which the members ask one another; default: 8008", show_default=False
+            min=1, max=65535, help="port of Patroni's API, for the other members; default: 8008", show_default=False
         ),
     ] = None
     private_network: PrivateNetwork = False
@@ -68,7 +68,7 @@ class DatabaseOptions:
 def setup_server(
     context: typer.Context, options: ServerOptions, replace: Replace = False, dry_run: DryRun = False
 ) -> None:
-    """Make this host a server: check it, write its settings, start the unit, wait until it answers."""
+    """Make this host a server: check it, write its settings, start the unit, and wait until it answers."""
     require(Extra.SERVER)
     from novacron.local.setup.server import ServerSetup
 
@@ -94,13 +94,13 @@ def setup_database(
     cluster: ClusterOptions,
     join: Annotated[
         str | None,
-        typer.Option(metavar="@FILE|-", help="cluster.join of another member: its data are copied; - for stdin"),
+        typer.Option(metavar="@FILE|-", help="cluster.join of another member, whose data is copied; - for stdin"),
     ] = None,
     set_aside: SetAside = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Make this host a member of the database's cluster: the first, with the embedded database that is here, or with
-    --join another one. Run again on the first when all have joined: its server then knows all of them."""
+    """Make this host a member of the database cluster: the first, with this host's embedded database, or with
+    --join a further one. Run it again on the first when all have joined: its server then knows all of them."""
     require(Extra.SERVER, Extra.CLUSTER)
     from novacron.local.setup.database import DatabaseSetup
     from novacron.local.setup.host import LocalHost
