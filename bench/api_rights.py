@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 
 from bench.api_load import Stand
 from bench.report import Figure
+from lab.platform import until
 from novacron import pki
 from novacron.agent import identity
 from novacron.agent.control.link import LinkClient
@@ -160,7 +161,7 @@ async def _targets(stand: Stand, asked: _Asked) -> dict[str, str]:
         )  # fmt: skip
     finally:
         await connection.close()
-    client.wait("exports", export, lambda now: now is not None, 30)
+    until(lambda: any(item["id"] == export for item in client.list("exports")), "the server knows of the export", 30)
     return {
         "console": ticket["path"],
         "upload": f"/api/v1/imports/{upload['id']}/data?offset=0",
