@@ -325,9 +325,7 @@ class AgentOptions:
         typer.Option("--state-moved", help="record that the state directory was moved to this host for good, and exit"),
     ] = False
     state_dir: StateDir = None
-    images_dir: Annotated[
-        Path | None, typer.Option(help="directory for images; default: images/ in the state directory")
-    ] = None
+    images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None
     name: Annotated[str | None, typer.Option(help="name of this node; default: the host's name")] = None
     bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' network interfaces")] = None
     advertise: Advertise = None

@@ -21,6 +21,7 @@ from lab.hosts import lab
 from lab.platform import Platform, PlatformOptions, Service, default_cache, open_directory, platform, until
 from lab.releases import Release, earlier
 from novacron.client import ApiError, Client, Unreachable
+from novacron.local.postgres import Postgres
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -50,10 +51,11 @@ def old(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def old_platform(old: Path, images: Path, lacks: list[str]) -> Iterator[Platform]:
+def old_platform(old: Path, images: Path, lacks: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Platform]:
     """A platform all of whose parts are of the earlier version."""
     if lacks:
         pytest.skip("; ".join(lacks))
+    monkeypatch.setattr(Platform, "new_postgres", Postgres)  # a copied one has the present schema
     with (
         open_directory("nvsk-") as directory,
         lab(f"nvk{os.getpid()}", default_cache()) as hosts,

@@ -274,7 +274,7 @@ OWNERSHIP = (
 BAD_DAYS: dict[Defect, int] = {
     qemus_are_found_by_path_alone: 0,
     servers_trust_every_database: 8,
-    withheld_vms_are_begun: 18,
+    withheld_vms_are_begun: 15,
     deleted_vms_keep_their_epoch: 0,
 }
 """With the seed of a bad day that finds it, to begin with."""
