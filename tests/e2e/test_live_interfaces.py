@@ -113,7 +113,7 @@ def test_interfaces_come_go_and_change_networks_while_a_guest_runs_and_moves(
 def test_an_interface_changes_networks_while_its_guest_runs_and_the_agent_restarts(
     victim: Platform, create: Callable[..., Object]
 ) -> None:
-    vm = create("rewired", interfaces=2, nic_model="e1000")
+    vm = create("rewired", interfaces=2)
     first, second = macs(vm)
     victim.cli("vm", "nic", "set", "rewired", second, "--network", "right")
     in_order(victim, vm)
