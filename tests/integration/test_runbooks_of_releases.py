@@ -159,7 +159,7 @@ def test_a_release_is_rolled_out_behind_haproxy_and_no_request_fails(strategy: s
             step=8.0,
             check_every=1.0,
             watch=8.0,
-            health_tries=1200,
+            health_tries=1000,
         )
 
         def command(words: tuple[str, ...], limit_s: float, show: Callable[[str], None]) -> CommandResult:
