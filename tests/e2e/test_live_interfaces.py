@@ -130,7 +130,7 @@ def test_an_interface_changes_networks_while_its_guest_runs_and_the_agent_restar
     in_order(victim, vm)
     assert devices(victim, vm) == {second: "nic1", third: "hot0"}
     until_reaches(victim, vm, third, "right")
-    victim.cli("vm", "migrate", "rewired", "--to", "host-b", "--strategy", "warm", "--wait")
+    victim.cli("vm", "migrate", "rewired", "--to", "host-b", "--warm", "--wait")
     assert until_settled(victim, vm)["node"] == "host-b"
     until_reaches(victim, vm, third, "right")
     victim.cli("vm", "kill", "rewired", "--wait")

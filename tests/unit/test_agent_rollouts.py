@@ -342,9 +342,26 @@ def test_guests_that_their_users_end_count_as_nothing() -> None:
     assert stopped(before, now, last=True) == ["VM b on n does not run any more: it is starting"]
 
 
+@pytest.mark.parametrize(
+    ("now", "noticed"),
+    [
+        (GuestSeen("a", "n", 0, "running", starts=1, pid=8), True),
+        (GuestSeen("a", "n", 0, "running", starts=1, pid=7), False),
+        (GuestSeen("a", "n", 0, "running", starts=2, pid=8), False),
+        (GuestSeen("a", "m", 0, "running", starts=1, pid=8), False),
+        (GuestSeen("a", "n", 0, "running", starts=1), False),
+    ],
+    ids=["started again", "untouched", "started by its user", "moved", "its agent does not know yet"],
+)  # fmt: skip
+def test_a_guest_that_ended_and_was_started_again_is_noticed(now: GuestSeen, noticed: bool) -> None:
+    """Its agent, which was away, counts no crash."""
+    before = {"a": GuestSeen("a", "n", 0, "running", starts=1, pid=7)}
+    assert stopped(before, {"a": now}, last=False) == (["VM a on n ended, and was started again"] if noticed else [])
+
+
 def test_a_guest_that_powered_itself_off_is_not_wanted() -> None:
     vm = {"name": "a", "node": "n", "spec": {"power": "running", "starts": 2},
-          "status": {"crashes": 0, "state": "stopped", "halted_at_start": 2}}  # fmt: skip
+          "status": {"crashes": 0, "state": "stopped", "halted_at_start": 2, "pid": 7}}  # fmt: skip
     assert not guest_seen(vm).should_run
     vm["spec"] = {"power": "running", "starts": 3}
     assert guest_seen(vm).should_run

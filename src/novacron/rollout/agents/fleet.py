@@ -122,8 +122,12 @@ def guest_seen(vm: Object) -> GuestSeen:
     """Return what the API's answer says of a VM."""
     status, spec = vm["status"], vm["spec"]
     halted = status.get("halted_at_start")
-    should_run = spec["power"] == "running" and (halted is None or int(spec["starts"]) > int(halted))
-    return GuestSeen(str(vm["name"]), str(vm["node"] or ""), int(status["crashes"]), str(status["state"]), should_run)
+    starts = int(spec["starts"])
+    return GuestSeen(
+        str(vm["name"]), str(vm["node"] or ""), int(status["crashes"]), str(status["state"]),
+        should_run=spec["power"] == "running" and (halted is None or starts > int(halted)), starts=starts,
+        pid=int(status["pid"]),
+    )  # fmt: skip
 
 
 def failures(events: Iterable[Object], after: int) -> list[ActionFailed]:

@@ -41,6 +41,15 @@ class GuestSeen(msgspec.Struct, frozen=True, array_like=True):
     state: str
     should_run: bool = True
     """Its user wants it to run, and its guest has not powered itself off."""
+    starts: int = 0
+    """How often its user has started it."""
+    pid: int = 0
+    """Of its QEMU; 0: none is known."""
+
+    def began_anew(self, before: GuestSeen) -> bool:
+        """Say whether its QEMU is another one than before, on the same node, though nobody has started it."""
+        is_another = self.pid != before.pid and 0 not in (self.pid, before.pid)
+        return is_another and (self.node, self.starts) == (before.node, before.starts)
 
 
 class ActionFailed(NamedTuple):
@@ -73,6 +82,8 @@ def stopped(before: Mapping[str, GuestSeen], now: Mapping[str, GuestSeen], *, la
             continue
         if guest.crashes > was.crashes:
             causes.append(f"VM {was.name} on {was.node} crashed")
+        elif guest.began_anew(was):
+            causes.append(f"VM {was.name} on {was.node} ended, and was started again")
         elif guest.should_run and (guest.state in ENDED or (last and guest.state not in RUNS)):
             causes.append(f"VM {was.name} on {was.node} does not run any more: it is {guest.state}")
     return causes
