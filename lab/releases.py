@@ -17,7 +17,7 @@ SERVED = 2
 """How many earlier versions have to work with the present one."""
 BEFORE_THE_FIRST = {
     "0.1.0-before-proofs": "780b8388297afe214d7a5b8c1b1d23ca0741057c",
-    "0.1.0-before-quotas": "ba9aa087b28f580d680f3f7d7dae27ab8fe9bc3a",
+    "0.1.0-before-waves": "04591653dc8f33a6e40657f54ca3e7e1fe1c40ae",
 }
 """Commits that stand in for releases while there are fewer than ``SERVED``, the oldest first."""
 GIT_S_MAX = 120.0

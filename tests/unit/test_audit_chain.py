@@ -192,7 +192,9 @@ def test_a_head_counts_only_as_it_was_signed(chain: list[ChainEntry], field: str
     head = head_of(chain[3])
     assert is_signed(head, KEY.public_key)
     values = {"seq": 5, "at": AT, "hash": "00" * 32, "chain": "another", "signature": "00" * 64}
-    assert not is_signed(msgspec.structs.replace(head, **{field: values[field]}), KEY.public_key)
+    forged = msgspec.structs.replace(head, **{field: values[field]})
+    assert not is_signed(forged, KEY.public_key)
+    assert FaultKind.HEAD in kinds(verified(chain, [forged], state_of(chain)))
 
 
 def test_old_records_are_cut_off_and_a_signed_head_vouches_for_the_new_start(chain: list[ChainEntry]) -> None:
