@@ -34,7 +34,7 @@ VM = """\
         cmd: novacron image import disk /root/disk.raw
       register: imported
       changed_when: imported.rc == 0
-      failed_when: imported.rc != 0 and "already" not in imported.stderr
+      failed_when: imported.rc != 0 and "holds an image" not in imported.stderr
     - name: Let the VM run
       novacron.platform.vm:
         name: web
