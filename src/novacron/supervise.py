@@ -50,6 +50,7 @@ async def supervise(
     ``name`` says in logs and metrics what it is. Only errors of the classes in ``passes`` are raised.
     """
     pause_s = 0.0
+    RESTARTS.cell(name)  # an increase from nothing is not seen
     while True:
         began = time.monotonic()
         try:

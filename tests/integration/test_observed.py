@@ -108,7 +108,6 @@ def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: 
         "novacron_vm_disk_read_bytes_total", "novacron_vm_disk_written_bytes_total", "novacron_vm_disk_reads_total",
         "novacron_vm_disk_writes_total", "novacron_vm_disk_flushes_total", "novacron_vm_disk_seconds_total",
         "novacron_vm_disk_errors_total", "novacron_host_pressure_seconds_total",
-        "novacron_agent_skipped_messages_total", "novacron_link_skipped_messages_total",
         "novacron_database_bad_rows_total", "novacron_work_restarts_total", "novacron_placement_index_misses_total",
         "novacron_feed_skipped_changes_total", "novacron_agent_refused_vxlan_packets_total",
         "novacron_audit_sent_records_total", "novacron_load_reports_dropped_total",

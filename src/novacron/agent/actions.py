@@ -66,6 +66,7 @@ def doing(action: Action, *, trace: str | None = None, **about: Any) -> Iterator
     which traces and all that is logged meanwhile tell, too."""
     about = {name: value for name, value in about.items() if value not in (None, "")}
     began, outcome, id = time.perf_counter(), "failed", ""
+    DONE.cell(action, outcome)  # there while the first one goes on: an increase from nothing is not seen
     try:
         with logs.bound(**about), traces.span(f"agent {action}", parent=trace, always=True, **about):
             id = traces.recorded_id()

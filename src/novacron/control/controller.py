@@ -125,6 +125,8 @@ class Controllers:
         backoff_s = 0.1
         steps, leading = counter("novacron_controller_steps_total"), gauge("novacron_controller_leading")
         leading.set(0, controller.name)
+        for outcome in ("failed", "defect"):  # an increase from nothing is not seen
+            steps.cell(controller.name, outcome)
         while True:
             try:
                 async with self._turn(controller) as lock:

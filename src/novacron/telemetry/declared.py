@@ -4,6 +4,7 @@ Agents' metrics have no label for their node: the scraper adds one (``/metrics/t
 
 from __future__ import annotations
 
+import itertools
 from enum import StrEnum
 
 import msgspec
@@ -33,6 +34,8 @@ class Family(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     together: Together = Together.SUM
+    known: tuple[tuple[str, ...], ...] = ()
+    """Values of a counter's labels that are there from the start: Prometheus sees no increase from nothing."""
 
 
 REQUESTS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -44,6 +47,11 @@ DOWNTIMES_S = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
 
 def _counter(name: str, help: str, *labels: str) -> Family:
     return Family(name, MetricKind.COUNTER, help, labels)
+
+
+def _counter_of(name: str, help: str, label: str, *known: str) -> Family:
+    """Declare a counter whose only label has these values."""
+    return Family(name, MetricKind.COUNTER, help, (label,), known=tuple((value,) for value in known))
 
 
 def _gauge(name: str, help: str, *labels: str, together: Together = Together.SUM) -> Family:
@@ -109,9 +117,9 @@ DATABASE = (
     _histogram(
         "novacron_database_query_duration_seconds", "Queries, by their first word.", "operation", buckets=QUERIES_S
     ),
-    _counter(
+    _counter_of(
         "novacron_database_transactions_total", "Transactions, by how they ended: committed, overtaken by another, or"
-        " failed.", "outcome",
+        " failed.", "outcome", "committed", "overtaken", "failed",
     ),
     _counter("novacron_database_unavailable_total", "How often the database could not be reached or did not answer."),
     _counter("novacron_database_bad_rows_total", "Rows that could not be decoded and were left out, each time.",
@@ -183,12 +191,13 @@ LINK = (
                buckets=REQUESTS_S),
     _histogram("novacron_link_heartbeats_store_duration_seconds", "Storing the heartbeats of some milliseconds.",
                buckets=STEPS_S),
-    _counter("novacron_link_heartbeats_total", "Heartbeats, by whether they were stored.", "outcome"),
+    _counter_of("novacron_link_heartbeats_total", "Heartbeats, by whether they were stored.", "outcome", "stored",
+                "failed"),
     _counter("novacron_link_reports_total", "Reports of VMs, by whether they were stored.", "outcome"),
     _gauge("novacron_link_reports_waiting", "Reports of VMs that wait to be stored."),
     _gauge("novacron_link_consoles", "Consoles that are open."),
-    _counter("novacron_link_skipped_messages_total", "Messages of nodes that were skipped: not understood"
-             " (undecodable), or met a defect (defect).", "reason"),
+    _counter_of("novacron_link_skipped_messages_total", "Messages of nodes that were skipped: not understood"
+                " (undecodable), or met a defect (defect).", "reason", "undecodable", "defect"),
     _counter("novacron_link_breaks_total", "Connections of nodes that were given up because of an error."),
 )  # fmt: skip
 MIGRATIONS = (
@@ -383,8 +392,8 @@ AGENT = (
     _gauge("novacron_agent_link_connected", "1 while the agent is connected to a server."),
     _counter("novacron_agent_link_connections_total", "Connections to a server, by how the attempt ended.", "outcome"),
     _counter("novacron_agent_messages_total", "Messages of the server, by type.", "type"),
-    _counter("novacron_agent_skipped_messages_total", "Messages of the server, or parts of them, that were skipped: not"
-             " understood (undecodable), or met a defect (defect).", "reason"),
+    _counter_of("novacron_agent_skipped_messages_total", "Messages of the server, or parts of them, that were skipped:"
+                " not understood (undecodable), or met a defect (defect).", "reason", "undecodable", "defect"),
     _gauge("novacron_agent_lease_remaining_seconds", "For how long highly available VMs may still run without the"
            " control plane."),
     _gauge("novacron_agent_workers", "VMs of which the agent has anything."),
@@ -398,9 +407,11 @@ AGENT = (
     _counter("novacron_agent_questions_total", "Questions of the server, by how they ended.", "question", "outcome"),
     _counter("novacron_qmp_commands_total", "Commands to QEMUs, by how they ended.", "command", "outcome"),
     _histogram("novacron_qmp_command_duration_seconds", "From a command to QEMU to its answer.", buckets=STEPS_S),
-    _counter("novacron_dwcp_sessions_total", "Sessions between nodes, by this one's role and how they ended: done,"
-             " failed, or cancelled.", "role",
-             "outcome"),
+    Family(
+        "novacron_dwcp_sessions_total", MetricKind.COUNTER, "Sessions between nodes, by this one's role and how they"
+        " ended: done, failed, or cancelled.", ("role", "outcome"),
+        known=tuple(itertools.product(("sender", "receiver"), ("done", "failed", "cancelled"))),
+    ),
     _counter("novacron_dwcp_sent_bytes_total", "What DWCP has put on links."),
     _counter("novacron_dwcp_received_bytes_total", "What DWCP has taken from links."),
     _counter("novacron_dwcp_connections_opened_total", "Connections that were opened, needed or in advance."),

@@ -140,9 +140,12 @@ def histogram(name: str) -> Histogram:
 
 
 def begin(families: Iterable[Family]) -> None:
-    """Have counters without labels there before they count anything: an increase from nothing is not seen."""
+    """Have counters there before they count anything, as far as their labels are known: an increase from nothing is
+    not seen."""
     for family in families:
-        if family.kind is MetricKind.COUNTER and not family.labels:
+        if family.kind is MetricKind.COUNTER and (not family.labels or family.known):
+            for labels in family.known:
+                counter(family.name).cell(*labels)
             counter(family.name)
 
 

@@ -9,14 +9,16 @@ from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe import usage
 from novacron.agent.worker import Worker
 from novacron.pki import expires_at_s
+from novacron.telemetry.declared import AGENT
 from novacron.telemetry.metrics import text
-from novacron.telemetry.values import Cells, counted, gauge
+from novacron.telemetry.values import Cells, begin, counted, gauge
 
 
 class AgentMetrics:
     """All of an agent's."""
 
     def __init__(self, host: NodeServices, workers: Mapping[str, Worker], connected: Callable[[], bool]) -> None:
+        begin(AGENT)
         self._workers = workers
         self._filesystems = usage.Filesystems(host.settings, host.storage_pools.directories)
         pages, pool, certificate = host.pages.store, host.connections, host.identity.certificate
