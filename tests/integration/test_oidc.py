@@ -254,5 +254,5 @@ def test_a_login_ends_once(provided: tuple[Client, Provider]) -> None:
     again.cookies[STEP] = step
     code, _ = provider.authorize(where)
     answer = again.get(f"/api/v1/oidc/callback?code={code}&state={state}")
-    assert answer.status == 401 and b"has ended already" in answer.data and COOKIE not in again.cookies
+    assert answer.status == 401 and b"has already ended" in answer.data and COOKIE not in again.cookies
     assert again.get("/api/v1/oidc/callback?code=a&state=%C3%A9").status == 401
