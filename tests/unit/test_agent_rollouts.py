@@ -349,9 +349,10 @@ def test_guests_that_their_users_end_count_as_nothing() -> None:
         (GuestSeen("a", "n", 0, "running", starts=1, pid=7), False),
         (GuestSeen("a", "n", 0, "running", starts=2, pid=8), False),
         (GuestSeen("a", "m", 0, "running", starts=1, pid=8), False),
+        (GuestSeen("a", "n", 0, "running", starts=1, pid=8, epoch=3), False),
         (GuestSeen("a", "n", 0, "running", starts=1), False),
     ],
-    ids=["started again", "untouched", "started by its user", "moved", "its agent does not know yet"],
+    ids=["started again", "untouched", "started by its user", "moved", "moved and back", "its agent does not know yet"],
 )  # fmt: skip
 def test_a_guest_that_ended_and_was_started_again_is_noticed(now: GuestSeen, noticed: bool) -> None:
     """Its agent, which was away, counts no crash."""
@@ -360,7 +361,7 @@ def test_a_guest_that_ended_and_was_started_again_is_noticed(now: GuestSeen, not
 
 
 def test_a_guest_that_powered_itself_off_is_not_wanted() -> None:
-    vm = {"name": "a", "node": "n", "spec": {"power": "running", "starts": 2},
+    vm = {"name": "a", "node": "n", "epoch": 1, "spec": {"power": "running", "starts": 2},
           "status": {"crashes": 0, "state": "stopped", "halted_at_start": 2, "pid": 7}}  # fmt: skip
     assert not guest_seen(vm).should_run
     vm["spec"] = {"power": "running", "starts": 3}

@@ -126,7 +126,7 @@ def guest_seen(vm: Object) -> GuestSeen:
     return GuestSeen(
         str(vm["name"]), str(vm["node"] or ""), int(status["crashes"]), str(status["state"]),
         should_run=spec["power"] == "running" and (halted is None or starts > int(halted)), starts=starts,
-        pid=int(status["pid"]),
+        pid=int(status["pid"]), epoch=int(vm["epoch"]),
     )  # fmt: skip
 
 

@@ -45,11 +45,13 @@ class GuestSeen(msgspec.Struct, frozen=True, array_like=True):
     """How often its user has started it."""
     pid: int = 0
     """Of its QEMU; 0: none is known."""
+    epoch: int = 0
+    """Every move begins another one: a VM that has come back to its node has another QEMU."""
 
     def began_anew(self, before: GuestSeen) -> bool:
-        """Say whether its QEMU is another one than before, on the same node, though nobody has started it."""
+        """Say whether its QEMU is another one than before, though it has neither moved nor been started."""
         is_another = self.pid != before.pid and 0 not in (self.pid, before.pid)
-        return is_another and (self.node, self.starts) == (before.node, before.starts)
+        return is_another and (self.node, self.epoch, self.starts) == (before.node, before.epoch, before.starts)
 
 
 class ActionFailed(NamedTuple):
