@@ -12,7 +12,18 @@ from novacron.store import leases, owned, reconciling, unreconciled
 from novacron.store.database import Database
 from novacron.store.reconciling import NodeRecord
 from tests.integration import test_unreconciled
-from tests.integration.test_unreconciled import NEW, act, adopt, count, described, forget, orders, stored, withheld
+from tests.integration.test_unreconciled import (
+    NEW,
+    act,
+    adopt,
+    count,
+    described,
+    forget,
+    hear,
+    orders,
+    stored,
+    withheld,
+)
 from tests.support.stored_fleet import add_node, add_vm
 
 fleet = test_unreconciled.fleet
@@ -25,6 +36,13 @@ async def connect(database: Database, node: str, *damaged: str, sound: NodeRecor
         await reconciling.take(connection, node, records, whole=True)
         generation = await leases.begin(connection, node, damaged)
         await leases.renew(connection, [leases.Beat(node, generation)], 0.0)
+
+
+async def generation(database: Database, node: str) -> int:
+    """Return that of the heartbeats that count."""
+    async with database.connection() as connection:
+        number: int = await connection.fetchval("SELECT generation FROM node_leases WHERE node = $1", node)
+        return number
 
 
 async def put_back(database: Database) -> None:
@@ -73,6 +91,9 @@ async def test_a_vm_goes_on_where_its_record_is_damaged_by_an_operators_word(fle
     await put_back(fleet)
     await connect(fleet, "a")
     await connect(fleet, "b", "web", NEW)
+    with pytest.raises(Conflict, match="node a, which may have the VM, was not heard since"):
+        await adopt(fleet, "web", node="b", confirm="web")
+    await hear(fleet, "a")
     with pytest.raises(InvalidInput, match="is damaged") as refused:
         await adopt(fleet, "web", node="b")
     assert "--confirm web" in str(refused.value.hint)
@@ -82,6 +103,17 @@ async def test_a_vm_goes_on_where_its_record_is_damaged_by_an_operators_word(fle
     assert (vm.node, vm.unreconciled) == ("b", None) and vm.epoch > EPOCHS_UNSEEN
     assert await orders(fleet, "b", "web") == {"web": (OrderKind.OWN, vm.epoch)}
     assert await orders(fleet, "a", "web") == {"web": (OrderKind.GONE, vm.epoch)}
+
+
+async def test_a_vm_whose_record_is_damaged_before_its_node_could_describe_it_can_be_adopted(fleet: Database) -> None:
+    """The node has said that it has the VM, and nothing more: only the database, an older one, knows what it is."""
+    await test_unreconciled.said(fleet, "a", "web", 3, Claim.RELEASED)
+    await connect(fleet, "a", "web")
+    await hear(fleet, "a", "b")
+    with pytest.raises(InvalidInput, match="is damaged"):
+        await adopt(fleet, "web")
+    vm = await adopt(fleet, "web", confirm="web")
+    assert (vm.node, vm.unreconciled) == ("a", None) and vm.epoch > EPOCHS_UNSEEN
 
 
 async def test_a_vm_that_is_adopted_elsewhere_begins_once_a_damaged_record_is_no_danger(fleet: Database) -> None:
@@ -129,13 +161,13 @@ async def test_a_node_that_was_believed_with_a_damaged_record_connects_again_whe
 ) -> None:
     await connect(fleet, "a")
     await connect(fleet, "b", "web")
-    beats = [leases.Beat("a", 0), leases.Beat("b", 0)]
+    beats = [leases.Beat(node, await generation(fleet, node)) for node in "ab"]
     assert await fleet.transact(lambda connection: leases.renew(connection, beats, 0.0)) == {"a", "b"}
     await put_back(fleet)
     assert await fleet.transact(lambda connection: leases.renew(connection, beats, 0.0)) == {"a"}
     await connect(fleet, "b", "web")
     assert "is damaged" in str((await stored(fleet, "web")).unreconciled)
     await put_back(fleet)
-    beats[1] = leases.Beat("b", 1)
+    beats[1] = leases.Beat("b", await generation(fleet, "b"))
     renewed = await fleet.transact(lambda connection: leases.renew(connection, beats, 0.0))
     assert renewed == {"a", "b"}, "what is held already is not asked for once more"

@@ -92,6 +92,14 @@ async def adopt(database: Database, ref: str, **how: Any) -> Any:
     return await database.transact(lambda connection: adoption.adopt(connection, ref, Adoption(**how), "me"))
 
 
+async def hear(database: Database, *names: str) -> None:
+    """Nodes say their last word about what an older database may lack."""
+    async with database.transaction() as connection:
+        await connection.execute(
+            "UPDATE node_leases SET renewed_at = clock_timestamp() WHERE node = ANY($1)", list(names)
+        )
+
+
 async def forget(database: Database, ref: str, confirm: str | None) -> Any:
     return await database.transact(lambda connection: adoption.forget(connection, ref, confirm, "me"))
 
@@ -243,6 +251,7 @@ async def test_a_vm_whose_deletion_the_database_saw_begin_is_gone_with_its_nodes
 async def test_a_forgotten_vm_is_ended_where_the_database_does_not_have_it(fleet: Database) -> None:
     await said(fleet, "b", NEW, 3)
     await said(fleet, "b", "web", 5, name="web")
+    await hear(fleet, "a", "b")
     for ref, name in ((NEW, "new"), ("web", "web")):
         with pytest.raises(InvalidInput, match="with its disk") as refused:
             await forget(fleet, ref, None)
@@ -271,6 +280,7 @@ async def test_a_vm_whose_node_has_removed_it_is_not_begun_anew_on_the_databases
         await add_vm(connection, "db", "a")
     for vm in ("web", "db"):
         await said(fleet, "a", vm, 2, Claim.NONE)
+        await hear(fleet, "a", "b")
         await forget(fleet, vm, vm)
     assert await orders(fleet, "a") == {}
     lost, web = await stored(fleet, "db"), await stored(fleet, "web")
@@ -400,7 +410,7 @@ async def test_a_server_whose_database_is_replaced_under_it_lets_every_node_conn
     assert watch.mark.server != before.server and len(changed) == 1
     async with fleet.connection() as connection:
         now = await connection.fetch("SELECT generation FROM node_leases ORDER BY node")
-        assert [row["generation"] for row in now] == [row["generation"] + 1 for row in generations]
+        assert not {row["generation"] for row in now} & {row["generation"] for row in generations}
         assert await unreconciled.not_heard(connection) == ["a", "b"]
     async with fleet.transaction() as connection:
         await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp()")
@@ -448,10 +458,55 @@ async def test_a_vm_waits_for_nodes_that_may_have_it_and_a_young_one_does_not(fl
     assert await withheld(fleet, "a") == {"web": "", "young": ""}, "a node that was cut off since runs nothing"
 
 
+async def test_nothing_is_forgotten_while_a_node_may_have_it_that_was_not_heard(fleet: Database) -> None:
+    """Node b says that the VM was moved at epoch 3. Node c, which is off, has it since: its disk would be removed."""
+    async with fleet.transaction() as connection:
+        await add_node(connection, "c")
+    await said(fleet, "b", "web", 3, Claim.RELEASED)
+    await hear(fleet, "a", "b")
+    for decision in (forget(fleet, "web", "web"), adopt(fleet, "web", node="b", confirm="web")):
+        with pytest.raises(Conflict, match="node c, which may have the VM, was not heard since") as refused:
+            await decision
+        assert "novacron node remove c --force" in str(refused.value.hint)
+    await said(fleet, "c", "web", 3, name="web")
+    await hear(fleet, "c")
+    assert (await adopt(fleet, "web", node="c")).node == "c"
+
+
+@pytest.mark.parametrize("claim", [Claim.OWNER, Claim.RELEASED, Claim.INCOMING])
+async def test_a_vm_that_goes_on_at_the_epoch_at_which_an_older_database_deleted_it_is_seen(
+    fleet: Database, claim: Claim
+) -> None:
+    """It was moved at epoch 2, which the database does not know, and deleted in it by force."""
+    async with fleet.transaction() as connection:
+        await vms.remove(connection, await vms.get(connection, "web"))
+    await said(fleet, "b", "web", 2, claim, name="web")
+    await hear(fleet, "a", "b")
+    async with fleet.connection() as connection:
+        (seen,) = await adoption.find(connection, "web")
+        assert "deleted at epoch 2" in seen.reason
+        assert await unreconciled.later(connection, {"web": 2}) == ["web"]
+    await forget(fleet, "web", seen.vm_name)
+    assert await orders(fleet, "b", "web") == {"web": (OrderKind.GONE, 3)}
+
+
+async def test_heartbeats_of_an_earlier_connection_never_count_again(fleet: Database) -> None:
+    """A counter in the database would come to the same number again, once that was put back."""
+    begun = await fleet.transact(lambda connection: leases.begin(connection, "a"))
+    for _ in range(3):
+        async with fleet.transaction() as connection:
+            await connection.execute("UPDATE node_leases SET generation = 0")
+            await leases.begin_again(connection)
+        for number in (begun, 0, 1, 2):
+            async with fleet.transaction() as connection:
+                assert await leases.renew(connection, [leases.Beat("a", number)], 0.0) == set()
+
+
 async def test_what_still_ends_somewhere_stays_so_whatever_else_is_reconciled(fleet: Database) -> None:
     async with fleet.transaction() as connection:
         await add_node(connection, "c")
     await said(fleet, "b", "web", 5, name="web")
+    await hear(fleet, "a", "b", "c")
     await forget(fleet, "web", "web")
     await said(fleet, "c", "web", 9, name="web")
     vm = await adopt(fleet, "web")

@@ -6,6 +6,7 @@ What the agents do about it when they begin, and the server when they join and c
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from novacron.model.drain import DrainPolicy
 from novacron.model.errors import NovaError
 from novacron.model.ownership import Claim
+from novacron.model.unreconciled import Contradiction
 from novacron.model.vm import VmAction
 from novacron.store import adoption, nodes, replicas, vms
 from novacron.store.adoption import Adoption
@@ -96,8 +98,8 @@ class BadDay(FailoverHistory):
         """Say how agents see it, for whoever reads of a violation."""
         said = []
         for name, host in self.world.hosts.items():
-            worker = host.agent.workers.get(self.world.vm) if host.works else None
-            held = None if worker is None else worker.context.record
+            workers = host.agent.workers if host.works else {}
+            held = {vm: worker.context.record.held for vm, worker in workers.items()}
             connected = "connected" if name in self.links.sessions else "not connected"
             said.append(f"{name}: {connected} {host.refusal or held}")
         return "; ".join(said)
@@ -212,18 +214,22 @@ class BadDay(FailoverHistory):
 
     async def _reconciles(self) -> None:
         """Say who is right where nodes know more than the database: who has the VM, or else the database."""
+        async with self.world.database.connection() as connection:
+            rows = await connection.fetch("SELECT DISTINCT vm FROM unreconciled_vms ORDER BY vm")
+        for row in rows:
+            await self._ask(functools.partial(self._reconcile, row["vm"]))
 
-        async def work(connection: Connection) -> None:
-            vm = await connection.fetchval("SELECT vm FROM unreconciled_vms ORDER BY vm LIMIT 1")
-            if vm is None:
-                return
-            first = (await adoption.find(connection, vm))[0]
-            if first.claim is Claim.OWNER:
-                await adoption.adopt(connection, first.vm, Adoption(node=first.node), "test")
-            else:
-                await adoption.forget(connection, first.vm, first.vm_name, "test")
-
-        await self._ask(work)
+    async def _reconcile(self, vm: str, connection: Connection) -> None:
+        every = await adoption.find(connection, vm)
+        first, is_looked_into = every[0], self.ticks % 2 == 0
+        if first.claim is Claim.OWNER and vm not in self.world.deleted:
+            await adoption.adopt(connection, first.vm, Adoption(node=first.node), "test")
+        elif is_looked_into and first.contradiction is Contradiction.DAMAGED:
+            await adoption.adopt(connection, first.vm, Adoption(node=first.node, confirm=first.vm_name), "test")
+        else:
+            stays = await adoption.forget(connection, first.vm, first.vm_name, "test")
+            for node in {record.node for record in every} - {stays.node if stays is not None else None}:
+                self.world.disks.take_away(vm, self.world.hosts[node].directory)
 
     # what befalls hosts
 

@@ -32,7 +32,8 @@ CALM_S, FAIL_S, REST_S = 25.0, 100.0, 60.0
 FAIL_CHANCE, KILL_CHANCE = 0.025, 0.005
 SERVER = "server"
 WHAT_IS_STATED = """
-SELECT concat((SELECT string_agg(xmin::text, ',') FROM vms), '|', (SELECT string_agg(xmin::text, ',') FROM migrations)),
+SELECT concat((SELECT string_agg(xmin::text, ',') FROM vms), '|', (SELECT string_agg(xmin::text, ',') FROM migrations),
+              '|', (SELECT string_agg(xmin::text, ',') FROM unreconciled_vms)),
        concat((SELECT string_agg(xmin::text, ',') FROM nodes), '|', (SELECT string_agg(xmin::text, ',') FROM drains),
               '|', (SELECT string_agg(xmin::text, ',') FROM replicas))
 """

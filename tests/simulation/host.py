@@ -88,7 +88,7 @@ class MortalJournal(Journal):
             raise OSError("the agent was killed")
         super().store(vm, record)
         if record.held.claim is Claim.RELEASED:
-            agent.host.promised.add(record.held.epoch)
+            agent.host.promised.add((vm, record.held.epoch))
         if agent.dies is Death.AFTER_WRITE:
             agent.alive = False
             raise OSError("the agent was killed")
@@ -204,8 +204,8 @@ class SimulatedHost:
     def __init__(self, world: World, name: str, directory: Path) -> None:
         self.world, self.name, self.directory = world, name, directory
         self.qemus: dict[int, SimulatedQemu] = {}
-        self.promised: set[int] = set()
-        """Epochs at which it has promised not to run the VM, and of which its state folder knows."""
+        self.promised: set[tuple[str, int]] = set()
+        """VMs, and the epochs at which it has promised not to run them, of which its state folder knows."""
         self.refusal = ""
         """Why the agent does not begin."""
         self.is_dismissed = False

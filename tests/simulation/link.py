@@ -13,11 +13,11 @@ from novacron.model.ownership import Order, OrderKind
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.peers import PeerAnnouncer
 from novacron.server.reader import Reader, Takers
+from novacron.server.reports import remembered
 from novacron.server.session import NodeSession
 from novacron.store import database_marks, identities, leases, nodes, owned, reconciling
 from novacron.store.database import Database
 from novacron.store.leases import Beat
-from novacron.store.reconciling import NodeRecord
 from novacron.supervise import Rarely
 from novacron.wire import codec
 from novacron.wire import messages as wire
@@ -78,10 +78,7 @@ class Links:
             return await self._dismiss(held)
         socket = SimulatedSocket(lambda message: self._deliver(session, message))
         session = NodeSession(name, cast(ServerConnection, cast(Any, socket)))
-        records = [
-            NodeRecord(vm.vm, vm.record, proven=vm.record is not None and proofs.prove(vm.vm, vm.record, vm.proof))
-            for vm in held
-        ]
+        records = [remembered(vm, proofs.prove) for vm in held]
         if seen is not None and proofs.vouch_for(seen):
             await self._database.transact(lambda connection: database_marks.compare(connection, name, seen))
         await self._database.transact(lambda connection: reconciling.take(connection, name, records, whole=True))

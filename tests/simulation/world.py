@@ -440,7 +440,7 @@ class World:
             worker = host.agent.workers.get(self.vm) if host.works else None
             if worker is not None and _may_run(worker.context.check_may_run):
                 owners.append(host.name)
-                if worker.context.record.held.epoch in host.promised:
+                if (self.vm, worker.context.record.held.epoch) in host.promised:
                     self.violations.append(f"{host.name} may run the VM in spite of its promise")
             for qemu in host.qemus.values():
                 if qemu.vm == self.vm and qemu.run_state in EXECUTES:  # whatever its guest has done meanwhile

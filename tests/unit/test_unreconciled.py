@@ -20,6 +20,10 @@ UNKNOWN, LATER, GONE = Contradiction.UNKNOWN, Contradiction.LATER, Contradiction
         (NONE, 9, None, None),
         (OWNER, 5, Recorded(None, 4, deleted=True), UNKNOWN),
         (OWNER, 4, Recorded(None, 5, deleted=True), None),
+        (OWNER, 5, Recorded(None, 5, deleted=True), UNKNOWN),
+        (RELEASED, 5, Recorded(None, 5, deleted=True), UNKNOWN),
+        (INCOMING, 5, Recorded(None, 5, deleted=True), UNKNOWN),
+        (NONE, 5, Recorded(None, 5, deleted=True), None),
         (OWNER, 4, Recorded("a", 3), LATER),
         (OWNER, 4, Recorded("b", 3), LATER),
         (INCOMING, 4, Recorded("b", 3), LATER),
@@ -53,12 +57,12 @@ def test_a_vm_that_its_node_would_not_run_as_ordered_is_unreconciled(held: Owner
 
 @given(
     st.builds(OwnershipRecord, epoch=st.integers(0, 4), claim=st.sampled_from(Claim)), st.integers(0, 4),
-    st.sampled_from((None, "b")),
+    st.sampled_from((None, "b", "deleted")),
 )  # fmt: skip
 def test_what_a_node_does_not_remove_as_ordered_is_unreconciled_or_gets_another_order(
     held: OwnershipRecord, epoch: int, owner: str | None
 ) -> None:
-    recorded = Recorded(owner, epoch)
+    recorded = Recorded(None, epoch, deleted=True) if owner == "deleted" else Recorded(owner, epoch)
     _, verdict = obey(held, Order(OrderKind.GONE, epoch))
     known = contradiction("a", held, recorded) is not None or forgotten_arrival("a", held, recorded)
     stays = verdict is not OrderVerdict.DESTROY and held.claim is not Claim.NONE

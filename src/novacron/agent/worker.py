@@ -146,7 +146,9 @@ class Worker:
     def held(self) -> wire.HeldVm:
         """Return what this node remembers of the VM, for the server."""
         record = self.context.record
-        return wire.HeldVm(self.vm, None if record.damaged else record.held, record.proof)
+        if not record.damaged:
+            return wire.HeldVm(self.vm, record.held, record.proof)
+        return wire.HeldVm(self.vm, None, record.proof, None if record.held.claim is Claim.NONE else record.held)
 
     def contradict(self) -> None:
         """The server has said something else than what this node knows of the VM, or nothing: tell it, once."""

@@ -56,8 +56,11 @@ class Recorded(NamedTuple):
 
 
 def contradiction(node: str, held: OwnershipRecord, recorded: Recorded | None) -> Contradiction | None:
-    """Return how what a node holds contradicts the database, which was read after the node said it."""
-    if recorded is None or (recorded.deleted and held.epoch > recorded.epoch):
+    """Return how what a node holds contradicts the database, which was read after the node said it.
+
+    The epoch of a VM that was deleted began when it was: nobody was given the VM at it, unless another database did.
+    """
+    if recorded is None or (recorded.deleted and held.epoch >= recorded.epoch):
         return None if held.claim is Claim.NONE else Contradiction.UNKNOWN
     if recorded.deleted or held.epoch < recorded.epoch:
         return None

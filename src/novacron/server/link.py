@@ -40,7 +40,7 @@ from novacron.server.probes import Probes
 from novacron.server.project_secrets import ProjectSecrets
 from novacron.server.questions import Questions
 from novacron.server.reader import Reader, Takers
-from novacron.server.reports import Reports
+from novacron.server.reports import Reports, remembered
 from novacron.server.repository_prunes import RepositoryUpkeep
 from novacron.server.session import ConsoleChannel, NodeSession
 from novacron.store import conditions, database_marks, events, identities, leases, nodes, reconciling
@@ -326,7 +326,7 @@ class LinkServer:
     async def _welcome(self, session: NodeSession, hello: wire.Hello) -> None:
         """Let a node be connected; an earlier connection of its ends."""
         node = session.node
-        records = [self._remembered(held) for held in hello.held]
+        records = [remembered(held, self._proofs.prove) for held in hello.held]
         async with self._handshakes.greeting(session.key_hash):  # before anything is said to the node, or given to it
             await self._compare_mark(node, hello.database)
             await self._database.transact(lambda connection: reconciling.take(connection, node, records, whole=True))
@@ -351,10 +351,6 @@ class LinkServer:
         log.info("agent connected", node=node, held=len(hello.held))
         session.look_anew()
         self._peers.changed.set()
-
-    def _remembered(self, held: wire.HeldVm) -> reconciling.NodeRecord:
-        is_proven = held.record is not None and self._proofs.prove(held.vm, held.record, held.proof)
-        return reconciling.NodeRecord(held.vm, held.record, proven=is_proven)
 
     async def _compare_mark(self, node: str, mark: DatabaseMark | None) -> None:
         """Look whether a node has seen more of the database than there is. Only servers can say so."""

@@ -37,6 +37,14 @@ def _ignore_load(node: str, used: Sequence[tuple[str, float]]) -> None:
     """For who stores nothing of it."""
 
 
+def remembered(held: wire.HeldVm, prove: Prove) -> reconciling.NodeRecord:
+    """Return what a node that connects remembers of a VM; ``prove`` says whether a server has said so."""
+    said = held.record or held.bound
+    is_proven = said is not None and prove(held.vm, said, held.proof)
+    bound_at = held.bound.epoch if held.record is None and held.bound is not None and is_proven else 0
+    return reconciling.NodeRecord(held.vm, held.record, proven=is_proven, bound_at=bound_at)
+
+
 class Reports:
     """Stores reports of nodes, each in a transaction of its own."""
 

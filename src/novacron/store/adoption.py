@@ -16,7 +16,19 @@ from novacron.model.ownership import Claim
 from novacron.model.unreconciled import Contradiction, UnreconciledVm, VmDescription, check_described
 from novacron.model.vm import Vm, VmState, VmStatus
 from novacron.model.volume import PoolKind, VolumePhase
-from novacron.store import events, lost_nodes, macs, networks, new_vms, nodes, projects, reconciling, sizes, vms
+from novacron.store import (
+    events,
+    lost_nodes,
+    macs,
+    networks,
+    new_vms,
+    nodes,
+    projects,
+    reconciling,
+    sizes,
+    unreconciled,
+    vms,
+)  # fmt: skip
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
@@ -67,7 +79,8 @@ async def _check_ending(connection: Connection, ref: str) -> None:
 
 
 async def adopt(connection: Connection, ref: str, how: Adoption, actor: str) -> Vm:
-    """Let the database have a VM as a node knows it. Raises NotFound, Conflict, InvalidInput, NoCapacity."""
+    """Let the database have a VM as a node knows it. On the word of one that does not own it the VM is not begun anew
+    before all nodes were heard that may. Raises NotFound, Conflict, InvalidInput, NoCapacity."""
     every = await find(connection, ref)
     record = next((record for record in every if how.node in (None, record.node)), None)
     if record is None:
@@ -87,6 +100,8 @@ async def adopt(connection: Connection, ref: str, how: Adoption, actor: str) -> 
             f"{record.reason}: another node may have it, and connect later", field="confirm",
             hint=f"make sure that no other node runs it, then give --confirm {record.vm_name}",
         )  # fmt: skip
+    if not record.proven or record.claim is Claim.RELEASED:
+        await unreconciled.check_heard(connection, f"adopt VM {record.vm_name}", record.node)
     epoch = await _settle(connection, every, record)
     row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1 FOR UPDATE", record.vm)
     if record.claim is Claim.NONE:
@@ -153,6 +168,7 @@ async def forget(connection: Connection, ref: str, confirm: str | None, actor: s
             "nodes end what they have of the VM, with its disk, if the database is right", field="confirm",
             hint=f"to do so, give --confirm {first.vm_name}",
         )  # fmt: skip
+    await unreconciled.check_heard(connection, f"forget VM {first.vm_name}")
     epoch = await _settle(connection, every, first)
     message = "the database is right: " + "; ".join(record.reason for record in every)
     row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1 FOR UPDATE", first.vm)

@@ -14,6 +14,10 @@ ANOTHER_HOST_S = 10.0
 SIGN_S = 8.0
 """How long it counts that a node was seen by another one."""
 
+GENERATION = "(random() * 9007199254740991)::bigint"
+"""Of a node's heartbeats, in SQL. Not counted: an older database that is put back would count to the same number again,
+and take heartbeats for another's."""
+
 
 async def another_host(connection: Connection, node: str, boot: str) -> bool:
     """Say whether a node was heard a moment ago from a host that was booted at another time than this one."""
@@ -30,7 +34,9 @@ async def begin(connection: Connection, node: str, damaged: Sequence[str] = (), 
     that connects again and again, and says nothing, has none. ``damaged``: the VMs of which it can't read what it has
     written down; ``boot``: what tells this start of its host from others."""
     await connection.execute(
-        "INSERT INTO node_leases (node, renewed_at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING", node
+        f"INSERT INTO node_leases (node, renewed_at, generation) VALUES ($1, clock_timestamp(), {GENERATION})"
+        " ON CONFLICT DO NOTHING",
+        node,
     )
     generation: int = await connection.fetchval(
         "UPDATE node_leases SET record_damaged = EXISTS (SELECT FROM unnest($2::text[]) AS d (vm)"
@@ -45,7 +51,7 @@ async def begin(connection: Connection, node: str, damaged: Sequence[str] = (), 
 async def begin_again(connection: Connection) -> None:
     """Let every node connect again before its heartbeats count: what each said when it connected, it said to a database
     that was replaced since."""
-    await connection.execute("UPDATE node_leases SET generation = generation + 1")
+    await connection.execute(f"UPDATE node_leases SET generation = {GENERATION}")
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -175,7 +181,7 @@ async def take_over(connection: Connection, node: str) -> bool:
     In the same transaction its VMs may be given to others.
     """
     done = await connection.execute(
-        "UPDATE node_leases SET generation = generation + 1"
+        f"UPDATE node_leases SET generation = {GENERATION}"
         " WHERE node = $1 AND renewed_at < clock_timestamp() - make_interval(secs => $2)",
         node,
         LEASE_S + MARGIN_S,

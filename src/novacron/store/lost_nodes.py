@@ -108,7 +108,8 @@ async def _release(connection: Connection, vm: Vm, why: str, actor: str, *, disc
         )  # fmt: skip
     row = await connection.fetchrow(
         "UPDATE vms SET node = NULL, lost_on = NULL, epoch = epoch + 1, status = $2,"
-        " snapshot = CASE WHEN $3 THEN NULL ELSE snapshot END WHERE id = $1 RETURNING *",
+        " snapshot = CASE WHEN $3 THEN NULL ELSE snapshot END, clone_of = CASE WHEN $3 THEN NULL ELSE clone_of END"
+        " WHERE id = $1 RETURNING *",
         vm.id, msgspec.to_builtins(status), discard_disk,
     )  # fmt: skip
     message = why + ("; it begins with a new disk" if discard_disk else "")
@@ -154,12 +155,7 @@ async def recover_vm(connection: Connection, id: str, confirm: str | None, actor
     await nodes.take_turn(connection)
     vm = await vms.get(connection, id, lock=True)
     unreconciled.check(vm, "recover")
-    unheard = await unreconciled.not_heard(connection, vm.node or vm.lost_on)
-    if unheard:
-        raise Conflict(
-            f"cannot recover VM {vm.name}: {unreconciled.UNHEARD % unheard[0]}",
-            hint=f"let its agent connect, or, if it is gone for good: novacron node remove {unheard[0]} --force",
-        )
+    await unreconciled.check_heard(connection, f"recover VM {vm.name}", vm.node or vm.lost_on)
     if vm.deleting:
         raise IllegalState(f"cannot recover VM {vm.name}: it is being deleted")
     if vm.lost_on is not None and not discard_disk:

@@ -83,13 +83,14 @@ class _Reserved(msgspec.Struct):
 
 
 class NodeRecord(NamedTuple):
-    """What a node remembers of a VM, and what it was told last that the VM is. ``held`` None: it can't read that.
-    ``proven``: a server has said it, and not the node alone."""
+    """What a node remembers of a VM, and what it was told last that the VM is. ``held`` None: it can't read that, and
+    was told ``bound_at`` which epoch since. ``proven``: a server has said it, and not the node alone."""
 
     vm: str
     held: OwnershipRecord | None
     description: dict[str, Any] | None = None
     proven: bool = True
+    bound_at: int = 0
 
 
 class _Said(NamedTuple):
@@ -104,10 +105,16 @@ class _Said(NamedTuple):
 
 
 class _Before(NamedTuple):
-    """Of which VMs a node knew more than the database before it said anything now, or claimed to without proof."""
+    """Of which VMs a node knew more than the database before it said anything now, or claimed to without proof; and at
+    which epochs it has said enough of the first for them to be adopted."""
 
     known: frozenset[str]
     unproven: frozenset[str]
+    enough: dict[str, int]
+
+    def stays(self, record: NodeRecord) -> bool:
+        """Say whether what a node has said of a VM stays as it is, now that it can't read its record of it."""
+        return record.held is None and record.vm in self.known and self.enough.get(record.vm, -1) >= record.bound_at
 
 
 class _Found(NamedTuple):
@@ -128,12 +135,15 @@ async def take(connection: Connection, node: str, records: Sequence[NodeRecord],
     mentioned = {record.vm for record in records}
     records = await _counting(connection, node, records)
     before = await connection.fetch(
-        "SELECT vm, claim, contradiction, proven FROM unreconciled_vms WHERE node = $1", node
+        "SELECT vm, claim, epoch, contradiction, proven, description IS NOT NULL AS described FROM unreconciled_vms"
+        " WHERE node = $1",
+        node,
     )
     ending = {row["vm"] for row in before if row["contradiction"] == Contradiction.ENDING}
     unproven = frozenset(row["vm"] for row in before if not row["proven"])
     known = frozenset(row["vm"] for row in before) - unproven
-    found = await _contradicted(connection, node, records, _Before(known, unproven))
+    enough = {row["vm"]: row["epoch"] for row in before if row["described"] or _is_enough(row)}
+    found = await _contradicted(connection, node, records, _Before(known, unproven, enough))
     # What a node had once and does not mention, it has no more; that it has given a VM away remains true.
     not_mentioned = {row["vm"] for row in before if row["claim"] != Claim.NONE} - mentioned if whole else set()
     has = {record.vm for record in records if record.held is not None and record.held.claim is not Claim.NONE}
@@ -144,6 +154,13 @@ async def take(connection: Connection, node: str, records: Sequence[NodeRecord],
         await mark(connection, found.known | agreed, [node])
     if found.unproven and not unproven:
         await _alarm(connection, node, found.unproven)
+
+
+def _is_enough(row: asyncpg.Record) -> bool:
+    """Say whether what a node has said of a VM is of use though it does not describe the VM."""
+    return row["claim"] in (Claim.NONE, Claim.INCOMING) or row["contradiction"] in (
+        Contradiction.ENDING, Contradiction.DAMAGED,
+    )  # fmt: skip
 
 
 async def _counting(connection: Connection, node: str, records: Sequence[NodeRecord]) -> list[NodeRecord]:
@@ -189,8 +206,11 @@ async def _contradicted(
         vm, row = record.vm, rows.get(record.vm)
         await _let_arrival_end(connection, node, record, row)
         said = _said(node, record, row, unheard_since)
-        if (record.held is None and vm in before.known) or await _ended_there(connection, node, record, row):
-            found.known.add(vm)  # of a damaged record: nothing was said to the node since
+        if before.stays(record) or await _ended_there(connection, node, record, row):
+            found.known.add(vm)
+        elif record.held is None and vm in before.known:
+            await _store(connection, node, record, _unread(record, row, counts=True), row)
+            found.known.add(vm)
         elif said is not None and said.counts:
             await _store(connection, node, record, said, row)
             found.known.add(vm)
@@ -210,7 +230,7 @@ def _said(
     held, recorded = record.held, _recorded(row)
     if held is None:
         counts = record.proven or unheard_since is not None
-        return _unread(row, counts=counts) if _may_be_later(row, unheard_since) else None
+        return _unread(record, row, counts=counts) if _may_be_later(record, row, unheard_since) else None
     how = contradiction(node, held, recorded)
     if how is None:
         return None
@@ -219,16 +239,17 @@ def _said(
     return _Said(how, held, words, counts=record.proven or not later, later=later)
 
 
-def _may_be_later(row: asyncpg.Record | None, unheard_since: datetime | None) -> bool:
+def _may_be_later(record: NodeRecord, row: asyncpg.Record | None, unheard_since: datetime | None) -> bool:
     """Say whether a record that its node can't read may be of an epoch that the database does not know."""
-    if row is None:
+    if row is None or (record.proven and record.bound_at > row["epoch"]):
         return True
     return unheard_since is not None and not row["deleted"] and row["created_at"] < unheard_since
 
 
-def _unread(row: asyncpg.Record | None, *, counts: bool) -> _Said:
+def _unread(record: NodeRecord, row: asyncpg.Record | None, *, counts: bool) -> _Said:
     """Return what stands for a record that can't be read: a promise, at an epoch above any that it may be of."""
-    held = OwnershipRecord((0 if row is None else row["epoch"]) + EPOCHS_UNSEEN, Claim.RELEASED)
+    known = max(0 if row is None else row["epoch"], record.bound_at)
+    held = OwnershipRecord(known + EPOCHS_UNSEEN, Claim.RELEASED)
     words = "may have it: what it has written down of it is damaged"
     return _Said(Contradiction.DAMAGED, held, words, counts=counts, later=True)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from novacron.model.errors import Conflict
 from novacron.model.vm import Vm
+from novacron.store import leases
 from novacron.store.database import Connection
 
 NOT_OF_ONE = (
@@ -47,7 +48,7 @@ async def restored(connection: Connection) -> None:
         " ON CONFLICT (single) DO UPDATE SET found_at = excluded.found_at"
     )
     await connection.execute(
-        "UPDATE node_leases SET generation = generation + 1, record_damaged = false WHERE record_damaged"
+        f"UPDATE node_leases SET generation = {leases.GENERATION}, record_damaged = false WHERE record_damaged"
     )
 
 
@@ -71,6 +72,17 @@ async def not_heard(connection: Connection, but: str | None = None) -> list[str]
         but,
     )
     return [row["node"] for row in rows]
+
+
+async def check_heard(connection: Connection, what: str, but: str | None = None) -> None:
+    """Raise Conflict while a node, ``but`` one, may have a VM of which an older database does not know: it would end
+    and remove what is begun anew elsewhere, or counts as forgotten."""
+    unheard = await not_heard(connection, but)
+    if unheard:
+        raise Conflict(
+            f"cannot {what}: {UNHEARD % unheard[0]}",
+            hint=f"let its agent connect, or, if it is gone for good: novacron node remove {unheard[0]} --force",
+        )
 
 
 class Hold(NamedTuple):
@@ -101,11 +113,12 @@ async def withheld(connection: Connection, vms: Mapping[str, str]) -> dict[str, 
 
 
 async def later(connection: Connection, epochs: Mapping[str, int]) -> list[str]:
-    """Return those of VMs, with the epochs that a host knows, of which the database knows no such epoch."""
+    """Return those of VMs, with the epochs at which a host owns them, of which the database knows no such epoch. At the
+    one at which a VM was deleted nobody owns it."""
     rows = await connection.fetch(
         "SELECT h.id FROM unnest($1::text[], $2::bigint[]) AS h (id, epoch) WHERE NOT EXISTS"
         " (SELECT FROM vms v WHERE v.id = h.id AND v.epoch >= h.epoch) AND NOT EXISTS"
-        " (SELECT FROM vm_tombstones t WHERE t.vm = h.id AND t.epoch >= h.epoch)",
+        " (SELECT FROM vm_tombstones t WHERE t.vm = h.id AND t.epoch > h.epoch)",
         list(epochs), list(epochs.values()),
     )  # fmt: skip
     return [row["id"] for row in rows]

@@ -27,6 +27,8 @@ class HeldVm(msgspec.Struct, frozen=True):
     record: OwnershipRecord | None
     proof: Proof = ""
     """What the server said with the order of that epoch; empty from older agents, and where an older server gave it."""
+    bound: OwnershipRecord | None = None
+    """What the host has been told since its record was damaged: it obeys nothing before a later epoch."""
 
 
 class Hello(Message, frozen=True):
