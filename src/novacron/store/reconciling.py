@@ -105,12 +105,31 @@ class _Said(NamedTuple):
 
 
 class _Before(NamedTuple):
-    """Of which VMs a node knew more than the database before it said anything now, or claimed to without proof; and at
-    which epochs it has said enough of the first for them to be adopted."""
+    """What was stored of a node before it said anything now: of which VMs it knew more than the database, or claimed to
+    without proof. ``has``: of those the ones of which it had something; ``ending``: the ones that it was to end;
+    ``enough``: the epochs at which it had said enough of VMs for them to be adopted."""
 
     known: frozenset[str]
     unproven: frozenset[str]
+    has: frozenset[str]
+    ending: frozenset[str]
     enough: dict[str, int]
+
+    @staticmethod
+    async def read(connection: Connection, node: str) -> _Before:
+        rows = await connection.fetch(
+            "SELECT vm, claim, epoch, contradiction, proven, description IS NOT NULL AS described FROM unreconciled_vms"
+            " WHERE node = $1",
+            node,
+        )
+        unproven = frozenset(row["vm"] for row in rows if not row["proven"])
+        return _Before(
+            known=frozenset(row["vm"] for row in rows) - unproven,
+            unproven=unproven,
+            has=frozenset(row["vm"] for row in rows if row["claim"] != Claim.NONE),
+            ending=frozenset(row["vm"] for row in rows if row["contradiction"] == Contradiction.ENDING),
+            enough={row["vm"]: row["epoch"] for row in rows if row["described"] or _is_enough(row)},
+        )
 
     def stays(self, record: NodeRecord) -> bool:
         """Say whether what a node has said of a VM stays as it is, now that it can't read its record of it."""
@@ -134,25 +153,17 @@ async def take(connection: Connection, node: str, records: Sequence[NodeRecord],
     nothing of any other VM."""
     mentioned = {record.vm for record in records}
     records = await _counting(connection, node, records)
-    before = await connection.fetch(
-        "SELECT vm, claim, epoch, contradiction, proven, description IS NOT NULL AS described FROM unreconciled_vms"
-        " WHERE node = $1",
-        node,
-    )
-    ending = {row["vm"] for row in before if row["contradiction"] == Contradiction.ENDING}
-    unproven = frozenset(row["vm"] for row in before if not row["proven"])
-    known = frozenset(row["vm"] for row in before) - unproven
-    enough = {row["vm"]: row["epoch"] for row in before if row["described"] or _is_enough(row)}
-    found = await _contradicted(connection, node, records, _Before(known, unproven, enough))
+    before = await _Before.read(connection, node)
+    found = await _contradicted(connection, node, records, before)
     # What a node had once and does not mention, it has no more; that it has given a VM away remains true.
-    not_mentioned = {row["vm"] for row in before if row["claim"] != Claim.NONE} - mentioned if whole else set()
+    not_mentioned = before.has - mentioned if whole else frozenset()
     has = {record.vm for record in records if record.held is not None and record.held.claim is not Claim.NONE}
     spoken_of = {record.vm for record in records} | not_mentioned
-    agreed = ((known | unproven) & spoken_of) - found.known - found.unproven - (ending & has)
+    agreed = ((before.known | before.unproven) & spoken_of) - found.known - found.unproven - (before.ending & has)
     await connection.execute("DELETE FROM unreconciled_vms WHERE node = $1 AND vm = ANY($2)", node, list(agreed))
     if found.known or found.unproven or agreed:
         await mark(connection, found.known | agreed, [node])
-    if found.unproven and not unproven:
+    if found.unproven and not before.unproven:
         await _alarm(connection, node, found.unproven)
 
 
@@ -203,23 +214,29 @@ async def _contradicted(
     if any(record.held is None for record in records):
         unheard_since = await unreconciled.unheard_since(connection, node)
     for record in records:
-        vm, row = record.vm, rows.get(record.vm)
+        row = rows.get(record.vm)
         await _let_arrival_end(connection, node, record, row)
-        said = _said(node, record, row, unheard_since)
         if before.stays(record) or await _ended_there(connection, node, record, row):
-            found.known.add(vm)
-        elif record.held is None and vm in before.known:
-            await _store(connection, node, record, _unread(record, row, counts=True), row)
-            found.known.add(vm)
-        elif said is not None and said.counts:
+            found.known.add(record.vm)
+            continue
+        said = _said(node, record, row, unheard_since)
+        if record.held is None and record.vm in before.known:
+            said = _unread(record, row, counts=True)
+        if said is not None and _takes(record.vm, said, before, found):
             await _store(connection, node, record, said, row)
-            found.known.add(vm)
-        elif said is not None and vm in before.known:
-            found.known.add(vm)  # it stays as it was proven
-        elif said is not None and (vm in before.unproven or len(before.unproven | found.unproven) < UNPROVEN_MAX):
-            await _store(connection, node, record, said, row)
-            found.unproven.add(vm)
     return found
+
+
+def _takes(vm: str, said: _Said, before: _Before, found: _Found) -> bool:
+    """Note what contradicts the database; say whether it is to be stored: not too much, and nothing that counts less
+    than what is stored."""
+    if said.counts or vm in before.known:
+        found.known.add(vm)
+        return said.counts
+    if vm in before.unproven or len(before.unproven | found.unproven) < UNPROVEN_MAX:
+        found.unproven.add(vm)
+        return True
+    return False
 
 
 def _said(
