@@ -14,7 +14,7 @@ from pathlib import Path
 from novacron.model.drain import DrainPolicy
 from novacron.model.errors import NovaError
 from novacron.model.ownership import Claim
-from novacron.model.unreconciled import Contradiction
+from novacron.model.unreconciled import Contradiction, UnreconciledVm
 from novacron.model.vm import VmAction
 from novacron.store import adoption, nodes, replicas, vms
 from novacron.store.adoption import Adoption
@@ -221,15 +221,23 @@ class BadDay(FailoverHistory):
 
     async def _reconcile(self, vm: str, connection: Connection) -> None:
         every = await adoption.find(connection, vm)
-        first, is_looked_into = every[0], self.ticks % 2 == 0
+        first, disks = every[0], self.world.disks
+        has_it = [record for record in every if record.contradiction is Contradiction.DAMAGED and self._has(record)]
         if first.claim is Claim.OWNER and vm not in self.world.deleted:
             await adoption.adopt(connection, first.vm, Adoption(node=first.node), "test")
-        elif is_looked_into and first.contradiction is Contradiction.DAMAGED:
-            await adoption.adopt(connection, first.vm, Adoption(node=first.node, confirm=first.vm_name), "test")
+        elif has_it and self.ticks % 2 == 0:
+            node = has_it[0].node
+            await adoption.adopt(connection, first.vm, Adoption(node=node, confirm=first.vm_name), "test")
+            disks.put_back(vm, self.world.hosts[node].directory)
         else:
             stays = await adoption.forget(connection, first.vm, first.vm_name, "test")
             for node in {record.node for record in every} - {stays.node if stays is not None else None}:
-                self.world.disks.take_away(vm, self.world.hosts[node].directory)
+                disks.take_away(vm, self.world.hosts[node].directory)
+
+    def _has(self, record: UnreconciledVm) -> bool:
+        """Whoever looks finds the VM on this node."""
+        host = self.world.hosts[record.node]
+        return (host.directory / "vms" / record.vm).exists() or bool(host.qemus_of(record.vm))
 
     # what befalls hosts
 
