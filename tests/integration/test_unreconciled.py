@@ -490,6 +490,16 @@ async def test_a_vm_that_goes_on_at_the_epoch_at_which_an_older_database_deleted
     assert await orders(fleet, "b", "web") == {"web": (OrderKind.GONE, 3)}
 
 
+async def test_a_node_whose_journal_was_put_back_still_has_what_it_had(fleet: Database) -> None:
+    """Its record says nothing any more, but its disk is there: it must not be told to remove that."""
+    await said(fleet, "b", "web", 3, name="web")
+    await said(fleet, "b", "web", 0, Claim.NONE, whole=True)
+    assert "node b has it, at epoch 3" in str((await stored(fleet, "web")).unreconciled)
+    assert await orders(fleet, "b", "web") == {}
+    assert (await adopt(fleet, "web")).node == "b"
+    assert await orders(fleet, "b", "web") == {"web": (OrderKind.OWN, 4)}
+
+
 async def test_heartbeats_of_an_earlier_connection_never_count_again(fleet: Database) -> None:
     """A counter in the database would come to the same number again, once that was put back."""
     begun = await fleet.transact(lambda connection: leases.begin(connection, "a"))

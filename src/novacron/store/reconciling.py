@@ -49,6 +49,8 @@ WORDS = {
     Claim.RELEASED: "has given it away",
     Claim.INCOMING: "was to receive it",
 }
+NOT_SHOWN = (Contradiction.ENDING, Contradiction.DAMAGED)
+"""The epoch of these is the server's, not the node's."""
 UNPROVEN_WORDS = "it can't show that a server has told it so"
 UNPROVEN_MAX = 256
 """Claims without proof that are kept of one node."""
@@ -107,13 +109,15 @@ class _Said(NamedTuple):
 class _Before(NamedTuple):
     """What was stored of a node before it said anything now: of which VMs it knew more than the database, or claimed to
     without proof. ``has``: of those the ones of which it had something; ``ending``: the ones that it was to end;
-    ``enough``: the epochs at which it had said enough of VMs for them to be adopted."""
+    ``enough``: the epochs at which it had said enough of VMs for them to be adopted; ``epochs``: those that it has
+    shown."""
 
     known: frozenset[str]
     unproven: frozenset[str]
     has: frozenset[str]
     ending: frozenset[str]
     enough: dict[str, int]
+    epochs: dict[str, int]
 
     @staticmethod
     async def read(connection: Connection, node: str) -> _Before:
@@ -129,11 +133,17 @@ class _Before(NamedTuple):
             has=frozenset(row["vm"] for row in rows if row["claim"] != Claim.NONE),
             ending=frozenset(row["vm"] for row in rows if row["contradiction"] == Contradiction.ENDING),
             enough={row["vm"]: row["epoch"] for row in rows if row["described"] or _is_enough(row)},
+            epochs={row["vm"]: row["epoch"] for row in rows if row["contradiction"] not in NOT_SHOWN},
         )
 
     def stays(self, record: NodeRecord) -> bool:
-        """Say whether what a node has said of a VM stays as it is, now that it can't read its record of it."""
-        return record.held is None and record.vm in self.known and self.enough.get(record.vm, -1) >= record.bound_at
+        """Say whether what a node has said of a VM stays as it is: it can't read its record of the VM any more, or that
+        was replaced by an older one."""
+        if record.vm not in self.known:
+            return False
+        if record.held is None:
+            return self.enough.get(record.vm, -1) >= record.bound_at
+        return record.held.epoch < self.epochs.get(record.vm, 0)
 
 
 class _Found(NamedTuple):
@@ -169,9 +179,7 @@ async def take(connection: Connection, node: str, records: Sequence[NodeRecord],
 
 def _is_enough(row: asyncpg.Record) -> bool:
     """Say whether what a node has said of a VM is of use though it does not describe the VM."""
-    return row["claim"] in (Claim.NONE, Claim.INCOMING) or row["contradiction"] in (
-        Contradiction.ENDING, Contradiction.DAMAGED,
-    )  # fmt: skip
+    return row["claim"] in (Claim.NONE, Claim.INCOMING) or row["contradiction"] in NOT_SHOWN
 
 
 async def _counting(connection: Connection, node: str, records: Sequence[NodeRecord]) -> list[NodeRecord]:
