@@ -490,6 +490,16 @@ async def test_a_vm_that_goes_on_at_the_epoch_at_which_an_older_database_deleted
     assert await orders(fleet, "b", "web") == {"web": (OrderKind.GONE, 3)}
 
 
+async def test_what_a_lost_vm_left_on_another_node_is_ended_there(fleet: Database) -> None:
+    """Its disk is on a host that was removed, and may come back: that one keeps it."""
+    await said(fleet, "b", "web", 3, Claim.RELEASED)
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vms SET node = NULL, lost_on = 'a'")
+    await hear(fleet, "a", "b")
+    await forget(fleet, "web", "web")
+    assert await orders(fleet, "b", "web") == {"web": (OrderKind.GONE, 4)} and await orders(fleet, "a", "web") == {}
+
+
 async def test_a_node_whose_journal_was_put_back_still_has_what_it_had(fleet: Database) -> None:
     """Its record says nothing any more, but its disk is there: it must not be told to remove that."""
     await said(fleet, "b", "web", 3, name="web")

@@ -443,14 +443,14 @@ async def statements(
     stated, errors = await _all_that_work(connection, readable, asking=active.keys())
     failed += ["vms" for id, error in errors.items() if _is_defect(node, "vms", error, id)]
     unreadable |= errors.keys()
-    return (*stated.values(), *await _gone(connection, held - stated.keys() - unreadable))
+    return (*stated.values(), *await _gone(connection, node, held - stated.keys() - unreadable))
 
 
-async def _gone(connection: Connection, ids: set[str]) -> list[wire.Statement]:
+async def _gone(connection: Connection, node: str, ids: set[str]) -> list[wire.Statement]:
     """Return what a node is told of VMs that it has something of, and is not to have."""
     return [
         wire.Statement(vm, Order(OrderKind.GONE, epoch), deleted=deleted)
-        for vm, (epoch, deleted) in (await owned.epochs(connection, list(ids))).items()
+        for vm, (epoch, deleted) in (await owned.epochs(connection, list(ids), node)).items()
     ]
 
 

@@ -82,15 +82,19 @@ ONLY_ENDING = (
 """Of an unreconciled VM: the database is right, and others are to end what they have of it."""
 
 
-async def epochs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, bool]]:
+async def epochs(
+    connection: Connection, ids: Sequence[str], node: str | None = None
+) -> dict[str, tuple[int, bool]]:  # fmt: skip
     """Return the epoch of each of these VMs, and whether it was deleted; ones never known, ones that are
-    unreconciled, and ones whose disk only a removed node has, are left out: whoever comes with it keeps it."""
+    unreconciled, and ones whose disk only a removed node has, are left out: whoever comes with it keeps it, unless that
+    is ``node``, which was to end what it has."""
     rows = await connection.fetch(
-        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1) AND lost_on IS NULL AND (unreconciled IS NULL"
-        f" OR {ONLY_ENDING})"
+        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1) AND (lost_on IS NULL OR EXISTS"
+        " (SELECT FROM unreconciled_vms u WHERE u.vm = vms.id AND u.contradiction = 'ending' AND u.node = $2))"
+        f" AND (unreconciled IS NULL OR {ONLY_ENDING})"
         " UNION ALL SELECT vm, epoch, true FROM vm_tombstones WHERE vm = ANY($1)",
-        ids,
-    )
+        ids, node,
+    )  # fmt: skip
     return {row["id"]: (row["epoch"], row["deleted"]) for row in rows}
 
 
