@@ -32,7 +32,6 @@ from tests.simulation.world import Broken, ServerFiles, World
 HISTORIES = int(os.environ.get("NOVACRON_EXAMPLES", "25"))
 RARE_DAYS_MAX = 300
 HISTORIES_WITH_DEFECT_MAX = 60
-DEFECT_SEED = 20
 BAD_DAYS = 12
 
 
@@ -60,7 +59,7 @@ def test_the_simulation_finds_a_defect_in(
 ) -> None:
     defect(monkeypatch)
     with pytest.raises(Broken):
-        run_histories(place, HISTORIES_WITH_DEFECT_MAX, DEFECT_SEED)
+        run_histories(place, HISTORIES_WITH_DEFECT_MAX, defects.OWNERSHIP[defect])
 
 
 def test_a_node_that_is_cut_off_stops_its_vm_before_another_starts_it(place: Place) -> None:

@@ -124,8 +124,7 @@ class LostHosts:
     async def deletes_vm(self, forced: Forced) -> None:
         """``vm delete --force``, and another one is made."""
         world = self._world
-        await world.transact(lambda c: lost_nodes.delete_vm(c, world.vm, None, forced.confirm, "test"))
-        await world.replace_vm()
+        await world.replace_vm(lambda c: lost_nodes.delete_vm(c, world.vm, None, forced.confirm, "test"))
 
     async def fails_over(self, forced: Forced) -> None:
         """``vm failover``."""

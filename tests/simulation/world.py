@@ -253,11 +253,16 @@ class World:
         making = await projects.making(connection, "default")
         return (await new_vms.create(connection, making, new_vms.NewVm("web", self.spec, node=node), "test")).id
 
-    async def replace_vm(self) -> None:
-        """The VM was deleted: make another one."""
+    async def replace_vm(self, delete: Callable[[Connection], Awaitable[object]]) -> None:
+        """Delete the VM, and make another one. Raises NovaError."""
+
+        async def work(connection: Connection) -> str:
+            await delete(connection)
+            return await self._new_vm(connection, None)
+
+        new = await self.transact(work)
         self.deleted.add(self.vm)
-        self.newest_memory = 0
-        self.vm = await self.transact(lambda connection: self._new_vm(connection, None))
+        self.newest_memory, self.vm = 0, new
         await self.back_up()  # an older database would bring the first one back
 
     def inventory(self, name: str) -> Inventory:

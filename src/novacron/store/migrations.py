@@ -428,7 +428,7 @@ async def stalled(connection: Connection) -> list[tuple[str, str]]:
     rows = await connection.fetch(
         """
         SELECT m.id, m.phase, m.source, m.target,
-               extract(epoch FROM clock_timestamp() - m.moved_at)::float AS still_s,
+               extract(epoch FROM clock_timestamp() - coalesce(m.moved_at, m.created_at))::float AS still_s,
                extract(epoch FROM clock_timestamp() - s.renewed_at)::float AS source_s,
                extract(epoch FROM clock_timestamp() - t.renewed_at)::float AS target_s
         FROM migrations m LEFT JOIN node_leases s ON s.node = m.source LEFT JOIN node_leases t ON t.node = m.target
