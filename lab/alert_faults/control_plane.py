@@ -67,9 +67,24 @@ def killed_database(scene: Scene) -> Iterator[Mending]:
 @contextlib.contextmanager
 def old_transaction(scene: Scene) -> Iterator[Mending]:
     """Somebody has begun to write, and went home."""
+    with _forgotten(scene, "SELECT pg_current_xact_id()") as mending:
+        yield mending
+
+
+@contextlib.contextmanager
+def locked_leases(scene: Scene) -> Iterator[Mending]:
+    """The same, and nobody else may write to the nodes' leases meanwhile."""
+    with _forgotten(scene, "SELECT pg_current_xact_id()", "LOCK TABLE node_leases IN EXCLUSIVE MODE") as mending:
+        yield mending
+    scene.site.wait_settled()
+
+
+@contextlib.contextmanager
+def _forgotten(scene: Scene, *statements: str) -> Iterator[Mending]:
+    """A transaction that somebody has begun, and does not end."""
     url = scene.site.postgres.url
     with sessions(url) as somebody:
-        somebody.execute("BEGIN", "SELECT pg_current_xact_id()")
+        somebody.execute("BEGIN", *statements)
         answers = dict.fromkeys(("no-old-transaction", "cause-mended"), lambda: _end_old_transactions(url))
         yield Mending({"pg_isready": lambda: "accepting connections"}, answers, DATABASE)
 
@@ -319,8 +334,12 @@ ALL = (
         "killed-server", "the server is killed", ("ServiceDown",), "incidents/service-down", killed_server
     ),
     AlertFault(
-        "killed-database", "PostgreSQL is killed", ("DatabaseUnavailable", "HeartbeatsNotStored"),
+        "killed-database", "PostgreSQL is killed", ("DatabaseUnavailable",),
         "incidents/database-issues", killed_database,
+    ),
+    AlertFault(
+        "locked-leases", "a session that nobody needs has locked the table of the nodes' leases",
+        ("HeartbeatsNotStored",), "incidents/database-issues", locked_leases,
     ),
     AlertFault(
         "database-away", "PostgreSQL is killed, and controllers fail",
