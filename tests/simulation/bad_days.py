@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from novacron.agent.vm.journal import peek
 from novacron.model.drain import DrainPolicy
 from novacron.model.errors import NovaError
 from novacron.model.ownership import Claim
@@ -206,6 +207,7 @@ class BadDay(FailoverHistory):
     async def be_put_back(self, files: ServerFiles) -> None:
         """The backup of the database is put back."""
         await self.world.put_database_back(files)
+        await self._forget_disks()
         self.told.clear()
         if files is not ServerFiles.GO_ON:
             self.mail.clear()
@@ -296,7 +298,18 @@ class BadDay(FailoverHistory):
         await self._stop(host)
         shutil.copytree(copy / "journal", host.directory / "journal", dirs_exist_ok=True)
         host.promised.clear()
+        await self._forget_disks()
         await host.begin_agent()
+
+    async def _forget_disks(self) -> None:
+        """A disk of which neither the database nor the journal of its host knows, as both were put back, is lost."""
+        async with self.world.database.connection() as connection:
+            owner = await connection.fetchval("SELECT coalesce(node, lost_on) FROM vms WHERE id = $1", self.world.vm)
+        for host in self.world.hosts.values():
+            record = peek(host.directory / "journal", self.world.vm)
+            is_forgotten = owner != host.name and record is not None and record.held.claim is Claim.NONE
+            if is_forgotten and self.world.disks.is_there(self.world.vm, host.directory):
+                self.world.disks.current[self.world.vm] = GONE
 
     async def _damages(self, host: SimulatedHost) -> None:
         """The VM's record in the journal is damaged."""

@@ -71,11 +71,15 @@ class Disks:
         """Users remove or replace a host's state folder; say whether the VM's disk was in it."""
         if any((directory / "replicas").glob(f"*/{POINTS}")):
             self.endangered.add(vm)
-        path = directory / "vms" / vm / DISK_LAYER
-        was = path.exists() and path.read_text() == self.current.get(vm)
+        was = self.is_there(vm, directory)
         if was:
             self.current[vm] = GONE
         return was
+
+    def is_there(self, vm: str, directory: Path) -> bool:
+        """Say whether the VM's disk is in this state folder."""
+        path = directory / "vms" / vm / DISK_LAYER
+        return path.exists() and path.read_text() == self.current.get(vm)
 
     def put_back(self, vm: str, directory: Path) -> None:
         """An earlier state folder takes the place of the one that had the VM's disk: what is in it counts."""
