@@ -330,7 +330,7 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     },
     ("vm", W.UNPLACED): (has_no_node, "node a is cordoned"),
     ("vm", W.NODE_LOST): (starts_on_a_node_that_is_lost, NOT_CONNECTED),
-    ("vm", W.DISK_LOST): (has_its_disk_on_a_node_that_was_removed, "was removed, and its disk was only there"),
+    ("vm", W.DISK_LOST): (has_its_disk_on_a_node_that_was_removed, "was removed, and its only disk was there"),
     ("import", W.ABORTED): (is_aborted, "aborted"),
     ("import", W.QUOTA_EXCEEDED): (is_beyond_its_quota, "5 MiB of images"),
     ("import", W.TIME_LIMIT): (does_not_go_on, "did not go on"),

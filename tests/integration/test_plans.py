@@ -108,7 +108,7 @@ async def test_a_failover_moves_all_vms_and_what_can_t_go_on_holds_up_no_other(f
     await silence(fleet)
     await begin(fleet, plan, PlanAction.FAILOVER)
     run = await followed(fleet, plan)
-    assert "nothing has cut it off" in run.steps[1].error, "its name was not confirmed"
+    assert "it has not been fenced" in run.steps[1].error, "its name was not confirmed"
     await begin(fleet, plan, PlanAction.FAILOVER, "a")
     run = await followed(fleet, plan)
     assert [step.phase for step in run.steps] == ["failed", "starting"]
@@ -168,7 +168,7 @@ async def test_a_switch_moves_vms_to_their_replicas_and_a_failback_moves_them_ba
     assert run.is_well and run.ended_at is not None
     await begin(fleet, plan, PlanAction.FAILBACK)
     run = await followed(fleet, plan)
-    assert "has no point: its first round is not there yet" in run.steps[0].error
+    assert "has no point: its first round has not finished" in run.steps[0].error
     async with fleet.transaction() as connection:
         await replicas.stands(connection, "a", turned.id, [PointReport(1, 1.0, 10, False)], 10)
     await begin(fleet, plan, PlanAction.FAILBACK)
@@ -192,7 +192,7 @@ async def test_a_switch_that_breaks_leaves_the_vm_where_it_is_and_says_why(fleet
     await arrives(fleet, "web", "a", "failed")
     run = await followed(fleet, plan)
     assert set(await of_vm(fleet)) == {"b"}, "no replica of a VM stays beside it"
-    assert run.steps[0].error == "it did not move, and goes on where it is: the link broke"
+    assert run.steps[0].error == "it did not move, and continues where it is: the link broke"
     assert run.steps[1].phase is StepPhase.STARTING, "it holds up no other"
     await arrives(fleet, "db", "b")
     run = await followed(fleet, plan)
@@ -306,7 +306,7 @@ async def test_a_vm_that_cant_be_deleted_after_a_test_keeps_neither_the_others_n
         )
     run = await followed(fleet, plan)
     assert run.ended_at is not None and [step.phase for step in run.steps] == ["failed", "ready"]
-    assert f"VM {bad}, made to test it, can't be deleted" in run.steps[0].error
+    assert f"VM {bad}, created for the test, can't be deleted" in run.steps[0].error
     await begin(fleet, plan)
 
 
@@ -428,7 +428,7 @@ async def test_one_run_at_a_time_and_a_stopped_one_begins_nothing_more(fleet: Da
     await begin(fleet, plan)
     await followed(fleet, plan)
     for again in (begin(fleet, plan), delete(fleet, plan)):
-        with pytest.raises(Conflict, match="a test of plan shop is under way, begun by me"):
+        with pytest.raises(Conflict, match="a test of plan shop is in progress, started by me"):
             await again
     async with fleet.transaction() as connection:
         await plans.stop(connection, plan.id, "you")
@@ -456,7 +456,7 @@ async def test_a_vm_that_is_deleted_meanwhile_fails_its_step(fleet: Database) ->
 
 
 async def test_plans_of_other_projects_vms_and_of_a_vm_twice_are_refused(fleet: Database) -> None:  # noqa: F811
-    for named, why in (((PlanVm("web"), PlanVm("web")), "named twice"), ((PlanVm("nobody"),), "in project default")):
+    for named, why in (((PlanVm("web"), PlanVm("web")), "listed twice"), ((PlanVm("nobody"),), "in project default")):
         async with fleet.transaction() as connection:
             with pytest.raises(InvalidInput, match=why):
                 await plans.create(connection, "default", "shop", named, "me")

@@ -127,7 +127,7 @@ def test_a_revert_that_fails_leaves_the_guest_as_it_was(
     shell(site, vm, "echo now > /run/word")
     refused = site.cli("snapshot", "revert", vm["name"], "whole", check=False)
     assert refused.returncode == 4 and f"volume {volume['name']} was attached" in refused.stderr
-    assert f"attach, in this order, those that it had: {volume['name']}" in refused.stderr
+    assert f"attach, in this order, the ones it had: {volume['name']}" in refused.stderr
     assert (shell(site, vm, "cat /run/word"), read_from_disk(site, vm)) == ("now", "after")
     assert count_boots(site, vm) == 1 and len(snapshots_in_file(site, vm)) == 1, "nothing is left of the attempt"
     site.wait_state(vm["id"], "running")

@@ -183,7 +183,7 @@ async def test_what_a_node_says_of_invented_vms_reserves_nothing_and_has_a_limit
             await new_vms.create(connection, await projects.making(connection, "default"), new, "me")
             await unreconciled.check_volumes(connection, ["vol-1"])
         async with database.transaction() as connection:
-            with pytest.raises(InvalidInput, match="it can't show that a server has told it so"):
+            with pytest.raises(InvalidInput, match="it can't prove that a server told it so"):
                 await adoption.adopt(connection, "vm-0", adoption.Adoption(), "me")
 
 
