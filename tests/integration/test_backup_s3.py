@@ -432,7 +432,7 @@ def test_a_node_that_may_not_delete_makes_backups_and_says_where_to_delete_them(
     with contextlib.closing(append_only.opened(NODE)) as opened:
         made = _stored(opened, "backup-1", disk)
         contents.verify(opened.repository, made, never)
-    refused = f"may not delete backups: run restic forget {made[:8]} where .*access was denied"
+    refused = f"is not allowed to delete backups: run restic forget {made[:8]} where .*access was denied"
     with (
         contextlib.closing(append_only.opened(NODE, Purpose.DELETE)) as opened,
         pytest.raises(NotAllowed, match=refused),
@@ -477,7 +477,7 @@ async def test_an_agent_reports_what_became_of_backups_in_a_bucket(append_only: 
         assert (reports[-1].phase, reports[-1].error) == (BackupPhase.KEPT, "")
         backups.tell((msgspec.structs.replace(wanted, phase=BackupPhase.DELETING),), tasks)
         await eventually(lambda: len(reports) > 1, "deleting it was tried", 60)
-        assert reports[-1].error.startswith(f"this node may not delete backups: run restic forget {made[:8]}")
+        assert reports[-1].error.startswith(f"this node is not allowed to delete backups: run restic forget {made[:8]}")
         backups.tell((), tasks)
 
 

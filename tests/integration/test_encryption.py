@@ -126,7 +126,7 @@ def test_nothing_of_an_encrypted_vm_is_in_the_clear_and_its_disk_is_gone_with_th
     until(is_recorded, "it is in the audit log")
     site.client.act("vms", vm["id"], "start")
     until_failed(site, vm["id"], f"its disk is encrypted with {key}")
-    with pytest.raises(ApiError, match="its console log is encrypted, and its key is not on its node"):
+    with pytest.raises(ApiError, match="its console log is encrypted, and its node does not have the key"):
         site.client.console_log(vm["id"])
     opened = subprocess.run(
         ["qemu-img", "convert", "-O", "raw", str(directory_of(site, vm) / "disk.qcow2"), "/dev/null"],

@@ -321,6 +321,6 @@ def test_an_import_survives_a_kill_while_its_upload_is_converted(
 
 
 def kill_once_there(site: Platform, *any_of: Path) -> None:
-    until(lambda: any(path.exists() for path in any_of), "its disk is being made", 60)
+    until(lambda: any(path.exists() for path in any_of), "its disk is being created", 60)
     site.agents["host-a"].kill()
     site.agents["host-a"].start()

@@ -393,7 +393,7 @@ async def test_the_time_that_a_vm_has_to_be_well_begins_when_its_move_has_ended(
     await begin(fleet, plan, PlanAction.SWITCH)
     await followed(fleet, plan)
     await set_back(fleet, plan, 3600)
-    assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING, "its move is under way"
+    assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING, "its migration continues"
     await becomes(fleet, "web", "unknown")
     await arrives(fleet, "web", "b")
     assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING, "it has just arrived"

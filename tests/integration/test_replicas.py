@@ -326,14 +326,14 @@ async def test_a_replica_follows_its_vm_s_name_and_project_and_its_node_s_name(f
 async def test_what_the_last_round_was_is_shown_and_a_whole_one_recorded(fleet: Database) -> None:
     replica = await with_point(fleet)
     assert replica.round_kind is None
-    for kind, reason in ((RoundKind.WHOLE, "all was sent: it lacks it"), (RoundKind.COMPARED, "off")):
+    for kind, reason in ((RoundKind.WHOLE, "the whole disk was sent: it lacks it"), (RoundKind.COMPARED, "off")):
         async with fleet.transaction() as connection:
             await replicas.round_ended(connection, "a", RoundReport(replica.id, "", "", False, kind, reason))
         after = await shown(fleet, replica)
         assert (after.round_kind, after.round_reason) == (kind, reason)
     async with fleet.connection() as connection:
         said = await connection.fetch("SELECT message FROM events WHERE reason = 'ReplicaSentWhole'")
-    assert [row["message"] for row in said] == ["all was sent: it lacks it"]
+    assert [row["message"] for row in said] == ["the whole disk was sent: it lacks it"]
 
 
 async def test_a_failover_has_the_vm_replicated_to_where_it_was(fleet: Database) -> None:

@@ -309,15 +309,15 @@ def test_whatever_happens_to_a_vm_between_backups_each_has_its_disk_as_it_was(
     site.cli("snapshot", "delete", vm["name"], "before")
     site.cli("vm", "migrate", vm["name"], "--to", "host-b" if vm["node"] == "host-a" else "host-a")
     vm = site.client.get("vms", vm["id"])
-    again("full", "ended with its QEMU")
+    again("full", "ended when QEMU ended")
     again("incremental", "recorded")
     site.cli("vm", "kill", vm["name"], "--wait")
     site.cli("vm", "start", vm["name"], "--wait")
     wait_until_booted(site, vm)
-    again("full", "ended with its QEMU")
+    again("full", "ended when QEMU ended")
     newest = next(iter(site.client.list("backups", vm=vm["id"])))
     site.cli("backup", "delete", newest["id"])
-    again("full", "not whole in the repository")
+    again("full", "no longer complete in the repository")
 
 
 def test_a_backup_takes_the_place_of_its_vms_disk_or_leaves_it_as_it_was(

@@ -247,5 +247,5 @@ async def test_input_of_a_console_that_opens_slowly_waits_within_a_limit_of_byte
         requests.write(1, b"x" * 65536)
     assert sent == []
     requests.write(1, b"x")
-    assert sent == [wire.ConsoleClosed(1, "the console takes no input")]
+    assert sent == [wire.ConsoleClosed(1, "the console does not accept input")]
     await requests.end()

@@ -147,4 +147,4 @@ async def test_an_agent_answers_a_question_that_it_does_not_know() -> None:
     newer = encoded({"type": "ReadMind", "vm": "vm-1"})
     reply = await queries.answer(wire.Ask(5, newer), cast(Any, None))
     assert reply.ask == 5
-    assert "does not know this question" in reply.error
+    assert "does not support this request" in reply.error

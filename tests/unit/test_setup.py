@@ -247,7 +247,9 @@ def test_what_can_not_be_set_up_is_said_at_once_and_without_secrets() -> None:
 
 def test_a_join_token_on_the_command_line_is_refused() -> None:
     done = CliRunner().invoke(app, ["setup", "agent", "--join", "nvj_secret", "--dry-run"])
-    assert done.exit_code == 1 and "--join: a join token on a command line can be read by every user" in done.output
+    assert (
+        done.exit_code == 1 and "--join: every user of this host can read a join token on a command line" in done.output
+    )
     assert "nvj_secret" not in done.output
 
 

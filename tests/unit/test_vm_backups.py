@@ -193,7 +193,7 @@ async def test_a_repository_that_hangs_fails_its_own_work_and_nothing_else() -> 
     async with queues.of("repo-a").turn("acme"):
         with pytest.raises(Stalled, match="did not answer"):
             await queues.of("repo-a").run(hang)
-        with pytest.raises(Stalled, match="does not answer yet"):
+        with pytest.raises(Stalled, match="has not answered yet"):
             await queues.of("repo-a").run(lambda _stopped: 1)
         async with queues.of("repo-b").turn("acme"):
             assert await queues.of("repo-b").run(lambda _stopped: 2) == 2
@@ -311,7 +311,7 @@ def test_a_repository_opens_with_its_own_key_only(repository: Repository, tmp_pa
 @pytest.mark.parametrize("name", ["../../etc", "repo-1", "", "repo-0123456789abcdef/x"])
 def test_no_other_directory_than_a_repositorys_is_used(tmp_path: Path, name: str) -> None:
     settings = AgentSettings(tmp_path, tmp_path, "host-a", backup_dir=tmp_path)
-    with pytest.raises(Unacceptable, match="no id of a repository"):
+    with pytest.raises(Unacceptable, match="not a repository id"):
         directory.root_of(settings, name)
 
 

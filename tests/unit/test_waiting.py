@@ -192,7 +192,7 @@ VM_CASES: dict[WaitCode, list[Waits]] = {
         Waits(another_image, VmState.STARTING, "another image as tiny"),
     ],
     W.LEASE_ENDED: [Waits(lambda site: None, VmState.STARTING, "no heartbeat", HA)],
-    W.START_QUEUED: [Waits(queue_is_full, VmState.STARTING, "other VMs of its node", said=0)],
+    W.START_QUEUED: [Waits(queue_is_full, VmState.STARTING, "other VMs on its node", said=0)],
     W.NETWORK_NOT_READY: [
         Waits(network_fails, VmState.STARTING, f"waits for network lan: {READ_ONLY}", LAN, said=0),
         Waits(all_networks_fail, VmState.STARTING, READ_ONLY, LAN, said=0),
@@ -211,7 +211,7 @@ VM_CASES: dict[WaitCode, list[Waits]] = {
     W.DISK_BEING_MADE: [
         Waits(lambda site: None, VmState.STARTING, "further disks", given={"volumes": (making("vol-1"),)}),
         Waits(
-            lambda site: None, VmState.PENDING, "is being made from that of web", said=0,
+            lambda site: None, VmState.PENDING, "is being created from the disk of web", said=0,
             given={"clone_of": CloneOf("vm-web", "web", linked=False)},
         ),
     ],
