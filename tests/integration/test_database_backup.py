@@ -211,4 +211,4 @@ def test_a_place_that_is_none_is_refused_in_words() -> None:
         [sys.executable, "-m", "novacron", "database", "list", "--repository", "s3://BAD"], capture_output=True,
         text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1 and done.stderr.startswith("error: 'BAD' is no name of a bucket")
+    assert done.returncode == 1 and done.stderr.startswith("error: 'BAD' is not a bucket name")

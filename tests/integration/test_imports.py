@@ -232,8 +232,8 @@ def hostile(path: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("a backing file", "lies over another disk"),
-        ("an external data file", "data is in another file"),
+        ("a backing file", "has a backing file"),
+        ("an external data file", "data is in an external data file"),
         ("10 TB", "its disk has 10995116277760 bytes"),
         ("a broken header", "it is cut off: its L1 table"),
         ("two disks in a zip", "a zip of 2 files"),

@@ -104,7 +104,7 @@ async def test_questions_to_one_node_are_limited_and_waiting_callers_hear_of_its
         for _ in range(IN_FLIGHT_PER_NODE_MAX)
     ]
     await node.is_asked(IN_FLIGHT_PER_NODE_MAX)
-    with pytest.raises(Unavailable, match="wait for an answer"):
+    with pytest.raises(Unavailable, match="are waiting for an answer"):
         await node.questions.ask("host-a", questions.TakeScreenshot("vm-1"))
     node.questions.disconnected(node.session)
     failed = await asyncio.gather(*asking, return_exceptions=True)

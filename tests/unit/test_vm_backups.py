@@ -144,7 +144,7 @@ def test_a_backup_that_was_taken_out_is_not_found_and_others_stay(repository: Re
     contents.forget(repository, "backup-1")
     assert not look(repository, "backup-1").made
     contents.verify(repository, second.snapshot, never)
-    with pytest.raises(NotStored, match="not in the repository any more"):
+    with pytest.raises(NotStored, match="no longer in the repository"):
         contents.verify(repository, first.snapshot, never)
 
 
@@ -252,12 +252,12 @@ async def test_whoever_deletes_waits_for_those_who_write_and_is_told_whom(
     monkeypatch.setattr(directory, "LOCK_TO_DELETE_S_MAX", 0.1)
     monkeypatch.setattr(directory, "LOCK_PAUSES_S", (0.01, 0.02))
     root = tmp_path / REPOSITORY
-    with pytest.raises(Unacceptable, match="in use since"):
+    with pytest.raises(Unacceptable, match="for shared use since"):
         directory.open_repository(root, key, begin=False, purpose=Purpose.DELETE)
     directory.open_repository(root, key, begin=False).close()
     opened.close()
     alone = directory.open_repository(root, key, begin=False, purpose=Purpose.DELETE)
-    with pytest.raises(Unacceptable, match="for itself since"):
+    with pytest.raises(Unacceptable, match="exclusively since"):
         directory.open_repository(root, key, begin=False)
     alone.close()
     assert list((root / "locks").iterdir()) == []
