@@ -83,7 +83,7 @@ def test_a_vm_without_an_image_boots_a_cd_which_changes_while_it_runs_and_moves(
     site.cli("vm", "insert", vm["name"], cds[1])
     site.cli("vm", "reset", vm["name"])
     says(site, vm, "booted cd-two")
-    with pytest.raises(ApiError, match="VMs are made of image cd-two"):
+    with pytest.raises(ApiError, match="VMs were created from image cd-two"):
         site.client.delete("images", cds[1])
     site.cli("vm", "migrate", vm["name"], "--to", "host-b")
     assert site.wait_state(vm["id"], "running")["node"] == "host-b"

@@ -271,7 +271,7 @@ def test_an_image_in_use_is_not_removed_and_the_other_node_fetches_it(
     site.wait_state(vm["id"], "running")
     assert sorted(site.client.get("images", name)["nodes"]) == ["host-a", "host-b"]
     assert everything_readable(site) == [], "another user of a host can read it"
-    with pytest.raises(ApiError, match="VMs are made of image"):
+    with pytest.raises(ApiError, match="VMs were created from image"):
         site.client.delete_image(name)
     shown = site.cli("vm", "set", vm["name"], "--disk", "24").stdout
     assert vm["name"] in shown

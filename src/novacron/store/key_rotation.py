@@ -22,7 +22,7 @@ async def rotate(connection: Connection, name: KeyName, make: Callable[[int], Ne
     generations = _of(name, await keys.read(connection, lock=True))
     if len(generations) > 1:
         raise Conflict(
-            f"the key {name} is already being rotated",
+            f"the key {name} is being rotated already",
             field="name",
             hint=f"finish that first: novacron key finish {name}",
         )
