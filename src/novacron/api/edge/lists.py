@@ -29,7 +29,7 @@ async def paging_of(
     limit: Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX, description="objects per page")]
     = limits.PAGE_SIZE_DEFAULT,
     cursor: Annotated[str | None, QueryParameter(description="`next` of the previous page")] = None,
-    sort: Annotated[str | None, QueryParameter(description="a field, like created_at; with a leading -, descending")] = None,
+    sort: Annotated[str | None, QueryParameter(description="a field, like created_at; -created_at: descending")] = None,
     fields: Annotated[str | None, QueryParameter(description=ABOUT_FIELDS)] = None,
     tag: Tag = None,
 ) -> Paging:  # fmt: skip
