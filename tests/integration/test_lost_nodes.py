@@ -177,7 +177,7 @@ async def test_a_vm_whose_disk_is_not_on_its_connected_node_is_not_said_to_wait_
         await connection.execute(
             """UPDATE vms SET status = status || '{"state": "failed", "reason_code": "DiskLost"}' WHERE id = 'local'"""
         )
-        with pytest.raises(Conflict, match="is not on node a, whose agent is connected") as refused:
+        with pytest.raises(Conflict, match="is missing on node a, whose agent is connected") as refused:
             await lost_nodes.recover_vm(connection, "local", "a", "me", discard_disk=True)
         assert "novacron vm delete local" in str(refused.value.hint) and "drain" not in str(refused.value.hint)
     await silence(fleet, "a")

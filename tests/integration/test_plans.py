@@ -94,7 +94,7 @@ async def test_a_test_starts_vms_in_order_and_deletes_them(fleet: Database) -> N
         stored = await connection.fetch("SELECT id, node, epoch FROM vms WHERE id IN ('web', 'db')")
         said = await connection.fetchval("SELECT message FROM events WHERE reason = 'PlanEnded'")
     assert {(row["node"], row["epoch"]) for row in stored} == {("a", 1)}, "the VMs themselves stay as they are"
-    assert "2 of 2 VMs were well" in said
+    assert "2 of 2 VMs were ready" in said
 
 
 async def test_a_failover_moves_all_vms_and_what_can_t_go_on_holds_up_no_other(fleet: Database) -> None:  # noqa: F811
@@ -156,7 +156,7 @@ async def test_a_switch_moves_vms_to_their_replicas_and_a_failback_moves_them_ba
         await connection.execute("UPDATE replicas SET rpo_s = 7, points_kept = 5 WHERE vm = 'web'")
     await begin(fleet, plan, PlanAction.FAILBACK)
     run = await followed(fleet, plan)
-    assert "is where it was" in run.steps[0].error
+    assert "has not moved" in run.steps[0].error
     await begin(fleet, plan, PlanAction.SWITCH)
     run = await followed(fleet, plan)
     [step] = run.steps
@@ -178,7 +178,7 @@ async def test_a_switch_moves_vms_to_their_replicas_and_a_failback_moves_them_ba
     assert (await followed(fleet, plan)).is_well
     assert set(await of_vm(fleet)) == {"a", "b"}, "no third one is made"
     await begin(fleet, plan, PlanAction.FAILBACK)
-    assert "is where it was" in (await followed(fleet, plan)).steps[0].error, "it is not moved twice"
+    assert "has not moved" in (await followed(fleet, plan)).steps[0].error, "it is not moved twice"
 
 
 async def test_a_switch_that_breaks_leaves_the_vm_where_it_is_and_says_why(fleet: Database) -> None:  # noqa: F811
@@ -367,7 +367,7 @@ async def test_a_run_of_a_later_version_is_read_and_left_to_it(fleet: Database) 
         await connection.execute("""UPDATE plans SET runs = jsonb_set(runs, '{0,action}', '"rehearse"')""")
     run = await followed(fleet, plan)
     assert (run.action, run.action.is_known, run.steps[0].phase) == ("rehearse", False, StepPhase.WAITING)
-    with pytest.raises(Conflict, match="a rehearse of plan shop is under way"):
+    with pytest.raises(Conflict, match="a rehearse of plan shop is in progress"):
         await begin(fleet, plan)
     async with fleet.transaction() as connection:
         await plans.stop(connection, plan.id, "me")

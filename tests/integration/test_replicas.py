@@ -230,7 +230,7 @@ async def test_a_highly_available_vm_goes_on_from_its_replica_and_never_without_
         assert await failover.restart_elsewhere(connection, "web", "a", "it is silent") is None
     async with fleet.connection() as connection:
         said = await connection.fetchval("SELECT message FROM events WHERE reason = 'FailoverWaits'")
-    assert "no replica" in said
+    assert "no usable replica" in said
     async with fleet.transaction() as connection:
         await connection.execute("UPDATE nodes SET status = status || '{\"ready\": true}' WHERE name = 'a'")
     await with_point(fleet)

@@ -229,7 +229,7 @@ async def test_a_vm_that_was_deleted_after_the_backup_is_not_started_and_goes_wh
 ) -> None:
     await said(fleet, "a", "web", 2, Claim.NONE)
     assert await orders(fleet, "a") == {}
-    assert "has removed it or given it away" in str((await stored(fleet, "web")).unreconciled)
+    assert "has removed it or handed it over" in str((await stored(fleet, "web")).unreconciled)
     with pytest.raises(InvalidInput, match="another node may have it") as refused:
         await adopt(fleet, "web")
     assert refused.value.field == "confirm" and "--confirm web" in str(refused.value.hint)
@@ -377,14 +377,14 @@ async def doubted(database: Database, mark: DatabaseMark | None) -> str:
 
 async def test_a_server_doubts_a_database_that_it_or_another_may_have_seen_more_of(fleet: Database) -> None:
     assert await doubted(fleet, None) == "", "no server has counted in it: it is new, or from before there were marks"
-    assert "knows less" in await doubted(fleet, DatabaseMark("5e17", 1))
+    assert "it is older than" in await doubted(fleet, DatabaseMark("5e17", 1))
     mark = await fleet.transact(lambda connection: database_marks.begin(connection, "5e17"))
     assert await doubted(fleet, mark) == ""
     later = await fleet.transact(lambda connection: database_marks.count(connection, mark))
     assert later == DatabaseMark("5e17", mark.number + 1)
     assert await doubted(fleet, mark) == "", "the server was killed before it wrote the last number down"
     assert "own files are older" in await doubted(fleet, DatabaseMark("5e17", mark.number - 1))
-    assert "knows less" in await doubted(fleet, DatabaseMark("5e17", later.number + 1))
+    assert "it is older than" in await doubted(fleet, DatabaseMark("5e17", later.number + 1))
     assert "has not used it before" in await doubted(fleet, None)
     other = await fleet.transact(lambda connection: database_marks.begin(connection, "07e4"))
     assert "another server, which was not stopped" in await doubted(fleet, later)

@@ -128,7 +128,7 @@ async def test_interfaces_are_added_moved_and_removed_while_a_vm_is_off(database
     held = await create(
         database, "held", VmSpec(image="tiny", nics=(NicSpec("theirs"),), power=Power.STOPPED), "closed"
     )
-    with pytest.raises(NovaError, match="need a network"):
+    with pytest.raises(NovaError, match="need one of its networks"):
         await Changes(database, held.id).remove(str(held.spec.nics[0].mac))
     async with database.transaction() as connection:
         await add_node(connection, "host-a")
@@ -314,7 +314,7 @@ async def test_vms_and_volumes_move_between_projects_within_quotas_or_say_what_t
 
     for vm, project, said in (
         (running, "shop", "stopped on request"), (wired.id, "shop", "in networks of project default: lan"),
-        (web.id, "closed", "need a network"), (web.id, "none", "no project"),
+        (web.id, "closed", "need one of its networks"), (web.id, "none", "no project"),
     ):  # fmt: skip
         with pytest.raises(NovaError, match=said):
             await move(vm, project)

@@ -153,7 +153,7 @@ def test_a_rest_server_is_named_as_restic_names_it(tmp_path: Path, monkeypatch: 
     ("text", "words"),
     [
         ("rest:/srv/backups", "is not a URL: write it like rest:https://HOST"),
-        ("rest:s3.example.net", "is no URL"),
+        ("rest:s3.example.net", "is not a URL"),
         ("rest:http://backup.example.net/", "used without TLS"),
         (f"rest:https://node:{SECRET}@backup.example.net/", "do not belong in an address"),
         ("rest:https://backup.example.net/a/../b", "path 'a/../b'"),

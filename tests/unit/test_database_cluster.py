@@ -110,7 +110,7 @@ def test_a_failover_to_the_synchronous_standby_loses_nothing() -> None:
     [
         (64 * KIB, None, "at least 65536 bytes .* --accept-loss 65536"),
         (64 * KIB, 65535, "--accept-loss 65536"),
-        (None, 1 << 40, "not known what c lacks: .* --accept-loss unknown"),
+        (None, 1 << 40, "unknown how many writes c lacks: .* --accept-loss unknown"),
     ],
 )
 def test_a_failover_that_loses_more_than_was_accepted_is_refused(

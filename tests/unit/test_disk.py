@@ -147,7 +147,7 @@ def head(*volumes: VolumeInfo, version: int = VERSION) -> bytes:
         (head(INFO) + _range.pack(4, 1 << 63), "not whole pages"),
         (head(INFO) + _word.pack(1 << 12 | 0x20), "not known"),
         (head(INFO) + _word.pack(0x40), "not known"),
-        (head(INFO) + b"\0\0\0", "too soon"),
+        (head(INFO) + b"\0\0\0", "cut off"),
         (head(INFO) + _word.pack(8) + b"short", "not whole pages"),
     ],
 )
@@ -313,4 +313,4 @@ def test_an_image_whose_disk_ends_within_a_page_is_refused(tmp_path: Path, size:
     manifest = Manifest("kernel", files[0], files[1], "", disk=files[2])
     (image / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     images, wrong = scan(tmp_path)
-    assert not images and "no multiple of 4096" in wrong[0]
+    assert not images and "not a multiple of 4096" in wrong[0]

@@ -249,7 +249,7 @@ async def test_a_qemu_of_a_node_that_was_renamed_is_its_agents(
     (tmp_path / "renamed" / "identity" / "node.crt").replace(tmp_path / "state" / "identity" / "node.crt")
     settings = make_state(tmp_path / "other", authority, "host-b")
     machine = Machine(VM, settings, NodeNetworks(settings), Passthrough(), lambda _name, _data: None)
-    with pytest.raises(MachineFailed, match="of node east-1, whose agent does not work"):
+    with pytest.raises(MachineFailed, match="of node east-1, whose agent is not running"):
         await machine._check_alone(incoming=False)
     agent = Presence(renamed.owner)
     try:

@@ -93,7 +93,7 @@ async def test_an_answer_of_another_type_fails_the_question_alone() -> None:
     asking = asyncio.create_task(node.questions.ask("host-a", questions.TakePiece("import-1", 0, b"x")))
     await node.is_asked(1)
     node.reply(wire.Answered(1, encoded("many")))
-    with pytest.raises(Unavailable, match="answers TakePiece with something else"):
+    with pytest.raises(Unavailable, match="sent an unexpected answer to TakePiece"):
         await asking
 
 

@@ -203,7 +203,7 @@ def test_a_unit_that_can_not_be_used_is_refused_with_what_to_do(load_state: str,
 
 def test_a_file_where_a_folder_must_be_is_left_alone() -> None:
     facts = plan.HostFacts({SERVER.folders[0].path: PathFacts(False, 0o644, "root", "root")}, plan.UnitFacts("loaded"))
-    with pytest.raises(SetupRefused, match="/etc/novacron is no folder"):
+    with pytest.raises(SetupRefused, match="/etc/novacron is not a directory"):
         steps_left(SERVER_WANTED, facts)
 
 
@@ -240,7 +240,7 @@ def test_what_can_not_be_set_up_is_said_at_once_and_without_secrets() -> None:
     words = ["--state-dir", "/srv", "--new-keys", "--database", "postgresql://me:secret@db/novacron", "--dry-run"]
     done = CliRunner().invoke(app, ["setup", "server", *words])
     assert done.exit_code == 1
-    for said in ("--state-dir can't be set for a host", "--new-keys is no setting", "--database has a password"):
+    for said in ("--state-dir can't be set for a host", "--new-keys can't be set", "--database contains a password"):
         assert f"error: {said}" in done.output
     assert "secret" not in done.output and "nothing was changed" in done.output
 

@@ -254,7 +254,7 @@ def test_a_member_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) 
     [
         (WantedMember(), "--member NAME"),
         (FIRST._replace(member="Data Base"), "--member 'Data Base': write 1 to 63"),
-        (FIRST._replace(host="0.0.0.0"), "--host 0.0.0.0: others can't reach this"),
+        (FIRST._replace(host="0.0.0.0"), "--host 0.0.0.0: other machines can't reach it"),
         (FIRST._replace(set_aside=True), "--set-aside: only a member that joins"),
     ],
 )
