@@ -235,7 +235,7 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("proof", W.UNPLACED): (proof_is_refused(NO_ROOM), "node b is full"),
     ("proof", W.QUOTA_EXCEEDED): (proof_is_refused(NO_QUOTA), "2 VMs are all"),
     ("proof", W.REFUSED): (proof_is_refused(NO), "being cloned"),
-    ("proof", W.DISK_BEING_MADE): (proof_restores("its disk is being created", W.DISK_BEING_MADE), "is being made"),
+    ("proof", W.DISK_BEING_MADE): (proof_restores("its disk is being created", W.DISK_BEING_MADE), "is being created"),
     ("proof", W.VM_GONE): (proof_restores(vm="vm-gone"), "its VM was deleted"),
     ("proof", W.TIME_LIMIT): (proof_restores(since=LONG_AGO), "was not created in time"),
     ("backup-policy", W.NODE_LOST): (policy_is_refused(backups.NodeAway("node a is not ready")), "is not ready"),

@@ -342,7 +342,7 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("forward", W.NETWORK_NOT_READY): (is_said_by_its_gateway("forwards", READ_ONLY, "inside"), "Read-only"),
     ("forward", W.PORT_IN_USE): (is_said_by_its_gateway("forwards", IN_USE, "inside"), "itself listens"),
     ("forward", W.PORT_NOT_ALLOWED): (is_outside_of_what_the_site_forwards, "forwards ports 40000-40010 only"),
-    ("forward", W.RULES_REFUSED): (is_said_by_its_gateway("forwards", REFUSED, "inside"), "rules are refused"),
+    ("forward", W.RULES_REFUSED): (is_said_by_its_gateway("forwards", REFUSED, "inside"), "refuses its rules"),
     ("floating-address", W.NETWORK_NOT_READY): (is_said_by_its_gateway("floating_addresses", READ_ONLY), "Read-only"),
     ("floating-address", W.NOT_ROUTED): (is_said_by_its_gateway("floating_addresses", UNROUTED), "on no subnet"),
     ("drain", W.BLOCKED): (is_blocked, "1 VMs are still on a: web stays:"),

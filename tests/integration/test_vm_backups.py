@@ -148,7 +148,7 @@ def test_what_can_not_be_backed_up_or_restored_is_refused_with_a_reason(
     assert verified["phase"] == "damaged" and verified["error"] and verified["verified_at"] is None
     refused = api("POST", f"/api/v1/backups/{backup['id']}/actions/restore", {"name": new_name()})
     assert refused.status == 409 and "is damaged" in refused.problem["detail"]
-    assert "stores it again" in verified["error"]
+    assert "stores them again" in verified["error"]
     back_up(site, vm, repository)
     restic(site, repository, "check", "--read-data")
     verified = ended(site, site.client.verify_backup(backup["id"]))

@@ -214,7 +214,7 @@ async def test_a_mark_that_a_server_gave_tells_on_an_older_database_once(hostile
     seen = await hostile.join("seen")
     mark = hostile.proofs.seal(DatabaseMark("5e17", 7))
     await hostile.says(seen, mark=mark)
-    assert "was not heard since" in (await held_up(database))["web"]
+    assert "has not connected since" in (await held_up(database))["web"]
     async with database.transaction() as connection:
         await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp()")
         assert await database_marks.settle(connection) is None

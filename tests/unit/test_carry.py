@@ -35,4 +35,4 @@ def test_a_local_volume_moves_only_to_another_directory_with_room() -> None:
         and "1 MiB free" in reasons["full"]
         and "has no pool" in reasons["none"]
     )
-    assert "does not say" in lacking({"good": every["good"]}, [volume])["good"]
+    assert "does not report" in lacking({"good": every["good"]}, [volume])["good"]

@@ -225,7 +225,7 @@ async def test_a_vm_does_not_start_beside_a_qemu_of_it_that_is_out_of_its_folder
 ) -> None:
     """Whatever put it there: before each start it is looked for, by what it is."""
     (tmp_path / "state").rename(tmp_path / "away")
-    for name, says in (("host-a", "already runs this VM"), ("host-b", "whose agent does not work")):
+    for name, says in (("host-a", "already runs this VM"), ("host-b", "whose agent is not running")):
         settings = make_state(tmp_path / name, authority, name)
         machine = Machine(VM, settings, NodeNetworks(settings), Passthrough(), lambda _name, _data: None)
         with pytest.raises(MachineFailed, match=says):

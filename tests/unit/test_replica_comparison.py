@@ -154,7 +154,7 @@ async def test_more_digests_than_any_disk_has_are_refused_before_they_come() -> 
     ("packed", "why"),
     [
         (b"no zlib", "can't be read"), (zlib.compress(b"odd"), "can't be read"),
-        (zlib.compress(RUN.pack(0, 1))[:-5], "not whole"), (zlib.compress(RUN.pack(60, 5)), "does not have"),
+        (zlib.compress(RUN.pack(0, 1))[:-5], "incomplete"), (zlib.compress(RUN.pack(60, 5)), "does not have"),
         (zlib.compress(RUN.pack(9, 1) + RUN.pack(9, 1)), "does not have"), (zlib.compress(RUN.pack(1, 0)), "not have"),
     ],
 )  # fmt: skip
@@ -166,7 +166,7 @@ def test_answers_that_make_no_sense_are_refused(packed: bytes, why: str) -> None
 def test_an_answer_counts_as_a_whole() -> None:
     answer = Answer()
     answer.take(b"\0\0\0\5\x85")
-    with pytest.raises(StreamError, match="not whole"):
+    with pytest.raises(StreamError, match="incomplete"):
         answer.result()
 
 

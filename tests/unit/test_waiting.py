@@ -191,7 +191,7 @@ VM_CASES: dict[WaitCode, list[Waits]] = {
         Waits(no_image, VmState.STARTING, "waits for image tiny from another node"),
         Waits(another_image, VmState.STARTING, "the image tiny on its node is not the one"),
     ],
-    W.LEASE_ENDED: [Waits(lambda site: None, VmState.STARTING, "no heartbeat", HA)],
+    W.LEASE_ENDED: [Waits(lambda site: None, VmState.STARTING, "a heartbeat", HA)],
     W.START_QUEUED: [Waits(queue_is_full, VmState.STARTING, "other VMs on its node", said=0)],
     W.NETWORK_NOT_READY: [
         Waits(network_fails, VmState.STARTING, f"waits for network lan: {READ_ONLY}", LAN, said=0),
