@@ -228,7 +228,7 @@ def test_snapshots_that_lack_the_guest_agent_or_disk_they_need_are_refused(
 ) -> None:
     vm = boot_vm(site, new_vm)
     answer = api("POST", f"/api/v1/vms/{vm['id']}/snapshots", {"name": "a", "quiesce": True})
-    assert answer.problem["field"] == "quiesce" and "no guest agent" in answer.problem["detail"]
+    assert answer.problem["field"] == "quiesce" and "the guest agent of VM" in answer.problem["detail"]
     heard = wait_for_guest_agent(site, new_vm(image="agent", cloud_init={}))
     answer = api("POST", f"/api/v1/vms/{heard['id']}/snapshots", {"name": "a"})
     assert answer.status == 409 and "has no disk" in answer.problem["detail"]
