@@ -206,7 +206,7 @@ def test_the_page_on_three_hosts_is_executed(
         assert "novacron-server is set up: nothing was changed" in again
         assert "novacron-agent is set up: nothing was changed" in node.run("novacron", "setup", "agent").stdout
         refused = server.run("novacron", "setup", "server", "--advertise", "other", "--port", "22222", check=False)
-        assert refused.returncode == 1 and 'advertise = "host-a", and you gave "other"' in refused.stderr
+        assert refused.returncode == 1 and 'advertise = "host-a", but you gave "other"' in refused.stderr
         dry = server.run("novacron", "setup", "server", "--pool", "30", "--dry-run").stdout
         assert "+pool = 30" in dry and "would do: systemctl restart" in dry
         assert before[0] == server.path("/etc/novacron/server.toml").read_text()

@@ -167,7 +167,7 @@ def test_a_vm_ends_with_its_lease_guard_and_restarts_on_the_same_node(victim: Pl
 
 
 def test_a_vm_that_depends_on_one_node_cannot_be_highly_available(victim: Platform) -> None:
-    with pytest.raises(ApiError, match="has a disk that is on its node only"):
+    with pytest.raises(ApiError, match="has its disk on its node only"):
         victim.client.create_vm(name="no", image="disk", ha=True)
     vm = victim.client.create_vm(name="ha6", image="tiny", memory_mib=128, node="host-a", power="stopped")
     volume = victim.client.create_volume("local-data", size_mib=16, node="host-a")

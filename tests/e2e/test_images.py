@@ -33,7 +33,7 @@ def holders(victim: Platform, name: str) -> list[str]:
 def test_an_image_goes_to_another_node_and_boots_there(victim: Platform) -> None:
     add_image(victim, "goes", "host-a", "only here at first")
     said = victim.cli("image", "copy", "goes", "host-b").stdout
-    assert "has arrived from node host-a" in said
+    assert "was copied from node host-a" in said
     assert holders(victim, "goes") == ["host-a", "host-b"]
     for file in FILES:
         there, here = (victim.images_of(node) / "goes" / file for node in ("host-b", "host-a"))

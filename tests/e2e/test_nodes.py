@@ -100,7 +100,7 @@ def test_a_replacement_host_takes_over_a_node_and_invents_no_disks(victim: Platf
     agent.start(*victim.join("host-b"))
     victim.wait_node("host-b")
     reason = victim.wait_state(vm["id"], "failed")["status"]["reason"]
-    assert "its disk is not here" in reason and not (state / "vms" / vm["id"] / "disk.qcow2").exists()
+    assert "its disk is missing on its node" in reason and not (state / "vms" / vm["id"] / "disk.qcow2").exists()
     agent.stop()
     new = Path(f"{state}-new")
     state.rename(new)

@@ -220,7 +220,7 @@ def test_an_export_without_enough_space_fails_with_its_reason(
     try:
         begun = site.client.act("vms", vm["id"], "export")
         done = site.client.wait("exports", begun["id"], lambda now: now is None or now["phase"] != "making", 40)
-        assert done is not None and done["phase"] == "failed" and "no room" in done["error"], done
+        assert done is not None and done["phase"] == "failed" and "no space" in done["error"], done
         assert not list(exports.iterdir())
         site.client.delete("exports", begun["id"])
     finally:

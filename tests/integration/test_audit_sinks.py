@@ -144,7 +144,7 @@ async def test_a_collector_gets_each_entry_as_a_log_record_and_one_that_refuses_
         requests.append(request)
         return status
 
-    with observers.serving(0, taken) as url, pytest.raises(OSError, match="does not take"):
+    with observers.serving(0, taken) as url, pytest.raises(OSError, match="does not accept"):
         await OtlpLogs(f"{url}/v1/logs").send([ENTRY])
     status = 200
     with observers.serving(0, taken) as url:

@@ -70,7 +70,7 @@ async def test_a_backup_that_is_not_encrypted_becomes_an_encrypted_disk_where_th
         assert vm.clone_of is not None and vm.clone_of.backup is not None
         assert (vm.spec.encryption_key, vm.clone_of.backup.content_key) == (KEY.id, "")
         await connection.execute("UPDATE backups SET spec = spec || $1", {"tpm": True})
-        with pytest.raises(IllegalState, match=r"TPM in backup .* is not encrypted") as refused:
+        with pytest.raises(IllegalState, match=r"TPM state in backup .* is not encrypted") as refused:
             await backups.restore(connection, id, backups.NewRestore("other", {}), "ann")
     assert "--encryption off" in (refused.value.hint or "")
 
@@ -89,7 +89,9 @@ async def test_a_vm_whose_image_alone_is_encrypted_has_encrypted_backups(databas
         second = await backups.create(connection, "web", repository, "test")
         assert second.encryption_key == KEY.id
         await connection.execute("UPDATE backups SET phase = 'kept' WHERE id = $1", second.id)
-        with pytest.raises(IllegalState, match=f"encrypted with {KEY.id}, and the disk of VM web with none") as refused:
+        with pytest.raises(
+            IllegalState, match=f"encrypted with {KEY.id}, and the disk of VM web with no key"
+        ) as refused:
             await backups.replace(connection, second.id, "ann")
     assert f"backup restore {second.id} NAME" in (refused.value.hint or "")
 
@@ -113,7 +115,7 @@ async def test_backups_can_not_be_read_any_more_once_their_key_is_erased(databas
                 await refuses
         assert await backup_proofs.due(connection, policy) == [], "no proof fails of what nobody can read"
         repository = (await backups.get(connection, id)).repository
-        with pytest.raises(IllegalState, match="nothing of it can be read any more"):
+        with pytest.raises(IllegalState, match="its data can't be read any more"):
             await backups.create(connection, "web", repository, "ann")
         await backups.delete(connection, id, "ann")
 

@@ -130,9 +130,9 @@ def test_a_disk_that_grows_is_stored_from_what_was_before(tmp_path: Path) -> Non
     second, id = _backup(repository, disk, [], first.file)
     assert second.read_bytes == 100
     assert _restic(storage.root, "dump", id, "/web/disk-0.raw") == disk.read_bytes()
-    with pytest.raises(ValueError, match="has to be read as a whole"):
+    with pytest.raises(ValueError, match="must be read completely"):
         _backup(repository, disk, [], File(7 * BLOCK_BYTES, bytes(7 * ID_BYTES)))
-    with pytest.raises(NotStored, match="not in the repository any more"):
+    with pytest.raises(NotStored, match="no longer in the repository"):
         _backup(repository, disk, [(0, 10)], File(4 * BLOCK_BYTES, bytes(4 * ID_BYTES)))
 
 
@@ -166,7 +166,7 @@ def test_what_is_larger_than_it_may_be_is_not_read(tmp_path: Path, monkeypatch: 
     written, id = _backup(repository, _disk(tmp_path / "disk", 3))
     config = storage.root / "config"
     os.truncate(config, FILE_BYTES_MAX + 1)
-    with pytest.raises(Damaged, match=f"config in {storage.root} is larger than any such file may be"):
+    with pytest.raises(Damaged, match=f"config in {storage.root} exceeds the size limit of such files"):
         storage.read(Kind.CONFIG, "config")
     block = next(block for block in written.file.ids() if block in repository.index)
     made = dict(repository.snapshots())[id]
@@ -178,9 +178,9 @@ def test_what_is_larger_than_it_may_be_is_not_read(tmp_path: Path, monkeypatch: 
     place = repository.index.find(block)
     assert place is not None
     monkeypatch.setattr(repository.index, "find", lambda _: place._replace(blob=place.blob._replace(length=1 << 31)))
-    with pytest.raises(Damaged, match="larger than any blob may be"):
+    with pytest.raises(Damaged, match="exceeds the size limit of blobs"):
         repository.load(BlobType.DATA, block)
-    with pytest.raises(Damaged, match="larger than any blob may be"):
+    with pytest.raises(Damaged, match="exceeds the size limit of blobs"):
         list(disks.pieces(repository, {block: [0]}))
     reads.assert_not_called()
 
@@ -210,7 +210,7 @@ def test_another_password_opens_nothing_and_a_repository_is_made_once(tmp_path: 
     _create(storage)
     with pytest.raises(WrongKey):
         Repository.open(storage, new_password())
-    with pytest.raises(RepositoryError, match="there is a repository already"):
+    with pytest.raises(RepositoryError, match="the repository already exists"):
         _create(storage)
 
 
@@ -287,7 +287,7 @@ def test_a_lock_ends_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         elsewhere.time = datetime.now(UTC) - timedelta(minutes=minutes)
         name = repository.save_unpacked(Kind.LOCK, msgspec.json.encode(elsewhere))
         if is_held:
-            with pytest.raises(Locked, match="on elsewhere has the repository for itself"):
+            with pytest.raises(Locked, match="on elsewhere has locked the repository exclusively"):
                 RepositoryLock(repository, exclusive=False)
             repository.storage.remove(Kind.LOCK, name)
         else:
@@ -319,7 +319,7 @@ def test_whoever_begins_a_repository_second_is_told_so_and_leaves_no_key(tmp_pat
                 _create(DirectoryStorage(self.root))
             super().write(kind, name, content)
 
-    with pytest.raises(RepositoryError, match="somebody else began the repository at the same moment"):
+    with pytest.raises(RepositoryError, match="another process created the repository at the same time"):
         Repository.create(Raced(tmp_path / "r"), new_password(), ScryptCost(1 << 10, 8, 1))
     assert len(list((tmp_path / "r" / "keys").iterdir())) == 1
     _restic(tmp_path / "r", "check")

@@ -145,7 +145,7 @@ def test_files_are_read_in_parts_and_never_written_over(kind: str, request: pyte
     parts = {(0, None): b"0123456789", (3, 4): b"3456", (3, None): b"3456789", (-4, None): b"6789", (2, 0): b""}
     assert {part: storage.read(Kind.PACK, name, *part) for part in parts} == parts
     for part in ((5, 6), (10, 1), (99, 4)):
-        with pytest.raises(Damaged, match="shorter than it was"):
+        with pytest.raises(Damaged, match="shorter than expected"):
             storage.read(Kind.PACK, name, *part)
     assert list(storage.names(Kind.PACK)) == [name]
     with pytest.raises(NotStored):
@@ -164,7 +164,7 @@ def test_what_is_wrong_is_said_in_words(server: RestServer, tmp_path: Path) -> N
         lambda: RestStorage(address, IMPATIENT).read(Kind.CONFIG, ""),
         lambda: RestStorage(address, IMPATIENT).write(Kind.LOCK, "ab" * 32, b"x"),
     ):
-        with pytest.raises(RepositoryError, match="is it up"):
+        with pytest.raises(RepositoryError, match="check that it runs"):
             request()
 
 

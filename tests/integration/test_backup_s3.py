@@ -185,7 +185,7 @@ def test_files_are_read_in_parts_and_never_written_over(bucket: Bucket) -> None:
     parts = {(3, 4): b"3456", (3, None): b"3456789", (-4, None): b"6789", (-4, 2): b"67", (2, 0): b""}
     assert {part: storage.read(Kind.PACK, name, *part) for part in parts} == parts
     for part in ((5, 6), (10, 1), (99, 4)):
-        with pytest.raises(Damaged, match="shorter than it was"):
+        with pytest.raises(Damaged, match="shorter than expected"):
             storage.read(Kind.PACK, name, *part)
     with pytest.raises(NotStored, match=f"keys/{name} can't be read from s3://{bucket.name}/{bucket.prefix}"):
         storage.read(Kind.KEY, name)
@@ -220,7 +220,7 @@ def test_credentials_that_are_replaced_are_used_in_work_that_goes_on(
     storage.write(Kind.LOCK, "0" * 64, b"x")
     assert address.credentials_file is not None
     Credentials(ADMIN.key, "another").file(address.credentials_file)
-    with pytest.raises(NotAllowed, match="its secret key is wrong"):
+    with pytest.raises(NotAllowed, match="the secret key is wrong"):
         storage.read(Kind.LOCK, "0" * 64)
     ADMIN.file(address.credentials_file)
     assert storage.read(Kind.LOCK, "0" * 64) == b"x"
@@ -231,10 +231,10 @@ def test_a_server_has_to_prove_who_it_is(bucket: Bucket) -> None:
     storage = S3Storage(S3Address.parse(f"{address}&ca={bucket.server.ca}"))
     storage.write(Kind.LOCK, "0" * 64, b"x")
     assert storage.read(Kind.LOCK, "0" * 64) == b"x"
-    with pytest.raises(RepositoryError, match="does not answer as it should"):
+    with pytest.raises(RepositoryError, match="does not answer correctly"):
         S3Storage(S3Address.parse(address), IMPATIENT).read(Kind.LOCK, "0" * 64)
     other = S3Address.parse(f"{address}&ca={bucket.address().credentials_file}")
-    with pytest.raises(BadAddress, match="see its endpoint, region and ca"):
+    with pytest.raises(BadAddress, match="check its endpoint, region and ca"):
         S3Storage(other)
 
 
@@ -326,10 +326,10 @@ def _each_request(storage: S3Storage) -> dict[str, Callable[[], object]]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"credentials_file": Credentials(ADMIN.key, "another-secret")}, "its secret key is wrong"),
-        ({"credentials_file": Credentials("NOBODY", "a-secret")}, "does not know its access key"),
+        ({"credentials_file": Credentials(ADMIN.key, "another-secret")}, "the secret key is wrong"),
+        ({"credentials_file": Credentials("NOBODY", "a-secret")}, "does not know the access key"),
         ({"credentials_file": NODE}, "access was denied"),
-        ({"endpoint": "http://127.0.0.1:9"}, "is it up"),
+        ({"endpoint": "http://127.0.0.1:9"}, "check that it runs"),
     ],
 )
 def test_what_is_wrong_is_said_in_words_with_bucket_and_key(
@@ -348,7 +348,7 @@ def test_what_is_wrong_is_said_in_words_with_bucket_and_key(
             request()
         text = str(error.value)
         assert doing in text and f"s3://{bucket.name}/{bucket.prefix}" in text and words in text
-        assert "secret" not in text.replace("its secret key is wrong", "") and error.value.__cause__ is None
+        assert "secret" not in text.replace("the secret key is wrong", "") and error.value.__cause__ is None
 
 
 def test_a_bucket_that_is_missing_is_no_repository_that_has_to_be_begun(bucket: Bucket) -> None:
@@ -366,7 +366,7 @@ def test_a_server_that_stands_still_is_given_up_in_time(bucket: Bucket) -> None:
     storage = S3Storage(bucket.address(), IMPATIENT)
     with bucket.server.standing_still():
         for doing, request in _each_request(storage).items():
-            with pytest.raises(RepositoryError, match=rf"{doing} .* not in time"):
+            with pytest.raises(RepositoryError, match=rf"{doing} .* in time"):
                 request()
     for request in _each_request(storage).values():
         with contextlib.suppress(NotStored):
@@ -404,7 +404,7 @@ def test_a_repository_of_yesterday_lacks_the_backups_since(bucket: Bucket, tmp_p
     bucket.server.ask("DELETE", f"/{bucket.name}/{bucket.prefix}/snapshots/{second}")
     with contextlib.closing(bucket.opened()) as opened:
         contents.verify(opened.repository, first, never)
-        with pytest.raises(NotStored, match="not in the repository any more"):
+        with pytest.raises(NotStored, match="no longer in the repository"):
             contents.verify(opened.repository, second, never)
 
 
@@ -432,7 +432,7 @@ def test_a_node_that_may_not_delete_makes_backups_and_says_where_to_delete_them(
     with contextlib.closing(append_only.opened(NODE)) as opened:
         made = _stored(opened, "backup-1", disk)
         contents.verify(opened.repository, made, never)
-    refused = f"may not delete backups: run restic forget {made[:8]} where .*access was denied"
+    refused = f"is not allowed to delete backups: run restic forget {made[:8]} where .*access was denied"
     with (
         contextlib.closing(append_only.opened(NODE, Purpose.DELETE)) as opened,
         pytest.raises(NotAllowed, match=refused),
@@ -477,7 +477,7 @@ async def test_an_agent_reports_what_became_of_backups_in_a_bucket(append_only: 
         assert (reports[-1].phase, reports[-1].error) == (BackupPhase.KEPT, "")
         backups.tell((msgspec.structs.replace(wanted, phase=BackupPhase.DELETING),), tasks)
         await eventually(lambda: len(reports) > 1, "deleting it was tried", 60)
-        assert reports[-1].error.startswith(f"this node may not delete backups: run restic forget {made[:8]}")
+        assert reports[-1].error.startswith(f"this node is not allowed to delete backups: run restic forget {made[:8]}")
         backups.tell((), tasks)
 
 
@@ -493,6 +493,6 @@ def test_the_room_of_deleted_backups_is_freed_where_that_may_be(
     freed = asyncio.run(restic.prune(bucket.address(), KEY.passphrase(), limits))
     assert freed.startswith("20.") and not bucket.names(Kind.PACK) and not bucket.names(Kind.LOCK)
     before = append_only.names(Kind.PACK)
-    with pytest.raises(NotAllowed, match="may not delete, so it frees no room"):
+    with pytest.raises(NotAllowed, match="don't allow deleting"):
         asyncio.run(restic.prune(append_only.address(NODE), KEY.passphrase(), limits))
     assert append_only.names(Kind.PACK) == before, "nothing was written anew in vain"

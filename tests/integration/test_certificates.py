@@ -201,7 +201,7 @@ async def test_a_renewed_authority_reaches_nodes_with_their_next_certificate(tmp
         await link.send(codec.encode(wire.CertificateIssued(certificate, server.authority.pem)))
         await eventually(lambda: identity.certificate.read_bytes() == certificate, "it is stored")
     assert identity.ca.read_bytes() == server.authority.pem
-    with pytest.raises(ValueError, match="none of these authorities"):
+    with pytest.raises(ValueError, match="none of these certificate authorities"):
         identity.trust(pki.Authority.open(tmp_path / "other").pem)
     assert identity.ca.read_bytes() == server.authority.pem
 

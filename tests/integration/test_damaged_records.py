@@ -56,13 +56,13 @@ async def test_a_node_that_cannot_read_its_record_was_not_heard_about_that_vm(fl
     """The VM may run there at an epoch that the older database would give out again."""
     await put_back(fleet)
     await connect(fleet, "a")
-    assert "was not heard since" in (await withheld(fleet, "a"))["web"]
+    assert "has not connected since" in (await withheld(fleet, "a"))["web"]
     await connect(fleet, "b", "web", NEW)
     await connect(fleet, "a")
     async with fleet.connection() as connection:
         assert not await unreconciled.not_heard(connection)
     vm = await stored(fleet, "web")
-    assert "node b may have it: what it has written down of it is damaged" in str(vm.unreconciled)
+    assert "node b may have it: its record of the VM is damaged" in str(vm.unreconciled)
     assert await orders(fleet, "a", "web") == {} == await orders(fleet, "b", "web", NEW) and vm.epoch == 1
     assert await count(fleet, "b") == 2
     with pytest.raises(Conflict, match="is damaged"):
@@ -91,13 +91,13 @@ async def test_a_vm_goes_on_where_its_record_is_damaged_by_an_operators_word(fle
     await put_back(fleet)
     await connect(fleet, "a")
     await connect(fleet, "b", "web", NEW)
-    with pytest.raises(Conflict, match="node a, which may have the VM, was not heard since"):
+    with pytest.raises(Conflict, match="node a, which may have the VM, has not connected since"):
         await adopt(fleet, "web", node="b", confirm="web")
     await hear(fleet, "a")
     with pytest.raises(InvalidInput, match="is damaged") as refused:
         await adopt(fleet, "web", node="b")
     assert "--confirm web" in str(refused.value.hint)
-    with pytest.raises(Conflict, match=f"neither the database nor node b knows what VM {NEW} is"):
+    with pytest.raises(Conflict, match=f"neither the database nor node b has the spec of VM {NEW}"):
         await adopt(fleet, NEW, confirm=NEW)
     vm = await adopt(fleet, "web", confirm="web")
     assert (vm.node, vm.unreconciled) == ("b", None) and vm.epoch > EPOCHS_UNSEEN
@@ -142,7 +142,7 @@ async def test_a_nodes_own_word_ends_what_its_damaged_record_left_open(
     if held is None or held.epoch == 0:
         assert vm.unreconciled is None
     else:
-        assert "node b has given it away, at epoch 3" in str(vm.unreconciled)
+        assert "node b has handed it over, at epoch 3" in str(vm.unreconciled)
 
 
 async def test_a_damaged_record_is_no_contradiction_of_a_database_that_knows_every_epoch(fleet: Database) -> None:

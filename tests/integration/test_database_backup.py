@@ -77,7 +77,7 @@ def test_a_database_comes_back_as_it_was_and_what_it_replaces_is_kept(state: Pat
     assert asks.returncode == 2 and "confirm with --yes" in asks.stderr
     for chosen, count in ((earlier, 1000), (later, 2000)):
         restored = _run(state, "restore", chosen.id[:10], "--yes")
-        assert restored.returncode == 0 and "the database of before is in" in restored.stdout, restored.stderr
+        assert restored.returncode == 0 and "the previous database is in" in restored.stdout, restored.stderr
         postgres.start()
         try:
             assert _sql(postgres, "SELECT count(*) FROM kept")[0]["count"] == count
@@ -124,7 +124,7 @@ def test_no_empty_database_begins_beside_data_that_were_kept(state: Path) -> Non
     kept = postgres.directory / "data.before-20260101T000000Z"
     kept.mkdir(parents=True)
     try:
-        with pytest.raises(PostgresFailed, match=rf"an empty database would begin .* mv {kept} {postgres.data}"):
+        with pytest.raises(PostgresFailed, match=rf"would create an empty database .* mv {kept} {postgres.data}"):
             postgres.start()
     finally:
         postgres.stop()
@@ -154,11 +154,11 @@ def test_a_damaged_backup_replaces_nothing(state: Path, place: BackupPlace) -> N
 
 def test_what_is_missing_is_said_in_words(state: Path, place: BackupPlace) -> None:
     for arguments, words in (
-        (("list",), "or begin a repository with --create"),
-        (("verify",), "which opens the repository"),
+        (("list",), "or create a repository with --create"),
+        (("verify",), "the repository's password file"),
         (("backup", "--create"), "PostgreSQL made no backup"),
-        (("verify",), "holds no backup of a database"),
-        (("verify", "ffff"), "0 backups begin with 'ffff'"),
+        (("verify",), "contains no database backup"),
+        (("verify", "ffff"), "0 backups have ids that begin with 'ffff'"),
     ):
         done = _run(state, *arguments)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr, done
@@ -182,7 +182,7 @@ def test_a_database_comes_back_from_a_bucket(state: Path, s3_server: S3Server) -
     try:
         _sql(postgres, "CREATE TABLE kept AS SELECT n, md5(n::text) FROM generate_series(1, 1000) n")
         refused = run("backup")
-        assert refused.returncode == 1 and "begin a repository with --create" in refused.stderr
+        assert refused.returncode == 1 and "create a repository with --create" in refused.stderr
         made = run("backup", "--create")
         assert made.returncode == 0, made.stderr
         _sql(postgres, "DROP TABLE kept")
@@ -211,4 +211,4 @@ def test_a_place_that_is_none_is_refused_in_words() -> None:
         [sys.executable, "-m", "novacron", "database", "list", "--repository", "s3://BAD"], capture_output=True,
         text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1 and done.stderr.startswith("error: 'BAD' is no name of a bucket")
+    assert done.returncode == 1 and done.stderr.startswith("error: 'BAD' is not a bucket name")

@@ -159,7 +159,7 @@ def test_refusals_say_why(well: DatabaseCluster) -> None:
     leader = status["primary"]
     asynchronous = next(m["name"] for m in status["members"] if m["role"] == "standby")
     for words, why in (
-        (("switch", "--to", asynchronous), "no synchronous standby, so it may lack writes"),
+        (("switch", "--to", asynchronous), "not a synchronous standby, so it may lack writes"),
         (("failover", "--to", asynchronous, "--accept-loss", "unknown"), f"{leader}, works: use novacron database"),
     ):
         done = well.tell(*words, "--yes")
@@ -192,7 +192,7 @@ def test_a_member_without_data_begins_no_database_where_etcd_has_lost_its_own() 
         place.files.configure(cluster, member)
         done = places.tell("run")
         assert done.returncode != 0
-        assert "an empty database would begin here" in done.stderr
+        assert "it would start an empty database" in done.stderr
         assert not (place.files.data / "PG_VERSION").exists()
 
 
@@ -370,7 +370,7 @@ def test_an_init_or_join_that_is_killed_goes_on(tmp_path: Path) -> None:
 def test_a_killed_patroni_is_started_again_beside_its_postgresql(well: DatabaseCluster) -> None:
     standby = next(place for place in well.places if place is not well.leader())
     refused = well.tell("run", place=standby)
-    assert refused.returncode == 1 and "this member runs already" in refused.stderr
+    assert refused.returncode == 1 and "this member is already running" in refused.stderr
     patroni, postmaster = standby.patroni_pid, standby.postmaster_pid
     assert patroni is not None
     os.kill(patroni, signal.SIGKILL)

@@ -407,7 +407,7 @@ def test_damaged_wal_and_times_outside_are_refused_before_anything_moves(install
     for words, said in (
         ("2999-01-01", "is in the future: what can be restored is"),
         ((base_at - timedelta(hours=1)).isoformat(), "can't be restored as it was at"),
-        ("yesterday", "is no time: write it like"),
+        ("yesterday", "is not a time: write it like"),
     ):
         done = installation.command("restore", "--to", words, "--yes")
         assert done.returncode != 0 and said in " ".join(done.stderr.replace("│", "").split()), done.stderr

@@ -83,7 +83,7 @@ def test_a_vm_without_an_image_boots_a_cd_which_changes_while_it_runs_and_moves(
     site.cli("vm", "insert", vm["name"], cds[1])
     site.cli("vm", "reset", vm["name"])
     says(site, vm, "booted cd-two")
-    with pytest.raises(ApiError, match="VMs are made of image cd-two"):
+    with pytest.raises(ApiError, match="VMs were created from image cd-two"):
         site.client.delete("images", cds[1])
     site.cli("vm", "migrate", vm["name"], "--to", "host-b")
     assert site.wait_state(vm["id"], "running")["node"] == "host-b"
@@ -139,9 +139,9 @@ def test_a_vm_boots_a_kernel_that_was_uploaded(site: Platform, new_vm: NewVm, ow
         ({"cdroms": [{"iso": "../tiny"}]}, "cdroms", "must have 1 to 63"),
         ({"image": "cd-one"}, "image", "of kind iso"),
         ({"kernel": "cd-one"}, "kernel", "of kind iso, not boot-file"),
-        ({"initrd": "cd-one"}, "initrd", "no kernel of its own"),
+        ({"initrd": "cd-one"}, "initrd", "does not boot a kernel"),
         ({"boot_once": "cdrom"}, "boot_once", "no CD-ROM drive"),
-        ({"boot_once": "network"}, "boot_once", "don't boot"),
+        ({"boot_once": "network"}, "boot_once", "not in the boot order"),
         ({"disk_bus": "ide", "firmware": "uefi"}, "disk_bus", "no IDE"),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_vm_begins_with_several_disks_on_several_buses_which_move_and_end_with
         says(site, vm, "booted disk")
     mine = list(site.client.list("volumes", vm=vm["name"]))
     assert [volume["bus"] for volume in sorted(mine, key=lambda volume: volume["lun"])] == buses[::-1]
-    with pytest.raises(ApiError, match="can only come and go while"):
+    with pytest.raises(ApiError, match="can only be attached or detached while"):
         site.client.act("volumes", next(v["id"] for v in mine if v["bus"] == "sata"), "detach")
     site.cli("vm", "migrate", vm["name"], "--to", "host-b")
     assert site.wait_state(vm["id"], "running")["node"] == "host-b"

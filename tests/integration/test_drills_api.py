@@ -101,7 +101,7 @@ def test_a_failed_and_an_old_drill_are_said_and_a_run_that_passes_ends_that(serv
 @pytest.mark.parametrize(
     ("fields", "field", "words"),
     [
-        ({"verdict": "failed"}, "error", "say why it failed"),
+        ({"verdict": "failed"}, "error", "give a reason if it failed"),
         ({"error": "it failed"}, "error", "verdict passed"),
         ({"started_at": "2999-01-01T00:00:00Z"}, "ended_at", "before started_at"),
         ({"started_at": "2999-01-01T00:00:00Z", "ended_at": "2999-01-01T00:00:01Z"}, "ended_at", "in the future"),
@@ -189,7 +189,7 @@ def test_a_restore_that_can_not_be_rehearsed_fails_with_why(archived: Installati
     nothing = restore()
     assert nothing.returncode == 1 and "with --repository" in nothing.stderr
     other = restore("--repository", str(tmp_path / "none"))
-    assert other.returncode == 1 and "is no repository" in other.stderr
+    assert other.returncode == 1 and "is not a repository" in other.stderr
     assert json.loads(other.stdout)["verdict"] == "failed"
     away = restore("--repository", str(archived.repository), "--scratch", str(tmp_path / "none"))
     assert away.returncode == 1 and "--scratch" in away.stderr

@@ -118,10 +118,10 @@ async def plan_is_stopped(database: Database) -> Reason:
 
 
 async def migration_is_queued(database: Database) -> Reason:
-    why = "node b has 2 migrations under way"
+    why = "node b has 2 migrations in progress"
     async with database.transaction() as connection:
         await add_migration(connection)
-        for words in (why, "node b has 3 migrations under way", why):
+        for words in (why, "node b has 3 migrations in progress", why):
             await migrations.share(connection, {}, {"mig-1": words})
     async with database.connection() as connection:
         count = await connection.fetchval("SELECT count(*) FROM events WHERE reason = 'MigrationQueued'")
@@ -222,7 +222,7 @@ NO_ROOM, NO_QUOTA, NO = NoCapacity("node b is full"), QuotaExceeded("2 VMs are a
 LOST = 'UPDATE vms SET status = status || \'{"state": "pending", "reason": "waits", "reason_code": "NodeLost"}\''
 CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("replica", W.NODE_LOST): (replica_loses_its_node, NOT_CONNECTED),
-    ("migration", W.MIGRATION_QUEUED): (migration_is_queued, "has 2 migrations under way"),
+    ("migration", W.MIGRATION_QUEUED): (migration_is_queued, "has 2 migrations in progress"),
     ("plan", W.UNPLACED): (plan_is_refused(NO_ROOM), "node b is full"),
     ("plan", W.QUOTA_EXCEEDED): (plan_is_refused(NO_QUOTA), "2 VMs are all"),
     ("plan", W.REFUSED): (plan_is_refused(NO), "being cloned"),
@@ -235,9 +235,9 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("proof", W.UNPLACED): (proof_is_refused(NO_ROOM), "node b is full"),
     ("proof", W.QUOTA_EXCEEDED): (proof_is_refused(NO_QUOTA), "2 VMs are all"),
     ("proof", W.REFUSED): (proof_is_refused(NO), "being cloned"),
-    ("proof", W.DISK_BEING_MADE): (proof_restores("its disk is being made", W.DISK_BEING_MADE), "is being made"),
+    ("proof", W.DISK_BEING_MADE): (proof_restores("its disk is being created", W.DISK_BEING_MADE), "is being created"),
     ("proof", W.VM_GONE): (proof_restores(vm="vm-gone"), "its VM was deleted"),
-    ("proof", W.TIME_LIMIT): (proof_restores(since=LONG_AGO), "was not made in time"),
+    ("proof", W.TIME_LIMIT): (proof_restores(since=LONG_AGO), "was not created in time"),
     ("backup-policy", W.NODE_LOST): (policy_is_refused(backups.NodeAway("node a is not ready")), "is not ready"),
     ("backup-policy", W.QUOTA_EXCEEDED): (policy_is_refused(NO_QUOTA), "2 VMs are all"),
     ("backup-policy", W.REFUSED): (policy_is_refused(NO), "being cloned"),

@@ -264,9 +264,11 @@ async def is_outside_of_what_the_site_forwards(database: Database) -> Reason:
 
 
 READ_ONLY = NetworkProblem("lan", W.NETWORK_NOT_READY, "can't set network lan up: Read-only file system")
-CLOSED = NetworkProblem("lan", W.INTERFACE_CLOSED, "interface 0 of inside takes no traffic")
+CLOSED = NetworkProblem("lan", W.INTERFACE_CLOSED, "interface 0 of inside has no traffic")
 IN_USE = NetworkProblem("lan", W.PORT_IN_USE, "the gateway's host itself listens", protocol=Protocol.TCP, port=30022)
-REFUSED = NetworkProblem("lan", W.RULES_REFUSED, "its rules are refused: syntax", protocol=Protocol.TCP, port=30022)
+REFUSED = NetworkProblem(
+    "lan", W.RULES_REFUSED, "nftables refuses its rules: syntax", protocol=Protocol.TCP, port=30022
+)
 UNROUTED = NetworkProblem("lan", W.NOT_ROUTED, "192.0.2.7 is on no subnet", address="192.0.2.7")
 
 
@@ -330,17 +332,17 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     },
     ("vm", W.UNPLACED): (has_no_node, "node a is cordoned"),
     ("vm", W.NODE_LOST): (starts_on_a_node_that_is_lost, NOT_CONNECTED),
-    ("vm", W.DISK_LOST): (has_its_disk_on_a_node_that_was_removed, "was removed, and its disk was only there"),
+    ("vm", W.DISK_LOST): (has_its_disk_on_a_node_that_was_removed, "was removed, and its only disk was there"),
     ("import", W.ABORTED): (is_aborted, "aborted"),
     ("import", W.QUOTA_EXCEEDED): (is_beyond_its_quota, "5 MiB of images"),
     ("import", W.TIME_LIMIT): (does_not_go_on, "did not go on"),
     ("network", W.NO_GATEWAY): (has_no_gateway, "no node can be its gateway"),
     ("network", W.NETWORK_NOT_READY): (is_said_by_its_gateway("networks", READ_ONLY), "node a: can't set network"),
-    ("network", W.INTERFACE_CLOSED): (is_said_by_its_gateway("networks", CLOSED), "takes no traffic"),
+    ("network", W.INTERFACE_CLOSED): (is_said_by_its_gateway("networks", CLOSED), "has no traffic"),
     ("forward", W.NETWORK_NOT_READY): (is_said_by_its_gateway("forwards", READ_ONLY, "inside"), "Read-only"),
     ("forward", W.PORT_IN_USE): (is_said_by_its_gateway("forwards", IN_USE, "inside"), "itself listens"),
     ("forward", W.PORT_NOT_ALLOWED): (is_outside_of_what_the_site_forwards, "forwards ports 40000-40010 only"),
-    ("forward", W.RULES_REFUSED): (is_said_by_its_gateway("forwards", REFUSED, "inside"), "rules are refused"),
+    ("forward", W.RULES_REFUSED): (is_said_by_its_gateway("forwards", REFUSED, "inside"), "refuses its rules"),
     ("floating-address", W.NETWORK_NOT_READY): (is_said_by_its_gateway("floating_addresses", READ_ONLY), "Read-only"),
     ("floating-address", W.NOT_ROUTED): (is_said_by_its_gateway("floating_addresses", UNROUTED), "on no subnet"),
     ("drain", W.BLOCKED): (is_blocked, "1 VMs are still on a: web stays:"),

@@ -232,8 +232,8 @@ def hostile(path: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("a backing file", "lies over another disk"),
-        ("an external data file", "data is in another file"),
+        ("a backing file", "has a backing file"),
+        ("an external data file", "data is in an external data file"),
         ("10 TB", "its disk has 10995116277760 bytes"),
         ("a broken header", "it is cut off: its L1 table"),
         ("two disks in a zip", "a zip of 2 files"),
@@ -271,7 +271,7 @@ def test_an_image_in_use_is_not_removed_and_the_other_node_fetches_it(
     site.wait_state(vm["id"], "running")
     assert sorted(site.client.get("images", name)["nodes"]) == ["host-a", "host-b"]
     assert everything_readable(site) == [], "another user of a host can read it"
-    with pytest.raises(ApiError, match="VMs are made of image"):
+    with pytest.raises(ApiError, match="VMs were created from image"):
         site.client.delete_image(name)
     shown = site.cli("vm", "set", vm["name"], "--disk", "24").stdout
     assert vm["name"] in shown
@@ -321,6 +321,6 @@ def test_an_import_survives_a_kill_while_its_upload_is_converted(
 
 
 def kill_once_there(site: Platform, *any_of: Path) -> None:
-    until(lambda: any(path.exists() for path in any_of), "its disk is being made", 60)
+    until(lambda: any(path.exists() for path in any_of), "its disk is being created", 60)
     site.agents["host-a"].kill()
     site.agents["host-a"].start()

@@ -93,9 +93,9 @@ async def pass_time(database: Database, name: KeyName, seconds: float) -> None:
     ("name", "kept_s", "why"),
     [
         (KeyName.PAGE, 0.0, ""),
-        (KeyName.SEAL, 600.0, "logins that began before may come until"),
-        (KeyName.FACTOR, 60.0, "secrets that a server sealed at that moment may come until"),
-        (KeyName.IDEMPOTENCY, 86_400.0, "repeats of earlier requests may come until"),
+        (KeyName.SEAL, 600.0, "logins that started earlier are possible until"),
+        (KeyName.FACTOR, 60.0, "secrets that a server was sealing at that moment are possible until"),
+        (KeyName.IDEMPOTENCY, 86_400.0, "repeats of earlier requests are possible until"),
     ],
 )
 async def test_a_key_is_rotated_on_all_servers_without_a_moment_in_which_they_disagree(
@@ -110,7 +110,7 @@ async def test_a_key_is_rotated_on_all_servers_without_a_moment_in_which_they_di
     with pytest.raises(Conflict, match="being rotated already"):
         await rotate(second, name)
     assert await phase(first, name) is KeyPhase.SPREADING
-    with pytest.raises(Conflict, match="is needed: servers take generation 2 over"):
+    with pytest.raises(Conflict, match="is still needed: servers load generation 2"):
         await finish(first, name, force=True)
     for server in servers:
         await server.keys.load()
@@ -192,10 +192,10 @@ async def test_the_ca_is_rotated_once_all_trust_the_new_one_and_dropped_once_not
         restarted = pki.Authority.open(server.state)
         restarted.issue_server(server.state, ["127.0.0.1"])
         assert server.server_issuer() == old, "also after a restart"
-    with pytest.raises(Conflict, match="node here has a certificate of the CA before"):
+    with pytest.raises(Conflict, match="node here has a certificate of the previous CA"):
         await finish(first, KeyName.CA)
     await connect(database, "here", lambda: (new, old), new)
-    with pytest.raises(Conflict, match=r"node away is away .* novacron agent --rejoin"):
+    with pytest.raises(Conflict, match=r"node away is not connected .* novacron agent --rejoin"):
         await finish(first, KeyName.CA)
     await finish(first, KeyName.CA, force=True)
     await first.step()

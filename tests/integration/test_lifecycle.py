@@ -126,7 +126,7 @@ def test_a_crashed_vm_stays_off_where_its_spec_says_so_and_can_be_resized(site: 
     wait_until_booted(site, vm)
     os.kill(site.client.get("vms", vm["id"])["status"]["pid"], signal.SIGKILL)
     off = site.wait_state(vm["id"], "stopped")
-    assert off["status"]["reason"] == "crashed, and is not to be started again"
+    assert off["status"]["reason"] == "crashed, and its restart policy does not start it again"
     assert "on-failure" in site.cli("vm", "set", vm["name"], "--restart", "on-failure").stdout
     site.cli("vm", "stop", vm["name"], "--wait")
     shown = site.cli("vm", "set", vm["name"], "--memory", "320", "--vcpus", "2", "--protect").stdout
@@ -205,7 +205,7 @@ def test_a_host_without_a_token_gets_instructions_to_obtain_it(tmp_path: Path) -
     for join, text in (
         ([], "node join-token"),
         (["--join", f"@{tmp_path / 'nonsense'}"], "not a join token"),
-        (["--join", "nvj_a-token"], "can be read by every user"),
+        (["--join", "nvj_a-token"], "every user of this host can read"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "novacron", "agent", "--state-dir", str(tmp_path), *join],

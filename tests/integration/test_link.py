@@ -317,7 +317,7 @@ async def test_a_copy_of_a_node_on_another_host_is_refused_while_the_node_is_hea
         assert await acknowledged(link) == 1
         identity = identities.load(tmp_path)
         assert identity is not None
-        assert "works on another host now" in await refused_with(identity, "second")
+        assert "now works on another host" in await refused_with(identity, "second")
         await link.send(codec.encode(wire.Heartbeat(2, 1, 0.0, ())))
         assert await acknowledged(link) == 2, "it stays connected"
     said = await asyncio.to_thread(lambda: list(client.list("events", object="host-twice")))

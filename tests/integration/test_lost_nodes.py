@@ -99,7 +99,7 @@ async def test_a_node_that_is_heard_is_not_removed_by_force(fleet: Database) -> 
 
 async def test_a_silent_node_is_removed_by_force_only_with_its_name_or_when_it_was_cut_off(fleet: Database) -> None:
     for confirm in (None, "b"):
-        with pytest.raises(InvalidInput, match="nothing has cut it off") as refused:
+        with pytest.raises(InvalidInput, match="it has not been fenced") as refused:
             await remove(fleet, confirm=confirm)
         assert refused.value.field == "confirm" and "--confirm a" in str(refused.value.hint)
     async with fleet.transaction() as connection:
@@ -123,7 +123,7 @@ async def test_vms_of_a_removed_node_start_elsewhere_where_they_can_and_at_a_lat
         assert (await owned.epochs(connection, ["going"]))["going"] == (2, True)
         local = await vms.get(connection, "local")
     assert (local.lost_on, local.status.state, local.epoch) == ("a", VmState.FAILED, 2)
-    assert "its disk was only there" in local.status.reason and "vm recover local" in local.status.reason
+    assert "its only disk was there" in local.status.reason and "vm recover local" in local.status.reason
 
 
 async def test_a_vm_whose_disk_is_lost_refuses_actions_says_why_and_can_be_deleted(fleet: Database) -> None:
@@ -157,9 +157,9 @@ async def test_a_vm_whose_disk_is_lost_is_recovered_where_the_disk_is_or_with_a_
 async def test_a_vm_of_a_silent_node_is_recovered_without_removing_the_node(fleet: Database) -> None:
     async with fleet.transaction() as connection:
         for confirm in (None, "b"):
-            with pytest.raises(InvalidInput, match="nothing has cut it off"):
+            with pytest.raises(InvalidInput, match="it has not been fenced"):
                 await lost_nodes.recover_vm(connection, "shared", confirm, "me", discard_disk=False)
-        with pytest.raises(Conflict, match="its disk was only there"):
+        with pytest.raises(Conflict, match="its only disk was there"):
             await lost_nodes.recover_vm(connection, "local", "a", "me", discard_disk=False)
         generation = await leases.begin(connection, "a")
         await lost_nodes.recover_vm(connection, "shared", "a", "me", discard_disk=False)
@@ -177,7 +177,7 @@ async def test_a_vm_whose_disk_is_not_on_its_connected_node_is_not_said_to_wait_
         await connection.execute(
             """UPDATE vms SET status = status || '{"state": "failed", "reason_code": "DiskLost"}' WHERE id = 'local'"""
         )
-        with pytest.raises(Conflict, match="is not on node a, whose agent is connected") as refused:
+        with pytest.raises(Conflict, match="is missing on node a, whose agent is connected") as refused:
             await lost_nodes.recover_vm(connection, "local", "a", "me", discard_disk=True)
         assert "novacron vm delete local" in str(refused.value.hint) and "drain" not in str(refused.value.hint)
     await silence(fleet, "a")
@@ -213,7 +213,7 @@ async def test_a_recovered_vm_waits_for_a_node_that_has_its_shared_volume_and_sa
 
 async def test_a_vm_of_a_silent_node_is_deleted_by_force(fleet: Database) -> None:
     async with fleet.transaction() as connection:
-        with pytest.raises(InvalidInput, match="nothing has cut it off"):
+        with pytest.raises(InvalidInput, match="it has not been fenced"):
             await lost_nodes.delete_vm(connection, "local", None, None, "me")
         await lost_nodes.delete_vm(connection, "local", None, "a", "me")
         assert (await owned.epochs(connection, ["local"]))["local"] == (2, True)

@@ -204,7 +204,9 @@ async def put_back_after_failover(history: BadDay, files: ServerFiles) -> None:
     async with world.database.connection() as connection:
         vm = await vms.get(connection, world.vm)
         reasons = {row["reason"] for row in await connection.fetch("SELECT reason FROM events")}
-    assert vm.node == "a" and vm.status.reason_code == "MayBeElsewhere" and "was not heard since" in vm.status.reason
+    assert (
+        vm.node == "a" and vm.status.reason_code == "MayBeElsewhere" and "has not connected since" in vm.status.reason
+    )
     assert "DatabaseSuspected" in reasons and "DatabaseTrusted" not in reasons
     await history.rest()
     (owner,) = [name for name, host in world.hosts.items() if host.qemus]

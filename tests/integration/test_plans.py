@@ -94,7 +94,7 @@ async def test_a_test_starts_vms_in_order_and_deletes_them(fleet: Database) -> N
         stored = await connection.fetch("SELECT id, node, epoch FROM vms WHERE id IN ('web', 'db')")
         said = await connection.fetchval("SELECT message FROM events WHERE reason = 'PlanEnded'")
     assert {(row["node"], row["epoch"]) for row in stored} == {("a", 1)}, "the VMs themselves stay as they are"
-    assert "2 of 2 VMs were well" in said
+    assert "2 of 2 VMs were ready" in said
 
 
 async def test_a_failover_moves_all_vms_and_what_can_t_go_on_holds_up_no_other(fleet: Database) -> None:  # noqa: F811
@@ -108,7 +108,7 @@ async def test_a_failover_moves_all_vms_and_what_can_t_go_on_holds_up_no_other(f
     await silence(fleet)
     await begin(fleet, plan, PlanAction.FAILOVER)
     run = await followed(fleet, plan)
-    assert "nothing has cut it off" in run.steps[1].error, "its name was not confirmed"
+    assert "it has not been fenced" in run.steps[1].error, "its name was not confirmed"
     await begin(fleet, plan, PlanAction.FAILOVER, "a")
     run = await followed(fleet, plan)
     assert [step.phase for step in run.steps] == ["failed", "starting"]
@@ -156,7 +156,7 @@ async def test_a_switch_moves_vms_to_their_replicas_and_a_failback_moves_them_ba
         await connection.execute("UPDATE replicas SET rpo_s = 7, points_kept = 5 WHERE vm = 'web'")
     await begin(fleet, plan, PlanAction.FAILBACK)
     run = await followed(fleet, plan)
-    assert "is where it was" in run.steps[0].error
+    assert "has not moved" in run.steps[0].error
     await begin(fleet, plan, PlanAction.SWITCH)
     run = await followed(fleet, plan)
     [step] = run.steps
@@ -168,7 +168,7 @@ async def test_a_switch_moves_vms_to_their_replicas_and_a_failback_moves_them_ba
     assert run.is_well and run.ended_at is not None
     await begin(fleet, plan, PlanAction.FAILBACK)
     run = await followed(fleet, plan)
-    assert "has no point: its first round is not there yet" in run.steps[0].error
+    assert "has no point: its first round has not finished" in run.steps[0].error
     async with fleet.transaction() as connection:
         await replicas.stands(connection, "a", turned.id, [PointReport(1, 1.0, 10, False)], 10)
     await begin(fleet, plan, PlanAction.FAILBACK)
@@ -178,7 +178,7 @@ async def test_a_switch_moves_vms_to_their_replicas_and_a_failback_moves_them_ba
     assert (await followed(fleet, plan)).is_well
     assert set(await of_vm(fleet)) == {"a", "b"}, "no third one is made"
     await begin(fleet, plan, PlanAction.FAILBACK)
-    assert "is where it was" in (await followed(fleet, plan)).steps[0].error, "it is not moved twice"
+    assert "has not moved" in (await followed(fleet, plan)).steps[0].error, "it is not moved twice"
 
 
 async def test_a_switch_that_breaks_leaves_the_vm_where_it_is_and_says_why(fleet: Database) -> None:  # noqa: F811
@@ -192,7 +192,7 @@ async def test_a_switch_that_breaks_leaves_the_vm_where_it_is_and_says_why(fleet
     await arrives(fleet, "web", "a", "failed")
     run = await followed(fleet, plan)
     assert set(await of_vm(fleet)) == {"b"}, "no replica of a VM stays beside it"
-    assert run.steps[0].error == "it did not move, and goes on where it is: the link broke"
+    assert run.steps[0].error == "it did not move, and continues where it is: the link broke"
     assert run.steps[1].phase is StepPhase.STARTING, "it holds up no other"
     await arrives(fleet, "db", "b")
     run = await followed(fleet, plan)
@@ -306,7 +306,7 @@ async def test_a_vm_that_cant_be_deleted_after_a_test_keeps_neither_the_others_n
         )
     run = await followed(fleet, plan)
     assert run.ended_at is not None and [step.phase for step in run.steps] == ["failed", "ready"]
-    assert f"VM {bad}, made to test it, can't be deleted" in run.steps[0].error
+    assert f"VM {bad}, created for the test, can't be deleted" in run.steps[0].error
     await begin(fleet, plan)
 
 
@@ -367,7 +367,7 @@ async def test_a_run_of_a_later_version_is_read_and_left_to_it(fleet: Database) 
         await connection.execute("""UPDATE plans SET runs = jsonb_set(runs, '{0,action}', '"rehearse"')""")
     run = await followed(fleet, plan)
     assert (run.action, run.action.is_known, run.steps[0].phase) == ("rehearse", False, StepPhase.WAITING)
-    with pytest.raises(Conflict, match="a rehearse of plan shop is under way"):
+    with pytest.raises(Conflict, match="a rehearse of plan shop is in progress"):
         await begin(fleet, plan)
     async with fleet.transaction() as connection:
         await plans.stop(connection, plan.id, "me")
@@ -393,7 +393,7 @@ async def test_the_time_that_a_vm_has_to_be_well_begins_when_its_move_has_ended(
     await begin(fleet, plan, PlanAction.SWITCH)
     await followed(fleet, plan)
     await set_back(fleet, plan, 3600)
-    assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING, "its move is under way"
+    assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING, "its migration continues"
     await becomes(fleet, "web", "unknown")
     await arrives(fleet, "web", "b")
     assert (await followed(fleet, plan)).steps[0].phase is StepPhase.STARTING, "it has just arrived"
@@ -428,7 +428,7 @@ async def test_one_run_at_a_time_and_a_stopped_one_begins_nothing_more(fleet: Da
     await begin(fleet, plan)
     await followed(fleet, plan)
     for again in (begin(fleet, plan), delete(fleet, plan)):
-        with pytest.raises(Conflict, match="a test of plan shop is under way, begun by me"):
+        with pytest.raises(Conflict, match="a test of plan shop is in progress, started by me"):
             await again
     async with fleet.transaction() as connection:
         await plans.stop(connection, plan.id, "you")
@@ -456,7 +456,7 @@ async def test_a_vm_that_is_deleted_meanwhile_fails_its_step(fleet: Database) ->
 
 
 async def test_plans_of_other_projects_vms_and_of_a_vm_twice_are_refused(fleet: Database) -> None:  # noqa: F811
-    for named, why in (((PlanVm("web"), PlanVm("web")), "named twice"), ((PlanVm("nobody"),), "in project default")):
+    for named, why in (((PlanVm("web"), PlanVm("web")), "listed twice"), ((PlanVm("nobody"),), "in project default")):
         async with fleet.transaction() as connection:
             with pytest.raises(InvalidInput, match=why):
                 await plans.create(connection, "default", "shop", named, "me")

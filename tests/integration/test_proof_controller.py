@@ -270,7 +270,7 @@ async def test_a_disk_that_cant_be_made_is_given_up_before_long(database: Databa
     async with database.transaction() as connection:
         await connection.execute(
             "UPDATE vms SET status = status || $2 WHERE id = $1", proof.vm,
-            {"state": VmState.FAILED, "reason": "its disk can't be made: a block is damaged"},
+            {"state": VmState.FAILED, "reason": "its disk can't be created: a block is damaged"},
         )  # fmt: skip
     await step(database, nodes)
     assert (await now(database, kept))[0].phase is ProofPhase.RESTORING, "its agent tries again"
@@ -280,7 +280,7 @@ async def test_a_disk_that_cant_be_made_is_given_up_before_long(database: Databa
         )
     await step(database, nodes)
     proof, _ = await now(database, kept)
-    assert (proof.phase, proof.error) == (ProofPhase.FAILED, "its disk can't be made: a block is damaged")
+    assert (proof.phase, proof.error) == (ProofPhase.FAILED, "its disk can't be created: a block is damaged")
 
 
 async def test_several_servers_make_one_vm_and_one_outcome(database: Database, kept: str) -> None:

@@ -187,7 +187,7 @@ async def test_where_little_is_known_the_last_hour_decides_and_that_is_said(flee
     await learn(fleet, days=1)
     quiet = await rebalance(fleet, Settings(mode=RebalanceMode.ADVISE))
     assert quiet.decision is not None and not quiet.decision.moves
-    assert "4 of 4 VMs are taken to go on as in the last hour" in quiet.decision.why
+    assert "4 of 4 VMs are assumed to continue as in the last hour" in quiet.decision.why
     async with fleet.transaction() as connection:
         await connection.execute("UPDATE vm_loads SET cpus = 1.5")
     busy = await rebalance(fleet, Settings(mode=RebalanceMode.ADVISE))
@@ -221,7 +221,7 @@ async def test_where_a_move_is_refused_another_vm_moves_and_it_is_not_asked_agai
         moving = {row["vm"] for row in await connection.fetch("SELECT vm FROM migrations")}
     assert decision is not None and {move.vm for move in decision.moves} == moving
     assert len(moving) == 2 and not moving & picky.refused, "the other two help as well"
-    assert "refused: vm-" in decision.why and "it would not end: it writes too fast" in decision.why
+    assert "refused: vm-" in decision.why and "it would not converge: it writes too fast" in decision.why
     refused = {pair for pair in picky.asked if pair[0] in picky.refused}
     async with fleet.transaction() as connection:  # as if they had come back, long ago
         await connection.execute("UPDATE vms SET migration = NULL")

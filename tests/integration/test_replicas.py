@@ -104,8 +104,8 @@ async def test_a_site_s_node_with_the_fewest_replicas_gets_the_next_one(fleet: D
 @pytest.mark.parametrize(
     ("where", "why"),
     [
-        ({"to_site": "north"}, "no node in site north"), ({"to_site": None, "node": "a"}, "the VM itself is on it"),
-        ({"to_site": "east"}, "a: the VM itself is on it"),
+        ({"to_site": "north"}, "no node in site north"), ({"to_site": None, "node": "a"}, "the VM itself runs there"),
+        ({"to_site": "east"}, "a: the VM itself runs there"),
     ],
 )  # fmt: skip
 async def test_a_replica_that_can_be_nowhere_is_refused_with_the_reason(
@@ -190,7 +190,7 @@ async def test_a_vm_is_failed_over_only_once_its_node_is_gone_and_then_once(flee
     with pytest.raises(Conflict, match="was heard"):
         await fail_over(fleet, confirm="a")
     await silence(fleet)
-    with pytest.raises(InvalidInput, match="nothing has cut it off"):
+    with pytest.raises(InvalidInput, match="it has not been fenced"):
         await fail_over(fleet)
     with pytest.raises(Conflict, match="has no point 7"):
         await fail_over(fleet, confirm="a", point=7)
@@ -201,7 +201,7 @@ async def test_a_vm_is_failed_over_only_once_its_node_is_gone_and_then_once(flee
     assert moved.clone_of is not None and moved.clone_of.replica is not None
     assert (moved.clone_of.replica.replica, moved.clone_of.replica.point) == (replica.id, 1)
     assert (await fail_over(fleet)).epoch == before.epoch + 2, "it has no disk yet: another point may be chosen"
-    with pytest.raises(Conflict, match="is being made of replica"):
+    with pytest.raises(Conflict, match="is being created from replica"):
         async with fleet.transaction() as connection:
             await replicas.delete(connection, replica.id, "me")
     async with fleet.transaction() as connection:
@@ -210,7 +210,7 @@ async def test_a_vm_is_failed_over_only_once_its_node_is_gone_and_then_once(flee
         await fail_over(fleet, confirm="b")
     async with fleet.connection() as connection:
         said = await connection.fetch("SELECT reason, message FROM events WHERE object = 'web'")
-    assert any(row["reason"] == "FailedOver" and "me has said that node a is gone" in row["message"] for row in said)
+    assert any(row["reason"] == "FailedOver" and "me confirmed that node a is gone" in row["message"] for row in said)
 
 
 async def test_a_vm_is_not_failed_over_to_a_node_that_can_t_run_it(fleet: Database) -> None:
@@ -230,7 +230,7 @@ async def test_a_highly_available_vm_goes_on_from_its_replica_and_never_without_
         assert await failover.restart_elsewhere(connection, "web", "a", "it is silent") is None
     async with fleet.connection() as connection:
         said = await connection.fetchval("SELECT message FROM events WHERE reason = 'FailoverWaits'")
-    assert "no replica" in said
+    assert "no usable replica" in said
     async with fleet.transaction() as connection:
         await connection.execute("UPDATE nodes SET status = status || '{\"ready\": true}' WHERE name = 'a'")
     await with_point(fleet)
@@ -326,14 +326,14 @@ async def test_a_replica_follows_its_vm_s_name_and_project_and_its_node_s_name(f
 async def test_what_the_last_round_was_is_shown_and_a_whole_one_recorded(fleet: Database) -> None:
     replica = await with_point(fleet)
     assert replica.round_kind is None
-    for kind, reason in ((RoundKind.WHOLE, "all was sent: it lacks it"), (RoundKind.COMPARED, "off")):
+    for kind, reason in ((RoundKind.WHOLE, "the whole disk was sent: it lacks it"), (RoundKind.COMPARED, "off")):
         async with fleet.transaction() as connection:
             await replicas.round_ended(connection, "a", RoundReport(replica.id, "", "", False, kind, reason))
         after = await shown(fleet, replica)
         assert (after.round_kind, after.round_reason) == (kind, reason)
     async with fleet.connection() as connection:
         said = await connection.fetch("SELECT message FROM events WHERE reason = 'ReplicaSentWhole'")
-    assert [row["message"] for row in said] == ["all was sent: it lacks it"]
+    assert [row["message"] for row in said] == ["the whole disk was sent: it lacks it"]
 
 
 async def test_a_failover_has_the_vm_replicated_to_where_it_was(fleet: Database) -> None:

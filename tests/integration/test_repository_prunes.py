@@ -136,7 +136,7 @@ async def test_a_node_that_cant_prune_says_why(root: Path, monkeypatch: pytest.M
     monkeypatch.setattr(shutil, "which", lambda _name: None)
     assert prunes.answer(asked()).running
     await eventually(lambda: not prunes.answer(asked()).running, "it has ended", 20)
-    assert "there is no restic" in prunes.answer(asked()).error
+    assert "restic is not installed" in prunes.answer(asked()).error
 
 
 class World:

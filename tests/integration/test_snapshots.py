@@ -127,7 +127,7 @@ def test_a_revert_that_fails_leaves_the_guest_as_it_was(
     shell(site, vm, "echo now > /run/word")
     refused = site.cli("snapshot", "revert", vm["name"], "whole", check=False)
     assert refused.returncode == 4 and f"volume {volume['name']} was attached" in refused.stderr
-    assert f"attach, in this order, those that it had: {volume['name']}" in refused.stderr
+    assert f"attach, in this order, the ones it had: {volume['name']}" in refused.stderr
     assert (shell(site, vm, "cat /run/word"), read_from_disk(site, vm)) == ("now", "after")
     assert count_boots(site, vm) == 1 and len(snapshots_in_file(site, vm)) == 1, "nothing is left of the attempt"
     site.wait_state(vm["id"], "running")
@@ -170,7 +170,7 @@ def test_damaged_memory_changes_neither_a_guest_that_runs_nor_one_that_is_off(si
     until(lambda: snapshots_in_file(site, vm) == [id], "what an earlier attempt left is removed", 30)
     shell(site, vm, "echo now > /run/word")
     failed = site.cli("snapshot", "revert", vm["name"], "whole", check=False)
-    assert failed.returncode != 0 and "the guest goes on as it was" in failed.stderr
+    assert failed.returncode != 0 and "the guest continues as before" in failed.stderr
     assert (shell(site, vm, "cat /run/word"), read_from_disk(site, vm)) == ("now", "after")
     assert snapshots_in_file(site, vm) == [id]
 
@@ -228,7 +228,7 @@ def test_snapshots_that_lack_the_guest_agent_or_disk_they_need_are_refused(
 ) -> None:
     vm = boot_vm(site, new_vm)
     answer = api("POST", f"/api/v1/vms/{vm['id']}/snapshots", {"name": "a", "quiesce": True})
-    assert answer.problem["field"] == "quiesce" and "no guest agent" in answer.problem["detail"]
+    assert answer.problem["field"] == "quiesce" and "the guest agent of VM" in answer.problem["detail"]
     heard = wait_for_guest_agent(site, new_vm(image="agent", cloud_init={}))
     answer = api("POST", f"/api/v1/vms/{heard['id']}/snapshots", {"name": "a"})
     assert answer.status == 409 and "has no disk" in answer.problem["detail"]
@@ -315,7 +315,7 @@ def test_a_full_disk_pauses_the_vm_that_needs_it_and_no_other(
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
     failed = site.cli("snapshot", "create", vm["name"], "whole", "--memory", check=False)
-    assert failed.returncode != 0 and "MiB are free there on the node" in failed.stderr, "nobody's room is used up"
+    assert failed.returncode != 0 and "MiB are free on the node" in failed.stderr, "nobody's room is used up"
     with site.client.open_console(vm["id"]) as console:
         console.send(b"\rdd if=/dev/urandom of=/dev/vda bs=1M count=40 conv=fsync,notrunc; echo wrote-$?\r")
         paused = site.wait_state(vm["id"], "paused", 60)

@@ -212,7 +212,7 @@ async def test_what_stands_in_the_way_of_an_adoption_is_said(fleet: Database) ->
     await create(fleet, "new")
     await create(fleet, "other", "10.9.0.7", nic=True)
     await said(fleet, "b", NEW, 3, nics=[NIC])
-    with pytest.raises(Conflict, match="in network lan is given to another VM"):
+    with pytest.raises(Conflict, match="in network lan now belongs to another VM"):
         await adopt(fleet, NEW)
     await said(fleet, "b", NEW, 3, nics=[{"network": "gone", "address": None}])
     with pytest.raises(Conflict, match="has no network gone") as refused:
@@ -229,7 +229,7 @@ async def test_a_vm_that_was_deleted_after_the_backup_is_not_started_and_goes_wh
 ) -> None:
     await said(fleet, "a", "web", 2, Claim.NONE)
     assert await orders(fleet, "a") == {}
-    assert "has removed it or given it away" in str((await stored(fleet, "web")).unreconciled)
+    assert "has removed it or handed it over" in str((await stored(fleet, "web")).unreconciled)
     with pytest.raises(InvalidInput, match="another node may have it") as refused:
         await adopt(fleet, "web")
     assert refused.value.field == "confirm" and "--confirm web" in str(refused.value.hint)
@@ -354,7 +354,7 @@ async def test_nothing_is_started_elsewhere_before_every_node_was_heard_that_may
     placed = {vm.name: vm for vm in [await stored(fleet, id) for id in await nodes_of_vms(fleet)]}
     assert placed["young"].node is not None, "a VM that was created since can be nowhere else"
     assert placed["waits"].node is None
-    assert "node a, which may have the VM, was not heard since" in placed["waits"].status.reason
+    assert "node a, which may have the VM, has not connected since" in placed["waits"].status.reason
     async with fleet.transaction() as connection:
         assert await failover.restart_elsewhere(connection, "web", "a", "a is silent") is None
         with pytest.raises(Conflict, match=r"node [bc], which may have the VM") as refused:
@@ -377,15 +377,15 @@ async def doubted(database: Database, mark: DatabaseMark | None) -> str:
 
 async def test_a_server_doubts_a_database_that_it_or_another_may_have_seen_more_of(fleet: Database) -> None:
     assert await doubted(fleet, None) == "", "no server has counted in it: it is new, or from before there were marks"
-    assert "knows less" in await doubted(fleet, DatabaseMark("5e17", 1))
+    assert "it is older than" in await doubted(fleet, DatabaseMark("5e17", 1))
     mark = await fleet.transact(lambda connection: database_marks.begin(connection, "5e17"))
     assert await doubted(fleet, mark) == ""
     later = await fleet.transact(lambda connection: database_marks.count(connection, mark))
     assert later == DatabaseMark("5e17", mark.number + 1)
     assert await doubted(fleet, mark) == "", "the server was killed before it wrote the last number down"
     assert "own files are older" in await doubted(fleet, DatabaseMark("5e17", mark.number - 1))
-    assert "knows less" in await doubted(fleet, DatabaseMark("5e17", later.number + 1))
-    assert "has not seen it before" in await doubted(fleet, None)
+    assert "it is older than" in await doubted(fleet, DatabaseMark("5e17", later.number + 1))
+    assert "has not used it before" in await doubted(fleet, None)
     other = await fleet.transact(lambda connection: database_marks.begin(connection, "07e4"))
     assert "another server, which was not stopped" in await doubted(fleet, later)
     async with leadership(fleet.url, database_marks.lock_of("07e4")):
@@ -419,7 +419,7 @@ async def test_a_server_whose_database_is_replaced_under_it_lets_every_node_conn
     async with fleet.connection() as connection:
         events = await connection.fetch("SELECT reason, message FROM events WHERE kind = 'database' ORDER BY id")
     assert [row["reason"] for row in events] == ["DatabaseSuspected", "DatabaseTrusted"]
-    assert "before these nodes were heard: a, b" in events[0]["message"]
+    assert "after these nodes have connected: a, b" in events[0]["message"]
 
 
 async def withheld(database: Database, node: str) -> dict[str, str]:
@@ -443,7 +443,7 @@ async def test_a_vm_waits_for_nodes_that_may_have_it_and_a_young_one_does_not(fl
         await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp() WHERE node = 'a'")
     waits = await withheld(fleet, "a")
     why, young = waits["web"], waits["young"]
-    assert "node b, which may have the VM, was not heard since" in why and young == ""
+    assert "node b, which may have the VM, has not connected since" in why and young == ""
     async with fleet.transaction() as connection:
         await conditions.refresh(connection, "b")
         (condition,) = [
@@ -465,7 +465,7 @@ async def test_nothing_is_forgotten_while_a_node_may_have_it_that_was_not_heard(
     await said(fleet, "b", "web", 3, Claim.RELEASED)
     await hear(fleet, "a", "b")
     for decision in (forget(fleet, "web", "web"), adopt(fleet, "web", node="b", confirm="web")):
-        with pytest.raises(Conflict, match="node c, which may have the VM, was not heard since") as refused:
+        with pytest.raises(Conflict, match="node c, which may have the VM, has not connected since") as refused:
             await decision
         assert "novacron node remove c --force" in str(refused.value.hint)
     await said(fleet, "c", "web", 3, name="web")

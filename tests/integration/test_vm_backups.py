@@ -148,7 +148,7 @@ def test_what_can_not_be_backed_up_or_restored_is_refused_with_a_reason(
     assert verified["phase"] == "damaged" and verified["error"] and verified["verified_at"] is None
     refused = api("POST", f"/api/v1/backups/{backup['id']}/actions/restore", {"name": new_name()})
     assert refused.status == 409 and "is damaged" in refused.problem["detail"]
-    assert "stores it again" in verified["error"]
+    assert "stores them again" in verified["error"]
     back_up(site, vm, repository)
     restic(site, repository, "check", "--read-data")
     verified = ended(site, site.client.verify_backup(backup["id"]))
@@ -309,15 +309,15 @@ def test_whatever_happens_to_a_vm_between_backups_each_has_its_disk_as_it_was(
     site.cli("snapshot", "delete", vm["name"], "before")
     site.cli("vm", "migrate", vm["name"], "--to", "host-b" if vm["node"] == "host-a" else "host-a")
     vm = site.client.get("vms", vm["id"])
-    again("full", "ended with its QEMU")
+    again("full", "ended when QEMU ended")
     again("incremental", "recorded")
     site.cli("vm", "kill", vm["name"], "--wait")
     site.cli("vm", "start", vm["name"], "--wait")
     wait_until_booted(site, vm)
-    again("full", "ended with its QEMU")
+    again("full", "ended when QEMU ended")
     newest = next(iter(site.client.list("backups", vm=vm["id"])))
     site.cli("backup", "delete", newest["id"])
-    again("full", "not whole in the repository")
+    again("full", "no longer complete in the repository")
 
 
 def test_a_backup_takes_the_place_of_its_vms_disk_or_leaves_it_as_it_was(

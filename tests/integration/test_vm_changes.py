@@ -133,7 +133,7 @@ async def test_interfaces_are_added_moved_and_removed_while_a_vm_is_off(database
     async with database.transaction() as connection:
         await add_node(connection, "host-a")
         unmanaged = await add_vm(connection, "running", "host-a")
-    with pytest.raises(IllegalState, match="its node's own network while it runs"):
+    with pytest.raises(IllegalState, match="the host's own network while it runs"):
         await Changes(database, unmanaged).add(network="lan")
 
 
@@ -156,7 +156,7 @@ async def test_interfaces_change_while_a_vm_runs_or_the_refusal_says_why_not(dat
     await running(database, web, "pc-i440fx-7.2")
     await refused(change.add(network="dmz"), "network", "an earlier version")
     assert (await change.move(first, network="dmz"))[0].network == "dmz", "another network takes no other device"
-    await refused(change.move(first, network="narrow"), "network", "packets of 1450 bytes, and network narrow carries")
+    await refused(change.move(first, network="narrow"), "network", "MTU 1450, and network narrow has MTU")
     await running(database, web, "pc-q35-7.2", "nic0", "hot0")
     await refused(change.add(network="dmz"), "network", "no hot-plug ports")
     await refused(change.remove(first), "mac", "keeps on board")
@@ -169,7 +169,7 @@ async def test_interfaces_change_while_a_vm_runs_or_the_refusal_says_why_not(dat
     await running(database, web, "pc-i440fx-7.2", "nic0", "nic1")
     assert len((await change.remove(first)).spec.nics) == 1, "machines without PCI Express lose any"
     [last] = mac_addresses(web.id, (await read(database, web.id)).spec)
-    await refused(change.remove(last), "network", "its node's own network")
+    await refused(change.remove(last), "network", "the host's own network")
 
 
 async def test_ports_for_interfaces_are_a_new_vms_or_come_with_a_new_machine_type(database: Database) -> None:
@@ -196,7 +196,7 @@ async def test_no_snapshot_saves_memory_after_an_interface_came_or_left(database
         await connection.execute("UPDATE vms SET node = 'host-a', epoch = 1")
         image = {"name": "tiny", "digest": "0" * 64, "size_bytes": 1, "disk_bytes": 1 << 20, "kind": "disk"}
         await connection.execute("UPDATE nodes SET status = jsonb_set(status, '{inventory,images}', $1)", [image])
-    with pytest.raises(IllegalState, match="network interface while it ran"):
+    with pytest.raises(IllegalState, match="network interface while running"):
         await database.transact(lambda c: snapshots.create(c, web.id, "with", True, False, "ann"))
 
 
@@ -314,7 +314,7 @@ async def test_vms_and_volumes_move_between_projects_within_quotas_or_say_what_t
 
     for vm, project, said in (
         (running, "shop", "stopped on request"), (wired.id, "shop", "in networks of project default: lan"),
-        (web.id, "closed", "need a network"), (web.id, "none", "no project"),
+        (web.id, "closed", "need one of its networks"), (web.id, "none", "no project"),
     ):  # fmt: skip
         with pytest.raises(NovaError, match=said):
             await move(vm, project)
@@ -343,12 +343,12 @@ async def test_vms_and_volumes_move_between_projects_within_quotas_or_say_what_t
         await move(web.id, "default")
     async with database.transaction() as connection:
         await connection.execute("UPDATE volumes SET encryption_key = 'key-a' WHERE id = 'vol-b'")
-    with pytest.raises(Conflict, match="encrypted with the key of its project"):
+    with pytest.raises(Conflict, match="encrypted with its project's key"):
         await move_volume("vol-b", "closed")
     async with database.transaction() as connection:
         await connection.execute("UPDATE projects SET encryption = true WHERE name = 'closed'")
         await connection.execute("UPDATE volumes SET encryption_key = '' WHERE id = 'vol-b'")
-    with pytest.raises(Conflict, match="encrypts what it has"):
+    with pytest.raises(Conflict, match="requires encryption"):
         await move_volume("vol-b", "closed")
 
 

@@ -183,7 +183,7 @@ async def test_what_a_node_says_of_invented_vms_reserves_nothing_and_has_a_limit
             await new_vms.create(connection, await projects.making(connection, "default"), new, "me")
             await unreconciled.check_volumes(connection, ["vol-1"])
         async with database.transaction() as connection:
-            with pytest.raises(InvalidInput, match="it can't show that a server has told it so"):
+            with pytest.raises(InvalidInput, match="it can't prove that a server told it so"):
                 await adoption.adopt(connection, "vm-0", adoption.Adoption(), "me")
 
 
@@ -214,7 +214,7 @@ async def test_a_mark_that_a_server_gave_tells_on_an_older_database_once(hostile
     seen = await hostile.join("seen")
     mark = hostile.proofs.seal(DatabaseMark("5e17", 7))
     await hostile.says(seen, mark=mark)
-    assert "was not heard since" in (await held_up(database))["web"]
+    assert "has not connected since" in (await held_up(database))["web"]
     async with database.transaction() as connection:
         await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp()")
         assert await database_marks.settle(connection) is None

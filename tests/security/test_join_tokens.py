@@ -26,7 +26,7 @@ TOKEN = encode_ticket(TICKET)
 
 
 def test_a_token_on_the_command_line_is_refused_with_what_to_write() -> None:
-    with pytest.raises(InvalidInput, match="can be read by every user of this host") as refused:
+    with pytest.raises(InvalidInput, match="every user of this host can read") as refused:
         identities.offered(TOKEN)
     hint = str(refused.value.hint)
     assert "--join @FILE" in hint and "--join -" in hint and "NOVACRON_JOIN_TOKEN" in hint and TOKEN not in hint

@@ -59,8 +59,8 @@ async def test_what_is_too_old_or_was_not_used_for_too_long_ends(database: Datab
     async with database.connection() as connection:
         said = await connection.fetch("SELECT name, message FROM events WHERE reason = 'Revoked' AND actor = 'system'")
     assert {(row["name"], row["message"]) for row in said} >= {
-        ("old token", "API token old token: it has lived as long as it may"),
-        ("idle token", "API token idle token: it was not used for long"),
+        ("old token", "API token old token: it reached its maximum lifetime"),
+        ("idle token", "API token idle token: it was unused for too long"),
     }
 
 

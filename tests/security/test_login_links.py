@@ -107,7 +107,7 @@ def test_a_restricted_token_makes_no_link(api: Api, person: Person) -> None:
         token, _ = person.new_token(**fields)
         until(lambda token=token: api("GET", "/api/v1/me", token=token).status == 200, "the token is known")  # type: ignore[misc]
         refused = api("POST", "/api/v1/login-links", token=token)
-        assert refused.status == 403 and "a restricted token cannot make a link" in refused.problem["detail"]
+        assert refused.status == 403 and "a restricted token cannot create a login link" in refused.problem["detail"]
 
 
 def test_a_service_makes_no_link(api: Api) -> None:

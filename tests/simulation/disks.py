@@ -106,7 +106,7 @@ async def make_of_replica(context: VmContext, source: ReplicaSource, vm: str) ->
     machine.agent.check_alive()
     points = points_of(host, source.replica)
     if source.point not in points and not (source.or_newest and points):
-        raise Unacceptable(f"point {source.point} of its replica is not on this node any more", WaitCode.FILE_LOST)
+        raise Unacceptable(f"point {source.point} of its replica is no longer on this node", WaitCode.FILE_LOST)
     held = context.record.held
     async with host.world.database.connection() as connection:
         row = await connection.fetchrow("SELECT node, epoch, clone_of FROM vms WHERE id = $1", context.vm)

@@ -146,7 +146,7 @@ class SimulatedMachine:
         found = self._find()
         if found is not None:
             self._attach(host.qemus[found.pid])
-            raise MachineFailed("QEMU runs this VM already")
+            raise MachineFailed("QEMU already runs this VM")
         if not request.incoming and without_agent(host.qemus_of(self.id)) is not None:
             raise MachineFailed("a QEMU of a node whose agent does not work runs this VM on this host")
         kept = request.assignment.spec.ha

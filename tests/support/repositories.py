@@ -28,7 +28,7 @@ def check_packs(repository: Repository) -> Iterator[RepositoryError]:
 def _check_pack(repository: Repository, name: str) -> None:
     content = memoryview(repository.storage.read(Kind.PACK, name))
     if hashlib.sha256(content).hexdigest() != name:
-        raise Damaged(f"pack {name} has another content than its name says")
+        raise Damaged(f"pack {name} has content that does not match its name")
     end = bytes(content[-min(len(content), _header_bytes(bytes(content[-4:]))) :])
     for blob in _blobs_of(repository.key, end, name):
         content_of(repository.key, blob, content[blob.offset : blob.offset + blob.length])

@@ -140,7 +140,7 @@ async def test_a_backup_whose_deletion_meets_a_defect_is_deleted_later(
     )
     async with asyncio.timeout(30):
         await seen_to._see_to(wanted)
-    assert ["has a defect" in report.error for report in sent] == [True, False] and forgotten.call_count == 1
+    assert ["internal error" in report.error for report in sent] == [True, False] and forgotten.call_count == 1
 
 
 async def test_an_image_that_has_come_is_reported_though_a_look_at_all_images_meets_a_defect(

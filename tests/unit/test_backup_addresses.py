@@ -39,33 +39,36 @@ def test_an_address_says_where_a_repository_is() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("s3://", "is no name of a bucket"),
-        ("s3:///prefix", "is no name of a bucket"),
-        ("s3://Backups", "is no name of a bucket"),
-        ("s3://a..b", "is no name of a bucket"),
-        ("s3://backups:9000/x", "is no name of a bucket"),
+        ("s3://", "is not a bucket name"),
+        ("s3:///prefix", "is not a bucket name"),
+        ("s3://Backups", "is not a bucket name"),
+        ("s3://a..b", "is not a bucket name"),
+        ("s3://backups:9000/x", "is not a bucket name"),
         ("s3://backups/a//b", "prefix"),
         ("s3://backups/../b", "prefix"),
         ("s3://backups/a b", "prefix"),
         ("s3://backups/a%2fb", "prefix"),
-        ("s3://backups/a#b", "no address"),
-        ("s3://[backups", "no address"),
-        (f"s3://KEY:{SECRET}@backups/a", "credentials do not belong into an address"),
+        ("s3://backups/a#b", "not an address"),
+        ("s3://[backups", "not an address"),
+        (f"s3://KEY:{SECRET}@backups/a", "credentials do not belong in an address"),
         ("s3://backups?endpoint", "NAME=VALUE"),
-        (f"s3://backups?secret={SECRET}", "option 'secret' of the address is unknown: there are endpoint, region"),
+        (f"s3://backups?secret={SECRET}", "option 'secret' of the address is unknown: use endpoint, region"),
         ("s3://backups?region=a&region=b", "twice"),
         ("s3://backups?region=EU%0a", "region"),
-        ("s3://backups?endpoint=s3.example.net", "server is no URL"),
-        ("s3://backups?endpoint=ftp://s3.example.net", "server is no URL"),
+        ("s3://backups?endpoint=s3.example.net", "server is not a URL"),
+        ("s3://backups?endpoint=ftp://s3.example.net", "server is not a URL"),
         ("s3://backups?endpoint=https://s3.example.net/path", "endpoint has a path"),
-        ("s3://backups?endpoint=https://s3.example.net:x", "server is no URL"),
-        (f"s3://backups?endpoint=https://KEY:{SECRET}@s3.example.net", "do not belong into an address"),
-        ("s3://backups?endpoint=http://s3.example.net", "asked without TLS: write https://, or allow that with plain-"),
-        ("s3://backups?endpoint=http://127.0.0.1.example.net", "asked without TLS"),
-        ("s3://backups?plain-http=maybe", "plain-http='maybe': it is no or yes"),
-        ("s3://backups?bucket-in=name", "bucket-in='name': it is path or host"),
-        ("s3://backups?credentials=s3.ini", "credentials: write the whole path"),
-        ("s3://backups?ca=ca.pem", "ca: write the whole path"),
+        ("s3://backups?endpoint=https://s3.example.net:x", "server is not a URL"),
+        (f"s3://backups?endpoint=https://KEY:{SECRET}@s3.example.net", "do not belong in an address"),
+        (
+            "s3://backups?endpoint=http://s3.example.net",
+            "used without TLS: write https://, or allow plain HTTP with plain-",
+        ),
+        ("s3://backups?endpoint=http://127.0.0.1.example.net", "used without TLS"),
+        ("s3://backups?plain-http=maybe", "plain-http='maybe': use no or yes"),
+        ("s3://backups?bucket-in=name", "bucket-in='name': use path or host"),
+        ("s3://backups?credentials=s3.ini", "credentials: write the absolute path"),
+        ("s3://backups?ca=ca.pem", "ca: write the absolute path"),
         ("https://s3.example.net/backups", "write a path, s3://BUCKET"),
         ("s3:backups", None),
     ],
@@ -149,10 +152,10 @@ def test_a_rest_server_is_named_as_restic_names_it(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("rest:/srv/backups", "is no URL: write it like rest:https://HOST"),
-        ("rest:s3.example.net", "is no URL"),
-        ("rest:http://backup.example.net/", "asked without TLS"),
-        (f"rest:https://node:{SECRET}@backup.example.net/", "do not belong into an address"),
+        ("rest:/srv/backups", "is not a URL: write it like rest:https://HOST"),
+        ("rest:s3.example.net", "is not a URL"),
+        ("rest:http://backup.example.net/", "used without TLS"),
+        (f"rest:https://node:{SECRET}@backup.example.net/", "do not belong in an address"),
         ("rest:https://backup.example.net/a/../b", "path 'a/../b'"),
         ("rest:https://backup.example.net/a%2e", "path"),
         ("rest:https://backup.example.net/?region=x", "option 'region' of the address is unknown"),
@@ -176,7 +179,7 @@ def test_credentials_that_all_users_can_read_are_refused(tmp_path: Path) -> None
 
 def test_credentials_come_from_the_environment_where_no_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
-    with pytest.raises(RepositoryError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+    with pytest.raises(RepositoryError, match="or the variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         S3Address("backups").credentials()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "KEY")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)

@@ -101,7 +101,7 @@ def test_less_memory_for_a_guest_that_runs_is_a_balloon_and_its_size_at_its_next
     ("spec", "has", "wanted_mib", "error", "said"),
     [
         ({}, msgspec.structs.replace(HAS, balloon=False), 256, IllegalState, "without a balloon"),
-        ({"devices": ["8086:10fb"]}, HAS, 256, IllegalState, "devices of its host"),
+        ({"devices": ["8086:10fb"]}, HAS, 256, IllegalState, "it has host devices"),
         ({"memory_max_mib": 1024}, HAS, 128, InvalidInput, "256 MiB at the start"),
     ],
 )

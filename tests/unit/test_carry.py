@@ -31,6 +31,8 @@ def test_a_local_volume_moves_only_to_another_directory_with_room() -> None:
     reasons = lacking(every, [volume])
     assert reasons.keys() == {"same", "full", "none"}
     assert (
-        "is one directory" in reasons["same"] and "1 MiB free" in reasons["full"] and "has no pool" in reasons["none"]
+        "is the same directory" in reasons["same"]
+        and "1 MiB free" in reasons["full"]
+        and "has no pool" in reasons["none"]
     )
-    assert "does not say" in lacking({"good": every["good"]}, [volume])["good"]
+    assert "does not report" in lacking({"good": every["good"]}, [volume])["good"]

@@ -214,7 +214,7 @@ def test_a_node_takes_over_no_authority_from_strangers_and_stays_the_node_that_i
     assert identity is not None
     owner = identity.owner
     assert owner == identities.owner_of(made.old_pem, "host-a")
-    with pytest.raises(ValueError, match="none of these authorities"):
+    with pytest.raises(ValueError, match="none of these certificate authorities"):
         identity.trust(made.new_pem)
     made.spread()
     identity.trust(made.authority.pem)

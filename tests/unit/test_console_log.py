@@ -36,7 +36,7 @@ def test_what_a_guest_of_an_encrypted_vm_prints_is_on_no_disk_in_the_clear(tmp_p
     assert log.read(100, KEY) == b"MARKER one\nMARKER two\n" and log.read(4, KEY) == b"two\n"
     assert (tmp_path / ENCRYPTED).stat().st_mode & 0o777 == 0o600
     assert ConsoleLog(tmp_path, "vm-1").read(100, KEY) == b"MARKER one\nMARKER two\n", "a later agent reads it"
-    with pytest.raises(OSError, match="its key is not on its node"):
+    with pytest.raises(OSError, match="its node does not have the key"):
         ConsoleLog(tmp_path, "vm-1").read(100, None)
     assert b"MARKER" not in ConsoleLog(tmp_path, "vm-1").read(100, OTHER)
     assert b"MARKER" not in ConsoleLog(tmp_path, "vm-2").read(100, KEY), "it is another VM's"

@@ -102,10 +102,10 @@ def test_a_disk_that_is_kept_in_another_way_is_no_parent_and_is_not_restored(
         return "" if found is None else found.snapshot
 
     assert (parent(KEY.id), parent(""), parent(OTHER.id)) == (sealed.snapshot, plain.snapshot, "")
-    with pytest.raises(Damaged, match="is encrypted with the key of a project, and should not be"):
+    with pytest.raises(Damaged, match="is encrypted with a project's key, but should not be"):
         contents.restore(repository, sealed.snapshot, tmp_path / "back")
     assert not (tmp_path / "back").exists()
-    with pytest.raises(Damaged, match="is not encrypted, and should be"):
+    with pytest.raises(Damaged, match="is not encrypted, but should be"):
         KeptContent(repository, plain.snapshot, ContentCipher(KEY))
     assert contents.disk_bytes(repository, sealed.snapshot) == disk.stat().st_size
 
@@ -123,9 +123,9 @@ def test_a_backup_is_made_with_the_key_of_its_vm_and_no_other() -> None:
     check_content_key(None, "")
     check_content_key(KEY, KEY.id)
     for given, needed, words in (
-        (None, KEY.id, f"encrypted with {KEY.id}, which the server can't unwrap"),
-        (OTHER, KEY.id, f"encrypted with {KEY.id}, which the server can't unwrap"),
-        (KEY, "", "its content is not encrypted here"),
+        (None, KEY.id, f"encrypted with {KEY.id}, which was erased"),
+        (OTHER, KEY.id, f"encrypted with {KEY.id}, which was erased"),
+        (KEY, "", "its content is not encrypted on this node"),
     ):
         with pytest.raises(Unacceptable, match=words):
             check_content_key(given, needed)

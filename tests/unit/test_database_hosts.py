@@ -93,4 +93,4 @@ async def test_a_write_that_a_pooler_refuses_fails_as_what_it_is() -> None:
 
 async def test_the_doctor_says_in_words_that_a_url_asks_for_any_server() -> None:
     found = await database(f"{SEVERAL}?target_session_attrs=any")
-    assert len(found) == 1 and "target_session_attrs=any: the platform writes" in found[0].found
+    assert len(found) == 1 and "target_session_attrs=any: NovaCron writes" in found[0].found

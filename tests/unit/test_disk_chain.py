@@ -70,8 +70,8 @@ def test_an_empty_difference_is_a_layer(image: Path, tmp_path: Path) -> None:
     ("options", "why"),
     [
         (("-o", "cluster_size=4k"), "clusters of 4096 bytes"),
-        (("-o", "compat=0.10"), "no plain layer"),
-        (("-o", "extended_l2=on"), "no plain layer"),
+        (("-o", "compat=0.10"), "not a plain layer"),
+        (("-o", "extended_l2=on"), "not a plain layer"),
     ],
 )
 def test_other_layers_than_those_of_vms_are_refused(

@@ -120,5 +120,5 @@ def test_a_differencing_vhdx_is_named_as_such(tmp_path: Path) -> None:
     entry = data.index(VHDX_PARAMETERS)
     at = data.rindex(b"metadata", 0, entry) + int.from_bytes(data[entry + 16 : entry + 20], "little")
     data[at + 4] |= 2
-    with pytest.raises(Unacceptable, match=r"difference to another disk \(a parent\)"):
+    with pytest.raises(Unacceptable, match=r"differencing disk \(with a parent\)"):
         check_whole(io.BytesIO(bytes(data)), ImageFormat.VHDX)

@@ -102,7 +102,7 @@ def _is_of_another_authority(files: Files) -> None:
         (_lacks, "tls-certificate", "can't read .*certificate: No such file"),
         (_is_no_certificate, "tls-certificate", "no certificate"),
         (_is_of_another_key, "tls-key", "is not the key of"),
-        (_is_no_key, "tls-key", "no private key"),
+        (_is_no_key, "tls-key", "not a private key"),
         (_has_a_password, "tls-key", "protected by a password"),
         (_all_can_read_it, "tls-key", "every user of this machine can read"),
         (_is_of_another_authority, "tls-authority", "has not issued"),

@@ -178,7 +178,7 @@ def test_a_guest_without_an_agent_is_said_to_be_behind_until_it_boots(then: Call
     assert watch.clock == "its clock may be behind by 30 s: no guest agent answers, which could set it"
     watch.stood_still(inf)
     watch.look("running")
-    assert "since it went back" in watch.clock
+    assert "since it was reverted" in watch.clock
     then(watch)
     watch.look("running")
     assert watch.clock == ""

@@ -165,7 +165,7 @@ def no_file(place: Place) -> None:
 
 
 def other_digest(place: Place) -> None:
-    raise Unacceptable("its SHA-256 is 00, not the given one", W.DIGEST_WRONG)
+    raise Unacceptable("its SHA-256 is 00, not the expected one", W.DIGEST_WRONG)
 
 
 def fails_with(number: int) -> Callable[[Place], None]:
@@ -313,7 +313,7 @@ async def move_fails_with_a_defect(place: Place) -> Said:
 
 
 CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
-    ("volume", W.POOL_AWAY): (volume(pool="nfs"), "is it mounted?"),
+    ("volume", W.POOL_AWAY): (volume(pool="nfs"), "check that it is mounted"),
     ("volume", W.NO_SPACE): (volume(fails=errno.ENOSPC), "No space left"),
     ("volume", W.NODE_CANT_STORE): (volume(fails=errno.EROFS), "Read-only"),
     ("volume", W.IMAGE_MISSING): (volume(image="debian"), "does not hold image debian"),
@@ -323,37 +323,37 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
     ("import", W.FILE_REFUSED): (refused_import(no_disk), "a web page"),
     ("import", W.DIGEST_WRONG): (refused_import(other_digest), "SHA-256"),
     ("import", W.SOURCE_UNREACHABLE): (refused_import(no_file), "No such file"),
-    ("import", W.NO_SPACE): (refused_import(no_room), "there is no room"),
+    ("import", W.NO_SPACE): (refused_import(no_room), "there is no space"),
     ("import", W.NODE_CANT_STORE): (refused_import(fails_with(errno.EIO)), "Input/output"),
     ("import", W.STEP_FAILED): (refused_import(fails_with(errno.EPERM)), "not permitted"),
-    ("export", W.VM_GONE): (export(), "not here any more"),
+    ("export", W.VM_GONE): (export(), "no longer on this node"),
     ("export", W.FILE_LOST): (export(ExportPhase.READY), "its file is gone"),
     ("export", W.NO_SPACE): (export(fails=system_error(errno.ENOSPC)), "No space left"),
     ("export", W.NODE_CANT_STORE): (export(fails=system_error(errno.EROFS)), "Read-only"),
     ("export", W.STEP_FAILED): (export(fails=OverlayFailed("damaged")), "damaged"),
-    ("backup", W.VM_GONE): (backup(), "not here any more"),
-    ("backup", W.FILE_LOST): (backup(BackupPhase.VERIFYING), "mounted?"),
+    ("backup", W.VM_GONE): (backup(), "no longer on this node"),
+    ("backup", W.FILE_LOST): (backup(BackupPhase.VERIFYING), "is mounted"),
     ("backup", W.NO_SPACE): (backup(fails=system_error(errno.ENOSPC)), "No space left"),
     ("backup", W.NODE_CANT_STORE): (backup(fails=system_error(errno.EROFS)), "Read-only"),
     ("backup", W.TIME_LIMIT): (backup(fails=Stalled("its repository did not answer for 300 s")), "did not answer"),
-    ("replica", W.VM_GONE): (replica(), "not here any more"),
+    ("replica", W.VM_GONE): (replica(), "no longer on this node"),
     ("replica", W.NO_SPACE): (replica(system_error(errno.ENOSPC)), "No space left"),
     ("replica", W.NODE_CANT_STORE): (replica(system_error(errno.EROFS)), "Read-only"),
     ("replica", W.STEP_FAILED): (replica(OverlayFailed("damaged")), "damaged"),
     ("backup", W.STEP_FAILED): (backup(fails=OverlayFailed("damaged")), "damaged"),
-    ("snapshot", W.VM_OFF): (snapshot(runs=False), "does not run any more"),
+    ("snapshot", W.VM_OFF): (snapshot(runs=False), "no longer running"),
     ("snapshot", W.FILE_LOST): (snapshot(SnapshotPhase.REVERTING), "not in the VM's disk"),
     ("snapshot", W.DOES_NOT_FIT): (snapshot(SnapshotPhase.REVERTING, kept=1, vcpus=4), "number of vCPUs"),
-    ("snapshot", W.NO_SPACE): (snapshot(SnapshotPhase.REVERTING, kept=1), "make room"),
+    ("snapshot", W.NO_SPACE): (snapshot(SnapshotPhase.REVERTING, kept=1), "free some space"),
     ("snapshot", W.GUEST_SILENT): (snapshot(freeze=GuestSilent("no answer")), "no answer"),
     ("snapshot", W.NODE_CANT_STORE): (snapshot(create=system_error(errno.EIO)), "Input/output"),
     ("snapshot", W.STEP_FAILED): (snapshot(create=MonitorFailed("Error -22")), "Error -22"),
     ("network", W.NETWORK_NOT_READY): (network(failed={"lan": "Read-only file system"}), "Read-only file system"),
-    ("network", W.INTERFACE_CLOSED): (network(closed={"lan": {NicKey("vm-a", 0): "syntax"}}), "takes no traffic"),
-    ("forward", W.PORT_IN_USE): (network(unforwarded={(Protocol.TCP, 30022)}), "listens at tcp port 30022"),
-    ("forward", W.RULES_REFUSED): (network(refused={"lan": {LAN.entrances[0]: "syntax"}}), "rules are refused: syntax"),
+    ("network", W.INTERFACE_CLOSED): (network(closed={"lan": {NicKey("vm-a", 0): "syntax"}}), "has no traffic"),
+    ("forward", W.PORT_IN_USE): (network(unforwarded={(Protocol.TCP, 30022)}), "listens on tcp port 30022"),
+    ("forward", W.RULES_REFUSED): (network(refused={"lan": {LAN.entrances[0]: "syntax"}}), "refuses its rules: syntax"),
     ("floating-address", W.RULES_REFUSED): (
-        network(refused={"lan": {LAN.floating[0]: "syntax"}}), "rules are refused: syntax",
+        network(refused={"lan": {LAN.floating[0]: "syntax"}}), "refuses its rules: syntax",
     ),
     ("floating-address", W.NOT_ROUTED): (network(unrouted={"lan": ["192.0.2.7"]}), "route it there"),
     ("drain", W.UNPLACED): (refused_move(NoCapacity("node b is cordoned")), "node b is cordoned"),

@@ -225,7 +225,7 @@ async def test_a_vm_does_not_start_beside_a_qemu_of_it_that_is_out_of_its_folder
 ) -> None:
     """Whatever put it there: before each start it is looked for, by what it is."""
     (tmp_path / "state").rename(tmp_path / "away")
-    for name, says in (("host-a", "runs this VM already"), ("host-b", "whose agent does not work")):
+    for name, says in (("host-a", "already runs this VM"), ("host-b", "whose agent is not running")):
         settings = make_state(tmp_path / name, authority, name)
         machine = Machine(VM, settings, NodeNetworks(settings), Passthrough(), lambda _name, _data: None)
         with pytest.raises(MachineFailed, match=says):
@@ -249,7 +249,7 @@ async def test_a_qemu_of_a_node_that_was_renamed_is_its_agents(
     (tmp_path / "renamed" / "identity" / "node.crt").replace(tmp_path / "state" / "identity" / "node.crt")
     settings = make_state(tmp_path / "other", authority, "host-b")
     machine = Machine(VM, settings, NodeNetworks(settings), Passthrough(), lambda _name, _data: None)
-    with pytest.raises(MachineFailed, match="of node east-1, whose agent does not work"):
+    with pytest.raises(MachineFailed, match="of node east-1, whose agent is not running"):
         await machine._check_alone(incoming=False)
     agent = Presence(renamed.owner)
     try:

@@ -173,7 +173,7 @@ async def test_a_node_that_reports_faster_than_can_be_stored_has_to_connect_agai
     taking, _ = reader(socket, store)
     for _ in range(limits.LINK_QUEUE_MAX + 2):
         socket.say(wire.Measured(()))
-    with pytest.raises(Unavailable, match="faster than can be stored"):
+    with pytest.raises(Unavailable, match="faster than the server can store"):
         async with asyncio.timeout(10):
             await taking.run(cast(Any, socket))
 
@@ -188,7 +188,7 @@ async def test_what_a_node_reports_waits_within_a_limit_of_bytes(monkeypatch: py
     taking, _ = reader(socket, store)
     for _ in range(20):
         socket.say(wire.MigrationFailed("mig", "x" * 1000))
-    with pytest.raises(Unavailable, match="faster than can be stored"):
+    with pytest.raises(Unavailable, match="faster than the server can store"):
         async with asyncio.timeout(10):
             await taking.run(cast(Any, socket))
 
@@ -204,7 +204,7 @@ async def test_what_a_node_reports_of_its_vms_waits_within_a_limit_of_bytes(monk
         waiting[-1].set_result(None)
     for _ in range(20):
         socket.say(wire.Observed("vm-1", 1, VmStatus(reason="x" * 1000)))
-    with pytest.raises(Unavailable, match="faster than can be stored"):
+    with pytest.raises(Unavailable, match="faster than the server can store"):
         async with asyncio.timeout(10):
             await running
 
@@ -247,5 +247,5 @@ async def test_input_of_a_console_that_opens_slowly_waits_within_a_limit_of_byte
         requests.write(1, b"x" * 65536)
     assert sent == []
     requests.write(1, b"x")
-    assert sent == [wire.ConsoleClosed(1, "the console takes no input")]
+    assert sent == [wire.ConsoleClosed(1, "the console does not accept input")]
     await requests.end()

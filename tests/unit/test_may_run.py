@@ -36,7 +36,7 @@ async def test_a_node_that_does_not_own_a_vm_neither_starts_nor_resumes_it(
     record: Record, step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = worker_with(record, tmp_path, monkeypatch)
-    with pytest.raises(MayNotRun, match="vm-a may not run on this node"):
+    with pytest.raises(MayNotRun, match="vm-a must not run on this node"):
         await worker._reconciler._do(step, worker.context.assigned(), "paused", 0.0)
     for method in (worker.machine.start, worker.machine.execute):
         assert isinstance(method, AsyncMock)

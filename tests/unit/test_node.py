@@ -94,8 +94,8 @@ def test_migrations_wait_for_a_node_that_is_busy() -> None:
     planned = plan(active, {}, {}, dict.fromkeys("abcdef", 2))
     assert planned.begin == ["2", "4"]
     assert planned.waits_for == {
-        "3": "node a has 2 migrations under way",
-        "5": "node a has 2 migrations under way",
+        "3": "node a has 2 migrations in progress",
+        "5": "node a has 2 migrations in progress",
     }
     assert planned.rates == {"1": None, "2": None, "4": None}
     assert plan(active, {}, {}, dict.fromkeys("abcdef", 3)).begin == ["2", "3", "4"]

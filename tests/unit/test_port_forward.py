@@ -155,7 +155,7 @@ async def test_it_is_said_why_a_port_is_not_reached(monkeypatch: pytest.MonkeyPa
     assert "refused" in forwards.reasons()[0] and f"port {port}" in forwards.reasons()[0]
     off = Forwards(monkeypatch, runs=False)
     await off.ports.open(1, "vm", 22)
-    assert "does not run" in off.reasons()[0]
+    assert "is not running" in off.reasons()[0]
 
 
 def test_ssh_gets_one_command_and_no_option_from_what_is_run() -> None:

@@ -31,10 +31,10 @@ def test_a_refused_move_rests_twice_as_long_each_time_up_to_a_limit() -> None:
 
 def test_what_is_refused_is_no_target_and_is_said() -> None:
     refused, fleet = RefusedMoves(), Fleet([node("a"), node("b"), node("c")], {})
-    refused.refuse(PlannedMove("vm-1", "web", "b"), "it would not end", 0.0)
+    refused.refuse(PlannedMove("vm-1", "web", "b"), "it would not converge", 0.0)
     (load,) = refused.without([LOAD], 1.0)
     assert "was refused" in str(refusal(fleet, load, "b")) and refusal(fleet, load, "c") is None
-    assert refused.words(1.0) == "; refused: web to b (it would not end)" and refused.words(601.0) == ""
+    assert refused.words(1.0) == "; refused: web to b (it would not converge)" and refused.words(601.0) == ""
 
 
 def test_a_vm_that_is_refused_everywhere_rests_itself_until_it_moves() -> None:

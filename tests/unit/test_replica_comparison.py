@@ -154,7 +154,7 @@ async def test_more_digests_than_any_disk_has_are_refused_before_they_come() -> 
     ("packed", "why"),
     [
         (b"no zlib", "can't be read"), (zlib.compress(b"odd"), "can't be read"),
-        (zlib.compress(RUN.pack(0, 1))[:-5], "not whole"), (zlib.compress(RUN.pack(60, 5)), "does not have"),
+        (zlib.compress(RUN.pack(0, 1))[:-5], "incomplete"), (zlib.compress(RUN.pack(60, 5)), "does not have"),
         (zlib.compress(RUN.pack(9, 1) + RUN.pack(9, 1)), "does not have"), (zlib.compress(RUN.pack(1, 0)), "not have"),
     ],
 )  # fmt: skip
@@ -166,7 +166,7 @@ def test_answers_that_make_no_sense_are_refused(packed: bytes, why: str) -> None
 def test_an_answer_counts_as_a_whole() -> None:
     answer = Answer()
     answer.take(b"\0\0\0\5\x85")
-    with pytest.raises(StreamError, match="not whole"):
+    with pytest.raises(StreamError, match="incomplete"):
         answer.result()
 
 
@@ -219,9 +219,9 @@ async def test_a_receiver_answers_which_blocks_differ(image: Path, tmp_path: Pat
     assert (found.since, found.disk_bytes, list(comparison.unpack(found.differ, BLOCKS))) == ("f" * 16, 4 << 20, [0, 1])
 
     def nothing() -> OpenedDisk:
-        raise Unacceptable("it has nothing of the disk yet")
+        raise Unacceptable("it has no data of the disk yet")
 
-    assert await asked(Back(), nothing, digests, check) == Compared(lacks="it has nothing of the disk yet")
+    assert await asked(Back(), nothing, digests, check) == Compared(lacks="it has no data of the disk yet")
     with pytest.raises(ProtocolError, match="different keys"):
         await asked(Back(), nothing, digests, "00")
     with pytest.raises(StreamError, match="could not be given"):
@@ -321,7 +321,7 @@ async def test_a_receiver_says_so_if_more_differs_than_an_answer_may_name(
     monkeypatch.setattr(back.answer, "result", lambda: msgspec.msgpack.decode(back.answer._raw[4:], type=Compared))
     here = Chain(image, [layer(tmp_path / "a")])
     found = await asked(back, lambda: OpenedDisk(here, "f" * 16, 4 << 20), digests, check)
-    assert found == Compared(lacks="what differs is in 2 places or more, too many for an answer")
+    assert found == Compared(lacks="the differences are in 2 places or more, too many for one answer")
 
 
 def test_an_answer_that_is_too_long_is_refused_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +354,9 @@ async def test_what_cannot_be_compared_is_sent_as_a_whole_and_said_to_be(
             await rounds._reduced(Mock(), plan, copied)
         return
     assert await rounds._reduced(Mock(), plan, copied) is copied
-    assert plan.kind is RoundKind.WHOLE and plan.reason.endswith(f"; all was sent: it could not be compared: {error}")
+    assert plan.kind is RoundKind.WHOLE and plan.reason.endswith(
+        f"; the whole disk was sent: the comparison failed: {error}"
+    )
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_files_that_lead_elsewhere_or_are_too_large_are_no_layers(tmp_path: Path
         with pytest.raises(Unacceptable):
             check_layer(bad, SIZE)
     (tmp_path / "short").write_bytes(good.read_bytes()[:50])
-    with pytest.raises(Unacceptable, match="no qcow2"):
+    with pytest.raises(Unacceptable, match="not a qcow2"):
         check_layer(tmp_path / "short", SIZE)
 
 

@@ -28,7 +28,7 @@ REFUSED = samples.ExpectedDisk("0" * 64, "a", "b", "raw", refused="cut off")
         (Taken("c" * 64, SIZE + 512), DISK, False),
         (Refused("it is cut off"), DISK, False),
         (Refused("it is cut off; fetch it again"), REFUSED, True),
-        (Refused("its agent has a defect"), REFUSED, False),
+        (Refused("internal error in its agent"), REFUSED, False),
         (Taken("c" * 64, SIZE), REFUSED, False),
     ],
 )

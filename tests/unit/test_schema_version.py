@@ -26,7 +26,7 @@ def test_a_server_refuses_a_schema_that_a_later_one_has_made_and_says_what_to_do
     later = f"{int(SCHEMA_VERSION) + 1:04}"
     with pytest.raises(InvalidInput, match=f"its schema is version {later}") as refused:
         refuse_later(later)
-    assert refused.value.field == "database" and "put back a backup" in str(refused.value.hint)
+    assert refused.value.field == "database" and "restore an earlier backup" in str(refused.value.hint)
 
 
 def test_a_server_starts_over_a_later_schema_that_still_serves_it() -> None:

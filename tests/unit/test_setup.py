@@ -146,7 +146,7 @@ def test_a_file_that_a_killed_set_up_has_written_counts_only_after_a_restart(tmp
     newer = host.began_at_s + 1
     os.utime(tmp_path / "etc/novacron/server.toml", (newer, newer))
     (restart,) = host.left(SERVER_WANTED)
-    assert restart == RestartUnit(SERVER.unit, "its settings have changed since it began")
+    assert restart == RestartUnit(SERVER.unit, "its settings have changed since it started")
 
 
 def test_what_an_operator_wrote_is_shown_and_kept_without_replace(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_what_an_operator_wrote_is_shown_and_kept_without_replace(tmp_path: Path
     with pytest.raises(SetupRefused) as refused:
         host.set_up(SERVER_WANTED)
     assert refused.value.problems == (
-        '/etc/novacron/server.toml has advertise = "old.example.net", and you gave "control.example.net": nothing was'
+        '/etc/novacron/server.toml has advertise = "old.example.net", but you gave "control.example.net": nothing was'
         " changed; to change it, add --replace",
     )
     assert path.read_text() == by_hand and not host.starts
@@ -203,7 +203,7 @@ def test_a_unit_that_can_not_be_used_is_refused_with_what_to_do(load_state: str,
 
 def test_a_file_where_a_folder_must_be_is_left_alone() -> None:
     facts = plan.HostFacts({SERVER.folders[0].path: PathFacts(False, 0o644, "root", "root")}, plan.UnitFacts("loaded"))
-    with pytest.raises(SetupRefused, match="/etc/novacron is no folder"):
+    with pytest.raises(SetupRefused, match="/etc/novacron is not a directory"):
         steps_left(SERVER_WANTED, facts)
 
 
@@ -211,7 +211,7 @@ def test_a_variable_that_wins_over_a_setting_is_named() -> None:
     environment = "# NOVACRON_SERVER_PORT=1\nNOVACRON_LOG_LEVEL=debug\nNOVACRON_SERVER_ADVERTISE=other\n"
     (problem,) = overridden(SERVER_WANTED, SERVER_WANTED.settings, environment)
     assert problem == (
-        "/etc/default/novacron-server has NOVACRON_SERVER_ADVERTISE, which wins over advertise: remove that line"
+        "/etc/default/novacron-server has NOVACRON_SERVER_ADVERTISE, which overrides advertise: remove that line"
     )
 
 
@@ -240,14 +240,16 @@ def test_what_can_not_be_set_up_is_said_at_once_and_without_secrets() -> None:
     words = ["--state-dir", "/srv", "--new-keys", "--database", "postgresql://me:secret@db/novacron", "--dry-run"]
     done = CliRunner().invoke(app, ["setup", "server", *words])
     assert done.exit_code == 1
-    for said in ("--state-dir is no setting of a host", "--new-keys is no setting", "--database has a password"):
+    for said in ("--state-dir can't be set for a host", "--new-keys can't be set", "--database contains a password"):
         assert f"error: {said}" in done.output
     assert "secret" not in done.output and "nothing was changed" in done.output
 
 
 def test_a_join_token_on_the_command_line_is_refused() -> None:
     done = CliRunner().invoke(app, ["setup", "agent", "--join", "nvj_secret", "--dry-run"])
-    assert done.exit_code == 1 and "--join: a join token on a command line can be read by every user" in done.output
+    assert (
+        done.exit_code == 1 and "--join: every user of this host can read a join token on a command line" in done.output
+    )
     assert "nvj_secret" not in done.output
 
 

@@ -172,7 +172,7 @@ def test_the_first_member_is_made_of_the_servers_database_and_the_server_follows
 def test_a_member_that_joins_keeps_its_own_database_aside_and_its_server_off(tmp_path: Path) -> None:
     host = FakeHost(tmp_path)
     made = host.set_up(SECOND)
-    assert made[0] == StopUnit(SERVER.unit, "it uses a database of its own on this host", for_good=True)
+    assert made[0] == StopUnit(SERVER.unit, "it uses its own database on this host", for_good=True)
     assert (host.postgres / "data.set-aside/PG_VERSION").exists()
     assert host.enabled == {DATABASE_UNIT} == host.began_at_s.keys()
     assert tomllib.loads(host.settings.read_text()) == {"pool": 30}
@@ -204,7 +204,7 @@ def test_the_first_members_server_learns_of_those_that_came_later(tmp_path: Path
 def test_all_that_is_in_the_way_is_said_at_once_and_nothing_is_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "of_machine", lambda: ["only root can set a host up"])
+    monkeypatch.setattr(checks, "of_machine", lambda: ["only root can set up a host"])
     monkeypatch.setattr(checks, "of_service", lambda *_: checks.Checked(("memory: too little; add some",), ()))
     host = FakeHost(tmp_path)
     host.objections = ["etcd has no majority", "--port: can't listen on 10.77.0.11:5432: in use"]
@@ -212,7 +212,7 @@ def test_all_that_is_in_the_way_is_said_at_once_and_nothing_is_changed(
     with pytest.raises(SetupRefused) as refused:
         host.set_up(FIRST)
     assert refused.value.problems == (
-        "only root can set a host up", "etcd has no majority", "--port: can't listen on 10.77.0.11:5432: in use",
+        "only root can set up a host", "etcd has no majority", "--port: can't listen on 10.77.0.11:5432: in use",
         "memory: too little; add some",
     )  # fmt: skip
     assert host.state == before
@@ -233,7 +233,7 @@ def test_variables_of_the_servers_unit_win_and_are_named(tmp_path: Path) -> None
     (tmp_path / "etc/default").mkdir()
     (tmp_path / "etc/default/novacron-server").write_text("NOVACRON_DATABASE_URL=postgresql://postgres:x@db/postgres\n")
     (warning,) = host.setup.prepare(FIRST).warnings
-    assert warning.startswith("/etc/default/novacron-server says which database the server of this host uses")
+    assert warning.startswith("/etc/default/novacron-server sets the database of this host's server")
     host.set_up(FIRST)
     assert tomllib.loads(host.settings.read_text()) == {"pool": 30}
 
@@ -254,7 +254,7 @@ def test_a_member_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) 
     [
         (WantedMember(), "--member NAME"),
         (FIRST._replace(member="Data Base"), "--member 'Data Base': write 1 to 63"),
-        (FIRST._replace(host="0.0.0.0"), "--host 0.0.0.0: others can't reach this"),
+        (FIRST._replace(host="0.0.0.0"), "--host 0.0.0.0: other machines can't reach it"),
         (FIRST._replace(set_aside=True), "--set-aside: only a member that joins"),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_backup_that_was_taken_out_is_not_found_and_others_stay(repository: Re
     contents.forget(repository, "backup-1")
     assert not look(repository, "backup-1").made
     contents.verify(repository, second.snapshot, never)
-    with pytest.raises(NotStored, match="not in the repository any more"):
+    with pytest.raises(NotStored, match="no longer in the repository"):
         contents.verify(repository, first.snapshot, never)
 
 
@@ -193,7 +193,7 @@ async def test_a_repository_that_hangs_fails_its_own_work_and_nothing_else() -> 
     async with queues.of("repo-a").turn("acme"):
         with pytest.raises(Stalled, match="did not answer"):
             await queues.of("repo-a").run(hang)
-        with pytest.raises(Stalled, match="does not answer yet"):
+        with pytest.raises(Stalled, match="has not answered yet"):
             await queues.of("repo-a").run(lambda _stopped: 1)
         async with queues.of("repo-b").turn("acme"):
             assert await queues.of("repo-b").run(lambda _stopped: 2) == 2
@@ -252,12 +252,12 @@ async def test_whoever_deletes_waits_for_those_who_write_and_is_told_whom(
     monkeypatch.setattr(directory, "LOCK_TO_DELETE_S_MAX", 0.1)
     monkeypatch.setattr(directory, "LOCK_PAUSES_S", (0.01, 0.02))
     root = tmp_path / REPOSITORY
-    with pytest.raises(Unacceptable, match="in use since"):
+    with pytest.raises(Unacceptable, match="for shared use since"):
         directory.open_repository(root, key, begin=False, purpose=Purpose.DELETE)
     directory.open_repository(root, key, begin=False).close()
     opened.close()
     alone = directory.open_repository(root, key, begin=False, purpose=Purpose.DELETE)
-    with pytest.raises(Unacceptable, match="for itself since"):
+    with pytest.raises(Unacceptable, match="exclusively since"):
         directory.open_repository(root, key, begin=False)
     alone.close()
     assert list((root / "locks").iterdir()) == []
@@ -311,7 +311,7 @@ def test_a_repository_opens_with_its_own_key_only(repository: Repository, tmp_pa
 @pytest.mark.parametrize("name", ["../../etc", "repo-1", "", "repo-0123456789abcdef/x"])
 def test_no_other_directory_than_a_repositorys_is_used(tmp_path: Path, name: str) -> None:
     settings = AgentSettings(tmp_path, tmp_path, "host-a", backup_dir=tmp_path)
-    with pytest.raises(Unacceptable, match="no id of a repository"):
+    with pytest.raises(Unacceptable, match="not a repository id"):
         directory.root_of(settings, name)
 
 

@@ -189,10 +189,10 @@ W = WaitCode
 VM_CASES: dict[WaitCode, list[Waits]] = {
     W.IMAGE_MISSING: [
         Waits(no_image, VmState.STARTING, "waits for image tiny from another node"),
-        Waits(another_image, VmState.STARTING, "another image as tiny"),
+        Waits(another_image, VmState.STARTING, "the image tiny on its node is not the one"),
     ],
-    W.LEASE_ENDED: [Waits(lambda site: None, VmState.STARTING, "no heartbeat", HA)],
-    W.START_QUEUED: [Waits(queue_is_full, VmState.STARTING, "other VMs of its node", said=0)],
+    W.LEASE_ENDED: [Waits(lambda site: None, VmState.STARTING, "a heartbeat", HA)],
+    W.START_QUEUED: [Waits(queue_is_full, VmState.STARTING, "other VMs on its node", said=0)],
     W.NETWORK_NOT_READY: [
         Waits(network_fails, VmState.STARTING, f"waits for network lan: {READ_ONLY}", LAN, said=0),
         Waits(all_networks_fail, VmState.STARTING, READ_ONLY, LAN, said=0),
@@ -209,14 +209,14 @@ VM_CASES: dict[WaitCode, list[Waits]] = {
         Waits(lambda site: None, VmState.STARTING, "an older database", given={"withheld": "an older database"})
     ],
     W.DISK_BEING_MADE: [
-        Waits(lambda site: None, VmState.STARTING, "further disks", given={"volumes": (making("vol-1"),)}),
+        Waits(lambda site: None, VmState.STARTING, "other disks", given={"volumes": (making("vol-1"),)}),
         Waits(
-            lambda site: None, VmState.PENDING, "is being made from that of web", said=0,
+            lambda site: None, VmState.PENDING, "is being created from the disk of web", said=0,
             given={"clone_of": CloneOf("vm-web", "web", linked=False)},
         ),
     ],
     W.DISK_BEING_COPIED: [
-        Waits(disk_is_copied, VmState.RUNNING, "once its disk is copied", given={"snapshots": (REVERTS,)})
+        Waits(disk_is_copied, VmState.RUNNING, "after its disk is copied", given={"snapshots": (REVERTS,)})
     ],
     W.DISK_LOST: [Waits(disk_is_gone, VmState.FAILED, "novacron vm recover", given={"machine": "pc-q35-7.2"})],
     W.DISK_FULL: [Waits(disk_has_no_room, VmState.PAUSED, "its disk is full: 1 MiB are free")],

@@ -138,7 +138,7 @@ class VmBackups:
             return wire.BackupStands(backup.id, backup.phase, ends, error=why, code=code_of(error))
         except Exception as error:  # a defect met with one must not take the agent away
             log.exception("defect in a backup", backup=backup.id, phase=backup.phase)
-            why = f"its agent has a defect: {type(error).__name__}; see its log"
+            why = f"internal error in its agent: {type(error).__name__}; see its log"
             return wire.BackupStands(backup.id, backup.phase, ends, error=why, code=WaitCode.STEP_FAILED)
         finally:
             if backup.phase is BackupPhase.MAKING:
@@ -166,7 +166,7 @@ class VmBackups:
                         await increment.keep(known.made)
                     return await queue.run(functools.partial(_result_of, repository, known))
                 if vm is None or increment is None:
-                    raise Unacceptable("the VM is not here any more", WaitCode.VM_GONE)
+                    raise Unacceptable("the VM is no longer on this node", WaitCode.VM_GONE)
                 increment.expect(known.earlier, is_first=not known.has_earlier and known.earlier is None)
                 try:
                     kept, quiesced = await self._store(backup, vm, increment, (repository, queue))
@@ -289,8 +289,8 @@ class VmBackups:
             await queue.run(replace)
         except EXPECTED as error:
             log.warning("damaged blocks are still counted on", backup=backup.id, error=str(error))
-            return f"; later backups may count on them: verify it again ({error})"
-        return "; the next backup that has such a block stores it again"
+            return f"; later backups may refer to the damaged blocks: verify it again ({error})"
+        return "; the next backup with these blocks stores them again"
 
     async def _delete(self, backup: wire.BackupWanted) -> None:
         """Take a backup out of its repository; tried again until that works, or the server names it no more."""
@@ -318,7 +318,7 @@ class VmBackups:
             except Exception as error:  # a defect met with one try must not end the others
                 RESTARTS.add("backup")
                 log.exception("defect in a backup", backup=backup.id, phase=backup.phase)
-                why, code = f"its agent has a defect: {type(error).__name__}; see its log", WaitCode.STEP_FAILED
+                why, code = f"internal error in its agent: {type(error).__name__}; see its log", WaitCode.STEP_FAILED
             self._send(wire.BackupStands(backup.id, backup.phase, BackupPhase.DELETING, error=why, code=code))
             await asyncio.sleep(backoff.next_s())
 
@@ -345,7 +345,7 @@ def _look(
 
 def _result_of(repository: OpenRepository, known: contents.Known, stopped: Stopped) -> BackupResult:
     repository.watched(stopped)
-    why = "it was made before its agent was restarted: what it read and wrote was not counted"
+    why = "it was made before its agent restarted: the bytes that it read and wrote are unknown"
     mode = BackupMode.INCREMENTAL if known.parent else BackupMode.FULL
     size = contents.disk_bytes(repository.repository, known.made)
     return BackupResult(known.made, mode, why, disk_bytes=size, parent=known.parent)
@@ -365,9 +365,11 @@ def check_content_key(given: DataKey | None, needed: str) -> None:
     if (given.id if given is not None else "") == needed:
         return
     if not needed:
-        raise Unacceptable("its content is not encrypted here, and the server says that it is", WaitCode.STEP_FAILED)
+        raise Unacceptable(
+            "its content is not encrypted on this node, but the server sent a key for it", WaitCode.STEP_FAILED
+        )
     raise Unacceptable(
-        f"its content is encrypted with {needed}, which the server can't unwrap, or which was erased; see its log",
+        f"its content is encrypted with {needed}, which was erased, or can't be unwrapped: see the server's log",
         WaitCode.STEP_FAILED,
     )
 
@@ -379,7 +381,7 @@ def _written_extents(
     with layer.open("rb") as file:
         extents = written_extents(file, disk_bytes, EXTENTS_MAX, is_encrypted=is_encrypted)
     if sum(length for _, length in extents) < dirty_bytes - (-disk_bytes % BLOCK_BYTES):
-        raise Unacceptable("the copy of the disk lacks some of what was written", WaitCode.STEP_FAILED)
+        raise Unacceptable("the copy of the disk is incomplete: it lacks recent writes", WaitCode.STEP_FAILED)
     return tuple(extents)
 
 

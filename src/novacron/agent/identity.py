@@ -81,7 +81,7 @@ class Identity(msgspec.Struct, frozen=True):
         if ca_pem == self.ca.read_bytes():
             return
         if not set(pki.authority_hashes(ca_pem)) & set(self.authorities()):
-            raise ValueError("none of these authorities is one that this node trusts")
+            raise ValueError("this node trusts none of these certificate authorities")
         pki.write_secret(self.ca, ca_pem)
 
     def renewal(self) -> bytes | None:
@@ -120,7 +120,7 @@ def load(directory: Path) -> Identity | None:
         stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
     except (OSError, *MALFORMED) as error:
         raise InvalidInput(
-            f"{path} is damaged: {error}", field="identity", hint="put the file back, or let the node join anew"
+            f"{path} is damaged: {error}", field="identity", hint="restore the file, or let the node join again"
         ) from error
     name = pki.common_name((directory / "node.crt").read_bytes())
     if not stored.installation:  # it joined with an earlier version; later, its CA may be another
@@ -135,7 +135,7 @@ def _store(directory: Path, stored: _Stored) -> None:
 
 def rejoin_advice(name: str) -> str:
     return (
-        f"make a token with: novacron node join-token --node {name}, then on this host: novacron agent --rejoin @FILE"
+        f"create a token with: novacron node join-token --node {name}, then on this host: novacron agent --rejoin @FILE"
     )
 
 
@@ -164,9 +164,9 @@ def offered(source: str | None) -> JoinOffer:
     token = os.environ.pop(JOIN_TOKEN, None)
     if source is not None and source != "-" and not source.startswith("@"):
         raise InvalidInput(
-            "a join token on a command line can be read by every user of this host",
+            "every user of this host can read a join token on a command line",
             field="join",
-            hint=f"make another and write --join @FILE with a file that only you can read, or --join - to give it as"
+            hint=f"create a new token and use --join @FILE with a file that only you can read, or --join - for"
             f" standard input, or set {JOIN_TOKEN}",
         )
     return JoinOffer(source, token)
@@ -182,14 +182,14 @@ def _read_token(source: str) -> str:
             raise InvalidInput(
                 f"every user of this host can read {path}",
                 field="join",
-                hint=f"make another token, and chmod 600 {path}",
+                hint=f"create a new token, and chmod 600 {path}",
             )
         with path.open() as file:
             return file.read(TOKEN_CHARS_MAX)
     except OSError as error:
         raise InvalidInput(f"can't read {path}: {error.strerror}", field="join") from None
     except UnicodeDecodeError:
-        raise InvalidInput(f"{path} has no join token", field="join") from None
+        raise InvalidInput(f"{path} contains no join token", field="join") from None
 
 
 def join(directory: Path, ticket: JoinTicket, name: str) -> Identity:
@@ -232,7 +232,7 @@ def renewed_at_start(identity: Identity, offer: JoinOffer) -> Identity:
         return identity
     objection = identity.objection()
     if objection is None:
-        log.info("this host has joined already: --join is not used", node=identity.name)
+        log.info("this host has already joined: --join is not used", node=identity.name)
         return identity
     try:
         ticket = offer.ticket()

@@ -361,8 +361,8 @@ def _ticket(settings: AgentSettings, offer: JoinOffer) -> JoinTicket:
         raise InvalidInput(
             f"this host has not joined yet (no identity in {settings.identity_dir})",
             field="join",
-            hint=f"make a token with: novacron node join-token --node {settings.name} --file FILE,"
-            " and give it with --join @FILE",
+            hint=f"create a token with: novacron node join-token --node {settings.name} --file FILE,"
+            " and pass it with --join @FILE",
         )
     return ticket
 

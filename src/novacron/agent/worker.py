@@ -46,7 +46,7 @@ RETRY_S_MAX = 30.0
 """A step that fails again and again is tried again ever later, until the server says something new of the VM."""
 LOST_AFTER_S = 5.0
 """What an earlier agent was sending, and the target does not have by then, it will not get."""
-DAMAGED = "what this node remembered of the VM is damaged, so it leaves it as it is; to go on: novacron vm start {name}"
+DAMAGED = "this node's record of the VM is damaged, so it leaves the VM as it is; to continue: novacron vm start {name}"
 
 
 def trace_of(statement: wire.Statement) -> str:
@@ -237,7 +237,7 @@ class Worker:
                 code = WaitCode.INTERFACE_CLOSED if is_closed else WaitCode.NETWORK_NOT_READY
             context.report(state, why, code)
         elif statement is not None and _is_new(statement, context.record) and self.machine.pid is None:
-            why = f"its node can't note that it is to run it: {why}; see its disk: novacron node show"
+            why = f"its node can't record that it runs the VM: {why}; check its disk: novacron node show"
             context.report(VmState.PENDING, why, WaitCode.NODE_CANT_STORE, statement.order.epoch)
 
     async def _step(self) -> float:
@@ -383,7 +383,7 @@ class Worker:
             lost = not self._source.has_sent_all(task.migration) and context.record.post_copy is None
             if lost and self._services.clock.monotonic() - self._began_at > LOST_AFTER_S:
                 # By then the target would have said that it has everything; and the epoch moves on only once.
-                why = "its agent restarted when it had promised, and what was on its way is lost"
+                why = "its agent restarted after it had voted, and data in transit is lost"
                 context.services.send(wire.MigrationFailed(task.migration, why))
             return RETRY_S
         if held.claim is Claim.NONE and statement.assignment is not None and statement.assignment.deleting:

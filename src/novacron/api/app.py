@@ -134,7 +134,7 @@ OUTSIDE = (
     schema,
 )
 """What is beside it."""
-ABOUT_REVISION = "answer from a state that has at least this revision; 503 where that is not there within seconds"
+ABOUT_REVISION = "respond from a state of at least this revision; 503 if that takes more than a few seconds"
 
 
 def _api() -> Router:

@@ -25,13 +25,13 @@ def options(query: str, known: tuple[str, ...]) -> dict[str, str]:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=len(known))
     except ValueError:
-        raise BadAddress("what follows the ? of the address is not of the form NAME=VALUE&NAME=VALUE") from None
+        raise BadAddress("the options after the ? of the address are not of the form NAME=VALUE&NAME=VALUE") from None
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise BadAddress("an option of the address is there twice")
+        raise BadAddress("an option of the address is given twice")
     for name in found:
         if name not in known:
-            raise BadAddress(f"option {name[:40]!r} of the address is unknown: there are {', '.join(known)}")
+            raise BadAddress(f"option {name[:40]!r} of the address is unknown: use {', '.join(known)}")
     return found
 
 
@@ -39,7 +39,7 @@ def chosen(given: Mapping[str, str], name: str, choices: tuple[str, str]) -> boo
     """Say whether an option has the second of its values. Raises BadAddress."""
     value = given.get(name, choices[0])
     if value not in choices:
-        raise BadAddress(f"{name}={value[:40]!r}: it is {' or '.join(choices)}")
+        raise BadAddress(f"{name}={value[:40]!r}: use {' or '.join(choices)}")
     return value == choices[1]
 
 
@@ -49,7 +49,7 @@ def named_file(given: Mapping[str, str], name: str) -> Path | None:
         return None
     path = Path(given[name])
     if not path.is_absolute():
-        raise BadAddress(f"{name}: write the whole path of the file, like {name}=/etc/novacron/{name}")
+        raise BadAddress(f"{name}: write the absolute path of the file, like {name}=/etc/novacron/{name}")
     return path
 
 
@@ -59,15 +59,14 @@ def server_url(text: str, shape: str, *, plain_is_allowed: bool) -> tuple[str, s
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise BadAddress(f"the server is no URL: write it like {shape}") from None
+        raise BadAddress(f"the server is not a URL: write it like {shape}") from None
     if "@" in parts.netloc:
-        raise BadAddress("credentials do not belong into an address: name a file with them by credentials=/FILE")
+        raise BadAddress("credentials do not belong in an address: put them into a file, with credentials=/FILE")
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise BadAddress(f"the server is no URL: write it like {shape}")
+        raise BadAddress(f"the server is not a URL: write it like {shape}")
     if parts.scheme == "http" and not plain_is_allowed and not _is_loopback(host):
         raise BadAddress(
-            f"{host} is asked without TLS: write https://, or allow that with plain-http=yes in a network that nobody "
-            "else reads"
+            f"{host} is used without TLS: write https://, or allow plain HTTP with plain-http=yes in a private network"
         )
     literal = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{literal}" + ("" if port is None else f":{port}"), parts.path
@@ -93,7 +92,7 @@ def _read(path: Path, option: str) -> str:
     except OSError as error:
         raise BadAddress(f"{option}: {path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise BadAddress(f"{option}: {path} is no file of text") from None
+        raise BadAddress(f"{option}: {path} is not a text file") from None
 
 
 def secret_text(path: Path) -> str:

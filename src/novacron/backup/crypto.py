@@ -58,12 +58,12 @@ class Key(NamedTuple):
         """Decrypt what ``seal`` made. Raises Damaged, naming ``what``."""
         view = memoryview(sealed)
         if len(view) < OVERHEAD_BYTES:
-            raise Damaged(f"{what} is too short to be anything")
+            raise Damaged(f"{what} is too short")
         nonce, text = bytes(view[:NONCE_BYTES]), view[NONCE_BYTES:-MAC_BYTES]
         try:
             self._mac(nonce, text).verify(bytes(view[-MAC_BYTES:]))
         except InvalidSignature:
-            raise Damaged(f"{what} is damaged, or was written with another key") from None
+            raise Damaged(f"{what} is damaged, or was written with a different key") from None
         return self._crypt(nonce, text)
 
     def _crypt(self, nonce: bytes, data: bytes | memoryview) -> bytes:

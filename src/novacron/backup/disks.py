@@ -146,9 +146,9 @@ def write_stream(repository: Repository, read: Callable[[int], bytes], size: int
 def _grown(before: File, size: int) -> bytearray:
     """Return the ids of a disk that has grown, or stayed as it is. Raises ValueError for any other one."""
     if len(before.content) != -(-before.size // BLOCK_BYTES) * ID_BYTES:
-        raise ValueError("what was there before is no disk in blocks of this size")
+        raise ValueError("the earlier backup is not a disk in blocks of this size")
     if size < before.size or (size > before.size and before.size % BLOCK_BYTES):
-        raise ValueError("a disk that has become smaller, or grew by part of a block, has to be read as a whole")
+        raise ValueError("a disk that shrank, or grew by part of a block, must be read completely")
     more = -(-size // BLOCK_BYTES) - -(-before.size // BLOCK_BYTES)
     return bytearray(before.content + ZERO_ID * more)
 
@@ -165,7 +165,7 @@ def _check_known(repository: Repository, content: bytearray, strides: list[Exten
         for at in range(first, last, ID_BYTES):
             id = bytes(content[at : at + ID_BYTES])
             if id not in repository.index and id != ZERO_ID:
-                raise NotStored(f"data blob {id.hex()} of the backup before is not in the repository any more")
+                raise NotStored(f"data blob {id.hex()} of the previous backup is no longer in the repository")
 
 
 def _strides(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
@@ -244,7 +244,7 @@ def fetch_disk(repository: Repository, file: File, write: Write) -> int:
         for id, offsets in piece.blobs:
             content = content_of_blob(id)
             if any(len(content) != min(BLOCK_BYTES, file.size - offset) for offset in offsets):
-                raise Damaged(f"data blob {id.hex()} is no block of this disk")
+                raise Damaged(f"data blob {id.hex()} is not a block of this disk")
             for offset in offsets:
                 write(offset, content)
 

@@ -79,13 +79,13 @@ def key_of(name: str, content: bytes, password: bytes) -> Key:
     except msgspec.MsgspecError as error:
         raise Damaged(f"key file {name} is damaged: {error}") from None
     if file.kdf != "scrypt":
-        raise Damaged(f"key file {name} uses {file.kdf!r}, which is unknown")
+        raise Damaged(f"key file {name} uses {file.kdf!r}, which is not supported")
     try:
         plain = _derived(password, file).open(file.data, f"key file {name}")
     except Damaged:
-        raise WrongKey(f"key file {name} does not open with this password") from None
+        raise WrongKey(f"key file {name} can't be opened with this password") from None
     try:
         sealed = msgspec.json.decode(plain, type=_SealedKey)
         return Key.of_bytes(sealed.encrypt + sealed.mac.k + sealed.mac.r)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise Damaged(f"key file {name} holds no key: {error}") from None
+        raise Damaged(f"key file {name} contains no key: {error}") from None

@@ -58,8 +58,9 @@ class LockFile(msgspec.Struct, omit_defaults=True):
         return self.hostname == socket.gethostname() and not Path(f"/proc/{self.pid}").exists()
 
     def __str__(self) -> str:
-        how = "for itself" if self.exclusive else "in use"
-        return f"process {self.pid} on {self.hostname} has the repository {how} since {self.time:%Y-%m-%d %H:%M:%S %z}"
+        how = "exclusively" if self.exclusive else "for shared use"
+        since = f"{self.time:%Y-%m-%d %H:%M:%S %z}"
+        return f"process {self.pid} on {self.hostname} has locked the repository {how} since {since}"
 
 
 def _own(*, exclusive: bool) -> LockFile:
@@ -137,7 +138,7 @@ class RepositoryLock:
         """Raise Locked if it may not be held any more: then nothing that was written counts."""
         silent_s = time.monotonic() - self._written_at
         if silent_s > LOST_AFTER_S:
-            raise Locked(f"the own lock of the repository could not be renewed for {silent_s / 60:.0f} minutes")
+            raise Locked(f"this host's lock on the repository could not be renewed for {silent_s / 60:.0f} minutes")
 
     def _refresh(self) -> None:
         while not self._released.wait(REFRESH_S):

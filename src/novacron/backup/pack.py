@@ -83,7 +83,7 @@ def sealed_blob(key: Key, compressor: zstandard.ZstdCompressor, content: bytes |
 def check_length(blob: Blob) -> None:
     """Raise Damaged for a blob that is longer than any may be."""
     if max(blob.raw_length, blob.length - OVERHEAD_BYTES) > BLOB_BYTES_MAX:
-        raise Damaged(f"{blob.type.word} blob {blob.id.hex()} is larger than any blob may be")
+        raise Damaged(f"{blob.type.word} blob {blob.id.hex()} exceeds the size limit of blobs")
 
 
 def content_of(key: Key, blob: Blob, sealed: bytes | memoryview) -> bytes:
@@ -94,10 +94,10 @@ def content_of(key: Key, blob: Blob, sealed: bytes | memoryview) -> bytes:
     if blob.raw_length:
         try:
             if zstandard.frame_content_size(content) not in (-1, blob.raw_length):
-                raise Damaged(f"{what} unpacks to another length than its entry says")
+                raise Damaged(f"{what} unpacks to a length that differs from its entry")
             content = zstandard.ZstdDecompressor().decompress(content, max_output_size=blob.raw_length)
         except zstandard.ZstdError as error:
             raise Damaged(f"{what} can't be unpacked: {error}") from None
     if hashlib.sha256(content).digest() != blob.id:
-        raise Damaged(f"{what} has another content than its id says")
+        raise Damaged(f"{what} has content that does not match its id")
     return content

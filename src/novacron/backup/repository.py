@@ -94,7 +94,7 @@ class Repository:
         except NotStored:
             pass
         else:
-            raise RepositoryError("there is a repository already")
+            raise RepositoryError("the repository already exists")
         key = Key.random()
         name, content = key_file.make(key, password, cost)
         storage.write(Kind.KEY, name, content)
@@ -102,7 +102,7 @@ class Repository:
         storage.write(Kind.CONFIG, CONFIG_NAME, config)
         if storage.read(Kind.CONFIG, CONFIG_NAME) != config:
             storage.remove(Kind.KEY, name)
-            raise RepositoryError("somebody else began the repository at the same moment: open that")
+            raise RepositoryError("another process created the repository at the same time: open it")
         return cls.open(storage, password)
 
     @staticmethod
@@ -137,7 +137,7 @@ class Repository:
             except (WrongKey, Damaged):
                 continue
         else:
-            raise WrongKey("no key of the repository opens with this password")
+            raise WrongKey("this password opens no key of the repository")
         try:
             decoded = msgspec.json.decode(key.open(config, "the configuration"), type=_Config)
         except msgspec.MsgspecError as error:
@@ -159,7 +159,7 @@ class Repository:
         """Return the content of a file that is no pack. Raises NotStored, Damaged."""
         sealed = self.storage.read(kind, name)
         if hashlib.sha256(sealed).hexdigest() != name:
-            raise Damaged(f"{kind}/{name} has another content than its name says")
+            raise Damaged(f"{kind}/{name} has content that does not match its name")
         content = self.key.open(sealed, f"{kind}/{name}")
         if content[:1] in (b"{", b"["):  # written by a program that does not compress
             return content
@@ -168,7 +168,7 @@ class Repository:
         except zstandard.ZstdError as error:
             raise Damaged(f"{kind}/{name} can't be unpacked: {error}") from None
         if len(plain) > UNPACKED_BYTES_MAX:
-            raise Damaged(f"{kind}/{name} is larger than any such file may be")
+            raise Damaged(f"{kind}/{name} exceeds the size limit of such files")
         return plain
 
     def save_unpacked(self, kind: Kind, content: bytes) -> str:
@@ -295,7 +295,7 @@ class Repository:
         found = SnapshotContent({}, [])
         top = [node for node in self._tree(made.tree).nodes if node.type == "dir" and node.subtree is not None]
         if len(top) != 1 or top[0].subtree is None:
-            raise Damaged("the snapshot does not hold one directory, as those do that are made here")
+            raise Damaged("the snapshot does not contain exactly one directory, as NovaCron's do")
         waiting = [("", top[0].subtree)]
         while waiting:
             prefix, id = waiting.pop()
@@ -305,7 +305,7 @@ class Repository:
                 try:
                     self._add(found, prefix, node, waiting)
                 except ValueError as error:
-                    raise Damaged(f"a folder of the backup is damaged: {error}") from None
+                    raise Damaged(f"a directory of the backup is damaged: {error}") from None
         return found
 
     @staticmethod
@@ -323,7 +323,7 @@ class Repository:
         try:
             return snapshot.decode_tree(self.load(BlobType.TREE, bytes.fromhex(id)), id)
         except ValueError:
-            raise Damaged(f"{id!r} is no id of a directory") from None
+            raise Damaged(f"{id!r} is not a directory id") from None
 
     # looking after it
 

@@ -68,7 +68,7 @@ class RestStorage:
 
         content = self._repeated(f"{path} can't be read from {self.address}", request)[:length]
         if length is not None and len(content) != length:
-            raise Damaged(f"{path} in {self.address} is shorter than it was")
+            raise Damaged(f"{path} in {self.address} is shorter than expected")
         return content
 
     def write(self, kind: Kind, name: str, content: bytes) -> None:
@@ -163,21 +163,23 @@ def _trusting(address: RestAddress) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cadata=certificates)
         except ssl.SSLError:
-            raise BadAddress(f"ca: {address.ca_file} holds no certificates (PEM)") from None
+            raise BadAddress(f"ca: {address.ca_file} contains no certificates (PEM)") from None
     return context
 
 
 def _failure(error: Exception, failing: str) -> tuple[RepositoryError, bool]:
     """Return what a failed request raises, in words without anything secret, and whether it is worth repeating."""
     if not isinstance(error, _UnwantedStatus):
-        return RepositoryError(f"{failing}: the server does not answer as it should, or not in time: is it up?"), True
+        return RepositoryError(f"{failing}: the server does not answer correctly or in time: check that it runs"), True
     match error.status:
         case http.HTTPStatus.NOT_FOUND:
-            return NotStored(f"{failing}: it is not there"), False
+            return NotStored(f"{failing}: it does not exist"), False
         case http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return Damaged(f"{failing}: it is shorter than it was"), False
+            return Damaged(f"{failing}: it is shorter than expected"), False
         case http.HTTPStatus.UNAUTHORIZED | http.HTTPStatus.FORBIDDEN:
-            return NotAllowed(f"{failing}: access was denied: check its credentials, and whether it may delete"), False
+            return NotAllowed(
+                f"{failing}: access was denied: check the credentials, and whether they allow deleting"
+            ), False
         case status:
             passes = status in _PASSING or (status >= 500 and status != http.HTTPStatus.NOT_IMPLEMENTED)
             return RepositoryError(f"{failing}: the server answers {int(status)}"), passes

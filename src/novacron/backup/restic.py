@@ -48,7 +48,9 @@ async def prune(place: Place, password: bytes, limits: PruneLimits) -> str:
     Raises RepositoryError, OSError, TimeoutError.
     """
     if shutil.which("restic") is None:
-        raise RepositoryError("there is no restic, which frees the room of what was deleted: apt-get install restic")
+        raise RepositoryError(
+            "restic is not installed, which frees the space of deleted backups: apt-get install restic"
+        )
     await asyncio.to_thread(_check_rights, place)
     target = _target(place)
     await _run(target, password, limits.seconds, "unlock")  # locks of processes that are gone, no others
@@ -62,9 +64,7 @@ def _check_rights(place: Place) -> None:
     try:
         storage_at(place).remove(Kind.PACK, NO_PACK)
     except NotAllowed as error:
-        raise NotAllowed(
-            f"the credentials of this host may not delete, so it frees no room: do that where they may ({error})"
-        ) from error
+        raise NotAllowed(f"the credentials of this host don't allow deleting: prune where they do ({error})") from error
 
 
 def _target(place: Place) -> _Target:
@@ -110,7 +110,7 @@ async def _run(target: _Target, password: bytes, limit_s: float, *arguments: str
         await _end(process)
     text = said.decode(errors="replace")
     if process.returncode != 0:
-        last = (text.strip().splitlines() or ["it said nothing"])[-1]
+        last = (text.strip().splitlines() or ["it printed nothing"])[-1]
         raise RepositoryError(f"restic {arguments[0]} failed: {last[:WORDS_MAX]}")
     return text
 

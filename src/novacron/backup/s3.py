@@ -38,17 +38,17 @@ _CONFLICT, _NO_BUCKET = "status code: 409", "NoSuchBucket"
 _NOT_ALLOWED, _PAST_END = ("401", "403"), "416"
 _PASSING = ("408", "409", "425", "429")
 """Answers to requests that are worth repeating, as those from 500 on are."""
-_RIGHTS = "check its credentials, and what the bucket's policy allows them"
-_REGION = "the bucket is in another region: name that with region="
-_EXPIRED = "its session token has expired: replace its credentials"
+_RIGHTS = "check the credentials, and what the bucket's policy allows"
+_REGION = "the bucket is in another region: set it with region="
+_EXPIRED = "the session token has expired: replace the credentials"
 _REASONS = {
     "AccessDenied": f"access was denied: {_RIGHTS}",
-    "InvalidAccessKeyId": f"the server does not know its access key: {_RIGHTS}",
-    "SignatureDoesNotMatch": f"its secret key is wrong: {_RIGHTS}",
+    "InvalidAccessKeyId": f"the server does not know the access key: {_RIGHTS}",
+    "SignatureDoesNotMatch": f"the secret key is wrong: {_RIGHTS}",
     "ExpiredToken": _EXPIRED,
     "RequestTimeTooSkewed": "this host's clock differs too much from the server's",
-    "NoSuchBucket": "there is no such bucket: create it, or write its name right",
-    "NotImplemented": "the server does not know conditional writes (If-None-Match), which repositories need",
+    "NoSuchBucket": "there is no such bucket: create it, or correct its name",
+    "NotImplemented": "the server does not support conditional writes (If-None-Match), which repositories need",
     "PermanentRedirect": _REGION,
     "AuthorizationHeaderMalformed": _REGION,
 }
@@ -70,12 +70,12 @@ class S3Storage:
             answer = self._store.get(self._key(kind, name), options=_range(offset, length))
             begin, end = answer.range
             if end - begin > bytes_max(offset, length):
-                raise Damaged(f"{path_of(kind, name)} in {self.address} is larger than any such file may be")
+                raise Damaged(f"{path_of(kind, name)} in {self.address} exceeds the size limit of such files")
             return bytes(answer.bytes())
 
         content = self._repeated(f"{path_of(kind, name)} can't be read from {self.address}", request)[:length]
         if length is not None and len(content) != length:
-            raise Damaged(f"{path_of(kind, name)} in {self.address} is shorter than it was")
+            raise Damaged(f"{path_of(kind, name)} in {self.address} is shorter than expected")
         return content
 
     def write(self, kind: Kind, name: str, content: bytes) -> None:
@@ -141,7 +141,7 @@ def _store(address: S3Address, limits: RequestLimits) -> S3Store:
             credential_provider=_signing(address),
         )  # fmt: skip
     except (exceptions.BaseError, ValueError):
-        raise BadAddress(f"{address} can't be used: see its endpoint, region and ca") from None
+        raise BadAddress(f"{address} can't be used: check its endpoint, region and ca") from None
 
 
 def _signing(address: S3Address) -> Callable[[], S3Credential]:
@@ -174,13 +174,13 @@ def _failure(error: Exception, failing: str) -> tuple[RepositoryError, bool]:
     text = str(error)
     code, status = _CODE.search(text), _STATUS.search(text)
     if status is None:
-        return RepositoryError(f"{failing}: the server does not answer as it should, or not in time: is it up?"), True
+        return RepositoryError(f"{failing}: the server does not answer correctly or in time: check that it runs"), True
     answer = f"the server answers {status[1]}" + ("" if code is None else f" {code[1]}")
     reason = answer if code is None else _REASONS.get(code[1], answer)
     if isinstance(error, FileNotFoundError) and (code is None or code[1] != _NO_BUCKET):
         return NotStored(f"{failing}: {reason}"), False
     if status[1] == _PAST_END:
-        return Damaged(f"{failing}: it is shorter than it was"), False
+        return Damaged(f"{failing}: it is shorter than expected"), False
     if status[1] in _NOT_ALLOWED:
         return NotAllowed(f"{failing}: {reason}"), False
     return RepositoryError(f"{failing}: {reason}"), reason is answer and (status[1] in _PASSING or status[1] >= "500")

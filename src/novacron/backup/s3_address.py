@@ -58,7 +58,7 @@ class S3Address(msgspec.Struct, frozen=True):
         """Read an address as operators write it. Raises BadAddress."""
         bucket, prefix, given = _split(text)
         if not _BUCKET.match(bucket) or ".." in bucket:
-            raise BadAddress(f"{bucket!r} is no name of a bucket: write it like {SHAPE}")
+            raise BadAddress(f"{bucket!r} is not a bucket name: write it like {SHAPE}")
         if any(not _PART.match(part) or part in (".", "..") for part in prefix.split("/") if prefix):
             raise BadAddress(f"prefix {prefix!r}: use letters, digits and any of !_.*'()- between its slashes")
         region = given.get("region", DEFAULT_REGION)
@@ -95,7 +95,7 @@ class S3Address(msgspec.Struct, frozen=True):
         key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
         if not key or not secret:
             raise BadAddress(
-                f"there are no credentials for {self}: name a file with them by credentials=/FILE, or set "
+                f"there are no credentials for {self}: set credentials=/FILE, or the variables "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         return S3Credentials(key, secret, os.environ.get("AWS_SESSION_TOKEN") or None)
@@ -108,9 +108,9 @@ def _split(text: str) -> tuple[str, str, dict[str, str]]:
     except ValueError:
         parts = urlsplit("")
     if not text.startswith(SCHEME) or parts.fragment or parts.scheme != SCHEME.partition(":")[0]:
-        raise BadAddress(f"this is no address of object storage: write it like {SHAPE}")
+        raise BadAddress(f"this is not an address of object storage: write it like {SHAPE}")
     if "@" in parts.netloc:
-        raise BadAddress("credentials do not belong into an address: name a file with them by credentials=/FILE")
+        raise BadAddress("credentials do not belong in an address: put them into a file, with credentials=/FILE")
     return parts.netloc, parts.path.strip("/"), addresses.options(parts.query, OPTIONS)
 
 

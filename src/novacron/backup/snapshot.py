@@ -75,7 +75,7 @@ def check_path(path: str) -> tuple[str, ...]:
     """Return the parts of a file's path in a backup. Raises ValueError for one that could lead anywhere else."""
     parts = tuple(path.split("/"))
     if len(parts) > FOLDERS_DEEP_MAX or not all(map(NAME.match, parts)):
-        raise ValueError(f"{path!r} is no path of a file in a backup")
+        raise ValueError(f"{path!r} is not a file path in a backup")
     return parts
 
 

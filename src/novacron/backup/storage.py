@@ -59,14 +59,14 @@ class DirectoryStorage:
             with self._path(kind, name).open("rb") as file:
                 file.seek(offset, os.SEEK_SET if offset >= 0 else os.SEEK_END)
                 if length is None and os.fstat(file.fileno()).st_size - file.tell() > FILE_BYTES_MAX:
-                    raise Damaged(f"{kind}/{name} in {self.root} is larger than any such file may be")
+                    raise Damaged(f"{kind}/{name} in {self.root} exceeds the size limit of such files")
                 content = file.read(FILE_BYTES_MAX if length is None else length)
         except FileNotFoundError:
             raise NotStored(f"{kind}/{name} is not in {self.root}") from None
         except OSError as error:
             raise RepositoryError(f"{kind}/{name} can't be read from {self.root}: {error.strerror}") from error
         if length is not None and len(content) != length:
-            raise Damaged(f"{kind}/{name} in {self.root} is shorter than it was")
+            raise Damaged(f"{kind}/{name} in {self.root} is shorter than expected")
         return content
 
     def write(self, kind: Kind, name: str, content: bytes) -> None:

@@ -42,7 +42,7 @@ def rotate(key: KeyArgument) -> None:
     """Start to rotate a key. The previous generation is accepted until you finish the rotation."""
     with output.errors():
         Client().rotate_key(key.value)
-        say(f"{key.value}: a new generation is being distributed; see: novacron key list")
+        say(f"{key.value}: a new generation is being taken over by servers; see: novacron key list")
         say(f"once nothing is waiting: novacron key finish {key.value}")
 
 

@@ -117,10 +117,10 @@ class BackupProofs:
             await self._fail(database, backup, None, f"its VM did not start: {vm.status.reason}", vm.status.reason_code)
         elif vm.status.state is VmState.FAILED and _seconds_since(proof.since) > UNRESTORABLE_S_MAX:
             await self._fail(
-                database, backup, None, vm.status.reason or "its disk can't be made", vm.status.reason_code
+                database, backup, None, vm.status.reason or "its disk can't be created", vm.status.reason_code
             )
         elif _seconds_since(proof.since) > RESTORING_S_MAX:
-            why = f"its VM was not made in time: {vm.status.reason}"
+            why = f"its VM was not created in time: {vm.status.reason}"
             await self._fail(database, backup, None, why, WaitCode.TIME_LIMIT)
         elif vm.status.reason:
             await self._say(database, backup, vm.status.reason, vm.status.reason_code)

@@ -141,7 +141,7 @@ def _with_others(stays: Sequence[Stays], waiting: Sequence[Waiting]) -> list[Sta
     others = [
         Stays(
             vm.id, vm.name,
-            "the time limit passed before its turn" if vm.migration is None else "its move is under way, and goes on",
+            "the time limit passed before its turn" if vm.migration is None else "its migration continues",
             WaitCode.TIME_LIMIT,
         )
         for vm in waiting if vm.id not in said

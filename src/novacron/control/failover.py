@@ -28,8 +28,8 @@ TAKE_OVER_S_MAX = 600.0
 """Time limit of fencing a node and asking for all of its VMs to be started elsewhere."""
 MEANS = {
     Sign.DEAD: "nobody hears it",
-    Sign.ISOLATED: "other nodes hear it, and it says that it hears nothing from here",
-    Sign.PARTITIONED: "other nodes hear it, and what it says is lost on the way here",
+    Sign.ISOLATED: "other nodes hear it, and it reports that it hears nothing from the control plane",
+    Sign.PARTITIONED: "other nodes hear it, but its messages don't reach the control plane",
 }
 
 
@@ -71,7 +71,7 @@ class Failover(msgspec.Struct):
             await self._decide(
                 database, node, "FailoverHeld",
                 f"{node.sign}: {MEANS[node.sign]}; but only {len(heard)} of {len(node.voters)} voters hear this server"
-                " for long enough, so its VMs may still run: nothing is started elsewhere",
+                " for long enough, so its VMs may still run and are not started elsewhere",
             )  # fmt: skip
             return False
         await self._decide(
@@ -105,8 +105,8 @@ class Failover(msgspec.Struct):
 
 def _fenced(node: str, done: Fenced) -> events.NewEvent:
     if done.cut_off:
-        return events.NewEvent("node", node, node, "Fenced", "the fence command has cut it off")
-    why = f"the fence command failed: {done.error}; its lease is over, and what kept its VMs has ended them"
+        return events.NewEvent("node", node, node, "Fenced", "the fence command succeeded")
+    why = f"the fence command failed: {done.error}; its lease has ended, and its lease guards have stopped its VMs"
     return events.NewEvent("node", node, node, "FenceFailed", why)
 
 

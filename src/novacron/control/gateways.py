@@ -15,8 +15,8 @@ from novacron.store.database import Database
 from novacron.store.network_members import Overlay
 
 NONE_ABLE = (
-    "no node can be its gateway, so its guests reach nothing outside: one has to be ready, well, not cordoned, and"
-    " able to have networks, encrypted ones if all traffic is to be (see: novacron node list)"
+    "no node can be its gateway, so its guests can't reach other networks: it must be ready, healthy, not cordoned, and"
+    " able to run networks, encrypted ones if all traffic must be encrypted (see: novacron node list)"
 )
 
 

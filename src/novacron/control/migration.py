@@ -43,9 +43,9 @@ def plan(
     for m in _in_rotation(active, last_began or {}):
         full = next((name for name in (m.source, m.target) if busy[name] >= at_once.get(name, 1)), None)
         if full is not None:
-            waits_for[m.id] = f"node {full} has {busy[full]} migrations under way"
+            waits_for[m.id] = f"node {full} has {busy[full]} migrations in progress"
         elif (crowded := crowding(demands[m.id], running, budgets)) is not None:
-            waits_for[m.id] = f"{crowded} has no room for one more"
+            waits_for[m.id] = f"{crowded} has no bandwidth left for another migration"
         else:
             busy.update((m.source, m.target))
             running.append(demands[m.id])

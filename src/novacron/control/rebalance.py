@@ -154,9 +154,9 @@ class Rebalance(msgspec.Struct):
         decision = prevent(outlook, vms, await rebalancing.under_way(connection))
         known_enough = uses.unusual <= UNUSUAL_SHARE_MAX * uses.vms
         if uses.unusual:
-            thin = f"; {uses.unusual} of {uses.vms} VMs are taken to go on as in the last hour: too little is known"
+            thin = f"; {uses.unusual} of {uses.vms} VMs are assumed to continue as in the last hour: too little history"
             if now.settings.mode is RebalanceMode.AUTO and not known_enough:
-                thin += ", so moves are only advised until half of the VMs are known for two days"
+                thin += ", so moves are only advised until half of the VMs have two days of history"
             decision = msgspec.structs.replace(decision, why=decision.why + thin)
         return MovesChosen(decision, {vm.load.wish.id: vm.load.move_s for vm in vms}, known_enough)
 
@@ -183,9 +183,9 @@ class Rebalance(msgspec.Struct):
         except Unavailable as error:  # a node is, not the database
             raise Conflict(error.detail) from error
         if not foreseen.converges:
-            raise Conflict(f"it would not end: {foreseen.reason or 'the guest writes faster than the link sends'}")
+            raise Conflict(f"it would not converge: {foreseen.reason or 'the guest writes faster than the link sends'}")
         if not is_worth(now.settings, move.gain, foreseen.total_s - assumed_s):
-            raise Conflict(f"it is not worth the {foreseen.total_s:.0f} s that it would take")
+            raise Conflict(f"its benefit is not worth the {foreseen.total_s:.0f} s that it would take")
         async with database.transaction() as connection:
             request = migrations.MoveRequest(actor=events.REBALANCING, target=move.target, cause=Cause.REBALANCE)
             await migrations.create(connection, move.vm, request)

@@ -34,14 +34,14 @@ class ReadLayer:
     """One layer, open to be read."""
 
     def __init__(self, path: Path) -> None:
-        """Raises Unacceptable for what is no plain layer as QEMU makes them, OSError."""
+        """Raises Unacceptable for what is not a plain layer as QEMU creates them, OSError."""
         self._file = open_plain(path)
         try:
             head = read_exactly(self._file, 0, HEAD_BYTES, "its header")
             version, _, _, bits, size, encrypted, tables, at = struct.unpack_from(">IQIIQIIQ", head, 4)
             features = struct.unpack_from(">Q", head, 72)[0]
             if not head.startswith(MAGIC) or version != VERSION or encrypted or features & ~NOT_CLOSED:
-                raise Unacceptable(f"{path.name} is no plain layer as QEMU makes them")
+                raise Unacceptable(f"{path.name} is not a plain layer as QEMU creates them")
             if bits != BLOCK_BITS:
                 raise Unacceptable(f"{path.name} has clusters of {1 << bits & 0xFFFFFFFF} bytes, not {BLOCK_BYTES}")
             self.size_bytes = int(size)
@@ -79,7 +79,7 @@ class ReadLayer:
         table = self.table(block // ENTRIES)
         entry = 0 if table is None else table[block % ENTRIES]
         if entry & QCOW2_COMPRESSED:
-            raise Unacceptable("a layer has compressed blocks, which QEMU did not write for a guest")
+            raise Unacceptable("a layer has compressed blocks, which QEMU does not write for guests")
         if entry & ZERO_FLAG:
             return ZEROS
         at = entry & QCOW2_OFFSET

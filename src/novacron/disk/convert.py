@@ -137,7 +137,7 @@ def _named(descriptor: int, format: ImageFormat) -> str:
 
 def _lack_of_room(path: Path, spare_bytes: int, before: int) -> str | None:
     free = shutil.disk_usage(path).free
-    return f"there is no room for it: {before} bytes were free" if free < spare_bytes else None
+    return f"there is no space for it: {before} bytes were free" if free < spare_bytes else None
 
 
 def has_log(descriptor: int) -> bool:
@@ -171,7 +171,7 @@ async def _replayed(
         if lack() is not None:
             raise Unacceptable(str(error), WaitCode.NO_SPACE) from error
         if error.code != CHECK_LEAKS:
-            raise Unacceptable(f"its log, of writes that were not finished, is damaged: {_words(error)}") from error
+            raise Unacceptable(f"its log of unfinished writes is damaged: {_words(error)}") from error
     reading = {**node, "read-only": True, "file": {**over, "read-only": True}}
     return _Opened(f"json:{json.dumps(reading)}", opened.descriptors)
 

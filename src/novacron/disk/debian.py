@@ -40,7 +40,7 @@ def build(target: Path, description: str = f"Debian ({SUITE}) with cloud-init an
     if os.geteuid() != 0:
         raise BuildFailed("only root can build it: the files in it belong to many users")
     if target.exists():
-        raise BuildFailed(f"there is {target} already")
+        raise BuildFailed(f"{target} already exists")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
         root, image = Path(scratch) / "root", Path(scratch) / "image"

@@ -187,7 +187,7 @@ def _vhdx(file: BinaryIO) -> int:
         raise Unacceptable("its metadata is damaged")
     block_bytes, parameters = struct.unpack_from("<II", metadata, items[VHDX_PARAMETERS])
     if parameters & VHDX_HAS_PARENT:
-        raise Unacceptable("it is a difference to another disk (a parent); convert it to a whole one")
+        raise Unacceptable("it is a differencing disk (with a parent); convert it to a full disk")
     sector_bytes = struct.unpack_from("<I", metadata, items[VHDX_SECTOR_SIZE])[0]
     if not 1 << 20 <= block_bytes <= 256 << 20 or sector_bytes not in (512, 4096):
         raise Unacceptable(f"its metadata is damaged: blocks of {block_bytes} bytes, sectors of {sector_bytes}")

@@ -28,8 +28,8 @@ VMDK_DESCRIPTOR_BYTES_MAX = 1 << 20
 VMDK_TYPES = ("monolithicSparse", "streamOptimized")
 VMDK_NO_PARENT = "ffffffff"
 VMDK_PART = (
-    "it is one of the files of a VMDK, without the description of the whole: convert that, by the small .vmdk file that"
-    " names this one, for example to qcow2"
+    "it is one extent of a VMDK without its descriptor: convert the small .vmdk file that names this one, for example"
+    " to qcow2"
 )
 VDI_MAGIC_AT, VDI_MAGIC = 0x40, 0xBEDA107F
 VDI_DYNAMIC, VDI_FIXED = 1, 2
@@ -40,8 +40,8 @@ OTHERS = {
     b"7z\xbc\xaf": "a 7-Zip archive", b"Rar!": "a RAR archive", VMDK_TEXT: "a VMDK of several files",
     b"COWD": "a VMDK of VMware ESX 2", QED_MAGIC: "QED", PARALLELS_MAGICS[0]: "a Parallels disk",
     PARALLELS_MAGICS[1]: "a Parallels disk", b"Bochs Virtual HD Image": "a Bochs disk",
-    b"#!/bin/sh\n#V2.0 Format": "a cloop file", b"EVF\x09": "an EWF image of evidence", b"MSWIM": "a WIM archive",
-    b"QFI\xfb\0\0\0\x01": "qcow of version 1", b"\xbe\xba\xfe\xca\0\0\0\0": "a VMDK of VMware's SESparse kind",
+    b"#!/bin/sh\n#V2.0 Format": "a cloop file", b"EVF\x09": "an EWF forensic image", b"MSWIM": "a WIM archive",
+    b"QFI\xfb\0\0\0\x01": "qcow of version 1", b"\xbe\xba\xfe\xca\0\0\0\0": "a VMDK of VMware's SESparse type",
     b"VMA\0": "a backup of Proxmox VE (VMA)", b"sprs": "an Apple sparse image", b"shdw": "an Apple sparse image (ASIF)",
 }  # fmt: skip
 """What comes in place of a disk, by mistake or not, and how it begins."""
@@ -82,7 +82,7 @@ def detect(file: BinaryIO) -> ImageFormat:
     if tail.startswith(VHD_MAGIC):
         return ImageFormat.VHD
     if tail.startswith(DMG_TRAILER):
-        raise Unacceptable("it is an Apple disk image (DMG), not a disk that can be taken: convert it first")
+        raise Unacceptable("it is an Apple disk image (DMG), not a supported disk format: convert it first")
     if head.removeprefix(BYTE_ORDER_MARK).lstrip().lower().startswith(PAGES):
         raise Unacceptable("it is a web page or XML, not a disk: look at it, and check where it came from")
     if head[TAR_MAGIC_AT:].startswith(TAR_MAGIC):
@@ -90,7 +90,7 @@ def detect(file: BinaryIO) -> ImageFormat:
     if size < SECTOR or not (_is_known_disk(file) or _is_blank(file, size)):
         raise Unacceptable(
             "it does not look like a disk: it has no known format, partition table or file system; if it is a raw disk"
-            " all the same, say so: --format raw"
+            ", import it with --format raw"
         )
     return ImageFormat.RAW
 
@@ -99,7 +99,7 @@ def _by_head(head: bytes) -> ImageFormat | None:
     """Return the format that a file's first bytes tell, None if they tell none. Raises Unacceptable."""
     for magic, name in OTHERS.items():
         if head.startswith(magic):
-            raise Unacceptable(f"it is {name}, not a disk that can be taken: convert it first, for example to qcow2")
+            raise Unacceptable(f"it is {name}, not a supported disk format: convert it first, for example to qcow2")
     for magic, format in (
         (QCOW2_MAGIC, ImageFormat.QCOW2),
         (VMDK_MAGIC, ImageFormat.VMDK),
@@ -145,7 +145,7 @@ def check(file: BinaryIO, format: ImageFormat) -> int | None:
     match format:
         case ImageFormat.ISO:
             if not any(_read(file, CD_AT, len(magic)) == magic for magic in CD_MAGICS):
-                raise Unacceptable("it is no CD: it has neither an ISO 9660 nor a UDF file system")
+                raise Unacceptable("it is not a CD image: it has neither an ISO 9660 nor a UDF file system")
             return file.seek(0, 2)
         case ImageFormat.RAW | ImageFormat.BOOT_FILE:
             return file.seek(0, 2)
@@ -159,7 +159,7 @@ def check(file: BinaryIO, format: ImageFormat) -> int | None:
             return _check_vhd(file)
         case ImageFormat.VHDX:
             if not _read(file, 0, 8).startswith(VHDX_MAGIC):
-                raise Unacceptable("it does not begin as a VHDX does")
+                raise Unacceptable("it does not start like a VHDX")
             return None  # QEMU takes none with a parent, and opens no other file
     raise AssertionError(format)
 
@@ -172,12 +172,12 @@ def _read(file: BinaryIO, at: int, length: int) -> bytes:
 def _check_qcow2(file: BinaryIO) -> int:
     head = _read(file, 0, 104)
     if len(head) < 72 or not head.startswith(QCOW2_MAGIC):
-        raise Unacceptable("it does not begin as a qcow2 does")
+        raise Unacceptable("it does not start like a qcow2")
     version, backing_at, _, cluster_bits, size, encryption = struct.unpack_from(">IQIIQI", head, 4)
     if version not in QCOW2_VERSIONS:
-        raise Unacceptable(f"it is qcow version {version}; 2 and 3 are taken")
+        raise Unacceptable(f"it is qcow version {version}; 2 and 3 are supported")
     if backing_at:
-        raise Unacceptable("it lies over another disk (a backing file); convert it to one without")
+        raise Unacceptable("it has a backing file; convert it to a disk without one")
     if encryption:
         raise Unacceptable("it is encrypted")
     if not 9 <= cluster_bits <= 21:
@@ -185,16 +185,16 @@ def _check_qcow2(file: BinaryIO) -> int:
     if version >= 3 and len(head) >= 104:
         features = struct.unpack_from(">Q", head, 72)[0]
         if features & QCOW2_EXTERNAL_DATA:
-            raise Unacceptable("its data is in another file (an external data file); convert it to one without")
+            raise Unacceptable("its data is in an external data file; convert it to a disk without one")
         if features & ~QCOW2_KNOWN:
-            raise Unacceptable(f"it is damaged, or has features that are not known here ({features:#x})")
+            raise Unacceptable(f"it is damaged, or uses unsupported features ({features:#x})")
     return int(size)
 
 
 def _check_vmdk(file: BinaryIO) -> int:
     head = _read(file, 0, SECTOR)
     if len(head) < SECTOR or not head.startswith(VMDK_MAGIC):
-        raise Unacceptable("it does not begin as a VMDK of one file does")
+        raise Unacceptable("it does not start like a VMDK of one file")
     _, _, capacity, _, at, sectors = struct.unpack_from("<IIQQQQ", head, 4)
     if not at and not sectors:
         raise Unacceptable(VMDK_PART)
@@ -206,7 +206,7 @@ def _check_vmdk(file: BinaryIO) -> int:
     if "createtype" not in values:
         raise Unacceptable(VMDK_PART)
     if values.get("parentcid", VMDK_NO_PARENT).lower() != VMDK_NO_PARENT or values.get("parentfilenamehint"):
-        raise Unacceptable("it lies over another disk (a parent); convert it to one without")
+        raise Unacceptable("it has a parent disk; convert it to a full disk")
     if values.get("createtype") not in VMDK_TYPES:
         raise Unacceptable(
             f"its data is in other files (type {values['createtype'][:40]!r}): convert it where they are, for example"
@@ -218,10 +218,10 @@ def _check_vmdk(file: BinaryIO) -> int:
 def _check_vdi(file: BinaryIO) -> int:
     head = _read(file, 0, SECTOR)
     if len(head) < SECTOR or struct.unpack_from("<I", head, VDI_MAGIC_AT)[0] != VDI_MAGIC:
-        raise Unacceptable("it does not begin as a VDI does")
+        raise Unacceptable("it does not start like a VDI")
     kind = struct.unpack_from("<I", head, 0x4C)[0]
     if kind not in (VDI_DYNAMIC, VDI_FIXED):
-        raise Unacceptable("it is a difference to another disk; convert it to a whole one")
+        raise Unacceptable("it is a differencing disk; convert it to a full disk")
     return int(struct.unpack_from("<Q", head, 0x170)[0])
 
 
@@ -229,13 +229,13 @@ def _check_vhd(file: BinaryIO) -> int:
     size = file.seek(0, 2)
     footer = _read(file, max(0, size - SECTOR), SECTOR)
     if len(footer) < SECTOR or not footer.startswith(VHD_MAGIC):
-        raise Unacceptable("it is cut off, or no VHD: the footer that ends one is missing")
+        raise Unacceptable("it is cut off, or not a VHD: its footer is missing")
     checksum = struct.unpack_from(">I", footer, 64)[0]
     if checksum != ~(sum(footer) - sum(footer[64:68])) & 0xFFFFFFFF:
         raise Unacceptable("its footer is damaged: the checksum is wrong")
     kind = struct.unpack_from(">I", footer, 60)[0]
     if kind == VHD_DIFFERENCING:
-        raise Unacceptable("it is a difference to another disk (a parent); convert it to a whole one")
+        raise Unacceptable("it is a differencing disk (with a parent); convert it to a full disk")
     if kind not in (VHD_FIXED, VHD_DYNAMIC):
-        raise Unacceptable(f"it is a VHD of type {kind}; 2 (fixed) and 3 (dynamic) are taken")
+        raise Unacceptable(f"it is a VHD of type {kind}; 2 (fixed) and 3 (dynamic) are supported")
     return int(struct.unpack_from(">Q", footer, 48)[0])

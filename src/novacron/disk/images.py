@@ -98,7 +98,7 @@ def verify(directory: Path, digest: str) -> LocalImage:
     except InvalidInput as error:
         raise ImageUnusable(str(error)) from error
     if image.info.digest != digest:
-        raise ImageUnusable(f"it is another image than {digest[:12]}")
+        raise ImageUnusable(f"it is a different image from {digest[:12]}")
     manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
     for file in manifest.files:
         if describe(directory / file.path) != file:
@@ -122,11 +122,11 @@ def _load(directory: Path) -> LocalImage:
         BOOT_FILE: (manifest.disk,),
     }.get(manifest.kind)
     if required is None or None in required:
-        raise InvalidInput(f"{directory / MANIFEST} lacks what an image of its kind has", field=manifest.kind)
+        raise InvalidInput(f"{directory / MANIFEST} lacks files that an image of its kind needs", field=manifest.kind)
     header_bytes = luks.HEADER_BYTES if manifest.encryption_key else 0
     disk_bytes = 0 if manifest.disk is None else manifest.disk.size_bytes - header_bytes
     if manifest.disk is not None and (disk_bytes % DISK_ALIGNMENT or disk_bytes < 1):
-        raise InvalidInput(f"{manifest.disk.path} is no multiple of {DISK_ALIGNMENT} bytes", field="disk")
+        raise InvalidInput(f"{manifest.disk.path} is not a multiple of {DISK_ALIGNMENT} bytes", field="disk")
     paths = {file.path: _path_of(file, directory) for file in manifest.files}
     size = sum(file.size_bytes for file in manifest.files)
     digest = hashlib.sha256(raw).hexdigest()
@@ -141,7 +141,7 @@ def _path_of(file: ImageFile, directory: Path) -> Path:
         raise InvalidInput(f"{directory / MANIFEST} names a file outside the image", field=file.path)
     path = directory / file.path
     if not file.path.isprintable():
-        raise InvalidInput(f"{directory / MANIFEST} names a file that can't be one", field="image")
+        raise InvalidInput(f"{directory / MANIFEST} names an invalid file", field="image")
     if path.is_symlink() or path.stat().st_size != file.size_bytes:
         raise InvalidInput(f"{path} is not the file that its manifest describes", field="image")
     return path

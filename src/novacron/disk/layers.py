@@ -37,7 +37,7 @@ async def merge(below: Sequence[Path], lower: Path, upper: Path, spare_bytes: in
 
         def lack_of_room() -> str | None:
             free = shutil.disk_usage(lower).free
-            return f"there is no room to merge points: {room} bytes were free" if free < spare_bytes else None
+            return f"there is no space to merge points: {room} bytes were free" if free < spare_bytes else None
 
         invocation = Invocation(user.wrap, LIMITS, descriptors)
         try:

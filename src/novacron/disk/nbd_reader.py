@@ -59,7 +59,7 @@ class NbdReader:
         infos = self._ask_option(nbd.OPTION_GO, name + struct.pack("!H", 0))
         exports = [body for kind, body in infos if kind == nbd.INFO and body[:2] == struct.pack("!H", nbd.INFO_EXPORT)]
         if len(found) != 1 or not exports or len(exports[0]) < 12:
-            raise NbdError("the server does not say what its disk is")
+            raise NbdError("the server does not describe its disk")
         return int(struct.unpack_from("!I", found[0])[0]), int(struct.unpack_from("!Q", exports[0], 2)[0])
 
     def _ask_option(self, option: int, data: bytes) -> list[tuple[int, bytes]]:
@@ -93,7 +93,7 @@ class NbdReader:
             at = struct.unpack_from("!Q", body)[0] - offset
             length = len(body) - 8 if kind == CHUNK_DATA else struct.unpack_from("!I", body, 8)[0]
             if not 0 <= at <= at + length <= len(target):
-                raise NbdError("the server answered with another part of the disk")
+                raise NbdError("the server answered with a different part of the disk")
             if kind == CHUNK_DATA:
                 target[at : at + length] = body[8:]
             filled += length
@@ -123,7 +123,7 @@ class NbdReader:
                     yield at, length
                 at += length
             if at == before:
-                raise NbdError("the server does not say where the disk holds data")
+                raise NbdError("the server does not report where the disk has data")
 
     def _status(self, offset: int, length: int) -> list[tuple[int, int]]:
         extents = list[tuple[int, int]]()
@@ -133,7 +133,7 @@ class NbdReader:
                 or len(body) % _extent.size != 4
                 or struct.unpack_from("!I", body)[0] != self._context
             ):
-                raise NbdError("the server does not answer where the disk holds data")
+                raise NbdError("the server does not answer where the disk has data")
             extents += _extent.iter_unpack(body[4:])
         return extents
 

@@ -60,7 +60,7 @@ def size_bytes(path: Path) -> int:
     with path.open("rb") as file:
         head = file.read(SIZE_AT + 8)
     if len(head) < SIZE_AT + 8 or not head.startswith(MAGIC):
-        raise OverlayFailed(f"{path.name} is damaged: it does not begin as a qcow2 does")
+        raise OverlayFailed(f"{path.name} is damaged: it does not start like a qcow2")
     return int(struct.unpack_from(">Q", head, SIZE_AT)[0])
 
 

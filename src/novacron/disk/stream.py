@@ -103,7 +103,7 @@ class DiskRecorder:
     def _check(self, offset: int, length: int) -> None:
         size = self._volumes[self._volume].size_bytes
         if offset % PAGE or length % PAGE or not 0 <= offset <= offset + length <= -(-size // PAGE) * PAGE:
-            raise StreamError(f"bytes {offset} to {offset + length} are no whole pages of a volume of {size}")
+            raise StreamError(f"bytes {offset} to {offset + length} are not whole pages of a volume of {size}")
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Tell whole pages. Raises BrokenPipeError when nobody reads any more."""
@@ -201,7 +201,7 @@ class DiskPlayer:
         assert self._head is not None
         while at < end:
             if at + 8 > end:
-                raise StreamError("a record ends too soon")
+                raise StreamError("a record is cut off")
             word = _word.unpack_from(data, at)[0]
             offset, tag = word & ~TAGS, word & TAGS
             if tag == PAGE_TAG:
@@ -216,7 +216,7 @@ class DiskPlayer:
                 self._number = offset >> 12
                 at += 8
             else:
-                raise StreamError(f"record {word:#x} is not known")
+                raise StreamError(f"record {word:#x} is unknown")
 
     def _pages(self, data: bytes, at: int, word: int) -> int:
         """Write the pages that follow one another from ``at`` on; return where the next record begins."""
@@ -253,7 +253,7 @@ class DiskPlayer:
         except MALFORMED as error:
             raise StreamError(f"the head of a disk's stream can't be read: {error}") from error
         if head.version != VERSION or not 0 < len(head.volumes) <= VOLUMES_MAX:
-            raise StreamError(f"version {head.version} with {len(head.volumes)} volumes is not known")
+            raise StreamError(f"version {head.version} with {len(head.volumes)} volumes is unknown")
         self._head = head
         self._volumes = self._open(head)
         return _head.size + length
@@ -263,13 +263,13 @@ class DiskPlayer:
         assert self._head is not None
         size = self._head.volumes[self._number].size_bytes
         if length < 1 or length % PAGE or offset + length > -(-size // PAGE) * PAGE:
-            raise StreamError(f"bytes {offset} to {offset + length} are no whole pages of a volume of {size}")
+            raise StreamError(f"bytes {offset} to {offset + length} are not whole pages of a volume of {size}")
         return self._volumes[self._number]
 
     def finish(self) -> None:
         """Return when all is durable. Raises OSError; StreamError when there was no stream."""
         if self._head is None:
-            raise StreamError("the stream ended before it began")
+            raise StreamError("the stream ended before its head")
         for volume in self._volumes:
             volume.flush()
 

@@ -187,7 +187,7 @@ def _zip(file: BinaryIO) -> Iterator[bytes]:
     with zipfile.ZipFile(_Limited(file)) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
-            raise Unacceptable(f"it is a zip of {len(members)} files; one of a single disk is taken: unpack it")
+            raise Unacceptable(f"it is a zip of {len(members)} files; a zip must contain a single disk: unpack it")
         if members[0].flag_bits & 1:
             raise Unacceptable("it is an encrypted zip: unpack it first")
         with archive.open(members[0]) as opened:

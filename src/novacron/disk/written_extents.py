@@ -49,7 +49,7 @@ def _clusters(file: BinaryIO, disk_bytes: int, method: int) -> Iterator[Extent]:
     plain = version == VERSION and not backing and encryption == method and not features & ~1  # 1: it was not closed
     as_made = cluster_bits == CLUSTER_BITS and size == disk_bytes and tables <= -(-size // TABLE_BYTES) + 1
     if not head.startswith(MAGIC) or not plain or not as_made:
-        raise Unacceptable("the copy of the disk is not as QEMU was told to make it")
+        raise Unacceptable("the copy of the disk does not have the expected format")
     for number, entry in enumerate(numbers(read_exactly(file, tables_at, 8 * tables, "its L1 table"), "Q", "big")):
         if not entry & QCOW2_OFFSET:
             continue

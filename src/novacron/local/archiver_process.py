@@ -54,7 +54,10 @@ def _keep(settings: ArchiverSettings, over: threading.Event) -> None:
             _end(process)
         if not over.is_set():
             pause_s = BACKOFF.after(pause_s, time.monotonic() - began)
-            say(f"the database's archiver ended with {process.returncode}: again in {pause_s:.0f} s", err=True)
+            say(
+                f"the database's archiver ended with {process.returncode}: starting it again in {pause_s:.0f} s",
+                err=True,
+            )
             over.wait(pause_s)
 
 

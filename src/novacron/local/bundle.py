@@ -101,7 +101,7 @@ def _platform() -> Iterator[Part]:
         client = Client(load_config())
         ready, why = client.ready()
     except Unreachable as error:
-        yield "platform.txt", f"no platform was reached: {error}\n"
+        yield "platform.txt", f"no server was reached: {error}\n"
         return
     yield "platform.txt", f"{client.config.url}: {'ready' if ready else why}\n"
     for kind in KINDS:
@@ -132,11 +132,11 @@ def _json(value: object) -> str:
 
 
 def _tried(get: Callable[[], str]) -> str:
-    """Return a part, or why it could not be had: the others are still worth having."""
+    """Return a part, or why it could not be collected: the others are still worth having."""
     try:
         return get()
     except (ApiError, Unreachable, OSError, ValueError) as error:
-        return f"could not be had: {error}\n"
+        return f"could not be collected: {error}\n"
 
 
 def _run(*arguments: str) -> str:
@@ -152,7 +152,7 @@ def _run(*arguments: str) -> str:
         )
         return done.stdout + done.stderr
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"could not be had: {error}\n"
+        return f"could not be collected: {error}\n"
 
 
 def _tail(path: Path) -> str:

@@ -115,7 +115,7 @@ class WalArchive:
         """Raise RepositoryError if the repository is not there any more: on a disk that was unmounted, what is written
         would land below."""
         if self._repository.storage.read(Kind.CONFIG, CONFIG_NAME) != self._configuration:
-            raise RepositoryError("another repository is in the place of this one")
+            raise RepositoryError("another repository has taken the place of this one")
 
     def is_same(self, path: Path) -> bool:
         """Say whether the repository has just this content under the file's name. Raises RepositoryError, OSError."""
@@ -194,12 +194,12 @@ def base_backup(repository: Repository, made: BackupSnapshot) -> BaseBackup:
             str(cluster), started[1], last.timeline, database_wal.lsn(last.end), files[segments[0]].size, version
         )  # fmt: skip
     except (KeyError, IndexError, AssertionError, ValueError, struct.error, msgspec.MsgspecError):
-        raise Damaged("the backup does not hold what PostgreSQL's base backups have") from None
+        raise Damaged("the backup does not contain the files of a PostgreSQL base backup") from None
 
 
 def _small(repository: Repository, file: File, limit: int = SMALL_BYTES_MAX) -> bytes:
     if file.size > limit:
-        raise Damaged(f"a file of {file.size} bytes is too large to be what it should be")
+        raise Damaged(f"a file of {file.size} bytes is too large")
     return disks.DiskReader(repository, file).read(0, file.size)
 
 

@@ -192,7 +192,7 @@ class Archiver:
     async def _check(self, connection: asyncpg.Connection) -> None:
         """Raise BackupFailed where this database can't be archived without danger for it."""
         if await connection.fetchval("SELECT pg_is_in_recovery()"):
-            raise BackupFailed("the database is a standby: name the primary")
+            raise BackupFailed("the database is a standby: use the URL of the primary")
         if await connection.fetchval("SHOW max_slot_wal_keep_size") == "-1":
             raise BackupFailed(
                 "max_slot_wal_keep_size of PostgreSQL is -1: its disk would fill up if archiving stopped;"
@@ -334,8 +334,8 @@ class Archiver:
         ]  # fmt: skip
         if other:
             raise BackupFailed(
-                f"the repository has another WAL file {other[0]}: if the database was put back without a new timeline,"
-                " name another --backup-repository"
+                f"the repository has another WAL file {other[0]}: if the database was restored without a new timeline,"
+                " use another --backup-repository"
             )
 
     # base backups

@@ -105,7 +105,7 @@ def _store(repository: Repository, process: subprocess.Popen[bytes], tags: list[
                     files[path] = disks.write_stream(repository, content.read, member.size)
                 elif not member.isdir():
                     raise BackupFailed(
-                        f"{path} is no file: a database with tablespaces elsewhere can't be backed up so"
+                        f"{path} is not a file: a database with tablespaces in other places can't be backed up this way"
                     )
     except tarfile.TarError:
         return None
@@ -178,9 +178,9 @@ def find_stored(repository: Repository, id: str | None) -> DatabaseBackup:
     matching = every[-1:] if id is None else [made for made in every if made.id.startswith(id)]
     if len(matching) != 1:
         what = (
-            "the repository holds no backup of a database"
+            "the repository contains no database backup"
             if id is None
-            else f"{len(matching)} backups begin with {id!r}"
+            else f"{len(matching)} backups have ids that begin with {id!r}"
         )
         raise BackupFailed(f"{what}: see novacron database list")
     return matching[0]
@@ -200,8 +200,8 @@ def _open(place: BackupPlace, *, create: bool = False) -> Repository:
     except FileNotFoundError:
         if not create:
             raise BackupFailed(
-                f"there is no {place.password_file}, which opens the repository: name it with --password-file, "
-                "or begin a repository with --create"
+                f"there is no {place.password_file}, the repository's password file: give it with --password-file, "
+                "or create a repository with --create"
             ) from None
         password = None
     if password is not None:
@@ -210,7 +210,7 @@ def _open(place: BackupPlace, *, create: bool = False) -> Repository:
         except NotStored:
             if not create:
                 raise BackupFailed(
-                    f"{place.repository} is no repository: name another one, or begin one with --create"
+                    f"{place.repository} is not a repository: choose another one, or create one with --create"
                 ) from None
     if isinstance(place.repository, Path):
         place.repository.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -159,7 +159,7 @@ def cluster_init(
         _same_member(files, member)
         steps.check_init(files, cluster, member, private_network=member_options.private_network)
         if check:
-            say("all is ready; nothing was changed")
+            say("everything is ready; nothing was changed")
             return
         steps.prepare_init(files, cluster, member, say)
         if no_start:
@@ -195,7 +195,7 @@ def cluster_join(
         private = member_options.private_network
         steps.check_join(files, cluster, member, private_network=private, set_aside=set_aside)
         if check:
-            say("all is ready; nothing was changed")
+            say("everything is ready; nothing was changed")
             return
         steps.prepare_join(files, cluster, member, say, set_aside=set_aside)
         if no_start:
@@ -246,7 +246,7 @@ def cluster_renew(state_dir: StateDir = None) -> None:
         files = _files(state_dir)
         files.renew_certificates(time.time(), force=True)
         say(
-            "this member has another certificate, and uses it once it is restarted: if it is the primary,"
+            "this member has a new certificate, and uses it after a restart: if it is the primary,"
             " novacron database cluster switch; then systemctl restart novacron-database"
         )
 
@@ -292,9 +292,9 @@ def cluster_failover(
 
 def _what_is_lost(move: PrimaryMove) -> str:
     if not move.loses:
-        return f"{move.target.name} becomes the primary; no write that was acknowledged is lost"
+        return f"{move.target.name} becomes the primary; no acknowledged write is lost"
     lost = "an unknown part" if move.loss_bytes is None else f"{output.size(move.loss_bytes)} or more"
-    return f"{move.target.name} becomes the primary; {lost} of what was acknowledged is lost for good"
+    return f"{move.target.name} becomes the primary; {lost} of acknowledged writes is lost for good"
 
 
 @contextlib.contextmanager
@@ -330,7 +330,7 @@ def _confirm(words: str, yes: bool) -> None:
     if not sys.stdin.isatty():
         say(f"error: {words}: confirm with --yes", err=True)
         sys.exit(2)
-    typer.confirm(f"{words}. Go on?", abort=True)
+    typer.confirm(f"{words}. Continue?", abort=True)
 
 
 def _loss(text: str | None) -> int | str | None:

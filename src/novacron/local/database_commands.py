@@ -207,7 +207,9 @@ class RestoreTarget:
         if self.backup is None:
             return recoveries.choose(place, _time(self.to), self.timeline)
         if self.to != LATEST or self.timeline is not None:
-            raise typer.BadParameter("a BACKUP is restored as it is: leave this out, or the BACKUP", param_hint="--to")
+            raise typer.BadParameter(
+                "a BACKUP is restored as it is: leave out either this option or the BACKUP", param_hint="--to"
+            )
         return recoveries.choose_backup(place, self.backup)
 
 
@@ -233,9 +235,9 @@ def database_restore(
         since = recoveries.shown(recovery.moment)
         if not yes:
             if not sys.stdin.isatty():
-                say(f"error: this loses what changed in the database since {since}: confirm with --yes", err=True)
+                say(f"error: this discards all changes in the database since {since}: confirm with --yes", err=True)
                 sys.exit(2)
-            lost = f"Everything that changed in the database since {since} is lost from it"
+            lost = f"All changes in the database since {since} will be lost"
             typer.confirm(f"{lost}. Restore?", abort=True)
         done = recoveries.restore(place, state_dir or default_state_dir(), recovery)
         made = recovery.source.backup
@@ -244,7 +246,7 @@ def database_restore(
         say(
             f"backup {made.id[:8]} of {_when(made)}{brought} is in place"
             + (f"; its last transaction is of {recoveries.shown(last)}" if last else "")
-            + (f"; the database of before is in {done.kept}" if done.kept else "")
+            + (f"; the previous database is in {done.kept}" if done.kept else "")
         )
         say("start the server, and see: novacron doctor, novacron vm unreconciled")
 
@@ -257,7 +259,7 @@ def _time(text: str) -> datetime | None:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is no time: write it like '2026-11-29 03:10:00', 2026-11-29T03:10:00+01:00, or latest",
+            f"{text!r} is not a time: write it like '2026-11-29 03:10:00', 2026-11-29T03:10:00+01:00, or latest",
             param_hint="--to",
         ) from None
     return at if at.tzinfo is not None else at.replace(tzinfo=UTC)

@@ -143,7 +143,7 @@ def choose(place: BackupPlace, target: datetime | None, timeline: int | None = N
         every = _restorable(open_repository(place), timeline)
     if not every:
         along = "" if timeline is None else f" on timeline {timeline}"
-        raise BackupFailed(f"the repository holds no backup of a database{along}: see novacron database list")
+        raise BackupFailed(f"the repository contains no database backup{along}: see novacron database list")
     if target is None:
         return Recovery(max(every, key=lambda source: (source.until, source.backup.at)), None)
     if target > datetime.now(UTC):
@@ -274,7 +274,7 @@ def _fetch_wal(repository: Repository, file: WalFile, directory: Path) -> Path:
     except RepositoryError as error:
         raise BackupFailed(
             f"the WAL file {file.name} (snapshot {file.snapshot[:8]}) is damaged: {error};"
-            " an earlier time may still be restored: name it with --to"
+            " an earlier time may still be restorable: choose it with --to"
         ) from error
     finally:
         os.close(descriptor)
@@ -295,7 +295,7 @@ def _check_end(words: str, source: Restorable) -> None:
     if whole and redone and database_wal.lsn(redone[-1]) // size < database_wal.number_of(whole[-1], size):
         last = _last_transaction(words)
         raise BackupFailed(
-            f"PostgreSQL can't read the WAL after {redone[-1]}: name an earlier time with --to"
+            f"PostgreSQL can't read the WAL after {redone[-1]}: choose an earlier time with --to"
             + (f", up to {shown(last)}" if last else "")
         )
 

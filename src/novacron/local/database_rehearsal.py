@@ -73,7 +73,7 @@ def rehearse(place: BackupPlace, scratch: Path | None = None) -> Rehearsal:
             _check_files(postgres)
         except (PostgresFailed, asyncpg.PostgresError, TimeoutError) as error:
             raise BackupFailed(
-                f"backup {recovery.source.backup.id[:8]} was recovered, and is of no use: {error}"
+                f"backup {recovery.source.backup.id[:8]} was recovered, but is not usable: {error}"
             ) from error
         finally:
             postgres.stop()
@@ -98,12 +98,12 @@ def _scratch_folder(recovery: Recovery, scratch: Path | None) -> Iterator[Path]:
         disk = shutil.disk_usage(parent)
         problem = room_problem(recovery, disk.free, disk.total)
         if problem:
-            raise BackupFailed(f"{parent} {problem}: name another directory with --scratch")
+            raise BackupFailed(f"{parent} {problem}: choose another directory with --scratch")
         _remove_leftovers(parent)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         lock = FolderLock(folder, LOCK)
     except OSError as error:
-        raise BackupFailed(f"{parent}: {error.strerror or error}: name another directory with --scratch") from error
+        raise BackupFailed(f"{parent}: {error.strerror or error}: choose another directory with --scratch") from error
     try:
         folder.chmod(0o755)
         yield folder
@@ -168,16 +168,16 @@ def _check_files(postgres: Postgres) -> None:
         raise BackupFailed(f"pg_amcheck took longer than {CHECK_S_MAX / 3600:.0f} h") from None
     if done.returncode != 0:
         said = (done.stdout + done.stderr).decode(errors="replace").strip()
-        raise BackupFailed(f"what was recovered is damaged: {said[-SAID_MAX:]}")
+        raise BackupFailed(f"the recovered database is damaged: {said[-SAID_MAX:]}")
 
 
 def _check(version: str, tables: dict[str, int]) -> None:
     """Raise BackupFailed unless a server of this version could begin with what was recovered."""
     if version > SCHEMA_VERSION:
         raise BackupFailed(
-            f"the backup has version {version} of the schema, and this program knows {SCHEMA_VERSION}: rehearse with"
-            " the program that the server runs"
+            f"the backup has version {version} of the schema, but this program supports {SCHEMA_VERSION}: rehearse"
+            " with the version that the server runs"
         )
     for table in NEVER_EMPTY:
         if not tables.get(table):
-            raise BackupFailed(f"the backup has nothing in its table {table}: it is of no installation of NovaCron")
+            raise BackupFailed(f"the backup's table {table} is empty: it is not from a NovaCron installation")

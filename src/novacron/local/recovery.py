@@ -65,7 +65,9 @@ async def _reachable(state_dir: Path, url: str | None) -> AsyncIterator[str]:
         return
     postgres = Postgres(state_dir / "postgres")
     if not postgres.data.exists():
-        raise RecoveryFailed(f"there is no database in {state_dir}: name its folder with --state-dir, or --database")
+        raise RecoveryFailed(
+            f"there is no database in {state_dir}: give its directory with --state-dir, or its URL with --database"
+        )
     try:
         await (await asyncpg.connect(postgres.url, timeout=CONNECT_S)).close()
     except (OSError, TimeoutError, asyncpg.PostgresError):
@@ -102,7 +104,7 @@ async def _recover(connection: Connection, name: str, *, revoke_others: bool) ->
         )
     new = tokens.NewToken(f"recovered-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     token, secret = await tokens.create(connection, user, new, actor)
-    message = f"a new administrator's token was made by {actor}; {revoked} others were revoked"
+    message = f"a new administrator's token was created by {actor}; {revoked} others were revoked"
     await events.record(
         connection, events.NewEvent("user", user.id, user.name, "AdministratorRecovered", message, actor)
     )

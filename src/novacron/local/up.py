@@ -134,7 +134,7 @@ def _begin_with_network(client: Client, how: How) -> None:
         return
     lacking = ["not root"] if os.geteuid() != 0 else lacks()
     if lacking:
-        say(f"VMs have no network of their own: {'; '.join(lacking)}", err=True)
+        say(f"VMs get no network of their own: {'; '.join(lacking)}", err=True)
         return
     try:
         network = client.create_network(FIRST_NETWORK, is_default=True)

@@ -57,7 +57,7 @@ def syslog_target(url: str, ca: Path | None) -> SyslogTarget:
     if parts.scheme not in PORTS or not host or parts.path.strip("/") or parts.query or parts.username:
         raise InvalidInput(f"{url!r} is not the address of a syslog server", field="audit-syslog", hint=hint)
     if ca is not None and parts.scheme != "tls":
-        raise InvalidInput("only tls:// has an authority", field="audit-syslog-ca", hint=hint)
+        raise InvalidInput("only tls:// uses a certificate authority", field="audit-syslog-ca", hint=hint)
     return SyslogTarget(parts.scheme, host, port or PORTS[parts.scheme], ca)
 
 
@@ -122,7 +122,7 @@ class Syslog:
             self._close()
             if isinstance(error, TimeoutError):
                 where = f"{self._target.host}:{self._target.port}"
-                raise OSError(f"the syslog server {where} takes nothing for {SEND_S:.0f} s") from None
+                raise OSError(f"the syslog server {where} has accepted nothing for {SEND_S:.0f} s") from None
             raise
 
     async def _datagrams(self, known: Sequence[ChainEntry]) -> None:
@@ -180,7 +180,7 @@ class OtlpLogs:
         """Send entries. Raises OSError unless the collector has taken all of them."""
         batch = [self._log(entry, entry.record) for entry in chain if entry.record is not None]
         if batch and await asyncio.to_thread(self._exporter.export, batch) is not LogRecordExportResult.SUCCESS:
-            raise OSError(f"the collector at {self._endpoint} does not take the audit log")
+            raise OSError(f"the collector at {self._endpoint} does not accept the audit log")
 
     def _log(self, entry: ChainEntry, record: ChainedRecord) -> ReadableLogRecord:
         done = record.outcome == "done"

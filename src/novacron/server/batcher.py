@@ -39,9 +39,9 @@ class Batcher(Generic[T]):
     def add(self, item: T) -> asyncio.Future[None]:
         """Take something; the future is done once it is stored. Raises Unavailable, and so may the future."""
         if self._over:
-            raise Unavailable("this server is about to end")
+            raise Unavailable("this server is shutting down")
         if len(self._waiting) >= self._waiting_max:
-            raise Unavailable(f"too many {self._what} wait to be stored")
+            raise Unavailable(f"too many {self._what} are waiting to be stored")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # its waiter may be gone
         self._waiting.append((item, done))
@@ -61,7 +61,7 @@ class Batcher(Generic[T]):
                     _fail(batch, f"{self._what} can't be stored: {error}")
         finally:
             self._over = True
-            _fail([*batch, *self._waiting], "this server is about to end")
+            _fail([*batch, *self._waiting], "this server is shutting down")
 
     async def _take(self) -> Batch[T]:
         await self._wake.wait()

@@ -43,8 +43,8 @@ def trust(settings: ServerSettings, authority: pki.Authority) -> str:
         return authority.pem.decode() if given is None else given.trust()
     except OSError as error:
         raise Unavailable(
-            f"the authority of the API's certificate can't be read: {error}",
-            hint="put --tls-authority's file back",
+            f"the certificate authority of the API's certificate can't be read: {error}",
+            hint="restore the file of --tls-authority",
         ) from None
 
 

@@ -58,9 +58,11 @@ class Copies:
         if endpoint is None:
             raise Unavailable(f"node {target} is not connected", hint="see: novacron node list")
         if any((c.image, c.target) == (name, target) for c in self._copies.values()):
-            raise Conflict(f"image {name} is on its way to node {target} already", hint="see: novacron events")
+            raise Conflict(f"image {name} is already being copied to node {target}", hint="see: novacron events")
         if self._tasks.full:
-            raise Unavailable(f"{len(self._copies)} copies are under way", hint="try again when one has ended")
+            raise Unavailable(
+                f"{len(self._copies)} copies are in progress", hint="try again when one of them has ended"
+            )
         copy = ImageCopy(f"copy-{secrets.token_hex(8)}", name, giver.name, target, image.size_bytes)
         self._copies[copy.id] = copy
         expected = wire.CopyExpected(copy.id, copy.source, image, actor == events.SYSTEM)
@@ -81,9 +83,12 @@ class Copies:
             why = str(error) or "the nodes do not answer"
         finally:
             del self._copies[copy.id]
-        reason, message = "ImageCopied", f"image {copy.image} has arrived from node {copy.source}"
+        reason, message = "ImageCopied", f"image {copy.image} was copied from node {copy.source}"
         if why:
-            reason, message = "ImageCopyFailed", f"image {copy.image} did not arrive from node {copy.source}: {why}"
+            reason, message = (
+                "ImageCopyFailed",
+                f"image {copy.image} could not be copied from node {copy.source}: {why}",
+            )
         log.info("a copy has ended", copy=copy.id, image=copy.image, target=copy.target, error=why)
         try:
             async with self._database.transaction() as connection:
@@ -115,7 +120,7 @@ class Copies:
 def _giver(name: str, source: str | None, target: Node, every: list[Node]) -> tuple[Node, ImageInfo]:
     """Return the node that gives an image, and the image."""
     if held(target, name) is not None:
-        raise InvalidInput(f"node {target.name} holds image {name} already", field="target", hint="name another node")
+        raise InvalidInput(f"node {target.name} already holds image {name}", field="target", hint="choose another node")
     holders = [(node, image) for node in every if (image := held(node, name)) is not None]
     if source is not None:
         holders = [(node, image) for node, image in holders if node.name == source]
@@ -124,7 +129,7 @@ def _giver(name: str, source: str | None, target: Node, every: list[Node]) -> tu
         raise NotFound(f"{where} holds an image {name!r}", hint="see: novacron image list")
     if source is None and len({image.digest for _, image in holders}) > 1:
         raise InvalidInput(
-            f"nodes hold different images named {name}", field="source", hint="say from which node, with source"
+            f"nodes hold different images named {name}", field="source", hint="choose the source node with source"
         )
     ready = [(node, image) for node, image in holders if node.status.ready]
     if not ready:

@@ -45,7 +45,7 @@ async def dismiss(
         ended = sorted(epochs.keys() - remaining)
         message = f"a host that was removed as {session.node} has connected: it has ended {len(ended)} VMs"
         if remaining:
-            message += f", and has not ended {', '.join(sorted(remaining)[:NAMED_MAX])} yet"
+            message += f", and still has to end {', '.join(sorted(remaining)[:NAMED_MAX])} yet"
         async with database.transaction() as connection:
             await events.record(connection, events.NewEvent("node", session.node, session.node, "Dismissed", message))
     if log_now.due(f"dismissed {session.node}"):
@@ -65,7 +65,7 @@ async def _tell_of_unknown(database: Database, node: str, held: Collection[wire.
     if later:
         shown = ", ".join(sorted(later)[:NAMED_MAX]) + ("..." if len(later) > NAMED_MAX else "")
         message = (
-            f"a host that is no node here has {len(later)} VMs of which the database knows less: {shown}."
+            f"a host that is not a node here has {len(later)} VMs with newer records than the database: {shown}."
             f" If an older database was put back, let it join again: {REJOIN.format(name=node)}"
         )
         async with database.transaction() as connection:

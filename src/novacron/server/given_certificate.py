@@ -34,14 +34,14 @@ class GivenCertificate(msgspec.Struct, frozen=True):
         if self.authority is not None and not _vouches(_certificates(self.authority, AUTHORITY), chain[-1]):
             raise InvalidInput(
                 f"{self.authority} has not issued the last certificate in {self.certificate}", field=AUTHORITY,
-                hint=f"put those in between into {self.certificate}, behind its first",
+                hint=f"add the intermediate certificates to {self.certificate}, after its first",
             )  # fmt: skip
         objection = pki.validity(self.certificate.read_bytes()).objection(time.time())
         troubles = [] if objection is None else [f"{self.certificate} {objection}"]
         names = _names(chain[0])
         if not any(_covers(name, host) for name in names):
             troubles.append(
-                f"{self.certificate} is for {', '.join(names) or 'no name'}, and users reach the API as {host}:"
+                f"{self.certificate} is for {', '.join(names) or 'no name'}, but users reach the API as {host}:"
                 " see --advertise"
             )
         return troubles
@@ -61,9 +61,11 @@ class GivenCertificate(msgspec.Struct, frozen=True):
         except OSError as error:
             raise _unreadable(error, self.key, KEY) from None
         except TypeError:
-            raise InvalidInput(f"{self.key} is protected by a password", field=KEY, hint="give it without") from None
+            raise InvalidInput(
+                f"{self.key} is protected by a password", field=KEY, hint="remove the password"
+            ) from None
         except (ValueError, UnsupportedAlgorithm):
-            raise InvalidInput(f"{self.key} is no private key (PEM)", field=KEY) from None
+            raise InvalidInput(f"{self.key} is not a private key (PEM)", field=KEY) from None
         return _der(key.public_key())
 
 
@@ -79,7 +81,9 @@ def _certificates(path: Path, field: str) -> list[x509.Certificate]:
 
 def _unreadable(error: OSError, path: Path, field: str) -> InvalidInput:
     return InvalidInput(
-        f"can't read {path}: {error.strerror}", field=field, hint="let the server's user read it, and its folder"
+        f"can't read {path}: {error.strerror}",
+        field=field,
+        hint="make the file and its directory readable for the server's user",
     )
 
 

@@ -62,8 +62,8 @@ BREAKS = counter("novacron_link_breaks_total")
 
 NO_PLATFORM_KEY = PlatformKeys(None)
 TWO_HOSTS = (
-    "node {name} works on another host now; if its state folder was copied here, remove the copy, and let this host"
-    " join under a name of its own"
+    "node {name} now works on another host; if its state directory was copied here, remove the copy, and join this"
+    " host under its own name"
 )
 ESTIMATE_S = 1.0
 HELLO_S_MAX = 10.0
@@ -153,7 +153,7 @@ class LinkServer:
             self._peers.changed.set()
             session = self._sessions.get(change.key)
             if session is not None and change.body is None:  # removed, or renamed
-                self._closing.start(session.close("its node is called otherwise, or removed"))
+                self._closing.start(session.close("its node was renamed or removed"))
             elif session is not None and change.body is not None:
                 with contextlib.suppress(*MALFORMED):  # a row that can't be read is its own node's matter
                     self._count_anew(session, msgspec.convert(change.body["spec"], NodeSpec))
@@ -235,7 +235,7 @@ class LinkServer:
         session.certificate_authority = pki.peer_issuer(ssl_object, self._authority.trusted)
         try:
             if not session.certificate_authority:  # one that is retired: the TLS context may trust it still
-                reason = "this node's certificate is of a CA that is retired; see: novacron agent --rejoin"
+                reason = "this node's certificate is from a retired CA; see: novacron agent --rejoin"
                 await self._refuse(session, reason, hint=REJOIN.format(name=session.node))
             elif objection := validity.objection(time.time()):  # first: TLS lets such a node in to be told
                 reason = f"this node's certificate {objection}; see: novacron agent --rejoin"

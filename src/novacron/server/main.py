@@ -99,7 +99,7 @@ def keep_context(path: Path, settings: ServerSettings, authority: pki.Authority,
             context = contexts.add_beside(name, context_file.Context(url, secret, ca, authorities=authority.trust_mark))
     except (context_file.SettingsError, OSError) as error:
         raise InvalidInput(
-            str(error), field="NOVACRON_CONFIG", hint="mend the file, or name another with NOVACRON_CONFIG"
+            str(error), field="NOVACRON_CONFIG", hint="fix the file, or choose another with NOVACRON_CONFIG"
         ) from None
     return context, contexts.current == context
 
@@ -113,7 +113,7 @@ async def check_free(settings: ServerSettings) -> None:
                 raise InvalidInput(
                     f"can't listen on {settings.host}:{port}: {error.strerror}",
                     field=field,
-                    hint=f"end what uses it, or name another with --{field}",
+                    hint=f"stop the program that uses it, or choose another with --{field}",
                 )
             await asyncio.sleep(READY_POLL_S)
 
@@ -248,8 +248,8 @@ def _audit_chain(settings: ServerSettings) -> AuditChain:
     try:
         key = SigningKey.open(settings.audit_key)
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"can't use the key for heads of the audit log: {error}", field="state-dir",
-                           hint="put the file back, or remove it: then another key is made") from None  # fmt: skip
+        raise InvalidInput(f"can't use the key that signs heads of the audit log: {error}", field="state-dir",
+                           hint="restore the file, or remove it to have a new key created") from None  # fmt: skip
     return AuditChain(key, settings.public_host, settings.audit.retention_s, audit_sinks.sinks(settings.audit))
 
 

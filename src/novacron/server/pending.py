@@ -32,7 +32,7 @@ class Pending(Generic[T]):
         """Give a future that is done once ``peer`` replies; it is forgotten when the block ends. Raises Unavailable."""
         if len(self._futures) >= self._in_all_max or self._per_peer[peer] >= self._per_peer_max:
             count = self._per_peer[peer] if len(self._futures) < self._in_all_max else len(self._futures)
-            raise Unavailable(f"{count} {self._what} wait for an answer", hint="try again in a moment")
+            raise Unavailable(f"{count} {self._what} are waiting for an answer", hint="try again in a moment")
         assert (peer, key) not in self._futures
         future = self._futures[peer, key] = asyncio.get_running_loop().create_future()
         self._per_peer[peer] += 1

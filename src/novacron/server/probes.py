@@ -32,7 +32,7 @@ class Probes:
     async def measure(self, source: str, target: str, seconds: float, vm: str | None = None) -> Found:
         """Let one node measure the path to another. Raises Unavailable, NotFound, InvalidInput."""
         if source == target:
-            raise InvalidInput(f"source and target are both {source}", field="target", hint="name another node")
+            raise InvalidInput(f"source and target are both {source}", field="target", hint="choose another node")
         async with self._database.connection() as connection:
             ends = [await nodes.get(connection, name, field=f) for f, name in (("source", source), ("target", target))]
             rate = None if vm is None else lowest(ends[0], ends[1], await links.all(connection), datetime.now(UTC))
@@ -40,7 +40,7 @@ class Probes:
         if endpoint is None:
             raise Unavailable(f"node {target} is not connected", hint="see: novacron node list")
         if self._running >= PROBES_MAX:
-            raise Unavailable(f"{self._running} probes are under way", hint="try again in a moment")
+            raise Unavailable(f"{self._running} probes are in progress", hint="try again in a moment")
         id = f"probe-{secrets.token_hex(8)}"
         self._running += 1
         try:
@@ -52,7 +52,7 @@ class Probes:
         finally:
             self._running -= 1
         if not isinstance(over, wire.Probed) or over.found is None:
-            raise Unavailable(f"node {source} has measured nothing", hint="see its agent's log")
+            raise Unavailable(f"node {source} returned no measurements", hint="see its agent's log")
         return over.found, over.foreseen
 
     async def _request(self, node: str, request: wire.Request) -> wire.Reply:

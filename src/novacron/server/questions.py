@@ -51,7 +51,7 @@ class Questions:
             outcome = "answered"
             return answer
         except MALFORMED as error:
-            raise Unavailable(f"node {node} answers {kind} with something else: {error}", hint="update it") from error
+            raise Unavailable(f"node {node} sent an unexpected answer to {kind}: {error}", hint="update it") from error
         except TimeoutError:
             outcome = "timeout"
             raise Unavailable(f"node {node} does not answer", hint="see its agent's log") from None
@@ -84,4 +84,4 @@ class Questions:
     def disconnected(self, session: NodeSession) -> None:
         """Fail all requests that wait for a reply over this connection."""
         why = f"node {session.node} disconnected before it answered"
-        self._pending.fail(session, why, "try again when it is back")
+        self._pending.fail(session, why, "try again when it is connected")

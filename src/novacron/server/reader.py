@@ -170,7 +170,7 @@ class Reader:
             raise self._too_fast()
 
     def _too_fast(self) -> Unavailable:
-        return Unavailable(f"node {self._session.node} reports faster than can be stored")
+        return Unavailable(f"node {self._session.node} reports faster than the server can store")
 
     async def _store_reports(self) -> None:
         """Store what was reported, in its order. Raises Unavailable when everything has to be said again."""

@@ -183,7 +183,7 @@ def _error_classes() -> dict[str, type[NovaError]]:
 
 
 ERRORS = _error_classes()
-DEFECT = Failure("internal-error", "something went wrong here, not with the request", None, "try again")
+DEFECT = Failure("internal-error", "the server failed, not the request", None, "try again")
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
@@ -198,7 +198,7 @@ def _frame(message: Envelope | CallResult) -> bytes:
     data = _encode(message)
     if len(data) > FRAME_BYTES_MAX:
         raise Unavailable(
-            f"a message of {len(data)} bytes is too large for the processes of this server", hint="ask for less"
+            f"a message of {len(data)} bytes is too large for the processes of this server", hint="request less data"
         )
     return len(data).to_bytes(4, "big") + data
 
@@ -363,12 +363,12 @@ class Relay:
         finally:
             self.gone.set()
             for pending in (self._calls, self._streams):
-                pending.fail(None, "this server is about to end", "try again")
+                pending.fail(None, "this server is shutting down", "try again")
 
     async def call(self, call: Call[A]) -> A:
         """Return the answer to a call. Raises NovaError."""
         if self.gone.is_set():
-            raise Unavailable("this server is about to end", hint="try again")
+            raise Unavailable("this server is shutting down", hint="try again")
         id, pending = (
             next(self._numbers),
             self._streams if isinstance(call, ReadConsole | WriteConsole) else self._calls,

@@ -220,7 +220,7 @@ class NodeSession:
         try:
             await self._socket.send(codec.encode(message))
         except websockets.ConnectionClosed:
-            raise Unavailable(f"node {self.node} is not connected", hint="try again when it is back") from None
+            raise Unavailable(f"node {self.node} is not connected", hint="try again when it is connected") from None
 
     async def open_console(self, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleChannel:
         if len(self.channels) >= limits.CONSOLE_CHANNELS_PER_NODE_MAX:

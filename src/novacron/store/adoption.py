@@ -59,10 +59,12 @@ async def find(connection: Connection, ref: str) -> list[UnreconciledVm]:
     found = [reconciling.of_row(row) for row in rows]
     if not found:
         await _check_ending(connection, ref)
-        raise NotFound(f"no node knows more of a VM {ref!r} than the database", hint="see: novacron vm unreconciled")
+        raise NotFound(
+            f"no node has newer records of a VM {ref!r} than the database", hint="see: novacron vm unreconciled"
+        )
     if len({record.vm for record in found}) > 1:
         ids = ", ".join(sorted({record.vm for record in found}))
-        raise Conflict(f"several unreconciled VMs are called {ref}: {ids}", hint="name one by its id")
+        raise Conflict(f"several unreconciled VMs are called {ref}: {ids}", hint="use one of these ids")
     return found
 
 
@@ -84,21 +86,21 @@ async def adopt(connection: Connection, ref: str, how: Adoption, actor: str) -> 
     every = await find(connection, ref)
     record = next((record for record in every if how.node in (None, record.node)), None)
     if record is None:
-        raise NotFound(f"node {how.node} knows no more of VM {ref} than the database", field="node")
+        raise NotFound(f"node {how.node} has no newer records of VM {ref} than the database", field="node")
     if record.claim is Claim.INCOMING:
         raise Conflict(
             f"node {record.node} has only a part of VM {record.vm_name}",
-            hint="let the node that has it connect, and adopt it from there",
+            hint="start the agent of the node that has all of it, and adopt the VM from there",
         )
     if not record.proven and how.confirm != record.vm_name:
         raise InvalidInput(
-            f"{record.reason}: the node may be in wrong hands", field="confirm",
-            hint=f"if you know that it has the VM, give --confirm {record.vm_name}",
+            f"{record.reason}: the node may be compromised", field="confirm",
+            hint=f"if you are sure that it has the VM, add --confirm {record.vm_name}",
         )  # fmt: skip
     if record.claim is not Claim.OWNER and how.confirm != record.vm_name:
         raise InvalidInput(
             f"{record.reason}: another node may have it, and connect later", field="confirm",
-            hint=f"make sure that no other node runs it, then give --confirm {record.vm_name}",
+            hint=f"make sure that no other node runs it, then add --confirm {record.vm_name}",
         )  # fmt: skip
     if not record.proven or record.claim is Claim.RELEASED:
         await unreconciled.check_heard(connection, f"adopt VM {record.vm_name}", record.node)
@@ -141,8 +143,8 @@ async def _move(connection: Connection, row: asyncpg.Record | None, record: Unre
     """Let a VM be on the node that can't say what it is, as the database knows it. Raises Conflict."""
     if row is None:
         raise Conflict(
-            f"neither the database nor node {record.node} knows what VM {record.vm_name} is",
-            hint=f"put the node's file for it back, in the folder journal, or: novacron vm forget {record.vm_name}",
+            f"neither the database nor node {record.node} has the spec of VM {record.vm_name}",
+            hint=f"restore the VM's file in the node's journal directory, or: novacron vm forget {record.vm_name}",
         )
     machine = vms.of_row(row).status.machine
     row = await connection.fetchrow(
@@ -165,8 +167,8 @@ async def forget(connection: Connection, ref: str, confirm: str | None, actor: s
     first = every[0]
     if confirm != first.vm_name:
         raise InvalidInput(
-            "nodes end what they have of the VM, with its disk, if the database is right", field="confirm",
-            hint=f"to do so, give --confirm {first.vm_name}",
+            "forgetting the VM makes nodes delete their copies of it, with its disk", field="confirm",
+            hint=f"to confirm, add --confirm {first.vm_name}",
         )  # fmt: skip
     await unreconciled.check_heard(connection, f"forget VM {first.vm_name}")
     epoch = await _settle(connection, every, first)
@@ -226,9 +228,14 @@ def _description(record: UnreconciledVm) -> VmDescription:
         check_described(record.vm, described)
         return described
     except (msgspec.ValidationError, InvalidInput) as error:
-        why = "does not say" if record.description is None else f"says in words that this version can't read ({error})"
+        why = (
+            "does not report"
+            if record.description is None
+            else f"reports in a form that this version can't read ({error})"
+        )
         raise Conflict(
-            f"node {record.node} {why} what VM {record.vm_name} is", hint="is its agent connected, and as new as this?"
+            f"node {record.node} {why} the spec of VM {record.vm_name}",
+            hint="check that its agent is connected and up to date",
         ) from None
 
 
@@ -253,7 +260,9 @@ async def _create(
     spec, name, project = described.spec, how.name or described.name, how.project or record.project
     if project is None:
         raise Conflict(
-            f"the project of VM {name} is not in the database", field="project", hint="name another one: --project"
+            f"the project of VM {name} is not in the database",
+            field="project",
+            hint="choose another project: --project",
         )
     await projects.get(connection, project)
     await networks.check_given(connection, spec.nics, project)
@@ -317,7 +326,7 @@ async def _attach_volumes(connection: Connection, vm: Vm, described: VmDescripti
         )  # fmt: skip
         if stored is None:
             raise Conflict(
-                f"volume {volume.id} of VM {vm.name} belongs to another VM or project by now",
+                f"volume {volume.id} of VM {vm.name} now belongs to another VM or project",
                 hint=f"detach it there first: novacron volume detach {volume.id}",
             )
         await connection.execute("DELETE FROM volume_leftovers WHERE volume = $1 AND node = $2", volume.id, vm.node)

@@ -35,7 +35,7 @@ class Calendar:
         except (KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError
             raise _unknown_zone(spec.time_zone) from None
         if len(self._text.split()) != FIELDS:
-            raise _unreadable(spec.schedule, "it has not five fields")
+            raise _unreadable(spec.schedule, "it does not have five fields")
         try:
             CronSim(self._text, datetime.now(self._zone))
         except CronSimError as error:
@@ -69,7 +69,7 @@ def _unknown_zone(name: str) -> InvalidInput:
 
 def _unreadable(schedule: str, why: str) -> InvalidInput:
     return InvalidInput(
-        f"{schedule!r} is no schedule: {why}", field="schedule",
+        f"{schedule!r} is not a schedule: {why}", field="schedule",
         hint="write hourly, daily, weekly, monthly, or five fields as in crontab(5), such as '30 2 * * *'",
     )  # fmt: skip
 
@@ -78,11 +78,11 @@ def promise_s(spec: BackupPolicySpec, now: datetime) -> int:
     """Return how old a VM's newest backup may become. Raises InvalidInput for a schedule that can't be used."""
     periods = Calendar(spec).periods_s(now)
     if not periods:
-        raise _unreadable(spec.schedule, "it comes once at most")
+        raise _unreadable(spec.schedule, "it runs once at most")
     if min(periods) < PERIOD_S_MIN:
         raise InvalidInput(
-            f"{spec.schedule!r} comes more often than every {PERIOD_S_MIN // 60} minutes", field="schedule",
-            hint="choose a rarer one",
+            f"{spec.schedule!r} runs more often than every {PERIOD_S_MIN // 60} minutes", field="schedule",
+            hint="choose a longer interval",
         )  # fmt: skip
     possible = int(max(periods)) + spec.jitter_s + PROMISE_SLACK_S
     if spec.max_age_s is None:
@@ -90,6 +90,6 @@ def promise_s(spec: BackupPolicySpec, now: datetime) -> int:
     if spec.max_age_s < max(periods):
         raise InvalidInput(
             f"the schedule leaves up to {max(periods) / 3600:g} hours between two backups, more than max_age_s allows",
-            field="max_age_s", hint="back up more often, or promise less",
+            field="max_age_s", hint="back up more often, or raise max_age_s",
         )  # fmt: skip
     return spec.max_age_s

@@ -18,7 +18,7 @@ async def of_vm(connection: Connection, vm: Vm) -> KeyId:
     key = vm.spec.encryption_key or images.get(vm.spec.image, "")
     if key and not await project_keys.wrapped(connection, [key]):
         raise IllegalState(
-            f"the disk of VM {vm.name} is encrypted with {key}, which was erased: nothing of it can be read any more",
+            f"the disk of VM {vm.name} is encrypted with {key}, which was erased: its data can't be read any more",
             hint=f"delete the VM: novacron vm delete {vm.name}",
         )
     return key
@@ -29,7 +29,7 @@ async def check_readable(connection: Connection, backup: Backup) -> None:
     key = backup.encryption_key
     if key and not await project_keys.wrapped(connection, [key]):
         raise IllegalState(
-            f"backup {backup.id} is encrypted with {key}, which was erased: nothing of it can be read any more",
+            f"backup {backup.id} is encrypted with {key}, which was erased: its data can't be read any more",
             hint=f"delete it: novacron backup delete {backup.id}",
         )
 
@@ -40,9 +40,9 @@ async def of_restored(connection: Connection, backup: Backup) -> KeyId:
     key = backup.encryption_key or (await projects.get(connection, backup.project)).key_of_new
     if key and backup.spec.tpm and not backup.spec.encryption_key:
         raise IllegalState(
-            f"what the TPM in backup {backup.id} remembers is not encrypted, and a TPM of project {backup.project}'s"
-            " new VMs can't begin with that",
-            hint=f"switch encryption off meanwhile: novacron project set {backup.project} --encryption off",
+            f"the TPM state in backup {backup.id} is not encrypted, and new VMs of project {backup.project}"
+            " need an encrypted one",
+            hint=f"turn encryption off for the restore: novacron project set {backup.project} --encryption off",
         )
     return key
 
@@ -52,8 +52,8 @@ def check_same(backup: Backup, vm: Vm) -> None:
     if backup.encryption_key != vm.spec.encryption_key:
         raise IllegalState(
             f"backup {backup.id} is encrypted with {backup.encryption_key or 'no key'}, and the disk of VM {vm.name}"
-            f" with {vm.spec.encryption_key or 'none'}",
-            hint=f"make a new VM: novacron backup restore {backup.id} NAME",
+            f" with {vm.spec.encryption_key or 'no key'}",
+            hint=f"restore it to a new VM: novacron backup restore {backup.id} NAME",
         )
 
 

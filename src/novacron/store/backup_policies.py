@@ -85,7 +85,7 @@ async def _checked(connection: Connection, project: str, spec: BackupPolicySpec)
         )
         if of_project != len(set(spec.vms)):
             raise InvalidInput(
-                f"not all of the VMs are in project {project}", field="vms", hint="see: novacron vm list"
+                f"some of the VMs are not in project {project}", field="vms", hint="see: novacron vm list"
             )
     return promise, into.name
 
@@ -115,8 +115,8 @@ async def configure(
         spec = msgspec.structs.replace(spec, vms=tuple(vm for vm in spec.vms if vm in {row["id"] for row in there}))
         if before.spec.vms and not spec.vms and not spec.tags:
             raise InvalidInput(
-                f"all VMs that backup policy {before.name} named are deleted: without them it is for all VMs",
-                field="vms", hint="name VMs, or none, with this change",
+                f"all VMs of backup policy {before.name} were deleted: an empty list would mean all VMs",
+                field="vms", hint="set vms in this change: to other VMs, or to an empty list for all",
             )  # fmt: skip
     promise, into_name = await _checked(connection, before.project, spec)
     resets = any(getattr(before.spec, field) != getattr(spec, field) for field in RESETS)
@@ -145,10 +145,10 @@ async def run(connection: Connection, id: str, actor: str) -> BackupPolicy:
 
 
 async def delete(connection: Connection, id: str, actor: str) -> BackupPolicy:
-    """Delete a policy; the backups that it made stay. Raises NotFound."""
+    """Delete a policy; its backups are kept. Raises NotFound."""
     policy = await get(connection, id, lock=True)
     await connection.execute("DELETE FROM backup_policies WHERE id = $1", id)
-    await _record(connection, policy, "Deleted", "the backups that it made stay", actor)
+    await _record(connection, policy, "Deleted", "its backups are kept", actor)
     return policy
 
 

@@ -39,13 +39,13 @@ async def ask(connection: Connection, id: str, probe: ProofProbe, actor: str) ->
     backup = await backups.get(connection, id, lock=True)
     if backup.phase not in (BackupPhase.KEPT, BackupPhase.VERIFYING):
         raise IllegalState(
-            f"backup {id} is {backup.phase}, and no VM can be made of it",
+            f"backup {id} is {backup.phase}: no VM can be created from it",
             hint="choose another one: novacron backup list",
         )
     await backup_keys.check_readable(connection, backup)
     now = await _now(connection)
     if is_under_way(backup) and backup.proof is not None and now - backup.proof.since < FORGOTTEN_AFTER:
-        raise Conflict(f"backup {id} is being proved", hint=f"see: novacron backup show {id}")
+        raise Conflict(f"backup {id} is already being proved", hint=f"see: novacron backup show {id}")
     await connection.execute("DELETE FROM backup_pictures WHERE backup = $1", id)
     asked = await _store(connection, backup, BackupProof(ProofPhase.WAITING, probe, now, now))
     await _record(connection, backup, "BackupProofAsked", id, actor)
@@ -84,7 +84,7 @@ async def begin(connection: Connection, id: str) -> None:
     busy = "SELECT EXISTS (SELECT FROM backups WHERE node = $1 AND proof ->> 'phase' IN ('restoring', 'starting'))"
     if await connection.fetchval(busy, node):
         return
-    description = f"made of {id} of VM {backup.vm_name} to see whether it starts; it is deleted then"
+    description = f"created from {id} of VM {backup.vm_name} to test that it starts; deleted afterwards"
     name = f"proof-{secrets.token_hex(6)}"
     asked = backups.NewRestore(name, dict(clones.ISOLATED), None, {"description": description})
     vm = await backups.restore(connection, id, asked, events.SYSTEM)
@@ -150,8 +150,8 @@ async def picture(connection: Connection, id: str) -> bytes:
     png: bytes | None = await connection.fetchval("SELECT png FROM backup_pictures WHERE backup = $1", id)
     if png is None:
         raise NotFound(
-            f"there is no picture of backup {id}",
-            hint=f"it is taken when a proof ends of a VM with a display: novacron backup prove {id}",
+            f"there is no screenshot of backup {id}",
+            hint=f"proofs of VMs with a display take one: novacron backup prove {id}",
         )
     return png
 

@@ -50,7 +50,7 @@ async def create(connection: Connection, new: NewRepository, actor: str) -> Back
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a backup repository named {name!r} exists", field="name", hint="choose another name") from None
     repository = _repository(row)
-    await _record(connection, repository, "Created", "its directory is made by the first backup", actor)
+    await _record(connection, repository, "Created", "the first backup creates its directory", actor)
     return repository
 
 
@@ -77,7 +77,7 @@ async def configure(
         "UPDATE backup_repositories SET prune_days = $2 WHERE id = $1 RETURNING *", id, prune_days
     )
     often = "never" if prune_days is None else f"every {prune_days} days"
-    await _record(connection, before, "Configured", f"what was deleted is pruned {often}", actor)
+    await _record(connection, before, "Configured", f"deleted backups are pruned {often}", actor)
     return _repository(row)
 
 
@@ -156,12 +156,12 @@ async def delete(connection: Connection, id: str, actor: str) -> BackupRepositor
     policy = await connection.fetchval("SELECT name FROM backup_policies WHERE repository = $1 LIMIT 1", id)
     if policy is not None:
         raise Conflict(
-            f"backup policy {policy} backs VMs up into backup repository {repository.name}",
+            f"backup policy {policy} uses backup repository {repository.name}",
             hint=f"novacron backup policy delete {policy}",
         )
     await connection.execute("DELETE FROM backup_repositories WHERE id = $1", id)
     await connection.execute("DELETE FROM project_keys WHERE id = $1", repository.key)
-    await _record(connection, repository, "Deleted", "its directory stays where it is", actor)
+    await _record(connection, repository, "Deleted", "its directory is kept", actor)
     return repository
 
 

@@ -77,12 +77,16 @@ async def create(
     of_node = await _of_node(connection, node)
     working = [backup for backup in of_node.rows if backup.phase is BackupPhase.MAKING]
     if any(backup.vm == vm.id for backup in working):
-        raise Conflict(f"a backup of VM {vm.name} is being made", hint="wait until that is done: novacron backup list")
+        raise Conflict(
+            f"a backup of VM {vm.name} is already in progress", hint="wait until that is done: novacron backup list"
+        )
     if len(working) >= limits.BACKUPS_PER_NODE_MAX:
-        raise NodeBusy(f"{len(working)} backups wait for node {node} already", hint="try again later")
+        raise NodeBusy(f"{len(working)} backups are already waiting for node {node}", hint="try again later")
     own = sum(backup.project == vm.project for backup in working)
     if own >= limits.BACKUPS_PER_PROJECT_MAX:
-        raise NodeBusy(f"{own} backups of project {vm.project} wait for node {node} already", hint="try again later")
+        raise NodeBusy(
+            f"{own} backups of project {vm.project} are already waiting for node {node}", hint="try again later"
+        )
     attached = [
         ExcludedVolume(volume.id, volume.name, volume.lun)
         for volume in await volumes.of_vm(connection, vm.id)
@@ -111,10 +115,10 @@ async def _node_of(connection: Connection, vm: Vm) -> str:
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
     if vm.clone_of is not None:
-        raise Conflict(f"the disk of VM {vm.name} is still being made", hint="wait until that is done")
+        raise Conflict(f"the disk of VM {vm.name} is still being created", hint="wait until that is done")
     node = await nodes.get(connection, vm.node)
     if not node.status.ready or node.status.inventory is None:
-        raise NodeAway(f"node {vm.node} is not ready", hint="bring it back first")
+        raise NodeAway(f"node {vm.node} is not ready", hint="bring the node back first")
     image = next((image for image in node.status.inventory.images if image.name == vm.spec.image), None)
     if image is None or not image.disk_bytes or not vm.spec.own_disk:
         raise IllegalState(f"VM {vm.name} has no disk of its own to back up")
@@ -145,7 +149,7 @@ async def delete(connection: Connection, id: str, actor: str) -> Backup:
     is_there = await connection.fetchval("SELECT true FROM nodes WHERE name = $1", backup.node)
     if backup.phase is BackupPhase.FAILED or not is_there:
         await connection.execute("DELETE FROM backups WHERE id = $1", id)
-        where = "" if is_there else f"; node {backup.node} is gone, so what its repository there holds stays"
+        where = "" if is_there else f"; node {backup.node} is gone, so the data in its repository there is kept"
         await _record(connection, backup, "BackupDeleted", id + where, actor)
         return backup
     entered = await _enter(connection, backup, BackupPhase.DELETING)
@@ -190,7 +194,7 @@ async def restore(connection: Connection, id: str, asked: NewRestore, actor: str
     held = await connection.fetchval("SELECT true FROM nodes WHERE name = $1", node)
     if held and not holds(await nodes.get(connection, node, field="node"), spec.image):
         raise IllegalState(
-            f"node {node} does not hold image {spec.image}, of which the VM was made", field="node",
+            f"node {node} does not hold image {spec.image}, from which the VM was created", field="node",
             hint=f"novacron image copy {spec.image} {node}",
         )  # fmt: skip
     source = backup_keys.source(backup, into, key)
@@ -224,21 +228,21 @@ async def replace(connection: Connection, id: str, actor: str) -> Vm:
         vm = await vms.get(connection, backup.vm, lock=True)
     except NotFound:
         raise NotFound(
-            f"VM {backup.vm_name}, of which backup {id} was made, is gone",
-            hint=f"make a new one: novacron backup restore {id} NAME",
+            f"VM {backup.vm_name} of backup {id} was deleted",
+            hint=f"restore it to a new VM: novacron backup restore {id} NAME",
         ) from None
     vms.check_action(vm, VmAction.CLONE, None)
     await vms.check_not_cloning(connection, vm, VmAction.SNAPSHOT)
     if not is_off(vm):
         raise IllegalState(
-            f"VM {vm.name} is {vm.status.state}: what replaces its disk takes effect while it is off",
+            f"VM {vm.name} is {vm.status.state}: its disk can only be replaced while it is off",
             hint=f"novacron vm stop {vm.name}",
         )
     backup_keys.check_same(backup, vm)
     if await snapshots.of_vm(connection, vm.id):
         raise IllegalState(
             f"VM {vm.name} has snapshots, which would be lost with its disk",
-            hint=f"delete them (novacron snapshot list {vm.name}), or make a new VM: novacron backup restore {id} NAME",
+            hint=f"delete them (novacron snapshot list {vm.name}), or use a new VM: novacron backup restore {id} NAME",
         )
     into = await backup_repositories.get(connection, backup.repository)
     source = backup_keys.source(backup, into, vm.spec.encryption_key)
@@ -248,7 +252,7 @@ async def replace(connection: Connection, id: str, actor: str) -> Vm:
         "UPDATE vms SET clone_of = $2, trace = $3 WHERE id = $1 RETURNING *",
         vm.id, msgspec.to_builtins(of), traces.carry(),
     )  # fmt: skip
-    await _record(connection, backup, "RestoreAsked", f"{id} in the place of its disk", actor)
+    await _record(connection, backup, "RestoreAsked", f"{id} in place of its disk", actor)
     return vms.of_row(row)
 
 

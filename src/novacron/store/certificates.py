@@ -47,8 +47,8 @@ async def warn(connection: Connection, name: str) -> None:
     if row["ready"]:
         advice = f"it should have been renewed over the agent link: see its agent's log; or {rejoin}"
     elif over:
-        advice = f"it can't connect until it has another: {rejoin}"
+        advice = f"it can't connect without a new one: {rejoin}"
     else:
-        advice = f"it is renewed once its agent is connected: start it before then; later: {rejoin}"
+        advice = f"the agent renews it when it connects: start it before then; after that: {rejoin}"
     reason = "CertificateEnded" if over else "CertificateEnding"
     await events.record(connection, events.NewEvent("node", name, name, reason, f"{when}; {advice}"))

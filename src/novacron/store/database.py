@@ -139,7 +139,7 @@ class PooledConnection(asyncpg.Connection):
             raise
         if self._unconfirmed:
             self._unconfirmed = False
-            raise Unconfirmed("it is not known whether a standby has what was written: its wait was cancelled")
+            raise Unconfirmed("the wait for a standby was cancelled: it may not have the latest writes")
         return answer
 
     def _process_log_message(self, fields: dict[str, str], last_query: str) -> None:
@@ -368,7 +368,7 @@ async def migrate(url: str) -> None:
         version_number = int(await connection.fetchval("SHOW server_version_num"))
         if version_number < SERVER_VERSION_MIN:
             raise InvalidInput(
-                f"this PostgreSQL is version {version_number // 10000}",
+                f"PostgreSQL is version {version_number // 10000}",
                 field="database",
                 hint="use version 15 or later",
             )
@@ -408,8 +408,8 @@ def refuse_later(version: str, oldest: str | None = None) -> None:
     the oldest version that a server may know to work over this database."""
     if version > SCHEMA_VERSION and (oldest is None or oldest > SCHEMA_VERSION):
         raise InvalidInput(
-            f"its schema is version {version}, and this NovaCron ({__version__}) knows {SCHEMA_VERSION} at most",
+            f"its schema is version {version}, but this NovaCron ({__version__}) supports at most {SCHEMA_VERSION}",
             field="database",
-            hint="start the version that changed it, or one after it; or put back a backup from before:"
+            hint="start the version that upgraded it, or a later one; or restore an earlier backup: "
             " novacron database restore --to TIME",
         )

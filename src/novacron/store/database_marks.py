@@ -24,18 +24,18 @@ async def doubt(connection: Connection, mark: DatabaseMark | None) -> str:
         return ""
     if mark is None:
         used = await connection.fetchval("SELECT EXISTS (SELECT FROM database_marks)")
-        return "this server has not seen it before, and no other one runs" if used else ""
+        return "this server has not used it before, and no other server runs" if used else ""
     number = await connection.fetchval(
         "SELECT number FROM database_marks WHERE server = $1 AND NOT superseded", mark.server
     )
     if number is None or number < mark.number:
-        return "it knows less than this server has seen of it"
+        return "it is older than what this server has seen"
     if number > mark.number + 1:
-        return "this server's own files are older than it"
+        return "this server's own files are older than the database"
     other = await connection.fetchval(
         "SELECT server FROM database_marks WHERE NOT ended AND server <> $1 LIMIT 1", mark.server
     )
-    return "another server, which was not stopped, may have seen more of it" if other is not None else ""
+    return "another server, which was not stopped, may have seen newer changes" if other is not None else ""
 
 
 async def _another_runs(connection: Connection, mark: DatabaseMark | None) -> bool:
@@ -89,8 +89,8 @@ async def suspect(connection: Connection, why: str) -> None:
     await unreconciled.restored(connection)
     waits = ", ".join(await unreconciled.not_heard(connection))
     if waits:
-        message = f"the database may be older than what nodes know: {why}; no VM is begun that may be elsewhere before"
-        await _record(connection, "DatabaseSuspected", f"{message} these nodes were heard: {waits}")
+        message = f"the database may be older than nodes' records: {why}; VMs that may run elsewhere start only after"
+        await _record(connection, "DatabaseSuspected", f"{message} these nodes have connected: {waits}")
 
 
 async def compare(connection: Connection, node: str, mark: DatabaseMark | None) -> None:
@@ -106,7 +106,7 @@ async def compare(connection: Connection, node: str, mark: DatabaseMark | None) 
             mark.server, mark.number,
         )  # fmt: skip
     if not known and not await unreconciled.not_heard(connection):  # else they are waited for already
-        await suspect(connection, f"node {node} has seen more of it")
+        await suspect(connection, f"node {node} has seen newer changes")
 
 
 async def settle(connection: Connection) -> unreconciled.Hold | None:
@@ -116,7 +116,9 @@ async def settle(connection: Connection) -> unreconciled.Hold | None:
         return hold
     done = await connection.execute("DELETE FROM database_restored WHERE found_at = $1", hold.found_at)
     if done == "DELETE 1":
-        await _record(connection, "DatabaseTrusted", "every node was heard that may know more than the database")
+        await _record(
+            connection, "DatabaseTrusted", "every node that may have newer records than the database has connected"
+        )
     return None
 
 

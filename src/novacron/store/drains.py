@@ -88,7 +88,7 @@ async def finish(connection: Connection, id: str, phase: DrainPhase) -> asyncpg.
         id, phase,
     )  # fmt: skip
     if row is not None and phase is DrainPhase.DRAINED:
-        await _record(connection, row["node"], "Drained", "no VM is on it any more")
+        await _record(connection, row["node"], "Drained", "no VMs are left on it")
     return row
 
 

@@ -34,12 +34,12 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
         raise Conflict(f"VM {vm.name} is being cloned", hint="wait until that is done")
     if vm.spec.encryption_key:
         raise IllegalState(
-            f"the disk of VM {vm.name} is encrypted, and its export would lie on its node unencrypted",
-            hint="copy what is needed out of the guest",
+            f"the disk of VM {vm.name} is encrypted, and its export would not be",
+            hint="copy the data from inside the guest",
         )
     node = await nodes.get(connection, vm.node)
     if not node.status.ready or node.status.inventory is None:
-        raise Unavailable(f"node {vm.node} is not ready", hint="bring it back first")
+        raise Unavailable(f"node {vm.node} is not ready", hint="bring the node back first")
     image = next((image for image in node.status.inventory.images if image.name == vm.spec.image), None)
     if vm.spec.kernel is not None:
         raise IllegalState(

@@ -66,7 +66,7 @@ async def restart_elsewhere(
     await nodes.take_turn(connection)
     having = await replica_failover.nodes_with_points(connection, vm)
     if not having and (lost := await lost_nodes.only_there(connection, vm)) is not None:
-        await said(connection, vm, "FailoverWaits", f"it has no replica from which it could go on, and {lost}")
+        await said(connection, vm, "FailoverWaits", f"it has no usable replica, and {lost}")
         return None
     target = await _target(connection, vm, having, index)
     if target is None or not await leases.take_over(connection, node):

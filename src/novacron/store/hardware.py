@@ -32,7 +32,7 @@ def check_machine(spec: VmSpec) -> None:
     if spec.machine is not None and not spec.machine.startswith(kind):
         raise InvalidInput(
             f"firmware {spec.firmware} needs a {kind} machine type, not {spec.machine}", field="machine",
-            hint="choose one of that kind, or leave it to its node: null, or newest on the command line",
+            hint="choose one of that kind, or let the node choose: null in the API, newest on the command line",
         )  # fmt: skip
 
 
@@ -49,14 +49,14 @@ async def check(connection: Connection, vm: Vm, spec: VmSpec) -> None:
     began = bool(vm.status.machine)
     if "firmware" in changed and began and Firmware.UEFI_SECURE in (spec.firmware, vm.spec.firmware):
         raise IllegalState(
-            f"VM {vm.name} has been started, and Secure Boot begins with variables of its own", field="firmware",
-            hint="create a VM with it, and attach this one's volumes there",
+            f"VM {vm.name} has already been started, and Secure Boot needs new firmware variables", field="firmware",
+            hint="create a new VM with Secure Boot, and attach this VM's volumes to it",
         )  # fmt: skip
     given = await connection.fetchval("SELECT true FROM vm_firmware_states WHERE vm = $1", vm.id)
     if given and not began and {"firmware", "tpm"} & set(changed):
         raise IllegalState(
-            f"VM {vm.name} begins with the state of its firmware that it came with", field=changed[0],
-            hint="start it once before you change that",
+            f"VM {vm.name} has imported firmware state, which only its first start applies", field=changed[0],
+            hint="start it once before you change this",
         )  # fmt: skip
     if vm.node is None:
         return

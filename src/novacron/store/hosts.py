@@ -55,7 +55,7 @@ class UrlParts(NamedTuple):
     def of(cls, url: str) -> UrlParts:
         scheme, separator, rest = url.partition("://")
         if not separator:
-            raise ValueError("it is no URL: write it like postgresql://user@host:5432/database")
+            raise ValueError("it is not a URL: write it like postgresql://user@host:5432/database")
         rest, _, query = rest.partition("?")
         authority, slash, path = rest.partition("/")
         credentials, at, hosts = authority.rpartition("@")
@@ -79,12 +79,12 @@ def each_server(url: str) -> list[str]:
     wanted = dict(options).get("target_session_attrs", WRITABLE[0])
     if wanted not in WRITABLE:
         raise InvalidInput(
-            f"target_session_attrs={wanted}: the platform writes, and needs the primary",
+            f"target_session_attrs={wanted}: NovaCron writes to the database, and needs the primary",
             field="database", hint=f"leave it out, or write target_session_attrs={WRITABLE[0]}",
         )  # fmt: skip
     if not 0 < len(names) <= SERVERS_MAX:
         raise InvalidInput(
-            f"{len(names)} servers in the database's URL: there may be 1 to {SERVERS_MAX}", field="database",
+            f"{len(names)} servers in the database's URL: 1 to {SERVERS_MAX} are allowed", field="database",
             hint="write it like postgresql://user@host1:5432,host2:5432,host3:5432/database",
         )  # fmt: skip
     kept = [(name, value) for name, value in options if name != "target_session_attrs"]
@@ -169,7 +169,7 @@ def _why(tries: Tries) -> str:
         host = UrlParts.of(server).hosts
         error = _error(task)
         words.append(f"{host}: {_answer_of(error)}")
-    return f"no server of the database takes writes ({'; '.join(words)})"
+    return f"no database server accepts writes ({'; '.join(words)})"
 
 
 def _notice_silence(connection: asyncpg.Connection) -> None:

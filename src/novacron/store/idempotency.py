@@ -76,7 +76,7 @@ async def claim(connection: Connection, claimed: KeyClaim) -> StoredAnswer | Non
     """Take the key in this transaction, or return the answer that its first request got.
 
     Of two requests at once, the second waits here for the first one's transaction. Raises IdempotencyMismatch when
-    the key was used for another request.
+    the key was already used for another request.
     """
     row = await connection.fetchrow(_CLAIM, claimed.token, claimed.key, claimed.request)
     if row is not None:
@@ -88,7 +88,9 @@ async def claim(connection: Connection, claimed: KeyClaim) -> StoredAnswer | Non
     )
     if row is None or row["request"] not in (claimed.request, *claimed.digests_before):
         raise IdempotencyMismatch(
-            f"the key {claimed.key!r} was used for another request", field="Idempotency-Key", hint="use a new key"
+            f"the key {claimed.key!r} was already used for another request",
+            field="Idempotency-Key",
+            hint="use a new key",
         )
     if row["request"] != claimed.request:  # once more, and it is known after the end of the former generation, too
         await connection.execute(

@@ -28,7 +28,7 @@ async def join(connection: Connection, name: str, key_hash: str, *, accepted: bo
     Raises Conflict.
     """
     if await holder(connection, name, key_hash) == name:
-        message = "the same host has joined again, for another certificate"
+        message = "the same host has joined again, with a new certificate"
         await events.record(connection, events.NewEvent("node", name, name, "Rejoined", message))
         return
     new = NodeSpec(cordoned=not accepted, accepted=accepted)
@@ -53,11 +53,13 @@ async def join(connection: Connection, name: str, key_hash: str, *, accepted: bo
         )  # fmt: skip
     await connection.execute("DELETE FROM revoked_keys WHERE key_hash = $1", key_hash)
     if await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE was = $1)", name):
-        raise Conflict(f"{name} was the name of a node until lately", field="name", hint="try again in a moment")
+        raise Conflict(
+            f"{name} was the name of another node until recently", field="name", hint="try again in a moment"
+        )
     await connection.execute(
         "UPDATE volumes SET error = '' WHERE node = $1 AND kind = 'local' AND phase = 'ready' AND error <> ''", name
     )
-    message = "joined" if inserted else "another host, or the same one anew, has taken its place"
+    message = "joined" if inserted else "replaced by another host, or by the same host with a new installation"
     if not accepted:
         message += f"; it is cordoned until it is accepted: novacron node accept {name}"
     await events.record(connection, events.NewEvent("node", name, name, "Joined", message))
@@ -102,7 +104,7 @@ async def rename(connection: Connection, name: str, new: str, actor: str) -> Nod
     if await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE name = $1 OR was = $1)", new):
         raise Conflict(f"a node named {new!r} exists", field="name", hint="choose another name")
     if await connection.fetchval("SELECT was FROM nodes WHERE name = $1", name):
-        raise Conflict(f"node {name} has not taken its new name yet", hint="wait until its agent is connected")
+        raise Conflict(f"node {name} has not applied its new name yet", hint="wait until its agent is connected")
     for what, sql in (
         ("takes part in a migration", "SELECT 1 FROM migrations WHERE finished_at IS NULL AND $1 IN (source, target)"),
         ("is being drained", "SELECT 1 FROM drains WHERE finished_at IS NULL AND node = $1"),

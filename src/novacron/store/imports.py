@@ -47,9 +47,9 @@ def choose_node(every: Sequence[Node], name: str | None) -> str:
             if why is None:
                 return node.name
             reasons.append(why)
-    why = "; ".join(reasons[:REASONS_MAX]) or "there is no node"
+    why = "; ".join(reasons[:REASONS_MAX]) or "there are no nodes"
     raise NoCapacity(
-        f"no node takes an image now: {why}" if name is None else why,
+        f"no node can import an image now: {why}" if name is None else why,
         field=None if name is None else "node", hint="see: novacron node list",
     )  # fmt: skip
 
@@ -65,7 +65,7 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
     for candidate in every:
         if any(image.name == spec.name for image in _images(candidate)):
             raise Conflict(
-                f"node {candidate.name} holds an image {spec.name!r}", field="name", hint="choose another name"
+                f"node {candidate.name} already holds an image {spec.name!r}", field="name", hint="choose another name"
             )
     chosen = choose_node(every, node)
     before = None if project is None else await projects.lock_usage(connection, project)
@@ -77,7 +77,7 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
             traces.carry(),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
-        why = f"an image {spec.name!r} is being imported"
+        why = f"an image {spec.name!r} is already being imported"
         raise Conflict(why, field="name", hint="see: novacron image imports") from None
     await disown(connection, spec.name)  # of an image that was lost with its node
     if project is not None:
@@ -107,10 +107,12 @@ async def _check_slots(connection: Connection, node: str, project: str | None) -
     if row["own"] >= limits.IMPORTS_PER_PROJECT_MAX:
         raise Unavailable(
             f"project {project} already has {row['own']} imports on node {node}",
-            hint="wait for one, or abort one: novacron image imports",
+            hint="wait for one to end, or abort one: novacron image imports",
         )
     if row["all_"] >= limits.IMPORTS_PER_NODE_MAX:
-        raise Unavailable(f"node {node} already has {row['all_']} imports", hint="wait for one, or name another node")
+        raise Unavailable(
+            f"node {node} already has {row['all_']} imports", hint="wait for one to end, or choose another node"
+        )
 
 
 async def disown(connection: Connection, image: str) -> None:
@@ -170,7 +172,7 @@ async def expected(connection: Connection, id: str, offset: int, length: int) ->
         raise IllegalState(f"import {id} has ended: {upload.error or upload.phase}")
     if offset + length > upload.spec.size_bytes:
         raise InvalidInput(
-            f"{offset + length} bytes are more than the {upload.spec.size_bytes} that were announced", field="offset"
+            f"{offset + length} bytes exceed the announced {upload.spec.size_bytes} bytes", field="offset"
         )
     return upload
 

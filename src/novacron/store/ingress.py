@@ -29,21 +29,23 @@ async def add_address(connection: Connection, project: str, address: str, actor:
     """Say that a project may give an address of the hosts' network to its VMs. Raises InvalidInput, Conflict."""
     text = str(check_address(address))
     if text in await network_members.hosts(connection):
-        raise InvalidInput(f"{text} is the address of a host", field="address", hint="one that no host has")
+        raise InvalidInput(f"{text} is the address of a host", field="address", hint="use an address that no host has")
     try:
         row = await connection.fetchrow(
             "INSERT INTO floating_addresses (address, project) VALUES ($1, $2) RETURNING *", text, project
         )
     except asyncpg.UniqueViolationError:
-        raise Conflict(f"{text} is a floating address already", field="address") from None
-    await events.record(connection, events.NewEvent("floating-address", text, text, "Added", "it is free", actor))
+        raise Conflict(f"{text} is already a floating address", field="address") from None
+    await events.record(
+        connection, events.NewEvent("floating-address", text, text, "Added", "it is not attached", actor)
+    )
     return _floating(row)
 
 
 async def _address(connection: Connection, address: str, project: str | None = None) -> FloatingAddress:
     row = await connection.fetchrow("SELECT * FROM floating_addresses WHERE address = $1 FOR UPDATE", address)
     if row is None or project not in (None, row["project"]):
-        raise NotFound(f"{address!r} is no floating address", hint="see: novacron floating-address list")
+        raise NotFound(f"{address!r} is not a floating address", hint="see: novacron floating-address list")
     return _floating(row)
 
 
@@ -52,12 +54,12 @@ async def remove_address(connection: Connection, address: str, actor: str) -> Fl
     floating = await _address(connection, address)
     if floating.network is not None:
         raise Conflict(
-            f"{address} leads to {floating.vm_name or f'ports of network {floating.network}'}",
+            f"{address} points to {floating.vm_name or f'ports of network {floating.network}'}",
             hint=f"novacron floating-address detach {address}",
         )
     await connection.execute("DELETE FROM floating_addresses WHERE address = $1", address)
     await events.record(
-        connection, events.NewEvent("floating-address", address, address, "Removed", "it was free", actor)
+        connection, events.NewEvent("floating-address", address, address, "Removed", "it was not attached", actor)
     )
     return floating
 
@@ -71,12 +73,12 @@ async def _inside(connection: Connection, vm: Vm, network: str | None) -> str:
     ]
     if network is not None:
         if network not in overlays:
-            raise InvalidInput(f"VM {vm.name} is not in an overlay {network!r}", field="network")
+            raise InvalidInput(f"VM {vm.name} is not in an overlay network {network!r}", field="network")
         return network
     if len(overlays) != 1:
         raise InvalidInput(
             f"VM {vm.name} is in {len(overlays)} overlays{': ' if overlays else ''}{', '.join(overlays)}",
-            field="network" if overlays else "vm", hint="name one" if overlays else "create it with a network",
+            field="network" if overlays else "vm", hint="choose one" if overlays else "create it with a network",
         )  # fmt: skip
     return overlays[0]
 
@@ -96,10 +98,10 @@ async def attach(connection: Connection, address: str, vm_id: str, network: str 
     vm = await _vm(connection, vm_id)
     floating = await _address(connection, address, vm.project)
     if floating.vm not in (None, vm.id):
-        raise Conflict(f"{address} leads to VM {floating.vm_name}", hint=f"novacron floating-address detach {address}")
+        raise Conflict(f"{address} points to VM {floating.vm_name}", hint=f"novacron floating-address detach {address}")
     through = await _inside(connection, vm, network)
     if await connection.fetchval("SELECT 1 FROM forwards WHERE address = $1 LIMIT 1", address):
-        raise Conflict(f"ports of {address} lead to VMs", hint="see: novacron forward list")
+        raise Conflict(f"ports of {address} are forwarded to VMs", hint="see: novacron forward list")
     row = await connection.fetchrow(
         "UPDATE floating_addresses SET vm = $2, vm_name = $3, network = $4 WHERE address = $1 RETURNING *",
         address, vm.id, vm.name, through,
@@ -162,7 +164,7 @@ async def _gateway_port(connection: Connection, node: str | None, protocol: Prot
     elif port not in ports:
         raise InvalidInput(
             f"port {port} of gateways at site {site} can't be forwarded",
-            field="port", hint=f"one of {ports}, none for a free one, or a floating address",
+            field="port", hint=f"use a port from {ports}, none for any free one, or a floating address",
         )  # fmt: skip
     return int(port)
 
@@ -178,7 +180,7 @@ async def forward(connection: Connection, vm_id: str, new: NewForward, actor: st
     before = await projects.lock_usage(connection, vm.project)
     count = await connection.fetchval("SELECT count(*) FROM forwards WHERE network = $1", through)
     if count >= limits.FORWARDS_PER_NETWORK_MAX:
-        raise Conflict(f"network {through} has {count} ports that lead to VMs", hint="delete one first")
+        raise Conflict(f"network {through} has {count} ports forwarded to VMs", hint="delete one first")
     if address is not None:
         floating = await _address(connection, address, vm.project)
         if floating.vm is not None or floating.network not in (None, through):
@@ -195,11 +197,11 @@ async def forward(connection: Connection, vm_id: str, new: NewForward, actor: st
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(
-            f"{protocol} port {port} of {address or 'gateways'} leads to a VM already", field="port"
+            f"{protocol} port {port} of {address or 'gateways'} is already forwarded to a VM", field="port"
         ) from None
     await projects.check_quota(connection, vm.project, before)
     created = _forward(row)
-    what = f"{protocol} port {port} of {address or 'the gateway'} leads to its port {vm_port}"
+    what = f"{protocol} port {port} of {address or 'the gateway'} is forwarded to its port {vm_port}"
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "PortForwarded", what, actor))
     return created
 
@@ -216,6 +218,6 @@ async def remove_forward(connection: Connection, id: str, actor: str) -> Forward
             " AND NOT EXISTS (SELECT FROM forwards WHERE address = $1)",
             removed.address,
         )
-    what = f"{removed.protocol} port {removed.port} of {removed.address or 'the gateway'} leads to it no more"
+    what = f"{removed.protocol} port {removed.port} of {removed.address or 'the gateway'} is no longer forwarded to it"
     await events.record(connection, events.NewEvent("vm", removed.vm, removed.vm_name, "PortForwardEnded", what, actor))
     return removed

@@ -28,7 +28,7 @@ async def rotate(connection: Connection, name: KeyName, make: Callable[[int], Ne
         )
     number = generations[-1].generation + 1
     await keys.add(connection, name, number, make(number))
-    message = f"generation {number} was created; {number - 1} is accepted until: novacron key finish {name}"
+    message = f"generation {number} was created; {number - 1} is accepted until you run: novacron key finish {name}"
     await events.record(connection, events.NewEvent("key", name, name, "KeyRotating", message, actor))
     return await get(connection, name)
 
@@ -44,12 +44,12 @@ async def finish(connection: Connection, name: KeyName, actor: str, *, force: bo
         return key
     if key.phase is KeyPhase.SPREADING or (key.waits_for and not force):
         raise Conflict(
-            f"generation {key.generations[-1]} of the key {name} is needed: {'; '.join(key.waits_for)}", field="name",
-            hint="see: novacron key list",
+            f"generation {key.generations[-1]} of the key {name} is still needed: {'; '.join(key.waits_for)}",
+            field="name", hint="see: novacron key list",
         )  # fmt: skip
     message = f"only generation {key.generation} is accepted"
     if name is KeyName.CA:
-        message = f"the CA before generation {key.generation} is being retired"
+        message = f"the CA of the generation before {key.generation} is being retired"
         await connection.execute(
             "UPDATE platform_keys SET retired_at = now() WHERE name = $1 AND generation < $2", name, key.generation
         )
@@ -125,7 +125,7 @@ async def advance(connection: Connection, seal: Callable[[StoredKey], bytes]) ->
             await keys.drop(connection, earlier)
         remaining = [key for key in stored if key not in generations[:-1]]
         await keys.seal_anew(connection, remaining, seal)
-        reason, message = "KeyRetired", "the CA before is not trusted any more"
+        reason, message = "KeyRetired", "the previous CA is no longer trusted"
     name = KeyName.CA
     about = f"generation {newest.generation}: {message}"
     await events.record(connection, events.NewEvent("key", name, name, reason, about))

@@ -32,7 +32,7 @@ async def waits_for(connection: Connection, phase: KeyPhase, generations: Sequen
         case KeyName.CA, _:
             return await _servers_certified_otherwise(connection, newest.mark)
         case _, KeyPhase.SPREADING:
-            return [f"servers take generation {newest.generation} over within {SPREAD_S:.0f} s"]
+            return [f"servers load generation {newest.generation} within {SPREAD_S:.0f} s"]
     assert newest.used_from is not None
     return await _older(connection, newest.name, newest.used_from)
 
@@ -43,16 +43,16 @@ async def _older(connection: Connection, name: KeyName, used_from: datetime) -> 
         rows = await connection.fetch(
             "SELECT id FROM migrations WHERE finished_at IS NULL AND created_at < $1 ORDER BY id", used_from
         )
-        return [f"migration {row['id']} began with the generation before" for row in rows]
+        return [f"migration {row['id']} started with the previous generation" for row in rows]
     if name is KeyName.SEAL:
-        return await _until(connection, used_from, limits.LOGIN_STEP_S_MAX, "logins that began before")
+        return await _until(connection, used_from, limits.LOGIN_STEP_S_MAX, "logins that started earlier")
     if name is KeyName.FACTOR:
         count = await connection.fetchval(
             "SELECT count(*) FROM second_factors WHERE kind = 'totp' AND sealed_at < $1", used_from
         )
         if count:
-            return [f"servers seal the secrets of {count} authenticator apps anew"]
-        return await _until(connection, used_from, SEALED_ANEW_S, "secrets that a server sealed at that moment")
+            return [f"servers are sealing the secrets of {count} authenticator apps with the new generation"]
+        return await _until(connection, used_from, SEALED_ANEW_S, "secrets that a server was sealing at that moment")
     return await _until(connection, used_from, limits.IDEMPOTENCY_RETENTION_S, "repeats of earlier requests")
 
 
@@ -62,7 +62,7 @@ async def _until(connection: Connection, used_from: datetime, keep_s: float, wha
         " WHERE until > clock_timestamp()",
         used_from, float(keep_s),
     )  # fmt: skip
-    return [] if until is None else [f"{what} may come until {until:%Y-%m-%d %H:%M} UTC"]
+    return [] if until is None else [f"{what} are possible until {until:%Y-%m-%d %H:%M} UTC"]
 
 
 async def _distrusting(connection: Connection, mark: str) -> list[str]:
@@ -93,10 +93,10 @@ async def _certified_otherwise(connection: Connection, mark: str) -> list[str]:
         " AND (status ->> 'certificate_ends_at_s')::float8 > extract(epoch FROM clock_timestamp()) ORDER BY name",
         mark,
     )
-    away = "is away and has a certificate of the CA before: start its agent; or, when this is finished: "
+    away = "is not connected and has a certificate of the previous CA: start its agent; or, after the rotation: "
     return [
         f"node {row['name']} "
-        + ("has a certificate of the CA before" if row["ready"] else away + REJOIN.format(name=row["name"]))
+        + ("has a certificate of the previous CA" if row["ready"] else away + REJOIN.format(name=row["name"]))
         for row in rows
     ]
 
@@ -107,4 +107,4 @@ async def _servers_certified_otherwise(connection: Connection, mark: str) -> lis
         " AND (authority <> $1 OR EXISTS (SELECT FROM key_seals k WHERE k.mark <> server_keys.seal)) ORDER BY server",
         mark, LIVE_S,
     )  # fmt: skip
-    return [f"server {row['server']} has a certificate of the CA before" for row in rows]
+    return [f"server {row['server']} has a certificate of the previous CA" for row in rows]

@@ -35,7 +35,7 @@ async def put(connection: Connection, site: str, other: str, spec: LinkSpec, if_
         sites,
         msgspec.to_builtins(spec),
     )
-    what = f"{spec.rate_bytes_per_s * 8 / 1e6:g} Mbit/s, {len(spec.schedule)} windows in which it is less"
+    what = f"{spec.rate_bytes_per_s * 8 / 1e6:g} Mbit/s, {len(spec.schedule)} time windows with another limit"
     await events.record(connection, events.NewEvent("link", id, id, "Configured", what, actor))
     return _link(row)
 
@@ -45,4 +45,4 @@ async def remove(connection: Connection, site: str, other: str, actor: str) -> N
     id = link_id(site, other)
     if await connection.fetchval("DELETE FROM links WHERE id = $1 RETURNING id", id) is None:
         raise NotFound(f"there is no limit on the link between {site!r} and {other!r}", hint="see: novacron link list")
-    await events.record(connection, events.NewEvent("link", id, id, "Removed", "no limit any more", actor))
+    await events.record(connection, events.NewEvent("link", id, id, "Removed", "limit removed", actor))

@@ -29,15 +29,15 @@ async def check_gone(connection: Connection, node: Node, confirm: str | None) ->
         wait_s = LEASE_S + MARGIN_S - silence.silent_s
         raise Conflict(
             f"node {node.name} was heard {silence.silent_s:.0f} s ago: its VMs may still run",
-            hint=f"if it is gone, wait {max(wait_s, 1):.0f} s; if it is not, novacron node drain {node.name}",
+            hint=f"if it is gone for good, wait {max(wait_s, 1):.0f} s; otherwise: novacron node drain {node.name}",
         )
     if silence is not None and not silence.cut_off and confirm != node.name:
         raise InvalidInput(
-            f"node {node.name} is silent, but nothing has cut it off: its VMs may still run",
-            field="confirm", hint=f"make sure that the host is off, then give --confirm {node.name}",
+            f"node {node.name} is silent, but it has not been fenced: its VMs may still run",
+            field="confirm", hint=f"make sure that the host is off, then add --confirm {node.name}",
         )  # fmt: skip
     if silence is not None and not await leases.take_over(connection, node.name):
-        raise Unavailable(f"node {node.name} was heard just now", hint="see: novacron node list")
+        raise Unavailable(f"node {node.name} has just sent a heartbeat", hint="see: novacron node list")
 
 
 async def remove_node(connection: Connection, name: str, confirm: str | None, actor: str) -> None:
@@ -54,7 +54,7 @@ async def remove_node(connection: Connection, name: str, confirm: str | None, ac
     rows = await connection.fetch("SELECT id FROM vms WHERE node = $1 ORDER BY id", name)
     for row in rows:
         vm = await vms.get(connection, row["id"], lock=True)
-        unreconciled.check(vm, f"remove node {name} from under")
+        unreconciled.check(vm, f"remove node {name}, which has")
         if vm.deleting:
             await vms.remove(connection, vm)
         elif (lost := await only_there(connection, vm)) is not None:
@@ -87,9 +87,9 @@ async def only_there(connection: Connection, vm: Vm) -> str | None:
     if vm.clone_of is not None:
         return "it was still being cloned"
     if vm.spec.own_disk and await sizes.image_disk_mib(connection, vm.spec.image) != 0:
-        return "its disk was only there"
+        return "its only disk was there"
     local = [volume for volume in await volumes.of_vm(connection, vm.id) if volume.kind is PoolKind.LOCAL]
-    return f"its volume {local[0].name} was only there" if local else None
+    return f"its volume {local[0].name} was on that node only" if local else None
 
 
 async def _release(connection: Connection, vm: Vm, why: str, actor: str, *, discard_disk: bool = False) -> Vm:
@@ -112,7 +112,7 @@ async def _release(connection: Connection, vm: Vm, why: str, actor: str, *, disc
         " WHERE id = $1 RETURNING *",
         vm.id, msgspec.to_builtins(status), discard_disk,
     )  # fmt: skip
-    message = why + ("; it begins with a new disk" if discard_disk else "")
+    message = why + ("; it starts with a new disk" if discard_disk else "")
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "Recovered", message, actor, vm.project))
     return vms.of_row(row)
 
@@ -170,8 +170,8 @@ async def recover_vm(connection: Connection, id: str, confirm: str | None, actor
     lost = await only_there(connection, vm)
     if lost is not None and not discard_disk:
         raise Conflict(
-            f"VM {vm.name} can't be started on another node than {vm.node}: {lost}",
-            hint="bring that host back, restore a copy, or begin with a new disk: --discard-disk",
+            f"VM {vm.name} can only be started on node {vm.node}: {lost}",
+            hint="bring that host back, restore a copy, or start with a new disk: --discard-disk",
         )
     if vm.migration is not None:
         await migrations.fail(connection, vm.migration, f"node {vm.node} is gone")
@@ -183,11 +183,11 @@ def _check_disk_missed(vm: Vm, node: Node) -> None:
     """Raise Conflict for a VM whose node is there, and says that the VM's disk is not: to wait would be of no use."""
     if node.status.ready and vm.status.reason_code == WaitCode.DISK_LOST:
         raise Conflict(
-            f"the disk of VM {vm.name} is not on node {node.name}, whose agent is connected: it may be put back there",
+            f"the disk of VM {vm.name} is missing on node {node.name}, whose agent is connected",
             hint=(
-                f"put it back, or restore a copy (novacron backup restore) and then novacron vm delete {vm.name}; to"
-                f" begin anew, switch the host off, then: novacron vm recover {vm.name} --discard-disk"
-                f" --confirm {node.name}"
+                "restore the disk there, or restore a backup to a new VM (novacron backup restore) and then"
+                f" novacron vm delete {vm.name}; to start with a new disk, switch the host off, then:"
+                f" novacron vm recover {vm.name} --discard-disk --confirm {node.name}"
             ),
         )
 
@@ -198,7 +198,7 @@ async def _back(connection: Connection, vm: Vm, node: str, actor: str) -> Vm:
     if node not in known or not known[node].status.ready:
         raise Conflict(
             f"the disk of VM {vm.name} is on node {node}, which was removed",
-            hint=f"let that host join again as {node}, restore a copy, or begin with a new disk: --discard-disk",
+            hint=f"let that host join again as {node}, restore a copy, or start with a new disk: --discard-disk",
         )
     status = msgspec.structs.replace(vm.status, state=VmState.PENDING, reason=f"node {node} is back")
     row = await connection.fetchrow(

@@ -35,7 +35,9 @@ def assign(spec: VmSpec) -> VmSpec:
         return with_addresses(spec, _assigned([spec.mac], ["mac"]))
     if spec.mac is not None:
         raise InvalidInput(
-            "a VM with nics has its MAC addresses in them", field="mac", hint='nics: [{"network": ..., "mac": ...}]'
+            "leave this out: with nics, each interface names its own MAC address",
+            field="mac",
+            hint='nics: [{"network": ..., "mac": ...}]',
         )
     fields = [f"nics[{number}].mac" for number in range(len(spec.nics))]
     return with_addresses(spec, _assigned([nic.mac for nic in spec.nics], fields))
@@ -82,7 +84,7 @@ async def check_kept(connection: Connection, vm: str, spec: VmSpec, project: str
     if found is not None:
         address, holder = found
         raise Conflict(
-            f"{holder} has its MAC address {address} by now", field="mac",
+            f"{holder} now has its MAC address {address}", field="mac",
             hint="delete that VM, or give it another address: novacron vm set --mac",
         )  # fmt: skip
 
@@ -142,7 +144,7 @@ def _check_count(vm: Vm, wanted: Sequence[str | None]) -> None:
     if len(wanted) != count:
         raise InvalidInput(
             f"VM {vm.name} has {count} interfaces, not {len(wanted)}", field="macs",
-            hint="name an address for each, in their order",
+            hint="give one address for each interface, in their order",
         )  # fmt: skip
 
 

@@ -21,17 +21,19 @@ FIELDS = frozenset({*WHILE_OFF, "cdroms", "boot_once"})
 def check(spec: VmFields) -> None:
     """Raise InvalidInput when devices of a VM don't go together."""
     if spec.disk_bus is DiskBus.IDE and spec.firmware is not Firmware.BIOS:
-        raise InvalidInput("a machine with UEFI has no IDE", field="disk_bus", hint="use sata, or firmware bios")
+        raise InvalidInput("a VM with UEFI has no IDE bus", field="disk_bus", hint="use sata, or firmware bios")
     if spec.boot_once is BootDevice.CDROM and not spec.cdroms:
-        raise InvalidInput("the VM has no CD-ROM drive", field="boot_once", hint="give it one: --cd ISO")
+        raise InvalidInput("the VM has no CD-ROM drive", field="boot_once", hint="add one: --cd ISO")
     if spec.boot_once is BootDevice.NETWORK and spec.network_boot_order is None:
         raise InvalidInput(
-            "its network interfaces don't boot", field="boot_once",
-            hint="let them: novacron vm set VM --network-boot-order 9, while it is off",
+            "its network interfaces are not in the boot order", field="boot_once",
+            hint="while it is off: novacron vm set VM --network-boot-order 9",
         )  # fmt: skip
     for field, value in (("initrd", spec.initrd), ("kernel_arguments", spec.kernel_arguments)):
         if value and spec.kernel is None:
-            raise InvalidInput("the VM boots no kernel of its own", field=field, hint="name it, too: --kernel NAME")
+            raise InvalidInput(
+                "the VM does not boot a kernel directly", field=field, hint="add the kernel: --kernel NAME"
+            )
 
 
 async def pin(connection: Connection, spec: VmSpec, project: str) -> VmSpec:
@@ -55,7 +57,7 @@ async def pin(connection: Connection, spec: VmSpec, project: str) -> VmSpec:
         if held[name] != kind:
             raise InvalidInput(
                 f"{name!r} is an image of kind {held[name]}, not {kind}", field=_field(spec, name),
-                hint=f"import it as one: novacron image import --format {kind}",
+                hint=f"import it as that kind: novacron image import --format {kind}",
             )  # fmt: skip
     return msgspec.structs.replace(spec, media_digests=await imports.digests(connection, spec.media))
 
@@ -80,7 +82,7 @@ async def changed(connection: Connection, vm: Vm, spec: VmSpec, fields: set[str]
     drives, were = ([drive.boot_order for drive in each.cdroms] for each in (spec, vm.spec))
     needs_off = next((field for field in WHILE_OFF if field in fields), "cdroms" if drives != were else None)
     if not off and needs_off is not None:
-        what = "how many drives it has, and their boot order," if needs_off == "cdroms" else needs_off
+        what = "the number of CD-ROM drives and their boot order" if needs_off == "cdroms" else needs_off
         raise IllegalState(
             f"{what} can only change while VM {vm.name} is stopped on request; it is {vm.status.state}",
             hint=f"novacron vm stop {vm.name} --wait",
@@ -98,6 +100,6 @@ async def _check_volumes(connection: Connection, vm: Vm, spec: VmSpec) -> None:
     ide = await connection.fetchval("SELECT name FROM volumes WHERE vm = $1 AND bus = 'ide'", vm.id)
     if ide is not None and spec.firmware is not Firmware.BIOS:
         raise InvalidInput(
-            f"volume {ide} is on bus ide, which a machine with UEFI has not", field="firmware",
+            f"volume {ide} is on bus ide, which a VM with UEFI does not have", field="firmware",
             hint=f"detach it, and attach it on another bus: novacron volume detach {ide}",
         )  # fmt: skip

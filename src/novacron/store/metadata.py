@@ -106,9 +106,9 @@ def _said(changes: Mapping[str, Any], values: Mapping[str, Any]) -> str:
 
 def _said_of(field: str, value: Any) -> str:  # noqa: ANN401 - text, or a list of texts
     if field == "description":
-        return "a new description" if value else "no description any more"
+        return "description changed" if value else "description removed"
     what = field.replace("_", " ")
-    return f"{what} {', '.join(value) if isinstance(value, list) else value}" if value else f"no {what} any more"
+    return f"{what} {', '.join(value) if isinstance(value, list) else value}" if value else f"{what} removed"
 
 
 async def copy(connection: Connection, kind: str, source: str, target: str) -> None:

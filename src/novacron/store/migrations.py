@@ -72,7 +72,7 @@ async def create(connection: Connection, ref: str, request: MoveRequest, index: 
     assert vm.node is not None
     source = await nodes.get(connection, vm.node)
     if not source.status.ready:
-        raise Conflict(f"node {vm.node}, which has VM {vm.name}, is not ready", hint="bring it back first")
+        raise Conflict(f"node {vm.node}, which has VM {vm.name}, is not ready", hint="bring the node back first")
     withheld = (await unreconciled.withheld(connection, {vm.id: vm.node})).get(vm.id)
     if withheld is not None:
         raise Conflict(f"cannot migrate VM {vm.name}: {withheld}", hint=unreconciled.HEAR)
@@ -105,7 +105,7 @@ async def _insert(connection: Connection, vm: Vm, target: str, request: MoveRequ
             request.rate_limit_bytes_per_s, request.policy, request.cause, trace,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
-        raise Conflict(f"VM {vm.name} is being migrated already") from None
+        raise Conflict(f"VM {vm.name} is already being migrated") from None
     return _migration(row)
 
 
@@ -127,7 +127,7 @@ async def choose(
     vm = await vms.get(connection, ref, lock=True)
     vms.check_action(vm, VmAction.MIGRATE, if_match)
     if vm.node is None:
-        raise IllegalState(f"VM {vm.name} is not placed yet", hint="wait until it has a node")
+        raise IllegalState(f"VM {vm.name} has no node yet", hint="wait until it is placed")
     await vms.check_not_cloning(connection, vm, VmAction.MIGRATE)
     if vm.spec.devices and is_live(vm):
         raise IllegalState(
@@ -226,7 +226,7 @@ async def _lock(connection: Connection, id: str) -> Migration | None:
 
 def _advance(migration: Migration, phase: MigrationPhase) -> None:
     if phase not in TRANSITIONS[migration.phase]:
-        raise IllegalState(f"migration {migration.id} is {migration.phase}, and can't become {phase}")
+        raise IllegalState(f"migration {migration.id} is {migration.phase}, and can't change to {phase}")
 
 
 async def active(connection: Connection) -> list[Migration]:
@@ -386,7 +386,7 @@ async def _end(
         migration.id,
     )
     if updated != "UPDATE 1":
-        raise AssertionError(f"migration {migration.id} and its VM disagree about the epoch")
+        raise AssertionError(f"migration {migration.id} and its VM have different epochs")
     if migration.phase is not MigrationPhase.PENDING:
         await volumes.moved(
             connection, migration.vm, migration.source, migration.target, arrived=phase is MigrationPhase.COMPLETED
@@ -417,7 +417,7 @@ async def abort(connection: Connection, id: str, actor: str) -> Migration:
     if migration is None:
         raise NotFound(f"there is no migration {id!r}", hint="see: novacron migration list")
     if migration.phase not in ACTIVE:
-        raise IllegalState(f"migration {id} is {migration.phase}: it can't be aborted any more")
+        raise IllegalState(f"migration {id} is {migration.phase}: it can no longer be aborted")
     await _end(connection, migration, MigrationPhase.ABORTED, owner=migration.source, error="aborted on request")
     await _event(connection, migration, "Aborted", f"VM {migration.vm_name} stays on {migration.source}", actor)
     return await get(connection, id)

@@ -64,7 +64,7 @@ async def _check_unused(connection: Connection, name: str) -> None:
         raise Conflict(f"VM {vm} is in network {name}", field="name", hint="only an unused network can be renamed")
     address = await connection.fetchval("SELECT address FROM floating_addresses WHERE network = $1 LIMIT 1", name)
     if address is not None:
-        raise Conflict(f"floating address {address} leads into network {name}", field="name", hint="detach it first")
+        raise Conflict(f"floating address {address} points into network {name}", field="name", hint="detach it first")
 
 
 async def _make_default(connection: Connection, network: Network, *, wanted: bool) -> None:

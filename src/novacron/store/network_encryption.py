@@ -27,7 +27,11 @@ async def configure(connection: Connection, desired: NetworkEncryption, actor: s
         desired.always, NetworkKind.OVERLAY,
     )  # fmt: skip
     if before != desired:
-        what = "all traffic of networks between nodes is encrypted" if desired.always else "each network as it says"
+        what = (
+            "all traffic of networks between nodes is encrypted"
+            if desired.always
+            else "each network by its own setting"
+        )
         new = events.NewEvent("network", "network-encryption", "network encryption", "Configured", what, actor)
         await events.record(connection, new)
     return desired
@@ -41,6 +45,6 @@ async def _check_nodes(connection: Connection) -> None:
     )
     if name is not None:
         raise Conflict(
-            f"node {name} can't encrypt networks: its VMs would be cut off",
-            field="always", hint=f"install what it misses: novacron node show {name}",
+            f"node {name} can't encrypt networks: its VMs would lose their network",
+            field="always", hint=f"install what is listed as MISSING in: novacron node show {name}",
         )  # fmt: skip

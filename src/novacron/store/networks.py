@@ -105,7 +105,7 @@ def check_free_name(name: str) -> None:
     """Raise InvalidInput if no network can have a name."""
     if name == NO_NETWORK:
         raise InvalidInput(
-            f"a network can't be named {name}", field="name", hint="--network none stands for no network"
+            f"a network can't be named {name}", field="name", hint="--network none means that a VM has no network"
         )
 
 
@@ -114,7 +114,7 @@ def check_mtu(mtu: int, spec: NetworkSpec, most: int) -> None:
     if spec.subnet6 is not None and mtu < IPV6_MTU_MIN:
         raise InvalidInput(f"IPv6 needs an MTU of {IPV6_MTU_MIN} or more", field="mtu")
     if not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
-        raise InvalidInput(f"MTU {mtu} does not fit the nodes: use {MTU_MIN} to {most}", field="mtu")
+        raise InvalidInput(f"MTU {mtu} does not suit the nodes: use {MTU_MIN} to {most}", field="mtu")
 
 
 def _free_number(used: set[int]) -> int:
@@ -122,7 +122,7 @@ def _free_number(used: set[int]) -> int:
     number = next((n for n in range(1, limits.NETWORKS_MAX + 1) if n not in used), None)
     if number is None:
         raise NoCapacity(
-            f"there are already {limits.NETWORKS_MAX} networks, the most that is possible",
+            f"there are already {limits.NETWORKS_MAX} networks, which is the limit",
             hint="delete one that has no VMs",
         )
     return number
@@ -162,7 +162,11 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
     Raises NotFound, InvalidInput, NoCapacity.
     """
     if spec.nics and spec.address is not None:
-        raise InvalidInput("a VM with nics has its addresses in them", field="address", hint="nics: [{address}]")
+        raise InvalidInput(
+            "leave this out: with nics, each interface names its own addresses",
+            field="address",
+            hint="nics: [{address}]",
+        )
     locked = {
         name: await get(connection, name, lock=True, field="nics") for name in sorted({n.network for n in spec.nics})
     }
@@ -205,7 +209,7 @@ def _with_address6(nic: NicSpec, prefix: str | None, taken: set[str]) -> NicSpec
         if nic.address6 is not None:
             raise InvalidInput(f"network {nic.network} has no IPv6 prefix", field="nics", hint="leave address6 out")
         return nic
-    assert nic.mac is not None, "MAC addresses are assigned before"
+    assert nic.mac is not None, "MAC addresses are assigned earlier"
     try:
         address = ipv6.give(prefix, nic.mac, taken, nic.address6)
     except InvalidInput as error:
@@ -251,15 +255,15 @@ async def check_given(connection: Connection, nics: Sequence[NicSpec], project: 
         )
         if found is None:
             raise Conflict(
-                f"project {project} has no network {nic.network}, in which it is", field="nics",
+                f"project {project} has no network {nic.network}, which one of its interfaces uses", field="nics",
                 hint=f"create it again as it was: novacron network create {nic.network} --help",
             )  # fmt: skip
         taken = await _taken(connection, nic.network) | await _taken6(connection, nic.network)
         address = next((address for address in (nic.address, nic.address6) if address in taken), None)
         if address is not None:
             raise Conflict(
-                f"its address {address} in network {nic.network} is given to another VM by now", field="nics",
-                hint="delete that VM, or let go of the floating address, first",
+                f"its address {address} in network {nic.network} now belongs to another VM", field="nics",
+                hint="delete that VM, or detach the floating address, first",
             )  # fmt: skip
     await check_groups(connection, nics, project)
 

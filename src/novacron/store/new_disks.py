@@ -19,7 +19,7 @@ def check(disks: Sequence[NewDisk], spec: VmSpec) -> None:
         bus = disk.bus or spec.disk_bus
         if number >= LUNS[bus]:
             raise InvalidInput(
-                f"disk {number + 2} can't be on bus {bus}, which has room for {LUNS[bus] + 1}", field="disks",
+                f"disk {number + 2} can't be on bus {bus}, which takes {LUNS[bus] + 1} disks", field="disks",
                 hint="use virtio or scsi for it",
             )  # fmt: skip
 
@@ -36,7 +36,7 @@ async def choose_node(connection: Connection, disks: Sequence[NewDisk], spec: Vm
             refused = refused or error
         else:
             return node.name
-    assert refused is not None, "there is a node, or no image was found"
+    assert refused is not None, "there are no nodes, or the image was not found"
     raise refused
 
 

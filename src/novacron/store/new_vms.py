@@ -273,7 +273,7 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
     if not spec.nics and spec.connected and not making.project.host_network:
         raise InvalidInput(
             f"VMs of project {project} need a network", field="nics",
-            hint="name one, or create one for all: novacron network create NAME --default",
+            hint="choose one, or create a default network: novacron network create NAME --default",
         )  # fmt: skip
     await vms.check_available(connection, None, spec)
     await macs.check_free(connection, spec, project)
@@ -293,8 +293,8 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
             hardware.check_sealed(new.seed, spec.encryption_key)
         if spec.encryption_key and new.firmware_state is not None and new.firmware_state.tpm is not None:
             raise InvalidInput(
-                f"what a TPM remembers can't be brought into project {project}, which encrypts it",
-                field="firmware_state.tpm", hint="leave it out: the VM begins with an empty TPM",
+                f"TPM state can't be imported into project {project}, which encrypts TPMs",
+                field="firmware_state.tpm", hint="leave it out: the VM then starts with an empty TPM",
             )  # fmt: skip
     return _row(await _on_a_node(connection, new, spec, project), spec, disk_mib), after
 

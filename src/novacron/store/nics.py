@@ -37,7 +37,9 @@ async def add(connection: Connection, asked: NicChange, nic: NicSpec) -> Vm:
 
     def more(vm: Vm) -> Sequence[NicSpec]:
         if len(vm.spec.nics) >= NICS_PER_VM_MAX:
-            raise Conflict(f"VM {vm.name} has {NICS_PER_VM_MAX} interfaces, the most", hint="remove one first")
+            raise Conflict(
+                f"VM {vm.name} has {NICS_PER_VM_MAX} interfaces, which is the limit", hint="remove one first"
+            )
         return *vm.spec.nics, msgspec.structs.replace(nic, mac=nic.mac or (vm.spec.mac if not vm.spec.nics else None))
 
     return await _change(connection, asked, more, f"in network {nic.network}", "InterfaceAdded")
@@ -118,7 +120,7 @@ async def _check_changeable(connection: Connection, vm: Vm, nics: Sequence[NicSp
         vm.id, sorted(left),
     )  # fmt: skip
     if leads is not None:
-        raise Conflict(f"{leads} to VM {vm.name} through the interface", hint="delete or detach that first")
+        raise Conflict(f"{leads} to VM {vm.name} through this interface", hint="delete or detach it first")
 
 
 async def _check_running(connection: Connection, vm: Vm, nics: Sequence[NicSpec]) -> None:
@@ -128,7 +130,7 @@ async def _check_running(connection: Connection, vm: Vm, nics: Sequence[NicSpec]
     if vm.status.state is not VmState.RUNNING or vm.spec.power is not Power.RUNNING:
         raise _only_while_off(vm, None, f"it is {vm.status.state}, neither running nor stopped on request")
     if not (vm.spec.nics and nics):
-        raise _only_while_off(vm, "network", "it can't join or leave its node's own network while it runs")
+        raise _only_while_off(vm, "network", "it can't join or leave the host's own network while it runs")
     has = None if vm.status.hardware is None else vm.status.hardware.nics
     can = RunningMachine(vm.status.machine, vm.spec.nic_model, has, vm.spec.network_boot_order is not None)
     before, after = _by_mac(vm.spec.nics), _by_mac(nics)
@@ -147,8 +149,8 @@ async def _check_packets(connection: Connection, vm: Vm, moved: Sequence[tuple[N
     for was, is_ in moved:
         if is_.network in mtus and mtus[is_.network] < mtus.get(was.network, 0):  # what is not there is refused later
             raise _only_while_off(
-                vm, "network", f"its guest sends packets of {mtus[was.network]} bytes, and network {is_.network}"
-                f" carries {mtus[is_.network]}",
+                vm, "network", f"its guest uses MTU {mtus[was.network]}, and network {is_.network}"
+                f" has MTU {mtus[is_.network]}",
             )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ async def connected(connection: Connection, name: str, inventory: Inventory) -> 
     if status.reported not in (None, node.status.reported):
         message = (
             f"it reports {says.cpus} CPUs and {says.memory_mib} MiB, but {counts.cpus} and {counts.memory_mib} were"
-            f" accepted and count; if it has grown: novacron node accept {name}"
+            f" accepted, and only those are used; if it has grown: novacron node accept {name}"
         )
         await events.record(connection, events.NewEvent("node", name, name, "MoreThanAccepted", message))
     for image in sorted(set(foreign) - set(node.status.foreign_images)):

@@ -28,7 +28,7 @@ async def start(
         home = home_of(earlier, vm.id)
         if not home:
             raise Conflict(
-                f"VM {vm.name} is where it was: no failover or switch of this plan is to be undone",
+                f"VM {vm.name} has not moved: this plan has no failover or switch to undo",
                 hint="see its reports: novacron plan show",
             )
         if vm.node == home:
@@ -69,7 +69,7 @@ async def look(connection: Connection, step: PlanStep, vm: Vm) -> StepMove:
         return StepMove("" if vm.node == step.node else f"it did not move: it is on node {vm.node}", None)
     why = ""
     if vm.node != step.node and moved.phase in (MigrationPhase.FAILED, MigrationPhase.ABORTED):
-        why = f"it did not move, and goes on where it is: {moved.error or moved.phase}"
+        why = f"it did not move, and continues where it is: {moved.error or moved.phase}"
     return StepMove(why, moved.finished_at)
 
 
@@ -90,10 +90,10 @@ async def _at_home(connection: Connection, vm: Vm, home: str) -> Replica:
     ]
     if not near:
         raise Conflict(
-            f"VM {vm.name} has no replica on node {home}, where it was, nor in its site",
-            hint=f"replicate it there, then repeat: novacron vm replicate {vm.name} --to-node {home}",
+            f"VM {vm.name} has no replica on node {home}, where it ran before, or in that site",
+            hint=f"replicate it there, then try again: novacron vm replicate {vm.name} --to-node {home}",
         )
     if not near[0].points:
-        why = near[0].error or "its first round is not there yet"
+        why = near[0].error or "its first round has not finished"
         raise Conflict(f"the replica of VM {vm.name} on node {near[0].node} has no point: {why}")
     return near[0]

@@ -72,10 +72,10 @@ async def _check(connection: Connection, project: str, of: PlanVms) -> None:
     """Raise InvalidInput unless the VMs are the project's, each once."""
     ids = [item.vm for item in of]
     if len(set(ids)) != len(ids):
-        raise InvalidInput("a VM is named twice", field="vms")
+        raise InvalidInput("a VM is listed twice", field="vms")
     there = await connection.fetchval("SELECT count(*) FROM vms WHERE project = $1 AND id = ANY($2)", project, ids)
     if there != len(ids):
-        raise InvalidInput(f"not all of the VMs are in project {project}", field="vms", hint="see: novacron vm list")
+        raise InvalidInput(f"some of the VMs are not in project {project}", field="vms", hint="see: novacron vm list")
 
 
 async def get(connection: Connection, id: str, *, lock: bool = False) -> Plan:
@@ -88,11 +88,11 @@ async def get(connection: Connection, id: str, *, lock: bool = False) -> Plan:
 
 
 async def delete(connection: Connection, id: str, actor: str) -> Plan:
-    """Delete a plan with its reports; its VMs and their replicas stay. Raises NotFound, Conflict."""
+    """Delete a plan with its reports; its VMs and their replicas are kept. Raises NotFound, Conflict."""
     plan = await get(connection, id, lock=True)
     _check_idle(plan)
     await connection.execute("DELETE FROM plans WHERE id = $1", id)
-    await _record(connection, plan, "Deleted", "its VMs and their replicas stay", actor)
+    await _record(connection, plan, "Deleted", "its VMs and their replicas are kept", actor)
     return plan
 
 
@@ -100,7 +100,7 @@ def _check_idle(plan: Plan) -> None:
     run = plan.under_way
     if run is not None:
         raise Conflict(
-            f"a {run.action} of plan {plan.name} is under way, begun by {run.actor}",
+            f"a {run.action} of plan {plan.name} is in progress, started by {run.actor}",
             hint=f"wait until it has ended, or: novacron plan stop {plan.name}",
         )
 
@@ -130,7 +130,7 @@ async def stop(connection: Connection, id: str, actor: str) -> Plan:
     plan = await get(connection, id, lock=True)
     run = plan.under_way
     if run is None:
-        raise Conflict(f"no run of plan {plan.name} is under way", hint=f"novacron plan show {plan.name}")
+        raise Conflict(f"no run of plan {plan.name} is in progress", hint=f"novacron plan show {plan.name}")
     now = await _now(connection)
     steps = tuple(
         _failed(step, f"stopped by {actor}", WaitCode.ABORTED, now) if step.phase is StepPhase.WAITING else step
@@ -195,7 +195,7 @@ def _why(error: Exception) -> str:
         case NovaError():
             return error.detail
         case UnreadableRow() | msgspec.ValidationError() | asyncpg.DataError():
-            return f"what the database has of it can't be read: {error}"
+            return f"its record in the database can't be read: {error}"
         case _:
             return f"an internal error, see the server's log: {type(error).__name__}"
 
@@ -217,7 +217,7 @@ async def _start(
     """Let a VM go on from its newest point, or make one of it, or move it. Raises NovaError."""
     vm = await vms.get(connection, step.vm, lock=True)
     if vm.project != project:
-        raise Conflict(f"VM {step.vm_name} is not in project {project} any more")
+        raise Conflict(f"VM {step.vm_name} is no longer in project {project}")
     if run.action in (PlanAction.SWITCH, PlanAction.FAILBACK):
         return await plan_moves.start(connection, vm, run, earlier, step, now)
     of_vm = [replica for replica in await replicas.of_vm(connection, step.vm) if replica.points]
@@ -315,9 +315,9 @@ async def _end(connection: Connection, plan: Plan, run: PlanRun, now: datetime) 
     await _store(connection, plan, ended)
     ready = sum(step.phase is StepPhase.READY for step in ended.steps)
     took_s = (now - run.began_at).total_seconds()
-    message = f"{run.action}, {run.id}: {ready} of {len(run.steps)} VMs were well, after {took_s:.0f} s"
+    message = f"{run.action}, {run.id}: {ready} of {len(run.steps)} VMs were ready after {took_s:.0f} s"
     if left:
-        message += f"; {len(left)} VMs that were made for it are left"
+        message += f"; {len(left)} VMs created for it remain"
     await _record(connection, plan, "PlanEnded" if ended.is_well else "PlanFailed", message)
     return False
 
@@ -330,7 +330,7 @@ def _stood_still_at(run: PlanRun) -> datetime:
 def _not_deleted(step: PlanStep, why: str) -> PlanStep:
     """Return the step of a test whose VM stays: it failed, or nobody would look."""
     said = f"{step.error}; " if step.error else ""
-    error = f"{said}VM {step.made}, made to test it, can't be deleted: {why}"
+    error = f"{said}VM {step.made}, created for the test, can't be deleted: {why}"
     return msgspec.structs.replace(step, phase=StepPhase.FAILED, error=error[:ERROR_LENGTH_MAX])
 
 

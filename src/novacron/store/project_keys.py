@@ -79,7 +79,7 @@ async def erase(connection: Connection, project: str, successor: WrappedKey | No
         raise NotFound(f"there is no project {project!r}", hint="see: novacron project list")
     key, encrypts = row["encryption_key"], row["encryption"]
     if key is None:
-        raise Conflict(f"project {project} has no key: nothing of it was ever encrypted")
+        raise Conflict(f"project {project} has no key: it has never encrypted anything")
     using = await connection.fetch(
         "SELECT id, name, spec ->> 'power' AS power, status ->> 'state' AS state FROM vms"
         " WHERE spec ->> 'encryption_key' = $1"
@@ -109,7 +109,7 @@ async def erase(connection: Connection, project: str, successor: WrappedKey | No
     )  # fmt: skip
     said = (
         f"{key}: the disks of {len(erased.vms)} VMs, {len(erased.volumes)} volumes, {len(erased.images)} images"
-        f" and {len(erased.backups)} backups can't be read any more"
+        f" and {len(erased.backups)} backups can no longer be read"
     )
     await events.record(
         connection, events.NewEvent("project", project, project, "KeyErased", said, actor, project=project)
@@ -122,6 +122,6 @@ def _check_off(project: str, running: Sequence[str]) -> None:
     if running:
         more = f" and {len(running) - NAMES_MAX} more" if len(running) > NAMES_MAX else ""
         raise IllegalState(
-            f"VMs of project {project} run, or are to run, with the key: {', '.join(running[:NAMES_MAX])}{more}",
+            f"VMs of project {project} are running or starting with this key: {', '.join(running[:NAMES_MAX])}{more}",
             hint="stop them first: novacron vm stop",
         )

@@ -49,12 +49,12 @@ async def move_vm(connection: Connection, move: ProjectMove) -> Vm:
         names = ", ".join(sorted({nic.network for nic in vm.spec.nics}))
         raise Conflict(
             f"VM {vm.name} is in networks of project {vm.project}: {names}",
-            hint=f"take its interfaces from it first: novacron vm nic remove {vm.name} MAC",
+            hint=f"remove its interfaces first: novacron vm nic remove {vm.name} MAC",
         )
     if not target.host_network:
         raise InvalidInput(
-            f"VMs of project {target.name} need a network of it", field="project",
-            hint=f"let it use the hosts' network: novacron project set {target.name} --host-network",
+            f"VMs of project {target.name} need one of its networks", field="project",
+            hint=f"allow it the hosts' network: novacron project set {target.name} --host-network",
         )  # fmt: skip
     await _check_images(connection, vm, target.name)
     attached = await volumes.of_vm(connection, vm.id)
@@ -68,7 +68,7 @@ async def move_vm(connection: Connection, move: ProjectMove) -> Vm:
     except asyncpg.UniqueViolationError:
         raise Conflict(
             f"project {target.name} has a VM named {vm.name}, or a volume named as one of its volumes",
-            field="project", hint="give it another name first",
+            field="project", hint="rename it first",
         ) from None  # fmt: skip
     await projects.check_quota(connection, target.name, before)
     await _record(connection, ("vm", vm.id, vm.name), vm.project, move)
@@ -83,12 +83,12 @@ async def _check_images(connection: Connection, vm: Vm, project: str) -> None:
         return
     if name in vm.spec.media:
         raise Conflict(
-            f"{vm.spec.media[name]} {name}, which VM {vm.name} has, is another project's",
-            hint=f"eject it, or let all projects use it: novacron image move-to-project {name}",
+            f"{vm.spec.media[name]} {name} of VM {vm.name} belongs to another project",
+            hint=f"eject it, or share it with all projects: novacron image move-to-project {name}",
         )
     raise Conflict(
-        f"image {name}, of which VM {vm.name} is made, is another project's",
-        hint=f"let all projects use it: novacron image move-to-project {name}",
+        f"image {name} of VM {vm.name} belongs to another project",
+        hint=f"share it with all projects: novacron image move-to-project {name}",
     )
 
 
@@ -118,7 +118,7 @@ async def move_volume(connection: Connection, move: ProjectMove) -> Volume:
         )
     except asyncpg.UniqueViolationError:
         why = f"project {target.name} has a volume named {volume.name}"
-        raise Conflict(why, field="project", hint="give it another name first") from None
+        raise Conflict(why, field="project", hint="rename it first") from None
     await projects.check_quota(connection, target.name, before)
     await _record(connection, ("volume", volume.id, volume.name), volume.project, move)
     return object_of(Volume, row)
@@ -130,13 +130,13 @@ async def move_image(connection: Connection, name: str, project: str | None, siz
     Raises NotFound, Conflict, QuotaExceeded.
     """
     if name == BLANK_IMAGE:
-        raise Conflict(f"image {name} is part of every node, and everybody's")
+        raise Conflict(f"image {name} is built in on every node, and shared by all projects")
     if await connection.fetchval("SELECT true FROM imports WHERE spec ->> 'name' = $1 AND finished_at IS NULL", name):
         raise Conflict(f"image {name} is being imported", hint="wait until that is done")
     if (await imports.keys(connection, {name})).get(name):
         raise Conflict(
             f"image {name} is encrypted with its project's key",
-            hint="import it anew for the other project, or for all",
+            hint="import it again for the other project, or for all",
         )
     if project is None:
         await connection.execute("DELETE FROM image_owners WHERE name = $1", name)
@@ -155,7 +155,7 @@ async def move_image(connection: Connection, name: str, project: str | None, siz
             name, project, size_mib,
         )  # fmt: skip
         await projects.check_quota(connection, project, before)
-    said = f"image {name} is project {project}'s" if project else f"image {name} is everybody's"
+    said = f"image {name} now belongs to project {project}" if project else f"image {name} now belongs to all projects"
     await events.record(connection, events.NewEvent("image", name, name, "Moved", said, actor, project))
 
 
@@ -169,12 +169,12 @@ def _check_keys(what: str, target: Project, *keys: str) -> None:
     """Raise Conflict when something is encrypted, or would have to be."""
     if any(keys):
         raise Conflict(
-            f"{what} is encrypted with the key of its project, which no other project has",
+            f"{what} is encrypted with its project's key, which other projects don't have",
             hint="export it, and import it into the other project",
         )
     if target.encryption:
         raise Conflict(
-            f"project {target.name} encrypts what it has, and {what} is not encrypted", field="project",
+            f"project {target.name} requires encryption, and {what} is not encrypted", field="project",
             hint="export it, and import it into that project",
         )  # fmt: skip
 

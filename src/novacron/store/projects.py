@@ -85,7 +85,7 @@ async def create(connection: Connection, new: NewProject, actor: str) -> Project
     """Make a project. Raises Conflict, NoCapacity."""
     name, id = new.name, f"project-{secrets.token_hex(8)}"
     if await connection.fetchval("SELECT count(*) FROM projects") >= limits.PROJECTS_MAX:
-        raise NoCapacity(f"there are {limits.PROJECTS_MAX} projects", hint="delete one that nobody needs")
+        raise NoCapacity(f"there are {limits.PROJECTS_MAX} projects", hint="delete one that is no longer needed")
     key = await project_keys.add(connection, id, new.key)
     try:
         row = await connection.fetchrow(
@@ -113,7 +113,7 @@ async def configure(
     if changes.get("encryption") and project.encryption_key is None:
         changes = {**changes, "encryption_key": await project_keys.add(connection, project.id, key)}
     if name == DEFAULT and changes.get("name", name) != name:
-        raise Conflict(f"project {DEFAULT} keeps its name", field="name")
+        raise Conflict(f"project {DEFAULT} can't be renamed", field="name")
     now = msgspec.structs.replace(project, **changes)
     try:
         row = await connection.fetchrow(
@@ -144,7 +144,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Project:
     """Delete a project that has nothing; its service accounts and roles in it go, too. Raises NotFound, Conflict."""
     project = await get(connection, name, lock=True)
     if name == DEFAULT:
-        raise Conflict(f"project {DEFAULT} stays")
+        raise Conflict(f"project {DEFAULT} can't be deleted")
     for table, what in (
         ("vms", "VM"), ("volumes", "volume"), ("networks", "network"), ("security_groups", "security group"),
         ("floating_addresses", "floating address"), ("image_owners", "image"), ("exports", "export"),
@@ -157,12 +157,12 @@ async def delete(connection: Connection, name: str, actor: str) -> Project:
         )
         remaining = await connection.fetchval(f"SELECT {column} FROM {table} WHERE project = $1 LIMIT 1", name)
         if remaining is not None:
-            raise Conflict(f"project {name} has {what} {remaining}", hint="delete what it has first")
+            raise Conflict(f"project {name} has {what} {remaining}", hint="delete its objects first")
     await connection.execute("DELETE FROM migrations WHERE project = $1", name)
     await connection.execute("UPDATE imports SET project = NULL WHERE project = $1", name)
     await connection.execute("DELETE FROM projects WHERE name = $1", name)
     await project_keys.remove(connection, project.id)
-    await events.record(connection, events.NewEvent("project", name, name, "Deleted", "it had nothing left", actor))
+    await events.record(connection, events.NewEvent("project", name, name, "Deleted", "it was empty", actor))
     return project
 
 

@@ -44,14 +44,14 @@ STORE = """
         IS DISTINCT FROM ($3, $5, $6, $7, $8, u.description, $10, $11)
 """
 WORDS = {
-    Claim.NONE: "has removed it or given it away",
+    Claim.NONE: "has removed it or handed it over",
     Claim.OWNER: "has it",
-    Claim.RELEASED: "has given it away",
+    Claim.RELEASED: "has handed it over",
     Claim.INCOMING: "was to receive it",
 }
 NOT_SHOWN = (Contradiction.ENDING, Contradiction.DAMAGED)
 """The epoch of these is the server's, not the node's."""
-UNPROVEN_WORDS = "it can't show that a server has told it so"
+UNPROVEN_WORDS = "it can't prove that a server told it so"
 UNPROVEN_MAX = 256
 """Claims without proof that are kept of one node."""
 UNPROVEN_EPOCH_MAX = 2**52
@@ -59,7 +59,7 @@ UNPROVEN_EPOCH_MAX = 2**52
 BELIEVED_MAX = 4096
 """Claims of one node that count without proof, for as long as it was given none."""
 NAMED_MAX = 5
-OUTDATED = "the database is older than what nodes know of the VM"
+OUTDATED = "the database is older than a node's record of the VM"
 
 
 class _ReservedNic(msgspec.Struct):
@@ -275,7 +275,7 @@ def _unread(record: NodeRecord, row: asyncpg.Record | None, *, counts: bool) -> 
     """Return what stands for a record that can't be read: a promise, at an epoch above any that it may be of."""
     known = max(0 if row is None else row["epoch"], record.bound_at)
     held = OwnershipRecord(known + EPOCHS_UNSEEN, Claim.RELEASED)
-    words = "may have it: what it has written down of it is damaged"
+    words = "may have it: its record of the VM is damaged"
     return _Said(Contradiction.DAMAGED, held, words, counts=counts, later=True)
 
 
@@ -343,8 +343,8 @@ async def _alarm(connection: Connection, node: str, ids: Iterable[str]) -> None:
     named = sorted(ids)
     shown = ", ".join(named[:NAMED_MAX]) + ("..." if len(named) > NAMED_MAX else "")
     message = (
-        f"it claims to know more than the database of {len(named)} VMs, which no server has told it: {shown}; nobody"
-        f" waits for it; see: novacron vm unreconciled, and if the host may be in wrong hands: novacron node remove"
+        f"it claims newer records of {len(named)} VMs than the database, without proof from a server: {shown}; nothing"
+        f" waits for it; see: novacron vm unreconciled, and if the host may be compromised: novacron node remove"
         f" {node} --force"
     )
     await events.record(connection, events.NewEvent("node", node, node, "UnprovenClaims", message))
@@ -367,7 +367,7 @@ def _known(row: asyncpg.Record | None) -> str:
     if row is None:
         return "the database does not know it"
     if row["deleted"]:
-        return f"the database knows that it was deleted at epoch {row['epoch']}"
+        return f"in the database it was deleted at epoch {row['epoch']}"
     where = "on no node" if row["node"] is None else f"on {row['node']}"
     return f"the database has it {where}, at epoch {row['epoch']}"
 

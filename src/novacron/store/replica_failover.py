@@ -89,7 +89,7 @@ async def fail_over(connection: Connection, ref: str, asked: FailoverRequest, ac
     replica = await _chosen(connection, vm, asked)
     pending = vm.clone_of is not None and vm.clone_of.replica is not None
     if vm.node == replica.node and not pending:
-        raise Conflict(f"VM {vm.name} is on node {vm.node}, which has the replica, already", field="replica", hint=SEE)
+        raise Conflict(f"VM {vm.name} is already on node {vm.node}, which has the replica", field="replica", hint=SEE)
     source_of(replica, asked.point)
     if vm.node != replica.node:
         await _check_room(connection, vm, replica.node)
@@ -100,7 +100,7 @@ async def fail_over(connection: Connection, ref: str, asked: FailoverRequest, ac
     if vm.migration is not None:
         await migrations.fail(connection, vm.migration, f"node {vm.node} is gone")
         vm = await vms.get(connection, vm.id, lock=True)
-    why = f"{actor} has said that node {vm.node or vm.lost_on} is gone"
+    why = f"{actor} confirmed that node {vm.node or vm.lost_on} is gone"
     return await start_from(connection, vm, replica, asked.point, why)
 
 
@@ -144,7 +144,7 @@ async def try_out(
     source = await vms.get(connection, replica.vm)
     of = CloneOf(source.id, source.name, linked=True, replica=source_of(replica, point))
     spec = msgspec.structs.replace(clones.fresh(source.spec), **clones.ISOLATED)
-    about = f"made of replica {id} of VM {source.name} to see whether it starts; delete it afterwards"
+    about = f"created from replica {id} of VM {source.name} to test that it starts; delete it afterwards"
     new = new_vms.NewVm(name, spec, None, replica.node, clone_of=of, metadata={"description": about})
     vm = await new_vms.create(connection, await projects.making(connection, replica.project), new, actor)
     tried = events.NewEvent(

@@ -71,7 +71,7 @@ async def create(connection: Connection, ref: str, new: NewReplica, actor: str) 
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(
-            f"VM {vm.name} has a replica on node {node.name}", field="node", hint="see: novacron replica list"
+            f"VM {vm.name} already has a replica on node {node.name}", field="node", hint="see: novacron replica list"
         ) from None
     await projects.check_quota(connection, vm.project, before)
     replica = of_row(row)
@@ -98,7 +98,7 @@ async def turn(connection: Connection, vm: Vm, of: Replica, node: str | None, ac
     if turned is None:
         return ""
     replica = of_row(turned)
-    await _record(connection, replica, "ReplicaTurned", f"{of.id} is followed by one on node {node}", actor)
+    await _record(connection, replica, "ReplicaTurned", f"{of.id} is replaced by one on node {node}", actor)
     return replica.id
 
 
@@ -119,7 +119,7 @@ async def _check_disk(connection: Connection, vm: Vm) -> None:
     if vm.spec.encryption_key:
         raise IllegalState(f"the disk of VM {vm.name} is encrypted, and such a disk can't be replicated yet")
     if vm.clone_of is not None:
-        raise Conflict(f"the disk of VM {vm.name} is still being made", hint="wait until that is done")
+        raise Conflict(f"the disk of VM {vm.name} is still being created", hint="wait until that is done")
     attached = await volumes.of_vm(connection, vm.id)
     if attached:
         raise IllegalState(
@@ -157,13 +157,13 @@ def why_not(node: Node, vm: Vm) -> str:
     """Say why a node can't keep a replica of a VM; empty: it can. Pure."""
     inventory = node.status.inventory
     if node.name == vm.node:
-        return "the VM itself is on it"
+        return "the VM itself runs there"
     if not node.status.ready or inventory is None:
         return "it is not connected"
     if (why := refusal_of_all(node, named=True)) is not None:
         return why
     if not inventory.dwcp_endpoint:
-        return "it takes no migrations"
+        return "it does not accept migrations"
     held = next((image for image in inventory.images if image.name == vm.spec.image), None)
     if held is None or (vm.image_digest is not None and held.digest != vm.image_digest):
         return f"it has no image {vm.spec.image}; novacron image copy {vm.spec.image} {node.name}"
@@ -224,7 +224,7 @@ async def _check_needed(connection: Connection, replica: Replica) -> None:
         "SELECT name FROM vms WHERE clone_of -> 'replica' ->> 'replica' = $1 AND NOT deleting LIMIT 1", replica.id
     )
     if name is not None:
-        raise Conflict(f"VM {name} is being made of replica {replica.id}", hint="wait until it has its disk")
+        raise Conflict(f"VM {name} is being created from replica {replica.id}", hint="wait until it has its disk")
     try:
         vm = await vms.get(connection, replica.vm, lock=True)
     except NotFound:

@@ -31,7 +31,7 @@ async def schedule(connection: Connection, id: str, move: ScheduledMove, if_matc
     if move.target is not None:
         await nodes.get(connection, move.target, field="target")
         if move.target == vm.node:
-            raise InvalidInput(f"VM {vm.name} is already on {move.target}", field="target", hint="name another node")
+            raise InvalidInput(f"VM {vm.name} is already on {move.target}", field="target", hint="choose another node")
     message = f"to {move.target or 'the best node'} at {move.begins_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC: {move.why}"
     await _event(connection, vm, "MoveScheduled", message, move.actor)
     return await _store(connection, vm, move)
@@ -70,8 +70,8 @@ async def begin(connection: Connection, id: str, now: datetime, index: FleetInde
     if vm.deleting or vm.node == move.target:
         return
     if now > move.deadline:
-        why = move.refusal or "no server was there to begin it"
-        message = f"the VM was to be moved until {move.deadline.astimezone(UTC):%Y-%m-%d %H:%M} UTC, and was not: {why}"
+        why = move.refusal or "no server was available to start it"
+        message = f"the VM was not moved by its deadline, {move.deadline.astimezone(UTC):%Y-%m-%d %H:%M} UTC: {why}"
         await _event(connection, vm, "MoveMissed", message)
         return
     request = migrations.MoveRequest(

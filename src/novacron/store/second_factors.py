@@ -106,7 +106,7 @@ async def begin(connection: Connection, user: User, new: NewFactor) -> None:
     await connection.execute('DELETE FROM second_factors WHERE "user" = $1 AND NOT confirmed', user.id)
     count = await connection.fetchval('SELECT count(*) FROM second_factors WHERE "user" = $1', user.id)
     if count >= model.FACTORS_PER_USER_MAX:
-        raise NoCapacity(f"user {user.name} has {count} second factors", hint="remove one that is not needed")
+        raise NoCapacity(f"user {user.name} has {count} second factors", hint="remove one that is no longer needed")
     try:
         await connection.execute(
             'INSERT INTO second_factors (id, "user", kind, name, secret) VALUES ($1, $2, $3, $4, $5)',
@@ -131,7 +131,7 @@ async def confirm_key(
             factor.id, credential, public_key, counter,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
-        raise Conflict("this security key is registered already", hint="use another one") from None
+        raise Conflict("this security key is already registered", hint="use another security key") from None
 
 
 async def apps(connection: Connection, after: str, limit: int) -> list[StoredFactor]:

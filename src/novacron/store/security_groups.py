@@ -76,13 +76,13 @@ async def delete(connection: Connection, name: str, actor: str) -> SecurityGroup
         "SELECT name FROM vms WHERE spec -> 'nics' @> $1 ORDER BY name LIMIT 1", [{"groups": [name]}]
     )
     if vm is not None:
-        raise Conflict(f"VM {vm} has security group {name}", hint=f"novacron vm set {vm} --security-group ...")
+        raise Conflict(f"VM {vm} uses security group {name}", hint=f"novacron vm set {vm} --security-group ...")
     other = await connection.fetchval(
         "SELECT name FROM security_groups WHERE name <> $1 AND rules @> $2 ORDER BY name LIMIT 1",
         name, [{"group": name}],
     )  # fmt: skip
     if other is not None:
-        raise Conflict(f"a rule of security group {other} names {name}", hint="change that rule first")
+        raise Conflict(f"a rule of security group {other} refers to {name}", hint="change that rule first")
     await connection.execute("DELETE FROM security_groups WHERE name = $1", name)
-    await events.record(connection, events.NewEvent("security-group", name, name, "Deleted", "nothing used it", actor))
+    await events.record(connection, events.NewEvent("security-group", name, name, "Deleted", "it was unused", actor))
     return group

@@ -31,13 +31,13 @@ async def set_forward_ports(connection: Connection, site: str, text: str, actor:
     """Set the ports of a site's gateways that may be forwarded. Raises InvalidInput, NotFound, Conflict."""
     ports = forward_ports(text)
     if await connection.fetchval("SELECT 1 FROM nodes WHERE spec ->> 'site' = $1 LIMIT 1", site) is None:
-        raise NotFound(f"no node is at site {site!r}", hint="see: novacron site list")
+        raise NotFound(f"no node is in site {site!r}", hint="see: novacron site list")
     before = await forward_ports_of(connection, site)
     forwarded = await connection.fetch(FORWARDED, site)
     for row in forwarded:
         if row["port"] in before and row["port"] not in ports:
             raise Conflict(
-                f"port {row['port']} is forwarded, and not in {text}",
+                f"port {row['port']} is forwarded, and is not in {text}",
                 field="forward_ports", hint=f"novacron forward delete {row['id']}",
             )  # fmt: skip
     await connection.execute(
@@ -48,14 +48,14 @@ async def set_forward_ports(connection: Connection, site: str, text: str, actor:
     # Gateways hear of changes of forwards: some may lead somewhere from now on.
     await connection.execute("UPDATE forwards SET port = port WHERE id = ANY($1)", [row["id"] for row in forwarded])
     await check_forwarded(connection, site)
-    what = f"ports {ports} of its gateways may be forwarded, it was {before}"
+    what = f"forwardable ports of its gateways: {ports}, before: {before}"
     await events.record(connection, events.NewEvent("site", site, site, "Configured", what, actor))
 
 
 async def check_forwarded(connection: Connection, site: str) -> None:
     """Say of forwarded ports of gateways at a site whether that forwards them."""
     ports = await forward_ports_of(connection, site)
-    words = f"the gateway's site {site} forwards ports {ports} only: forward one of these instead"
+    words = f"the gateway's site {site} forwards ports {ports} only: use one of these"
     rows = await connection.fetch(
         "SELECT forwards.* FROM forwards JOIN networks ON networks.name = forwards.network"
         " JOIN nodes ON nodes.name = networks.gateway WHERE address IS NULL AND nodes.spec ->> 'site' = $1"

@@ -48,7 +48,7 @@ def check_maxima(spec: VmSpec) -> None:
         ("memory_max_mib", spec.memory_mib, spec.memory_max_mib),
     ):
         if most is not None and most < value:
-            raise InvalidInput(f"{most} is less than the {value} that it has", field=field)
+            raise InvalidInput(f"{most} is less than its current {value}", field=field)
     if spec.memory_max_mib is not None and spec.memory_mib < limits.GROWING_MEMORY_MIB_MIN:
         raise InvalidInput(
             f"a guest whose memory may grow needs {limits.GROWING_MEMORY_MIB_MIN} MiB at the start", field="memory_mib"
@@ -71,10 +71,12 @@ def by_balloon(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
     assert has is not None
     if vm.spec.devices or not has.balloon:
         why = (
-            "it has devices of its host, which use all of it" if vm.spec.devices else "it was started without a balloon"
+            "it has host devices, which pin all of its memory"
+            if vm.spec.devices
+            else "it was started without a balloon"
         )
         raise IllegalState(
-            f"VM {vm.name} can't give memory back while it runs: {why}", field="memory_mib",
+            f"VM {vm.name} can't release memory while it runs: {why}", field="memory_mib",
             hint=f"novacron vm stop {vm.name} --wait",
         )  # fmt: skip
     check_maxima(msgspec.structs.replace(vm.spec, memory_mib=wanted_mib))
@@ -96,7 +98,7 @@ def _grows(vm: Vm, spec: VmSpec) -> bool:
     more_mib = spec.memory_mib - has.memory_in_all_mib
     if more_mib > 0 and more_mib % limits.MEMORY_STEP_MIB:
         raise InvalidInput(
-            f"while it runs its memory grows by multiples of {limits.MEMORY_STEP_MIB} MiB, not by {more_mib}",
+            f"while it runs, its memory can only grow in steps of {limits.MEMORY_STEP_MIB} MiB, not by {more_mib}",
             field="memory_mib",
         )
     if more_mib > 0 and len(has.dimms_mib) >= limits.MEMORY_SLOTS:

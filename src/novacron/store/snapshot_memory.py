@@ -12,6 +12,6 @@ async def check_none(connection: Connection, vm: Vm, what: str, field: str | Non
     held = "SELECT name FROM snapshots WHERE vm = $1 AND memory ORDER BY created_at LIMIT 1"
     if (snapshot := await connection.fetchval(held, vm.id)) is not None:
         raise IllegalState(
-            f"snapshot {snapshot} of VM {vm.name} has the memory of a guest with the present {what}", field=field,
+            f"snapshot {snapshot} of VM {vm.name} holds the memory of a guest with the current {what}", field=field,
             hint=f"delete it first: novacron snapshot delete {vm.name} {snapshot}",
         )  # fmt: skip

@@ -42,13 +42,13 @@ def _check_memory(vm: Vm) -> None:
     """Raise IllegalState if a snapshot can't save the memory of a VM that runs."""
     if vm.status.hardware is not None and vm.status.hardware.dimms_mib:
         raise IllegalState(
-            f"VM {vm.name} got memory while it runs, and a snapshot can't save that", field="memory",
+            f"VM {vm.name} got memory while running, which a snapshot with memory can't save", field="memory",
             hint="stop and start it first, or take the snapshot without memory",
         )  # fmt: skip
     has = None if vm.status.hardware is None else vm.status.hardware.nics
     if has is not None and has.changed:
         raise IllegalState(
-            f"VM {vm.name} got or lost a network interface while it ran, and a snapshot can't save that",
+            f"VM {vm.name} got or lost a network interface while running, which a snapshot with memory can't save",
             field="memory", hint="stop and start it first, or take the snapshot without memory",
         )  # fmt: skip
     if vm.spec.encryption_key:
@@ -58,7 +58,7 @@ def _check_memory(vm: Vm) -> None:
         )  # fmt: skip
     if vm.spec.devices:
         raise IllegalState(
-            f"VM {vm.name} has devices of its node, and a snapshot can't save their state", field="memory",
+            f"VM {vm.name} has host devices, whose state a snapshot with memory can't save", field="memory",
             hint="take the snapshot without memory",
         )  # fmt: skip
 
@@ -76,7 +76,7 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
     if memory:
         _check_memory(vm)
     if quiesce and vm.status.guest is None:
-        raise IllegalState(f"no guest agent of VM {vm.name} answers", field="quiesce", hint="leave it out")
+        raise IllegalState(f"the guest agent of VM {vm.name} does not answer", field="quiesce", hint="leave it out")
     if len(await of_vm(connection, vm.id)) >= limits.SNAPSHOTS_PER_VM_MAX:
         raise Conflict(f"VM {vm.name} has {limits.SNAPSHOTS_PER_VM_MAX} snapshots", hint="delete one first")
     before = await projects.lock_usage(connection, vm.project)
@@ -89,7 +89,9 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
             vm.spec.memory_mib, SnapshotPhase.CREATING, msgspec.to_builtins(await _attached(connection, vm)),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
-        raise Conflict(f"VM {vm.name} has a snapshot {name!r}", field="name", hint="choose another name") from None
+        raise Conflict(
+            f"VM {vm.name} already has a snapshot {name!r}", field="name", hint="choose another name"
+        ) from None
     await projects.check_quota(connection, vm.project, before)
     await vms.touch(connection, vm.id)
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "SnapshotAsked", f"snapshot {name}", actor))
@@ -121,7 +123,7 @@ async def _check_fits(connection: Connection, vm: Vm, snapshot: Snapshot) -> Non
     wanted = ", then ".join(volume.name for volume in sorted(had, key=lambda volume: volume.lun)) or "none"
     raise IllegalState(
         f"snapshot {snapshot.name} holds the memory of a VM with other volumes: {'; '.join(differences)}",
-        hint=f"detach the volumes that differ, and attach, in this order, those that it had: {wanted}",
+        hint=f"detach the volumes that differ, and attach, in this order, the ones it had: {wanted}",
     )
 
 
@@ -232,7 +234,7 @@ async def report(connection: Connection, node: str, report: SnapshotReport) -> N
         await connection.execute("DELETE FROM snapshots WHERE id = $1", id)
     else:
         reason = "SnapshotMade" if done is SnapshotPhase.CREATING else "Reverted"
-        message = f"{snapshot.name}" + ("" if pause_ms is None else f", the guest stood still for {pause_ms:.0f} ms")
+        message = f"{snapshot.name}" + ("" if pause_ms is None else f", the guest was paused for {pause_ms:.0f} ms")
         await connection.execute(
             "UPDATE snapshots SET phase = $2, error = '', reason_code = '', pause_ms = coalesce($3, pause_ms),"
             " layout = coalesce($4, layout) WHERE id = $1",
@@ -257,5 +259,5 @@ async def check_movable(connection: Connection, vm: Vm, *, live: bool) -> None:
     if live and any(snapshot.phase is not SnapshotPhase.FAILED for snapshot in await of_vm(connection, vm.id)):
         raise IllegalState(
             f"VM {vm.name} has snapshots, so it can't migrate while it runs",
-            hint=f"move both, with the VM paused: novacron vm migrate {vm.name} --warm",
+            hint=f"migrate it paused, with its snapshots: novacron vm migrate {vm.name} --warm",
         )

@@ -86,7 +86,7 @@ async def use(connection: Connection, secret: str) -> Admitted:
     )
     if row is None or row["token"] is None:
         raise Unauthenticated(
-            "the ticket is wrong, was used or has expired", field="ticket", hint="ask for another one"
+            "the ticket is wrong, was used or has expired", field="ticket", hint="request a new ticket"
         )
     vm = await vms.get(connection, row["vm"])
     if vm.node is None:

@@ -78,7 +78,7 @@ async def revoke(connection: Connection, id: str, actor: str) -> None:
     )
     if not can_administer:
         raise Conflict(
-            "nobody could administer the platform any more", hint="create another token first, or set a password"
+            "this would leave no way to administer the platform", hint="create another token first, or set a password"
         )
     what = "session ended" if row["kind"] == TokenKind.SESSION else f"API token {row['name']} revoked"
     await events.record(connection, events.NewEvent("token", id, row["name"], "Revoked", what, actor))
@@ -118,7 +118,9 @@ async def overdue(connection: Connection, lifetimes: Lifetimes) -> dict[str, str
         TokenKind.SESSION, lifetimes.session_s, lifetimes.session_idle_s,
         TokenKind.API, lifetimes.token_s, lifetimes.token_idle_s,
     )  # fmt: skip
-    return {row["id"]: "it has lived as long as it may" if row["old"] else "it was not used for long" for row in rows}
+    return {
+        row["id"]: "it reached its maximum lifetime" if row["old"] else "it was unused for too long" for row in rows
+    }
 
 
 async def end(connection: Connection, id: str, why: str, actor: str) -> None:

@@ -18,10 +18,8 @@ NOT_OF_ONE = (
 """Of a volume: no node knows that an unreconciled VM has it."""
 
 
-UNHEARD = "an older database was put back, and node %s, which may have the VM, was not heard since"
-HEAR = (
-    "let its agent connect; if that host is gone for good: novacron node remove NODE --force; see: novacron node list"
-)
+UNHEARD = "an older database was put back, and node %s, which may have the VM, has not connected since"
+HEAR = "start its agent; if that host is gone for good: novacron node remove NODE --force; see: novacron node list"
 ENDS = "ends what it has of it"
 """In the reason of a VM of which the database is right: adopting or forgetting it once more ends nothing."""
 NOT_HEARD = "l.renewed_at < r.found_at AND NOT (l.cut_off AND coalesce(l.fenced_at >= r.found_at, false))"
@@ -81,7 +79,7 @@ async def check_heard(connection: Connection, what: str, but: str | None = None)
     if unheard:
         raise Conflict(
             f"cannot {what}: {UNHEARD % unheard[0]}",
-            hint=f"let its agent connect, or, if it is gone for good: novacron node remove {unheard[0]} --force",
+            hint=f"start its agent, or, if the host is gone for good: novacron node remove {unheard[0]} --force",
         )
 
 
@@ -141,7 +139,7 @@ async def check_name(connection: Connection, project: str, name: str) -> None:
     )  # fmt: skip
     if row is not None:
         raise Conflict(
-            f"node {row['node']} has a VM named {name!r}, which the database does not know", field="name",
+            f"node {row['node']} has a VM named {name!r}, which is not in the database", field="name",
             hint=way_out(name),
         )  # fmt: skip
 

@@ -40,7 +40,7 @@ async def create(
 ) -> User:  # fmt: skip
     """Make a user; ``identity`` is who vouches for them, and by which name. Raises Conflict, NoCapacity."""
     if await connection.fetchval("SELECT count(*) FROM users") >= limits.USERS_MAX:
-        raise NoCapacity(f"there are {limits.USERS_MAX} users", hint="delete one that is not needed")
+        raise NoCapacity(f"there are {limits.USERS_MAX} users", hint="delete one that is no longer needed")
     issuer, subject = identity or (None, None)
     try:
         row = await connection.fetchrow(
@@ -206,4 +206,4 @@ async def _check_administrator(connection: Connection) -> None:
         " WHERE g.project IS NULL AND g.role = 'administrator' AND NOT u.disabled)"
     )
     if not remain:
-        raise Conflict("this would leave no administrator", hint="make another user administrator first")
+        raise Conflict("this would leave no administrator", hint="make another user an administrator first")

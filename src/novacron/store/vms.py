@@ -120,7 +120,7 @@ def _standing(vm: Vm) -> str:
 def _way_out(vm: Vm) -> str | None:
     if vm.status.state is not VmState.UNKNOWN:
         return None
-    return f"wait until its node can tell, or end what may run: novacron vm stop {vm.name} --force"
+    return f"wait until its node reports, or stop what may be running: novacron vm stop {vm.name} --force"
 
 
 async def check_not_cloning(connection: Connection, vm: Vm, action: VmAction) -> None:
@@ -262,7 +262,7 @@ def power_changes(spec: VmSpec, action: VmAction, stop_timeout_s: int | None) ->
             return {"resets": spec.resets + 1}
         case VmAction.DELETE:
             return {}
-    raise ValueError(f"{action} is no change of power")
+    raise ValueError(f"{action} is not a power action")
 
 
 def _said(vm: Vm, changes: dict[str, Any]) -> str:
@@ -280,7 +280,7 @@ def _said_of(vm: Vm, changes: dict[str, Any], key: str) -> str:
         case "cdroms":
             return f"CD-ROM drives {', '.join(drive.iso or 'empty' for drive in changes[key]) or 'none'}"
         case "hardware_renewals":
-            return "processor and machine type chosen anew at its next start"
+            return "processor and machine type to be chosen again at its next start"
     return f"{key} {getattr(vm.spec, key)} to {changes[key]}"
 
 
@@ -378,7 +378,7 @@ async def check_available(connection: Connection, id: str | None, spec: VmSpec) 
         return
     if spec.own_disk and await sizes.image_disk_mib(connection, spec.image) and not await is_replicated(connection, id):
         raise InvalidInput(
-            f"a VM of image {spec.image} has a disk that is on its node only", field="ha",
+            f"a VM of image {spec.image} has its disk on its node only", field="ha",
             hint="replicate it first (novacron vm replicate), or create it without a disk (own_disk: false) and boot it"
             " from a volume in a shared pool",
         )  # fmt: skip
@@ -414,7 +414,9 @@ async def remove(connection: Connection, vm: Vm) -> None:
     await leave(connection, vm)
     await events.record(
         connection,
-        events.NewEvent("vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it", project=vm.project),
+        events.NewEvent(
+            "vm", vm.id, vm.name, "Deleted", "deleted, with everything that belonged to it", project=vm.project
+        ),
     )
 
 

@@ -108,8 +108,8 @@ def _none_of(having: Sequence[Node], new: NewVolume) -> NoCapacity | NotFound:
     """Return why none of the nodes that have a pool takes a volume."""
     if any(node.status.ready for node in having):
         said = "; ".join(filter(None, map(refusal_of_all, having[:3])))
-        return NoCapacity(f"no node takes a volume in pool {new.pool} now: {said}", field="pool", hint=POOLS)
-    where = "no node that is ready" if new.node is None else f"node {new.node}, as it is now,"
+        return NoCapacity(f"no node can take a volume in pool {new.pool} now: {said}", field="pool", hint=POOLS)
+    where = "no ready node" if new.node is None else f"node {new.node}, as it is now,"
     image = "" if new.image is None else f", and image {new.image}"
     return NotFound(f"{where} has a pool {new.pool!r}{image}", field="pool", hint=POOLS)
 
@@ -188,7 +188,7 @@ async def place(
     lun = next((lun for lun in range(LUNS[how.bus]) if lun not in taken), None)
     if lun is None:
         raise Conflict(
-            f"VM {vm.name} has no room for another volume: {LUNS[how.bus]} at most on bus {how.bus}, the first of all",
+            f"VM {vm.name} has no room for another volume on bus {how.bus}: {LUNS[how.bus]} at most, over all buses",
             hint="detach one first, or use another bus",
         )
     return await connection.fetchrow(
@@ -201,12 +201,12 @@ async def place(
 def check_bus(vm: Vm, bus: DiskBus) -> None:
     """Raise IllegalState or InvalidInput unless a VM can get, or lose, a volume on a bus as it is."""
     if bus is DiskBus.IDE and vm.spec.firmware is not Firmware.BIOS:
-        raise InvalidInput("a machine with UEFI has no IDE", field="bus", hint="use sata")
+        raise InvalidInput("a VM with UEFI has no IDE bus", field="bus", hint="use sata")
     off = vm.spec.power is Power.STOPPED and vm.status.state in (VmState.STOPPED, VmState.PENDING)
     if bus is not DiskBus.SCSI and not off:
         raise IllegalState(
-            f"a volume on bus {bus} can only come and go while VM {vm.name} is stopped on request",
-            hint=f"novacron vm stop {vm.name} --wait; one on bus scsi comes and goes while it runs",
+            f"a volume on bus {bus} can only be attached or detached while VM {vm.name} is stopped on request",
+            hint=f"novacron vm stop {vm.name} --wait; volumes on bus scsi can be attached and detached while it runs",
         )
 
 
@@ -226,11 +226,11 @@ def _uncarriable(node: Node, source: Node | None, volume: Volume) -> str | None:
         return unreachable(node, volume)
     pool, here = _local(node, volume), None if source is None else _local(source, volume)
     if here is None:
-        return f"node {volume.node} does not say that it has pool {volume.pool} of volume {volume.name}"
+        return f"node {volume.node} does not report pool {volume.pool} of volume {volume.name}"
     if pool is None:
         return f"node {node.name} has no pool {volume.pool} for volume {volume.name}"
     if pool.id == here.id:
-        return f"pool {pool.name} of nodes {node.name} and {volume.node} is one directory: make it a shared pool"
+        return f"pool {pool.name} of nodes {node.name} and {volume.node} is the same directory: make it a shared pool"
     free, needed = pool.bytes_free >> 20, volume.used_bytes >> 20
     if free < needed:
         return f"pool {pool.name} of node {node.name} has {free} MiB free, volume {volume.name} needs {needed}"
@@ -324,7 +324,7 @@ async def delete(connection: Connection, ref: str, actor: str) -> Volume:
         node = node if node in able else next(iter(able), node)
     if not await nodes.some(connection, [node]):  # nobody is left who could remove it
         await connection.execute("DELETE FROM volumes WHERE id = $1", volume.id)
-        message = f"node {node}, which had it, was removed before"
+        message = f"node {node}, which had it, was removed earlier"
         await events.record(
             connection,
             events.NewEvent("volume", volume.id, volume.name, "VolumeDeleted", message, actor, volume.project),
@@ -421,7 +421,7 @@ async def not_yet(connection: Connection, vm: str) -> dict[str, str]:
     rows = await connection.fetch(
         "SELECT l.node, v.name FROM volume_leftovers l JOIN volumes v ON v.id = l.volume WHERE v.vm = $1", vm
     )
-    return {row["node"]: f"node {row['node']} has yet to remove its old copy of volume {row['name']}" for row in rows}
+    return {row["node"]: f"node {row['node']} has not yet removed its old copy of volume {row['name']}" for row in rows}
 
 
 class VolumeState(NamedTuple):
@@ -446,7 +446,7 @@ async def report(connection: Connection, node: str, id: str, state: VolumeState)
         if volume.phase is VolumePhase.DELETING:
             await connection.execute("DELETE FROM volumes WHERE id = $1", id)
             await events.record(
-                connection, events.NewEvent("volume", id, volume.name, "VolumeDeleted", "with all that was in it")
+                connection, events.NewEvent("volume", id, volume.name, "VolumeDeleted", "with all its data")
             )
         return
     if volume.phase is not VolumePhase.CREATING and phase is not volume.phase:

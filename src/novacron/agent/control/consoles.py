@@ -65,7 +65,7 @@ class ConsoleRequests:
         if inputs is None:
             return
         if not inputs.put(data):
-            self._send(wire.ConsoleClosed(channel, "the console takes no input"))
+            self._send(wire.ConsoleClosed(channel, "the console does not accept input"))
             self.close(channel)
 
     def take(self, channel: int, size_bytes: int) -> None:
@@ -94,7 +94,7 @@ class ConsoleRequests:
             await until_one_ends(_until(closed), self._carry(request, inputs))
         except Exception as error:  # a defect: the viewer must not wait in vain
             log.exception("defect with a console", vm=request.vm)
-            self._send(wire.ConsoleClosed(channel, f"its agent has a defect: {type(error).__name__}"))
+            self._send(wire.ConsoleClosed(channel, f"internal error in its agent: {type(error).__name__}"))
         finally:
             (self._ports if request.port else self._consoles).close(channel)
             if self._inputs.get(channel) is inputs:

@@ -92,7 +92,7 @@ class Dispatcher:
                 parts.volumes.tell(volumes)
             case wire.Ask():
                 if not self._questions.start(self._answer(message)):
-                    parts.host.send(wire.Answered(message.ask, error="it is asked too much already"))
+                    parts.host.send(wire.Answered(message.ask, error="it has too many requests in progress"))
             case wire.ConsoleOpen():
                 parts.consoles.open(message)
             case wire.ConsoleInput(channel=channel, data=data):

@@ -13,7 +13,7 @@ EXPIRED = frozenset({9, 10})
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 LOOK_S = 5.0
 REFUSED_HINT = (
-    "to let this host join again: novacron node join-token --node NAME on the server; if it shall not: stop its agent"
+    "to let this host join again: novacron node join-token --node NAME on the server; if it should not: stop its agent"
 )
 
 

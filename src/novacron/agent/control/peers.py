@@ -167,4 +167,4 @@ class PeerWatch:
             return str(error) or type(error).__name__
         except Exception:  # a defect met with one of them must not keep the others from being heard
             log.exception("defect while a node was asked", peer=peer.name)
-            return "a defect: see this agent's log"
+            return "internal error: see this agent's log"

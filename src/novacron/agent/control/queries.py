@@ -59,7 +59,7 @@ class Subjects(msgspec.Struct, frozen=True):
         """Return a VM that is here. Raises InvalidInput."""
         worker = self.workers.get(vm)
         if worker is None:
-            raise InvalidInput(f"VM {vm} is not here", field="vm")
+            raise InvalidInput(f"VM {vm} is not on this node", field="vm")
         return worker.context
 
     def machine(self, vm: str) -> VirtualMachine:
@@ -94,7 +94,7 @@ async def answer(message: wire.Ask, about: Subjects) -> wire.Answered:
         value = await HANDLERS[type(question)](question, about)
         outcome = "answered"
     except MALFORMED as error:
-        return wire.Answered(message.ask, error=f"its agent does not know this question: {error}")
+        return wire.Answered(message.ask, error=f"its agent does not support this request: {error}")
     except InvalidInput as error:
         return wire.Answered(message.ask, error=error.detail, field=error.field)
     except (Unacceptable, MonitorFailed, OSError, TimeoutError) as error:
@@ -103,7 +103,7 @@ async def answer(message: wire.Ask, about: Subjects) -> wire.Answered:
     except Exception as error:  # a defect: the caller must not wait in vain
         outcome = "failed"
         log.exception("defect in an answer", question=kind)
-        return wire.Answered(message.ask, error=f"its agent has a defect: {type(error).__name__}; see its log")
+        return wire.Answered(message.ask, error=f"internal error in its agent: {type(error).__name__}; see its log")
     finally:
         counter("novacron_agent_questions_total").add(kind, outcome)
     return wire.Answered(message.ask, msgspec.Raw(codec.encoder.encode(value)))

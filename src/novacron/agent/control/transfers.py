@@ -49,9 +49,9 @@ class Transfers:
         if begun:
             return
         if isinstance(request, wire.ProbeExpected | wire.ProbeWanted):
-            self._host.send(wire.Probed(request.probe, None, error="it takes part in too many probes already"))
+            self._host.send(wire.Probed(request.probe, None, error="it already takes part in too many probes"))
         else:
-            self._host.send(wire.Copied(request.copy, error="it takes part in too many copies already"))
+            self._host.send(wire.Copied(request.copy, error="it already takes part in too many copies"))
 
     async def end(self) -> None:
         await self._probes.end()
@@ -80,7 +80,7 @@ class Transfers:
         worker = self._workers.get(vm)
         neighbour = None if worker is None else worker.neighbour()
         if worker is None or neighbour is None:
-            raise estimate.EstimateFailed("the VM does not run here")
+            raise estimate.EstimateFailed("the VM does not run on this node")
         return await estimate.look(neighbour.machine, neighbour.memory_bytes, worker.context.files_to_move())
 
     async def _take_copy(self, request: wire.CopyExpected) -> None:

@@ -99,12 +99,12 @@ def judge_disk(look: DiskLook, before: ConditionReason, directory: Path) -> Repo
     room = f"{_size(look.free_bytes)} of {_size(look.total_bytes)} free"
     free = "remove images or move VMs away (novacron node drain), or make the disk larger"
     words = {
-        R.DISK_WRITABLE: f"{disk} can be written to, and has room",
+        R.DISK_WRITABLE: f"{disk} is writable and has free space",
         R.DISK_NEARLY_FULL: f"{disk} is nearly full: {room}; {free}",
         R.DISK_FULL: f"{disk} is full: {room}; {free}",
-        R.DISK_READ_ONLY: f"{disk} is read-only: see dmesg there, repair it and mount it anew",
+        R.DISK_READ_ONLY: f"{disk} is read-only: see dmesg there, repair it and mount it again",
         R.DISK_FAILS: f"{disk} can't be written to: {_text(look.error)}; see dmesg there",
-        R.DISK_HANGS: f"{disk} has taken no write for {DISK_S_MAX:.0f} s: see dmesg there",
+        R.DISK_HANGS: f"{disk} has completed no write for {DISK_S_MAX:.0f} s: see dmesg there",
     }
     status = ConditionStatus.TRUE if reason is R.DISK_WRITABLE else ConditionStatus.FALSE
     return ReportedCondition(ConditionType.DISK, status, reason, words[reason])
@@ -144,11 +144,11 @@ class MemoryJudge:
         if reason is not self.reason and now - self._since >= MEMORY_SETTLES_S:
             self.reason = reason
         free = f"{_size(look.available_bytes)} of {_size(look.total_bytes)} available"
-        then = "move VMs away before the kernel ends some: novacron vm migrate"
+        then = "move VMs away before the kernel kills some: novacron vm migrate"
         words = {
             R.MEMORY_AVAILABLE: "memory is available",
             R.MEMORY_LOW: f"memory is low: {free}; {then}",
-            R.MEMORY_PRESSURE: f"tasks wait for memory {look.stalled_percent:.0f} % of the time: {free}; {then}",
+            R.MEMORY_PRESSURE: f"tasks stall on memory {look.stalled_percent:.0f} % of the time: {free}; {then}",
         }
         status = ConditionStatus.TRUE if self.reason is R.MEMORY_AVAILABLE else ConditionStatus.FALSE
         return ReportedCondition(ConditionType.MEMORY, status, self.reason, words[self.reason])

@@ -87,8 +87,8 @@ def check(path: Path) -> None:
         raise InvalidInput(
             f"the state folder {path.parent} comes from another host, which may run the same VMs",
             field="state-dir",
-            hint="if that host is off for good, or this is that host with another mainboard: novacron agent"
-            " --state-moved; if this is a copy, remove it, and let this host join under a name of its own",
+            hint="if that host is off for good, or this is the same host with a new mainboard: novacron agent"
+            " --state-moved; if this is a copy, remove it, and join this host under its own name",
         )
     elif remembered != here and (here.hardware or not remembered.hardware):
         _note_if_possible(path)  # it was installed anew, or more can be read of it now

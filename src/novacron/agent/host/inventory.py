@@ -60,14 +60,14 @@ async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tup
     there, away = pools.look()
     missing += away
     if settings.uid_base is None:
-        missing.append("the agent is not root: its VMs are not kept apart from each other, nor from its own files")
+        missing.append("the agent is not root: its VMs are not isolated from each other or from its files")
     lacks = ["no networks of VMs: the agent is not root"] if os.geteuid() != 0 else networks.lacks()
     missing += lacks
     unencrypted = None if lacks else await asyncio.to_thread(wireguard.lacks)
     missing += [unencrypted] if unencrypted else []
     may_encrypt = not lacks and unencrypted is None
     if settings.bridge is None:
-        missing.append("no bridge: VMs have QEMU's user-mode network, and no address that others can reach")
+        missing.append("no bridge: VMs use QEMU's user-mode network, and others can't reach them")
     elif not tap.is_bridge(settings.bridge):
         raise InvalidInput(f"there is no bridge {settings.bridge!r} on this host", field="bridge")
     inventory = Inventory(

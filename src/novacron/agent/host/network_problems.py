@@ -47,7 +47,7 @@ def _of(network: NetworkOnNode, troubles: NetworkTroubles) -> Iterator[NetworkPr
     if failure is not None:
         yield NetworkProblem(name, code.NETWORK_NOT_READY, failure[:MESSAGE_LENGTH_MAX])
     for nic, why in troubles.closed.get(name, {}).items():
-        words = f"interface {nic.number} of {nic.vm} takes no traffic: its rules are refused: {why}"
+        words = f"interface {nic.number} of {nic.vm} has no traffic: nftables refuses its rules: {why}"
         yield NetworkProblem(name, code.INTERFACE_CLOSED, words[:MESSAGE_LENGTH_MAX])
     if not network.is_gateway:
         return
@@ -55,7 +55,7 @@ def _of(network: NetworkOnNode, troubles: NetworkTroubles) -> Iterator[NetworkPr
         words = f"{address} is on no subnet of the gateway's host: route it there"
         yield NetworkProblem(name, code.NOT_ROUTED, words, address=address)
     for way, why in troubles.refused.get(name, {}).items():
-        words = f"its rules are refused: {why}"[:MESSAGE_LENGTH_MAX]
+        words = f"nftables refuses its rules: {why}"[:MESSAGE_LENGTH_MAX]
         if isinstance(way, tuple):
             yield NetworkProblem(name, code.RULES_REFUSED, words, address=way[0])
         else:
@@ -63,7 +63,7 @@ def _of(network: NetworkOnNode, troubles: NetworkTroubles) -> Iterator[NetworkPr
     for entrance in network.entrances:
         if entrance.address is None and (entrance.protocol, entrance.port) in troubles.unforwarded:
             words = (
-                f"the gateway's host itself listens at {entrance.protocol} port {entrance.port}: choose another port"
+                f"the gateway's host itself listens on {entrance.protocol} port {entrance.port}: choose another port"
             )
             yield NetworkProblem(name, code.PORT_IN_USE, words, protocol=entrance.protocol, port=entrance.port)
 

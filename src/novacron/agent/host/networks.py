@@ -197,7 +197,7 @@ class NodeNetworks:
             async with asyncio.timeout(READY_S), self._looked:
                 await self._looked.wait_for(ready)
         except TimeoutError:
-            why = self.trouble(network) or "the control plane has not described it yet"
+            why = self.trouble(network) or "the control plane has not sent its description yet"
             raise NetworkFailed(f"network {network} is not ready: {why}") from None
         why_closed = self._closed.get(network, {}).get(firewall.NicKey(vm, number))
         if why_closed is not None:

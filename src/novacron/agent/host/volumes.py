@@ -67,7 +67,7 @@ class Pools:
         if name in self._settings.shared_pools:
             path = self._settings.shared_pools[name]
             if not (path / MARK).exists():
-                raise PoolAway(f"shared pool {name} is away: {path} has no {MARK}; is it mounted?")
+                raise PoolAway(f"shared pool {name} is not available: {path} has no {MARK}; check that it is mounted")
             return path
         if name in self._settings.pools:
             return self._settings.pools[name]
@@ -191,7 +191,7 @@ class NodeVolumes:
             log.warning("a volume can't be set up", volume=volume.id, error=str(error))
             why, code = str(error) or type(error).__name__, code_of(error)
         except Exception as error:  # a defect met with one volume must not keep the others from being seen to
-            why, code = f"its agent has a defect: {type(error).__name__}; see its log", WaitCode.STEP_FAILED
+            why, code = f"internal error in its agent: {type(error).__name__}; see its log", WaitCode.STEP_FAILED
             if self._log_now.due(volume.id):
                 log.exception("defect with a volume", volume=volume.id)
         phase = VolumePhase.FAILED if volume.phase is VolumePhase.CREATING else volume.phase
@@ -210,7 +210,7 @@ class NodeVolumes:
         """Return the disk as a copy of which a volume that is not encrypted begins. Raises ImageAway, OSError."""
         image = self._image_of(volume.image, volume.image_digest)
         if image is not None and image.encryption_key:
-            raise OSError(f"image {volume.image} is encrypted: a volume that is not can't be made of it")
+            raise OSError(f"image {volume.image} is encrypted: a volume made from it must be encrypted too")
         return None if image is None else image.disk
 
     async def _have_encrypted(self, volume: wire.VolumeWanted) -> None:
@@ -224,7 +224,9 @@ class NodeVolumes:
             raise OSError(f"the server can't unwrap its key {volume.encryption_key}; see the server's log")
         scratch, image = path.with_suffix(".new"), self._image_of(volume.image, volume.image_digest)
         if image is not None and image.encryption_key not in ("", volume.encryption_key):
-            raise OSError(f"image {volume.image} is encrypted with another key than the volume: {image.encryption_key}")
+            raise OSError(
+                f"image {volume.image} is encrypted with a different key from the volume's: {image.encryption_key}"
+            )
         await asyncio.to_thread(scratch.unlink, missing_ok=True)
         await luks.create_volume(scratch, volume.size_mib << 20, volume.key, CREATE_S_MAX)
         if image is not None and image.disk is not None:
@@ -283,4 +285,4 @@ def _copy(source: Path, target: int) -> None:
             for at in range(start, end, COPY_BYTES):
                 data = os.pread(file.fileno(), min(COPY_BYTES, end - at), at)
                 if os.pwrite(target, data, at) != len(data):
-                    raise OSError(f"the pool took only a part of {source}")
+                    raise OSError(f"the pool stored only a part of {source}")

@@ -60,7 +60,7 @@ async def take(listener: Listener, expected: wire.CopyExpected, settings: AgentS
     """Receive an image, whole and as its manifest describes it, or nothing. Raises CopyFailed."""
     target = settings.images_dir / expected.image.name
     if target.exists():
-        raise CopyFailed(f"image {expected.image.name} exists already")
+        raise CopyFailed(f"image {expected.image.name} already exists")
 
     def open_(head: Head) -> list[VolumeSink]:
         names = [info.name for info in head.volumes]
@@ -69,7 +69,7 @@ async def take(listener: Listener, expected: wire.CopyExpected, settings: AgentS
             raise StreamError("the stream is not an image")
         free = shutil.disk_usage(scratch).free
         if size > free - SPARE_BYTES:
-            raise StreamError(f"there is no room for {size} bytes: {free} are free in {settings.images_dir}")
+            raise StreamError(f"there is no space for {size} bytes: {free} are free in {settings.images_dir}")
         return [NewFile(scratch / info.name, info.size_bytes) for info in head.volumes]
 
     terms = ReceiveOptions(_key(expected.copy), settings.rings_dir, outage_s=settings.outage_s)
@@ -77,7 +77,7 @@ async def take(listener: Listener, expected: wire.CopyExpected, settings: AgentS
         settings.images_dir.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{settings.name}-", dir=settings.images_dir))
     except OSError as error:
-        raise CopyFailed(f"there is no place for images in {settings.images_dir}: {error.strerror}") from error
+        raise CopyFailed(f"images can't be stored in {settings.images_dir}: {error.strerror}") from error
     try:
         with listener.expect(expected.copy, expected.peer, terms) as session:
             await session.receive(DiskPlayer(open_), BEGIN_S_MAX)

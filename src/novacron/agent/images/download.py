@@ -27,8 +27,8 @@ NOT_PUBLIC = (ipaddress.IPv4Network("192.88.99.0/24"), ipaddress.IPv6Network("3f
 """Relays of 6to4 (RFC 7526) and examples (RFC 9637), which Python 3.11 takes for public."""
 UNREADABLE = WaitCode.SOURCE_UNREACHABLE
 UNREACHABLE = (
-    "it can't be fetched: no web server answers at a public address, or at one that this node may use; ask whoever runs"
-    " the node (--imports-from), or upload the file"
+    "it can't be fetched: no web server answers at a public address or at one that this node allows; ask the node's"
+    " administrator (--imports-from), or upload the file"
 )
 CONNECT_S, READ_S = 10.0, 60.0
 
@@ -46,7 +46,7 @@ def open_beneath(root: Path, path: str) -> BinaryIO:
             os.close(descriptor)
             descriptor = inner
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unacceptable(f"{path} is not a plain file", UNREADABLE)
+            raise Unacceptable(f"{path} is not a regular file", UNREADABLE)
         file = os.fdopen(descriptor, "rb", buffering=0)
         descriptor = -1
         return file
@@ -85,7 +85,7 @@ class Fetch:
             if status not in (301, 302, 303, 307, 308) or where is None:
                 raise Unacceptable(f"it can't be fetched: the server answered {status}", UNREADABLE)
             url = urljoin(url, where)
-        raise Unacceptable(f"it can't be fetched: more than {REDIRECTS_MAX} redirections", UNREADABLE)
+        raise Unacceptable(f"it can't be fetched: more than {REDIRECTS_MAX} redirects", UNREADABLE)
 
     def __exit__(self, *_: object) -> None:
         if self._answer is not None:

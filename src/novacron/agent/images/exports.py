@@ -100,7 +100,7 @@ class VmExports:
             report = wire.ExportStands(export.id, ExportPhase.FAILED, error=why, code=code_of(error))
         except Exception as error:  # a defect met with one must not take the agent away
             log.exception("defect in an export", vm=export.vm)
-            why = f"its agent has a defect: {type(error).__name__}; see its log"
+            why = f"internal error in its agent: {type(error).__name__}; see its log"
             report = wire.ExportStands(export.id, ExportPhase.FAILED, error=why, code=WaitCode.STEP_FAILED)
         if report is not None:
             self._send(report)
@@ -133,14 +133,14 @@ class VmExports:
         """Have the file at ``path``, whole or not at all."""
         vm = self._find_vm(export.vm)
         if vm is None:
-            raise Unacceptable("the VM is not here any more", WaitCode.VM_GONE)
+            raise Unacceptable("the VM is no longer on this node", WaitCode.VM_GONE)
         await vm.wait_until_known()
         await asyncio.to_thread(self._clear, export.id)
         scratch = VmDirectory(self._directory / f"{export.id}{PART}", None)
         image = vm.image()
         assert image.disk is not None
         if vm.spec().encryption_key or image.encryption_key:
-            raise Unacceptable("its disk, or its image, is encrypted, and an export would not be")
+            raise Unacceptable("its disk or its image is encrypted, and an export would not be")
         await clone_disk.copy(vm.machine, scratch, vm.lock, None)
         layer = scratch.path / DISK_LAYER
         if not layer.exists():  # it has never run

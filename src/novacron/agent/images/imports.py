@@ -130,7 +130,9 @@ class ImageImports:
         except Exception as error:  # a defect met with import_ file must not take the agent away
             log.exception("defect in an import", image=import_.spec.name)
             await asyncio.to_thread(shutil.rmtree, scratch, True)
-            self._fail(import_, f"its agent has a defect: {type(error).__name__}; see its log", WaitCode.STEP_FAILED)
+            self._fail(
+                import_, f"internal error in its agent: {type(error).__name__}; see its log", WaitCode.STEP_FAILED
+            )
         else:
             log.info("an image was imported", image=import_.spec.name)
             await guard("images", self._arrived)  # they are looked at again soon
@@ -151,7 +153,7 @@ class ImageImports:
             if read is None:
                 read = await asyncio.to_thread(_sha256, source)
             if read.hexdigest() != import_.spec.sha256:
-                raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the given one", WaitCode.DIGEST_WRONG)
+                raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the expected one", WaitCode.DIGEST_WRONG)
         await asyncio.to_thread(scratch.chmod, 0o711)
         described = await self._convert(import_, source, scratch / DISK, read)
         if import_.encryption_key:
@@ -216,7 +218,7 @@ class ImageImports:
                 if writer.held_bytes + len(piece) > limits.IMAGE_FILE_BYTES_MAX:
                     raise Unacceptable(f"it has more than {limits.IMAGE_FILE_BYTES_MAX} bytes")
                 if import_.spec.size_bytes and writer.held_bytes + len(piece) > import_.spec.size_bytes:
-                    raise Unacceptable(f"it has more than the {import_.spec.size_bytes} bytes of its catalogue")
+                    raise Unacceptable(f"it has more than the {import_.spec.size_bytes} bytes in the catalogue")
                 if writer.held_bytes >= looked_at:
                     _check_room(self._settings.images_dir, PIECE_BYTES)
                     looked_at = writer.held_bytes + 16 * PIECE_BYTES
@@ -224,7 +226,7 @@ class ImageImports:
         if not writer.held_bytes:
             raise Unacceptable("the file is empty")
         if writer.held_bytes < import_.spec.size_bytes:
-            raise Unacceptable(f"it has {writer.held_bytes} bytes, not the {import_.spec.size_bytes} of its catalogue")
+            raise Unacceptable(f"it has {writer.held_bytes} bytes, not the {import_.spec.size_bytes} in the catalogue")
 
     async def _convert(self, import_: wire.ImportWanted, source: Path, target: Path, read: Hash | None) -> ImageFile:
         """Make the raw disk of the image and return how the manifest describes it. ``read`` is of the file as it is."""
@@ -235,7 +237,7 @@ class ImageImports:
             source, read = await self._unpack(source, packed)
         format, size = await asyncio.to_thread(_examine, source, import_.spec.format)
         if size is not None and not 0 < size <= limits.IMAGE_FILE_BYTES_MAX:
-            raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are taken")
+            raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are allowed")
         disk_bytes = await asyncio.to_thread(_held_bytes, source) if size is None else size
         await self._until_granted(import_, held, disk_bytes)
         await asyncio.to_thread(target.unlink, missing_ok=True)
@@ -346,7 +348,7 @@ def _is_done(import_: wire.ImportWanted, target: Path) -> bool:
         return False
     if msgspec.json.decode((target / MANIFEST).read_bytes(), type=Manifest).origin == import_.id:
         return True
-    raise Unacceptable(f"image {import_.spec.name} exists already")
+    raise Unacceptable(f"image {import_.spec.name} already exists")
 
 
 def _begin(scratch: Path) -> bool:
@@ -382,7 +384,7 @@ def _append(path: Path, offset: int, data: bytes, size_bytes: int) -> int:
     if offset != held:
         return held
     if held + len(data) > size_bytes:
-        raise Unacceptable(f"it has more than the {size_bytes} bytes that were announced")
+        raise Unacceptable(f"it has more than the {size_bytes} announced bytes")
     _check_room(path.parent, len(data))
     writer = Writer(path, digest=False)
     writer.held_bytes = held
@@ -398,7 +400,7 @@ def _append(path: Path, offset: int, data: bytes, size_bytes: int) -> int:
 def _check_room(directory: Path, more_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if free - more_bytes < SPARE_BYTES:
-        raise Unacceptable(f"there is no room for it in {directory.name}: {free} bytes are free", WaitCode.NO_SPACE)
+        raise Unacceptable(f"there is no space for it in {directory.name}: {free} bytes are free", WaitCode.NO_SPACE)
 
 
 def _sha256(path: Path) -> Hash:
@@ -414,7 +416,7 @@ def _sha256(path: Path) -> Hash:
             while at < end:
                 piece = os.pread(file.fileno(), min(PIECE_BYTES, end - at), at)
                 if not piece:
-                    raise OSError(f"{path} became shorter while it was read")
+                    raise OSError(f"{path} was truncated while it was read")
                 digest.update(piece)
                 at += len(piece)
     return digest

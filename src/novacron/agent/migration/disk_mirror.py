@@ -211,7 +211,7 @@ def check_space(head: Head, directory: Path) -> None:
     free = stats.f_bavail * stats.f_frsize
     if head.needed_bytes > free:
         raise StreamError(
-            f"no space for the VM: its own disk takes {head.needed_bytes >> 20} MiB, {free >> 20} MiB are free here"
+            f"no space for the VM: its disk takes {head.needed_bytes >> 20} MiB, {free >> 20} MiB are free there"
         )
 
 
@@ -227,7 +227,7 @@ async def make_room(paths: Mapping[str, Path], infos: Iterable[VolumeInfo], keys
         try:
             await luks.create_volume(path, sizes[id], keys[id], MAKE_S_MAX)
         except ImgFailed as error:
-            raise OSError(f"volume {id} can't be made here: {error}") from error
+            raise OSError(f"volume {id} can't be created on the target: {error}") from error
 
 
 def _make_empty(path: Path, size_bytes: int) -> None:
@@ -242,9 +242,7 @@ async def take(machine: VirtualMachine, coming: Coming) -> None:
 
     def open_(head: Head) -> list[VolumeSink]:
         if head.volumes != tuple(coming.infos):
-            raise StreamError(
-                f"the source has other disks, or its disk is based on another image than {coming.image.info.name}"
-            )
+            raise StreamError(f"the source has different disks, or its disk is not based on {coming.image.info.name}")
         check_space(head, machine.directory)
         opened: list[VolumeSink] = []
         for info in head.volumes:
@@ -373,7 +371,7 @@ def _check_state(head: Head, image: LocalImage, bytes_max: int, volume_sizes: Ma
     """Raise StreamError unless a stream brings these volumes and the files of a VM of this image, none too large."""
     names = [info.name for info in head.volumes]
     if len(set(names)) != len(names) or not volume_sizes.keys() <= set(names) <= STATE.keys() | volume_sizes.keys():
-        raise StreamError("the stream's files are not those of this VM")
+        raise StreamError("the files in the stream don't belong to this VM")
     for info in head.volumes:
         if info.name in volume_sizes:
             if info.size_bytes != volume_sizes[info.name]:
@@ -385,7 +383,7 @@ def _check_state(head: Head, image: LocalImage, bytes_max: int, volume_sizes: Ma
 def _check_file(info: VolumeInfo, image: LocalImage, bytes_max: int) -> None:
     """Raise StreamError unless a file of a VM's own lies over this image, and is not too large."""
     if info.below != image.info.digest:
-        raise StreamError(f"the source's disk is based on another image than this node's {image.info.name}")
+        raise StreamError(f"the source's disk is based on a different image from this node's {image.info.name}")
     is_layer = info.name == DISK_LAYER or info.name.startswith("shared-")
     if info.size_bytes > (bytes_max if is_layer else SMALL_BYTES_MAX):
         raise StreamError(f"{info.name} is too large: it has {info.size_bytes} bytes")

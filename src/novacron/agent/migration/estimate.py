@@ -82,7 +82,7 @@ def _weigh(pages: Iterable[bytes]) -> tuple[float, float]:
 async def look(machine: VirtualMachine, memory_bytes: int, disks: Sequence[Path] = ()) -> GuestLoad:
     """Measure a running guest, for about a second, and the files that would move with it. Raises EstimateFailed."""
     if machine.monitor is None or machine.pid is None:
-        raise EstimateFailed("the VM does not run")
+        raise EstimateFailed("the VM is not running")
     try:
         dirty = await transfer.dirty_rate(machine.monitor, memory_bytes)
         trusted = await transfer.logs_every_write(machine.monitor)

@@ -55,4 +55,4 @@ class WrongTransition(AssertionError):
 def check_transition(before: SourcePhase, after: SourcePhase) -> None:
     """Raise WrongTransition unless ``after`` may follow ``before``."""
     if after not in TRANSITIONS[before]:
-        raise WrongTransition(f"a migration can't go from {before} to {after}")
+        raise WrongTransition(f"a migration can't change from {before} to {after}")

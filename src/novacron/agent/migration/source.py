@@ -153,7 +153,7 @@ class MigrationSource:
             self._report_failure(task, str(error) or type(error).__name__)
         except Exception as error:  # a defect met with one VM must not take the others' worker away
             log.exception("defect while sending a VM", vm=context.vm, migration=task.migration)
-            self._report_failure(task, f"a defect in its agent: {error!r}")
+            self._report_failure(task, f"internal error in its agent: {error!r}")
         finally:
             migration.end()
             self._transfer = None

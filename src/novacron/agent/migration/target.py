@@ -93,7 +93,7 @@ class MigrationTarget:
                 send(wire.Voted(task.migration, Side.TARGET, task.epoch))
                 return
             # An agent before this one may have voted, and the server have decided: what is left goes on its order only.
-            send(wire.MigrationFailed(task.migration, "the VM that was being received is gone"))
+            send(wire.MigrationFailed(task.migration, "the VM that was being received has ended"))
             return
         await self._destroy()
         await self._begin(task, assignment)
@@ -176,7 +176,7 @@ class MigrationTarget:
         except Exception as error:  # a defect met with one VM must not leave its migration hanging
             log.exception("defect while receiving a VM", vm=context.vm, migration=task.migration)
             if not self._may_run_here(task):
-                await self._fail(task, MachineFailed(f"a defect in its agent: {error!r}"))
+                await self._fail(task, MachineFailed(f"internal error in its agent: {error!r}"))
         finally:
             self._end()
 
@@ -289,7 +289,7 @@ class MigrationTarget:
             await self._fail(task, error)
         except Exception as error:  # a defect met with one VM must not leave its migration hanging
             log.exception("defect while receiving a VM", vm=context.vm, migration=task.migration)
-            await self._fail(task, MachineFailed(f"a defect in its agent: {error!r}"))
+            await self._fail(task, MachineFailed(f"internal error in its agent: {error!r}"))
         finally:
             self._end()
 
@@ -342,8 +342,8 @@ def _volume_keys(assignment: wire.Assignment) -> dict[str, DataKey]:
             continue
         if volume.read_only:
             raise MachineFailed(
-                f"volume {volume.id} is encrypted and can only be read, so QEMU can't take it in while the guest runs:"
-                " migrate the VM warm, or stopped"
+                f"volume {volume.id} is encrypted and read-only, so QEMU can't migrate it while the guest runs:"
+                " migrate the VM with --warm, or stopped"
             )
         try:
             key = keys.volume_key(assignment, volume)

@@ -98,10 +98,10 @@ def check_layer(path: Path, disk_bytes: int) -> None:
     with path.open("rb") as file:
         head = file.read(HEAD.size)
     if len(head) < HEAD.size:
-        raise Unacceptable("a layer of the replica is no qcow2 file", WaitCode.FILE_REFUSED)
+        raise Unacceptable("a layer of the replica is not a qcow2 file", WaitCode.FILE_REFUSED)
     magic, version, _, _, _, size, encrypted, _, _, _, _, _, _, features = HEAD.unpack(head)
     if magic != MAGIC or version != VERSION or encrypted or features & ~NOT_CLOSED:
-        raise Unacceptable("a layer of the replica is not as QEMU makes them", WaitCode.FILE_REFUSED)
+        raise Unacceptable("a layer of the replica does not have QEMU's format", WaitCode.FILE_REFUSED)
     if size > disk_bytes:
         raise Unacceptable(
             f"a layer of the replica has {size} bytes, the VM's disk {disk_bytes}", WaitCode.FILE_REFUSED
@@ -185,7 +185,7 @@ class ReplicaPoints:
         that are here stay until that round is a point. May be done again after a kill. Raises Unacceptable, OSError."""
         left = sorted(former.iterdir(), key=lambda path: int(path.name))
         if len(left) > SHARED_LAYERS_MAX // 2:
-            raise Unacceptable(f"it has {len(left)} layers, too many for points over them", WaitCode.STEP_FAILED)
+            raise Unacceptable(f"it has {len(left)} layers, too many to add points", WaitCode.STEP_FAILED)
         for path in left:
             check_layer(path, disk_bytes)
         self._remove_useless()

@@ -56,7 +56,9 @@ def describe(chain: Chain, digest: Digest, path: Path) -> None:
     with path.open("xb") as file:
         for count, block in enumerate(chain.written()):
             if count >= BLOCKS_MAX:
-                raise Unacceptable(f"more than {BLOCKS_MAX * BLOCK_BYTES >> 30} GiB were written, too much to compare")
+                raise Unacceptable(
+                    f"more than {BLOCKS_MAX * BLOCK_BYTES >> 30} GiB were written, which is too much to compare"
+                )
             file.write(RECORD.pack(block, digest(chain.read(block))))
         filler = RECORD.pack(NO_BLOCK, bytes(DIGEST_BYTES))
         while file.tell() % PAGE or not file.tell():
@@ -79,7 +81,7 @@ class Runs:
             self._counts[-1] += 1
             return
         if (len(self) + 1) * RUN.size >= ANSWER_BYTES_MAX:
-            raise Unacceptable(f"what differs is in {len(self) + 1} places or more, too many for an answer")
+            raise Unacceptable(f"the differences are in {len(self) + 1} places or more, too many for one answer")
         self._firsts.append(block)
         self._counts.append(1)
 
@@ -90,7 +92,7 @@ class Runs:
             packed += packer.compress(RUN.pack(*run))
         packed += packer.flush()
         if len(packed) >= ANSWER_BYTES_MAX - HEAD_BYTES_MAX:
-            raise Unacceptable(f"what differs is in {len(self)} places, too many for an answer")
+            raise Unacceptable(f"the differences are in {len(self)} places, too many for one answer")
         return bytes(packed)
 
 
@@ -118,7 +120,7 @@ def _runs(packed: bytes) -> Iterator[tuple[int, int]]:
     except zlib.error as error:
         raise StreamError(f"the answer to a comparison can't be read: {error}") from error
     if rest:
-        raise StreamError("the answer to a comparison can't be read: its last run is not whole")
+        raise StreamError("the answer to a comparison can't be read: its last run is incomplete")
 
 
 def _unpacked(packed: bytes) -> Iterator[bytes]:
@@ -134,7 +136,7 @@ def _unpacked(packed: bytes) -> Iterator[bytes]:
                 raise StreamError("the answer to a comparison is too long")
             yield piece
     if not stream.eof:
-        raise StreamError("the answer to a comparison is not whole")
+        raise StreamError("the answer to a comparison is incomplete")
 
 
 class Comparison:
@@ -208,11 +210,11 @@ class Answering(VolumeSink):
     def open(self, head: Head) -> list[VolumeSink]:
         """Return where the digests go. Raises StreamError, ProtocolError."""
         if [volume.name for volume in head.volumes] != [VOLUME]:
-            raise StreamError("the stream is no comparison of a disk")
+            raise StreamError("the stream is not a disk comparison")
         if head.volumes[0].size_bytes > VOLUME_BYTES_MAX:
             raise StreamError(f"the digests of a disk have {head.volumes[0].size_bytes} bytes, too many to compare")
         if head.volumes[0].below != key_check(self._digest):
-            why = "the two nodes have different keys of the VM's project at this moment"
+            why = "the two nodes have different keys of the VM's project at the moment"
             raise ProtocolError(why, ErrorCode.NOT_EXPECTED)
         try:
             disk = self._open_disk()
@@ -315,7 +317,7 @@ class Answer:
         if len(self._raw) > ANSWER_BYTES_MAX:
             raise StreamError("the answer to a comparison is too long")
         if len(self._raw) < 4 or len(self._raw) != 4 + int.from_bytes(self._raw[:4], "big"):
-            raise StreamError("the answer to a comparison is not whole")
+            raise StreamError("the answer to a comparison is incomplete")
         try:
             return msgspec.msgpack.decode(memoryview(self._raw)[4:], type=Compared)
         except MALFORMED as error:

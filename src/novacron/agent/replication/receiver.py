@@ -178,7 +178,7 @@ class ReplicaReceivers:
 
         def open_disk() -> OpenedDisk:
             if not kept.points.newest_round:
-                raise Unacceptable("it has nothing of the disk yet")
+                raise Unacceptable("it has no data of the disk yet")
             chain = Chain(image.path, kept.points.newest_layers())
             return OpenedDisk(chain, kept.points.newest_round, image.disk_bytes)
 
@@ -245,15 +245,15 @@ class _Arrival:
         self._began_s = self._clock()
         self._name = rounds.name_of(head.volumes, self._disk_bytes)
         if self._name.since and self._name.since != self._points.newest_round:
-            raise ProtocolError("the replica does not have the point before", ErrorCode.NOTHING_BELOW)
+            raise ProtocolError("the replica does not have the previous point", ErrorCode.NOTHING_BELOW)
         if self._name.since and self._points.layer_count >= SHARED_LAYERS_MAX:
-            raise StreamError("a VM that was made of the replica has its layers: delete that VM first")
+            raise StreamError("a VM created from the replica shares its layers: delete that VM first")
         self._directory = self._points.receiving()
         *layers_, last = head.volumes
         needed = sum(volume.size_bytes for volume in head.volumes)
         free = self._rooms.reserve(self._directory, needed, SPARE_BYTES)
         if free is not None:
-            raise StreamError(f"there is no room for {needed} bytes: {free} are free for replicas")
+            raise StreamError(f"there is no space for {needed} bytes: {free} are free for replicas")
         files = [NewFile(self._directory / str(place), layer.size_bytes) for place, layer in enumerate(layers_)]
         # Flushed last: the sender is told that all went well only once it is a point.
         return [*files, _HeadFile(self._directory / rounds.HEAD, last.size_bytes, self._add)]

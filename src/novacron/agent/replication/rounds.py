@@ -73,9 +73,9 @@ def name_of(volumes: Sequence[VolumeInfo], disk_bytes: int) -> RoundName:
     """Return which round volumes are of. Raises StreamError unless they are a round of a disk of at most this size."""
     names = [volume.name for volume in volumes]
     if names != [*(f"layer-{place}" for place in range(len(names) - 1)), HEAD] or len(names) < 2:
-        raise StreamError("the stream is no round of a replica")
+        raise StreamError("the stream is not a replica's round")
     if len(names) > SHARED_LAYERS_MAX + 2 or volumes[-1].size_bytes > HEAD_BYTES_MAX:
-        raise StreamError("the stream's round has too many layers, or too large a head")
+        raise StreamError("the stream's round has too many layers, or its head is too large")
     most = disk_bytes + disk_bytes // 8 + (4 << 20)
     for volume in volumes[:-1]:
         if volume.size_bytes > most:

@@ -64,9 +64,9 @@ RECORDS_MAX = 4
 """Of rounds that may be the receiver's newest one."""
 AT_ONCE, OF_A_PROJECT = 4, 3
 """Rounds of this node that are copied and sent side by side, and at most of one project."""
-OFF = "the VM did not run, and only a running QEMU records what is written"
-NO_RECORD = "what was written was not recorded: it is the first round of this QEMU"
-RECORD_NOT_WHOLE = "the record of what was written is not whole: the disk has a new layer, or was resized"
+OFF = "the VM was off, and only a running QEMU records writes"
+NO_RECORD = "writes were not recorded yet: it is the first round since this QEMU started"
+RECORD_NOT_WHOLE = "the record of writes is incomplete: the disk has a new layer, or was resized"
 EXPECTED = (
     Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, BadState, SendFailed, OSError, TimeoutError,
 )  # fmt: skip
@@ -125,7 +125,7 @@ class ReplicaSenders:
         try:
             context = self._find_vm(replica.vm)
             if context is None:
-                raise Unacceptable("the VM is not here any more", WaitCode.VM_GONE)
+                raise Unacceptable("the VM is no longer on this node", WaitCode.VM_GONE)
             sent = await rounds_.next(context)
             if sent is None:
                 return wire.ReplicaRound(replica.id, unchanged=True)
@@ -135,7 +135,7 @@ class ReplicaSenders:
             return wire.ReplicaRound(replica.id, str(error) or type(error).__name__, code_of(error))
         except Exception as error:  # a defect met with one must not take the agent away
             log.exception("defect in a round of a replica", replica=replica.id)
-            why = f"its agent has a defect: {type(error).__name__}; see its log"
+            why = f"internal error in its agent: {type(error).__name__}; see its log"
             return wire.ReplicaRound(replica.id, why, WaitCode.STEP_FAILED)
 
 
@@ -154,7 +154,7 @@ class _Rounds:
         await context.wait_until_known()
         image = context.image()
         if image.disk is None or image.encryption_key or context.spec().encryption_key:
-            raise Unacceptable("the VM has no disk that can be replicated, or that or its image is encrypted")
+            raise Unacceptable("the VM has no disk of its own to replicate, or the disk or its image is encrypted")
         if context.volumes():
             raise Unacceptable("volumes are not replicated yet: detach them, or back them up")
         at_rest = await asyncio.to_thread(_at_rest, context)
@@ -195,9 +195,9 @@ class _Rounds:
             # sense: that may be so again each time. What a link does is tried again.
             if not _is_of_comparison(error):
                 raise
-            reduced, lacks = None, f"it could not be compared: {error}"
+            reduced, lacks = None, f"the comparison failed: {error}"
         if reduced is None:
-            plan.kind, plan.reason = RoundKind.WHOLE, f"{plan.reason}; all was sent: {lacks}"
+            plan.kind, plan.reason = RoundKind.WHOLE, f"{plan.reason}; the whole disk was sent: {lacks}"
             return copied
         plan.kind = RoundKind.COMPARED
         head = msgspec.structs.replace(copied.head, changed_bytes=reduced.stat().st_size)
@@ -216,7 +216,7 @@ class _Rounds:
             if not found.since:
                 return None, found.lacks
             if found.disk_bytes > chain.size_bytes:
-                return None, f"the disk there has {found.disk_bytes} bytes, and this one fewer: {chain.size_bytes}"
+                return None, f"the replica's disk has {found.disk_bytes} bytes, and the VM's only {chain.size_bytes}"
             reduced = self._scratch / "difference.qcow2"
             differ = comparison.unpack(found.differ, -(-chain.size_bytes // BLOCK_BYTES))
             await asyncio.to_thread(difference.write, reduced, chain.size_bytes, differ, chain.read)
@@ -268,7 +268,7 @@ class _Rounds:
         free = (await asyncio.to_thread(shutil.disk_usage, self._host.settings.state_dir)).free
         if needed + SPARE_BYTES > free:
             raise Unacceptable(
-                f"no room for a copy of what was written: {needed >> 20} MiB, {free >> 20} MiB are free",
+                f"no space for a copy of the writes: {needed >> 20} MiB, {free >> 20} MiB are free",
                 WaitCode.NO_SPACE,
             )
 
@@ -383,7 +383,7 @@ def _check_copied(layer: Path, dirty_bytes: int) -> None:
     with layer.open("rb") as file:
         copied = sum(length for _, length in written_extents(file, disk_bytes, disk_bytes // CLUSTER_BYTES + 1))
     if copied < dirty_bytes - (-disk_bytes % CLUSTER_BYTES):
-        raise Unacceptable("the copy of the disk lacks some of what was written", WaitCode.STEP_FAILED)
+        raise Unacceptable("the copy of the disk is incomplete: it lacks recent writes", WaitCode.STEP_FAILED)
 
 
 def _at_rest(context: VmContext) -> tuple[int, ...]:

@@ -214,22 +214,22 @@ def _files(repository: Repository, snapshot: str) -> dict[str, File]:
     """Return the files of a snapshot. Raises NotStored, Damaged."""
     made = next((made for id, made in repository.snapshots() if id == snapshot), None)
     if made is None:
-        raise NotStored(f"snapshot {snapshot} is not in the repository any more")
+        raise NotStored(f"snapshot {snapshot} is no longer in the repository")
     files = repository.content(made).files
     for name in (SEALED_DISK if SEALED_DISK in files else DISK, DESCRIPTION):
         if name not in files:
             raise Damaged(f"snapshot {snapshot} has no {name}")
     if (SEALED_FIRMWARE if SEALED_DISK in files else FIRMWARE) not in files:
-        raise Damaged(f"snapshot {snapshot} has no state of its firmware")
+        raise Damaged(f"snapshot {snapshot} has no firmware state")
     return files
 
 
 def _disk(files: Mapping[str, File], *, is_sealed: bool) -> File:
     """Return a snapshot's disk, if it is kept in this way. Raises Damaged."""
     if is_sealed and SEALED_DISK not in files:
-        raise Damaged("what the snapshot has is not encrypted, and should be")
+        raise Damaged("the snapshot's data is not encrypted, but should be")
     if not is_sealed and SEALED_DISK in files:
-        raise Damaged("what the snapshot has is encrypted with the key of a project, and should not be")
+        raise Damaged("the snapshot's data is encrypted with a project's key, but should not be")
     return files[SEALED_DISK if is_sealed else DISK]
 
 
@@ -241,7 +241,7 @@ def verify(repository: Repository, snapshot: str, stopped: Stopped) -> None:
         first, bad = first or text, bad + 1
         packs |= set() if pack is None else {pack}
     if bad:
-        more = f"; {bad - 1} other blocks can't be read back, either" if bad > 1 else ""
+        more = f"; {bad - 1} other blocks can't be read back either" if bad > 1 else ""
         raise DamagedBlobs(first + more, frozenset(packs))
 
 
@@ -265,7 +265,7 @@ def _blocks(files: Mapping[str, File]) -> Iterator[_Block]:
     for name, file in files.items():
         ids = file.ids()
         if len(ids) != -(-file.size // disks.BLOCK_BYTES):
-            raise Damaged(f"{name} does not have as many blocks as its size asks for")
+            raise Damaged(f"{name} has fewer or more blocks than its size requires")
         for number, id in enumerate(ids):
             length = min(disks.BLOCK_BYTES, file.size - number * disks.BLOCK_BYTES)
             if id not in seen or length != disks.BLOCK_BYTES:
@@ -305,7 +305,7 @@ def _is_whole(content: Callable[[bytes], bytes], id: bytes, length: int) -> bool
 def _verify_block(repository: Repository, block: _Block) -> None:
     content = repository.load(BlobType.DATA, block.id)
     if hashlib.sha256(content).digest() != block.id or len(content) != block.length:
-        raise Damaged(f"{block.what} has another content than its name says")
+        raise Damaged(f"{block.what} has content that does not match its name")
 
 
 def forget(repository: Repository, backup: str) -> None:
@@ -317,8 +317,8 @@ def forget(repository: Repository, backup: str) -> None:
                 repository.storage.remove(Kind.SNAPSHOT, id)
             except NotAllowed as error:
                 raise NotAllowed(
-                    f"this node may not delete backups: run restic forget {id[:8]} where the repository is looked "
-                    f"after; the backup is gone here soon after ({error})"
+                    f"this node is not allowed to delete backups: run restic forget {id[:8]} on the host that maintains"
+                    f" the repository; NovaCron then removes the backup from its list ({error})"
                 ) from error
 
 
@@ -370,5 +370,5 @@ class KeptContent:
 
 def _small(repository: Repository, file: File) -> bytes:
     if file.size > SMALL_BYTES_MAX:
-        raise RepositoryError(f"a file of {file.size} bytes is too large to be what it should be")
+        raise RepositoryError(f"a file of {file.size} bytes is too large")
     return DiskReader(repository, file).read(0, file.size)

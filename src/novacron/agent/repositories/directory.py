@@ -113,7 +113,7 @@ class OpenRepository(NamedTuple):
 def root_of(settings: AgentSettings, repository: str) -> Place:
     """Return where a repository is. Raises Unacceptable."""
     if not REPOSITORY.match(repository):
-        raise Unacceptable(f"{repository!r} is no id of a repository", WaitCode.STEP_FAILED)
+        raise Unacceptable(f"{repository!r} is not a repository id", WaitCode.STEP_FAILED)
     if settings.backup_dir is None:
         raise Unacceptable(
             f"node {settings.name} makes no backups: start its agent with --backup-dir", WaitCode.FILE_LOST
@@ -136,7 +136,9 @@ def open_repository(
     inner = storage_at(root)
     if not is_begun(inner):
         if not begin:
-            hint = f"is {root.parent} mounted?" if isinstance(root, Path) else "is the agent's --backup-dir right?"
+            hint = (
+                f"check that {root.parent} is mounted" if isinstance(root, Path) else "check the agent's --backup-dir"
+            )
             raise Unacceptable(f"the repository is not in {root}: {hint}", WaitCode.FILE_LOST)
         _begin(root, key)
     storage = WatchedStorage(inner, stopped)
@@ -150,7 +152,7 @@ def open_repository(
                 lock.release()
             raise
     except NotStored as error:
-        raise Unacceptable(f"the repository in {root} is not whole: {error}", WaitCode.FILE_LOST) from error
+        raise Unacceptable(f"the repository in {root} is incomplete: {error}", WaitCode.FILE_LOST) from error
     return OpenRepository(repository, storage, lock)
 
 
@@ -166,7 +168,7 @@ def _lock(repository: Repository, purpose: Purpose, stopped: Stopped) -> Reposit
         except Locked as error:
             if time.monotonic() > deadline:
                 raise Unacceptable(
-                    f"{error}; try again once that has ended, or see restic unlock", WaitCode.TIME_LIMIT
+                    f"{error}; try again once it has ended, or see restic unlock", WaitCode.TIME_LIMIT
                 ) from error
         except RepositoryError:
             if purpose is Purpose.READ:

@@ -49,7 +49,9 @@ class RepositoryPrunes:
             return state
         root = root_of(self._settings, question.repository)
         if isinstance(root, Path) and not (root / Kind.CONFIG.value).exists():
-            raise Unacceptable(f"the repository is not in {root}: is {root.parent} mounted?", WaitCode.FILE_LOST)
+            raise Unacceptable(
+                f"the repository is not in {root}: check that {root.parent} is mounted", WaitCode.FILE_LOST
+            )
         if not self._tasks.start(self._work(question, root)):  # it is asked again, and has its turn then
             return PruneState(running=True)
         while len(self._last) >= REMEMBERED_MAX:
@@ -62,7 +64,7 @@ class RepositoryPrunes:
         await self._tasks.end()
 
     async def _work(self, question: PruneRepository, root: Place) -> None:
-        ended = PruneState(error="its agent has a defect; see its log")
+        ended = PruneState(error="internal error in its agent; see its log")
         try:
             async with self._queues.of(question.repository).turn(question.project):
                 ended = PruneState(freed=await restic.prune(root, question.key.passphrase(), LIMITS))

@@ -52,7 +52,7 @@ class RepositoryQueue:
     async def run(self, work: Callable[[Stopped], T]) -> T:
         """Do work in a thread. Raises Stalled, and what it raises."""
         if self._hanging():
-            raise Stalled("its repository does not answer yet: is its storage in order?")
+            raise Stalled("its repository has not answered yet: check its storage")
         return await in_thread(work, self._left, self.stall_s_max)
 
     @contextlib.asynccontextmanager

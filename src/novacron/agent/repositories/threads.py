@@ -64,7 +64,7 @@ async def in_thread(
         while not done.done():
             await asyncio.wait({done}, timeout=min(LOOK_S, stall_s_max))
             if not done.done() and pulse.silent_s() > stall_s_max:
-                raise Stalled(f"its repository did not answer for {stall_s_max:.0f} s: is its storage in order?")
+                raise Stalled(f"its repository did not answer for {stall_s_max:.0f} s: check its storage")
         return done.result()
     finally:
         pulse.ended = True

@@ -66,7 +66,7 @@ async def copy(
             else:
                 async with lock:
                     if source.pid is not None:
-                        raise MonitorFailed("its source was started just now")
+                        raise MonitorFailed("its source has just been started")
                     await overlay.copy(path, clone.path / UNFINISHED)
                 await _forget_snapshots(clone, key)
             await asyncio.to_thread(_link_shared, source, clone)
@@ -136,7 +136,7 @@ async def _freeze(machine: VirtualMachine, key: DataKey | None) -> None:
     await settle(machine, _id_of(key))
     number = len(machine.home.shared()) + 1
     if number > limits.SHARED_LAYERS_MAX:
-        raise OverlayFailed(f"it shares {limits.SHARED_LAYERS_MAX} layers already: clone it fully")
+        raise OverlayFailed(f"it shares {limits.SHARED_LAYERS_MAX} layers already: make a full clone")
     layer = machine.directory / DISK_LAYER
     await overlay.create_blank(machine.directory / next_name(number), overlay.size_bytes(layer), key)
     machine.home.give(next_name(number))

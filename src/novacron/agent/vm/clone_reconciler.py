@@ -78,7 +78,7 @@ class CloneReconciler:
         context = self._context
         source = context.services.find_vm(of.source)
         if source is None:
-            raise MachineFailed(f"VM {of.source_name} is not here")
+            raise MachineFailed(f"VM {of.source_name} is not on this node")
         await source.wait_until_known()
         with doing(Action.CLONE, trace=context.trace, vm=context.vm, source=of.source):
             if of.linked:  # nothing is copied
@@ -112,22 +112,22 @@ class CloneReconciler:
     async def _make(self, of: CloneOf) -> None:
         context = self._context
         origin = _origin(of)
-        context.report(VmState.PENDING, f"its disk is being made from {origin}", WaitCode.DISK_BEING_MADE)
+        context.report(VmState.PENDING, f"its disk is being created from {origin}", WaitCode.DISK_BEING_MADE)
         try:
             await self._make_once(of)
             log.info("cloned", vm=context.vm, source=of.source, linked=of.linked)
             self._retries.reset()
             self._report()
         except (RepositoryError, Unacceptable, ImgFailed, BadState) as error:  # reading all of it again takes long
-            why = f"its disk can't be made from {origin}: {error}"
+            why = f"its disk can't be created from {origin}: {error}"
             context.report(VmState.FAILED, why, code_of(error))
             await context.services.clock.sleep(self._restore_backoff.next_s())
         except (MachineFailed, MonitorFailed, OverlayFailed, NoAccount, OSError, TimeoutError) as error:
-            why = f"its disk can't be made from {origin}: {error}"
+            why = f"its disk can't be created from {origin}: {error}"
             context.report(VmState.FAILED, why, code_of(error))
             await self._retries.pause_after(error)
         except Exception as error:  # a defect must neither end the worker nor make a busy loop
-            why = f"its disk can't be made: a defect in its agent: {error!r}"
+            why = f"its disk can't be created: internal error in its agent: {error!r}"
             context.report(VmState.FAILED, why, WaitCode.STEP_FAILED)
             await self._retries.pause_after_defect(error)
         finally:
@@ -138,4 +138,4 @@ class CloneReconciler:
 def _origin(of: CloneOf) -> str:
     if of.replica is not None:
         return f"point {of.replica.point} of the replica of {of.source_name}"
-    return f"that of {of.source_name}" if of.backup is None else of.source_name
+    return f"the disk of {of.source_name}" if of.backup is None else of.source_name

@@ -74,7 +74,7 @@ class Consoles:
     def _connect(self, vm: str, kind: ConsoleKind) -> socket.socket:
         pid = self._pid_of(vm)
         if pid is None:
-            raise OSError("it does not run")
+            raise OSError("it is not running")
         path = (console_path if kind is ConsoleKind.SERIAL else display_path)(self._vms_dir / vm)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -88,7 +88,7 @@ class EncryptedLog:
             frame = FRAME.pack(len(sealed), nonce) + sealed
             if file.write(frame) != len(frame):
                 file.truncate(at)
-                raise OSError(f"the file system of {self._path.parent} took a part of a console log only")
+                raise OSError(f"the file system of {self._path.parent} stored only a part of a console log")
         if at + len(frame) > BYTES_MAX:
             self._path.replace(self._older)
 
@@ -221,7 +221,7 @@ class ConsoleLog:
             if self._memory is None and not self._encrypted.exists():
                 return read(self._directory, bytes_max)
             if key is None:
-                raise OSError("its console log is encrypted, and its key is not on its node now")
+                raise OSError("its console log is encrypted, and its node does not have the key now")
             text = self._taken
             if self._memory is not None:
                 size = os.fstat(self._memory).st_size

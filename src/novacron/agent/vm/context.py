@@ -155,9 +155,7 @@ class VmContext:
         """The last check before a guest executes here, on every path. Raises MayNotRun."""
         held = self.record.held
         if self.record.damaged or not may_run(held):
-            raise MayNotRun(
-                f"VM {self.vm} may not run on this node: it holds the claim {held.claim} at epoch {held.epoch}"
-            )
+            raise MayNotRun(f"VM {self.vm} must not run on this node: its claim is {held.claim} at epoch {held.epoch}")
 
     def owns(self) -> bool:
         """Say whether this node owns the VM."""
@@ -181,7 +179,7 @@ class VmContext:
         if image is None:
             raise MachineFailed(f"this node does not hold image {name}")
         if not image.is_(self.assigned().image_digest):
-            raise MachineFailed(f"what this node holds as image {name} is not the one that the VM is made of")
+            raise MachineFailed(f"the image {name} on this node is not the one that the VM was created from")
         return image if self.spec().own_disk else image.without_disk()
 
     def image_names(self) -> set[str]:

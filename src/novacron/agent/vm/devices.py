@@ -129,7 +129,7 @@ class Devices:
         for what, path in places.items():
             free = shutil.disk_usage(path).free
             if free < room_bytes:
-                return f"{what} is full: {free >> 20} MiB are free where it lies on this node"
+                return f"{what} is full: {free >> 20} MiB are free on its file system"
         return None
 
 

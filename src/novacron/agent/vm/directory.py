@@ -104,7 +104,7 @@ class VmDirectory:
         for uid in range(self._base, self._base + UIDS_MAX):
             if uid not in taken:
                 return uid
-        raise NoAccount(f"{UIDS_MAX} VMs have a user number on this host; it has no more")
+        raise NoAccount(f"{UIDS_MAX} VMs already have a user id on this host, and no more are left")
 
     def give(self, name: str) -> None:
         """Let QEMU read and write a file that the agent made; one that does not exist is made, empty."""

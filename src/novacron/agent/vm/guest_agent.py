@@ -48,7 +48,7 @@ class GuestWatch:
         if run_state == "absent":
             self.booted()
         elif run_state == "running" and not listens and self._clock_attempts and self._stood_still_s >= CLOCK_WRONG_S:
-            still = "since it went back" if self._stood_still_s == inf else f"by {self._stood_still_s:.0f} s"
+            still = "since it was reverted" if self._stood_still_s == inf else f"by {self._stood_still_s:.0f} s"
             self._say_clock(f"its clock may be behind {still}: no guest agent answers, which could set it")
         if listens and (self._asking is None or self._asking.done()):
             self.was_given_hardware()  # it has booted again, maybe: what was added waits to be taken into use

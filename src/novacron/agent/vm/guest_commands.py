@@ -99,5 +99,5 @@ async def write_file(machine: VirtualMachine, path: str, offset: int, data: byte
 def _check_listens(machine: VirtualMachine) -> None:
     if not machine.guest_listens:
         raise InvalidInput(
-            "no guest agent listens in this VM: install qemu-guest-agent in it, and see whether it runs", field="vm"
+            "no guest agent listens in this VM: install qemu-guest-agent in it, and check that it runs", field="vm"
         )

@@ -26,12 +26,12 @@ REPOSITORIES = "repo-"
 """How ids of repositories begin: replicas have records of their own."""
 
 FIRST = "it is the VM's first backup in this repository"
-OFF = "the VM did not run, and only a running QEMU records what is written"
-RECORD_ENDED = "the record of what was written since the last backup ended with its QEMU, or when the VM was reverted"
-NEW_LAYER = "the disk has got a new layer since the last backup: the VM was cloned"
-PARENT_GONE = "the backup since which QEMU recorded what was written is not whole in the repository any more"
+OFF = "the VM was off, and only a running QEMU records writes"
+RECORD_ENDED = "the record of writes since the last backup ended when QEMU ended or the VM was reverted"
+NEW_LAYER = "the disk has a new layer since the last backup: the VM was cloned"
+PARENT_GONE = "the backup at which QEMU's record of writes starts is no longer complete in the repository"
 RESIZED = "the disk was resized since the last backup"
-NOT_WHOLE = "QEMU's record of what was written is not whole"
+NOT_WHOLE = "QEMU's record of writes is incomplete"
 MUCH = f"more than {RECORDED_BYTES_MAX >> 30} GiB were written since the last backup"
 
 
@@ -55,7 +55,7 @@ def choose(
         return None, RESIZED
     if record.dirty_bytes > RECORDED_BYTES_MAX:
         return None, MUCH
-    return record, f"QEMU recorded what was written since {earlier.backup}"
+    return record, f"QEMU recorded the writes since {earlier.backup}"
 
 
 class Increment:

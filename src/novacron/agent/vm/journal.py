@@ -130,7 +130,7 @@ def _decode(raw: bytes) -> Record:
         raise ValueError("it is too long")
     marked = CHECKSUM.match(raw)  # records that older agents wrote have none
     if marked is not None and int(marked[1], 16) != zlib.crc32(b"{" + raw[marked.end() :]):
-        raise ValueError("it is not as it was written: its checksum is another")
+        raise ValueError("it is damaged: its checksum does not match")
     msgspec.json.decode(raw, type=_Essential)
     return msgspec.json.decode(raw, type=Record)
 

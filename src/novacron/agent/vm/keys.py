@@ -41,4 +41,6 @@ def _key(assignment: wire.Assignment, id: str, what: str) -> DataKey | None:
     for key in assignment.keys:
         if key.id == id:
             return key
-    raise KeyMissing(f"{what} is encrypted with {id}, which the server can't unwrap, or which was erased; see its log")
+    raise KeyMissing(
+        f"{what} is encrypted with {id}, which was erased, or which the server can't unwrap: see the server's log"
+    )

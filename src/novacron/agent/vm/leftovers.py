@@ -88,7 +88,7 @@ class StillRunning(InvalidInput):
         super().__init__(
             f"VMs of this node run with other files than those in {settings.state_dir.parent}: {shown}{more}",
             field="state-dir",
-            hint=f"start the agent with --state-dir {folders[0]}, or stop the VMs there before another folder is used",
+            hint=f"start the agent with --state-dir {folders[0]}, or stop those VMs before using another directory",
         )
 
 

@@ -156,14 +156,14 @@ class Machine:
         if found is not None:
             self.pid, self.kept = found.pid, process.is_kept(found.pid)
             self._watch_end(found.pid)
-            raise MachineFailed(f"QEMU {found.pid} runs this VM already, in {found.directory or 'a removed directory'}")
+            raise MachineFailed(f"QEMU {found.pid} already runs this VM, in {found.directory or 'a removed directory'}")
         if incoming:
             return
         other = await asyncio.to_thread(lambda: without_agent(running.of_vm(self.id)))
         if other is not None:
             raise MachineFailed(
-                f"QEMU {other.pid} of node {owner_of(other).partition('/')[2]}, whose agent does not work, runs this VM"
-                " on this host: start that agent, or end the process"
+                f"QEMU {other.pid} of node {owner_of(other).partition('/')[2]}, whose agent is not running, runs this"
+                " VM on this host: start that agent, or end the process"
             )
 
     async def _make_directory(self, request: StartRequest) -> int | None:
@@ -172,14 +172,14 @@ class Machine:
         try:
             uid = await asyncio.to_thread(self.home.make)
         except (NoAccount, OSError) as error:
-            raise MachineFailed(f"the VM's directory can't be made: {error}") from error
+            raise MachineFailed(f"the VM's directory can't be created: {error}") from error
         if image.disk is not None and not self.has_disk():
             try:
                 size = request.assignment.spec.disk_bytes(image.info.disk_bytes)
                 key = keys.disk_key(request.assignment)
                 await overlay.create(self.directory / DISK_LAYER, image.disk, size, key)
             except (OverlayFailed, OSError, TimeoutError) as error:
-                raise MachineFailed(f"the VM's disk can't be made: {error}") from error
+                raise MachineFailed(f"the VM's disk can't be created: {error}") from error
         return uid
 
     async def _spawn(self, request: StartRequest, uid: int | None) -> None:

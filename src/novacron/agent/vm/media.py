@@ -43,7 +43,7 @@ def find(images: Mapping[str, LocalImage], spec: VmSpec) -> dict[str, LocalImage
         if image is None:
             raise MediaMissing(name, f"waits for {kind} {name} from another node")
         if image.info.kind != kind or image.disk is None or not image.is_(spec.media_digests.get(name)):
-            why = f"its node holds something else as {kind} {name}: novacron image delete {name} --node NODE"
+            why = f"its node holds a different {kind} named {name}: novacron image delete {name} --node NODE"
             raise MediaMissing(name, why)
         found[name] = image
     return found
@@ -76,7 +76,7 @@ async def boot_file(
 
 def _found(media: Mapping[str, LocalImage], name: str) -> LocalImage:
     if name not in media:
-        raise FileNotFoundError(f"{name} is not here")
+        raise FileNotFoundError(f"{name} is not on this node")
     return media[name]
 
 

@@ -64,7 +64,7 @@ class PortForwards:
         """Raises OSError, TimeoutError, NetworkFailed."""
         place = self._place_of(vm)
         if place is None:
-            raise NetworkFailed("it does not run, or has no address in a network of kind overlay")
+            raise NetworkFailed("it is not running, or has no address in a network of kind overlay")
         connection = namespace.within(place.netns, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         try:
             connection.setblocking(False)

@@ -46,7 +46,7 @@ CLOCK_BEHIND_S = 0.5
 """A guest that stood still this long is asked to set its clock."""
 STABLE_S = 60.0
 """A VM that ran this long has not crashed "again" when it next does."""
-REVERT_WAITS = "goes back to its snapshot once its disk is copied, for a replica, a backup or a clone"
+REVERT_WAITS = "reverts to its snapshot after its disk is copied for a replica, a backup or a clone"
 
 BEGINS = frozenset((Step.START, Step.CONTINUE))
 """Steps that let a guest run which did not."""
@@ -229,7 +229,11 @@ class Reconciler:
         if context.record.post_copy is not None:
             reason, code = context.missing_memory_reason(), WaitCode.MEMORY_FOLLOWS
         elif halted and spec.power is Power.RUNNING:
-            reason = "crashed, and is not to be started again" if context.record.crashes else "powered off by the guest"
+            reason = (
+                "crashed, and its restart policy does not start it again"
+                if context.record.crashes
+                else "powered off by the guest"
+            )
         context.report(state, reason, code)
 
     def _pause_s(self, assignment: wire.Assignment, now: float) -> float:
@@ -395,7 +399,7 @@ class Reconciler:
         held = self._services.images.get(assignment.spec.image)
         if held is not None and not held.is_(assignment.image_digest):
             why = (
-                f"its node holds another image as {assignment.spec.image} than the one that it is made of:"
+                f"the image {assignment.spec.image} on its node is not the one that it was created from:"
                 f" remove it there: novacron image delete {assignment.spec.image} --node NODE"
             )
             context.report(VmState.STARTING, why, WaitCode.IMAGE_MISSING)
@@ -406,7 +410,7 @@ class Reconciler:
             context.report(VmState.STARTING, why, WaitCode.IMAGE_MISSING)
             return RETRY_S
         if assignment.spec.ha and not self._services.lease.valid():
-            why = "waits for its node's lease: the control plane has acknowledged no heartbeat of it lately"
+            why = "waits for its node's lease: the control plane has not acknowledged a heartbeat recently"
             context.report(VmState.STARTING, why, WaitCode.LEASE_ENDED)
             return RETRY_S
         try:
@@ -416,11 +420,11 @@ class Reconciler:
             context.report(VmState.STARTING, str(missing), WaitCode.IMAGE_MISSING)
             return RETRY_S
         if any(volume.making for volume in assignment.volumes):
-            context.report(VmState.STARTING, "waits until its further disks are made", WaitCode.DISK_BEING_MADE)
+            context.report(VmState.STARTING, "waits until its other disks are created", WaitCode.DISK_BEING_MADE)
             return RETRY_S
         image = context.image()
         if assignment.machine and image.disk is not None and not self._machine.has_disk():
-            why = "its disk is not here, though it has run before; see: novacron vm recover"
+            why = "its disk is missing on its node, although it has run before; see: novacron vm recover"
             context.report(VmState.FAILED, why, WaitCode.DISK_LOST)
             return RETRY_S
         if not context.failures:  # else it stays failed with the reason: no events for each attempt
@@ -457,7 +461,7 @@ class Reconciler:
             if trouble is not None:
                 return f"waits for network {nic.network}: {trouble}", WaitCode.NETWORK_NOT_READY
         if self._services.start_queue.full(assignment.project, assignment.spec.start_order):
-            return "waits until other VMs of its node have started", WaitCode.START_QUEUED
+            return "waits until other VMs on its node have started", WaitCode.START_QUEUED
         return "", None
 
     def _volume_handled(self, id: str, released: bool, error: str, code: str) -> None:

@@ -41,9 +41,7 @@ async def make(context: VmContext, source: ReplicaSource, vm: str) -> None:
                 point = kept.points.points[-1]
             layers = None if point is None else await asyncio.to_thread(kept.points.layers_of, point.number)
             if not layers or point is None:
-                raise Unacceptable(
-                    f"point {source.point} of its replica is not on this node any more", WaitCode.FILE_LOST
-                )
+                raise Unacceptable(f"point {source.point} of its replica is no longer on this node", WaitCode.FILE_LOST)
             if len(layers) > limits.SHARED_LAYERS_MAX:
                 raise Unacceptable(f"its replica has {len(layers)} layers, too many for a disk", WaitCode.STEP_FAILED)
             await asyncio.to_thread(_link, layers, home)

@@ -69,7 +69,7 @@ async def replace(context: VmContext, source: BackupSource, request: str) -> Non
     """
     home = context.machine.home
     if context.machine.pid is not None:
-        raise Unacceptable("its QEMU still runs", WaitCode.GUEST_HOLDS_IT)
+        raise Unacceptable("its QEMU is still running", WaitCode.GUEST_HOLDS_IT)
     if home.shared() or home.next_layers():
         raise Unacceptable(
             "its disk has layers that linked clones share: restore the backup to a new VM", WaitCode.STEP_FAILED

@@ -69,7 +69,7 @@ async def work(
             await machine.kill()
         elif snapshot.memory and snapshot.phase is not SnapshotPhase.DELETING:
             await _bring_back_disk(machine, snapshot, key)
-            raise SnapshotFailed("the VM does not run any more", WaitCode.VM_OFF)
+            raise SnapshotFailed("the VM is no longer running", WaitCode.VM_OFF)
         await _stopped(machine, snapshot, key)
         return NOTHING_TO_TELL
     except (MonitorFailed, MachineFailed, OverlayFailed, GuestSilent, OSError, TimeoutError) as error:
@@ -120,7 +120,7 @@ async def _running(
     exists = snapshot.id in await snapshots.kept(monitor)
     match snapshot.phase:
         case SnapshotPhase.CREATING if snapshot.memory and key is not None:
-            raise SnapshotFailed("QEMU can't write memory into an encrypted disk: it would end")
+            raise SnapshotFailed("QEMU can't write memory into an encrypted disk")
         case SnapshotPhase.CREATING if snapshot.quiesce:
             await _thaw(machine)  # an earlier agent may have been killed in between
             if exists:
@@ -155,8 +155,8 @@ async def _check_fits(machine: VirtualMachine, monitor: Monitor, snapshot: wire.
     differences = layout_differences(snapshot.layout, await layout.look(monitor))
     if differences:
         raise SnapshotFailed(
-            f"its memory does not fit the VM as it is now: {'; '.join(differences)}. Nothing was changed: let the VM be"
-            " as it was (a stop and a start make added memory part of it), then revert again",
+            f"its memory does not fit the VM's current hardware: {'; '.join(differences)}. Nothing was changed:"
+            " restore the VM's hardware (after hot-plugging memory: stop and start it), then revert again",
             WaitCode.DOES_NOT_FIT,
         )
 
@@ -169,8 +169,8 @@ async def _check_room(machine: VirtualMachine) -> None:
     free_bytes = (await asyncio.to_thread(shutil.disk_usage, machine.directory)).free
     if free_bytes < memory_bytes:
         raise SnapshotFailed(
-            f"the guest's memory needs up to {memory_bytes >> 20} MiB beside the VM's disk, and {free_bytes >> 20} MiB"
-            " are free there on the node. Nothing was changed: make room, then try again",
+            f"the guest's memory needs up to {memory_bytes >> 20} MiB beside the VM's disk, but {free_bytes >> 20} MiB"
+            " are free on the node. Nothing was changed: free some space, then try again",
             WaitCode.NO_SPACE,
         )
 
@@ -189,9 +189,11 @@ async def _load(monitor: Monitor, snapshot: wire.SnapshotWanted, run_state: str)
             if run_state == "running":
                 await monitor.execute("cont")
         except MonitorFailed as worse:
-            raise SnapshotFailed(f"{error}; the guest stands still, it could not be brought back: {worse}") from error
+            raise SnapshotFailed(
+                f"{error}; the guest is stopped, and its previous state could not be restored: {worse}"
+            ) from error
         await _remove_way_back(monitor, before)
-        raise SnapshotFailed(f"{error}; the guest goes on as it was") from error
+        raise SnapshotFailed(f"{error}; the guest continues as before") from error
     await _remove_way_back(monitor, before)
 
 
@@ -272,7 +274,7 @@ async def _made(monitor: Monitor, snapshot: wire.SnapshotWanted) -> SnapshotOutc
 async def _stopped(machine: VirtualMachine, snapshot: wire.SnapshotWanted, key: DataKey | None) -> None:
     inside = _in_file(machine, key)
     if inside is None:
-        raise SnapshotFailed("the VM has never run: there is nothing that a snapshot could keep")
+        raise SnapshotFailed("the VM has never run: there is nothing to snapshot")
     names = await inside.names()
     exists = snapshot.id in names
     for left in sorted(name for name in names if name.startswith(WAY_BACK)):

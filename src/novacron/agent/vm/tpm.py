@@ -63,7 +63,7 @@ class Tpm:
             inherited = () if key is None else (key,)
             pid = await asyncio.to_thread(process.spawn, arguments, self._home.path, inherited, log=LOG)
         except FileNotFoundError:
-            raise TpmFailed("this node has no TPM for VMs: apt-get install swtpm") from None
+            raise TpmFailed("this node has no TPM emulator: apt-get install swtpm") from None
         self._reaper = asyncio.create_task(process.reaped(pid))
 
     async def end(self) -> None:

@@ -57,7 +57,7 @@ def in_fleet(right: Right | None = None) -> dict[str, Any]:
 
 PROJECT = QueryParameter(
     annotation=str | None, name="project", required=False,
-    description="project to work in; by default the caller's own for new objects, and all visible ones for lists",
+    description="project to use; default: the caller's own for new objects, all visible ones for lists",
 )  # fmt: skip
 """Query parameter of every route."""
 SELF = {SCOPE: RouteScope.SELF}

@@ -20,16 +20,16 @@ from novacron.model.errors import InvalidInput
 from novacron.model.metadata import wanted_tags
 
 Tag = Annotated[
-    str | None, QueryParameter(description="only objects with this tag; with commas between several: with all of them")
+    str | None, QueryParameter(description="only objects with this tag, or with all of these tags, separated by commas")
 ]
-ABOUT_FIELDS = "only these, like id,name,status.state; the objects then lack the others, whatever their schema says"
+ABOUT_FIELDS = "only these fields, like id,name,status.state; others are omitted"
 
 
 async def paging_of(
-    limit: Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX, description="objects a page")]
+    limit: Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX, description="objects per page")]
     = limits.PAGE_SIZE_DEFAULT,
-    cursor: Annotated[str | None, QueryParameter(description="`next` of the page before")] = None,
-    sort: Annotated[str | None, QueryParameter(description="a field, like created_at; -created_at: falling")] = None,
+    cursor: Annotated[str | None, QueryParameter(description="`next` of the previous page")] = None,
+    sort: Annotated[str | None, QueryParameter(description="a field, like created_at; -created_at: descending")] = None,
     fields: Annotated[str | None, QueryParameter(description=ABOUT_FIELDS)] = None,
     tag: Tag = None,
 ) -> Paging:  # fmt: skip

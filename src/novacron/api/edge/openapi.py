@@ -17,25 +17,25 @@ from novacron.api.edge import openapi_operations as operations
 from novacron.api.edge import openapi_schemas as schemas
 from novacron.api.edge import problems
 
-ABOUT = """Runs virtual machines on many hosts in many sites, and moves them between these while they run.
+ABOUT = """Runs virtual machines on hosts in many sites, and migrates them between hosts while they run.
 
 Objects have a `revision`, which is also their ETag. Errors are problem documents (RFC 9457): `code` is stable, `field`
-names the invalid input as it was written, `hint` says what to do next. Query parameters and fields that the API does
-not know are refused; in answers, fields may be added at any time, so clients must ignore those they do not know."""
+names the invalid input as it was written, `hint` says what to do next. The API rejects unknown query parameters and
+fields. Responses can get new fields at any time, so clients must ignore fields that they do not know."""
 TAGS = {
-    "vms": "Virtual machines: what they are, and what to do with them.",
-    "backups": "Backups of VMs, and the repositories in which they are kept.",
-    "replicas": "Replicas of VMs: copies of their disks on other sites, that follow in rounds.",
-    "volumes": "Disks that live on their own and are attached to VMs, and the pools that hold them.",
+    "vms": "Virtual machines: their specs, status and actions.",
+    "backups": "Backups of VMs, and the repositories that hold them.",
+    "replicas": "Replicas of VMs: copies of their disks at other sites, updated in rounds.",
+    "volumes": "Disks that exist independently and can be attached to VMs, and the pools that hold them.",
     "images": "Images that VMs start from: import, copy, delete.",
     "networks": "Networks, security groups, floating addresses and forwards.",
     "nodes": "Hosts and sites: join, drain, rename, remove.",
     "migrations": "Migrations of VMs between hosts.",
-    "forecasts": "What is foreseen of load and capacity, and how good that was.",
-    "links": "What migrations may use of the links between sites.",
-    "drills": "Drills that an installation runs on itself, and how they went.",
-    "events": "What happened, and streams of every change.",
-    "access": "Users, tokens, roles, projects, the audit log.",
+    "forecasts": "Forecasts of load and capacity, and their accuracy.",
+    "links": "Bandwidth limits of migrations between sites.",
+    "drills": "Drills that an installation runs on itself, and their results.",
+    "events": "Events, and streams of all changes.",
+    "access": "Users, tokens, roles, projects and the audit log.",
     "keys": "The platform's own keys and certificate authority.",
     "diagnosis": "Metrics and log levels.",
 }

@@ -55,32 +55,33 @@ STREAM = "text/event-stream"
 
 WAIT = {
     "name": "wait", "in": "query", "required": False,
-    "description": "Answer when the change is complete, or after so many seconds.",
+    "description": "Respond when the change is complete, or after this many seconds.",
     "schema": {"type": "integer", "minimum": 0, "maximum": limits.LONG_POLL_S_MAX, "default": 0},
 }  # fmt: skip
 KEY = {
     "name": "Idempotency-Key", "in": "header", "required": False,
-    "description": "Sent again with the same key within a day, a request is not done twice: it gets the first answer.",
+    "description": "A request repeated with the same key within a day is not executed again:"
+    " it gets the first response.",
     "schema": {"type": "string", "minLength": 1, "maxLength": limits.IDEMPOTENCY_KEY_LENGTH_MAX},
 }  # fmt: skip
 MATCH = {
     "name": "If-Match", "in": "header", "required": False,
-    "description": "Do it only if the object still has this ETag; otherwise answer 412.",
+    "description": "Make the change only if the object still has this ETag; otherwise respond with 412.",
     "schema": {"type": "string", "pattern": r'^(\*|"[0-9]{1,19}")$'},
 }  # fmt: skip
 NONE_MATCH = {
     "name": "If-None-Match", "in": "header", "required": False,
-    "description": "Answer 304 if the object or list still has this ETag.",
+    "description": "Respond with 304 if the object or list still has this ETag.",
     "schema": {"type": "string"},
 }  # fmt: skip
 LAST_EVENT = {
     "name": "Last-Event-ID", "in": "header", "required": False,
-    "description": "For the stream: the last `id` received; it goes on after that revision.",
+    "description": "For the stream: the last `id` received; the stream continues after that revision.",
     "schema": {"type": "string", "pattern": "^[0-9]{1,19}$"},
 }  # fmt: skip
 AFTER = {
     "name": "after", "in": "query", "required": False,
-    "description": "Go on after this revision.",
+    "description": "Continue after this revision.",
     "schema": {"type": "integer", "minimum": 0},
 }  # fmt: skip
 KINDS = {
@@ -91,10 +92,10 @@ KINDS = {
 ETAG = {"description": "The revision, for If-Match and If-None-Match.", "schema": {"type": "string"}}
 LOCATION = {"description": "Where the new object is.", "schema": {"type": "string", "format": "uri-reference"}}
 AGE = {
-    "description": "Only while the database is away: how many seconds old the answer may be.",
+    "description": "Only while the database is unavailable: how many seconds old the data may be.",
     "schema": {"type": "integer"},
 }
-RETRY = {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}}
+RETRY = {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}}
 NOT_MODIFIED = {"description": "The object or list has not changed since the ETag in If-None-Match."}
 
 
@@ -108,7 +109,7 @@ PROBLEMS = {
     "Unauthenticated": _problem("The token is missing, wrong, expired or revoked."),
     "Forbidden": _problem("The caller's role does not allow it, or the project's quota is used up."),
     "NotFound": _problem("There is no such object, or the caller may not see it."),
-    "Conflict": _problem("The name is in use, the object's state does not allow it, or there is no room."),
+    "Conflict": _problem("The name is in use, the object's state does not allow it, or there is no capacity."),
     "StaleRevision": _problem("The object has changed: its ETag is not the one in If-Match."),
     "TooLarge": _problem("The body is too large."),
     "IdempotencyMismatch": _problem("Another request used this Idempotency-Key."),
@@ -129,8 +130,8 @@ def _web_socket(
             "description": description,
             "parameters": given,
             "responses": {
-                "101": {"description": "The connection is a WebSocket now."},
-                "200": {"description": "Each message over the WebSocket.", "content": message},
+                "101": {"description": "The connection is now a WebSocket."},
+                "200": {"description": "One message on the WebSocket.", "content": message},
                 "4XX": {"$ref": "#/components/responses/Problem"},
                 "default": {"$ref": "#/components/responses/Problem"},
             },
@@ -142,8 +143,8 @@ WEB_SOCKETS: dict[str, Any] = {
     "/api/v1/watch": _web_socket(
         "events",
         "Follow every change over a WebSocket",
-        "The first message has only the present `revision`. Each later one is a change: `kind`, and `object` or the key"
-        " of what was `deleted`; the last change of a revision has its `revision`, after which a stream resumes.",
+        "The first message has only the current `revision`. Each later message is a change: `kind`, and `object` or"
+        " the key of the `deleted` object; the last change of a revision has its `revision`, to resume from.",
         [KINDS, AFTER],
         {JSON: {"schema": schemas.reference(WatchMessage)}},
     ),
@@ -151,11 +152,11 @@ WEB_SOCKETS: dict[str, Any] = {
         "vms",
         "Open a console or a TCP port of a VM over a WebSocket",
         "Binary messages carry what the guest writes and reads; a display speaks VNC (RFC 6143)."
-        " An empty message to a port says that no more comes.",
+        " An empty message to a port marks the end of the data.",
         [
             {
                 "name": "ticket", "in": "query", "required": True, "schema": {"type": "string"},
-                "description": "From the actions open-console and open-port: opens once, within a minute.",
+                "description": "From the actions open-console and open-port: valid once, within a minute.",
             }
         ],
         {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},

@@ -43,7 +43,7 @@ def check(sent: MultiDict[str], known: frozenset[str]) -> None:
             hint = f"did you mean {near[0]}?" if near else takes
             raise InvalidInput(f"there is no parameter {name!r} here", field=name, hint=hint)
         if name in seen:
-            raise InvalidInput("it is given twice", field=name, hint="give it once")
+            raise InvalidInput("it is given more than once", field=name, hint="give it once")
         if value in NO_VALUE:
             raise InvalidInput("it has no value", field=name, hint="leave it out, or give it a value")
         seen.add(name)

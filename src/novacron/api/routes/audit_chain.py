@@ -74,7 +74,7 @@ class EraseUser(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @post("/audit/erasures", status_code=200,
-      summary="Delete a user, and replace their name and addresses in all records by a pseudonym")  # fmt: skip
+      summary="Delete a user, and replace their name and addresses in all records with a pseudonym")  # fmt: skip
 async def erase_user(request: ApiRequest, data: JSONBody[EraseUser]) -> Erasure:
     context, caller = services(request), request.user
     async with context.database.transaction() as connection:

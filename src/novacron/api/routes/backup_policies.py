@@ -47,7 +47,7 @@ async def show_backup_policy(
     return await replies.one(request, "backup-policy", ref, newer_than, timeout_s)
 
 
-@post("/", summary="Create a backup policy: which VMs are backed up when", status_code=201)
+@post("/", summary="Create a backup policy: which VMs to back up, and when", status_code=201)
 async def create_backup_policy(request: ApiRequest, data: JSONBody[CreateBackupPolicy]) -> Response[BackupPolicy]:
     check_name(data.name)
     project = authorization.project_for_new(request)
@@ -85,7 +85,7 @@ async def configure_backup_policy(
     return await replies.write(request, work)
 
 
-@delete("/{ref:str}", summary="Delete a backup policy; the backups that it made stay", status_code=200)
+@delete("/{ref:str}", summary="Delete a backup policy; its backups are kept", status_code=200)
 async def delete_backup_policy(request: ApiRequest, ref: FromPath[str]) -> Response[BackupPolicy]:
     id = await authorization.resolve(request, "backup-policy", ref)
 
@@ -95,7 +95,7 @@ async def delete_backup_policy(request: ApiRequest, ref: FromPath[str]) -> Respo
     return await replies.write(request, work)
 
 
-@post("/{ref:str}/actions/run", summary="Back all VMs of a policy up now", status_code=202)
+@post("/{ref:str}/actions/run", summary="Back up all VMs of a policy now", status_code=202)
 async def run_backup_policy(request: ApiRequest, ref: FromPath[str]) -> Response[BackupPolicy]:
     id = await authorization.resolve(request, "backup-policy", ref)
 

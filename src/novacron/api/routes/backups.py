@@ -64,21 +64,21 @@ class RestoreBackup(msgspec.Struct, forbid_unknown_fields=True):
     keep_macs: bool | None = None
 
 
-@get("/", summary="List repositories of backups by name")
+@get("/", summary="List backup repositories by name")
 async def list_backup_repositories(
     request: ApiRequest, paging: NamedDependency[Paging]
 ) -> Response[Page[BackupRepository]]:
     return lists.answer(request, paging, Query("backup-repository"))
 
 
-@get("/{ref:str}", summary="Show a repository of backups by id or name")
+@get("/{ref:str}", summary="Show a backup repository by id or name")
 async def show_backup_repository(
     request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[BackupRepository]:
     return await replies.one(request, "backup-repository", ref, newer_than, timeout_s)
 
 
-@post("/", summary="Create a repository of backups", status_code=201)
+@post("/", summary="Create a backup repository", status_code=201)
 async def create_backup_repository(
     request: ApiRequest, data: JSONBody[CreateBackupRepository]
 ) -> Response[BackupRepository]:
@@ -95,7 +95,7 @@ async def create_backup_repository(
     )
 
 
-@patch("/{ref:str}", summary="Change how often a repository of backups is pruned", status_code=200)
+@patch("/{ref:str}", summary="Change how often a backup repository is pruned", status_code=200)
 async def configure_backup_repository(
     request: ApiRequest, ref: FromPath[str], data: JSONBody[BackupRepositoryChanges]
 ) -> Response[BackupRepository]:
@@ -107,7 +107,7 @@ async def configure_backup_repository(
     return await replies.write(request, work)
 
 
-@post("/{ref:str}/actions/prune", summary="Free the room of deleted backups now, on each node", status_code=202)
+@post("/{ref:str}/actions/prune", summary="Free the space of deleted backups now, on each node", status_code=202)
 async def prune_backup_repository(request: ApiRequest, ref: FromPath[str]) -> Response[BackupRepository]:
     id = await authorization.resolve(request, "backup-repository", ref)
 
@@ -117,7 +117,7 @@ async def prune_backup_repository(request: ApiRequest, ref: FromPath[str]) -> Re
     return await replies.write(request, work, status=202)
 
 
-@delete("/{ref:str}", summary="Forget a repository without backups; its directory stays on nodes", status_code=200)
+@delete("/{ref:str}", summary="Delete a repository without backups; its directory on nodes is kept", status_code=200)
 async def delete_backup_repository(request: ApiRequest, ref: FromPath[str]) -> Response[BackupRepository]:
     id = await authorization.resolve(request, "backup-repository", ref)
 
@@ -129,7 +129,7 @@ async def delete_backup_repository(request: ApiRequest, ref: FromPath[str]) -> R
 
 @get(
     "/{ref:str}/password",
-    summary="Show the password that opens a repository, which is secret",
+    summary="Show the password of a repository, which is secret",
     opt=authorization.in_project(Right.MANAGE),
 )
 async def show_repository_password(request: ApiRequest, ref: FromPath[str]) -> RepositoryPassword:
@@ -143,7 +143,7 @@ async def show_repository_password(request: ApiRequest, ref: FromPath[str]) -> R
     return RepositoryPassword(key.passphrase().decode())
 
 
-@post("/{ref:str}/actions/backup", summary="Back the VM up as it is now into a repository", status_code=202)
+@post("/{ref:str}/actions/backup", summary="Back up the VM to a repository, as it is now", status_code=202)
 async def back_up_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[BackUpVm]) -> Response[Backup]:
     id = await authorization.resolve(request, "vm", ref)
     repository = await authorization.resolve(request, "backup-repository", data.repository, "repository")
@@ -177,7 +177,7 @@ async def show_backup(
     return await replies.one(request, "backup", id, newer_than, timeout_s)
 
 
-@delete("/{id:str}", summary="Take a backup out of its repository, or stop making it", status_code=202)
+@delete("/{id:str}", summary="Delete a backup from its repository, or cancel it", status_code=202)
 async def delete_backup(request: ApiRequest, id: FromPath[str]) -> Response[Backup]:
     id = await authorization.resolve(request, "backup", id)
 
@@ -187,7 +187,7 @@ async def delete_backup(request: ApiRequest, id: FromPath[str]) -> Response[Back
     return await replies.write(request, work, status=202)
 
 
-@post("/{id:str}/actions/verify", summary="Read all of a backup back", status_code=202)
+@post("/{id:str}/actions/verify", summary="Verify a backup by reading it back completely", status_code=202)
 async def verify_backup(request: ApiRequest, id: FromPath[str]) -> Response[Backup]:
     id = await authorization.resolve(request, "backup", id)
 
@@ -197,7 +197,7 @@ async def verify_backup(request: ApiRequest, id: FromPath[str]) -> Response[Back
     return await replies.write(request, work, status=202)
 
 
-@post("/{id:str}/actions/prove", summary="Prove a backup: a VM made of it has to start", status_code=202)
+@post("/{id:str}/actions/prove", summary="Prove a backup by starting a VM from it", status_code=202)
 async def prove_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[ProofProbe]) -> Response[Backup]:
     id = await authorization.resolve(request, "backup", id)
 
@@ -209,7 +209,7 @@ async def prove_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[Pr
 
 @get(
     "/{id:str}/picture",
-    summary="Show the screen of the VM that was made of a backup to prove it, as PNG",
+    summary="Show the screen of the VM that proved a backup, as PNG",
     media_type="image/png",
     opt=authorization.in_project(Right.CONSOLE),
 )
@@ -221,7 +221,7 @@ async def show_backup_picture(request: ApiRequest, id: FromPath[str]) -> Respons
     return Response(png, media_type="image/png", headers=headers)
 
 
-@post("/{id:str}/actions/restore", summary="Make a new VM of a backup", status_code=201)
+@post("/{id:str}/actions/restore", summary="Create a VM from a backup", status_code=201)
 async def restore_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[RestoreBackup]) -> Response[Vm]:
     check_name(data.name)
     id = await authorization.resolve(request, "backup", id)
@@ -235,7 +235,7 @@ async def restore_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[
 
 @post(
     "/{id:str}/actions/replace",
-    summary="Put a backup in the place of the disk of its VM, which is off",
+    summary="Replace the disk of a backup's VM, which must be off, with the backup",
     status_code=202,
 )
 async def replace_with_backup(request: ApiRequest, id: FromPath[str]) -> Response[Vm]:

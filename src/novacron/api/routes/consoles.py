@@ -40,7 +40,10 @@ OCTETS = "application/octet-stream"
 """A guest prints in any encoding."""
 
 Tail = Annotated[
-    int, QueryParameter(name="bytes", ge=1, le=limits.CONSOLE_LOG_TAIL_BYTES_MAX, description="at most, from the end")
+    int,
+    QueryParameter(
+        name="bytes", ge=1, le=limits.CONSOLE_LOG_TAIL_BYTES_MAX, description="bytes to return at most, from the end"
+    ),
 ]
 
 

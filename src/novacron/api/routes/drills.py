@@ -43,7 +43,7 @@ async def list_drills(
     return lists.answer(request, paging, Query("drill", lists.where({"drill": drill}), newest_first=True))
 
 
-@get("/calendar", summary="List drills, with when each was run last, and whether it is overdue")
+@get("/calendar", summary="List drills with their last runs, and whether each is overdue")
 async def show_drill_calendar(request: ApiRequest) -> DrillCalendar:
     return DrillCalendar(list(states(services(request).cache, datetime.now(UTC))))
 
@@ -55,7 +55,7 @@ async def show_drill(
     return await replies.one(request, "drill", id, newer_than, timeout_s)
 
 
-@post("/", summary="Record how a run of a drill went", status_code=201)
+@post("/", summary="Record the result of a drill's run", status_code=201)
 async def record_drill(request: ApiRequest, data: JSONBody[RecordDrill]) -> Response[DrillRun]:
     run = _checked(data, datetime.now(UTC))
 
@@ -71,18 +71,20 @@ def _checked(run: RecordDrill, now: datetime) -> RecordDrill:
     for field in ("started_at", "ended_at"):
         at: datetime = getattr(run, field)
         if at.tzinfo is None:
-            raise InvalidInput("names no time zone", field=field, hint="write it like 2026-11-27T08:00:00Z")
+            raise InvalidInput("has no time zone", field=field, hint="write it like 2026-11-27T08:00:00Z")
         try:
             times[field] = at.astimezone(UTC)
         except OverflowError:
             raise InvalidInput("is out of range", field=field, hint="write it like 2026-11-27T08:00:00Z") from None
     if times["ended_at"] < times["started_at"]:
-        raise InvalidInput("is before started_at", field="ended_at", hint="a run ends after it has started")
+        raise InvalidInput("is before started_at", field="ended_at", hint="a run must end after its start")
     if times["ended_at"] > now + timedelta(seconds=FUTURE_S_MAX):
-        raise InvalidInput("is in the future", field="ended_at", hint="set the clock of the machine that ran it")
+        raise InvalidInput("is in the future", field="ended_at", hint="correct the clock of the machine that ran it")
     if (run.verdict is DrillVerdict.FAILED) is not bool(run.error):
         raise InvalidInput(
-            f"does not fit the verdict {run.verdict}", field="error", hint="say why it failed, and nothing if it passed"
+            f"does not fit the verdict {run.verdict}",
+            field="error",
+            hint="give a reason if it failed, and none if it passed",
         )
     return msgspec.structs.replace(run, **times)
 

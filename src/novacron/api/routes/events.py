@@ -41,7 +41,7 @@ async def list_events(
         return _stream(request, cache, kinds)
     for name in OF_STREAMS:
         if name in request.query_params:
-            raise InvalidInput("it is for the stream only", field=name, hint="send Accept: text/event-stream")
+            raise InvalidInput("it applies to the stream only", field=name, hint="send Accept: text/event-stream")
     about: tuple[Condition, ...] = () if object is None else ((("object", object), ("name", object)),)
     return lists.answer(request, paging, Query("event", about, newest_first=True))
 

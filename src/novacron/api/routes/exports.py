@@ -22,10 +22,10 @@ from novacron.store.database import Connection
 from novacron.wire.questions import ReadExport, ReadFirmwareState
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
-Offset = Annotated[int, QueryParameter(ge=0, description="where the piece begins, in bytes")]
+Offset = Annotated[int, QueryParameter(ge=0, description="where the piece starts, in bytes")]
 
 
-@post("/{ref:str}/actions/export", summary="Export the VM's disk as it is now to a file", status_code=202)
+@post("/{ref:str}/actions/export", summary="Export the VM's disk, as it is now, to a file", status_code=202)
 async def export_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Export]:
     id = await authorization.resolve(request, "vm", ref)
 

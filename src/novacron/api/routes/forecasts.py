@@ -78,7 +78,7 @@ class CapacityPage(msgspec.Struct):
     """``cursor`` of the next page; null: this is the last."""
 
 
-@get("/", summary="Foresee the next hour of nodes", opt=authorization.in_fleet())
+@get("/", summary="Forecast the next hour of nodes", opt=authorization.in_fleet())
 async def list_node_forecasts(
     request: ApiRequest,
     limit: Limit = limits.PAGE_SIZE_DEFAULT,
@@ -100,7 +100,7 @@ async def list_node_forecasts(
     return NodeForecasts(items, selection.next)
 
 
-@get("/", summary="Foresee the next week of VMs", opt=authorization.in_project())
+@get("/", summary="Forecast the next week of VMs", opt=authorization.in_project())
 async def list_vm_forecasts(
     request: ApiRequest,
     limit: Limit = limits.PAGE_SIZE_DEFAULT,
@@ -122,7 +122,7 @@ async def list_vm_forecasts(
     return VmForecasts(items, selection.next)
 
 
-@get("/", summary="Compare forecasts with what came", opt=authorization.in_fleet())
+@get("/", summary="Compare forecasts with actual values", opt=authorization.in_fleet())
 async def show_forecast_accuracy(
     request: ApiRequest,
     days: Annotated[int, QueryParameter(ge=1, le=DAYS_MAX, description="how many days to look back")] = 7,
@@ -131,7 +131,7 @@ async def show_forecast_accuracy(
         return ForecastAccuracies(await forecasts.accuracies(connection, datetime.now(UTC), days))
 
 
-@get("/", summary="Foresee when sites, pools, quotas and the database are full")
+@get("/", summary="Forecast when sites, pools, quotas and the database are full")
 async def list_capacity(
     request: ApiRequest,
     resource: Annotated[CapacityResource | None, QueryParameter(description="only this kind")] = None,
@@ -157,7 +157,7 @@ def _place(cursor: str) -> tuple[str, str]:
     except (ValueError, msgspec.DecodeError):
         place = ("\0", "")
     if any("\0" in part for part in place):
-        raise InvalidInput("is no cursor", field="cursor", hint="send the `next` of the previous page unchanged")
+        raise InvalidInput("is not a cursor", field="cursor", hint="send the `next` of the previous page unchanged")
     return place
 
 

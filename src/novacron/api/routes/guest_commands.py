@@ -29,11 +29,12 @@ WORKING = Slots(SlotLimits(10_000, limits.GUEST_COMMANDS_PER_PROJECT_MAX, 0))
 NO_ADDRESS = ""
 
 Wait = Annotated[
-    int, QueryParameter(ge=0, le=WAIT_S_MAX, description="answer when it has ended, or after so many seconds")
+    int,
+    QueryParameter(ge=0, le=WAIT_S_MAX, description="respond when the program has ended, or after this many seconds"),
 ]
-Path = Annotated[GuestPath, QueryParameter(description="of the file in the guest, absolute")]
+Path = Annotated[GuestPath, QueryParameter(description="absolute path of the file in the guest")]
 Offset = Annotated[
-    int, QueryParameter(ge=0, le=limits.GUEST_FILE_BYTES_MAX, description="where the piece begins, in bytes")
+    int, QueryParameter(ge=0, le=limits.GUEST_FILE_BYTES_MAX, description="where the piece starts, in bytes")
 ]
 
 
@@ -55,7 +56,7 @@ async def _guest(request: ApiRequest, ref: str, *, recorded: bool) -> AsyncItera
             yield node, str(entry.body["id"])
     except Full:
         raise TooManyRequests(
-            f"project {project} waits for {limits.GUEST_COMMANDS_PER_PROJECT_MAX} guests on node {node} already",
+            f"project {project} is already waiting for {limits.GUEST_COMMANDS_PER_PROJECT_MAX} guests on node {node}",
             hint="try again when one of them has answered",
         ) from None
 
@@ -96,7 +97,7 @@ async def read_guest_file(request: ApiRequest, ref: FromPath[str], path: Path, o
 
 @put(
     "/{ref:str}/file",
-    summary="Write a piece of a file in the guest: the first one anew, each other behind what is there",
+    summary="Write a piece of a file in the guest: the first replaces the file, later ones are appended",
     status_code=200,
     request_max_body_size=limits.GUEST_PIECE_BYTES_MAX,
 )

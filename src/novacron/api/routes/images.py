@@ -148,7 +148,7 @@ async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery
     async with context.database.connection() as connection:
         using = await vms.made_of(connection, name, node)
     if using:
-        raise Conflict(f"VMs are made of image {name}: {', '.join(using)}", hint="delete them first")
+        raise Conflict(f"VMs were created from image {name}: {', '.join(using)}", hint="delete them first")
     for holder, digest in holders:
         await context.agents.ask(holder, RemoveImage(name, digest))
         async with replies.change(request) as connection:
@@ -168,7 +168,7 @@ class CopyImage(msgspec.Struct, forbid_unknown_fields=True):
     source: NodeName | None = None
 
 
-@post("/{name:str}/actions/copy", summary="Copy an image to another node; an event tells the result", status_code=202)
+@post("/{name:str}/actions/copy", summary="Copy an image to another node; an event reports the result", status_code=202)
 async def copy_image(request: ApiRequest, name: FromPath[str], data: JSONBody[CopyImage]) -> ImageCopy:
     async with replies.change(request):
         pass

@@ -37,7 +37,7 @@ from novacron.wire.questions import TakePiece
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 Offset = Annotated[
-    int, QueryParameter(ge=0, le=limits.IMAGE_FILE_BYTES_MAX, description="where the piece begins, in bytes")
+    int, QueryParameter(ge=0, le=limits.IMAGE_FILE_BYTES_MAX, description="where the piece starts, in bytes")
 ]
 
 
@@ -115,7 +115,7 @@ async def _catalogued(request: ApiRequest, data: ImportImage) -> ImportSpec:
     """Return what a catalogue says of an image. Raises InvalidInput."""
     for field in ("sha256", "format"):
         if getattr(data, field) is not None:
-            raise InvalidInput("the catalogue says that", field=field, hint="leave it out")
+            raise InvalidInput("the catalogue sets it", field=field, hint="leave it out")
     image = await services(request).catalogues.find(data.catalogue_image or "")
     return ImportSpec(
         data.name, Source.URL, check_url(image.url), image.size_bytes, image.sha256, image.format,
@@ -127,7 +127,7 @@ def _project(request: ApiRequest, data: ImportImage, source: Source) -> str | No
     """Return the project that an image is to belong to; None: all share it. Raises InvalidInput, Forbidden."""
     named = authorization.named_project(request) is not None
     if named and data.shared:
-        raise InvalidInput("an image that all projects share belongs to none", field="shared", hint="name no project")
+        raise InvalidInput("an image that all projects share belongs to none", field="shared", hint="leave project out")
     operates = request.user.access.allows(Right.OPERATE, None)
     shared_with_all = operates and not named if data.shared is None else data.shared
     if shared_with_all or source is Source.PATH:  # a path names a file of the host's
@@ -137,7 +137,7 @@ def _project(request: ApiRequest, data: ImportImage, source: Source) -> str | No
 
 @put(
     "/{id:str}/data",
-    summary="Upload a piece of the file; the answer says where the next one begins",
+    summary="Upload a piece of the file; the response says where the next one starts",
     status_code=200,
     request_max_body_size=limits.UPLOAD_PIECE_BYTES_MAX,
 )

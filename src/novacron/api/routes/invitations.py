@@ -31,7 +31,7 @@ async def list_invitations(request: ApiRequest) -> Page[Invitation]:
     return Page[Invitation](items, None, context.cache.revision)
 
 
-@post("/{id:str}/actions/accept", summary="Accept an invitation: the caller has the role then", status_code=200)
+@post("/{id:str}/actions/accept", summary="Accept an invitation, and get its role", status_code=200)
 async def accept(request: ApiRequest, id: FromPath[str]) -> Response[Grant]:
     id, callers = replies.check_ref("invitation", id), services(request).cache.callers
 

@@ -44,13 +44,13 @@ def _name(text: str) -> KeyName:
         raise NotFound(f"there is no key {text!r}", hint=f"the keys are {', '.join(KeyName)}") from None
 
 
-@get("/keys", summary="List the platform's keys, and how far their rotations are", opt=authorization.in_fleet())
+@get("/keys", summary="List the platform's keys, and the progress of their rotations", opt=authorization.in_fleet())
 async def list_keys(request: ApiRequest) -> Keys:
     async with services(request).database.connection() as connection:
         return Keys(await key_rotation.list_all(connection))
 
 
-@post("/keys/{name:str}/actions/rotate", summary="Begin to rotate a key", status_code=200,
+@post("/keys/{name:str}/actions/rotate", summary="Start the rotation of a key", status_code=200,
       opt=authorization.in_fleet(Right.MANAGE))  # fmt: skip
 async def rotate_key(request: ApiRequest, name: FromPath[str]) -> ServerKey:
     context, key = services(request), _name(name)
@@ -61,7 +61,7 @@ async def rotate_key(request: ApiRequest, name: FromPath[str]) -> ServerKey:
         )
 
 
-@post("/keys/{name:str}/actions/finish", summary="Finish the rotation of a key: stop to accept what it was before",
+@post("/keys/{name:str}/actions/finish", summary="Finish the rotation of a key: accept only its newest generation",
       status_code=200, opt=authorization.in_fleet(Right.MANAGE))  # fmt: skip
 async def finish_key(request: ApiRequest, name: FromPath[str], data: JSONBody[FinishKey]) -> ServerKey:
     key = _name(name)

@@ -60,7 +60,7 @@ async def metrics(request: ApiRequest) -> Response[bytes]:
 
 @get(
     "/metrics/targets",
-    summary="Agents that are connected to this server, for Prometheus' HTTP service discovery",
+    summary="Agents connected to this server, for Prometheus' HTTP service discovery",
     opt=authorization.in_fleet(Right.METRICS),
 )
 async def targets(request: ApiRequest) -> list[Target]:

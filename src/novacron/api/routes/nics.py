@@ -34,7 +34,7 @@ async def _asked(request: ApiRequest, ref: str, revision: int | None) -> NicChan
     return NicChange(await authorization.resolve(request, "vm", ref), revision, request.user.name)
 
 
-@post("/{ref:str}/nics", summary="Give a VM another network interface", status_code=200)
+@post("/{ref:str}/nics", summary="Add a network interface to a VM", status_code=200)
 async def add_nic(request: ApiRequest, ref: FromPath[str], data: JSONBody[NicSpec]) -> Response[Vm]:
     asked = await _asked(request, ref, replies.if_match(request))
 
@@ -63,7 +63,7 @@ async def configure_nic(
     return await replies.write(request, work)
 
 
-@delete("/{ref:str}/nics/{mac:str}", summary="Take a network interface from a VM", status_code=200)
+@delete("/{ref:str}/nics/{mac:str}", summary="Remove a network interface from a VM", status_code=200)
 async def remove_nic(request: ApiRequest, ref: FromPath[str], mac: FromPath[str]) -> Response[Vm]:
     asked, mac = await _asked(request, ref, replies.if_match(request)), macs.check(mac, "mac")
 

@@ -34,7 +34,7 @@ from novacron.store.database import Connection
 
 Confirm = Annotated[
     str | None,
-    QueryParameter(description="name of the node that is gone, as a word that its host is off"),
+    QueryParameter(description="name of the node that is gone, to confirm that its host is off"),
 ]
 NOTHING_WRITTEN: Mapping[str, Any] = {}
 JoinTtl = Annotated[int, msgspec.Meta(ge=60, le=7 * 24 * 3600)]

@@ -67,7 +67,7 @@ class ReportedPageError(msgspec.Struct):
 
 
 @post(
-    "/api/v1/page-errors", summary="Report an error of a page of the web UI, for the server's log",
+    "/api/v1/page-errors", summary="Report an error in a page of the web UI, for the server's log",
     opt=authorization.SELF, tags=["diagnosis"],
 )  # fmt: skip
 async def report_page_error(request: ApiRequest, data: JSONBody[ScriptError]) -> ReportedPageError:

@@ -41,7 +41,7 @@ async def foresee_placement(request: ApiRequest, data: JSONBody[CreateVm]) -> Re
 
 @get(
     "/vms/{ref:str}/placement",
-    summary="Show to which nodes a VM could migrate now",
+    summary="Show the nodes that a VM could migrate to now",
     opt=authorization.in_project(Right.OPERATE),
 )
 async def placement(request: ApiRequest, ref: FromPath[str]) -> Response[PlacementForecast]:

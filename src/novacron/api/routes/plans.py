@@ -50,7 +50,7 @@ async def show_plan(
     return await replies.one(request, "plan", ref, newer_than, timeout_s)
 
 
-@post("/", summary="Create a recovery plan: VMs that go on from their replicas, in order", status_code=201)
+@post("/", summary="Create a recovery plan: VMs to recover from their replicas, in order", status_code=201)
 async def create_plan(request: ApiRequest, data: JSONBody[CreatePlan]) -> Response[Plan]:
     check_name(data.name)
     project = authorization.project_for_new(request)
@@ -67,7 +67,7 @@ async def create_plan(request: ApiRequest, data: JSONBody[CreatePlan]) -> Respon
     return await replies.write(request, work, status=201, location=lambda plan: f"/api/v1/plans/{plan.id}")
 
 
-@delete("/{ref:str}", summary="Delete a recovery plan with its reports; its VMs and replicas stay", status_code=200)
+@delete("/{ref:str}", summary="Delete a recovery plan with its reports; its VMs and replicas are kept", status_code=200)
 async def delete_plan(request: ApiRequest, ref: FromPath[str]) -> Response[Plan]:
     id = await authorization.resolve(request, "plan", ref)
 
@@ -77,13 +77,13 @@ async def delete_plan(request: ApiRequest, ref: FromPath[str]) -> Response[Plan]
     return await replies.write(request, work)
 
 
-@post("/{ref:str}/actions/test", summary="Test a recovery plan: start VMs from all replicas, isolated", status_code=202)
+@post("/{ref:str}/actions/test", summary="Test a recovery plan: start isolated VMs from all replicas", status_code=202)
 async def test_plan(request: ApiRequest, ref: FromPath[str]) -> Response[Plan]:
     return await _begin(request, ref, PlanAction.TEST, ())
 
 
 @post(
-    "/{ref:str}/actions/failover", summary="Let all VMs of a plan go on from their replicas", status_code=202,
+    "/{ref:str}/actions/failover", summary="Fail over all VMs of a plan to their replicas", status_code=202,
     opt=authorization.in_project(Right.OPERATE),
 )  # fmt: skip
 async def fail_over_plan(
@@ -101,7 +101,7 @@ async def switch_plan(request: ApiRequest, ref: FromPath[str]) -> Response[Plan]
 
 
 @post(
-    "/{ref:str}/actions/failback", summary="Move all VMs of a plan back to where they were, without loss",
+    "/{ref:str}/actions/failback", summary="Move all VMs of a plan back to their earlier nodes, without loss",
     status_code=202, opt=authorization.in_project(Right.OPERATE),
 )  # fmt: skip
 async def fail_back_plan(request: ApiRequest, ref: FromPath[str]) -> Response[Plan]:
@@ -117,7 +117,7 @@ async def _begin(request: ApiRequest, ref: str, action: PlanAction, confirm: tup
     return await replies.write(request, work, status=202)
 
 
-@post("/{ref:str}/actions/stop", summary="Begin no further VM of the run that is under way", status_code=202)
+@post("/{ref:str}/actions/stop", summary="Stop the run in progress before its next VM", status_code=202)
 async def stop_plan(request: ApiRequest, ref: FromPath[str]) -> Response[Plan]:
     id = await authorization.resolve(request, "plan", ref)
 

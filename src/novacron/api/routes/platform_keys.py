@@ -28,7 +28,7 @@ async def show_platform_key(request: ApiRequest) -> PlatformKey:
         return await _stands(connection, id)
 
 
-@post("/rewrap", summary="Wrap projects' keys with the present platform key, up to 100 of them", status_code=200)
+@post("/rewrap", summary="Wrap up to 100 projects' keys with the current platform key", status_code=200)
 async def rewrap_project_keys(request: ApiRequest) -> Response[PlatformKey]:
     keys = services(request).platform_keys
     id = await keys.id()

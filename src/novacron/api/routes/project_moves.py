@@ -71,7 +71,7 @@ async def move_volume(request: ApiRequest, ref: FromPath[str], data: JSONBody[Mo
 
 @post(
     "/{name:str}/actions/move-to-project",
-    summary="Give an image to a project, or to all",
+    summary="Move an image to a project, or share it with all",
     status_code=200,
     opt=authorization.SELF,
 )

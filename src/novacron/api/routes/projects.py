@@ -138,7 +138,7 @@ async def delete_project(request: ApiRequest, name: FromPath[str]) -> Response[P
 
 @post(
     "/{name:str}/erase-key",
-    summary="Destroy a project's key: nothing that it encrypts can be read any more",
+    summary="Destroy a project's key: data encrypted with it can no longer be read",
     status_code=200,
 )
 async def erase_project_key(
@@ -147,7 +147,9 @@ async def erase_project_key(
     name = replies.check_ref("project", name)
     if data.confirm != name:
         raise InvalidInput(
-            f"{data.confirm!r} is not the project's name", field="confirm", hint=f"to destroy its key, write {name}"
+            f"{data.confirm!r} is not the project's name",
+            field="confirm",
+            hint=f"to confirm, repeat the project's name: {name}",
         )
     async with services(request).database.connection() as connection:
         encrypts = (await projects.get(connection, name)).encryption

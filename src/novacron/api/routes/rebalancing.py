@@ -19,7 +19,7 @@ async def show_rebalancing(request: ApiRequest) -> Response[Rebalancing]:
         return Response(await rebalancing.get(connection))
 
 
-@put("/", summary="Set the rebalancing policy; what is left out takes its default", status_code=200)
+@put("/", summary="Set the rebalancing policy; omitted fields get their defaults", status_code=200)
 async def configure_rebalancing(request: ApiRequest, data: JSONBody[Settings]) -> Response[Rebalancing]:
     async with replies.change(request) as connection:
         return Response(await rebalancing.configure(connection, data, request.user.name))

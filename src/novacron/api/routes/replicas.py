@@ -63,7 +63,7 @@ class TryReplica(msgspec.Struct, forbid_unknown_fields=True):
     point: PointNumber | None = None
 
 
-@get("/", summary="List replicas of VMs, the oldest first")
+@get("/", summary="List replicas of VMs, oldest first")
 async def list_replicas(
     request: ApiRequest, paging: NamedDependency[Paging], vm: FromQuery[str | None] = None,
     node: FromQuery[str | None] = None,
@@ -87,7 +87,7 @@ async def show_replica(
 async def replicate_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[ReplicateVm]) -> Response[Replica]:
     id = await authorization.resolve(request, "vm", ref)
     if (data.site is None) == (data.node is None):
-        raise InvalidInput("give a site or a node, and not both", field="site", hint="see: novacron site list")
+        raise InvalidInput("give either a site or a node", field="site", hint="see: novacron site list")
     new = replicas.NewReplica(data.site, data.node, data.rpo_s, data.points)
 
     async def work(connection: Connection) -> Replica:
@@ -96,7 +96,7 @@ async def replicate_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[R
     return await replies.write(request, work, status=201, location=lambda replica: f"/api/v1/replicas/{replica.id}")
 
 
-@patch("/{ref:str}", summary="Change how often a replica follows, and how many points it keeps", status_code=200)
+@patch("/{ref:str}", summary="Change a replica's interval and the number of points it keeps", status_code=200)
 async def configure_replica(
     request: ApiRequest, ref: FromPath[str], data: JSONBody[ReplicaChanges]
 ) -> Response[Replica]:
@@ -123,7 +123,7 @@ async def delete_replica(request: ApiRequest, ref: FromPath[str]) -> Response[Re
 
 
 @post(
-    "/{ref:str}/actions/try", summary="Make a VM of a replica, connected to nothing, to see whether it starts",
+    "/{ref:str}/actions/try", summary="Create an isolated VM from a replica, to test that it starts",
     status_code=202,
 )  # fmt: skip
 async def try_replica(request: ApiRequest, ref: FromPath[str], data: JSONBody[TryReplica]) -> Response[Vm]:
@@ -137,7 +137,7 @@ async def try_replica(request: ApiRequest, ref: FromPath[str], data: JSONBody[Tr
 
 
 @post(
-    "/{ref:str}/actions/failover", summary="Let a VM whose node is gone go on from a replica", status_code=202,
+    "/{ref:str}/actions/failover", summary="Fail over a VM whose node is gone to a replica", status_code=202,
     opt=authorization.in_project(Right.OPERATE),
 )  # fmt: skip
 async def fail_over_vm(

@@ -110,7 +110,7 @@ async def _check_password(request: ApiRequest, password: str) -> User:
     return account[0]
 
 
-@post("/me/second-factors", summary="Begin to add a second factor; confirm it next", status_code=201)
+@post("/me/second-factors", summary="Start adding a second factor; confirm it next", status_code=201)
 async def begin_second_factor(request: ApiRequest, data: JSONBody[BeginSecondFactor]) -> BegunFactor:
     user, checks = await _check_password(request, data.password), services(request).second_factors
     begun = BegunFactor(second_factors.new_id(), data.kind, data.name)
@@ -187,7 +187,7 @@ async def remove_second_factor(request: ApiRequest, ref: FromPath[str], data: JS
         await second_factors.remove(connection, user, factor, request.user.name)
 
 
-@post("/me/recovery-codes", summary="Make other recovery codes; those before are no longer good", status_code=201)
+@post("/me/recovery-codes", summary="Create new recovery codes; earlier ones become invalid", status_code=201)
 async def renew_recovery_codes(request: ApiRequest, data: JSONBody[Password]) -> RecoveryCodes:
     user = await _check_password(request, data.password)
     async with replies.change(request, user) as connection:

@@ -87,10 +87,10 @@ class LoginWithLink(msgspec.Struct, forbid_unknown_fields=True):
     secret: Annotated[str, Meta(max_length=200)]
 
 
-STEP = ResponseSpec(SecondFactorStep, description="The password is right; a second factor is needed.")
+STEP = ResponseSpec(SecondFactorStep, description="The password is correct; a second factor is required.")
 
 
-@post("/login", summary="Log in with a password; the answer sets a cookie, or asks for a second factor",
+@post("/login", summary="Log in with a password; the response sets a cookie, or asks for a second factor",
       status_code=201, opt=authorization.PUBLIC, exclude_from_auth=True, responses={202: STEP})  # fmt: skip
 async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn]:
     context = services(request)
@@ -130,10 +130,10 @@ async def _ask(request: ApiRequest, user: User, factors: Sequence[StoredFactor])
     return SecondFactorStep(step, kinds, context.second_factors.login(challenge, factors), until)
 
 
-@post("/login-links", summary="Make a link that logs the caller in to the web UI, once", status_code=201,
+@post("/login-links", summary="Create a one-time link that logs the caller in to the web UI", status_code=201,
       opt=authorization.SELF)  # fmt: skip
 async def create_login_link(request: ApiRequest) -> Response[LoginLink]:
-    authorization.check_unrestricted(request, "make a link that logs its user in")
+    authorization.check_unrestricted(request, "create a login link")
     async with replies.change(request) as connection:
         user = await users.get(connection, request.user.user)
         if user.kind is UserKind.SERVICE:
@@ -144,7 +144,7 @@ async def create_login_link(request: ApiRequest) -> Response[LoginLink]:
     return Response(body, status_code=201, headers={"Cache-Control": "no-store"})
 
 
-@post("/login/link", summary="Log in with a link; the answer sets a cookie, or asks for a second factor",
+@post("/login/link", summary="Log in with a link; the response sets a cookie, or asks for a second factor",
       status_code=201, opt=authorization.PUBLIC, exclude_from_auth=True, responses={202: STEP})  # fmt: skip
 async def login_with_link(request: ApiRequest, data: JSONBody[LoginWithLink]) -> Response[LoggedIn]:
     """A link stands for the password only, and its session ends no later than the token that asked for the link."""
@@ -157,7 +157,7 @@ async def login_with_link(request: ApiRequest, data: JSONBody[LoginWithLink]) ->
     return await _enter(request, user, None, ends_at=link[1])
 
 
-@post("/login/second-factor", summary="Complete a login with a second factor; the answer sets a cookie",
+@post("/login/second-factor", summary="Complete a login with a second factor; the response sets a cookie",
       status_code=201, opt=authorization.PUBLIC, exclude_from_auth=True)  # fmt: skip
 async def login_second_factor(request: ApiRequest, data: JSONBody[LoginSecondFactor]) -> Response[LoggedIn]:
     context = services(request)
@@ -249,7 +249,7 @@ def _cookie(name: str, value: str, max_age_s: int) -> Cookie:
     return Cookie(name, value=value, path="/", httponly=True, secure=True, samesite="strict", max_age=max_age_s)
 
 
-@get("/oidc/login", summary="Log in at the provider, with a redirect", status_code=302, opt=authorization.PUBLIC,
+@get("/oidc/login", summary="Redirect to the identity provider to log in", status_code=302, opt=authorization.PUBLIC,
      exclude_from_auth=True)  # fmt: skip
 async def oidc_login(request: ApiRequest) -> Response[None]:
     oidc = services(request).oidc
@@ -261,7 +261,7 @@ async def oidc_login(request: ApiRequest) -> Response[None]:
     return Response(None, status_code=302, headers={"Location": where, "Cache-Control": "no-store"}, cookies=[cookie])
 
 
-@get("/oidc/callback", summary="Complete a login at the provider", status_code=303, opt=authorization.PUBLIC,
+@get("/oidc/callback", summary="Complete a login at the identity provider", status_code=303, opt=authorization.PUBLIC,
      exclude_from_auth=True)  # fmt: skip
 async def oidc_callback(
     request: ApiRequest, sent_state: Annotated[str, QueryParameter(name="state")] = "", code: FromQuery[str] = ""

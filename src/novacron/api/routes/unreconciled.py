@@ -39,14 +39,14 @@ class ForgetVm(msgspec.Struct, forbid_unknown_fields=True):
     """The VM's name: the disk that the node has is lost."""
 
 
-@get("/", summary="List VMs of which a node knows more than the database", opt=authorization.in_project())
+@get("/", summary="List VMs of which a node has newer records than the database", opt=authorization.in_project())
 async def list_unreconciled(
     request: ApiRequest, paging: NamedDependency[Paging], node: FromQuery[str | None] = None
 ) -> Response[Page[UnreconciledVm]]:
     return lists.answer(request, paging, Query("unreconciled-vm", lists.where({"node": node})))
 
 
-@post("/{ref:str}/actions/adopt", summary="Take a VM into the database as its node knows it", status_code=200)
+@post("/{ref:str}/actions/adopt", summary="Adopt a VM into the database from its node's records", status_code=200)
 async def adopt_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[AdoptVm | None] = None) -> Response[Vm]:
     ref, how = replies.check_ref("VM", ref), data or AdoptVm()
     if how.name is not None:
@@ -59,7 +59,7 @@ async def adopt_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[Adopt
     return await replies.write(request, work)
 
 
-@post("/{ref:str}/actions/forget", summary="End what nodes have of a VM: the database is right", status_code=204)
+@post("/{ref:str}/actions/forget", summary="Delete nodes' copies of a VM: the database is right", status_code=204)
 async def forget_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[ForgetVm | None] = None) -> None:
     ref, confirm = replies.check_ref("VM", ref), None if data is None else data.confirm
     async with replies.change(request) as connection:

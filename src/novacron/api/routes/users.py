@@ -143,7 +143,7 @@ async def create_user(request: ApiRequest, data: JSONBody[CreateUser]) -> Respon
     return await replies.write(request, work, status=201, location=lambda user: f"/api/v1/users/{user.id}")
 
 
-@patch("/users/{ref:str}", summary="Disable or enable a user, or require a second factor of them", status_code=200)
+@patch("/users/{ref:str}", summary="Disable or enable a user, or require a second factor from them", status_code=200)
 async def configure_user(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureUser]) -> Response[User]:
     user = _user(request, ref).body
     authorization.check(request, user["project"], Right.MANAGE)
@@ -168,7 +168,7 @@ async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[S
     authorization.check_unrestricted(request, "set passwords")
     if not request.user.access.allows(Right.MANAGE, None):
         if user["id"] != request.user.user:
-            raise Forbidden(f"{request.user.name} may not set others' passwords")
+            raise Forbidden(f"{request.user.name} may not set other users' passwords")
         async with context.database.connection() as connection:
             password = await users.password_of(connection, user["name"])
         if password is not None and not await context.passwords.verify(
@@ -216,7 +216,7 @@ async def list_grants(
 INVITED = ResponseSpec(Invitation, description="The user has the role once they accept the invitation.")
 
 
-@post("/grants", summary="Grant a role to a user whom the caller manages, or invite another one", status_code=201,
+@post("/grants", summary="Grant a role to a user whom the caller manages, or invite another user", status_code=201,
       responses={202: INVITED})  # fmt: skip
 async def create_grant(request: ApiRequest, data: JSONBody[CreateGrant]) -> Response[Grant]:
     authorization.check(request, data.project, Right.MANAGE)
@@ -251,7 +251,7 @@ async def _invite(request: ApiRequest, data: CreateGrant, project: str) -> Invit
         return await invitations.create(connection, data.user, project, data.role, inviter)
 
 
-@delete("/grants/{id:str}", summary="Revoke a role of a user", status_code=200)
+@delete("/grants/{id:str}", summary="Revoke a user's role", status_code=200)
 async def delete_grant(request: ApiRequest, id: FromPath[str]) -> Response[Grant]:
     id = replies.check_ref("grant", id)
 

@@ -129,7 +129,7 @@ async def foresee_migration(
 
 @post(
     "/{ref:str}/actions/schedule-migration",
-    summary="Migrate the VM at a later time, when that is cheapest",
+    summary="Schedule a migration of the VM for the cheapest time",
     status_code=200,
     opt=authorization.in_project(Right.OPERATE),
 )
@@ -140,7 +140,7 @@ async def schedule_migration(
     now = datetime.now(UTC)
     open_ = window(data.not_before, data.deadline, now)
     if open_.is_open_end:
-        time = MoveTime(open_.not_before, "nobody has set a deadline: as early as it may")
+        time = MoveTime(open_.not_before, "there is no deadline: as early as possible")
     else:
         takes_s = await _foreseen_s(request, id, data.target)
         async with services(request).database.connection() as connection:
@@ -160,7 +160,7 @@ async def schedule_migration(
 
 @post(
     "/{ref:str}/actions/unschedule-migration",
-    summary="Do not migrate the VM at the time that was set",
+    summary="Cancel the scheduled migration of the VM",
     status_code=200,
     opt=authorization.in_project(Right.OPERATE),
 )

@@ -145,7 +145,7 @@ async def configure_flavor(
     return await _configure(request, FLAVOR, name, data)
 
 
-@delete("/flavors/{name:str}", summary="Delete a flavor; VMs created with it stay", status_code=200)
+@delete("/flavors/{name:str}", summary="Delete a flavor; VMs created with it are kept", status_code=200)
 async def delete_flavor(request: ApiRequest, name: FromPath[str]) -> Response[Flavor]:
     return await _delete(request, FLAVOR, name)
 
@@ -165,7 +165,7 @@ async def show_template(
 @post("/templates", summary="Create a template of VMs, from fields or from a VM", status_code=201)
 async def create_template(request: ApiRequest, data: JSONBody[CreateTemplate]) -> Response[Template]:
     if (data.spec is None) == (data.vm is None):
-        raise InvalidInput("give a spec, or a VM that the template is to be like", field="spec")
+        raise InvalidInput("give either a spec, or a VM to copy", field="spec")
     project = _owner(request, data.shared)
     vm = None if data.vm is None else await authorization.resolve(request, "vm", data.vm, "vm")
 

@@ -30,7 +30,7 @@ class UsageOfVms(msgspec.Struct):
     items: list[UsageOfVm]
 
 
-@get("/", summary="Show what running VMs use")
+@get("/", summary="Show the resource usage of running VMs")
 async def show_vm_usage(
     request: ApiRequest, vm: Annotated[str | None, QueryParameter(description="only this one, by id or name")] = None
 ) -> UsageOfVms:

@@ -157,7 +157,9 @@ async def list_vms(
     node: FromQuery[str | None] = None,
     in_state: Annotated[VmState | None, QueryParameter(name="state", description="only VMs in this state")] = None,
     image: FromQuery[str | None] = None,
-    name: Annotated[str | None, QueryParameter(description="only this one; web*: those whose names begin so")] = None,
+    name: Annotated[
+        str | None, QueryParameter(description="only the VM with this name; web*: VMs whose names start with web")
+    ] = None,
 ) -> Response[Page[Vm]]:
     conditions = lists.where({"node": node, "status.state": in_state, "spec.image": image})
     prefix = ""
@@ -192,7 +194,9 @@ async def with_templates(request: ApiRequest, data: CreateVm, number: int | None
         try:
             data = msgspec.convert(merged(*layers, given), CreateVm)
         except msgspec.ValidationError as error:  # each is valid alone
-            raise InvalidInput(f"with what it sets, {error}", field="flavor" if data.flavor else "template") from None
+            raise InvalidInput(
+                f"combined with its fields: {error}", field="flavor" if data.flavor else "template"
+            ) from None
     return data
 
 
@@ -313,7 +317,7 @@ async def delete_vm(
 
 @post(
     "/{ref:str}/actions/recover",
-    summary="Let a VM run again whose node is gone",
+    summary="Recover a VM whose node is gone",
     status_code=202,
     opt=authorization.in_project(Right.OPERATE),
 )
@@ -353,12 +357,12 @@ async def reboot_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, VmAction.REBOOT)
 
 
-@post("/{ref:str}/actions/reset", summary="Reset the guest, like its reset button", status_code=202)
+@post("/{ref:str}/actions/reset", summary="Reset the guest, like a reset button", status_code=202)
 async def reset_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, VmAction.RESET)
 
 
-@post("/{ref:str}/actions/clone", summary="Clone a VM, on its node", status_code=201)
+@post("/{ref:str}/actions/clone", summary="Clone a VM on its node", status_code=201)
 async def clone_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[CloneVm]) -> Response[Vm]:
     id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
     check_name(data.name)

@@ -174,7 +174,7 @@ async def attach_volume(request: ApiRequest, ref: FromPath[str], data: JSONBody[
     return await replies.write(request, work, status=202)
 
 
-@post("/{ref:str}/actions/detach", summary="Detach a volume from its VM, also while it runs", status_code=202)
+@post("/{ref:str}/actions/detach", summary="Detach a volume from its VM, immediately if it runs", status_code=202)
 async def detach_volume(request: ApiRequest, ref: FromPath[str]) -> Response[Volume]:
     id = await authorization.resolve(request, "volume", ref)
 

@@ -29,7 +29,7 @@ def of_etcd(health: EtcdHealth) -> list[str]:
     ]  # fmt: skip
     if not health.agrees:
         said = "; ".join(f"{endpoint}: {error}" for endpoint, error in health.errors.items())
-        problems.append(f"etcd has no majority, so no primary could be chosen: {said or 'no endpoint answers'}")
+        problems.append(f"etcd has no majority, so no primary can be elected: {said or 'no endpoint answers'}")
     return problems
 
 
@@ -43,8 +43,8 @@ def of_machine(files: MemberFiles, member: ClusterMember) -> list[str]:
     free = shutil.disk_usage(_existing(files.directory)).free
     if free < FREE_BYTES_MIN:
         problems.append(
-            f"{files.directory} has {free >> 20} MiB free: {FREE_BYTES_MIN >> 20} are needed, for WAL that is kept for"
-            " a member that is away"
+            f"{files.directory} has {free >> 20} MiB free: {FREE_BYTES_MIN >> 20} are needed, for WAL kept while"
+            " a member is down"
         )
     for option, port in (("--port", member.port), ("--api-port", member.api_port)):
         why = _taken(member.host, port)
@@ -63,16 +63,16 @@ def of_secrecy(cluster: Cluster, member: ClusterMember, *, private_network: bool
         return []
     open_etcd = [url for url in cluster.etcd.endpoints if _is_open(url)]
     problems = [] if not open_etcd else [
-        f"who can write to etcd can run programs on the members, and {', '.join(open_etcd)} is without TLS: give etcd"
-        " certificates (https://), or connect the machines by a private network, and confirm that with"
+        f"anyone who can write to etcd can run programs on the members, and {', '.join(open_etcd)} has no TLS: give"
+        " etcd certificates (https://), or use a private network between the machines and confirm it with"
         " --private-network"
     ]  # fmt: skip
     if cluster.tls or _is_loopback(member.host):
         return problems
     return [
         *problems,
-        "this PostgreSQL is built without TLS, so all that is written goes from member to member in plain text:"
-        " connect the machines by a private network (WireGuard, or a VLAN of their own), and confirm that with"
+        "this PostgreSQL is built without TLS, so members replicate in plain text: use a"
+        " private network between the machines (WireGuard, or a separate VLAN) and confirm it with"
         " --private-network",
     ]
 
@@ -102,12 +102,12 @@ def of_data(files: MemberFiles) -> list[str]:
     version = files.data / "PG_VERSION"
     if not version.exists():
         return [
-            f"there is no embedded database in {files.directory}: name its folder with --state-dir, or copy another"
+            f"there is no embedded database in {files.directory}: give its directory with --state-dir, or copy another"
             " member's data with novacron database cluster join"
         ]
     own, program = version.read_text().strip(), _program_version()
     if own != program:
-        return [f"the data are of PostgreSQL {own}, and its programs are of {program}: use the same version"]
+        return [f"the data is from PostgreSQL {own}, and the programs are version {program}: use the same version"]
     return []
 
 
@@ -117,11 +117,11 @@ def of_own_data(files: MemberFiles, *, set_aside: bool) -> list[str]:
         return []
     if not set_aside:
         return [
-            f"{files.directory} has a database of its own already: to keep it in {files.aside.name} beside the"
-            " member's data, add --set-aside, or name an empty folder with --state-dir"
+            f"{files.directory} already has its own database: to keep it in {files.aside.name} beside the"
+            " member's data, add --set-aside, or give an empty directory with --state-dir"
         ]
     if files.aside.exists():
-        return [f"--set-aside: {files.aside} is there already, from an earlier time: move it away"]
+        return [f"--set-aside: {files.aside} already exists from an earlier run: move it away"]
     return []
 
 

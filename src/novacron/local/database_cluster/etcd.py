@@ -114,7 +114,7 @@ class Etcd:
                     return self._keys(endpoint, f"{NAMESPACE}{cluster}/", serializable=serializable)
                 except WRONG as error:
                     why = str(error) or type(error).__name__
-        raise ClusterFailed(f"etcd can't be asked at {', '.join(self._endpoints)}: {why}")
+        raise ClusterFailed(f"etcd can't be reached at {', '.join(self._endpoints)}: {why}")
 
     def _keys(self, endpoint: str, prefix: str, *, serializable: bool) -> ClusterKeys:
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
@@ -138,14 +138,14 @@ class Etcd:
                 return bool(self._post(endpoint, "/v3/kv/txn", change).get("succeeded", False))
             except WRONG as error:
                 why = str(error) or type(error).__name__
-        raise ClusterFailed(f"etcd takes no change: {why}")
+        raise ClusterFailed(f"etcd accepts no writes: {why}")
 
     def _post(self, endpoint: str, path: str, question: dict[str, Any]) -> dict[str, Any]:
         answer = self._http.post(endpoint + path, json=question)
         answer.raise_for_status()
         found = answer.json()
         if not isinstance(found, dict):
-            raise ValueError(f"{endpoint}{path} answers something else than etcd does")
+            raise ValueError(f"{endpoint}{path} does not answer like etcd")
         return found
 
 

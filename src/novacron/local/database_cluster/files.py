@@ -73,7 +73,7 @@ class MemberFiles:
         cluster, member = self.cluster(), self.member()
         if cluster is None or member is None:
             raise ClusterFailed(
-                f"{self.directory} is no member of a cluster: see novacron database cluster init, and join"
+                f"{self.directory} is not a member of a cluster: see novacron database cluster init, and join"
             )
         return cluster, member
 
@@ -214,7 +214,7 @@ def read_join_file(path: Path) -> Cluster:
             raise ClusterFailed(f"{path} holds passwords, and others can read it: chmod 600 {path}, and try again")
         return parse_join_file(path.read_bytes(), str(path))
     except OSError as error:
-        raise ClusterFailed(f"{path} is no file that novacron database cluster init wrote: {error}") from error
+        raise ClusterFailed(f"{path} was not written by novacron database cluster init: {error}") from error
 
 
 def parse_join_file(content: bytes, where: str) -> Cluster:
@@ -222,4 +222,4 @@ def parse_join_file(content: bytes, where: str) -> Cluster:
     try:
         return msgspec.json.decode(content, type=Cluster)
     except MALFORMED as error:
-        raise ClusterFailed(f"{where} is no file that novacron database cluster init wrote: {error}") from error
+        raise ClusterFailed(f"{where} was not written by novacron database cluster init: {error}") from error

@@ -37,13 +37,13 @@ def _of_etcd(view: ClusterView) -> list[ClusterProblem]:
     away = "; ".join(f"{endpoint}: {error}" for endpoint, error in view.etcd_errors.items())
     if not view.etcd_agrees:
         return [ClusterProblem(
-            f"etcd has no majority, so no member may be the primary: the database takes no writes ({away})",
-            "start etcd on the other machines: systemctl start etcd; the cluster then goes on by itself",
+            f"etcd has no majority, so no member may be the primary: the database accepts no writes ({away})",
+            "start etcd on the other machines: systemctl start etcd; the cluster then recovers by itself",
         )]  # fmt: skip
     if away:
         return [ClusterProblem(
-            f"etcd does not answer everywhere ({away})",
-            "start it there: systemctl start etcd; if one more goes, the database takes no writes",
+            f"etcd does not answer on all machines ({away})",
+            "start it there: systemctl start etcd; if one more fails, the database accepts no writes",
         )]  # fmt: skip
     return []
 
@@ -54,13 +54,13 @@ def _of_leader(view: ClusterView) -> list[ClusterProblem]:
     primary = view.member(view.primary) if view.primary else None
     if primary is None:
         return [ClusterProblem(
-            "there is no primary: the database takes no writes",
+            "there is no primary: the database accepts no writes",
             "a synchronous standby takes over within about 20 s; if none is left:"
             " novacron database cluster failover --to",
         )] if view.etcd_agrees else []  # fmt: skip
     if not primary.works:
         return [ClusterProblem(
-            f"the primary, {primary.name}, is {primary.state}: the database takes no writes",
+            f"the primary, {primary.name}, is {primary.state}: the database accepts no writes",
             "its standby takes over within about 20 s; at once, if that machine is off:"
             f" novacron database cluster failover --fenced {primary.name}",
         )]  # fmt: skip
@@ -77,13 +77,13 @@ def _of_member(view: ClusterView, member: MemberView) -> list[ClusterProblem]:
         )]  # fmt: skip
     if member.state != "streaming" and view.primary is not None and view.etcd_agrees:
         return [ClusterProblem(
-            f"{member.name} does not receive what is written: it is {member.state}",
-            f"wait a minute; if it stays so, read the logs on its machine, in logs/ beside {member.name}'s data",
+            f"{member.name} does not receive writes: it is {member.state}",
+            f"wait a minute; if this continues, read the logs on its machine, in logs/ beside {member.name}'s data",
         )]  # fmt: skip
     if (member.lag_bytes or 0) > view.loss_bytes_max:
         return [ClusterProblem(
             f"{member.name} lacks {member.lag_bytes} bytes, and can't take over until it has them",
-            "if this grows, its network or its disk is too slow",
+            "if the number grows, its network or disk is too slow",
         )]  # fmt: skip
     return []
 
@@ -91,7 +91,7 @@ def _of_member(view: ClusterView, member: MemberView) -> list[ClusterProblem]:
 def _of_standbys(view: ClusterView) -> list[ClusterProblem]:
     found = []
     if not any(each.role is MemberRole.SYNC_STANDBY and each.works for each in view.standbys):
-        effect = "what is written is there only" if view.lone_writes else "writes wait until another one is back"
+        effect = "writes are only there" if view.lone_writes else "writes wait until another member is back"
         found.append(ClusterProblem(
             f"no synchronous standby: {effect}, at {view.primary}",
             "start the other members, or add one: novacron database cluster join",
@@ -101,14 +101,14 @@ def _of_standbys(view: ClusterView) -> list[ClusterProblem]:
         found += [
             ClusterProblem(
                 f"{each.name} is on timeline {each.timeline}, the primary on {primary.timeline}",
-                "wait a minute: it goes back to where they parted by itself",
+                "wait a minute: it rewinds to the common point by itself",
             )
             for each in view.standbys if each.timeline is not None and each.timeline != primary.timeline
         ]  # fmt: skip
     if len(view.members) == 2:
         found.append(ClusterProblem(
-            "there are two members: the loss of one leaves the data in one place",
-            "start the third again, on its machine: systemctl start novacron-database; or add one: novacron database"
+            "there are only two members: losing one leaves a single copy of the data",
+            "start the third on its machine: systemctl start novacron-database; or add one: novacron database"
                 " cluster join",
         ))  # fmt: skip
     return found

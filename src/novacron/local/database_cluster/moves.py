@@ -33,18 +33,18 @@ def plan_switch(view: ClusterView, to: str | None) -> PrimaryMove:
     _require_agreement(view)
     leader = view.member(view.primary or "")
     if leader is None or not leader.works:
-        raise ClusterFailed(
-            "there is no primary that could hand over: see novacron database cluster status, and failover"
-        )
+        raise ClusterFailed("there is no primary to switch from: see novacron database cluster status, and failover")
     synchronous = [each for each in view.standbys if each.role is MemberRole.SYNC_STANDBY and each.works]
     if to is None:
         if not synchronous:
-            raise ClusterFailed("no synchronous standby could take over: start the other members, and try again")
+            raise ClusterFailed("no synchronous standby can take over: start the other members, and try again")
         return PrimaryMove(leader.name, synchronous[0], 0)
     target = _target(view, to)
     if target not in synchronous:
         names = ", ".join(each.name for each in synchronous) or "none now"
-        raise ClusterFailed(f"{to} is no synchronous standby, so it may lack writes: switch to one that is ({names})")
+        raise ClusterFailed(
+            f"{to} is not a synchronous standby, so it may lack writes: switch to a synchronous one ({names})"
+        )
     return PrimaryMove(leader.name, target, 0)
 
 
@@ -55,8 +55,8 @@ def plan_failover(view: ClusterView, to: str | None) -> PrimaryMove:
         candidates = [each for each in view.standbys if each.role is MemberRole.SYNC_STANDBY and each.works]
         if not candidates:
             raise ClusterFailed(
-                "no synchronous standby works: choose a member with --to; what it lacks is lost"
-                " (novacron database cluster status says how much)"
+                "no synchronous standby works: choose a member with --to; writes that it lacks are lost"
+                " (novacron database cluster status shows how much)"
             )
         to = candidates[0].name
     target = _target(view, to)
@@ -72,11 +72,13 @@ def check_loss(move: PrimaryMove, accepted: int | str | None) -> None:
         return
     name = move.target.name
     if move.loss_bytes is None:
-        raise ClusterFailed(f"it is not known what {name} lacks: to lose that, add --accept-loss {UNKNOWN}")
+        raise ClusterFailed(
+            f"it is unknown how many writes {name} lacks: to accept their loss, add --accept-loss {UNKNOWN}"
+        )
     if not isinstance(accepted, int) or accepted < max(1, move.loss_bytes):
         raise ClusterFailed(
-            f"{name} is no synchronous standby, and lacks at least {move.loss_bytes} bytes of what was acknowledged:"
-            f" to lose them, add --accept-loss {max(1, move.loss_bytes)}"
+            f"{name} is not a synchronous standby, and lacks at least {move.loss_bytes} bytes of acknowledged"
+            f" writes: to accept their loss, add --accept-loss {max(1, move.loss_bytes)}"
         )
 
 
@@ -88,7 +90,7 @@ def check_off(view: ClusterView, fenced: str | None) -> None:
         raise ClusterFailed(f"--fenced {fenced}: the primary is {view.primary}, not this one")
     leader = view.member(fenced)
     if leader is not None and leader.state != "unreachable":
-        raise ClusterFailed(f"--fenced {fenced}: it answers, so it is not off (it is {leader.state})")
+        raise ClusterFailed(f"--fenced {fenced}: it answers, so it is not off (state: {leader.state})")
 
 
 class Mover:
@@ -101,7 +103,7 @@ class Mover:
         """Let the primary hand over, and wait until the other one leads. Raises ClusterFailed."""
         leader = self.look().member(move.primary or "")
         if leader is None:
-            raise ClusterFailed("the primary has changed meanwhile: see novacron database cluster status")
+            raise ClusterFailed("the primary has changed in the meantime: see novacron database cluster status")
         body = {"leader": leader.name, "candidate": move.target.name}
         self._order(leader, "/switchover", body)
         return self._wait(move.target.name)
@@ -134,7 +136,7 @@ class Mover:
                 return view
             if time.monotonic() > deadline:
                 raise ClusterFailed(
-                    f"{name} does not lead after {DONE_S_MAX:.0f} s: see novacron database cluster status"
+                    f"{name} is not the primary after {DONE_S_MAX:.0f} s: see novacron database cluster status"
                 )
             time.sleep(LOOK_S)
 
@@ -143,9 +145,9 @@ def _target(view: ClusterView, name: str) -> MemberView:
     target = view.member(name)
     if target is None:
         names = ", ".join(each.name for each in view.members)
-        raise ClusterFailed(f"--to {name}: there is no such member; there are {names}")
+        raise ClusterFailed(f"--to {name}: there is no such member; the members are {names}")
     if target.name == view.primary:
-        raise ClusterFailed(f"--to {name}: it is the primary already")
+        raise ClusterFailed(f"--to {name}: it is already the primary")
     if not target.works:
         raise ClusterFailed(f"--to {name}: it is {target.state}")
     return target

@@ -17,7 +17,7 @@ START_TIMEOUT_S = 0
 NEVER_EMPTY = "refuse"
 """Name of the way in which a member begins a database: not at all."""
 REFUSAL = (
-    "etcd knows no cluster, and this member has no data: an empty database would begin here. Start a member that has"
+    "etcd knows no cluster, and this member has no data: it would start an empty database. Start a member that has"
     " data first."
 )
 LOG_BYTES_MAX, LOG_FILES_MAX = 5 << 20, 4

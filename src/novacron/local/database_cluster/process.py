@@ -27,12 +27,12 @@ def run(files: MemberFiles) -> NoReturn:
     """
     if not files.patroni.exists():
         raise ClusterFailed(
-            f"{files.directory} is no member of a cluster: see novacron database cluster init, and join"
+            f"{files.directory} is not a member of a cluster: see novacron database cluster init, and join"
         )
     try:
         lock = FolderLock(files.directory, LOCK)
     except FolderInUse as error:
-        raise ClusterFailed(f"{error.args[0].partition(':')[0]}: this member runs already") from None
+        raise ClusterFailed(f"{error.args[0].partition(':')[0]}: this member is already running") from None
     lock.keep_over_exec()
     if files.renew_certificates(time.time()):
         say("renewed this member's certificate", err=True)

@@ -110,14 +110,16 @@ def check_host(host: str, option: str) -> str:
             raise ClusterFailed(f"{option} {host!r}: write a host name or an address, such as 192.0.2.11") from None
         return host
     if address.is_unspecified:
-        raise ClusterFailed(f"{option} {host}: others can't reach this; write this machine's own address")
+        raise ClusterFailed(f"{option} {host}: other machines can't reach it; use this machine's own address")
     return plain
 
 
 def check_etcd(endpoints: list[str], ca: str | None, certificate: str | None, key: str | None) -> EtcdAccess:
     """Return how etcd is reached. Raises ClusterFailed."""
     if not 0 < len(endpoints) <= ETCD_MAX:
-        raise ClusterFailed(f"--etcd: name 1 to {ETCD_MAX} endpoints, such as https://192.0.2.11:2379; best are three")
+        raise ClusterFailed(
+            f"--etcd: give 1 to {ETCD_MAX} endpoints, such as https://192.0.2.11:2379; three are recommended"
+        )
     urls = [each if "://" in each else f"http://{each}" for each in endpoints]
     for url in urls:
         try:
@@ -130,5 +132,5 @@ def check_etcd(endpoints: list[str], ca: str | None, certificate: str | None, ke
     if len({urlsplit(url).scheme for url in urls}) > 1:
         raise ClusterFailed("--etcd: use http for all endpoints, or https for all")
     if (certificate is None) != (key is None):
-        raise ClusterFailed("--etcd-certificate and --etcd-key: give both, or none")
+        raise ClusterFailed("--etcd-certificate and --etcd-key: give both or neither")
     return EtcdAccess(endpoints=tuple(url.rstrip("/") for url in urls), ca=ca, certificate=certificate, key=key)

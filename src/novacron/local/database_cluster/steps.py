@@ -69,14 +69,14 @@ def _of_place(etcd: Etcd, cluster: Cluster, member: ClusterMember) -> list[str]:
         return [f"the cluster {cluster.name} has no primary to copy from: see novacron database cluster status"]
     known = keys.members.get(member.name)
     if known is not None and member.address not in str(known.get("conn_url")):
-        return [f"--name {member.name}: another machine is the member of this name; choose another name"]
+        return [f"--name {member.name}: another machine is a member with this name; choose another name"]
     return []
 
 
 def prepare_init(files: MemberFiles, cluster: Cluster, member: ClusterMember, say: Say) -> None:
     """Make the database here ready to be a cluster's first member, in place. Raises ClusterFailed, OSError."""
     if _is_member(files):
-        say("Patroni runs already")
+        say("Patroni is already running")
     else:
         if not files.patroni.exists():
             try:
@@ -89,7 +89,7 @@ def prepare_init(files: MemberFiles, cluster: Cluster, member: ClusterMember, sa
                 raise ClusterFailed(
                     f"{error}; if it is the server: systemctl stop novacron-server, and run this again"
                 ) from error
-            say("accounts are in the database, and it is stopped")
+            say("the database's accounts are created, and it is stopped")
         say(f"Patroni's configuration is in {files.patroni}")
 
 
@@ -98,7 +98,7 @@ def prepare_join(
 ) -> None:
     """Make this machine ready to be another member. Raises ClusterFailed, PostgresFailed, OSError."""
     if _is_member(files):
-        say("Patroni runs already")
+        say("Patroni is already running")
     else:
         if set_aside and files.has_own_data:
             files.set_aside()
@@ -144,7 +144,7 @@ def _wait(
             raise ClusterFailed(f"Patroni has ended ({started.returncode}):\n{process.last_words(files)}")
         if time.monotonic() > deadline:
             raise ClusterFailed(
-                f"{member.name} {state} after {limit_s:.0f} s; Patroni goes on:\n{process.last_words(files)}"
+                f"{member.name} {state} after {limit_s:.0f} s; Patroni continues:\n{process.last_words(files)}"
             )
         time.sleep(LOOK_S)
 
@@ -165,7 +165,7 @@ def _prepare_database(files: MemberFiles, cluster: Cluster) -> None:
     try:
         asyncio.run(_make_accounts(url, cluster))
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise ClusterFailed(f"the database's accounts can't be made: {error or type(error).__name__}") from error
+        raise ClusterFailed(f"the database's accounts can't be created: {error or type(error).__name__}") from error
     finally:
         server.stop()
 

@@ -94,7 +94,7 @@ class Members:
         except (httpx.HTTPError, OSError, ValueError) as error:
             raise ClusterFailed(str(error) or type(error).__name__) from error
         if not isinstance(found, dict):
-            raise ClusterFailed("its answer is none of Patroni's")
+            raise ClusterFailed("its answer is not from Patroni")
         return found
 
     def tell(self, api_url: str, path: str, body: dict[str, Any], timeout_s: float) -> tuple[int, str]:

@@ -64,7 +64,7 @@ def _checks(subject: Subject) -> Iterator[tuple[str, Awaitable[list[Finding]]]]:
 
 async def _database(url: str) -> list[Finding]:
     if not installed(Extra.SERVER):
-        return [warning("database", "only the server part of NovaCron can look at it", "install novacron[server]")]
+        return [warning("database", "only NovaCron's server package can check it", "install novacron[server]")]
     from novacron.local.doctor import database
 
     return await database.database(url)
@@ -76,7 +76,7 @@ async def _guarded(name: str, check: Awaitable[list[Finding]]) -> list[Finding]:
         return await asyncio.wait_for(check, CHECK_S_MAX)
     except Exception as error:  # the others are still worth knowing
         why = str(error) or type(error).__name__
-        return [Finding(name, Grade.WARNING, f"could not be looked at: {why}", "run it again as root")]
+        return [Finding(name, Grade.WARNING, f"could not be checked: {why}", "run it again as root")]
 
 
 def _flat(groups: list[list[Finding]]) -> Iterator[Finding]:

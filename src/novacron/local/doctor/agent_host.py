@@ -24,31 +24,31 @@ async def accelerator(binary: str) -> list[Finding]:
     try:
         accelerator = await probe.probe(binary)
     except RuntimeError as error:
-        return [bad("accelerator", str(error), "reinstall QEMU; is this machine's memory exhausted?")]
+        return [bad("accelerator", str(error), "reinstall QEMU, and check that this machine has free memory")]
     if accelerator.kind is AcceleratorKind.KVM:
         return [ok("accelerator", f"KVM: {accelerator.reason}")]
-    advice = "switch virtualisation on in the firmware, or nested virtualisation on the host of this machine"
+    advice = "turn on virtualisation in the firmware, or nested virtualisation on the host of this machine"
     if not Path("/dev/kvm").exists():
         advice += "; then: modprobe kvm_intel, or kvm_amd"
     elif not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        advice = "run as root, or put the user into the group kvm"
+        advice = "run as root, or add the user to the group kvm"
     return [warning("accelerator", f"none, VMs are emulated, ten times slower: {accelerator.reason}", advice)]
 
 
 async def leftovers() -> list[Finding]:
     """Look for what agents that are gone have left beside QEMUs."""
     if not remnants.can_look():
-        return [ok("leftovers", "only root can look for networks, taps and cgroups of agents that are gone")]
+        return [ok("leftovers", "only root can check for leftover networks, taps and cgroups of old agents")]
     found = await asyncio.to_thread(earlier_agents.abandoned)
     if not found:
-        return [ok("leftovers", "no networks, taps or cgroups of agents that are gone")]
+        return [ok("leftovers", "no leftover networks, taps or cgroups of old agents")]
     named = ", ".join(_leftover(remnant) for remnant in found[:LEFTOVERS_NAMED_MAX])
     more = f" and {len(found) - LEFTOVERS_NAMED_MAX} more" if len(found) > LEFTOVERS_NAMED_MAX else ""
     advice = (
         "an agent of the same installation removes them when it starts on this host; by hand: ip netns del,"
         " ip link del, and rmdir below /sys/fs/cgroup"
     )
-    return [warning("leftovers", f"of agents that are gone: {named}{more}", advice)]
+    return [warning("leftovers", f"left over from old agents: {named}{more}", advice)]
 
 
 def _leftover(remnant: Remnant) -> str:

@@ -21,7 +21,9 @@ async def database(url: str) -> list[Finding]:
     except (OSError, TimeoutError, ValueError, InvalidInput, asyncpg.PostgresError) as error:
         why = str(error) or type(error).__name__
         return [
-            bad("database", f"can't be reached: {why}", "does PostgreSQL run; are address, name and password right?")
+            bad(
+                "database", f"can't be reached: {why}", "check that PostgreSQL runs, and the address, name and password"
+            )
         ]
     try:
         return [finding async for finding in _database(connection)]
@@ -37,18 +39,18 @@ async def _database(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
     else:
         yield ok("database", text)
     if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
-        yield ok("database", "has no tables yet: the server makes them when it starts")
+        yield ok("database", "has no tables yet: the server creates them when it starts")
     else:
         schema = await connection.fetchval("SELECT version_num FROM alembic_version")
         if schema > SCHEMA_VERSION:
             oldest = await oldest_served(connection)
             says = warning if oldest is not None and oldest <= SCHEMA_VERSION else bad
             yield says(
-                "database", f"its tables are of a later version ({schema}, not {SCHEMA_VERSION})", "update NovaCron"
+                "database", f"its tables have a later version ({schema}, not {SCHEMA_VERSION})", "update NovaCron"
             )
         elif schema < SCHEMA_VERSION:
-            yield warning("database", f"its tables are of an earlier version ({schema}, not {SCHEMA_VERSION})",
-                          "start this version's server: it brings them up to date")  # fmt: skip
+            yield warning("database", f"its tables have an earlier version ({schema}, not {SCHEMA_VERSION})",
+                          "start this version's server: it upgrades them")  # fmt: skip
     used = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
     most = int(await connection.fetchval("SHOW max_connections"))
     if used > most * 0.9:
@@ -57,12 +59,12 @@ async def _database(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
         "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)", ARCHIVER_SLOT
     )
     if not archived and await connection.fetchval("SHOW archive_mode") == "off":
-        yield warning("database", "its log is archived nowhere: data on its disk can't be restored after a loss",
+        yield warning("database", "its WAL is not archived: data can't be restored after a loss of its disk",
                       "start the server with --backup-repository; see docs/how-to/database-backup.md")  # fmt: skip
     open_s = await connection.fetchval(
         "SELECT coalesce(extract(epoch FROM max(clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     if open_s > 60:
-        yield warning("database", f"a transaction has been open for {open_s:.0f} s: reads become old",
+        yield warning("database", f"a transaction has been open for {open_s:.0f} s: reads become stale",
                       "see docs/runbooks/alerts.md#readsareold")  # fmt: skip

@@ -23,11 +23,13 @@ async def key_files(state_dir: Path) -> list[Finding]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            findings.append(warning("keys", f"{path} can't be looked at: {error.strerror}", "run it again as root"))
+            findings.append(warning("keys", f"{path} can't be checked: {error.strerror}", "run it again as root"))
             continue
         if mode & OTHERS:
-            advice = f"chmod 600 {path}; if a stranger may have read it, rotate what hangs on it: novacron key list"
-            findings.append(bad("keys", f"others than its owner can use {path}: mode {mode:04o}", advice))
+            advice = (
+                f"chmod 600 {path}; if others may have read it, rotate the keys that depend on it: novacron key list"
+            )
+            findings.append(bad("keys", f"users other than its owner can access {path}: mode {mode:04o}", advice))
         else:
             private += 1
     return findings or ([ok("keys", f"only their owner can read {private} private keys")] if private else [])

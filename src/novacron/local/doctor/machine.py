@@ -39,11 +39,11 @@ TIME_ERROR, STA_UNSYNC = 5, 0x40
 
 async def privileges() -> list[Finding]:
     if os.geteuid() == 0:
-        return [ok("privileges", "root: networks can be made, and VMs be kept apart")]
+        return [ok("privileges", "root: networks can be set up, and VMs are isolated")]
     return [
         warning(
             "privileges",
-            f"user {os.geteuid()}: an agent makes no networks here, and its VMs are not kept apart",
+            f"user {os.geteuid()}: an agent can't set up networks here, and its VMs are not isolated",
             "run the agent as root; a server needs no root",
         )
     ]
@@ -65,7 +65,7 @@ async def qemu(binary: str) -> list[Finding]:
     _, output = await _output_of(binary, "--version")
     version = re.search(r"version (\d+)\.(\d+)", output)
     if version is None:
-        return [warning("QEMU", f"{binary} does not tell its version", "is it QEMU?")]
+        return [warning("QEMU", f"{binary} does not report its version", "check that it is QEMU")]
     number = int(version[1]), int(version[2])
     text = f"version {number[0]}.{number[1]}"
     if number < QEMU_MIN:
@@ -84,7 +84,7 @@ async def programs() -> list[Finding]:
         for name, (what, package) in programs.items():
             if shutil.which(name) is None:
                 findings.append(grade("programs", f"no {name}: no {what}", f"apt-get install {package}"))
-    return findings or [ok("programs", "all that an agent uses are there")]
+    return findings or [ok("programs", "everything that an agent uses is installed")]
 
 
 async def kernel() -> list[Finding]:
@@ -94,14 +94,12 @@ async def kernel() -> list[Finding]:
     available = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
     if available.exists() and "bbr" not in available.read_text().split():
         findings.append(
-            warning("kernel", "no BBR: migrations over links that lose packets are several times slower",
-                    "modprobe tcp_bbr, and put tcp_bbr into /etc/modules")
+            warning("kernel", "no BBR: migrations over lossy links are several times slower",
+                    "modprobe tcp_bbr, and add tcp_bbr to /etc/modules")
         )  # fmt: skip
     groups = Path("/sys/fs/cgroup")
     if not ((groups / "cgroup.controllers").exists() or (groups / "memory").exists()):
-        findings.append(
-            warning("kernel", "no cgroups: VMs have no limits of memory and processors", "mount /sys/fs/cgroup")
-        )
+        findings.append(warning("kernel", "no cgroups: VMs have no memory and CPU limits", "mount /sys/fs/cgroup"))
     if os.geteuid() == 0:
         for kind, more in (("bridge", ()), ("vxlan", ("id", "1", "dstport", "4789"))):
             status, output = await _output_of(
@@ -111,7 +109,7 @@ async def kernel() -> list[Finding]:
                 last = output.strip().splitlines()[-1:] or [""]
                 findings.append(bad("kernel", f"no {kind} interfaces: {last[0]}", f"modprobe {kind}"))
     release = os.uname().release
-    return findings or [ok("kernel", f"Linux {release}: interfaces, BBR and cgroups are there")]
+    return findings or [ok("kernel", f"Linux {release}: interfaces, BBR and cgroups are available")]
 
 
 class _Timex(ctypes.Structure):
@@ -128,16 +126,16 @@ async def clock() -> list[Finding]:
     state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex))
     if state == TIME_ERROR or timex.status & STA_UNSYNC:
         return [
-            warning("clock", "nobody keeps it right: certificates, leases and logs need that",
+            warning("clock", "it is not synchronised: certificates, leases and logs need a correct clock",
                     "apt-get install chrony (in a VM or a container: on its host)")
         ]  # fmt: skip
-    return [ok("clock", f"kept right, within {timex.maxerror / 1e6:.1f} s")]
+    return [ok("clock", f"synchronised, within {timex.maxerror / 1e6:.1f} s")]
 
 
 async def ports() -> list[Finding]:
     texts = []
     for port, what in PORTS.items():
-        used = "is used: by NovaCron, if it runs here" if port_objection("0.0.0.0", port) else "is free"
+        used = "is in use: by NovaCron, if it runs here" if port_objection("0.0.0.0", port) else "is free"
         texts.append(f"{port} ({what}) {used}")
     return [ok("ports", "; ".join(texts))]
 
@@ -160,9 +158,11 @@ async def disk(state_dir: Path) -> list[Finding]:
     share = usage.free / usage.total
     text = f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f} ({there})"
     if share < FREE_SHARE_BAD:
-        return [bad("disk", text, "make room: VMs whose disk is full are paused, and a full database stops")]
+        return [bad("disk", text, "free some space: VMs are paused when their disk is full, and a full database stops")]
     if share < FREE_SHARE_MIN:
-        return [warning("disk", text, "make room soon: novacron image list; du -xh --max-depth 2 of the directory")]
+        return [
+            warning("disk", text, "free some space soon: novacron image list; du -xh --max-depth 2 of the directory")
+        ]
     return [ok("disk", text)]
 
 
@@ -203,7 +203,7 @@ async def certificates(state_dir: Path) -> list[Finding]:
                 warning("certificates", f"{path} can't be read: {error}", "run as root; restore it from a backup")
             )
             continue
-        text = f"the {name}'s is good for {left_s / DAY_S:.0f} days"
+        text = f"the {name}'s is valid for {left_s / DAY_S:.0f} days"
         advice = _renewal(name, path)
         if left_s <= 0:
             ended = f"the {name}'s ended on {pki.utc(time.time() + left_s)}"
@@ -218,14 +218,16 @@ async def certificates(state_dir: Path) -> list[Finding]:
 def _renewal(name: str, path: Path) -> str:
     """Return what renews a certificate that should have been renewed by itself."""
     if name == "server":
-        return "systemctl restart novacron-server: it issues itself a new one; its log says why it has not before"
+        return (
+            "systemctl restart novacron-server: it issues itself a new one; its log says why it did not do so earlier"
+        )
     if name == "authority":
         return (
             "systemctl restart novacron-server: it renews it for the same key; then, on nodes that were away: novacron"
             f" agent --rejoin @FILE; for users: novacron context add NAME --replace --ca {path}"
         )
     if name.startswith("database"):
-        return "novacron database cluster renew: this machine's member takes it up when it is restarted"
+        return "novacron database cluster renew: this machine's member uses it after a restart"
     try:
         node = pki.common_name(path.read_bytes())
     except (OSError, ValueError):

@@ -29,15 +29,15 @@ async def platform() -> list[Finding]:
     try:
         config = load_config()
     except Unreachable:
-        return [ok("platform", "this user has no settings for one, so none was looked at")]
+        return [ok("platform", "this user has no settings for a server, so none was checked")]
     try:
         return await asyncio.to_thread(lambda: list(_platform(Client(config))))
     except Unreachable as error:
         return [
-            bad("platform", str(error), "does the server run; is NOVACRON_URL right? journalctl -u novacron-server")
+            bad("platform", str(error), "check that the server runs, and NOVACRON_URL: journalctl -u novacron-server")
         ]
     except ApiError as error:
-        return [bad("platform", str(error), "is the token still good? novacron whoami")]
+        return [bad("platform", str(error), "check the token: novacron whoami")]
 
 
 def _platform(client: Client) -> Iterator[Finding]:
@@ -88,9 +88,7 @@ def _nodes(nodes: list[Object]) -> Iterator[Finding]:
         return
     away = [node for node in nodes if not node["status"]["ready"]]
     if away:
-        yield bad(
-            "nodes", f"not connected: {_names(away)}", "look at the agents there: systemctl status novacron-agent"
-        )
+        yield bad("nodes", f"not connected: {_names(away)}", "check the agents there: systemctl status novacron-agent")
     skewed = [node for node in nodes if abs(node["status"].get("clock_skew_s", 0.0)) > SKEW_S_MAX]
     if skewed:
         yield warning("nodes", f"the clock is wrong on: {_names(skewed)}", "apt-get install chrony there")
@@ -101,7 +99,9 @@ def _nodes(nodes: list[Object]) -> Iterator[Finding]:
         version = inventory.get("agent_version", __version__)
         if version != __version__:
             yield warning(
-                f"node {node['name']}", f"its agent is {version}, this is {__version__}", "update it: its VMs go on"
+                f"node {node['name']}",
+                f"its agent is {version}, this is {__version__}",
+                "upgrade it: its VMs keep running",
             )
         yield from _conditions(node)
     if not away:
@@ -125,7 +125,7 @@ def _vms(vms: list[Object]) -> Iterator[Finding]:
     failed = [vm for vm in vms if vm["status"]["state"] == "failed"]
     unplaced = [vm for vm in vms if vm["node"] is None and _age_s(vm["created_at"]) > STALE_S]
     if failed:
-        yield bad("VMs", f"have failed: {_names(failed)}", f"novacron vm show {failed[0]['name']} says why")
+        yield bad("VMs", f"have failed: {_names(failed)}", f"see: novacron vm show {failed[0]['name']}")
     if unplaced:
         yield bad("VMs", f"have no node: {_names(unplaced)}", f"novacron vm placement {unplaced[0]['name']} says why")
     if not failed and not unplaced:
@@ -137,7 +137,7 @@ def _unreconciled(items: list[Object]) -> Iterator[Finding]:
     for item in items[:SHOWN_MAX]:
         yield bad(f"VM {item['vm_name']}", item["reason"], way_out(item))
     if len(items) > SHOWN_MAX:
-        yield bad("VMs", f"nodes know more than the database of {len(items)} VMs", "novacron vm unreconciled")
+        yield bad("VMs", f"nodes have newer records of {len(items)} VMs than the database", "novacron vm unreconciled")
 
 
 def _networks(networks: list[Object]) -> Iterator[Finding]:
@@ -179,7 +179,7 @@ def _certificates(nodes: list[Object]) -> Iterator[Finding]:
         if left_s <= 0:
             yield bad(f"node {name}", f"its agent's certificate ended on {pki.utc(ends_at_s)}", rejoin)
         else:
-            start = "" if node["status"]["ready"] else "start its agent, which renews it once it is connected; or "
+            start = "" if node["status"]["ready"] else "start its agent, which renews it once connected; or "
             yield warning(f"node {name}", f"its agent's certificate ends on {pki.utc(ends_at_s)}", start + rejoin)
 
 
@@ -192,7 +192,7 @@ def _shown_certificate(url: str) -> Iterator[Finding]:
         shown = ssl.get_server_certificate((parts.hostname, parts.port or 443), timeout=SHOWN_S_MAX)
         ends_at_s = pki.expires_at_s(shown.encode())
     except (OSError, ValueError) as error:
-        yield warning("API", f"its certificate can't be looked at: {error}", "try again")
+        yield warning("API", f"its certificate can't be checked: {error}", "try again")
         return
     yield from shown_until(ends_at_s, time.time())
 
@@ -200,15 +200,15 @@ def _shown_certificate(url: str) -> Iterator[Finding]:
 def shown_until(ends_at_s: float, now_s: float) -> Iterator[Finding]:
     """Say how long the API's certificate is good for."""
     advice = (
-        "one of --tls-certificate, or of a proxy: renew it there (certbot renew); the server's own:"
+        "if it is from --tls-certificate or a proxy: renew it there (certbot renew); the server's own:"
         " systemctl restart novacron-server"
     )
     if ends_at_s <= now_s:
-        yield bad("API", f"the certificate that it shows ended on {pki.utc(ends_at_s)}", advice)
+        yield bad("API", f"its certificate ended on {pki.utc(ends_at_s)}", advice)
     elif ends_at_s - now_s < pki.ENDS_SOON_S:
-        yield warning("API", f"the certificate that it shows ends on {pki.utc(ends_at_s)}", advice)
+        yield warning("API", f"its certificate ends on {pki.utc(ends_at_s)}", advice)
     else:
-        yield ok("API", f"the certificate that it shows is good for {(ends_at_s - now_s) / 86_400:.0f} days")
+        yield ok("API", f"its certificate is valid for {(ends_at_s - now_s) / 86_400:.0f} days")
 
 
 def _agents(client: Client, nodes: list[str]) -> Iterator[Finding]:
@@ -216,4 +216,4 @@ def _agents(client: Client, nodes: list[str]) -> Iterator[Finding]:
         try:
             client.metrics(node)
         except ApiError as error:
-            yield warning(f"node {node}", f"its agent does not say how it is: {error}", "see its log")
+            yield warning(f"node {node}", f"its agent does not report its status: {error}", "see its log")

@@ -57,7 +57,7 @@ class AgentSetup(ServiceSetup[AgentOptions, AgentSettings]):
             raise SetupRefused(f"--join: {_in_words(error)}") from None
         if identity is None and text is None:
             raise SetupRefused(
-                "this host has not joined yet, and needs a token: make one with novacron node join-token --node NAME,"
+                "this host has not joined yet, and needs a token: create one with novacron node join-token --node NAME,"
                 " and give it with --join @FILE, or with --join - as standard input"
             )
         if identity is not None and self._ticket is not None:
@@ -84,7 +84,7 @@ class AgentSetup(ServiceSetup[AgentOptions, AgentSettings]):
     def end(self, settings: AgentSettings) -> Ended:
         node = self.node()
         if node is None:
-            raise SetupFailed(f"the agent runs and has not joined; see: journalctl -u {AGENT.unit}")
+            raise SetupFailed(f"the agent runs, but has not joined; see: journalctl -u {AGENT.unit}")
         return Ended(
             (),
             f"this host has joined as node {node}; next, unless its token was made with --accept, where the CLI works:"

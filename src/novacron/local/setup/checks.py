@@ -34,9 +34,11 @@ def of_machine() -> list[str]:
     """Return what this machine lacks for any set-up."""
     problems = []
     if os.geteuid() != 0:
-        problems.append("only root can set a host up: run it again as root")
+        problems.append("only root can set up a host: run it again as root")
     if not SYSTEMD.is_dir():
-        problems.append("systemd does not run here: start server and agent as the page on several hosts shows")
+        problems.append(
+            "systemd does not run here: start server and agent as described in docs/how-to/several-hosts.md"
+        )
     problems += [f"there is no {name} on this host" for name in missing_programs()]
     return problems
 
@@ -74,7 +76,7 @@ def unreachable(urls: Iterable[str]) -> Iterator[str]:
             socket.create_connection((host, port), CONNECT_S).close()
         except (OSError, OverflowError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            yield f"can't reach {host}:{port}: {why}; do name, route and firewall allow it, and does the server run?"
+            yield f"can't reach {host}:{port}: {why}; check name, route and firewall, and that the server runs"
 
 
 def endpoint(url: str) -> tuple[str, int]:

@@ -170,7 +170,7 @@ def _explained() -> Iterator[None]:
         sys.exit(1)
     except SetupFailed as failed:
         _say_lines(f"error: {failed}", err=True)
-        say("what was done stays; mend this, and run the same command again: it goes on from here", err=True)
+        say("completed steps are kept; fix this, and run the same command again: it continues from here", err=True)
         sys.exit(1)
 
 

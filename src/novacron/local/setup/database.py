@@ -129,7 +129,9 @@ class DatabaseSetup:
             prepare = PrepareMember(("join", "--file", "-", *options, *aside), join_file)
             return DatabaseRequest(member.name, prepare, True, COPY_S_MAX)
         if wanted.set_aside:
-            raise SetupRefused("--set-aside: only a member that joins with --join has its database from elsewhere")
+            raise SetupRefused(
+                "--set-aside: only a member that joins with --join gets its database from another member"
+            )
         prepare = PrepareMember(("init", *options, *(wanted.cluster or _options_of(cluster))))
         return DatabaseRequest(member.name, prepare, False, READY_S_MAX)
 
@@ -185,7 +187,7 @@ class DatabaseSetup:
             if not steps:
                 return made, Ended((), _following(request))
         left = "; ".join(str(step).splitlines()[0] for step in steps)
-        raise SetupFailed(f"this is undone again and again by something else on this host: {left}")
+        raise SetupFailed(f"something else on this host keeps undoing this: {left}")
 
     def _make(self, step: DatabaseStep) -> None:
         """Make one step. Raises SetupFailed."""
@@ -217,8 +219,8 @@ def _member(wanted: WantedMember, known: ClusterMember | None) -> ClusterMember:
     name, host = wanted.member or (known and known.name), wanted.host or (known and known.host)
     if not name or not host:
         raise SetupRefused(
-            "say which member this host becomes: --member NAME, such as database-1, and --host with its address for"
-            " the other members and the servers"
+            "give this host's member name, with --member NAME such as database-1, and its address for the other"
+            " members and the servers, with --host"
         )
     member = ClusterMember(
         name=check_name(name, "--member"),
@@ -229,7 +231,7 @@ def _member(wanted: WantedMember, known: ClusterMember | None) -> ClusterMember:
     if known is not None and member != known:
         raise SetupRefused(
             f"this host is, or is to become, member {known.name} at {known.address} (--api-port {known.api_port}):"
-            " give the same, or none of it"
+            " give the same values, or none"
         )
     return member
 
@@ -250,14 +252,14 @@ def _options_of(cluster: Cluster | None) -> tuple[str, ...]:
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
     said = (done.stderr.strip() or done.stdout.strip())[-2000:]
-    return said.removeprefix("error: ") or f"the command ended with {done.returncode}, and said nothing"
+    return said.removeprefix("error: ") or f"the command ended with {done.returncode}, and printed nothing"
 
 
 def _following(request: DatabaseRequest) -> str:
     if request.joins:
         return (
-            f"{request.member} has all data, and follows the primary; when all members have joined, where a server"
-            " runs: novacron setup database"
+            f"{request.member} has all data, and follows the primary; after all members have joined, on the"
+            " server's host: novacron setup database"
         )
     return (
         f"{request.member} works; next, for each other member: ssh root@{os.uname().nodename} cat"

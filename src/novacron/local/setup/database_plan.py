@@ -118,12 +118,12 @@ def _of_server_before(request: DatabaseRequest, facts: DatabaseFacts) -> Iterato
             raise SetupRefused(
                 f"{SERVER.settings} has {DATABASE} = {settings_file.without_password(settings_file.toml(other))}: the"
                 " server of this host does not use the embedded database here, which would become the cluster's;"
-                " remove that line to use the embedded one, or run this where the server's database is"
+                " remove that line to use the embedded one, or run this on the host of the server's database"
             )
         if server.is_active:
             yield StopUnit(SERVER.unit, "its database becomes the first member's")
     elif other is None and not _is_overridden(facts) and (server.is_active or server.is_enabled):
-        yield StopUnit(SERVER.unit, "it uses a database of its own on this host", for_good=True)
+        yield StopUnit(SERVER.unit, "it uses its own database on this host", for_good=True)
 
 
 def _of_server_after(facts: DatabaseFacts) -> Iterator[DatabaseStep]:
@@ -162,8 +162,8 @@ def warnings(facts: DatabaseFacts) -> Iterator[str]:
     """Yield what an administrator has to do about the server of this host."""
     if facts.server.is_enabled and _is_overridden(facts):
         yield (
-            f"/etc/default/{SERVER.name} says which database the server of this host uses: once the member works, give"
-            f" it the URL in {POSTGRES.path}/database.url"
+            f"/etc/default/{SERVER.name} sets the database of this host's server: once the member works, change"
+            f" it to the URL in {POSTGRES.path}/database.url"
         )
 
 

@@ -81,13 +81,13 @@ def given_in(context: typer.Context, options: object) -> dict[str, object]:
         if source is None or source.name not in (settings_file.FROM_COMMAND_LINE, settings_file.FROM_FILE):
             continue
         if setting.name == "state-dir":
-            problems.append("--state-dir is no setting of a host: its unit has its state in /var/lib/novacron")
+            problems.append("--state-dir can't be set for a host: the unit keeps its state in /var/lib/novacron")
         elif setting.name in NOT_HERE - {"settings", "join"}:
-            problems.append(f"--{setting.name} is no setting of a host")
+            problems.append(f"--{setting.name} can't be set for a host")
         elif source.name == settings_file.FROM_COMMAND_LINE and settings_file.PASSWORD.search(str(value)):
             problems.append(
-                f"--{setting.name} has a password, and every user of this host can read command lines: change that"
-                f" password, write {setting.name} = ... into a file with mode 0600, and name it with --settings"
+                f"--{setting.name} contains a password, and every user of this host can read command lines: change that"
+                f" password, write {setting.name} = ... into a file with mode 0600, and give the file with --settings"
             )
         elif setting.name not in NOT_HERE:
             given[setting.name] = value
@@ -174,7 +174,7 @@ def perform(
         if not steps:
             return made, kind.end(prepared.settings)
     left = "; ".join(str(step).splitlines()[0] for step in steps)
-    raise SetupFailed(f"this is undone again and again by something else on this host: {left}")
+    raise SetupFailed(f"something else on this host keeps undoing this: {left}")
 
 
 def alone() -> FolderLock:
@@ -182,6 +182,6 @@ def alone() -> FolderLock:
     try:
         return FolderLock(checks.RUN, LOCK)
     except FolderInUse as error:
-        raise SetupRefused(f"process {error.pid} sets this host up: wait until it has ended") from None
+        raise SetupRefused(f"process {error.pid} is setting up this host: wait until it has ended") from None
     except OSError as error:
         raise SetupRefused(f"can't write to {checks.RUN}: {error.strerror}; run it as root") from None

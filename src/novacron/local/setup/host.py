@@ -98,7 +98,9 @@ class LocalHost:
             status = at.lstat()
             is_file = stat.S_ISREG(status.st_mode)
             if is_file and status.st_size > FILE_BYTES_MAX:
-                raise SetupFailed(f"{path} is larger than {FILE_BYTES_MAX >> 20} MiB: that is no file of NovaCron's")
+                raise SetupFailed(
+                    f"{path} is larger than {FILE_BYTES_MAX >> 20} MiB: it is not one of NovaCron's files"
+                )
             content = at.read_bytes() if is_file else b""
         except FileNotFoundError:
             return None

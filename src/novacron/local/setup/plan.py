@@ -183,7 +183,7 @@ def _conflicts(request: SetupRequest, present: Mapping[str, Any], other: Mapping
     for name, value in other.items():
         now, given = (settings_file.without_password(settings_file.toml(v)) for v in (present[name], value))
         yield (
-            f"{request.service.settings} has {name} = {now}, and you gave {given}:"
+            f"{request.service.settings} has {name} = {now}, but you gave {given}:"
             " nothing was changed; to change it, add --replace"
         )
 
@@ -224,7 +224,7 @@ def _is_folder(folder: OwnedFolder, facts: HostFacts) -> bool:
 def is_as_wanted(folder: OwnedFolder, found: PathFacts | None) -> bool:
     """Say whether a folder is there with its mode and owner. Raises SetupRefused for something else in its place."""
     if found is not None and not found.is_folder:
-        raise SetupRefused(f"{folder.path} is no folder: move it away")
+        raise SetupRefused(f"{folder.path} is not a directory: move it away")
     return found is not None and (found.mode, found.owner, found.group) == folder[1:]
 
 
@@ -271,11 +271,11 @@ def restart_reason(unit: UnitFacts, found: PathFacts | None, change: bool) -> st
     ``found``: its settings file; ``change``: that changes now.
     """
     if not unit.is_active:
-        return "it does not run"
+        return "it is not running"
     if change:
         return "its settings change"
     if found is not None and found.changed_at_s > unit.began_at_s:
-        return "its settings have changed since it began"
+        return "its settings have changed since it started"
     return ""
 
 
@@ -285,4 +285,4 @@ def overridden(request: SetupRequest, wanted: Mapping[str, object], environment:
     set_there = {line.partition("=")[0].strip() for line in environment.splitlines() if "=" in line}
     for name in wanted:
         for variable in set_there.intersection(by_name[name].variables):
-            yield f"{ENVIRONMENT_DIR / request.service.name} has {variable}, which wins over {name}: remove that line"
+            yield f"{ENVIRONMENT_DIR / request.service.name} has {variable}, which overrides {name}: remove that line"

@@ -67,7 +67,7 @@ AGENT = HostService(
     "novacron-agent",
     Extra.AGENT,
     AgentOptions,
-    "Settings of novacron-agent. After changes: systemctl restart novacron-agent. VMs go on meanwhile.",
+    "Settings of novacron-agent. After changes: systemctl restart novacron-agent. VMs keep running.",
     ROOT,
     (*COMMON, OwnedFolder(STATE_DIR / "images")),
 )

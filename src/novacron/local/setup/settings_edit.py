@@ -37,7 +37,7 @@ def edited(text: str, values: Mapping[str, object]) -> str:
     changed = "".join(f"{line}\n" for line in lines)
     wanted = {**tomllib.loads(text), **{name: as_in_file(value) for name, value in values.items()}}
     if _read(changed) != wanted:
-        raise CannotEdit(f"it is written in a way that can't be edited: set {', '.join(values)} by hand")
+        raise CannotEdit(f"its format can't be edited automatically: set {', '.join(values)} by hand")
     return changed
 
 
