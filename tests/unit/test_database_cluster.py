@@ -347,8 +347,8 @@ def test_a_member_renews_its_certificates_before_anybody_is_warned(tmp_path: Pat
     assert not files.renew_certificates(due_s - 3600) and files.certificate.read_bytes() == before
     assert files.renew_certificates(due_s + 3600)
     ends = files.certificate_ends()
-    assert ends["database"] > due_s + life_s * 0.9
-    assert (ends["database's authority"] > due_s + life_s * 0.9) == (what == "database-authority")
+    assert ends["database member"] > due_s + life_s * 0.9
+    assert (ends["database authority"] > due_s + life_s * 0.9) == (what == "database-authority")
     assert not files.renew_certificates(due_s + 7200), "once is enough"
     known = files.cluster()
     assert known is not None and known.ca.encode() == files.ca.read_bytes()
@@ -368,18 +368,18 @@ def test_members_that_know_the_former_authority_trust_what_the_renewed_one_issue
 def test_a_certificate_that_was_lost_or_damaged_is_issued_again(tmp_path: Path) -> None:
     files = kept_member(tmp_path, time.time())
     files.certificate.unlink()
-    assert files.renew_certificates(time.time()) and "database" in files.certificate_ends()
+    assert files.renew_certificates(time.time()) and "database member" in files.certificate_ends()
     files.certificate.write_bytes(b"nonsense")
-    assert files.renew_certificates(time.time()) and "database" in files.certificate_ends()
+    assert files.renew_certificates(time.time()) and "database member" in files.certificate_ends()
 
 
 def test_the_status_warns_of_certificates_14_days_before_they_end(tmp_path: Path) -> None:
     files = kept_member(tmp_path, time.time())
-    ends_at_s = files.certificate_ends()["database"]
+    ends_at_s = files.certificate_ends()["database member"]
     assert health.of_certificates(files.certificate_ends(), ends_at_s - 15 * 86_400) == []
     soon = health.of_certificates(files.certificate_ends(), ends_at_s - 13 * 86_400)
     assert {problem.text.split(" ends on")[0] for problem in soon} == {
-        "this machine's certificate of the database", "this machine's certificate of the database's authority"
+        "this machine's certificate of the database member", "this machine's certificate of the database authority"
     }  # fmt: skip
     assert all("novacron database cluster renew" in problem.hint for problem in soon)
-    assert "ended on" in health.of_certificates({"database": ends_at_s}, ends_at_s + 1)[0].text
+    assert "ended on" in health.of_certificates({"database member": ends_at_s}, ends_at_s + 1)[0].text

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import ssl
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx
@@ -28,6 +30,8 @@ class EtcdHealth(NamedTuple):
     """By endpoint, of those that did not."""
     agrees: bool
     """A majority is there: what is read is the latest, and can be changed."""
+    ends_at_s: Mapping[str, float] = MappingProxyType({})
+    """By endpoint, when the certificate ends that it showed."""
 
 
 class ClusterKeys(NamedTuple):
@@ -78,20 +82,23 @@ class Etcd:
 
     def health(self) -> EtcdHealth:
         """Ask each endpoint for its version, and any of them to agree with the others."""
-        versions, errors = dict[str, str](), dict[str, str]()
+        versions, errors, ends_at_s = dict[str, str](), dict[str, str](), dict[str, float]()
 
         def ask(endpoint: str) -> None:
             try:
                 answer = self._http.get(f"{endpoint}/version")
                 answer.raise_for_status()
                 versions[endpoint] = str(answer.json()["etcdserver"])
+                tls = answer.extensions["network_stream"].get_extra_info("ssl_object")
+                if tls is not None:
+                    ends_at_s[endpoint] = ssl.cert_time_to_seconds(tls.getpeercert()["notAfter"])
             except WRONG as error:
                 errors[endpoint] = str(error) or type(error).__name__
 
         with ThreadPoolExecutor(len(self._endpoints)) as pool:
             list(pool.map(ask, self._endpoints))
         self._endpoints = tuple(sorted(self._endpoints, key=lambda endpoint: endpoint in errors))
-        return EtcdHealth(versions, errors, self._agrees(list(versions)))
+        return EtcdHealth(versions, errors, self._agrees(list(versions)), ends_at_s)
 
     def _agrees(self, endpoints: list[str]) -> bool:
         for endpoint in endpoints:
