@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,11 +30,25 @@ END_S_MAX = 30.0
 
 
 class EtcdTls(NamedTuple):
-    """Files with which clients and etcd know one another (PEM): one certificate for both sides."""
+    """Files with which one side of a connection to etcd knows the other (PEM)."""
 
     ca: Path
     certificate: Path
     key: Path
+
+    @classmethod
+    def at(cls, directory: Path, side: str) -> EtcdTls:
+        return cls(*(directory / f"{side}.{kind}" for kind in ("ca", "crt", "key")))
+
+    def issue(self, authority: tuple[bytes, bytes], left_s: float) -> None:
+        """Write a certificate of an authority (key and certificate) that ends in ``left_s``, or has ended."""
+        issued_s = time.time() - pki.CA_DAYS * 86_400 + left_s
+        key, certificate = pki.issue_host(*authority, self.key.stem, ["127.0.0.1", "localhost"], issued_s)
+        for path, content in ((self.ca, authority[1]), (self.certificate, certificate), (self.key, key)):
+            new = path.with_suffix(f"{path.suffix}.new")
+            new.write_bytes(content)
+            new.chmod(0o644)  # Patroni runs as another user
+            new.replace(path)
 
     @property
     def options(self) -> list[str]:
@@ -54,7 +68,7 @@ class EtcdTls(NamedTuple):
 
 
 class EtcdMember:
-    """One etcd; ``tls``: what it shows its clients, and demands of them."""
+    """One etcd; ``tls``: what it shows its clients, and demands of them. The lab asks it with the same."""
 
     def __init__(self, directory: Path, name: str, ports: tuple[int, int], tls: EtcdTls | None = None) -> None:
         self.name, self.directory, self.tls = name, directory / name, tls
@@ -124,13 +138,12 @@ class Place:
                 return pid
         return None
 
-    def start(self, environment: Mapping[str, str] | None = None) -> None:
-        """Start Patroni again, with these further variables."""
+    def start(self) -> None:
+        """Start Patroni again."""
         with (self.state / "run.log").open("ab") as log:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "novacron", "database", "cluster", "run", "--state-dir", str(self.state)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, **(environment or {})},
             )  # fmt: skip
 
     def show_certificate(self, left_s: float) -> None:
@@ -172,13 +185,15 @@ class Place:
 
 
 class DatabaseCluster:
-    """Three places, and the etcd of each; ``tls``: with which that is reached."""
+    """Three places, and the etcd of each; ``tls``: etcd speaks TLS, and demands a certificate."""
 
-    def __init__(self, directory: Path, tls: EtcdTls | None = None) -> None:
-        self.directory, self.tls = directory, tls
-        self.etcd = [EtcdMember(directory, f"etcd-{i}", tuple(free_ports(2)), tls) for i in "abc"]  # type: ignore[arg-type]
-        self.environment = dict[str, str]()
-        """Of commands, beside that of this process."""
+    def __init__(self, directory: Path, *, tls: bool = False) -> None:
+        self.directory = directory
+        self.client_tls, self.etcd_tls = (EtcdTls.at(directory, side) if tls else None for side in ("client", "etcd"))
+        self.etcd = [
+            EtcdMember(directory, f"etcd-{i}", tuple(free_ports(2)), self.etcd_tls)  # type: ignore[arg-type]
+            for i in "abc"
+        ]
         self.places = [Place(directory, f"database-{i}") for i in "abc"]
 
     def start_etcd(self, members: list[EtcdMember] | None = None) -> None:
@@ -190,7 +205,7 @@ class DatabaseCluster:
     def init(self, place: Place, *more: str) -> subprocess.CompletedProcess[str]:
         """Make a place's embedded database the first member."""
         endpoints = [word for each in self.etcd for word in ("--etcd", each.url)]
-        tls = [] if self.tls is None else self.tls.options
+        tls = [] if self.client_tls is None else self.client_tls.options
         return self.command("init", *place.options, *endpoints, *tls, *more)
 
     def join(self, place: Place, source: Place, *more: str) -> subprocess.CompletedProcess[str]:
@@ -201,7 +216,6 @@ class DatabaseCluster:
         return subprocess.run(
             [sys.executable, "-m", "novacron", "database", "cluster", *words],
             capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=COMMAND_S_MAX,
-            env={**os.environ, **self.environment},
         )  # fmt: skip
 
     def tell(self, *words: str, place: Place | None = None) -> subprocess.CompletedProcess[str]:
@@ -269,10 +283,10 @@ def checked(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @contextlib.contextmanager
-def database_cluster() -> Iterator[DatabaseCluster]:
+def database_cluster(*, tls: bool = False) -> Iterator[DatabaseCluster]:
     """Make a folder, and end all of its processes afterwards; nothing is started yet."""
     with open_directory("nvdc-") as directory:
-        cluster = DatabaseCluster(directory)
+        cluster = DatabaseCluster(directory, tls=tls)
         try:
             yield cluster
         finally:

@@ -18,6 +18,11 @@ from novacron.local.database_cluster.settings import Cluster, ClusterFailed, Etc
 ANSWER_S, CONNECT_S = 3.0, 1.0
 """A machine without power does not even refuse a connection."""
 VERSION_MIN = (3, 4)
+CERTIFICATES = (
+    "put valid ones into the files of etcd, and into those of --etcd-ca, --etcd-certificate and --etcd-key: both are"
+    " read at the next connection, without a restart"
+)
+"""What to do where etcd and its clients refuse one another's certificates."""
 WRONG = (httpx.HTTPError, OSError, ValueError, KeyError)
 
 
@@ -121,7 +126,8 @@ class Etcd:
                     return self._keys(endpoint, f"{NAMESPACE}{cluster}/", serializable=serializable)
                 except WRONG as error:
                     why = str(error) or type(error).__name__
-        raise ClusterFailed(f"etcd can't be asked at {', '.join(self._endpoints)}: {why}")
+        advice = f"; if certificates have ended, {CERTIFICATES}" if is_of_certificates(why) else ""
+        raise ClusterFailed(f"etcd can't be asked at {', '.join(self._endpoints)}: {why}{advice}")
 
     def _keys(self, endpoint: str, prefix: str, *, serializable: bool) -> ClusterKeys:
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
@@ -154,6 +160,11 @@ class Etcd:
         if not isinstance(found, dict):
             raise ValueError(f"{endpoint}{path} answers something else than etcd does")
         return found
+
+
+def is_of_certificates(words: str) -> bool:
+    """Say whether a connection failed because of a certificate, that of either side."""
+    return "certificate" in words.lower()
 
 
 def is_old(version: str) -> bool:

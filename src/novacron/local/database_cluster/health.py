@@ -6,13 +6,10 @@ from collections.abc import Mapping
 
 import msgspec
 
+from novacron.local.database_cluster.etcd import CERTIFICATES, is_of_certificates
 from novacron.local.database_cluster.view import ClusterView, MemberRole, MemberView
 from novacron.pki import ENDS_SOON_S, utc
 
-ETCD_CERTIFICATES = (
-    "put valid ones into the files of etcd, and into those of --etcd-ca, --etcd-certificate and --etcd-key: both are"
-    " read at the next connection, without a restart"
-)
 RENEW = "novacron database cluster renew; Patroni uses it at once, and writes go on"
 STATUS = "novacron database cluster status"
 
@@ -40,10 +37,10 @@ def problems(view: ClusterView) -> list[ClusterProblem]:
 
 def _of_etcd(view: ClusterView) -> list[ClusterProblem]:
     away = "; ".join(f"{endpoint}: {error}" for endpoint, error in view.etcd_errors.items())
-    if "certificate" in away.lower():
+    if is_of_certificates(away):
         effect = "" if view.etcd_agrees else ", so no member may be the primary: the database takes no writes"
         return [ClusterProblem(
-            f"etcd and this machine do not trust one another's certificates{effect} ({away})", ETCD_CERTIFICATES
+            f"etcd and this machine do not trust one another's certificates{effect} ({away})", CERTIFICATES
         )]  # fmt: skip
     if not view.etcd_agrees:
         return [ClusterProblem(
@@ -140,7 +137,7 @@ def of_certificates(ends_at_s: Mapping[str, float], now_s: float) -> list[Cluste
     return [
         ClusterProblem(
             f"this machine's certificate of the {name} {_when(at_s, now_s)}",
-            ETCD_CERTIFICATES if name.startswith("etcd") else f"here: {RENEW}",
+            CERTIFICATES if name.startswith("etcd") else f"here: {RENEW}",
         )
         for name, at_s in ends_at_s.items() if at_s - now_s < ENDS_SOON_S
     ]  # fmt: skip
@@ -149,7 +146,7 @@ def of_certificates(ends_at_s: Mapping[str, float], now_s: float) -> list[Cluste
 def of_etcd_servers(view: ClusterView, now_s: float) -> list[ClusterProblem]:
     """Return which etcd shows a certificate that ends soon; one that has ended does not answer."""
     return [
-        ClusterProblem(f"the certificate of etcd at {endpoint} {_when(at_s, now_s)}", ETCD_CERTIFICATES)
+        ClusterProblem(f"the certificate of etcd at {endpoint} {_when(at_s, now_s)}", CERTIFICATES)
         for endpoint, at_s in view.etcd_ends_at_s.items() if at_s - now_s < ENDS_SOON_S
     ]  # fmt: skip
 
