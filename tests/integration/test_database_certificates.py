@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-import types
 from collections.abc import Iterator
-from typing import cast
 
 import pytest
 
@@ -15,13 +13,12 @@ from lab.database_writer import Writer
 from novacron import pki
 from novacron.local.doctor import machine
 from novacron.local.doctor.finding import Grade
-from novacron.server import certificates
-from novacron.server.settings import ServerSettings
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DAY_S = 86_400.0
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 VALID_S = 1000 * DAY_S
 
 
@@ -31,13 +28,17 @@ class Places:
     def __init__(self, cluster: DatabaseCluster) -> None:
         assert cluster.client_tls is not None and cluster.etcd_tls is not None
         self.cluster, self.client, self.etcd = cluster, cluster.client_tls, cluster.etcd_tls
-        self._authority = pki.new_authority(time.time())
-        for tls in (self.client, self.etcd):
-            self.issue(tls, VALID_S)
+        self.replace_all()
 
     def issue(self, tls: EtcdTls, left_s: float) -> None:
         """Put a certificate into the files of one side that ends in ``left_s``, or has ended."""
         tls.issue(self._authority, left_s)
+
+    def replace_all(self) -> None:
+        """Give both sides certificates of another authority."""
+        self._authority = pki.new_authority(time.time())
+        for tls in (self.client, self.etcd):
+            self.issue(tls, VALID_S)
 
     def reconnect(self) -> None:
         """Let all connections to etcd end: those that are open outlive certificates."""
@@ -82,18 +83,28 @@ def test_certificates_for_etcd_are_warned_of_and_replaced_in_place(places: Place
         findings = {each.found.split("'s")[0]: each for each in asyncio.run(machine.certificates(place.state))}
         assert findings["the etcd client"].grade is Grade.WARNING and findings["the etcd authority"].grade is Grade.OK
         assert str(places.client.certificate) in findings["the etcd client"].advice
-        settings = types.SimpleNamespace(
-            state_dir=place.state / "server", own_certificate=(place.state / "none",), given_certificate=None
-        )
-        shown = certificates.expiries(cast(ServerSettings, settings))
-        assert abs(shown["etcd-client",] - time.time() - 13 * DAY_S) < 600
-        for tls in (places.client, places.etcd):
-            places.issue(tls, VALID_S)
+        places.replace_all()
         places.reconnect()
         cluster.wait_well()
         until(lambda: writes_go_on(writer), "writes go on", 60)
     assert [each.patroni_pid for each in cluster.places] == patroni
     assert writer.lost() == set()
+
+
+def test_the_status_says_by_its_machines_clock_what_ends_and_has_ended(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_PRELOAD", FAKETIME)
+    monkeypatch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    for days, words in (
+        (VALID_S / DAY_S - 15, ()),
+        (VALID_S / DAY_S - 13, ("certificate of the etcd client ends on", "the certificate of etcd at https://")),
+        (VALID_S / DAY_S + 1, ("certificate of the etcd client ended on", "certificate has expired")),
+        (pki.CA_DAYS - 13, ("certificate of the database member ends on", "database authority ends on")),
+    ):
+        monkeypatch.setenv("FAKETIME", f"+{days:.0f}d")
+        said = places.said()
+        assert all(each in said for each in words) and bool(said) == bool(words), (days, said)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ ANSWER_S, CONNECT_S = 3.0, 1.0
 """A machine without power does not even refuse a connection."""
 VERSION_MIN = (3, 4)
 CERTIFICATES = (
-    "put valid ones into the files of etcd, and into those of --etcd-ca, --etcd-certificate and --etcd-key: both are"
-    " read at the next connection, without a restart"
+    "put valid ones into the files of etcd, and into those of --etcd-ca, --etcd-certificate and --etcd-key: Patroni and"
+    " etcd read them at the next connection; only for another authority of clients, restart etcd"
 )
 """What to do where etcd and its clients refuse one another's certificates."""
 WRONG = (httpx.HTTPError, OSError, ValueError, KeyError)
