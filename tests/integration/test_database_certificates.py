@@ -66,13 +66,13 @@ def places(made: Places) -> Places:
 
 
 def writes_go_on(writer: Writer) -> bool:
-    return writer.count_after(time.monotonic() - 1) > 20
+    return writer.count_after(time.monotonic() - 1) > 5
 
 
 def test_certificates_for_etcd_are_warned_of_and_replaced_in_place(places: Places) -> None:
     cluster, place = places.cluster, places.cluster.places[0]
     patroni = [each.patroni_pid for each in cluster.places]
-    with Writer(cluster.url, pause_s=0.01).writing() as writer:
+    with Writer(cluster.url, 1, pause_s=0.05).writing() as writer:
         until(lambda: writes_go_on(writer), "writes are acknowledged")
         places.issue(places.client, 13 * DAY_S)
         places.issue(places.etcd, 13 * DAY_S)
@@ -119,7 +119,7 @@ def test_when_a_certificate_for_etcd_has_ended_it_is_said_and_a_valid_one_ends_t
 ) -> None:
     cluster, tls = places.cluster, getattr(places, side)
     patroni = [each.patroni_pid for each in cluster.places]
-    with Writer(cluster.url, pause_s=0.01).writing() as writer:
+    with Writer(cluster.url, 1, pause_s=0.05).writing() as writer:
         until(lambda: writes_go_on(writer), "writes are acknowledged")
         places.issue(tls, -DAY_S)
         for each in cluster.etcd:
@@ -144,7 +144,7 @@ def test_a_standby_takes_over_though_every_members_certificate_has_ended(places:
     for place in cluster.places:
         place.show_certificate(-DAY_S)
     other = next(place for place in cluster.places if place is not leader)
-    with Writer(cluster.url, pause_s=0.01).writing() as writer:
+    with Writer(cluster.url, 1, pause_s=0.05).writing() as writer:
         until(lambda: writes_go_on(writer), "writes are acknowledged")
         leader.kill()
         until(lambda: cluster.status(other)["primary"] not in (None, leader.name), "a standby takes over", 90)

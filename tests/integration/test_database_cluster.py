@@ -157,8 +157,8 @@ def test_the_primary_is_found_behind_hosts_that_are_silent_refuse_or_are_standby
 def test_a_primary_whose_certificate_ends_is_warned_of_and_renews_it_while_it_writes(well: DatabaseCluster) -> None:
     leader = well.leader()
     other = next(place for place in well.places if place is not leader)
-    with Writer(well.url, pause_s=0.01).writing() as writer:
-        until(lambda: len(writer.acknowledged) > 20, "writes are acknowledged")
+    with Writer(well.url, 1, pause_s=0.05).writing() as writer:
+        until(lambda: len(writer.acknowledged) > 5, "writes are acknowledged")
         leader.show_certificate(13 * 86_400)
         warned = well.tell("status", place=leader)
         assert warned.returncode == 1 and "certificate of the database member ends on" in warned.stderr, warned.stderr
@@ -171,7 +171,7 @@ def test_a_primary_whose_certificate_ends_is_warned_of_and_renews_it_while_it_wr
         assert "Patroni uses it within seconds" in checked(well.tell("renew", place=leader))
         assert well.wait_well()["primary"] == leader.name
         checked(well.tell("switch", "--yes"))
-        until(lambda: writer.count_after(time.monotonic() - 1) > 20, "writes go on")
+        until(lambda: writer.count_after(time.monotonic() - 1) > 5, "writes go on")
     assert writer.lost() == set()
 
 

@@ -94,7 +94,8 @@ class Etcd:
                 answer = self._http.get(f"{endpoint}/version")
                 answer.raise_for_status()
                 versions[endpoint] = str(answer.json()["etcdserver"])
-                tls = answer.extensions["network_stream"].get_extra_info("ssl_object")
+                stream = answer.extensions.get("network_stream")
+                tls = None if stream is None else stream.get_extra_info("ssl_object")
                 if tls is not None:
                     ends_at_s[endpoint] = ssl.cert_time_to_seconds(tls.getpeercert()["notAfter"])
             except WRONG as error:

@@ -55,8 +55,8 @@ def run(files: MemberFiles) -> NoReturn:
 
 
 def reload(files: MemberFiles) -> bool:
-    """Let Patroni, if it runs, use the certificates that its files have now, and let PostgreSQL do so; no connection
-    ends. Say whether it runs. Raises OSError."""
+    """Let Patroni, if it runs, use the certificates that its files have now, and let PostgreSQL do so; connections to
+    PostgreSQL go on. Say whether it runs. Raises OSError."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
         pid = int(files.pid_file.read_text())
         if str(files.patroni).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
