@@ -21,6 +21,7 @@ from novacron.local.database_cluster.files import MemberFiles
 from novacron.local.database_cluster.settings import Cluster, ClusterMember, EtcdAccess
 from novacron.server import certificates
 from novacron.server.settings import ServerSettings
+from tests.waiting import until
 
 
 def kept_member(directory: Path, now_s: float) -> MemberFiles:
@@ -127,7 +128,7 @@ def test_a_patroni_that_does_not_run_or_only_begins_is_not_ended_by_a_renewal(tm
     )
     with begins:
         files.pid_file.write_text(f"{begins.pid}\n")
-        assert process.reload(files)
+        until(lambda: process.reload(files), "its command line is to be seen: that is some time after its start")
         assert begins.stdin is not None
         begins.stdin.close()
         assert begins.wait(30) == 0
