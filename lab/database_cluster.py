@@ -6,16 +6,20 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
 from lab.platform import free_ports, open_directory, until
+from novacron import pki
+from novacron.local.database_cluster import process
 from novacron.local.database_cluster.files import MemberFiles
 from novacron.local.postgres import Postgres
 
@@ -25,12 +29,52 @@ END_S_MAX = 30.0
 """For a process that was killed."""
 
 
-class EtcdMember:
-    """One etcd."""
+class EtcdTls(NamedTuple):
+    """Files with which one side of a connection to etcd knows the other (PEM)."""
 
-    def __init__(self, directory: Path, name: str, ports: tuple[int, int]) -> None:
-        self.name, self.directory = name, directory / name
-        self.url, self.peer_url = (f"http://127.0.0.1:{port}" for port in ports)
+    ca: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def at(cls, directory: Path, side: str) -> EtcdTls:
+        return cls(*(directory / f"{side}.{kind}" for kind in ("ca", "crt", "key")))
+
+    def issue(self, authority: tuple[bytes, bytes], left_s: float) -> None:
+        """Write a certificate of an authority (key and certificate) that ends in ``left_s``, or has ended."""
+        issued_s = time.time() - pki.CA_DAYS * 86_400 + left_s
+        key, certificate = pki.issue_host(*authority, self.key.stem, ["127.0.0.1", "localhost"], issued_s)
+        for path, content in ((self.ca, authority[1]), (self.certificate, certificate), (self.key, key)):
+            new = path.with_suffix(f"{path.suffix}.new")
+            new.write_bytes(content)
+            new.chmod(0o644)  # Patroni runs as another user
+            new.replace(path)
+
+    @property
+    def options(self) -> list[str]:
+        """Options of a member of the database."""
+        names = ("--etcd-ca", "--etcd-certificate", "--etcd-key")
+        return [word for name, path in zip(names, self, strict=True) for word in (name, str(path))]
+
+    @property
+    def etcd_options(self) -> list[str]:
+        names = ("--trusted-ca-file", "--cert-file", "--key-file")
+        return ["--client-cert-auth", *(w for name, path in zip(names, self, strict=True) for w in (name, str(path)))]
+
+    def context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self.ca)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+class EtcdMember:
+    """One etcd; ``tls``: what it shows its clients, and demands of them. The lab asks it with the same."""
+
+    def __init__(self, directory: Path, name: str, ports: tuple[int, int], tls: EtcdTls | None = None) -> None:
+        self.name, self.directory, self.tls = name, directory / name, tls
+        port, peer_port = ports
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
+        self.peer_url = f"http://127.0.0.1:{peer_port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, peers: str) -> None:
@@ -39,6 +83,7 @@ class EtcdMember:
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
             "--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url,
             "--initial-cluster", peers, *ETCD_TIMING, "--logger", "zap",
+            *([] if self.tls is None else self.tls.etcd_options),
         ]  # fmt: skip
         with self.directory.with_suffix(".log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -51,8 +96,10 @@ class EtcdMember:
             self.process.wait(END_S_MAX)
 
     def answers(self) -> bool:
+        verify = True if self.tls is None else self.tls.context()
         try:
-            return bool(httpx.get(f"{self.url}/health", timeout=2, trust_env=False).json().get("health") == "true")
+            answer = httpx.get(f"{self.url}/health", timeout=2, trust_env=False, verify=verify)
+            return bool(answer.json().get("health") == "true")
         except (httpx.HTTPError, ValueError):
             return False
 
@@ -99,6 +146,20 @@ class Place:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
+    def show_certificate(self, left_s: float) -> None:
+        """Let Patroni show a certificate that was issued so long ago that it ends in ``left_s``, or has ended."""
+        now_s = time.time()
+        self.files._write_certificates(*self.files.known(), now_s - pki.CA_DAYS * 86_400 + left_s)
+        process.reload(self.files)
+        until(lambda: abs(self._shown_ends_at_s() - now_s - left_s) < 60, "Patroni shows it")
+
+    def _shown_ends_at_s(self) -> float:
+        """Return when the certificate ends that Patroni shows; 0: it does not listen, as while it reloads."""
+        try:
+            return pki.served_validity(f"https://127.0.0.1:{self.api_port}", 5).ends_at_s
+        except OSError:
+            return 0.0
+
     def kill_postgres(self) -> None:
         """End all processes of PostgreSQL as the system does when there is no memory left."""
         pid = self.postmaster_pid
@@ -124,11 +185,15 @@ class Place:
 
 
 class DatabaseCluster:
-    """Three places, and the etcd of each."""
+    """Three places, and the etcd of each; ``tls``: etcd speaks TLS, and demands a certificate."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, tls: bool = False) -> None:
         self.directory = directory
-        self.etcd = [EtcdMember(directory, f"etcd-{i}", tuple(free_ports(2))) for i in "abc"]  # type: ignore[arg-type]
+        self.client_tls, self.etcd_tls = (EtcdTls.at(directory, side) if tls else None for side in ("client", "etcd"))
+        self.etcd = [
+            EtcdMember(directory, f"etcd-{i}", tuple(free_ports(2)), self.etcd_tls)  # type: ignore[arg-type]
+            for i in "abc"
+        ]
         self.places = [Place(directory, f"database-{i}") for i in "abc"]
 
     def start_etcd(self, members: list[EtcdMember] | None = None) -> None:
@@ -140,7 +205,8 @@ class DatabaseCluster:
     def init(self, place: Place, *more: str) -> subprocess.CompletedProcess[str]:
         """Make a place's embedded database the first member."""
         endpoints = [word for each in self.etcd for word in ("--etcd", each.url)]
-        return self.command("init", *place.options, *endpoints, *more)
+        tls = [] if self.client_tls is None else self.client_tls.options
+        return self.command("init", *place.options, *endpoints, *tls, *more)
 
     def join(self, place: Place, source: Place, *more: str) -> subprocess.CompletedProcess[str]:
         return self.command("join", "--file", str(source.files.join_file), *place.options, *more)
@@ -217,10 +283,10 @@ def checked(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @contextlib.contextmanager
-def database_cluster() -> Iterator[DatabaseCluster]:
+def database_cluster(*, tls: bool = False) -> Iterator[DatabaseCluster]:
     """Make a folder, and end all of its processes afterwards; nothing is started yet."""
     with open_directory("nvdc-") as directory:
-        cluster = DatabaseCluster(directory)
+        cluster = DatabaseCluster(directory, tls=tls)
         try:
             yield cluster
         finally:

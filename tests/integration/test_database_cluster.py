@@ -154,6 +154,27 @@ def test_the_primary_is_found_behind_hosts_that_are_silent_refuse_or_are_standby
     assert str(hosts_of.credentials) not in words
 
 
+def test_a_primary_whose_certificate_ends_is_warned_of_and_renews_it_while_it_writes(well: DatabaseCluster) -> None:
+    leader = well.leader()
+    other = next(place for place in well.places if place is not leader)
+    with Writer(well.url, 1, pause_s=0.05).writing() as writer:
+        until(lambda: len(writer.acknowledged) > 5, "writes are acknowledged")
+        leader.show_certificate(13 * 86_400)
+        warned = well.tell("status", place=leader)
+        assert warned.returncode == 1 and "certificate of the database member ends on" in warned.stderr, warned.stderr
+        leader.show_certificate(-86_400)
+        ended = well.tell("status", place=other).stderr.replace("\n", " ")
+        assert f"{leader.name} answers, but its certificate is refused" in ended and "has expired" in ended
+        assert "accepts no writes" not in ended and "on its machine: novacron database cluster renew" in ended
+        fenced = well.tell("failover", "--fenced", leader.name, "--yes", place=other)
+        assert fenced.returncode == 1 and "is not off" in fenced.stderr, fenced.stderr
+        assert "Patroni uses it within seconds" in checked(well.tell("renew", place=leader))
+        assert well.wait_well()["primary"] == leader.name
+        checked(well.tell("switch", "--yes"))
+        until(lambda: writer.count_after(time.monotonic() - 1) > 5, "writes go on")
+    assert writer.lost() == set()
+
+
 def test_refusals_say_why(well: DatabaseCluster) -> None:
     status = well.status()
     leader = status["primary"]

@@ -113,6 +113,11 @@ async def test_the_doctor_finds_certificates_that_expire(tmp_path: Path, monkeyp
         (found,) = [each for each in await machine.certificates(tmp_path) if f"the database {kind}'s" in each.found]
         assert found.grade is grade
         assert grade is Grade.OK or "novacron database cluster renew" in found.advice
+    given = tmp_path / "etcd-client.crt"
+    given.write_bytes((tls / "server.crt").read_bytes())
+    (tls / "etcd.crt").symlink_to(given)  # which is somebody else's file
+    (found,) = [each for each in await machine.certificates(tmp_path) if "the etcd client's" in each.found]
+    assert found.grade is Grade.WARNING and str(given) in found.advice
     (directory / "server.crt").write_text("nonsense")
     assert Grade.WARNING in {result.grade for result in await machine.certificates(tmp_path)}
 

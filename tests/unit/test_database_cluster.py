@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from lab.database_cluster import DatabaseCluster, EtcdMember, Place
-from novacron import pki
 from novacron.local.database_cluster import checks, health, moves, patroni_config, settings
-from novacron.local.database_cluster.etcd import Etcd, is_old
+from novacron.local.database_cluster import view as views
+from novacron.local.database_cluster.etcd import ClusterKeys, Etcd, is_old
 from novacron.local.database_cluster.files import MemberFiles
 from novacron.local.database_cluster.settings import Cluster, ClusterFailed, ClusterMember, EtcdAccess
 from novacron.local.database_cluster.view import ClusterView, MemberRole, Members, MemberView
@@ -38,6 +35,10 @@ def member(name: str, role: str, state: str = "streaming", **more: Any) -> Membe
 
 
 A, B, C = member("a", "primary", "running"), member("b", "sync_standby"), member("c", "standby", lag_bytes=64 * KIB)
+
+
+UNTRUSTED = member("a", "primary", "untrusted", problem="it has expired")
+EXPIRED = {"https://x:2379": "[SSL: SSLV3_ALERT_BAD_CERTIFICATE] sslv3 alert bad certificate"}
 
 
 def view(*members: MemberView, **more: Any) -> ClusterView:
@@ -59,7 +60,11 @@ def test_three_members_that_work_are_well() -> None:
         (view(etcd_agrees=False, etcd_errors={"http://x": "refused"}), "etcd has no majority, so no member may be"),
         (view(etcd_errors={"http://x": "refused"}), "etcd does not answer on all machines (http://x: refused)"),
         (view(primary=None), "there is no primary: the database accepts no writes"),
+        (view(etcd_agrees=False, etcd_errors=EXPIRED), "do not trust one another's certificates, so no member may"),
+        (view(etcd_errors=EXPIRED), "etcd and this machine do not trust one another's certificates (https://x"),
         (view(member("a", "primary", "stopped"), B, C), "the primary, a, is stopped"),
+        (view(UNTRUSTED, B, C), "a answers, but its certificate is refused (it has expired)"),
+        (view(A, B, member("c", "standby", "untrusted", problem="expired")), "c answers, but its certificate is"),
         (view(A, member("b", "sync_standby", "unreachable", problem="refused"), C), "b does not answer: refused"),
         (view(A, B, member("c", "standby", "starting")), "c does not receive writes: it is starting"),
         (view(A, B, member("c", "standby", lag_bytes=2 << 20)), "c lacks 2097152 bytes"),
@@ -323,63 +328,29 @@ def test_a_process_that_cant_be_ended_leaves_no_other_one_running(
     assert sorted(ended) == ["database-a", "database-b", "database-c", "etcd-a", "etcd-b", "etcd-c"]
 
 
-def kept_member(directory: Path, now_s: float) -> MemberFiles:
-    """Return a member's folder, with certificates of that moment."""
-    key, ca = pki.new_authority(now_s)
-    cluster = Cluster.new("novacron", EtcdAccess(endpoints=("http://192.0.2.1:2379",)), tls=False, lone_writes=True)
-    cluster = msgspec.structs.replace(cluster, ca_key=key.decode(), ca=ca.decode())
-    files, own = MemberFiles(directory), ClusterMember(name="database-1", host="192.0.2.11")
-    files.keep(cluster, own)
-    files.ca.parent.mkdir()
-    files._write_certificates(cluster, own, now_s)
-    return files
+@pytest.mark.parametrize("to", [None, "b"])
+def test_a_primary_whose_certificate_is_refused_is_not_off(to: str | None) -> None:
+    seen = view(UNTRUSTED, B, C)
+    assert "accepts no writes" not in texts(seen) and "novacron database cluster renew" in health.problems(seen)[0].hint
+    with pytest.raises(ClusterFailed, match=r"is not off: it answers, .*novacron database cluster renew"):
+        moves.plan_failover(seen, to)
+    with pytest.raises(ClusterFailed, match="it answers, so it is not off"):
+        moves.check_off(seen, "a")
 
 
-@pytest.mark.parametrize("what", ["database", "database-authority"])
-def test_a_member_renews_its_certificates_before_anybody_is_warned(tmp_path: Path, what: str) -> None:
-    began_s = time.time()
-    files = kept_member(tmp_path, began_s)
-    life_s, before = pki.CA_DAYS * 86_400.0, files.certificate.read_bytes()
-    due_s = began_s + life_s * (1 - pki.RENEW_BELOW[what])
-    if what == "database-authority":  # the member's own was renewed in between
-        assert files.renew_certificates(due_s - 86_400)
-        before = files.certificate.read_bytes()
-    assert not files.renew_certificates(due_s - 3600) and files.certificate.read_bytes() == before
-    assert files.renew_certificates(due_s + 3600)
-    ends = files.certificate_ends()
-    assert ends["database"] > due_s + life_s * 0.9
-    assert (ends["database's authority"] > due_s + life_s * 0.9) == (what == "database-authority")
-    assert not files.renew_certificates(due_s + 7200), "once is enough"
-    known = files.cluster()
-    assert known is not None and known.ca.encode() == files.ca.read_bytes()
-    renewed = x509.load_pem_x509_certificate(files.certificate.read_bytes())
-    renewed.verify_directly_issued_by(x509.load_pem_x509_certificate(files.ca.read_bytes()))
+def test_a_member_whose_certificate_is_refused_is_no_member_that_is_away() -> None:
+    """What it says is not known, but somebody is there."""
+    known = {"conn_url": "postgres://x:5432/postgres", "api_url": "https://x:8008/patroni"}
+    keys = ClusterKeys({"leader": "a", "members/a": json.dumps(known)})
+    for problem, state in (
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired", "untrusted"),
+        ("[Errno 111] Connection refused", "unreachable"),
+    ):
+        (found,) = views._members(keys, {"a": problem})
+        assert (found.state, found.problem, found.works) == (state, problem, False)
 
 
-def test_members_that_know_the_former_authority_trust_what_the_renewed_one_issues(tmp_path: Path) -> None:
-    began_s = time.time()
-    files = kept_member(tmp_path, began_s)
-    former = x509.load_pem_x509_certificate(files.ca.read_bytes())
-    files.renew_certificates(began_s + 9 * 365 * 86_400)
-    assert files.ca.read_bytes() != former.public_bytes(serialization.Encoding.PEM)
-    x509.load_pem_x509_certificate(files.certificate.read_bytes()).verify_directly_issued_by(former)
-
-
-def test_a_certificate_that_was_lost_or_damaged_is_issued_again(tmp_path: Path) -> None:
-    files = kept_member(tmp_path, time.time())
-    files.certificate.unlink()
-    assert files.renew_certificates(time.time()) and "database" in files.certificate_ends()
-    files.certificate.write_bytes(b"nonsense")
-    assert files.renew_certificates(time.time()) and "database" in files.certificate_ends()
-
-
-def test_the_status_warns_of_certificates_14_days_before_they_end(tmp_path: Path) -> None:
-    files = kept_member(tmp_path, time.time())
-    ends_at_s = files.certificate_ends()["database"]
-    assert health.of_certificates(files.certificate_ends(), ends_at_s - 15 * 86_400) == []
-    soon = health.of_certificates(files.certificate_ends(), ends_at_s - 13 * 86_400)
-    assert {problem.text.split(" ends on")[0] for problem in soon} == {
-        "this machine's certificate of the database", "this machine's certificate of the database's authority"
-    }  # fmt: skip
-    assert all("novacron database cluster renew" in problem.hint for problem in soon)
-    assert "ended on" in health.of_certificates({"database": ends_at_s}, ends_at_s + 1)[0].text
+def test_the_status_warns_of_what_etcd_shows() -> None:
+    seen = view(etcd_ends_at_s={"https://x:2379": 1e9 + 13 * 86_400, "https://y:2379": 1e9 + 15 * 86_400})
+    (soon,) = health.of_etcd_servers(seen, 1e9)
+    assert soon.text.startswith("the certificate of etcd at https://x:2379 ends on 2001-09-22")

@@ -227,10 +227,17 @@ def cluster_status(state_dir: StateDir = None, output_: output.Output = output.O
     """Show the members, any problems, and what to do. Exits with 1 if there is a problem."""
     with _explained():
         from novacron.local.database_cluster import health
+        from novacron.local.database_cluster.settings import ClusterFailed
 
         with _controls(state_dir) as (files, cluster, mover):
-            view = mover.look()
-            problems = [*health.problems(view), *health.of_certificates(files.certificate_ends(), time.time())]
+            now_s = time.time()
+            ending = health.of_certificates(files.certificate_ends(), now_s)
+            try:
+                view = mover.look()
+            except ClusterFailed:
+                _say_problems(ending)  # which may be why
+                raise
+            problems = [*health.problems(view), *ending, *health.of_etcd_servers(view, now_s)]
             if view.primary is not None and view.members:
                 with contextlib.suppress(PermissionError):
                     files.keep_url(cluster, [each.address for each in view.members if each.address])
@@ -241,14 +248,14 @@ def cluster_status(state_dir: StateDir = None, output_: output.Output = output.O
 
 @app.command("renew")
 def cluster_renew(state_dir: StateDir = None) -> None:
-    """Renew the certificate of this machine's member. This also happens automatically when it starts, if due."""
+    """Renew the certificate of this machine's member while it runs. It is also renewed when it starts, if due."""
     with _explained():
+        from novacron.local.database_cluster import process
+
         files = _files(state_dir)
         files.renew_certificates(time.time(), force=True)
-        say(
-            "this member has a new certificate, and uses it after a restart: if it is the primary,"
-            " novacron database cluster switch; then systemctl restart novacron-database"
-        )
+        uses = "Patroni uses it within seconds" if process.reload(files) else "Patroni uses it once it is started"
+        say(f"this member has a new certificate; {uses}")
 
 
 @app.command("switch")
@@ -359,7 +366,11 @@ def _show(view: ClusterView, output_: output.OutputFormat, problems: list[Cluste
         "BEHIND": lambda row: "" if row["lag_s"] is None else f"{row['lag_s']:.0f} s",
     }
     output.rows([msgspec.to_builtins(member) for member in view.members], columns, output_)
-    for problem in problems or []:
+    _say_problems(problems or [])
+
+
+def _say_problems(problems: list[ClusterProblem]) -> None:
+    for problem in problems:
         say(f"wrong: {problem.text}", err=True)
         say(f"  do: {problem.hint}", err=True)
 

@@ -57,6 +57,7 @@ def expiries(settings: ServerSettings) -> dict[tuple[str, ...], float]:
     # Those of a member of the database's cluster on this machine; where they can't be read: novacron doctor.
     tls = settings.state_dir.parent / "postgres" / "tls"
     files |= {"database-authority": tls / "ca.crt", "database": tls / "server.crt"}
+    files |= {"etcd-authority": tls / "etcd-ca.crt", "etcd-client": tls / "etcd.crt"}
     ends = dict[tuple[str, ...], float]()
     for name, file in files.items():
         with contextlib.suppress(OSError, ValueError):

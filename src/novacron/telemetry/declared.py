@@ -341,7 +341,7 @@ FLEET = (
     ),
     _gauge(
         "novacron_certificate_expiry_timestamp_seconds",
-        "When a certificate ends: of the authority, the server, the API, the node, or a database on its machine.",
+        "When a certificate ends: of the authority, server, API or node, or of a database on its machine and its etcd.",
         "certificate",
         together=Together.MAX,
     ),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import ssl
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx
@@ -16,6 +18,11 @@ from novacron.local.database_cluster.settings import Cluster, ClusterFailed, Etc
 ANSWER_S, CONNECT_S = 3.0, 1.0
 """A machine without power does not even refuse a connection."""
 VERSION_MIN = (3, 4)
+CERTIFICATES = (
+    "put valid ones into the files of etcd, and into those of --etcd-ca, --etcd-certificate and --etcd-key: Patroni and"
+    " etcd read them at the next connection; only for another authority of clients, restart etcd"
+)
+"""What to do where etcd and its clients refuse one another's certificates."""
 WRONG = (httpx.HTTPError, OSError, ValueError, KeyError)
 
 
@@ -28,6 +35,8 @@ class EtcdHealth(NamedTuple):
     """By endpoint, of those that did not."""
     agrees: bool
     """A majority is there: what is read is the latest, and can be changed."""
+    ends_at_s: Mapping[str, float] = MappingProxyType({})
+    """By endpoint, when the certificate ends that it showed."""
 
 
 class ClusterKeys(NamedTuple):
@@ -78,20 +87,24 @@ class Etcd:
 
     def health(self) -> EtcdHealth:
         """Ask each endpoint for its version, and any of them to agree with the others."""
-        versions, errors = dict[str, str](), dict[str, str]()
+        versions, errors, ends_at_s = dict[str, str](), dict[str, str](), dict[str, float]()
 
         def ask(endpoint: str) -> None:
             try:
                 answer = self._http.get(f"{endpoint}/version")
                 answer.raise_for_status()
                 versions[endpoint] = str(answer.json()["etcdserver"])
+                stream = answer.extensions.get("network_stream")
+                tls = None if stream is None else stream.get_extra_info("ssl_object")
+                if tls is not None:
+                    ends_at_s[endpoint] = ssl.cert_time_to_seconds(tls.getpeercert()["notAfter"])
             except WRONG as error:
                 errors[endpoint] = str(error) or type(error).__name__
 
         with ThreadPoolExecutor(len(self._endpoints)) as pool:
             list(pool.map(ask, self._endpoints))
         self._endpoints = tuple(sorted(self._endpoints, key=lambda endpoint: endpoint in errors))
-        return EtcdHealth(versions, errors, self._agrees(list(versions)))
+        return EtcdHealth(versions, errors, self._agrees(list(versions)), ends_at_s)
 
     def _agrees(self, endpoints: list[str]) -> bool:
         for endpoint in endpoints:
@@ -114,7 +127,8 @@ class Etcd:
                     return self._keys(endpoint, f"{NAMESPACE}{cluster}/", serializable=serializable)
                 except WRONG as error:
                     why = str(error) or type(error).__name__
-        raise ClusterFailed(f"etcd can't be reached at {', '.join(self._endpoints)}: {why}")
+        advice = f"; if certificates have ended, {CERTIFICATES}" if is_of_certificates(why) else ""
+        raise ClusterFailed(f"etcd can't be reached at {', '.join(self._endpoints)}: {why}{advice}")
 
     def _keys(self, endpoint: str, prefix: str, *, serializable: bool) -> ClusterKeys:
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
@@ -147,6 +161,11 @@ class Etcd:
         if not isinstance(found, dict):
             raise ValueError(f"{endpoint}{path} does not answer like etcd")
         return found
+
+
+def is_of_certificates(words: str) -> bool:
+    """Say whether a connection failed because of a certificate, that of either side."""
+    return "certificate" in words.lower()
 
 
 def is_old(version: str) -> bool:

@@ -14,7 +14,14 @@ import msgspec
 
 from novacron import private_file
 from novacron.local.database_cluster import patroni_config
-from novacron.local.database_cluster.settings import DATABASE, SUPERUSER, Cluster, ClusterFailed, ClusterMember
+from novacron.local.database_cluster.settings import (
+    DATABASE,
+    SUPERUSER,
+    Cluster,
+    ClusterFailed,
+    ClusterMember,
+    EtcdAccess,
+)
 from novacron.local.postgres import MEMBER_FILE, Postgres, PostgresFailed, programs, server_user
 from novacron.model.errors import MALFORMED
 
@@ -54,6 +61,15 @@ class MemberFiles:
     def certificate(self) -> Path:
         return self.directory / TLS / "server.crt"
 
+    @property
+    def certificates(self) -> dict[str, Path]:
+        """The certificates that this member uses, by what they are called; those for etcd are others' files."""
+        tls = self.directory / TLS
+        return {
+            "database authority": self.ca, "database member": self.certificate,
+            "etcd authority": tls / "etcd-ca.crt", "etcd client": tls / "etcd.crt",
+        }  # fmt: skip
+
     def cluster(self) -> Cluster | None:
         """Return the cluster that this is, or is to become, a member of; None: none. Raises ClusterFailed."""
         return read_join_file(self.join_file) if self.join_file.exists() else None
@@ -80,8 +96,10 @@ class MemberFiles:
     def keep(self, cluster: Cluster, member: ClusterMember) -> None:
         """Write down what this member is to be. Raises OSError."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        private_file.write(self.join_file, msgspec.json.format(msgspec.json.encode(cluster)) + b"\n")
-        private_file.write(self.directory / OWN_FILE, msgspec.json.encode(member) + b"\n")
+        own = self.directory / OWN_FILE
+        for path, content in ((self.join_file, msgspec.json.format(msgspec.json.encode(cluster))),
+                              (own, msgspec.json.encode(member))):  # fmt: skip
+            private_file.write(path, content + b"\n", owner=_owner_of(path))
 
     def configure(self, cluster: Cluster, member: ClusterMember) -> None:
         """Write certificates and Patroni's file, last: from then on the data are Patroni's. Raises ClusterFailed."""
@@ -94,6 +112,7 @@ class MemberFiles:
             folder.mkdir(exist_ok=True, mode=0o700)
             os.chown(folder, *owner)
         self._write_certificates(cluster, member, time.time())
+        self.link_etcd(cluster.etcd)
         try:
             binaries = programs()
         except PostgresFailed as error:
@@ -106,16 +125,25 @@ class MemberFiles:
         """Issue this member's certificate, from the key that all members have. Raises OSError."""
         from novacron import pki  # not loaded by commands that only look
 
-        owner, tls = _owner(), self.directory / TLS
+        tls = self.directory / TLS
+        owner = _owner_of(tls)
         key, certificate = pki.issue_host(
             cluster.ca_key.encode(), cluster.ca.encode(), member.name, [member.host, "localhost"], now_s
         )
         for name, content in (("ca.crt", cluster.ca.encode()), ("server.key", key), ("server.crt", certificate)):
             private_file.write(tls / name, content, owner=owner)
 
+    def link_etcd(self, access: EtcdAccess) -> None:
+        """Let whoever looks at this member's certificates find those for etcd beside them. Raises OSError."""
+        for name, target in (("etcd authority", access.ca), ("etcd client", access.certificate)):
+            link = self.certificates[name]
+            link.unlink(missing_ok=True)
+            if target is not None:
+                link.symlink_to(target)
+
     def renew_certificates(self, now_s: float, *, force: bool = False) -> bool:
         """Renew this member's certificate, and the authority's for the same key, if it is time to or with ``force``;
-        say whether that was done. Patroni reads them when it starts. Raises ClusterFailed, OSError."""
+        say whether that was done. Patroni reads them when it starts, and on SIGHUP. Raises ClusterFailed, OSError."""
         from novacron import pki  # not loaded by commands that only look
 
         cluster, member = self.known()
@@ -133,11 +161,11 @@ class MemberFiles:
         return is_due or of_authority
 
     def certificate_ends(self) -> dict[str, float]:
-        """Return when this member's certificates end; those that can't be read are left out."""
+        """Return when the certificates that this member uses end; those that can't be read are left out."""
         from novacron import pki  # not loaded by commands that only look
 
         ends = {}
-        for name, path in (("database's authority", self.ca), ("database", self.certificate)):
+        for name, path in self.certificates.items():
             with contextlib.suppress(OSError, ValueError):
                 ends[name] = pki.expires_at_s(path.read_bytes())
         return ends
@@ -205,6 +233,14 @@ def _owner() -> tuple[int, int]:
     """Return whom Patroni's files belong to."""
     user = server_user()
     return (user.pw_uid, user.pw_gid) if user is not None else (os.geteuid(), os.getegid())
+
+
+def _owner_of(path: Path) -> tuple[int, int] | None:
+    """Return whom a file belongs to that root writes again, or a folder that root writes into; None: to the caller."""
+    if os.geteuid() != 0 or not path.exists():
+        return None
+    status = path.stat()
+    return status.st_uid, status.st_gid
 
 
 def read_join_file(path: Path) -> Cluster:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 import msgspec
 
+from novacron.local.database_cluster.etcd import CERTIFICATES, is_of_certificates
 from novacron.local.database_cluster.view import ClusterView, MemberRole, MemberView
 from novacron.pki import ENDS_SOON_S, utc
 
+RENEW = "novacron database cluster renew; Patroni uses it at once, and writes go on"
 STATUS = "novacron database cluster status"
 
 
@@ -35,6 +37,11 @@ def problems(view: ClusterView) -> list[ClusterProblem]:
 
 def _of_etcd(view: ClusterView) -> list[ClusterProblem]:
     away = "; ".join(f"{endpoint}: {error}" for endpoint, error in view.etcd_errors.items())
+    if is_of_certificates(away):
+        effect = "" if view.etcd_agrees else ", so no member may be the primary: the database accepts no writes"
+        return [ClusterProblem(
+            f"etcd and this machine do not trust one another's certificates{effect} ({away})", CERTIFICATES
+        )]  # fmt: skip
     if not view.etcd_agrees:
         return [ClusterProblem(
             f"etcd has no majority, so no member may be the primary: the database accepts no writes ({away})",
@@ -58,6 +65,8 @@ def _of_leader(view: ClusterView) -> list[ClusterProblem]:
             "a synchronous standby takes over within about 20 s; if none is left:"
             " novacron database cluster failover --to",
         )] if view.etcd_agrees else []  # fmt: skip
+    if primary.state == "untrusted":
+        return [_of_untrusted(primary)]
     if not primary.works:
         return [ClusterProblem(
             f"the primary, {primary.name}, is {primary.state}: the database accepts no writes",
@@ -70,6 +79,8 @@ def _of_leader(view: ClusterView) -> list[ClusterProblem]:
 def _of_member(view: ClusterView, member: MemberView) -> list[ClusterProblem]:
     if member.name == view.primary:
         return []
+    if member.state == "untrusted":
+        return [_of_untrusted(member)]
     if member.state == "unreachable":
         return [ClusterProblem(
             f"{member.name} does not answer: {member.problem}",
@@ -86,6 +97,13 @@ def _of_member(view: ClusterView, member: MemberView) -> list[ClusterProblem]:
             "if the number grows, its network or disk is too slow",
         )]  # fmt: skip
     return []
+
+
+def _of_untrusted(member: MemberView) -> ClusterProblem:
+    return ClusterProblem(
+        f"{member.name} answers, but its certificate is refused ({member.problem}): it goes on, but can't be switched",
+        f"on its machine: {RENEW}",
+    )
 
 
 def _of_standbys(view: ClusterView) -> list[ClusterProblem]:
@@ -115,11 +133,23 @@ def _of_standbys(view: ClusterView) -> list[ClusterProblem]:
 
 
 def of_certificates(ends_at_s: Mapping[str, float], now_s: float) -> list[ClusterProblem]:
-    """Return what is wrong with a member's certificates: they are renewed when it starts."""
-    found = []
-    for name, at_s in ends_at_s.items():
-        if at_s - now_s < ENDS_SOON_S:
-            when = f"ended on {utc(at_s)}" if at_s <= now_s else f"ends on {utc(at_s)}"
-            hint = "novacron database cluster renew, then restart this member"
-            found.append(ClusterProblem(f"this machine's certificate of the {name} {when}", hint))
-    return found
+    """Return what is wrong with the certificates that a member uses, by their names in ``MemberFiles.certificates``."""
+    return [
+        ClusterProblem(
+            f"this machine's certificate of the {name} {_when(at_s, now_s)}",
+            CERTIFICATES if name.startswith("etcd") else f"here: {RENEW}",
+        )
+        for name, at_s in ends_at_s.items() if at_s - now_s < ENDS_SOON_S
+    ]  # fmt: skip
+
+
+def of_etcd_servers(view: ClusterView, now_s: float) -> list[ClusterProblem]:
+    """Return which etcd shows a certificate that ends soon; one that has ended does not answer."""
+    return [
+        ClusterProblem(f"the certificate of etcd at {endpoint} {_when(at_s, now_s)}", CERTIFICATES)
+        for endpoint, at_s in view.etcd_ends_at_s.items() if at_s - now_s < ENDS_SOON_S
+    ]  # fmt: skip
+
+
+def _when(at_s: float, now_s: float) -> str:
+    return f"{'ended' if at_s <= now_s else 'ends'} on {utc(at_s)}"

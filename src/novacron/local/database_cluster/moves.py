@@ -63,6 +63,11 @@ def plan_failover(view: ClusterView, to: str | None) -> PrimaryMove:
     leader = view.member(view.primary or "")
     if leader is not None and leader.works:
         raise ClusterFailed(f"the primary, {leader.name}, works: use novacron database cluster switch --to {to}")
+    if leader is not None and leader.state == "untrusted":
+        raise ClusterFailed(
+            f"the primary, {leader.name}, is not off: it answers, with a certificate that is refused; on its machine:"
+            " novacron database cluster renew"
+        )
     return PrimaryMove(view.primary, target, 0 if target.role is MemberRole.SYNC_STANDBY else target.lag_bytes)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 from novacron.child_environment import clean
@@ -36,6 +39,7 @@ def run(files: MemberFiles) -> NoReturn:
     lock.keep_over_exec()
     if files.renew_certificates(time.time()):
         say("renewed this member's certificate", err=True)
+    files.link_etcd(files.known()[0].etcd)
     if files.remove_partial_copy():
         say("removed a copy of the database that was never finished", err=True)
     user = server_user()
@@ -48,6 +52,24 @@ def run(files: MemberFiles) -> NoReturn:
         os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
     arguments = command(files)
     os.execv(arguments[0], arguments)  # noqa: S606 (no shell)
+
+
+def reload(files: MemberFiles) -> bool:
+    """Let Patroni, if it runs, use the certificates that its files have now, and let PostgreSQL do so; connections to
+    PostgreSQL go on. Say whether it runs. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
+        pid = int(files.pid_file.read_text())
+        if str(files.patroni).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            if _catches(pid, signal.SIGHUP):  # otherwise it is about to start, and has not read them yet
+                os.kill(pid, signal.SIGHUP)
+            return True
+    return False
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Say whether a process would not be ended by a signal. Raises OSError, ValueError."""
+    _, _, rest = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")
+    return bool(int(rest.split(maxsplit=1)[0], 16) >> (number - 1) & 1)
 
 
 def runs(files: MemberFiles) -> bool:

@@ -16,6 +16,8 @@ from novacron.local.database_cluster.settings import API_USER, Cluster, ClusterF
 
 ANSWER_S, CONNECT_S = 3.0, 1.0
 MEMBERS_MAX = 16
+REFUSED = "CERTIFICATE_VERIFY_FAILED"
+"""In the words of OpenSSL: somebody answers, and shows a certificate that is not, or no more, valid."""
 
 
 class NoAnswerYet(ClusterFailed):
@@ -39,7 +41,8 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     api_url: str
     role: MemberRole
     state: str
-    """What it says itself: ``running``, ``streaming``, ``stopped``, ...; ``unreachable`` if it says nothing."""
+    """What it says itself: ``running``, ``streaming``, ``stopped``, ...; ``unreachable`` if it says nothing, and
+    ``untrusted`` if its certificate is refused: then it is not off."""
     timeline: int | None = None
     lag_bytes: int | None = None
     """What it lacks; None: not known."""
@@ -59,6 +62,8 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[MemberView, ...]
     etcd_agrees: bool
     etcd_errors: dict[str, str]
+    etcd_ends_at_s: dict[str, float] = {}
+    """When the certificates end that its endpoints showed."""
     paused: bool = False
     loss_bytes_max: int = 0
     lone_writes: bool = True
@@ -121,6 +126,7 @@ def look(cluster: Cluster, etcd: Etcd, members: Members) -> ClusterView:
         members=_members(keys, said),
         etcd_agrees=health.agrees,
         etcd_errors=health.errors,
+        etcd_ends_at_s=dict(health.ends_at_s),
         paused=bool(config.get("pause", False)),
         loss_bytes_max=int(config.get("maximum_lag_on_failover", cluster.loss_bytes_max)),
         lone_writes=not config.get("synchronous_mode_strict", not cluster.lone_writes),
@@ -167,7 +173,8 @@ def _member(
         "role": role,
     }  # fmt: skip
     if isinstance(said, str):
-        return MemberView(**view, state="unreachable", problem=said, lag_bytes=_lag(leader_at, _number(known)))
+        state = "untrusted" if REFUSED in said else "unreachable"
+        return MemberView(**view, state=state, problem=said, lag_bytes=_lag(leader_at, _number(known)))
     streams = said.get("replication_state") == "streaming"
     state = "streaming" if streams and role is not MemberRole.PRIMARY else str(said.get("state", "unknown"))
     timeline = said.get("timeline")

@@ -9,7 +9,7 @@ from novacron.local.doctor.finding import Finding, bad, ok, warning
 
 KEYS = (
     "server/ca.key", "server/ca-before.key", "server/server.key", "server/seal.key", "agent/identity/node.key",
-    "agent/wireguard.key",
+    "agent/wireguard.key", "postgres/tls/server.key", "postgres/cluster.join",
 )  # fmt: skip
 OTHERS = 0o077
 

@@ -183,11 +183,13 @@ async def limits() -> list[Finding]:
 
 
 def certificate_files(state_dir: Path) -> dict[str, Path]:
-    """Return where the certificates of a machine are that NovaCron issues itself, by what they are called."""
+    """Return where the certificates of a machine are, by what they are called: those that NovaCron issues itself, and
+    those with which a member of a database cluster reaches etcd."""
     return {
         "authority": state_dir / "server/ca.crt", "server": state_dir / "server/server.crt",
         "node": state_dir / "agent/identity/node.crt", "database authority": state_dir / "postgres/tls/ca.crt",
         "database member": state_dir / "postgres/tls/server.crt",
+        "etcd authority": state_dir / "postgres/tls/etcd-ca.crt", "etcd client": state_dir / "postgres/tls/etcd.crt",
     }  # fmt: skip
 
 
@@ -227,7 +229,9 @@ def _renewal(name: str, path: Path) -> str:
             f" agent --rejoin @FILE; for users: novacron context add NAME --replace --ca {path}"
         )
     if name.startswith("database"):
-        return "novacron database cluster renew: this machine's member uses it after a restart"
+        return "novacron database cluster renew: this machine's member uses it at once"
+    if name.startswith("etcd"):
+        return f"put a valid one into {path.resolve()}: Patroni reads it at its next connection, without a restart"
     try:
         node = pki.common_name(path.read_bytes())
     except (OSError, ValueError):
