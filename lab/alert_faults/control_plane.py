@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,15 @@ CONTROLLER = "rebalance"
 WAITING_WRITES = 60
 FREE_SESSIONS = 6
 BAD_SPEC = """UPDATE vms SET spec = spec || '{"power": "teleport"}' WHERE id = '%s'"""
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.name = 'refused' AND NEW.node IS NOT NULL THEN RAISE EXCEPTION 'not this one'; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER refuse BEFORE UPDATE ON vms FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+ADMIT = "DROP FUNCTION IF EXISTS refuse CASCADE"
 GOOD_SPEC = """UPDATE vms SET spec = spec || '{"power": "stopped"}' WHERE id = '%s'"""
 
 
@@ -173,6 +183,20 @@ def unreadable_row(scene: Scene) -> Iterator[Mending]:
         site.client.delete("vms", vm)
 
 
+@contextlib.contextmanager
+def refused_row(scene: Scene) -> Iterator[Mending]:
+    """A trigger that somebody has put into the database refuses that one VM is given to a node."""
+    site = scene.site
+    execute(site.postgres.url, REFUSE)
+    vm = site.client.create_vm(name="refused", image="tiny", memory_mib=128, power="stopped")["id"]
+    try:
+        yield Mending(bundle(scene), {"cause-mended": lambda: execute(site.postgres.url, ADMIT)})
+    finally:
+        execute(site.postgres.url, ADMIT)
+        site.client.delete("vms", vm)
+        site.wait_settled()
+
+
 def _journal_of(site: Platform) -> Actions:
     """Show the server's own log since its last start, where a host has the journal."""
 
@@ -216,7 +240,7 @@ def bad_release(scene: Scene, fault: str, wait_s: float) -> Iterator[Mending]:
 
 def _wait_answers(site: Platform) -> None:
     """Wait until the server listens again, though it may answer with errors."""
-    with urllib3.PoolManager(cert_reqs="CERT_NONE", assert_hostname=False) as pool:
+    with _pool(site) as pool:
         until(lambda: _status(pool, site, "/readyz") == 200, "the server is ready", 60)
 
 
@@ -294,7 +318,7 @@ def _clients(site: Platform, ask: Ask, count: int, wait_s: float = 0.05) -> Iter
     ended = threading.Event()
 
     def work(number: int) -> None:
-        with urllib3.PoolManager(cert_reqs="CERT_NONE", assert_hostname=False) as pool:
+        with _pool(site) as pool:
             while not ended.wait(wait_s):
                 with contextlib.suppress(urllib3.exceptions.HTTPError):
                     ask(pool, site, number)
@@ -310,9 +334,12 @@ def _clients(site: Platform, ask: Ask, count: int, wait_s: float = 0.05) -> Iter
             thread.join()
 
 
+def _pool(site: Platform) -> urllib3.PoolManager:
+    return urllib3.PoolManager(ssl_context=ssl.create_default_context(cadata=site.client.config.ca))
+
+
 def _status(pool: urllib3.PoolManager, site: Platform, path: str, method: str = "GET", body: bytes = b"") -> int:
-    config = site.client.config if site._client else None
-    headers = {"Authorization": f"Bearer {config.token}"} if config else {}
+    headers = {"Authorization": f"Bearer {site.client.config.token}"}
     url = f"https://127.0.0.1:{site.ports[0]}{path}"
     try:
         return int(pool.request(method, url, headers=headers, body=body or None, retries=False, timeout=20).status)
@@ -343,7 +370,11 @@ ALL = (
     ),
     AlertFault(
         "database-away", "PostgreSQL is killed, and controllers fail",
-        ("ControllerFails", "ControllerObjectsFail", "NodeLinkBreaks"), "troubleshooting/api", database_away,
+        ("ControllerFails", "NodeLinkBreaks"), "troubleshooting/api", database_away,
+    ),
+    AlertFault(
+        "refused-row", "a trigger in the database refuses that one VM is given to a node",
+        ("ControllerObjectsFail",), "troubleshooting/api", refused_row,
     ),
     AlertFault(
         "dead-session", "a session of a server that is gone holds the lock of a controller",

@@ -143,13 +143,13 @@ def test_a_vm_with_devices_waits_for_a_node_that_has_them_and_stays_there_while_
     vm = site.wait_state(new_vm(image="disk", memory_mib=128)["id"], "running")
     # There is no such device here: let the database say that it has one.
     asyncio.run(store_devices(site, vm["id"], '["8086:10fb"]'))
-    for path, body in (
-        (f"vms/{vm['id']}/actions/migrate", {}),
-        (f"vms/{vm['id']}/actions/migrate", {"warm": True}),
-        (f"vms/{vm['id']}/snapshots", {"name": "whole", "memory": True}),
+    for path, body, words in (
+        ("actions/migrate", {}, "has devices of "),
+        ("actions/migrate", {"warm": True}, "has devices of "),
+        ("snapshots", {"name": "whole", "memory": True}, "has host devices"),
     ):
-        refused = api("POST", f"/api/v1/{path}", body)
-        assert refused.status == 409 and "has devices of " in refused.problem["detail"]
+        refused = api("POST", f"/api/v1/vms/{vm['id']}/{path}", body)
+        assert refused.status == 409 and words in refused.problem["detail"]
     asyncio.run(store_devices(site, vm["id"], "[]"))
 
 
