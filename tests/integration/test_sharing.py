@@ -76,7 +76,7 @@ def test_a_link_is_shared_by_weight_and_its_limit_counts_at_once(link: Platform,
 
     # 5 Mbit/s are too little for two: the second one waits.
     until(
-        lambda: "link east/west has no bandwidth left" in str(link.client.get("migrations", begun[1]["id"])["waits_for"]),
+        lambda: "link east/west has no bandwidth" in str(link.client.get("migrations", begun[1]["id"])["waits_for"]),
         "it waits",
     )
     assert rates() == [625_000, None]
