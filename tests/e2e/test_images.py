@@ -40,7 +40,7 @@ def test_an_image_goes_to_another_node_and_boots_there(victim: Platform) -> None
         assert there.read_bytes() == here.read_bytes()
     assert (victim.images_of("host-b") / "goes" / "disk.raw").stat().st_blocks * 512 < 24 << 20, "holes stay holes"
     again = victim.cli("image", "copy", "goes", "host-b", check=False)
-    assert again.returncode != 0 and "holds image goes already" in again.stderr
+    assert again.returncode != 0 and "already holds image goes" in again.stderr
     vm = boot(victim, "arrived", 70, node="host-b", image="goes")
     delete(victim, vm)
 
@@ -96,7 +96,7 @@ def test_impossible_image_copies_are_refused(victim: Platform) -> None:
         (("nothing", "host-b"), "no node holds an image 'nothing'"),
         (("tiny", "host-z"), "host-z"),
         (("tiny", "host-b", "--from", "host-z"), "host-z"),
-        (("tiny", "host-b"), "holds image tiny already"),
+        (("tiny", "host-b"), "already holds image tiny"),
     ):
         refused = victim.cli("image", "copy", *arguments, check=False)
         assert refused.returncode != 0 and why in refused.stderr

@@ -125,7 +125,7 @@ def test_restic_reads_what_was_written_and_damage_is_found(server: RestServer, t
 def test_where_nothing_but_locks_can_be_deleted_backups_are_made(append_only: RestServer, tmp_path: Path) -> None:
     with contextlib.closing(append_only.opened()) as opened:
         made = _stored(opened, "backup-1", _disk(tmp_path))
-    refused = f"run restic forget {made[:8]} where .*access was denied"
+    refused = f"run restic forget {made[:8]} on the host .*access was denied"
     with (
         contextlib.closing(append_only.opened(Purpose.DELETE)) as opened,
         pytest.raises(NotAllowed, match=refused),

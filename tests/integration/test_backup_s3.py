@@ -432,7 +432,7 @@ def test_a_node_that_may_not_delete_makes_backups_and_says_where_to_delete_them(
     with contextlib.closing(append_only.opened(NODE)) as opened:
         made = _stored(opened, "backup-1", disk)
         contents.verify(opened.repository, made, never)
-    refused = f"is not allowed to delete backups: run restic forget {made[:8]} where .*access was denied"
+    refused = f"is not allowed to delete backups: run restic forget {made[:8]} on the host .*access was denied"
     with (
         contextlib.closing(append_only.opened(NODE, Purpose.DELETE)) as opened,
         pytest.raises(NotAllowed, match=refused),

@@ -124,7 +124,7 @@ def test_no_empty_database_begins_beside_data_that_were_kept(state: Path) -> Non
     kept = postgres.directory / "data.before-20260101T000000Z"
     kept.mkdir(parents=True)
     try:
-        with pytest.raises(PostgresFailed, match=rf"would create an empty database .* mv {kept} {postgres.data}"):
+        with pytest.raises(PostgresFailed, match=rf"would create an empty database.* mv {kept} {postgres.data}"):
             postgres.start()
     finally:
         postgres.stop()
