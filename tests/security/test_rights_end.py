@@ -76,8 +76,8 @@ async def test_streams_end_with_the_right(
     member = Member(api)
     url = served.client.config.url.replace("https://", "wss://") + "/api/v1/watch"
     headers = {"Authorization": f"Bearer {member.secret}"}
-    revision = api("GET", "/api/v1/networks/net-a").body["revision"]
-    waiting = f"/api/v1/networks/net-a?newer_than={revision}&timeout_s=60"
+    later = api("GET", "/api/v1/networks/net-a").body["revision"] + 1_000_000  # whatever else happens to it
+    waiting = f"/api/v1/networks/net-a?newer_than={later}&timeout_s=60"
     async with (
         asyncio.timeout(LATE_S),
         asked(served, context, "/api/v1/events", member, "Accept: text/event-stream") as events,
