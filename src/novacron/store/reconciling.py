@@ -136,14 +136,15 @@ class _Before(NamedTuple):
             epochs={row["vm"]: row["epoch"] for row in rows if row["contradiction"] not in NOT_SHOWN},
         )
 
+    def went_back(self, record: NodeRecord) -> bool:
+        """Say whether a node remembers less of a VM than it has said: it can't read its record of the VM any more, or
+        that was replaced by an older one."""
+        is_less = record.held is None or record.held.epoch < self.epochs.get(record.vm, 0)
+        return record.vm in self.known and is_less
+
     def stays(self, record: NodeRecord) -> bool:
-        """Say whether what a node has said of a VM stays as it is: it can't read its record of the VM any more, or that
-        was replaced by an older one."""
-        if record.vm not in self.known:
-            return False
-        if record.held is None:
-            return self.enough.get(record.vm, -1) >= record.bound_at
-        return record.held.epoch < self.epochs.get(record.vm, 0)
+        """Say whether what such a node has said stays as it is: it is enough to decide by."""
+        return self.went_back(record) and self.enough.get(record.vm, -1) >= record.bound_at
 
 
 class _Found(NamedTuple):
@@ -228,7 +229,7 @@ async def _contradicted(
             found.known.add(record.vm)
             continue
         said = _said(node, record, row, unheard_since)
-        if record.held is None and record.vm in before.known:
+        if before.went_back(record):
             said = _unread(record, row, counts=True)
         if said is not None and _takes(record.vm, said, before, found):
             await _store(connection, node, record, said, row)
