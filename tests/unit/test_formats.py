@@ -90,6 +90,18 @@ def test_a_blank_disk_is_a_raw_one(tmp_path: Path) -> None:
         assert detect(file) is ImageFormat.RAW
 
 
+@pytest.mark.parametrize("size", [8192, 1 << 20, 5 << 20])
+def test_data_behind_a_hole_is_not_blank(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "sparse"
+    path.touch()
+    os.truncate(path, size)
+    with path.open("r+b") as file:
+        file.seek(size - 4096)
+        file.write(b"SPB5")  # a NetWare pool, which is not recognised
+    with path.open("rb") as file, pytest.raises(Unacceptable, match="does not look like a disk"):
+        detect(file)
+
+
 def test_a_qcow2_over_another_file_is_refused(tmp_path: Path) -> None:
     path = create_disk(tmp_path / "disk", ImageFormat.QCOW2, "-u", "-F", "raw", "-b", "/etc/shadow")
     with path.open("rb") as file, pytest.raises(Unacceptable, match="has a backing file"):

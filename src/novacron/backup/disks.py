@@ -6,6 +6,7 @@ A block that is all zeros is one blob of the repository, too; where the host kno
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import hashlib
 import os
 import threading
@@ -54,13 +55,15 @@ class Written(NamedTuple):
 
 
 def data_extents(descriptor: int, size: int) -> Iterator[Extent]:
-    """Yield where a file holds data; the rest are holes, which are zeros."""
+    """Yield where a file holds data; the rest are holes, which are zeros. Raises OSError."""
     at = 0
     while at < size:
         try:
             begin = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole follows
-            return
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # a hole up to the end
         at = min(size, os.lseek(descriptor, begin, os.SEEK_HOLE))
         yield begin, at - begin
 

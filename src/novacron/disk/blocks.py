@@ -41,7 +41,8 @@ def places(path: Path) -> list[tuple[int, int]]:
 def data_ranges(descriptor: int, size: int, begin: int = 0) -> Iterator[tuple[int, int]]:
     """Return ``(start, end)`` of what of a file's first ``size`` bytes is no hole, each beginning at a whole page.
 
-    ``begin`` is a page's beginning.
+    ``begin`` is a page's beginning. The descriptor's offset moves: read with ``os.pread``, never through a buffered
+    file, which goes on where it believes the offset to be.
     """
     at = begin
     while at < size:

@@ -7,6 +7,7 @@ Hard Disk Image Format Specification and [MS-VHDX].
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -63,12 +64,12 @@ DISK_SIGNS = (
     (0x1018, bytes.fromhex("c68573f666ce90a9d96a60cf803df7ef")), (8182, b"SWAPSPACE2"), (16374, b"SWAPSPACE2"),
     (32758, b"SWAPSPACE2"), (65526, b"SWAPSPACE2"), (4086, b"SWAP-SPACE"), (0, b"\x28\xcd\x3d\x45"), (0, b"sqsh"),
     (0, b"\xce\xfa\xad\x1b"), (0, b"\x0b\xe5\xa9\x41"), (0, b"dmvdo001"), (0, b"bluestore block device"),
-    (0x4014, b"\0\0\0\x07version\0"), (0x400, b"\xf5\xfc\1\xa5"), (0x2000, b"\xa5\1\xfc\xf5"),
+    (0x4014, b"\0\0\0\x07version\0"), (0x400, b"\xf5\xfc\1\xa5"), (0x2000, b"\xa5\1\xfc\xf5"), (544, b"1SFB"), (544, b"BFS1"), (32, b"1SFB"),
 )  # fmt: skip
 """How a raw disk is recognised, and where, beside boot sectors: partition tables (GPT, Sun, Apple, BSD, SGI), volumes
 (LVM, LUKS, MD RAID, bcache, VDO, BlueStore), file systems (ext, XFS, Btrfs, F2FS, swap, ISO 9660, UDF, squashfs, EROFS,
 cramfs, romfs, APFS, HFS+, UFS, ReiserFS, Reiser4, JFS, NTFS, exFAT, BitLocker, ZFS, OCFS2, NILFS2, GFS2, bcachefs, BFS,
-VxFS)."""
+VxFS, BeFS)."""
 
 
 def detect(file: BinaryIO) -> ImageFormat:
@@ -121,20 +122,19 @@ def _is_known_disk(file: BinaryIO) -> bool:
 
 def _is_blank(file: BinaryIO, size: int) -> bool:
     """Say whether a file is nothing but zeros, as a new disk is."""
-    if size % SECTOR:
-        return False
-    return all(not any(_read(file, start, min(end - start, HEAD_BYTES))) for start, end in _pieces(file, size))
+    return size % SECTOR == 0 and not any(any(piece) for piece in _pieces(file, size))
 
 
-def _pieces(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of a file that are no holes, in pieces."""
+def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yield what of a file is no hole, in pieces."""
     try:
-        ranges = data_ranges(file.fileno(), size)
-    except (OSError, ValueError):  # it is no file of a file system
-        ranges = iter([(0, size)])
-    for start, end in ranges:
+        descriptor = file.fileno()
+    except (OSError, ValueError):  # it lies in memory
+        yield from (_read(file, at, HEAD_BYTES) for at in range(0, size, HEAD_BYTES))
+        return
+    for start, end in data_ranges(descriptor, size):
         for at in range(start, end, HEAD_BYTES):
-            yield at, min(end, at + HEAD_BYTES)
+            yield os.pread(descriptor, min(HEAD_BYTES, end - at), at)
 
 
 def check(file: BinaryIO, format: ImageFormat) -> int | None:
