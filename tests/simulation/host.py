@@ -143,7 +143,7 @@ class AgentProcess:
         if world.leased:
             self._begin(self.peers.run(), "peers")
         for vm, record in self.services.journal.load().items():
-            if record.held.claim is not Claim.NONE or (settings.vms_dir / vm).exists():
+            if record.held.claim is not Claim.NONE or record.damaged or (settings.vms_dir / vm).exists():
                 self._add(vm, record)
 
     def check_alive(self) -> None:

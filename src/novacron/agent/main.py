@@ -174,7 +174,7 @@ class Agent:
         try:
             async with self._tasks as tasks:
                 for vm, record in self._host.journal.load().items():
-                    if record.held.claim is not Claim.NONE or (self._settings.vms_dir / vm).exists():
+                    if record.held.claim is not Claim.NONE or record.damaged or (self._settings.vms_dir / vm).exists():
                         self._add(vm, record)
                 tasks.create_task(supervise("link", self._link.run, passes=(Renamed,)), name="link")
                 for name, work in works.items():

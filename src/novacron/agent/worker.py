@@ -378,7 +378,8 @@ class Worker:
         held, task = context.record.held, statement.task
         if context.record.damaged:
             return self._refuse_damaged(statement)
-        if held.claim is Claim.RELEASED and task is not None:
+        if held.claim in (Claim.RELEASED, Claim.NONE) and task is not None and task.side is Side.SOURCE:
+            # What was removed here runs here no more, either.
             context.services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
             lost = not self._source.has_sent_all(task.migration) and context.record.post_copy is None
             if lost and self._services.clock.monotonic() - self._began_at > LOST_AFTER_S:

@@ -64,7 +64,8 @@ DISK_SIGNS = (
     (0x1018, bytes.fromhex("c68573f666ce90a9d96a60cf803df7ef")), (8182, b"SWAPSPACE2"), (16374, b"SWAPSPACE2"),
     (32758, b"SWAPSPACE2"), (65526, b"SWAPSPACE2"), (4086, b"SWAP-SPACE"), (0, b"\x28\xcd\x3d\x45"), (0, b"sqsh"),
     (0, b"\xce\xfa\xad\x1b"), (0, b"\x0b\xe5\xa9\x41"), (0, b"dmvdo001"), (0, b"bluestore block device"),
-    (0x4014, b"\0\0\0\x07version\0"), (0x400, b"\xf5\xfc\1\xa5"), (0x2000, b"\xa5\1\xfc\xf5"), (544, b"1SFB"), (544, b"BFS1"), (32, b"1SFB"),
+    (0x4014, b"\0\0\0\x07version\0"), (0x400, b"\xf5\xfc\1\xa5"), (0x2000, b"\xa5\1\xfc\xf5"),
+    (544, b"1SFB"), (544, b"BFS1"), (32, b"1SFB"),
 )  # fmt: skip
 """How a raw disk is recognised, and where, beside boot sectors: partition tables (GPT, Sun, Apple, BSD, SGI), volumes
 (LVM, LUKS, MD RAID, bcache, VDO, BlueStore), file systems (ext, XFS, Btrfs, F2FS, swap, ISO 9660, UDF, squashfs, EROFS,

@@ -5,6 +5,7 @@ Either way the VM begins an epoch above all that any node has reported, which bi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 from novacron.model.errors import Conflict, InvalidInput, NotFound
 from novacron.model.ownership import Claim
 from novacron.model.unreconciled import Contradiction, UnreconciledVm, VmDescription, check_described
-from novacron.model.vm import Vm, VmState, VmStatus
+from novacron.model.vm import Vm, VmSpec, VmState, VmStatus
 from novacron.model.volume import PoolKind, VolumePhase
 from novacron.store import (
     events,
@@ -131,6 +132,7 @@ async def _as_described(
 ) -> Vm:
     """Let the database have a VM as its node describes it."""
     described = _description(record)
+    described = msgspec.structs.replace(described, spec=_begun_anew(described.spec, record))
     if row is None:
         vm = await _create(connection, record, described, how, epoch)
     else:
@@ -185,6 +187,7 @@ async def forget(connection: Connection, ref: str, confirm: str | None, actor: s
         )
         return None
     vm = vms.of_row(row)
+    spec = _begun_anew(vm.spec, next((record for record in _proven(every) if record.node == vm.node), None))
     node, lost_on, status = vm.node, vm.lost_on, VmStatus(machine=vm.status.machine, reason="the database was right")
     if any(record.node == vm.node and record.claim in (Claim.NONE, Claim.INCOMING) for record in _proven(every)):
         lost = await lost_nodes.only_there(connection, vm)
@@ -193,14 +196,25 @@ async def forget(connection: Connection, ref: str, confirm: str | None, actor: s
             reason = f"node {vm.node} has removed it, and {lost}: see novacron vm recover {vm.name} --help"
             status = VmStatus(state=VmState.FAILED, machine=vm.status.machine, reason=reason)
     row = await connection.fetchrow(
-        "UPDATE vms SET node = $2, lost_on = $3, epoch = $4, status = $5, unreconciled = NULL WHERE id = $1"
+        "UPDATE vms SET node = $2, lost_on = $3, epoch = $4, status = $5, spec = $6, unreconciled = NULL WHERE id = $1"
         " RETURNING *",
-        vm.id, node, lost_on, epoch, msgspec.to_builtins(status),
+        vm.id, node, lost_on, epoch, msgspec.to_builtins(status), msgspec.to_builtins(spec),
     )  # fmt: skip
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "Forgotten", message, actor, vm.project))
     others = [other for other in _proven(every) if other.claim is not Claim.NONE and other.node != node]
     await reconciling.let_end(connection, vms.of_row(row), others)
     return await vms.get(connection, vm.id)
+
+
+def _begun_anew(spec: VmSpec, record: UnreconciledVm | None) -> VmSpec:
+    """Let the guest of a node that has handed it over begin anew: it may have run elsewhere since, and what it has in
+    memory there is not what is on its disks."""
+    if record is None or record.claim is not Claim.RELEASED:
+        return spec
+    resets = [spec.resets]
+    with contextlib.suppress(Conflict):
+        resets.append(_description(record).spec.resets)
+    return msgspec.structs.replace(spec, resets=max(resets) + 1)
 
 
 def _proven(every: Iterable[UnreconciledVm]) -> list[UnreconciledVm]:

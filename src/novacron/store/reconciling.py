@@ -374,15 +374,19 @@ def _known(row: asyncpg.Record | None) -> str:
 
 
 async def node_removed(connection: Connection, node: str) -> None:
-    """Nobody asks a node any more what it knows: what others know of its VMs counts, above what it knew."""
-    rows = await connection.fetch("DELETE FROM unreconciled_vms WHERE node = $1 RETURNING vm, epoch, proven", node)
+    """Nobody asks a node any more what it knows: what others know of its VMs counts, above what it had. A VM that it
+    had not may be another's at the same epoch, which connects later."""
+    rows = await connection.fetch(
+        "DELETE FROM unreconciled_vms WHERE node = $1 RETURNING vm, epoch, claim, proven", node
+    )
     rows = [row for row in rows if row["proven"]]
+    after = [row["epoch"] + (row["claim"] in (Claim.OWNER, Claim.RELEASED)) for row in rows]
     await connection.execute(
-        "UPDATE vms SET unreconciled = NULL, epoch = greatest(vms.epoch, u.epoch) + 1"
+        "UPDATE vms SET unreconciled = NULL, epoch = greatest(vms.epoch, u.epoch)"
         " FROM unnest($1::text[], $2::bigint[]) AS u (vm, epoch)"
         " WHERE id = u.vm AND unreconciled IS NOT NULL"
         " AND NOT EXISTS (SELECT FROM unreconciled_vms o WHERE o.vm = id AND o.proven)",
-        [row["vm"] for row in rows], [row["epoch"] for row in rows],
+        [row["vm"] for row in rows], after,
     )  # fmt: skip
     await mark(connection, {row["vm"] for row in rows}, [])
 

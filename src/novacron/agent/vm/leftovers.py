@@ -21,6 +21,7 @@ from novacron.agent.host.remnants import Remnant, RemnantKind, RemnantSituation,
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.journal import Journal, Record, peek
 from novacron.model.errors import InvalidInput
+from novacron.model.ownership import Claim
 from novacron.net.tap import NetworkFailed
 from novacron.qemu import process, running
 from novacron.qemu.running import RunningQemu
@@ -119,6 +120,20 @@ def without_agent(qemus: list[RunningQemu]) -> RunningQemu | None:
         if owner and not presence.lives(owner):
             return qemu
     return None
+
+
+def _record_of_both(journal: Journal, here: Path, there: Path, vm: str) -> Record | None:
+    """Return what to remember of a VM whose QEMU runs in another folder; None: what is remembered here already.
+
+    Either folder may be an older copy, so the later epoch counts. What the earlier agent has promised may be lost with
+    its journal: then nothing is done with the VM for now.
+    """
+    theirs, own = peek(there, vm), peek(here, vm)
+    if own is None:
+        return None if journal.has(vm) else theirs or Record(damaged=True)
+    if theirs is not None:
+        return theirs if theirs.held.epoch > own.held.epoch else None
+    return Record(damaged=True) if own.held.claim is Claim.NONE else None
 
 
 class InUse(NamedTuple):
@@ -277,10 +292,8 @@ class Leftovers:
         for directory in (settings.vms_dir, settings.volumes_dir, settings.journal_dir):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         journal = Journal(settings.journal_dir)
-        if not journal.has(qemu.vm):
-            # What the earlier agent has promised is lost with its journal: then nothing is done with the VM for now.
-            theirs = _state_dir(qemu) / JOURNAL
-            journal.store(qemu.vm, peek(theirs, qemu.vm) or Record(damaged=True))
+        if (record := _record_of_both(journal, settings.journal_dir, _state_dir(qemu) / JOURNAL, qemu.vm)) is not None:
+            journal.store(qemu.vm, record)
         for source, target in self._volumes_of(qemu):
             source.rename(target)
         qemu.directory.rename(settings.vms_dir / qemu.vm)

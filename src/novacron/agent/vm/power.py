@@ -45,7 +45,9 @@ STATES = {
 }
 """What QEMU's run states (QMP RunState) mean to users; in others nobody can tell how the guest is."""
 
-RESUMABLE = frozenset({"paused", "prelaunch", "postmigrate"})
+LEFT = "postmigrate"
+"""The guest was handed over."""
+RESUMABLE = frozenset({"paused", "prelaunch", LEFT})
 
 
 def backoff_s(crashes: int) -> float:
@@ -201,6 +203,8 @@ def _keep_on(spec: VmSpec, situation: Situation) -> Step:
         return Step.MAKE_ROOM
     if run_state not in STATES:  # ``inmigrate``, too: it owns the VM, but the memory that it waited for will not come
         return Step.KILL
+    if run_state == LEFT and spec.resets > situation.resets:
+        return Step.KILL  # it is to begin anew: it may have run elsewhere since, and must not write what it remembers
     if run_state == "running" and (step := _restart(spec, situation)) is not None:
         return step
     if spec.power is Power.PAUSED:

@@ -21,7 +21,7 @@ from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.media import MediaMissing
 from novacron.agent.vm.nics import Nics
-from novacron.agent.vm.power import STATES, PowerRequests, Step, backoff_s, decide
+from novacron.agent.vm.power import LEFT, STATES, PowerRequests, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
 from novacron.agent.vm.start_queue import StartDelayed
 from novacron.agent.vm.tenant import Tenant
@@ -279,7 +279,7 @@ class Reconciler:
                 context.report(VmState.STOPPING)
                 return assignment.spec.stop_timeout_s
             case Step.KILL:
-                if not self._is_to_be_off(assignment) and run_state != "inmigrate":
+                if not self._is_to_be_off(assignment) and run_state not in ("inmigrate", LEFT):
                     self.note_crash(f"QEMU is in state {run_state}")
                 context.exit_expected = True
                 await self._machine.kill()
