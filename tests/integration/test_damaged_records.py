@@ -11,8 +11,8 @@ from novacron.model.vm import VmAction, VmState, VmStatus
 from novacron.store import leases, owned, reconciling, unreconciled
 from novacron.store.database import Database
 from novacron.store.reconciling import NodeRecord
-from tests.integration import test_unreconciled
-from tests.integration.test_unreconciled import (
+from tests.support import older_database
+from tests.support.older_database import (
     NEW,
     act,
     adopt,
@@ -26,7 +26,7 @@ from tests.integration.test_unreconciled import (
 )
 from tests.support.stored_fleet import add_node, add_vm
 
-fleet = test_unreconciled.fleet
+fleet = older_database.fleet
 
 
 async def connect(database: Database, node: str, *damaged: str, sound: NodeRecord | None = None) -> None:
@@ -107,7 +107,7 @@ async def test_a_vm_goes_on_where_its_record_is_damaged_by_an_operators_word(fle
 
 async def test_a_vm_whose_record_is_damaged_before_its_node_could_describe_it_can_be_adopted(fleet: Database) -> None:
     """The node has said that it has the VM, and nothing more: only the database, an older one, knows what it is."""
-    await test_unreconciled.said(fleet, "a", "web", 3, Claim.RELEASED)
+    await older_database.said(fleet, "a", "web", 3, Claim.RELEASED)
     await connect(fleet, "a", "web")
     await hear(fleet, "a", "b")
     with pytest.raises(InvalidInput, match="is damaged"):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
 from novacron.control.objects import Objects
@@ -13,115 +11,48 @@ from novacron.control.placement import PlacementController
 from novacron.model.condition import ConditionReason, ConditionType
 from novacron.model.database_mark import DatabaseMark
 from novacron.model.errors import Conflict, InvalidInput, NotFound
-from novacron.model.network import NetworkSpec, NicSpec
 from novacron.model.ownership import Claim, OrderKind, OwnershipRecord
-from novacron.model.vm import VmAction, VmSpec, VmState, VmStatus
+from novacron.model.vm import VmAction, VmState, VmStatus
 from novacron.server import node_statements
 from novacron.server.database_watch import DatabaseWatch
 from novacron.server.node_statements import NodeBasis
 from novacron.store import (
-    adoption,
     conditions,
     database_marks,
     failover,
     leases,
     lost_nodes,
     migrations,
-    networks,
-    new_vms,
     nodes,
     owned,
-    projects,
     reconciling,
     unreconciled,
     vms,
     volumes,
 )
-from novacron.store.adoption import Adoption
-from novacron.store.database import Connection, Database
+from novacron.store.database import Database
 from novacron.store.leader import leadership
 from novacron.store.reconciling import NodeRecord
 from novacron.wire import messages as wire
+from tests.support import older_database
+from tests.support.older_database import (
+    NEW,
+    NIC,
+    act,
+    adopt,
+    count,
+    create,
+    forget,
+    hear,
+    orders,
+    said,
+    stored,
+    withheld,
+)
 from tests.support.project_secrets import PlainSecrets
 from tests.support.stored_fleet import add_node, add_vm, nodes_of_vms
 
-NEW = "vm-new"
-NIC = {"network": "lan", "address": "10.9.0.7"}
-
-
-@pytest.fixture
-async def fleet(database: Database) -> Database:
-    """Nodes a and b, a network, and a VM that is on a at epoch 1, as the database, which is old, has it."""
-    async with database.transaction() as connection:
-        for name in "ab":
-            await add_node(connection, name)
-        await networks.create(connection, "default", "lan", NetworkSpec(subnet="10.9.0.0/24"), None, "me")
-        await add_vm(connection, "web", "a", ha=True, own_disk=False)
-    return database
-
-
-def described(name: str = "new", volumes: tuple[dict[str, Any], ...] = (), **spec: Any) -> dict[str, Any]:
-    fields = msgspec.to_builtins(VmSpec(image="tiny", memory_mib=64)) | spec
-    return {"name": name, "project": "default", "spec": fields, "volumes": list(volumes), "machine": "pc-q35-7.2"}
-
-
-async def said(
-    database: Database, node: str, vm: str, epoch: int, claim: Claim = Claim.OWNER, *, whole: bool = False,
-    **description: Any,
-) -> None:  # fmt: skip
-    known = described(**description) if claim is Claim.OWNER else None
-    record = NodeRecord(vm, OwnershipRecord(epoch, claim), known)
-    await database.transact(lambda connection: reconciling.take(connection, node, [record], whole=whole))
-
-
-async def create(database: Database, name: str, address: str | None = None, *, nic: bool = False) -> VmSpec:
-    nics = (NicSpec("lan", address=address),) if nic else ()
-
-    async def work(connection: Connection) -> VmSpec:
-        new = new_vms.NewVm(name, VmSpec(image="tiny", memory_mib=64, nics=nics), 0)
-        return (await new_vms.create(connection, await projects.making(connection, "default"), new, "me")).spec
-
-    return await database.transact(work)
-
-
-async def act(database: Database, vm: str, action: VmAction) -> None:
-    await database.transact(lambda connection: vms.act(connection, vm, action, None, "me"))
-
-
-async def adopt(database: Database, ref: str, **how: Any) -> Any:
-    return await database.transact(lambda connection: adoption.adopt(connection, ref, Adoption(**how), "me"))
-
-
-async def hear(database: Database, *names: str) -> None:
-    """Nodes say their last word about what an older database may lack."""
-    async with database.transaction() as connection:
-        await connection.execute(
-            "UPDATE node_leases SET renewed_at = clock_timestamp() WHERE node = ANY($1)", list(names)
-        )
-
-
-async def forget(database: Database, ref: str, confirm: str | None) -> Any:
-    return await database.transact(lambda connection: adoption.forget(connection, ref, confirm, "me"))
-
-
-async def orders(database: Database, node: str, *held: str) -> dict[str, tuple[OrderKind, int]]:
-    """Return what a node is told of VMs."""
-    async with database.transaction(isolation="repeatable_read") as connection:
-        messages = await node_statements.messages(
-            connection, node, set(held), PlainSecrets(), NodeBasis(None, ())
-        )  # fmt: skip
-    desired = next(message for message in messages if isinstance(message, wire.Desired))
-    return {statement.vm: (statement.order.kind, statement.order.epoch) for statement in desired.statements}
-
-
-async def stored(database: Database, vm: str) -> Any:
-    async with database.connection() as connection:
-        return await vms.get(connection, vm)
-
-
-async def count(database: Database, node: str) -> int:
-    async with database.connection() as connection:
-        return (await nodes.get(connection, node)).status.unreconciled_vms
+fleet = older_database.fleet
 
 
 async def test_nothing_is_given_out_that_a_vm_has_which_only_a_node_knows(fleet: Database) -> None:
@@ -422,13 +353,6 @@ async def test_a_server_whose_database_is_replaced_under_it_lets_every_node_conn
     assert "after these nodes have connected: a, b" in events[0]["message"]
 
 
-async def withheld(database: Database, node: str) -> dict[str, str]:
-    """Return why VMs of a node are not begun."""
-    async with database.transaction(isolation="repeatable_read") as connection:
-        statements = await node_statements.statements(connection, node, set(), PlainSecrets(), NodeBasis(None, ()))
-    return {s.vm: s.assignment.withheld for s in statements if s.assignment is not None}
-
-
 async def test_a_vm_waits_for_nodes_that_may_have_it_and_a_young_one_does_not(fleet: Database) -> None:
     async def compare(number: int) -> None:
         mark = DatabaseMark("5e17", number)
@@ -456,79 +380,3 @@ async def test_a_vm_waits_for_nodes_that_may_have_it_and_a_young_one_does_not(fl
     async with fleet.transaction() as connection:
         await leases.fenced(connection, "b", cut_off=True)
     assert await withheld(fleet, "a") == {"web": "", "young": ""}, "a node that was cut off since runs nothing"
-
-
-async def test_nothing_is_forgotten_while_a_node_may_have_it_that_was_not_heard(fleet: Database) -> None:
-    """Node b says that the VM was moved at epoch 3. Node c, which is off, has it since: its disk would be removed."""
-    async with fleet.transaction() as connection:
-        await add_node(connection, "c")
-    await said(fleet, "b", "web", 3, Claim.RELEASED)
-    await hear(fleet, "a", "b")
-    for decision in (forget(fleet, "web", "web"), adopt(fleet, "web", node="b", confirm="web")):
-        with pytest.raises(Conflict, match="node c, which may have the VM, has not connected since") as refused:
-            await decision
-        assert "novacron node remove c --force" in str(refused.value.hint)
-    await said(fleet, "c", "web", 3, name="web")
-    await hear(fleet, "c")
-    assert (await adopt(fleet, "web", node="c")).node == "c"
-
-
-@pytest.mark.parametrize("claim", [Claim.OWNER, Claim.RELEASED, Claim.INCOMING])
-async def test_a_vm_that_goes_on_at_the_epoch_at_which_an_older_database_deleted_it_is_seen(
-    fleet: Database, claim: Claim
-) -> None:
-    """It was moved at epoch 2, which the database does not know, and deleted in it by force."""
-    async with fleet.transaction() as connection:
-        await vms.remove(connection, await vms.get(connection, "web"))
-    await said(fleet, "b", "web", 2, claim, name="web")
-    await hear(fleet, "a", "b")
-    async with fleet.connection() as connection:
-        (seen,) = await adoption.find(connection, "web")
-        assert "deleted at epoch 2" in seen.reason
-        assert await unreconciled.later(connection, {"web": 2}) == ["web"]
-    await forget(fleet, "web", seen.vm_name)
-    assert await orders(fleet, "b", "web") == {"web": (OrderKind.GONE, 3)}
-
-
-async def test_what_a_lost_vm_left_on_another_node_is_ended_there(fleet: Database) -> None:
-    """Its disk is on a host that was removed, and may come back: that one keeps it."""
-    await said(fleet, "b", "web", 3, Claim.RELEASED)
-    async with fleet.transaction() as connection:
-        await connection.execute("UPDATE vms SET node = NULL, lost_on = 'a'")
-    await hear(fleet, "a", "b")
-    await forget(fleet, "web", "web")
-    assert await orders(fleet, "b", "web") == {"web": (OrderKind.GONE, 4)} and await orders(fleet, "a", "web") == {}
-
-
-async def test_a_node_whose_journal_was_put_back_still_has_what_it_had(fleet: Database) -> None:
-    """Its record says nothing any more, but its disk is there: it must not be told to remove that."""
-    await said(fleet, "b", "web", 3, name="web")
-    await said(fleet, "b", "web", 0, Claim.NONE, whole=True)
-    assert "node b has it, at epoch 3" in str((await stored(fleet, "web")).unreconciled)
-    assert await orders(fleet, "b", "web") == {}
-    assert (await adopt(fleet, "web")).node == "b"
-    assert await orders(fleet, "b", "web") == {"web": (OrderKind.OWN, 4)}
-
-
-async def test_heartbeats_of_an_earlier_connection_never_count_again(fleet: Database) -> None:
-    """A counter in the database would come to the same number again, once that was put back."""
-    begun = await fleet.transact(lambda connection: leases.begin(connection, "a"))
-    for _ in range(3):
-        async with fleet.transaction() as connection:
-            await connection.execute("UPDATE node_leases SET generation = 0")
-            await leases.begin_again(connection)
-        for number in (begun, 0, 1, 2):
-            async with fleet.transaction() as connection:
-                assert await leases.renew(connection, [leases.Beat("a", number)], 0.0) == set()
-
-
-async def test_what_still_ends_somewhere_stays_so_whatever_else_is_reconciled(fleet: Database) -> None:
-    async with fleet.transaction() as connection:
-        await add_node(connection, "c")
-    await said(fleet, "b", "web", 5, name="web")
-    await hear(fleet, "a", "b", "c")
-    await forget(fleet, "web", "web")
-    await said(fleet, "c", "web", 9, name="web")
-    vm = await adopt(fleet, "web")
-    assert vm.node == "c" and "node b ends what it has of it" in str(vm.unreconciled)
-    assert await orders(fleet, "c", "web") == {}

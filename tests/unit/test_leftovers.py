@@ -149,6 +149,30 @@ async def test_a_promise_that_may_be_lost_with_its_journal_is_not_forgotten(
     assert left.alive and Journal(settings.journal_dir).load_one(VM).damaged
 
 
+NOTHING_KNOWN, OWNED = OwnershipRecord(1, Claim.NONE), OwnershipRecord(6, Claim.OWNER)
+
+
+@pytest.mark.parametrize(
+    ("put_back", "moved_away", "counts"),
+    [(NOTHING_KNOWN, OWNED, OWNED), (OWNED, NOTHING_KNOWN, OWNED), (OWNED, None, OWNED), (NOTHING_KNOWN, None, None)],
+)
+async def test_the_later_of_two_records_of_a_vm_that_runs_counts(
+    tmp_path: Path, authority: pki.Authority, left: Program, put_back: OwnershipRecord,
+    moved_away: OwnershipRecord | None, counts: OwnershipRecord | None,
+) -> None:  # fmt: skip
+    """A state folder was put back from a copy while a VM ran out of the one that was moved away. ``counts`` None: the
+    record is damaged."""
+    away = tmp_path / "away"
+    (tmp_path / "state").rename(away)
+    if moved_away is not None:
+        Journal(away / "journal").store(VM, Record(moved_away))
+    settings = make_state(tmp_path / "state", authority)
+    Journal(settings.journal_dir).store(VM, Record(put_back))
+    await settle(settings)
+    record = Journal(settings.journal_dir).load_one(VM)
+    assert left.alive and (record.damaged if counts is None else record.held == counts)
+
+
 async def test_an_agent_with_a_copy_of_the_state_folder_does_not_start_beside_running_vms(
     tmp_path: Path, authority: pki.Authority, left: Program
 ) -> None:

@@ -105,6 +105,14 @@ def test_a_guest_that_powered_itself_off_restarts_where_its_spec_says_so() -> No
     assert decide(off, Situation("absent", halted_at_start=None, reboots=0)) is Step.NOTHING
 
 
+def test_a_guest_that_was_handed_over_begins_anew_where_that_was_asked_for() -> None:
+    """Otherwise it would write what it remembers onto disks that it may have changed elsewhere."""
+    left = Situation("postmigrate", resets=2)
+    assert decide(VmSpec(image="tiny", resets=2), left) is Step.CONTINUE
+    assert decide(VmSpec(image="tiny", resets=3), left) is Step.KILL
+    assert decide(VmSpec(image="tiny", resets=3), Situation("paused", resets=2)) is Step.CONTINUE
+
+
 def test_a_stop_is_graceful_first_and_forced_after_its_time() -> None:
     spec = VmSpec(image="tiny", power=Power.STOPPED, stop_timeout_s=10)
     assert decide(spec, Situation("running", halted_at_start=None, reboots=0)) is Step.POWER_DOWN

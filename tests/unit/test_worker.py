@@ -232,6 +232,16 @@ async def test_a_vote_binds_an_agent_whose_state_folder_was_put_back_from_before
     assert sent_messages[-1] == wire.Removed("vm-a"), "the later epoch says whose it is"
 
 
+async def test_a_source_that_was_made_to_remove_the_vm_lets_its_migration_end(tmp_path: Path) -> None:
+    """It runs the VM at this epoch no more, which is all that its vote says: the target may have everything."""
+    sent_messages.clear()
+    worker = Worker("vm-a", Record(OwnershipRecord(3, Claim.NONE)), services_in(tmp_path))
+    task = wire.Task("mig-a", Side.SOURCE, MigrationKind.LIVE, "host-b", 3, endpoint=None)
+    worker.set_desired(wire.Statement("vm-a", Order(OrderKind.OWN, 3), assigned(Restart.ALWAYS), task))
+    await worker._step()
+    assert sent_messages == [wire.Voted("mig-a", Side.SOURCE, 3)]
+
+
 async def test_an_older_state_folder_runs_nothing_that_has_moved_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
