@@ -156,6 +156,17 @@ async def test_a_damaged_record_is_no_contradiction_of_a_database_that_knows_eve
     assert (await stored(fleet, "young")).unreconciled is None and await count(fleet, "b") == 0
 
 
+async def test_a_damaged_record_of_an_epoch_at_which_the_database_deleted_the_vm_is_seen(fleet: Database) -> None:
+    """Another database gave that epoch to the node: the VM runs there."""
+    async with fleet.transaction() as connection:
+        await connection.execute("INSERT INTO vm_tombstones (vm, epoch) VALUES ('old', 3)")
+        await reconciling.take(connection, "b", [NodeRecord("old", None, bound_at=2)], whole=True)
+    assert await count(fleet, "b") == 0
+    async with fleet.transaction() as connection:
+        await reconciling.take(connection, "b", [NodeRecord("old", None, bound_at=3)], whole=True)
+    assert await count(fleet, "b") == 1
+
+
 async def test_a_node_that_was_believed_with_a_damaged_record_connects_again_when_the_database_is_doubted(
     fleet: Database,
 ) -> None:

@@ -19,11 +19,12 @@ from novacron.control.placement import PlacementController
 from novacron.key_ring import KeyRing
 from novacron.model.errors import Conflict, IllegalState, InvalidInput
 from novacron.model.lease import LEASE_S, MARGIN_S
+from novacron.model.migration import Side
 from novacron.model.ownership import Claim, OrderKind, OwnershipRecord
 from novacron.model.vm import VmAction, VmState
 from novacron.server.dismissal import REASON
 from novacron.server.link import LinkServer
-from novacron.store import identities, leases, lost_nodes, nodes, owned, vms, volumes
+from novacron.store import identities, leases, lost_nodes, migrations, nodes, owned, vms, volumes
 from novacron.store.database import Database
 from novacron.wire import codec
 from novacron.wire import messages as wire
@@ -293,3 +294,26 @@ async def test_a_host_whose_place_another_has_taken_is_told_to_end_what_that_can
     assert after == {"shared": before["shared"] + 1, "off": before["off"] + 1, "local": before["local"]}, (
         "a disk that only the other host has stays there"
     )
+
+
+async def test_a_migration_ends_if_another_host_takes_the_place_of_its_target(fleet: Database) -> None:
+    """The one that had loaded the guest is gone, and its source waits for a vote that never comes."""
+    async with fleet.transaction() as connection:
+        moved = (await vms.get(connection, "shared")).node
+        target = "b" if moved == "a" else "a"
+        await connection.execute(
+            "INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress, source_vote)"
+            " SELECT 'mig-1', id, name, 'live', node, $1, epoch, 'transferring', '{}', true FROM vms"
+            " WHERE id = 'shared'",
+            target,
+        )
+        await connection.execute("UPDATE vms SET migration = 'mig-1' WHERE id = 'shared'")
+        before = (await vms.get(connection, "shared")).epoch
+        stood = await connection.fetchval("SELECT moved_at FROM migrations")
+        await migrations.vote(connection, "mig-1", str(moved), Side.SOURCE, before)
+        assert await connection.fetchval("SELECT moved_at FROM migrations") == stood, "to say it again is no progress"
+        await lost_nodes.take_place(connection, target)
+        vm = await vms.get(connection, "shared")
+        row = await connection.fetchrow("SELECT phase, error FROM migrations")
+    assert (vm.node, vm.epoch, vm.migration) == (moved, before + 1, None)
+    assert row is not None and row["phase"] == "failed" and "has taken the place of node" in row["error"]

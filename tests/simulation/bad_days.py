@@ -39,6 +39,10 @@ FLOWS_CHANCE = 0.4
 CALM_S, FAIL_S, REST_S, REST_S_MAX = 15.0, 60.0, 10.0, 600.0
 
 
+IS_KNOWN = "SELECT EXISTS (SELECT FROM vms WHERE id = $1)"
+"""Nobody adopts a VM of which nobody knows what it is: its node can't read its record."""
+
+
 class BadDay(FailoverHistory):
     """One history. Every second one is of a highly available VM."""
 
@@ -227,7 +231,7 @@ class BadDay(FailoverHistory):
         has_it = [record for record in every if record.contradiction is Contradiction.DAMAGED and self._has(record)]
         if first.claim is Claim.OWNER and vm not in self.world.deleted:
             await adoption.adopt(connection, first.vm, Adoption(node=first.node), "test")
-        elif has_it and self.ticks % 2 == 0:
+        elif has_it and self.ticks % 2 == 0 and await connection.fetchval(IS_KNOWN, vm):
             node = has_it[0].node
             await adoption.adopt(connection, first.vm, Adoption(node=node, confirm=first.vm_name), "test")
             disks.put_back(vm, self.world.hosts[node].directory)

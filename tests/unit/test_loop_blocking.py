@@ -34,6 +34,7 @@ from novacron.agent.images.imports import ImageImports
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.replication.receiver import ReplicaReceivers
 from novacron.agent.replication.sender import ReplicaSenders
+from novacron.agent.repositories.backup_files import BackupFiles
 from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.context import VmContext
@@ -269,8 +270,9 @@ def dispatcher_of(services: NodeServices, tasks: asyncio.TaskGroup) -> tuple[Dis
     backups = VmBackups(settings, services.find_vm, services.send)
     subjects = Subjects(
         ImageImports(settings, services.send, nothing), VmExports(settings, services.find_vm, services.send), backups,
-        RepositoryPrunes(settings, backups.queues), ReplicaSenders(services, services.find_vm, services.send),
-        ReplicaReceivers(services, services.send), services, workers, nothing, none,
+        BackupFiles(settings), RepositoryPrunes(settings, backups.queues),
+        ReplicaSenders(services, services.find_vm, services.send), ReplicaReceivers(services, services.send),
+        services, workers, nothing, none,
     )  # fmt: skip
     parts = Parts(services, workers, add, peers, volumes, consoles, transfers, subjects)
     return Dispatcher(parts, tasks), volumes, peers

@@ -48,6 +48,7 @@ from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.replicas.storage import ReplicaStorage
 from novacron.agent.replication.receiver import ReplicaReceivers
 from novacron.agent.replication.sender import ReplicaSenders
+from novacron.agent.repositories.backup_files import BackupFiles
 from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.console import Consoles
@@ -124,10 +125,12 @@ class Agent:
         self._transfers = Transfers(settings, host, self._workers, self._images.rescan)
         backups = VmBackups(settings, self._find_vm, self._link.send)
         self._prunes = RepositoryPrunes(settings, backups.queues)
+        self._backup_files = BackupFiles(settings)
         subjects = Subjects(
             ImageImports(settings, self._link.send, self._images.rescan),
             VmExports(settings, self._find_vm, self._link.send),
             backups,
+            self._backup_files,
             self._prunes,
             ReplicaSenders(host, self._find_vm, self._link.send),
             ReplicaReceivers(host, self._link.send),
@@ -182,7 +185,14 @@ class Agent:
                 service_manager.tell(service_manager.READY)
         finally:
             service_manager.tell(service_manager.STOPPING)
-            for few in (self._aside, self._transfers, self._dispatcher, self._console_requests, self._prunes):
+            for few in (
+                self._aside,
+                self._transfers,
+                self._dispatcher,
+                self._console_requests,
+                self._prunes,
+                self._backup_files,
+            ):
                 await few.end()
 
     async def _remove_remnants(self) -> None:

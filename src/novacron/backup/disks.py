@@ -293,9 +293,10 @@ def _write(descriptor: int, content: bytes, offset: int) -> None:
 class DiskReader:
     """Reads parts of a disk in a repository, as a file. Any thread may use it."""
 
-    def __init__(self, repository: Repository, file: File) -> None:
+    def __init__(self, repository: Repository, file: File, turn: Turn = as_it_is) -> None:
+        """``turn`` is done to each block that is read."""
         self.size = file.size
-        self._repository, self._content = repository, file.content
+        self._repository, self._content, self._turn = repository, file.content, turn
         self._blocks: OrderedDict[bytes, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -319,7 +320,7 @@ class DiskReader:
             if id in self._blocks:
                 self._blocks.move_to_end(id)
                 return self._blocks[id]
-        content = self._repository.load(BlobType.DATA, id)
+        content = self._turn(number, self._repository.load(BlobType.DATA, id))
         with self._lock:
             self._blocks[id] = content
             while len(self._blocks) > CACHED_BLOCKS:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from novacron import private_file
-from novacron.cli import backup_policies, options, output, progress
+from novacron.cli import backup_files, backup_policies, options, output, progress
 from novacron.cli.backup_policies import KEEP_OPTIONS, PROBE_OPTIONS, parse_days
 from novacron.cli.lists import Listing
 from novacron.cli.metadata import check_given
@@ -24,6 +24,8 @@ app = typer.Typer(no_args_is_help=True, help="Back up VMs, and restore them.")
 repositories = typer.Typer(no_args_is_help=True, help="Manage backup repositories.")
 app.add_typer(repositories, name="repository")
 app.add_typer(backup_policies.app, name="policy")
+app.command("files")(backup_files.files)
+app.command("pull")(backup_files.pull)
 
 RepositoryRef = Annotated[
     str,

@@ -10,6 +10,7 @@ import msgspec.inspect as kinds
 
 from novacron.client.errors import UnexpectedAnswer
 from novacron.model.backup import Backup, BackupRepository
+from novacron.model.backup_files import BackupEntry, BackupFileSystem, BackupListing
 from novacron.model.backup_policy import BackupPolicy
 from novacron.model.drain import Drain, DrainPolicy
 from novacron.model.drill import DrillRun
@@ -34,6 +35,9 @@ from novacron.model.volume import Volume
 
 __all__ = [
     "Backup",
+    "BackupEntry",
+    "BackupFileSystem",
+    "BackupListing",
     "BackupPolicy",
     "BackupRepository",
     "Drain",

@@ -20,8 +20,8 @@ FIXED_NEWSTYLE, NO_ZEROES = 1, 2
 OPTION_ABORT, OPTION_GO = 2, 7
 ACK, INFO, UNSUPPORTED = 1, 3, 0x80000001
 INFO_EXPORT, INFO_BLOCK_SIZE = 0, 3
-HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_ZEROES = 1, 4, 8, 0x40
-WRITE, DISCONNECT, FLUSH, WRITE_ZEROES = 1, 2, 3, 6
+HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA, SEND_ZEROES = 1, 2, 4, 8, 0x40
+READ, WRITE, DISCONNECT, FLUSH, WRITE_ZEROES = 0, 1, 2, 3, 6
 ALIGNMENT = 4096
 REQUEST_BYTES_MAX = 2 * 1024 * 1024
 OPTION_BYTES_MAX = 8192
@@ -30,8 +30,8 @@ IN_FLIGHT_MAX = 16
 """QEMU takes no more requests of one client at once."""
 TIMEOUT_S = 30.0
 ACCEPT_CHECK_S = 0.2
-_request = struct.Struct("!IHHQQI")
-_simple = struct.Struct("!IIQ")
+REQUEST_HEAD = struct.Struct("!IHHQQI")
+SIMPLE_HEAD = struct.Struct("!IIQ")
 _option = struct.Struct("!8sII")
 _answer = struct.Struct("!QIII")
 
@@ -58,6 +58,29 @@ def receive(connection: socket.socket, length: int) -> bytes:
             raise NbdError("the connection ended in the middle of a message")
         at += count
     return bytes(data)
+
+
+def negotiate(connection: socket.socket, size_bytes: int, flags: int) -> bool:
+    """Offer a client the only export there is; say whether it wants that. Raises OSError."""
+    connection.sendall(MAGIC + OPTION_MAGIC + struct.pack("!H", FIXED_NEWSTYLE | NO_ZEROES))
+    receive(connection, 4)
+    for _ in range(OPTIONS_MAX):
+        magic, option, length = _option.unpack(receive(connection, _option.size))
+        if magic != OPTION_MAGIC or length > OPTION_BYTES_MAX:
+            raise NbdError("the client's option is malformed")
+        receive(connection, length)
+        if option == OPTION_GO:
+            export = struct.pack("!HQH", INFO_EXPORT, size_bytes, flags)
+            sizes = struct.pack("!HIII", INFO_BLOCK_SIZE, ALIGNMENT, 1 << 16, REQUEST_BYTES_MAX)
+            for info in (export, sizes):
+                connection.sendall(_answer.pack(REPLY_MAGIC, option, INFO, len(info)) + info)
+            connection.sendall(_answer.pack(REPLY_MAGIC, option, ACK, 0))
+            return True
+        answer = ACK if option == OPTION_ABORT else UNSUPPORTED
+        connection.sendall(_answer.pack(REPLY_MAGIC, option, answer, 0))
+        if option == OPTION_ABORT:
+            return False
+    raise NbdError("the client can't decide what it wants")
 
 
 class NbdExport:
@@ -90,7 +113,7 @@ class NbdExport:
                 connection = self._accept()
                 if connection is not None:
                     self._connection = opened.enter_context(connection)
-                    if self._negotiate(connection):
+                    if negotiate(connection, self._size, HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_ZEROES):
                         self._transmit(connection)
             except OSError as error:  # noted before the client sees the connection end, and we are closed for that
                 if not self._closed.is_set():
@@ -107,31 +130,9 @@ class NbdExport:
             return connection
         return None
 
-    def _negotiate(self, connection: socket.socket) -> bool:
-        connection.sendall(MAGIC + OPTION_MAGIC + struct.pack("!H", FIXED_NEWSTYLE | NO_ZEROES))
-        receive(connection, 4)
-        for _ in range(OPTIONS_MAX):
-            magic, option, length = _option.unpack(receive(connection, _option.size))
-            if magic != OPTION_MAGIC or length > OPTION_BYTES_MAX:
-                raise NbdError("the client's option is malformed")
-            receive(connection, length)
-            if option == OPTION_GO:
-                flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_ZEROES
-                export = struct.pack("!HQH", INFO_EXPORT, self._size, flags)
-                sizes = struct.pack("!HIII", INFO_BLOCK_SIZE, ALIGNMENT, 1 << 16, REQUEST_BYTES_MAX)
-                for info in (export, sizes):
-                    connection.sendall(_answer.pack(REPLY_MAGIC, option, INFO, len(info)) + info)
-                connection.sendall(_answer.pack(REPLY_MAGIC, option, ACK, 0))
-                return True
-            answer = ACK if option == OPTION_ABORT else UNSUPPORTED
-            connection.sendall(_answer.pack(REPLY_MAGIC, option, answer, 0))
-            if option == OPTION_ABORT:
-                return False
-        raise NbdError("the client can't decide what it wants")
-
     def _transmit(self, connection: socket.socket) -> None:
         while True:
-            magic, _, kind, handle, offset, length = _request.unpack(receive(connection, _request.size))
+            magic, _, kind, handle, offset, length = REQUEST_HEAD.unpack(receive(connection, REQUEST_HEAD.size))
             if magic != REQUEST:
                 raise NbdError("the client's request is malformed")
             if kind == DISCONNECT:
@@ -145,7 +146,7 @@ class NbdExport:
                 self._taker.zero(offset, length)
             elif kind != FLUSH:  # all is durable before the migration ends, not sooner
                 error = errno.EINVAL
-            connection.sendall(_simple.pack(SIMPLE, error, handle))
+            connection.sendall(SIMPLE_HEAD.pack(SIMPLE, error, handle))
 
 
 class NbdClient:
@@ -202,7 +203,7 @@ class NbdClient:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._socket.sendall(_request.pack(REQUEST, 0, DISCONNECT, 0, 0, 0))
+            self._socket.sendall(REQUEST_HEAD.pack(REQUEST, 0, DISCONNECT, 0, 0, 0))
         self._socket.close()
 
     def _ask(self, kind: int, offset: int, length: int, data: bytes = b"") -> None:
@@ -213,7 +214,7 @@ class NbdClient:
             self._take()
         self._handle += 1
         self._in_flight[self._handle] = (offset, end)
-        self._socket.sendall(_request.pack(REQUEST, 0, kind, self._handle, offset, length) + data)
+        self._socket.sendall(REQUEST_HEAD.pack(REQUEST, 0, kind, self._handle, offset, length) + data)
         while select.select([self._socket], [], [], 0)[0]:
             self._take()
 
@@ -223,7 +224,7 @@ class NbdClient:
 
     def _take(self) -> None:
         """Take one answer. Raises OSError, for example with ENOSPC when the server's disk is full."""
-        magic, error, handle = _simple.unpack(receive(self._socket, _simple.size))
+        magic, error, handle = SIMPLE_HEAD.unpack(receive(self._socket, SIMPLE_HEAD.size))
         if magic != SIMPLE or self._in_flight.pop(handle, None) is None:
             raise NbdError("the server's reply is malformed")
         if error:

@@ -75,7 +75,12 @@ async def _end_migrations(connection: Connection, node: str) -> None:
 
 async def take_place(connection: Connection, name: str) -> None:
     """A host has joined as a node that was there before: what it can start without the other host's files begins its
-    next epoch, so that the other host, if it lives and connects, ends it. What only the other has stays as it is."""
+    next epoch, so that the other host, if it lives and connects, ends it. What only the other has stays as it is, and
+    what was on its way to that host."""
+    for row in await connection.fetch(
+        "SELECT id FROM migrations WHERE finished_at IS NULL AND target = $1 ORDER BY id", name
+    ):
+        await migrations.fail(connection, row["id"], f"another host has taken the place of node {name}")
     for row in await connection.fetch("SELECT id FROM vms WHERE node = $1 ORDER BY id", name):
         vm = await vms.get(connection, row["id"], lock=True)
         if vm.migration is None and vm.unreconciled is None and await only_there(connection, vm) is None:

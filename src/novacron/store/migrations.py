@@ -350,8 +350,9 @@ async def vote(connection: Connection, id: str, node: str, side: Side, epoch: in
         return False
     source_vote = migration.source_vote or side is Side.SOURCE
     target_vote = migration.target_vote or side is Side.TARGET
-    await connection.execute(
-        "UPDATE migrations SET source_vote = $2, target_vote = $3, moved_at = clock_timestamp() WHERE id = $1",
+    await connection.execute(  # a vote that is repeated is no progress
+        "UPDATE migrations SET source_vote = $2, target_vote = $3, moved_at = clock_timestamp()"
+        " WHERE id = $1 AND (source_vote, target_vote) IS DISTINCT FROM ($2, $3)",
         id,
         source_vote,
         target_vote,

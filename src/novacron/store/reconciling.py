@@ -266,8 +266,9 @@ def _said(
 
 
 def _may_be_later(record: NodeRecord, row: asyncpg.Record | None, unheard_since: datetime | None) -> bool:
-    """Say whether a record that its node can't read may be of an epoch that the database does not know."""
-    if row is None or (record.proven and record.bound_at > row["epoch"]):
+    """Say whether a record that its node can't read may be of an epoch that the database does not know. The one at
+    which it deleted the VM was given to nobody, unless by another database."""
+    if row is None or (record.proven and record.bound_at > row["epoch"] - row["deleted"]):
         return True
     return unheard_since is not None and not row["deleted"] and row["created_at"] < unheard_since
 

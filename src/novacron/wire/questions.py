@@ -13,7 +13,8 @@ from typing import Annotated, ClassVar, Generic, TypeVar, get_args
 import msgspec
 
 from novacron.model.backup import PRUNE_WORDS_MAX
-from novacron.model.backup_source import RepositoryId
+from novacron.model.backup_files import BackupFileSystem, BackupListing, BackupPath, FileSystemName
+from novacron.model.backup_source import RepositoryId, SnapshotId
 from novacron.model.encryption import DataKey
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.guest_command import FilePiece, GuestCommand, NewCommand
@@ -128,6 +129,46 @@ class PruneRepository(Question[PruneState], frozen=True, tag=True):
     request: str
     project: str = ""
     """Whose it is: projects have their turns in rotation."""
+
+
+class KeptBackup(msgspec.Struct, frozen=True):
+    """A backup that is in a repository of this node's, and the keys that open it. Only to be kept in memory."""
+
+    repository: RepositoryId
+    snapshot: SnapshotId
+    key: DataKey
+    content_key: DataKey | None = None
+    """With this key of its project its content is encrypted."""
+
+
+class ListBackupFileSystems(Question[tuple[BackupFileSystem, ...]], frozen=True, tag=True):
+    """The file systems on a backup's disk."""
+
+    time_limit_s: ClassVar[float] = 90.0
+
+    backup: KeptBackup
+
+
+class ListBackupFiles(Question[BackupListing], frozen=True, tag=True):
+    """A directory on a backup's disk."""
+
+    time_limit_s: ClassVar[float] = 90.0
+
+    backup: KeptBackup
+    file_system: FileSystemName
+    path: BackupPath
+
+
+class ReadBackupFile(Question[FilePiece], frozen=True, tag=True):
+    """A piece of a file on a backup's disk."""
+
+    time_limit_s: ClassVar[float] = 90.0
+
+    backup: KeptBackup
+    file_system: FileSystemName
+    path: BackupPath
+    offset: int
+    bytes_max: int
 
 
 class ReadMetrics(Question[bytes], frozen=True, tag=True):

@@ -17,6 +17,7 @@ from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.replication.receiver import ReplicaReceivers
 from novacron.agent.replication.sender import ReplicaSenders
+from novacron.agent.repositories.backup_files import BackupFiles
 from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.vm import guest_commands
 from novacron.agent.vm.context import VmContext
@@ -24,6 +25,7 @@ from novacron.agent.vm.guest_commands import GuestCommands
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.worker import Worker
 from novacron.disk.errors import Unacceptable
+from novacron.model.backup_files import BackupFileSystem, BackupListing
 from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.guest_command import FilePiece, GuestCommand
@@ -46,6 +48,7 @@ class Subjects(msgspec.Struct, frozen=True):
     imports: ImageImports
     exports: VmExports
     backups: VmBackups
+    backup_files: BackupFiles
     prunes: RepositoryPrunes
     sent_replicas: ReplicaSenders
     kept_replicas: ReplicaReceivers
@@ -141,6 +144,23 @@ async def _read_firmware_state(question: questions.ReadFirmwareState, about: Sub
 @answers(questions.PruneRepository)
 async def _prune_repository(question: questions.PruneRepository, about: Subjects) -> questions.PruneState:
     return about.prunes.answer(question)
+
+
+@answers(questions.ListBackupFileSystems)
+async def _list_backup_file_systems(
+    question: questions.ListBackupFileSystems, about: Subjects
+) -> tuple[BackupFileSystem, ...]:  # fmt: skip
+    return await about.backup_files.systems(question)
+
+
+@answers(questions.ListBackupFiles)
+async def _list_backup_files(question: questions.ListBackupFiles, about: Subjects) -> BackupListing:
+    return await about.backup_files.listing(question)
+
+
+@answers(questions.ReadBackupFile)
+async def _read_backup_file(question: questions.ReadBackupFile, about: Subjects) -> FilePiece:
+    return await about.backup_files.read(question)
 
 
 @answers(questions.ReadConsoleLog)

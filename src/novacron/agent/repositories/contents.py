@@ -353,6 +353,10 @@ class KeptContent:
         except MALFORMED as error:
             raise Damaged(f"the firmware's state can't be read: {error}") from None
 
+    def reader(self) -> DiskReader:
+        """Return what reads parts of the disk."""
+        return DiskReader(self._repository, self.disk, disks.as_it_is if self._cipher is None else self._cipher.open)
+
     def fetch_disk(self, write: Write, stopped: Stopped) -> None:
         """Write the blocks of the disk that are no zeros, in any order, from several threads.
 

@@ -14,6 +14,7 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists, replies
 from novacron.api.read_model.indexes import Condition
 from novacron.api.read_model.paging import Page, Paging, Query
+from novacron.api.routes import backup_files
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.backup import PRUNE_DAYS, Backup, BackupRepository, PruneDays
@@ -260,7 +261,7 @@ router = Router(
     "/backups",
     route_handlers=[
         list_backups, show_backup, delete_backup, verify_backup, prove_backup, show_backup_picture, restore_backup,
-        replace_with_backup,
+        replace_with_backup, *backup_files.ROUTES,
     ],
     tags=["backups"],
     opt=authorization.in_project(),

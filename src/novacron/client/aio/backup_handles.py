@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from novacron.client.aio.handles import WAIT_S, AsyncFindable, AsyncFollowed, AsyncListed, AsyncRemovable, AsyncWatched
 from novacron.client.aio.vm_handles import AsyncVmHandle
-from novacron.client.typed import Backup, BackupPolicy, BackupRepository, Vm
+from novacron.client.typed import (
+    Backup,
+    BackupFileSystem,
+    BackupListing,
+    BackupPolicy,
+    BackupRepository,
+    Vm,
+    read,
+)
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -124,6 +133,18 @@ class AsyncBackupHandle(AsyncWatched[Backup], AsyncRemovable[Backup]):
     async def picture(self) -> bytes:
         """Return what the VM showed that was made of it to prove it, as PNG."""
         return await self._connection.backup_picture(self.id)
+
+    async def file_systems(self) -> list[BackupFileSystem]:
+        """Return the file systems on its disk."""
+        return [read(BackupFileSystem, body) for body in await self._connection.backup_file_systems(self.id)]
+
+    async def files(self, file_system: str, path: str = "/") -> BackupListing:
+        """Return a directory in it."""
+        return read(BackupListing, await self._connection.backup_files(self.id, file_system, path))
+
+    async def pull(self, file_system: str, path: str, file: Path) -> int:
+        """Read a file in it into ``file``, which appears once it is complete, and return its length."""
+        return await self._connection.pull_backup_file(self.id, file_system, path, file)
 
     async def replace(self) -> AsyncVmHandle:
         """Begin to put it in the place of the disk of its VM, which is off."""

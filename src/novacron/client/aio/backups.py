@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+from novacron.client import protocol
 from novacron.client.aio.connection import AsyncConnection
 from novacron.client.protocol import Object, quoted, without_none
 
@@ -59,6 +63,23 @@ class AsyncBackupCalls(AsyncConnection):
     async def backup_picture(self, id: str) -> bytes:
         """Return what the VM showed that was made of a backup to prove it, as PNG."""
         return await self.fetch(f"/api/v1/backups/{quoted(id)}/picture")
+
+    async def backup_file_systems(self, id: str) -> list[Object]:
+        """Return the file systems on a backup's disk."""
+        return list(await self.request("GET", f"/api/v1/backups/{quoted(id)}/file-systems"))
+
+    async def backup_files(self, id: str, file_system: str, path: str = "/") -> Object:
+        """Return a directory in a backup: its ``entries``, and whether it has more (``truncated``)."""
+        query = protocol.query({"file_system": file_system, "path": path})
+        return await self._object("GET", f"/api/v1/backups/{quoted(id)}/files?{query}")
+
+    async def pull_backup_file(
+        self, id: str, file_system: str, path: str, file: Path,
+        on_progress: Callable[[int], None] = lambda bytes_read: None,
+    ) -> int:  # fmt: skip
+        """Read a file in a backup into ``file``, which appears once it is complete, and return its length."""
+        query = {"file_system": file_system, "path": path}
+        return await self._pull(f"/api/v1/backups/{quoted(id)}/file", query, file, on_progress)
 
     async def restore_backup(self, id: str, name: str, **fields: object) -> Object:
         """Begin to make a new VM of a backup; fields as in ``POST /api/v1/backups/{id}/actions/restore``, those that

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from novacron import private_file
 from novacron.client import protocol
 from novacron.client.config import Config
 from novacron.client.errors import ApiError, Unreachable
@@ -66,6 +69,27 @@ class AsyncConnection:
         if answer.status != 200:
             protocol.decode(answer, self.config.url)
         return answer.body
+
+    async def _pull(
+        self, path: str, query: Mapping[str, str], file: Path, on_progress: Callable[[int], None]
+    ) -> int:  # fmt: skip
+        """Fetch a file piece by piece into ``file``, which appears once it is complete, and return its length."""
+        partial, read = file.with_name(f".{file.name}.part"), 0
+        try:
+            with private_file.opened(partial) as opened:
+                while True:
+                    at = protocol.query({**query, "offset": str(read)})
+                    piece = await self._object("GET", f"{path}?{at}")
+                    data = base64.b64decode(piece["data"])
+                    await self._transport.run(opened.write, data)
+                    read += len(data)
+                    on_progress(read)
+                    if piece["end"]:
+                        break
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+        return read
 
     async def _send(self, method: str, path: str, headers: dict[str, str], content: bytes | None) -> HttpReply:
         headers = {**protocol.authorization(self.config), **headers}

@@ -4,11 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from novacron.client.sync.handles import WAIT_S, Findable, Followed, Listed, Removable, Watched
 from novacron.client.sync.vm_handles import VmHandle
-from novacron.client.typed import Backup, BackupPolicy, BackupRepository, Vm
+from novacron.client.typed import (
+    Backup,
+    BackupFileSystem,
+    BackupListing,
+    BackupPolicy,
+    BackupRepository,
+    Vm,
+    read,
+)
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -123,6 +132,18 @@ class BackupHandle(Watched[Backup], Removable[Backup]):
     def picture(self) -> bytes:
         """Return what the VM showed that was made of it to prove it, as PNG."""
         return self._connection.backup_picture(self.id)
+
+    def file_systems(self) -> list[BackupFileSystem]:
+        """Return the file systems on its disk."""
+        return [read(BackupFileSystem, body) for body in self._connection.backup_file_systems(self.id)]
+
+    def files(self, file_system: str, path: str = "/") -> BackupListing:
+        """Return a directory in it."""
+        return read(BackupListing, self._connection.backup_files(self.id, file_system, path))
+
+    def pull(self, file_system: str, path: str, file: Path) -> int:
+        """Read a file in it into ``file``, which appears once it is complete, and return its length."""
+        return self._connection.pull_backup_file(self.id, file_system, path, file)
 
     def replace(self) -> VmHandle:
         """Begin to put it in the place of the disk of its VM, which is off."""

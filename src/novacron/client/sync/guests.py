@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from novacron import private_file
 from novacron.client import protocol
 from novacron.client.protocol import Object, quoted
 from novacron.client.sync.connection import Connection
@@ -59,22 +58,7 @@ class GuestCalls(Connection):
         self, vm: str, guest_path: str, file: Path, on_progress: Callable[[int], None] = lambda bytes_read: None
     ) -> int:
         """Read a file of a guest into ``file``, which appears once it is complete, and return its length."""
-        partial, read = file.with_name(f".{file.name}.part"), 0
-        try:
-            with private_file.opened(partial) as opened:
-                while True:
-                    query = protocol.query({"path": guest_path, "offset": str(read)})
-                    piece = self._object("GET", f"/api/v1/vms/{quoted(vm)}/file?{query}")
-                    data = _bytes(piece["data"])
-                    self._transport.run(opened.write, data)
-                    read += len(data)
-                    on_progress(read)
-                    if piece["end"]:
-                        break
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
-        return read
+        return self._pull(f"/api/v1/vms/{quoted(vm)}/file", {"path": guest_path}, file, on_progress)
 
 
 def _bytes(text: str) -> bytes:
