@@ -19,7 +19,9 @@ from lab.images import fill_with_real_files, images_dir
 from lab.platform import Platform, clean_up_when_ended, default_cache, open_directory, platform, until
 from novacron.disk.images import MANIFEST, Manifest, describe
 
-NODE, ADDRESS, IMAGE = "host-a", "198.19.0.10", "backup"
+NODE, ADDRESS, IMAGE, FILES_IMAGE = "host-a", "198.19.0.10", "backup", "files"
+WANTED, WANTED_BYTES = "wanted.bin", 1 << 20
+"""The file that is fetched out of a backup."""
 BLOCK = 64 << 10
 MEMORY_MIB, READY = 256, "tiny guest: ready"
 BACKUP_S_MAX = 3600.0
@@ -27,6 +29,7 @@ WRITE_S_MAX = 900.0
 FIRST_FASTER, FIRST_BYTES = 2.0, 1.05
 READ, WRITTEN, AGAIN_FASTER = 1.2, 1.5, 10.0
 FREEZE_MS = 100.0
+FILE_S = 10.0
 WRITES = (
     "awk 'BEGIN {{ srand({seed}); for (i = 0; i < {count}; i++) print int(rand() * {blocks}) }}' | while read at;"
     " do dd if=/dev/urandom of=/dev/vda bs=64k count=1 seek=$at conv=notrunc 2>/dev/null; done; sync; echo done"
@@ -67,15 +70,56 @@ class Round(NamedTuple):
     """The longest that a client of the guest saw while either was made."""
 
 
+def build_files_image(directory: Path, size: Size) -> None:
+    """Make the image of a disk with an ext4 file system that real files fill in part."""
+    image, tree = directory / "images" / FILES_IMAGE, directory / "tree"
+    shutil.copytree(images_dir() / "disk", image)
+    (tree / "deep" / "deeper").mkdir(parents=True)
+    fill_with_real_files(tree / "rest.bin", size.used_mib, size.used_mib)
+    (tree / "deep" / "deeper" / WANTED).write_bytes(os.urandom(WANTED_BYTES))
+    disk = image / "disk.raw"
+    disk.unlink()
+    subprocess.run(["mkfs.ext4", "-q", "-d", str(tree), str(disk), f"{size.disk_mib}M"], check=True)
+    shutil.rmtree(tree)
+    _describe(image)
+
+
 def build_image(directory: Path, size: Size) -> Path:
     """Make the image of a guest with a disk that real files fill in part; return the directory of images."""
     image = directory / "images" / IMAGE
     shutil.copytree(images_dir() / "disk", image)
     fill_with_real_files(image / "disk.raw", size.disk_mib, size.used_mib)
+    _describe(image)
+    return image.parent
+
+
+def _describe(image: Path) -> None:
     manifest = msgspec.json.decode((image / MANIFEST).read_bytes(), type=Manifest)
     with_disk = msgspec.structs.replace(manifest, disk=describe(image / "disk.raw"))
     (image / MANIFEST).write_bytes(msgspec.json.encode(with_disk))
-    return image.parent
+
+
+def fetch_files(p: Platform, directory: Path, size: Size) -> list[tuple[float, float]]:
+    """Fetch a file out of a backup by command: how long it takes if the backup is not open yet, and if it is."""
+    p.cli("vm", "create", "files", "--image", FILES_IMAGE, "--node", NODE, "--no-start")
+    vm: Any = p.client.wait("vms", "files", lambda now: now is not None and now["status"]["state"] == "stopped", 60)
+    repository: dict[str, Any] = p.client.create_backup_repository("bench-files")
+    samples = []
+    for _ in range(size.rounds):  # each of its own, as one that was looked into stays open for a while
+        asked = p.client.back_up_vm(vm["id"], repository["id"])
+        p.client.wait("backups", asked["id"], lambda now: now is None or now["phase"] != "making", BACKUP_S_MAX)
+        time.sleep(size.settle_s)
+        took = []
+        for _ in range(2):
+            file, began = directory / WANTED, time.monotonic()
+            p.cli("backup", "pull", asked["id"], f"/deep/deeper/{WANTED}", str(file))
+            took.append(time.monotonic() - began)
+            if file.stat().st_size != WANTED_BYTES:
+                raise RuntimeError(f"the file has {file.stat().st_size} bytes")
+            file.unlink()
+        samples.append((took[0], took[1]))
+    p.cli("vm", "delete", "files", "--wait", "--yes")
+    return samples
 
 
 class Bench:
@@ -176,7 +220,7 @@ def _changed_bytes(before: Path, after: Path) -> int:
     return changed
 
 
-def figures_of(rounds: list[Round], size: Size) -> list[Figure]:
+def figures_of(rounds: list[Round], files: list[tuple[float, float]], size: Size) -> list[Figure]:
     first = f"first backup, {size.disk_mib} MiB disk, {size.used_mib} MiB used"
     again = f"increment after {size.written_mib} MiB of random 64 KiB writes"
     gap = "longest gap for a client of the guest, backups without quiesce"
@@ -198,6 +242,9 @@ def figures_of(rounds: list[Round], size: Size) -> list[Figure]:
         ratio("written over what changed", [r.again.stored_bytes / r.changed_bytes for r in rounds], WRITTEN),
         ratio("written by restic over what changed", [r.peer_again.stored_bytes / r.changed_bytes for r in rounds]),
         median(gap, [r.gap_ms for r in rounds], "ms", FREEZE_MS),
+        median(f"one file of 1 MiB out of a backup of a {size.disk_mib} MiB disk, by command",
+               [cold for cold, _ in files], "s", FILE_S),
+        median("  ... the next one", [warm for _, warm in files], "s"),
     ]  # fmt: skip
 
 
@@ -211,6 +258,7 @@ def main() -> int:
     size = SMOKE if options.smoke else QUICK if options.quick else FULL
     with open_directory("nvb-") as directory:
         images = build_image(directory, size)
+        build_files_image(directory, size)
         with (
             lab(f"nvb{os.getpid()}", default_cache()) as hosts,
             platform(directory / "p", hosts, images) as p,
@@ -222,7 +270,8 @@ def main() -> int:
                 rounds.append(bench.round(vm, number))
                 print(f"round {number + 1}: done", flush=True)
             p.cli("vm", "delete", "web", "--wait", "--yes")
-    report("backup", figures_of(rounds, size), options.json, smoke=options.smoke)
+            files = fetch_files(p, directory, size)
+    report("backup", figures_of(rounds, files, size), options.json, smoke=options.smoke)
     return 0
 
 

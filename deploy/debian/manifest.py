@@ -120,7 +120,7 @@ AGENT = Package(
         "iproute2",
         "util-linux",
     ),
-    recommends=("ovmf", "restic", "swtpm", "wireguard-tools"),
+    recommends=("grub-common", "ovmf", "restic", "swtpm", "wireguard-tools"),
     suggests=("mmdebstrap", "busybox-static", "wireguard-go"),
     unit="novacron-agent.service",
     settings="agent.toml",

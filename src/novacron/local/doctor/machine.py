@@ -32,6 +32,7 @@ PROGRAMS = {
 OPTIONAL = {
     "swtpm": ("VMs with a TPM", "swtpm"),
     "restic": ("room that is freed in repositories of backups", "restic"),
+    "grub-fstest": ("single files out of backups", "grub-common"),
     "wg": ("networks between sites that are encrypted", "wireguard-tools"),
 }
 TIME_ERROR, STA_UNSYNC = 5, 0x40
