@@ -93,6 +93,10 @@ def test_files_are_fetched_out_of_a_vms_backup_by_command(
     said = site.cli("backup", "pull", backup["id"], "msdos1:/etc/big", str(fetched)).stdout
     assert f"{(3 << 20) + 17} bytes" in said
     assert fetched.read_bytes() == (files / "etc" / "big").read_bytes() and fetched.stat().st_mode & 0o077 == 0
+    copied = tmp_path / "copied"
+    assert f"{copied}: 5 files, " in site.cli("backup", "pull", "-r", backup["id"], "msdos1:/etc", str(copied)).stdout
+    assert sorted(path.name for path in copied.iterdir()) == ["big", "deep", "empty", "hostname", "link", "ümläut name"]
+    assert (copied / "link").read_text() == "web\n" and (copied / "deep").is_dir()
     ambiguous = site.cli("backup", "pull", backup["id"], "/etc/big", str(fetched), check=False).stderr
     assert "several file systems: msdos1 (ext*), msdos2 (ext*)" in ambiguous and "msdos2:/etc/big" in ambiguous
     for place, why in (("msdos1:/nowhere", "is not in file system msdos1"), ("msdos1:/etc", "/etc is a directory")):

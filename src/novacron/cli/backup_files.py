@@ -9,7 +9,7 @@ import typer
 
 from novacron.cli import output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
-from novacron.client import Client
+from novacron.client import ApiError, Client
 from novacron.terminal import say
 
 SYSTEMS: Columns = {
@@ -26,6 +26,7 @@ ENTRIES: Columns = {
 }
 
 BackupId = Annotated[str, typer.Argument(metavar="backup", help="id of the backup", show_default=False)]
+DEPTH_MAX, FILES_MAX = 32, 100_000
 PLACE = "path in the backup; with several file systems, after one of them: gpt2:/etc/hostname"
 
 
@@ -49,13 +50,70 @@ def files(
 def pull(
     backup: BackupId,
     place: Annotated[str, typer.Argument(metavar="path", help=PLACE, show_default=False)],
-    file: Annotated[Path, typer.Argument(help="file on this machine", dir_okay=False, show_default=False)],
+    file: Annotated[Path, typer.Argument(help="file, or directory, on this machine", show_default=False)],
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="copy a directory, with all that is in it")
+    ] = False,
 ) -> None:
-    """Copy a file out of a backup, without restoring it."""
+    """Copy a file, or a directory, out of a backup, without restoring it."""
     with output.errors():
         client = Client()
         system, path = _where(client, backup, place)
-        say(f"{file}: {client.pull_backup_file(backup, system, path, file)} bytes")
+        if recursive:
+            _Copy(client, backup, system).directory(path, file)
+        else:
+            say(f"{file}: {client.pull_backup_file(backup, system, path, file)} bytes")
+
+
+class _Copy:
+    """Copies directories out of a backup. What can't be read is said, and the rest is copied."""
+
+    def __init__(self, client: Client, backup: str, system: str) -> None:
+        self._client, self._backup, self._system = client, backup, system
+        self._files = self._bytes = self._failed = 0
+
+    def directory(self, path: str, into: Path) -> None:
+        """Copy a directory and say what was copied. Raises typer.Exit if something was not."""
+        self._into(path, into, 0)
+        say(f"{into}: {self._files} files, {self._bytes} bytes")
+        if self._failed:
+            raise output.fail(f"{self._failed} files or directories could not be copied", output.EXIT_FAILED)
+
+    def _into(self, path: str, into: Path, depth: int) -> None:
+        if depth > DEPTH_MAX:  # links to directories lead back
+            self._fail(path, f"it is more than {DEPTH_MAX} directories deep")
+            return
+        try:
+            listing = self._client.backup_files(self._backup, self._system, path)
+        except ApiError as error:
+            if depth == 0:
+                raise
+            self._fail(path, str(error))
+            return
+        into.mkdir(exist_ok=True)
+        if listing["truncated"]:
+            self._fail(path, f"only its first {len(listing['entries'])} entries can be read")
+        for entry in listing["entries"]:
+            name = entry["name"]
+            if "/" in name or name in ("", ".", ".."):  # nothing that a server says leads out of the directory
+                self._fail(path, f"it has an entry {name!r}")
+            elif entry["is_directory"]:
+                self._into(f"{path.rstrip('/')}/{name}", into / name, depth + 1)
+            else:
+                self._file(f"{path.rstrip('/')}/{name}", into / name)
+
+    def _file(self, path: str, file: Path) -> None:
+        if self._files >= FILES_MAX:
+            raise output.fail(f"{FILES_MAX} files were copied, and there are more", output.EXIT_FAILED)
+        try:
+            self._bytes += self._client.pull_backup_file(self._backup, self._system, path, file)
+            self._files += 1
+        except (ApiError, OSError) as error:
+            self._fail(path, str(error))
+
+    def _fail(self, path: str, why: str) -> None:
+        self._failed += 1
+        say(f"{path}: {why}", err=True)
 
 
 def _where(client: Client, backup: str, place: str) -> tuple[str, str]:

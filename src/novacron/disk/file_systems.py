@@ -30,7 +30,9 @@ ENTRIES_MAX = 10_000
 SYSTEM = re.compile(r"^\s*(?:Device|Partition) (\S+): Filesystem type ([^\s,]+)(.*)$")
 LABEL, UUID = re.compile(r" - Label `(.*?)'(?: - |,|$)"), re.compile(r"UUID ([0-9A-Za-z:.-]{4,64})")
 SIZE = re.compile(r"Total size ([0-9]{1,15})KiB")
-ENTRY = re.compile(r"^(DIR|[0-9]{1,20}) +([0-9]{14})? ?(.+)$", re.DOTALL)
+ENTRY = re.compile(r"^(DIR|[0-9]{1,20}) +([0-9]{14}) (.*)$", re.DOTALL)
+TIMELESS = re.compile(r"^(?=.{12})(DIR|[0-9]{1,12}) *()(?<=^.{12})(.*)$", re.DOTALL)
+"""An entry of a file system that keeps no times."""
 OWN = frozenset(("procfs", "hostfs"))
 
 
@@ -168,14 +170,14 @@ def read_entries(text: str) -> list[BackupEntry]:
     """Return the entries that a listing of a directory names."""
     entries, last = dict[str, BackupEntry](), ""
     for line in text.split("\n"):
-        if (match := ENTRY.match(line)) is None:
+        if (match := ENTRY.match(line) or TIMELESS.match(line)) is None:
             if line:  # the rest of a name with a line feed
                 entries.pop(last, None)
             continue
         is_directory = match[1] == "DIR"
         name = match[3].removesuffix("/") if is_directory else match[3]
-        if name in (".", "..", "") or printable(name) != name:
-            continue  # a name with control characters can't be asked for, either
+        if name in (".", "..", "") or "/" in name or printable(name) != name:
+            continue  # no file is called so, or it can't be asked for
         last, size_bytes = name, 0 if is_directory else int(match[1])
         entries.setdefault(name, BackupEntry(name, is_directory, size_bytes, _time(match[2])))
     return sorted(entries.values(), key=lambda entry: entry.name)
