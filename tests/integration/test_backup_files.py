@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from lab.platform import Platform
-from novacron.agent.repositories import backup_files, contents, directory
-from novacron.agent.repositories.backup_files import BackupFiles
+from novacron.agent import backup_files
+from novacron.agent.backup_files import BackupFiles
+from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.contents import DiskCopy
 from novacron.agent.repositories.directory import Purpose
 from novacron.agent.settings import AgentSettings

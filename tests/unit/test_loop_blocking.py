@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from novacron import pki
+from novacron.agent.backup_files import BackupFiles
 from novacron.agent.backups import VmBackups
 from novacron.agent.control.consoles import ConsoleRequests
 from novacron.agent.control.dispatch import Dispatcher, Parts
@@ -34,7 +35,6 @@ from novacron.agent.images.imports import ImageImports
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.replication.receiver import ReplicaReceivers
 from novacron.agent.replication.sender import ReplicaSenders
-from novacron.agent.repositories.backup_files import BackupFiles
 from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.context import VmContext

@@ -16,6 +16,7 @@ import msgspec
 
 from novacron import pki, private_file, service_manager
 from novacron.agent import identity as identities
+from novacron.agent.backup_files import BackupFiles
 from novacron.agent.backups import VmBackups
 from novacron.agent.control.consoles import ConsoleRequests
 from novacron.agent.control.dispatch import Dispatcher, Parts
@@ -48,7 +49,6 @@ from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.replicas.storage import ReplicaStorage
 from novacron.agent.replication.receiver import ReplicaReceivers
 from novacron.agent.replication.sender import ReplicaSenders
-from novacron.agent.repositories.backup_files import BackupFiles
 from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.console import Consoles

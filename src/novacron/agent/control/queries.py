@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 
 import msgspec
 
+from novacron.agent.backup_files import BackupFiles
 from novacron.agent.backups import VmBackups
 from novacron.agent.images import unused
 from novacron.agent.images.exports import VmExports
@@ -17,7 +18,6 @@ from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.replication.receiver import ReplicaReceivers
 from novacron.agent.replication.sender import ReplicaSenders
-from novacron.agent.repositories.backup_files import BackupFiles
 from novacron.agent.repositories.prune import RepositoryPrunes
 from novacron.agent.vm import guest_commands
 from novacron.agent.vm.context import VmContext
