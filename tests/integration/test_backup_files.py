@@ -20,6 +20,7 @@ from novacron.agent.backup_files import BackupFiles
 from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.contents import DiskCopy
 from novacron.agent.repositories.directory import Purpose
+from novacron.agent.repositories.threads import never
 from novacron.agent.settings import AgentSettings
 from novacron.backup.content_cipher import ContentCipher
 from novacron.client import ApiError
@@ -139,7 +140,7 @@ def keep(settings: AgentSettings, disk: Path, *, encrypted: bool = False) -> Kep
     try:
         copied = DiskCopy(disk, cipher=None if content_key is None else ContentCipher(content_key))
         kept = contents.store(
-            repository.repository, ("backup-1", "vm-1"), copied, (b"{}", FirmwareState()), directory.never
+            repository.repository, ("backup-1", "vm-1"), copied, (b"{}", FirmwareState()), never
         )  # fmt: skip
     finally:
         repository.close()

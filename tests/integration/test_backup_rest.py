@@ -18,7 +18,8 @@ from lab.platform import free_ports
 from novacron import private_file
 from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.contents import DiskCopy
-from novacron.agent.repositories.directory import OpenRepository, Purpose, never
+from novacron.agent.repositories.directory import OpenRepository, Purpose
+from novacron.agent.repositories.threads import never
 from novacron.backup.errors import Damaged, DamagedBlobs, NotAllowed, NotStored, RepositoryError
 from novacron.backup.requests import LIMITS
 from novacron.backup.rest import RestStorage

@@ -24,7 +24,8 @@ import pytest
 from novacron.agent.backups import VmBackups
 from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.contents import DiskCopy
-from novacron.agent.repositories.directory import OpenRepository, Purpose, never
+from novacron.agent.repositories.directory import OpenRepository, Purpose
+from novacron.agent.repositories.threads import never
 from novacron.agent.settings import AgentSettings
 from novacron.backup import restic, s3
 from novacron.backup.addresses import BadAddress
@@ -58,7 +59,7 @@ IMPATIENT = LIMITS._replace(request_s=0.5, repeat_s=1.0)
 WRITER = """
 import sys
 from pathlib import Path
-from novacron.agent.repositories import contents, directory
+from novacron.agent.repositories import contents, directory, threads
 from novacron.backup.locks import survive_hangups
 from novacron.backup.places import place_of
 from novacron.model.encryption import DataKey
@@ -67,7 +68,7 @@ survive_hangups()
 place, id, secret, disk = sys.argv[1:]
 opened = directory.open_repository(place_of(place), DataKey(id, bytes.fromhex(secret)), begin=True)
 beside = (b"{}", FirmwareState())
-contents.store(opened.repository, ("backup-killed", "vm-1"), contents.DiskCopy(Path(disk)), beside, directory.never)
+contents.store(opened.repository, ("backup-killed", "vm-1"), contents.DiskCopy(Path(disk)), beside, threads.never)
 """
 
 

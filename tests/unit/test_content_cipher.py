@@ -11,7 +11,7 @@ import pytest
 from novacron.agent.backups import check_content_key
 from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.contents import DiskCopy, KeptContent
-from novacron.agent.repositories.directory import never
+from novacron.agent.repositories.threads import never
 from novacron.backup.content_cipher import ContentCipher
 from novacron.backup.disks import BLOCK_BYTES, ZERO_ID, DiskReader
 from novacron.backup.errors import Damaged

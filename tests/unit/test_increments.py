@@ -16,7 +16,7 @@ import pytest
 
 from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.contents import DiskCopy, EarlierDisk
-from novacron.agent.repositories.directory import never
+from novacron.agent.repositories.threads import never
 from novacron.agent.vm import increments
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.vm.increments import RECORDED_BYTES_MAX, Increment, choose

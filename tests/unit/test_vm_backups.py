@@ -16,9 +16,9 @@ import pytest
 from novacron.agent.fair_turns import FairTurns
 from novacron.agent.repositories import contents, directory, threads
 from novacron.agent.repositories.contents import DiskCopy
-from novacron.agent.repositories.directory import OpenRepository, Purpose, never
+from novacron.agent.repositories.directory import OpenRepository, Purpose
 from novacron.agent.repositories.queues import RepositoryQueue, RepositoryQueues
-from novacron.agent.repositories.threads import Stalled, Stopped, WorkStopped, in_thread
+from novacron.agent.repositories.threads import Stalled, Stopped, WorkStopped, in_thread, never
 from novacron.agent.settings import AgentSettings
 from novacron.backup.disks import BLOCK_BYTES
 from novacron.backup.errors import Damaged, DamagedBlobs, NotStored, RepositoryError, WrongKey
@@ -77,6 +77,36 @@ def test_a_disk_comes_back_as_it_was_with_what_was_stored_beside_it(repository: 
     assert kept.disk_bytes == disk.stat().st_size and kept.read_bytes < 6 * BLOCK_BYTES, "holes are not read"
     assert look(repository, "backup-1").made == kept.snapshot
     contents.verify(repository, kept.snapshot, never)
+
+
+@pytest.mark.parametrize("image_blocks", [10, 64])
+def test_what_the_image_on_this_host_has_is_not_fetched(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_blocks: int
+) -> None:
+    """The disk began as a smaller image, or was cut off; it has changed in one block, and zeros in another."""
+    image, disk, back = tmp_path / "image", tmp_path / "disk", tmp_path / "back"
+    image.write_bytes(os.urandom(image_blocks * BLOCK_BYTES))
+    size = 40 * BLOCK_BYTES + BLOCK_BYTES // 2
+    content = bytearray(image.read_bytes()[:size].ljust(size, b"\0"))
+    content[3 * BLOCK_BYTES : 4 * BLOCK_BYTES] = os.urandom(BLOCK_BYTES)
+    content[5 * BLOCK_BYTES : 6 * BLOCK_BYTES] = bytes(BLOCK_BYTES)
+    disk.write_bytes(content)
+    kept = contents.store(repository, ("backup-1", VM), DiskCopy(disk), BESIDE, never)
+    fetched = []
+    monkeypatch.setattr(contents.log, "info", lambda _words, **said: fetched.append(said["fetched_bytes"]))
+    contents.restore(repository, kept.snapshot, back, image)
+    assert back.read_bytes() == bytes(content)
+    assert BLOCK_BYTES <= fetched[0] < 3 * BLOCK_BYTES, "the block that changed, and the end, which is no whole block"
+
+
+def test_an_image_that_is_not_the_disks_changes_nothing(repository: Repository, tmp_path: Path) -> None:
+    disk, image, back = disk_of(tmp_path), tmp_path / "image", tmp_path / "back"
+    image.write_bytes(os.urandom(50 * BLOCK_BYTES + 17))
+    kept = contents.store(repository, ("backup-1", VM), DiskCopy(disk), BESIDE, never)
+    assert contents.restore(repository, kept.snapshot, back, image) == BESIDE[1]
+    assert back.read_bytes() == disk.read_bytes()
+    with pytest.raises(WorkStopped):
+        contents.restore(repository, kept.snapshot, tmp_path / "again", image, lambda: True)
 
 
 def test_a_second_backup_writes_what_changed(tmp_path: Path, key: DataKey, opened: OpenRepository) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from novacron.agent.repositories import directory
 from novacron.agent.repositories.contents import KeptContent
 from novacron.agent.repositories.directory import Purpose
-from novacron.agent.repositories.threads import Stopped, WorkStopped, in_thread
+from novacron.agent.repositories.threads import Stopped, WorkStopped, in_thread, never
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import UIDS_MAX
 from novacron.backup.content_cipher import ContentCipher
@@ -152,7 +152,7 @@ class BackupFiles:
                 return KeptContent(opened.repository, backup.snapshot, cipher)
             finally:
                 opened.close()  # nobody waits for whoever looks; what is pruned meanwhile can't be read
-                opened.storage.stopped = directory.never
+                opened.storage.stopped = never
 
         content = await in_thread(work, self._left)
         reader = content.reader()

@@ -219,23 +219,33 @@ class PackPiece(NamedTuple, Generic[T]):
         return content
 
 
-def restore_disk(repository: Repository, file: File, descriptor: int) -> int:
+class AtHand(NamedTuple):
+    """A disk on this host that may be much like one in a repository: the image that it began as."""
+
+    read: Read
+    extents: Iterable[Extent]
+    """What may hold data."""
+
+
+def restore_disk(repository: Repository, file: File, descriptor: int, at_hand: AtHand | None = None) -> int:
     """Write a disk into an empty file, zeros as holes; return how many bytes were read from the repository.
 
     Raises NotStored, Damaged, RepositoryError, OSError.
     """
     os.ftruncate(descriptor, file.size)
-    return fetch_disk(repository, file, lambda offset, content: _write(descriptor, content, offset))
+    return fetch_disk(repository, file, lambda offset, content: _write(descriptor, content, offset), at_hand)
 
 
-def fetch_disk(repository: Repository, file: File, write: Write) -> int:
-    """Write the blocks of a disk that are no zeros, in any order; return how many bytes were read from the repository.
+def fetch_disk(repository: Repository, file: File, write: Write, at_hand: AtHand | None = None) -> int:
+    """Write the blocks of a disk that are no zeros, in any order, and fetch only those that another disk does not have
+    at the same place; return how many bytes were read from the repository.
 
     Raises NotStored, Damaged, RepositoryError, OSError.
     """
+    has = bytes(len(file.content) // ID_BYTES) if at_hand is None else _take(file, write, at_hand)
     places: dict[bytes, list[int]] = {}
     for number, id in enumerate(file.ids()):
-        if id != ZERO_ID:
+        if id != ZERO_ID and not has[number]:
             places.setdefault(id, []).append(number * BLOCK_BYTES)
     read, lock = 0, threading.Lock()
 
@@ -255,6 +265,26 @@ def fetch_disk(repository: Repository, file: File, write: Write) -> int:
         for _ in pool.map(fetch, pieces(repository, places)):
             pass
     return read
+
+
+def _take(file: File, write: Write, at_hand: AtHand) -> bytearray:
+    """Write the blocks of a disk that another has at the same place; return which, a byte for each block."""
+    has = bytearray(len(file.content) // ID_BYTES)
+
+    def take(_number: int, extent: Extent) -> None:
+        offset, length = extent
+        data = at_hand.read(offset, length)
+        for at in range(offset, offset + length, BLOCK_BYTES):
+            number = at // BLOCK_BYTES
+            id = file.content[number * ID_BYTES : (number + 1) * ID_BYTES]
+            block = data[at - offset : at - offset + BLOCK_BYTES]
+            if id != ZERO_ID and hashlib.sha256(block).digest() == id:
+                write(at, block)
+                has[number] = 1
+
+    within = ((offset, min(length, file.size - offset)) for offset, length in at_hand.extents if offset < file.size)
+    _side_by_side(take, enumerate(_strides(within, file.size)))
+    return has
 
 
 def pieces(repository: Repository, blobs: Mapping[bytes, list[T]]) -> Iterator[PackPiece[T]]:

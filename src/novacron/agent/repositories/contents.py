@@ -16,10 +16,10 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from novacron.agent.repositories.threads import Stopped, WorkStopped
+from novacron.agent.repositories.threads import Stopped, WorkStopped, never
 from novacron.backup import disks
 from novacron.backup.content_cipher import ContentCipher
-from novacron.backup.disks import DiskReader, Extent, Write
+from novacron.backup.disks import AtHand, DiskReader, Extent, Write
 from novacron.backup.errors import Damaged, DamagedBlobs, NotAllowed, NotStored, RepositoryError
 from novacron.backup.pack import ID_BYTES, BlobType
 from novacron.backup.repository import Repository
@@ -27,6 +27,9 @@ from novacron.backup.snapshot import File
 from novacron.backup.storage import Kind
 from novacron.model.errors import MALFORMED
 from novacron.model.firmware_state import FirmwareState
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
 
 DIRECTORY, DISK, DESCRIPTION, FIRMWARE = "vm", "disk.raw", "vm.json", "firmware.msgpack"
 """In each snapshot: its directory, and the files in it."""
@@ -322,18 +325,31 @@ def forget(repository: Repository, backup: str) -> None:
                 ) from error
 
 
-def restore(repository: Repository, snapshot: str, disk: Path) -> FirmwareState:
-    """Write a backup's disk into a new file, zeros as holes; return the state of the firmware.
+def restore(
+    repository: Repository, snapshot: str, disk: Path, image: Path | None = None, stopped: Stopped = never
+) -> FirmwareState:
+    """Write a backup's disk into a new file, zeros as holes; return the state of the firmware. Blocks that the disk of
+    an ``image`` of this host has, too, are not fetched.
 
     Raises NotStored, Damaged, RepositoryError, OSError, WorkStopped.
     """
     kept = KeptContent(repository, snapshot, None)
     descriptor = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        disks.restore_disk(repository, kept.disk, descriptor)
+    with contextlib.ExitStack() as opened:
+        opened.callback(os.close, descriptor)
+        at_hand = None
+        if image is not None:
+            source = opened.enter_context(_opened(image))
+
+            def read_on(offset: int, length: int) -> bytes:
+                if stopped():
+                    raise WorkStopped
+                return source.read(offset, min(length, source.size_bytes - offset)).ljust(length, b"\0")
+
+            at_hand = AtHand(read_on, source.data_extents())
+        fetched = disks.restore_disk(repository, kept.disk, descriptor, at_hand)
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    log.info("a backup's disk is restored", snapshot=snapshot, disk_bytes=kept.disk.size, fetched_bytes=fetched)
     return kept.firmware
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from novacron.agent.repositories.threads import Stopped, WorkStopped
+from novacron.agent.repositories.threads import Stopped, WorkStopped, never
 from novacron.agent.settings import AgentSettings
 from novacron.backup.errors import Locked, NotStored, RepositoryError
 from novacron.backup.key_file import ScryptCost
@@ -119,11 +119,6 @@ def root_of(settings: AgentSettings, repository: str) -> Place:
             f"node {settings.name} makes no backups: start its agent with --backup-dir", WaitCode.FILE_LOST
         )
     return settings.backup_dir / repository
-
-
-def never() -> bool:
-    """Say that work is to go on."""
-    return False
 
 
 def open_repository(

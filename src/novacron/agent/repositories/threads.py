@@ -23,6 +23,11 @@ Stopped: TypeAlias = Callable[[], bool]
 """Says whether the work is to end. Work asks it all the time: otherwise it counts as stalled."""
 
 
+def never() -> bool:
+    """Say that work is to go on."""
+    return False
+
+
 class WorkStopped(Exception):
     """Nobody wants the work any more."""
 

@@ -126,7 +126,8 @@ async def _have_plain(context: VmContext, source: BackupSource, raw: Path, layer
         )
     root, key = directory.root_of(context.services.settings, source.repository), _key(context, source)
     try:
-        state = await in_thread(functools.partial(_fetch, root, key, source.snapshot, raw), [])
+        image = None if context.image().encryption_key else context.image().disk
+        state = await in_thread(functools.partial(_fetch, root, key, source.snapshot, raw, image), [])
         await overlay.create_blank(layer, raw.stat().st_size, None)
         await qemu_img.run(
             ["convert", "-q", "-n", "-W", "-t", "writeback", "-f", "raw", "-O", "qcow2", str(raw), str(layer)],
@@ -213,9 +214,11 @@ def _open(root: Place, key: DataKey, stopped: Stopped) -> OpenRepository:
     return directory.open_repository(root, key, begin=False, purpose=Purpose.READ, stopped=stopped)
 
 
-def _fetch(root: Place, key: DataKey, snapshot: str, raw: Path, stopped: Stopped) -> FirmwareState:
+def _fetch(
+    root: Place, key: DataKey, snapshot: str, raw: Path, image: Path | None, stopped: Stopped
+) -> FirmwareState:  # fmt: skip
     repository = _open(root, key, stopped)
     try:
-        return contents.restore(repository.repository, snapshot, raw)
+        return contents.restore(repository.repository, snapshot, raw, image, stopped)
     finally:
         repository.close()
