@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,9 @@ WRITE_S_MAX = 900.0
 FIRST_FASTER, FIRST_BYTES = 2.0, 1.05
 READ, WRITTEN, AGAIN_FASTER = 1.2, 1.5, 10.0
 FREEZE_MS = 100.0
-FILE_S = 10.0
+FILE_S, FETCHED = 10.0, 1.1
+FETCHED_BYTES = re.compile(r"fetched_bytes\D{1,3}([0-9]+)")
+"""In an agent's log, of a disk that was restored."""
 WRITES = (
     "awk 'BEGIN {{ srand({seed}); for (i = 0; i < {count}; i++) print int(rand() * {blocks}) }}' | while read at;"
     " do dd if=/dev/urandom of=/dev/vda bs=64k count=1 seek=$at conv=notrunc 2>/dev/null; done; sync; echo done"
@@ -68,6 +71,15 @@ class Round(NamedTuple):
     read_bytes: int
     gap_ms: float
     """The longest that a client of the guest saw while either was made."""
+
+
+class Restored(NamedTuple):
+    """One restore on a node that has the VM's image."""
+
+    seconds: float
+    fetched_bytes: int
+    differs_bytes: int
+    """In whole blocks, from the image."""
 
 
 def build_files_image(directory: Path, size: Size) -> None:
@@ -167,6 +179,20 @@ class Bench:
             path.unlink()
         return Round(first, peer_first, again, peer_again, changed, backup["result"]["read_bytes"], max(gaps))
 
+    def restore(self, vm: dict[str, Any], number: int) -> Restored:
+        """Restore the VM's newest backup as another VM, where its image is."""
+        backup = next(iter(self._p.client.list("backups", vm=vm["id"])))
+        password = self._p.client.backup_repository_password(backup["repository"])
+        self._fetch(self._p.backup_dir / backup["repository"], password, backup)
+        differs = _changed_bytes(self._directory / "images" / IMAGE / "disk.raw", self._raw)
+        self._raw.unlink()
+        began = time.monotonic()
+        self._p.cli("backup", "restore", backup["id"], f"again-{number}", "--no-start")
+        seconds = time.monotonic() - began
+        fetched = FETCHED_BYTES.findall(self._p.agents[NODE].log.read_text(errors="replace"))[-1]
+        self._p.cli("vm", "delete", f"again-{number}", "--wait", "--yes")
+        return Restored(seconds, int(fetched), differs)
+
     def _own(
         self, vm: dict[str, Any], repository: dict[str, Any], client: CounterClient
     ) -> tuple[Measured, dict[str, Any], float]:
@@ -220,7 +246,9 @@ def _changed_bytes(before: Path, after: Path) -> int:
     return changed
 
 
-def figures_of(rounds: list[Round], files: list[tuple[float, float]], size: Size) -> list[Figure]:
+def figures_of(
+    rounds: list[Round], restores: list[Restored], files: list[tuple[float, float]], size: Size
+) -> list[Figure]:
     first = f"first backup, {size.disk_mib} MiB disk, {size.used_mib} MiB used"
     again = f"increment after {size.written_mib} MiB of random 64 KiB writes"
     gap = "longest gap for a client of the guest, backups without quiesce"
@@ -242,6 +270,9 @@ def figures_of(rounds: list[Round], files: list[tuple[float, float]], size: Size
         ratio("written over what changed", [r.again.stored_bytes / r.changed_bytes for r in rounds], WRITTEN),
         ratio("written by restic over what changed", [r.peer_again.stored_bytes / r.changed_bytes for r in rounds]),
         median(gap, [r.gap_ms for r in rounds], "ms", FREEZE_MS),
+        median("restore to a new VM where its image is: request to done", [r.seconds for r in restores], "s"),
+        ratio("fetched over what differs from the image", [r.fetched_bytes / r.differs_bytes for r in restores],
+              FETCHED),
         median(f"one file of 1 MiB out of a backup of a {size.disk_mib} MiB disk, by command",
                [cold for cold, _ in files], "s", FILE_S),
         median("  ... the next one", [warm for _, warm in files], "s"),
@@ -265,13 +296,14 @@ def main() -> int:
         ):
             bench = Bench(p, directory, size)
             vm = bench.boot()
-            rounds = []
+            rounds, restores = [], []
             for number in range(size.rounds):
                 rounds.append(bench.round(vm, number))
+                restores.append(bench.restore(vm, number))
                 print(f"round {number + 1}: done", flush=True)
             p.cli("vm", "delete", "web", "--wait", "--yes")
             files = fetch_files(p, directory, size)
-    report("backup", figures_of(rounds, files, size), options.json, smoke=options.smoke)
+    report("backup", figures_of(rounds, restores, files, size), options.json, smoke=options.smoke)
     return 0
 
 
