@@ -28,6 +28,13 @@ CONTROLLER = "rebalance"
 WAITING_WRITES = 60
 FREE_SESSIONS = 6
 BAD_SPEC = """UPDATE vms SET spec = spec || '{"power": "teleport"}' WHERE id = '%s'"""
+SLOW_WRITES = 12
+SLOW_DOWN = """
+    CREATE OR REPLACE FUNCTION slow_down() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_sleep(0.25); RETURN coalesce(NEW, OLD); END $$;
+    CREATE TRIGGER slow_down BEFORE INSERT OR DELETE ON projects FOR EACH ROW EXECUTE FUNCTION slow_down()
+"""
+SPEED_UP = "DROP FUNCTION IF EXISTS slow_down() CASCADE"
 REFUSE = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -131,6 +138,18 @@ def locked_table(scene: Scene) -> Iterator[Mending]:
     with sessions(site.postgres.url) as somebody, _clients(site, _write_project, WAITING_WRITES):
         somebody.execute("BEGIN", "LOCK TABLE projects IN EXCLUSIVE MODE")
         yield Mending(answers={"cause-mended": somebody.close}, values=DATABASE)
+
+
+@contextlib.contextmanager
+def slow_writes(scene: Scene) -> Iterator[Mending]:
+    """A trigger that somebody has put into the database makes writes slow."""
+    site = scene.site
+    execute(site.postgres.url, SLOW_DOWN)
+    try:
+        with _clients(site, _write_project, SLOW_WRITES):
+            yield Mending(answers={"cause-mended": lambda: execute(site.postgres.url, SPEED_UP)}, values=DATABASE)
+    finally:
+        execute(site.postgres.url, SPEED_UP)
 
 
 @contextlib.contextmanager
@@ -394,7 +413,11 @@ ALL = (
     ),
     AlertFault(
         "locked-table", "a session holds a lock on a table that users write to",
-        ("DatabaseConnectionPoolExhaustion", "DatabaseSlow"), "troubleshooting/database", locked_table,
+        ("DatabaseConnectionPoolExhaustion",), "troubleshooting/database", locked_table,
+    ),
+    AlertFault(
+        "slow-writes", "a trigger in the database makes writes slow",
+        ("DatabaseSlow",), "troubleshooting/database", slow_writes,
     ),
     AlertFault(
         "unreadable-row", "a row of a VM has a value that no version knows",
