@@ -238,7 +238,7 @@ def bad_release(scene: Scene, fault: str, wait_s: float) -> Iterator[Mending]:
     site, good = scene.site, list(scene.site.server.arguments)
     at = good.index("novacron")
     site.server.stop()
-    site.server.arguments = [*good[:at], "lab.released", "1.0.0", fault, *good[at + 1 :]]
+    site.server.arguments = [*good[:at], "lab.released", "1.0.0", fault, *good[at:]]
     site.server.start()
     _wait_answers(site)
 

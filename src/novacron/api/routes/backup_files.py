@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated
 
 from litestar import get
@@ -12,6 +13,7 @@ from litestar.params import FromPath, QueryParameter
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
+from novacron.api.edge.pieces import RECORDED
 from novacron.api.edge.slots import Full, SlotLimits, Slots
 from novacron.model import limits
 from novacron.model.access import Right
@@ -55,8 +57,11 @@ async def _kept(request: ApiRequest, backup: Backup) -> KeptBackup:
 
 
 @contextlib.asynccontextmanager
-async def _opened(request: ApiRequest, id: str, *, recorded: bool) -> AsyncIterator[tuple[str, KeptBackup]]:
-    """Give the node of a backup, and what opens it; with ``recorded``, the audit log says that the caller was there.
+async def _opened(
+    request: ApiRequest, id: str, *, recorded: Callable[[], bool]
+) -> AsyncIterator[tuple[str, KeptBackup]]:
+    """Give the node of a backup, and what opens it; once they are known to be the caller's, ``recorded`` says whether
+    the audit log has to have that the caller was there.
 
     Raises NotFound, Forbidden, IllegalState, TooManyRequests.
     """
@@ -64,7 +69,7 @@ async def _opened(request: ApiRequest, id: str, *, recorded: bool) -> AsyncItera
     async with services(request).database.connection() as connection:
         backup = await backups.get(connection, id)
     kept = await _kept(request, backup)
-    if recorded:
+    if recorded():
         async with replies.change(request):
             pass
     try:
@@ -79,7 +84,7 @@ async def _opened(request: ApiRequest, id: str, *, recorded: bool) -> AsyncItera
 
 @get("/{id:str}/file-systems", summary="List the file systems in a backup", opt=authorization.in_project(Right.WRITE))
 async def list_backup_file_systems(request: ApiRequest, id: FromPath[str]) -> list[BackupFileSystem]:
-    async with _opened(request, id, recorded=False) as (node, backup):
+    async with _opened(request, id, recorded=lambda: False) as (node, backup):
         return list(await services(request).agents.ask(node, ListBackupFileSystems(backup)))
 
 
@@ -87,7 +92,7 @@ async def list_backup_file_systems(request: ApiRequest, id: FromPath[str]) -> li
 async def list_backup_files(
     request: ApiRequest, id: FromPath[str], file_system: System, path: Path = "/"
 ) -> BackupListing:
-    async with _opened(request, id, recorded=False) as (node, backup):
+    async with _opened(request, id, recorded=lambda: False) as (node, backup):
         return await services(request).agents.ask(node, ListBackupFiles(backup, file_system, path))
 
 
@@ -95,7 +100,8 @@ async def list_backup_files(
 async def read_backup_file(
     request: ApiRequest, id: FromPath[str], file_system: System, path: Path, offset: Offset = 0
 ) -> FilePiece:
-    async with _opened(request, id, recorded=offset == 0) as (node, backup):
+    recorded = partial(RECORDED.begins, (request.user.id, "backup", id, file_system, path), offset)
+    async with _opened(request, id, recorded=recorded) as (node, backup):
         question = ReadBackupFile(backup, file_system, path, offset, limits.GUEST_PIECE_BYTES_MAX)
         return await services(request).agents.ask(node, question)
 

@@ -1,0 +1,34 @@
+"""Files that go piece by piece: nobody gets round the audit log by beginning in the middle."""
+
+from __future__ import annotations
+
+import pytest
+
+from novacron.api.edge import pieces
+from novacron.api.edge.pieces import RecordedFiles
+
+KEY = ("acc-1", "read", "vm-1", "/etc/shadow")
+
+
+def test_a_file_is_recorded_once_and_whenever_it_is_begun() -> None:
+    recorded = RecordedFiles()
+    assert recorded.begins(KEY, 0) and not recorded.begins(KEY, 512) and not recorded.begins(KEY, 1024)
+    assert recorded.begins(KEY, 0)
+
+
+def test_a_piece_from_the_middle_is_recorded_if_nothing_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, now = RecordedFiles(), [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    assert recorded.begins(KEY, 1)
+    assert recorded.begins(("acc-2", *KEY[1:]), 1), "by another caller"
+    assert recorded.begins((*KEY[:3], "/etc/passwd"), 1), "of another file"
+    now[0] = pieces.KEPT_S + 1
+    assert recorded.begins(KEY, 1), "long after the last piece"
+
+
+def test_what_is_remembered_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "KEPT_MAX", 2)
+    recorded = RecordedFiles()
+    for name in "abc":
+        assert recorded.begins((name,), 1)
+    assert recorded.begins(("a",), 1), "the oldest is forgotten, and so recorded again"
