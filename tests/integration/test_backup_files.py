@@ -29,7 +29,7 @@ from novacron.disk.errors import Unacceptable
 from novacron.model.encryption import DataKey
 from novacron.model.errors import InvalidInput
 from novacron.model.firmware_state import FirmwareState
-from novacron.wire.questions import KeptBackup, ListBackupFiles, ListBackupFileSystems, ReadBackupFile
+from novacron.wire.questions import ListBackupFiles, ListBackupFileSystems, ReadBackupFile, RepositoryBackup
 from tests.integration.test_encryption import import_private
 from tests.support.vm_backups import NewRepository, back_up
 from tests.support.vms import NewVm
@@ -134,7 +134,7 @@ def opened(settings: AgentSettings, tmp_path: Path) -> Iterator[asyncio.Runner]:
         yield runner
 
 
-def keep(settings: AgentSettings, disk: Path, *, encrypted: bool = False) -> KeptBackup:
+def keep(settings: AgentSettings, disk: Path, *, encrypted: bool = False) -> RepositoryBackup:
     """Store a disk as a node does it."""
     key, content_key = DataKey("key-1", b"k" * 32), DataKey("key-2", b"c" * 32) if encrypted else None
     root = directory.root_of(settings, REPOSITORY)
@@ -146,7 +146,7 @@ def keep(settings: AgentSettings, disk: Path, *, encrypted: bool = False) -> Kep
         )  # fmt: skip
     finally:
         repository.close()
-    return KeptBackup(REPOSITORY, kept.snapshot, key, content_key)
+    return RepositoryBackup(REPOSITORY, kept.snapshot, key, content_key)
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
@@ -214,7 +214,7 @@ def test_a_backup_that_can_t_be_read_says_why(
 
     async def work() -> None:
         read = BackupFiles(settings)
-        gone = KeptBackup(REPOSITORY, "0" * 64, backup.key)
+        gone = RepositoryBackup(REPOSITORY, "0" * 64, backup.key)
         with pytest.raises(Unacceptable, match="is no longer in the repository"):
             await read.systems(ListBackupFileSystems(gone))
         shutil.rmtree(tmp_path / "backups" / REPOSITORY / "data")

@@ -25,7 +25,7 @@ from novacron.backup.content_cipher import ContentCipher
 from novacron.backup.errors import RepositoryError
 from novacron.disk import file_systems
 from novacron.disk.errors import Unacceptable
-from novacron.disk.file_systems import Reader
+from novacron.disk.file_systems import FileSystemReader
 from novacron.disk.mounted_file import mounted
 from novacron.model.backup_files import BackupFileSystem, BackupListing
 from novacron.model.guest_command import FilePiece
@@ -33,7 +33,7 @@ from novacron.model.waiting import WaitCode
 from novacron.qemu.confine import Account, confined
 from novacron.telemetry import logs
 from novacron.wire import questions
-from novacron.wire.questions import KeptBackup
+from novacron.wire.questions import RepositoryBackup
 
 log = logs.get(__name__)
 
@@ -48,7 +48,7 @@ class _Open(msgspec.Struct):
     """A backup that is open, or is being opened."""
 
     task: asyncio.Task[None]
-    reader: asyncio.Future[Reader]
+    reader: asyncio.Future[FileSystemReader]
     users: int = 0
     used_at: float = 0.0
 
@@ -88,7 +88,7 @@ class BackupFiles:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     @contextlib.asynccontextmanager
-    async def _reader(self, backup: KeptBackup) -> AsyncIterator[Reader]:
+    async def _reader(self, backup: RepositoryBackup) -> AsyncIterator[FileSystemReader]:
         key = backup.repository, backup.snapshot
         opened = self._open.get(key) or self._begin(key, backup)
         opened.users += 1
@@ -103,7 +103,7 @@ class BackupFiles:
             opened.users -= 1
             opened.used_at = time.monotonic()
 
-    def _begin(self, key: tuple[str, str], backup: KeptBackup) -> _Open:
+    def _begin(self, key: tuple[str, str], backup: RepositoryBackup) -> _Open:
         if len(self._open) >= OPEN_MAX:
             idle = [one for one in self._open.values() if not one.users]
             if not idle:
@@ -111,13 +111,15 @@ class BackupFiles:
             oldest = min(idle, key=lambda one: one.used_at)
             oldest.task.cancel()
             self._open = {other: one for other, one in self._open.items() if one is not oldest}
-        ready: asyncio.Future[Reader] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[FileSystemReader] = asyncio.get_running_loop().create_future()
         ready.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may wait for it
         task = asyncio.create_task(self._keep_open(key, backup, ready), name=f"files of {backup.snapshot[:8]}")
         opened = self._open[key] = _Open(task, ready, used_at=time.monotonic())
         return opened
 
-    async def _keep_open(self, key: tuple[str, str], backup: KeptBackup, ready: asyncio.Future[Reader]) -> None:
+    async def _keep_open(
+        self, key: tuple[str, str], backup: RepositoryBackup, ready: asyncio.Future[FileSystemReader]
+    ) -> None:
         """Have a backup open until nobody has used it for a while."""
         task = asyncio.current_task()
         try:
@@ -141,7 +143,7 @@ class BackupFiles:
                 del self._open[key]
 
     @contextlib.asynccontextmanager
-    async def _opened(self, backup: KeptBackup) -> AsyncIterator[Reader]:
+    async def _opened(self, backup: RepositoryBackup) -> AsyncIterator[FileSystemReader]:
         root = directory.root_of(self._settings, backup.repository)
 
         def work(stopped: Stopped) -> KeptContent:
@@ -165,7 +167,7 @@ class BackupFiles:
                 raise OSError(str(error)) from error
 
         async with mounted(content.disk.size, read, self._uid) as file:
-            yield Reader(file.path, functools.partial(self._confined, file.enter))
+            yield FileSystemReader(file.path, functools.partial(self._confined, file.enter))
 
     def _confined(self, enter: tuple[str, ...], command: list[str]) -> list[str]:
         return [*enter, *(command if self._uid is None else confined(command, Account(self._uid)))]

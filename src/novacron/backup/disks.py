@@ -243,10 +243,6 @@ def fetch_disk(repository: Repository, file: File, write: Write, at_hand: AtHand
     Raises NotStored, Damaged, RepositoryError, OSError.
     """
     has = bytes(len(file.content) // ID_BYTES) if at_hand is None else _take(file, write, at_hand)
-    places: dict[bytes, list[int]] = {}
-    for number, id in enumerate(file.ids()):
-        if id != ZERO_ID and not has[number]:
-            places.setdefault(id, []).append(number * BLOCK_BYTES)
     read, lock = 0, threading.Lock()
 
     def fetch(piece: PackPiece[int]) -> None:
@@ -262,9 +258,18 @@ def fetch_disk(repository: Repository, file: File, write: Write, at_hand: AtHand
                 write(offset, content)
 
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(fetch, pieces(repository, places)):
+        for _ in pool.map(fetch, pieces(repository, _lacking(file, has))):
             pass
     return read
+
+
+def _lacking(file: File, has: bytes | bytearray) -> dict[bytes, list[int]]:
+    """Return the blobs of a disk that are no zeros, and where each belongs, without the blocks that are there."""
+    places: dict[bytes, list[int]] = {}
+    for number, id in enumerate(file.ids()):
+        if id != ZERO_ID and not has[number]:
+            places.setdefault(id, []).append(number * BLOCK_BYTES)
+    return places
 
 
 def _take(file: File, write: Write, at_hand: AtHand) -> bytearray:

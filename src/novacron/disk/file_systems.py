@@ -36,7 +36,7 @@ TIMELESS = re.compile(r"^(?=.{12})(DIR|[0-9]{1,12}) *()(?<=^.{12})(.*)$", re.DOT
 OWN = frozenset(("procfs", "hostfs"))
 
 
-class Reader(NamedTuple):
+class FileSystemReader(NamedTuple):
     """What reads a disk."""
 
     path: Path
@@ -45,7 +45,7 @@ class Reader(NamedTuple):
     """Makes the tool's command one of another user's, who may read it."""
 
 
-async def systems(reader: Reader) -> list[BackupFileSystem]:
+async def systems(reader: FileSystemReader) -> list[BackupFileSystem]:
     """Return the file systems that the disk has. Raises Unacceptable."""
     output, errors = await _run(reader, ["ls", "--", "-l"])
     if DISK not in output.decode(errors="replace"):
@@ -53,7 +53,7 @@ async def systems(reader: Reader) -> list[BackupFileSystem]:
     return read_systems(output.decode(errors="replace"))
 
 
-async def listing(reader: Reader, system: str, path: str) -> BackupListing:
+async def listing(reader: FileSystemReader, system: str, path: str) -> BackupListing:
     """Return a directory. Raises InvalidInput, Unacceptable."""
     directory, name = parent(path)
     if name:
@@ -64,7 +64,7 @@ async def listing(reader: Reader, system: str, path: str) -> BackupListing:
     return BackupListing(system, path, tuple(entries[:ENTRIES_MAX]), truncated=len(entries) > ENTRIES_MAX)
 
 
-async def read(reader: Reader, system: str, path: str, offset: int, bytes_max: int) -> tuple[bytes, bool]:
+async def read(reader: FileSystemReader, system: str, path: str, offset: int, bytes_max: int) -> tuple[bytes, bool]:
     """Return a piece of a file, and whether there is nothing behind it. Raises InvalidInput, Unacceptable."""
     directory, name = parent(path)
     entry = await _entry(reader, system, directory, name) if name else None
@@ -80,7 +80,7 @@ async def read(reader: Reader, system: str, path: str, offset: int, bytes_max: i
     return output, offset + length == entry.size_bytes
 
 
-async def _entry(reader: Reader, system: str, directory: str, name: str) -> BackupEntry:
+async def _entry(reader: FileSystemReader, system: str, directory: str, name: str) -> BackupEntry:
     entries = await _entries(reader, system, directory)
     for entry in entries:
         if entry.name == name:
@@ -89,7 +89,7 @@ async def _entry(reader: Reader, system: str, directory: str, name: str) -> Back
     raise InvalidInput(f"{path} is not in file system {system}", field="path", hint=f"see what is in {directory}")
 
 
-async def _entries(reader: Reader, system: str, path: str) -> list[BackupEntry]:
+async def _entries(reader: FileSystemReader, system: str, path: str) -> list[BackupEntry]:
     output, errors = await _run(reader, ["ls", "--", "-l", _at(system, path.rstrip("/") + "/")])
     if errors and not output.strip():
         raise Unacceptable(f"{system}:{path} can't be read: {errors}")
@@ -102,7 +102,7 @@ def _at(system: str, path: str) -> str:
     return f"({device}){path}"
 
 
-async def _run(reader: Reader, command: list[str], bytes_max: int = OUTPUT_BYTES_MAX) -> tuple[bytes, str]:
+async def _run(reader: FileSystemReader, command: list[str], bytes_max: int = OUTPUT_BYTES_MAX) -> tuple[bytes, str]:
     """Return what the tool printed, cut off, and its first error; its exit status says nothing. Raises Unacceptable."""
     options, rest = (command[:4], command[4:]) if command[0].startswith("-") else ([], command)
     arguments = ["prlimit", *LIMITS, "--", TOOL, *options, str(reader.path), *rest]

@@ -131,7 +131,7 @@ class PruneRepository(Question[PruneState], frozen=True, tag=True):
     """Whose it is: projects have their turns in rotation."""
 
 
-class KeptBackup(msgspec.Struct, frozen=True):
+class RepositoryBackup(msgspec.Struct, frozen=True):
     """A backup that is in a repository of this node's, and the keys that open it. Only to be kept in memory."""
 
     repository: RepositoryId
@@ -146,7 +146,7 @@ class ListBackupFileSystems(Question[tuple[BackupFileSystem, ...]], frozen=True,
 
     time_limit_s: ClassVar[float] = 90.0
 
-    backup: KeptBackup
+    backup: RepositoryBackup
 
 
 class ListBackupFiles(Question[BackupListing], frozen=True, tag=True):
@@ -154,7 +154,7 @@ class ListBackupFiles(Question[BackupListing], frozen=True, tag=True):
 
     time_limit_s: ClassVar[float] = 90.0
 
-    backup: KeptBackup
+    backup: RepositoryBackup
     file_system: FileSystemName
     path: BackupPath
 
@@ -164,7 +164,7 @@ class ReadBackupFile(Question[FilePiece], frozen=True, tag=True):
 
     time_limit_s: ClassVar[float] = 90.0
 
-    backup: KeptBackup
+    backup: RepositoryBackup
     file_system: FileSystemName
     path: BackupPath
     offset: int

@@ -22,7 +22,7 @@ from novacron.model.backup_files import BackupFileSystem, BackupListing, BackupP
 from novacron.model.errors import IllegalState, NotFound, TooManyRequests
 from novacron.model.guest_command import FilePiece
 from novacron.store import backup_keys, backup_repositories, backups, project_keys
-from novacron.wire.questions import KeptBackup, ListBackupFiles, ListBackupFileSystems, ReadBackupFile
+from novacron.wire.questions import ListBackupFiles, ListBackupFileSystems, ReadBackupFile, RepositoryBackup
 
 AT_ONCE_MAX = 4
 """Requests of one project to one node: each may have to fetch from the repository."""
@@ -37,7 +37,7 @@ Offset = Annotated[
 ]
 
 
-async def _kept(request: ApiRequest, backup: Backup) -> KeptBackup:
+async def _kept(request: ApiRequest, backup: Backup) -> RepositoryBackup:
     """Return where a backup is, and its keys. Raises NotFound, IllegalState."""
     if backup.phase not in READABLE:
         raise IllegalState(
@@ -53,13 +53,13 @@ async def _kept(request: ApiRequest, backup: Backup) -> KeptBackup:
     if repository.key not in keys:
         raise NotFound(f"the key of backup repository {repository.name} was erased")
     content_key = keys.get(backup.encryption_key)
-    return KeptBackup(repository.id, backup.result.snapshot, keys[repository.key], content_key)
+    return RepositoryBackup(repository.id, backup.result.snapshot, keys[repository.key], content_key)
 
 
 @contextlib.asynccontextmanager
 async def _opened(
     request: ApiRequest, id: str, *, recorded: Callable[[], bool]
-) -> AsyncIterator[tuple[str, KeptBackup]]:
+) -> AsyncIterator[tuple[str, RepositoryBackup]]:
     """Give the node of a backup, and what opens it; once they are known to be the caller's, ``recorded`` says whether
     the audit log has to have that the caller was there.
 
