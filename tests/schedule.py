@@ -17,7 +17,8 @@ SHARED = {
         "snapshots", "clones", "firmware", "console", "guest", "lifecycle", "confinement", "devices",
     ),
     "backups on the shared platform": _integration(
-        "vm_backups", "backup_files", "backup_proofs", "repository_prunes", "archive", "encryption", "encrypted_backups", "imports",
+        "vm_backups", "backup_files", "backup_proofs", "repository_prunes", "archive", "encryption",
+        "encrypted_backups", "imports",
     ),
     "the API of the shared platform": (
         *_integration(
