@@ -134,3 +134,32 @@ async def test_a_vm_stays_where_it_is_though_a_node_was_removed_that_knew_of_it(
     await said(fleet, "c", "web", 1, name="web")
     assert "node c has it, at epoch 1" in str((await stored(fleet, "web")).unreconciled)
     assert await orders(fleet, "c", "web") == {}
+
+
+async def test_a_lost_node_is_removed_though_its_vm_is_unreconciled_and_then_that_is_decided(fleet: Database) -> None:
+    """Otherwise the advice goes in a circle: nobody decides before the node was heard or is removed."""
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node = 'a'")
+        await connection.execute("""UPDATE nodes SET status = status || '{"ready": false}' WHERE name = 'a'""")
+        await unreconciled.restored(connection)
+        await reconciling.take(connection, "b", [NodeRecord("web", None)], whole=True)
+    await hear(fleet, "b")
+    assert "its record of the VM is damaged" in str((await stored(fleet, "web")).unreconciled)
+    with pytest.raises(Conflict, match="node a, which may have the VM, has not connected since"):
+        await forget(fleet, "web", "web")
+    async with fleet.transaction() as connection:
+        await lost_nodes.remove_node(connection, "a", "a", "me")
+    vm = await stored(fleet, "web")
+    assert (vm.node, vm.epoch) == (None, 1) and vm.unreconciled is not None
+    vm = await forget(fleet, "web", "web")
+    assert vm.node is None and vm.epoch > 1 and "node b ends" in str(vm.unreconciled)
+
+
+async def test_a_lost_node_is_not_removed_while_another_one_owns_its_vm(fleet: Database) -> None:
+    await said(fleet, "b", "web", 3, name="web")
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node = 'a'")
+        await connection.execute("""UPDATE nodes SET status = status || '{"ready": false}' WHERE name = 'a'""")
+        with pytest.raises(Conflict, match="cannot remove node a, which has VM web: node b has it") as refused:
+            await lost_nodes.remove_node(connection, "a", "a", "me")
+    assert "novacron vm adopt web" in str(refused.value.hint)

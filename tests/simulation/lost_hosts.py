@@ -78,6 +78,8 @@ class LostHosts:
         if vm.lost_on is not None:
             if not await self._do("recovers-vm", Forced(host, None)) and is_lost:
                 await self._do("recovers-vm", Forced(host, None, discards=True))
+        elif vm.unreconciled is not None and host.is_off:  # nobody decides before it was heard, or is removed
+            await self._do("removes-node", Forced(host, host.name))
         elif vm.status.reason_code in (WaitCode.DISK_LOST, WaitCode.FILE_LOST):
             # As long as its node is heard nobody takes a VM from it, though its disk is not there.
             for way in ("fails-over", "recovers-vm") if is_lost else ("fails-over",):

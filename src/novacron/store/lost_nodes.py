@@ -18,6 +18,9 @@ from novacron.model.waiting import WaitCode
 from novacron.store import events, leases, migrations, nodes, reconciling, sizes, unreconciled, vms, volumes
 from novacron.store.database import Connection
 
+NEXT_EPOCH = "epoch + (unreconciled IS NULL)::int"
+"""What is unreconciled begins a later epoch once somebody has decided."""
+
 
 async def check_gone(connection: Connection, node: Node, confirm: str | None) -> None:
     """Raise Conflict unless a node is silent, and InvalidInput unless it was cut off or its name is confirmed.
@@ -54,7 +57,8 @@ async def remove_node(connection: Connection, name: str, confirm: str | None, ac
     rows = await connection.fetch("SELECT id FROM vms WHERE node = $1 ORDER BY id", name)
     for row in rows:
         vm = await vms.get(connection, row["id"], lock=True)
-        unreconciled.check(vm, f"remove node {name}, which has")
+        if await reconciling.is_owned_elsewhere(connection, vm.id, name):  # else nobody decides before it is removed
+            unreconciled.check(vm, f"remove node {name}, which has")
         if vm.deleting:
             await vms.remove(connection, vm)
         elif (lost := await only_there(connection, vm)) is not None:
@@ -112,7 +116,7 @@ async def _release(connection: Connection, vm: Vm, why: str, actor: str, *, disc
             resets=was.resets, hardware_renewals=was.hardware_renewals, booted_once_at=was.booted_once_at,
         )  # fmt: skip
     row = await connection.fetchrow(
-        "UPDATE vms SET node = NULL, lost_on = NULL, epoch = epoch + 1, status = $2,"
+        f"UPDATE vms SET node = NULL, lost_on = NULL, epoch = {NEXT_EPOCH}, status = $2,"
         " snapshot = CASE WHEN $3 THEN NULL ELSE snapshot END, clone_of = CASE WHEN $3 THEN NULL ELSE clone_of END"
         " WHERE id = $1 RETURNING *",
         vm.id, msgspec.to_builtins(status), discard_disk,
@@ -129,7 +133,7 @@ async def _lose(connection: Connection, vm: Vm, what: str) -> None:
         vm.status, state=VmState.FAILED, reason=reason, reason_code=WaitCode.DISK_LOST, pid=0, guest=None, hardware=None
     )
     await connection.execute(
-        "UPDATE vms SET node = NULL, lost_on = node, epoch = epoch + 1, status = $2 WHERE id = $1",
+        f"UPDATE vms SET node = NULL, lost_on = node, epoch = {NEXT_EPOCH}, status = $2 WHERE id = $1",
         vm.id, msgspec.to_builtins(status),
     )  # fmt: skip
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "Lost", reason, project=vm.project))

@@ -374,6 +374,16 @@ def _known(row: asyncpg.Record | None) -> str:
     return f"the database has it {where}, at epoch {row['epoch']}"
 
 
+async def is_owned_elsewhere(connection: Connection, vm: str, node: str) -> bool:
+    """Say whether another node than the database's owns a VM: it can be adopted from there."""
+    is_: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM unreconciled_vms"
+        " WHERE vm = $1 AND node <> $2 AND claim = $3 AND contradiction <> 'ending' AND proven)",
+        vm, node, Claim.OWNER,
+    )  # fmt: skip
+    return is_
+
+
 async def node_removed(connection: Connection, node: str) -> None:
     """Nobody asks a node any more what it knows: what others know of its VMs counts, above what it had. A VM that it
     had not may be another's at the same epoch, which connects later."""
