@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from novacron.wire.questions import ListBackupFiles, ListBackupFileSystems, Read
 from tests.integration.test_encryption import import_private
 from tests.support.vm_backups import NewRepository, back_up
 from tests.support.vms import NewVm
+from tests.waiting import eventually
 
 SECTOR, FIRST = 512, 2048
 REPOSITORY = f"repo-{'0' * 16}"
@@ -202,6 +204,24 @@ def test_a_backup_is_closed_once_nobody_looks_into_it_and_few_are_open(
         assert not read._open
         assert not list((tmp_path / "backups" / REPOSITORY / "locks").iterdir())
         await read.systems(ListBackupFileSystems(backup))
+        await read.end()
+
+    opened.run(work())
+
+
+def test_a_backup_is_opened_again_if_what_serves_its_disk_is_killed(
+    settings: AgentSettings, opened: asyncio.Runner, disk: Path
+) -> None:
+    backup = keep(settings, disk)
+
+    async def work() -> None:
+        read = BackupFiles(settings)
+        await read.systems(ListBackupFileSystems(backup))
+        (reader,) = [one.reader.result() for one in read._open.values()]
+        namespace = next(word for word in reader.wrap(["true"]) if word.startswith("--mount=/proc/"))
+        os.kill(int(namespace.split("/")[2]), signal.SIGKILL)
+        await eventually(reader.has_ended)
+        assert len(await read.systems(ListBackupFileSystems(backup))) == 2
         await read.end()
 
     opened.run(work())

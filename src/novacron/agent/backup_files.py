@@ -52,6 +52,12 @@ class _Open(msgspec.Struct):
     users: int = 0
     used_at: float = 0.0
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether what served its disk has ended unasked."""
+        ready = self.reader
+        return ready.done() and not ready.cancelled() and ready.exception() is None and ready.result().has_ended()
+
 
 class BackupFiles:
     """All backups of this node that somebody looks into."""
@@ -90,7 +96,11 @@ class BackupFiles:
     @contextlib.asynccontextmanager
     async def _reader(self, backup: RepositoryBackup) -> AsyncIterator[FileSystemReader]:
         key = backup.repository, backup.snapshot
-        opened = self._open.get(key) or self._begin(key, backup)
+        opened = self._open.get(key)
+        if opened is not None and opened.is_gone:
+            self._close(key)
+            opened = None
+        opened = opened or self._begin(key, backup)
         opened.users += 1
         try:
             try:
@@ -105,17 +115,18 @@ class BackupFiles:
 
     def _begin(self, key: tuple[str, str], backup: RepositoryBackup) -> _Open:
         if len(self._open) >= OPEN_MAX:
-            idle = [one for one in self._open.values() if not one.users]
+            idle = {other: opened.used_at for other, opened in self._open.items() if not opened.users}
             if not idle:
                 raise Unacceptable(f"{OPEN_MAX} other backups are open on this node: try again in a minute")
-            oldest = min(idle, key=lambda one: one.used_at)
-            oldest.task.cancel()
-            self._open = {other: one for other, one in self._open.items() if one is not oldest}
+            self._close(min(idle, key=lambda other: idle[other]))
         ready: asyncio.Future[FileSystemReader] = asyncio.get_running_loop().create_future()
         ready.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may wait for it
         task = asyncio.create_task(self._keep_open(key, backup, ready), name=f"files of {backup.snapshot[:8]}")
         opened = self._open[key] = _Open(task, ready, used_at=time.monotonic())
         return opened
+
+    def _close(self, key: tuple[str, str]) -> None:
+        self._open.pop(key).task.cancel()
 
     async def _keep_open(
         self, key: tuple[str, str], backup: RepositoryBackup, ready: asyncio.Future[FileSystemReader]
@@ -138,7 +149,8 @@ class BackupFiles:
             if not ready.done():
                 ready.set_exception(Unacceptable(f"internal error in its agent: {type(error).__name__}; see its log"))
         finally:
-            ready.cancel()
+            if not ready.done():
+                ready.set_exception(Unacceptable("the backup was closed: try again"))
             if (opened := self._open.get(key)) is not None and opened.task is task:
                 del self._open[key]
 
@@ -167,7 +179,7 @@ class BackupFiles:
                 raise OSError(str(error)) from error
 
         async with mounted(content.disk.size, read, self._uid) as file:
-            yield FileSystemReader(file.path, functools.partial(self._confined, file.enter))
+            yield FileSystemReader(file.path, functools.partial(self._confined, file.enter), file.has_ended)
 
     def _confined(self, enter: tuple[str, ...], command: list[str]) -> list[str]:
         return [*enter, *(command if self._uid is None else confined(command, Account(self._uid)))]

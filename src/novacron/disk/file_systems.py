@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +44,8 @@ class FileSystemReader(NamedTuple):
     """Of the disk. No other user can put anything else there."""
     wrap: Wrap = unchanged
     """Makes the tool's command one of another user's, who may read it."""
+    has_ended: Callable[[], bool] = lambda: False
+    """Says whether the disk is gone."""
 
 
 async def systems(reader: FileSystemReader) -> list[BackupFileSystem]:

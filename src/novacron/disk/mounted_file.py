@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,8 @@ class MountedFile(NamedTuple):
 
     path: Path
     enter: tuple[str, ...]
+    has_ended: Callable[[], bool]
+    """Says whether it is gone: its program has ended."""
 
 
 @contextlib.asynccontextmanager
@@ -55,7 +57,8 @@ async def mounted(size_bytes: int, read: Read, uid: int | None) -> AsyncIterator
             process = await _start(theirs.fileno())
         try:
             await _let_read(process, whole, uid)
-            yield MountedFile(PATH, ("nsenter", f"--mount=/proc/{process.pid}/ns/mnt", "--"))
+            enter = ("nsenter", f"--mount=/proc/{process.pid}/ns/mnt", "--")
+            yield MountedFile(PATH, enter, lambda: process.returncode is not None)
         finally:
             await _end(process)
     finally:
