@@ -28,11 +28,11 @@ LIMITS = ("--as=1073741824", "--cpu=60", "--fsize=0", "--nofile=64", "--core=0")
 OUTPUT_BYTES_MAX = 4 << 20
 ERROR_BYTES_MAX = 300
 ENTRIES_MAX = 10_000
-SYSTEM = re.compile(r"^\s*(?:Device|Partition) (\S+): Filesystem type ([^\s,]+)(.*)$")
-LABEL, UUID = re.compile(r" - Label `(.*?)'(?: - |,|$)"), re.compile(r"UUID ([0-9A-Za-z:.-]{4,64})")
+SYSTEM = re.compile(r"^\s*(?:Device|Partition) (\S+): Filesystem type ([^\s,]+)(.*)\Z")
+LABEL, UUID = re.compile(r" - Label `(.*?)'(?: - |,|\Z)"), re.compile(r"UUID ([0-9A-Za-z:.-]{4,64})")
 SIZE = re.compile(r"Total size ([0-9]{1,15})KiB")
-ENTRY = re.compile(r"^(DIR|[0-9]{1,20}) +([0-9]{14}) (.*)$", re.DOTALL)
-TIMELESS = re.compile(r"^(?=.{12})(DIR|[0-9]{1,12}) *()(?<=^.{12})(.*)$", re.DOTALL)
+ENTRY = re.compile(r"^(DIR|[0-9]{1,20}) +([0-9]{14}) (.*)\Z", re.DOTALL)
+TIMELESS = re.compile(r"^(?=.{12})(DIR|[0-9]{1,12}) *()(?<=^.{12})(.*)\Z", re.DOTALL)
 """An entry of a file system that keeps no times."""
 OWN = frozenset(("procfs", "hostfs"))
 

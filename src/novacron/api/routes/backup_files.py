@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Annotated
 
+import msgspec
 from litestar import get
 from litestar.params import FromPath, QueryParameter
 
@@ -19,7 +20,7 @@ from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.backup import Backup, BackupPhase
 from novacron.model.backup_files import BackupFileSystem, BackupListing, BackupPath, FileSystemName
-from novacron.model.errors import IllegalState, NotFound, TooManyRequests
+from novacron.model.errors import IllegalState, InvalidInput, NotFound, TooManyRequests
 from novacron.model.guest_command import FilePiece
 from novacron.store import backup_keys, backup_repositories, backups, project_keys
 from novacron.wire.questions import ListBackupFiles, ListBackupFileSystems, ReadBackupFile, RepositoryBackup
@@ -35,6 +36,18 @@ Path = Annotated[BackupPath, QueryParameter(description="path from the root of t
 Offset = Annotated[
     int, QueryParameter(ge=0, le=limits.GUEST_FILE_BYTES_MAX, description="where the piece starts, in bytes")
 ]
+
+
+def _check_place(file_system: str, path: str) -> None:
+    """Raise InvalidInput for what can be no file system or no path."""
+    for field, value, kind, words in (
+        ("file_system", file_system, FileSystemName, "the name of a file system, for example gpt2"),
+        ("path", path, BackupPath, "an absolute path without control characters"),
+    ):
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            raise InvalidInput(f"{value[:80]!r} is not {words}", field=field) from None
 
 
 async def _kept(request: ApiRequest, backup: Backup) -> RepositoryBackup:
@@ -92,6 +105,7 @@ async def list_backup_file_systems(request: ApiRequest, id: FromPath[str]) -> li
 async def list_backup_files(
     request: ApiRequest, id: FromPath[str], file_system: System, path: Path = "/"
 ) -> BackupListing:
+    _check_place(file_system, path)
     async with _opened(request, id, recorded=lambda: False) as (node, backup):
         return await services(request).agents.ask(node, ListBackupFiles(backup, file_system, path))
 
@@ -100,6 +114,7 @@ async def list_backup_files(
 async def read_backup_file(
     request: ApiRequest, id: FromPath[str], file_system: System, path: Path, offset: Offset = 0
 ) -> FilePiece:
+    _check_place(file_system, path)
     recorded = partial(RECORDED.begins, (request.user.id, "backup", id, file_system, path), offset)
     async with _opened(request, id, recorded=recorded) as (node, backup):
         question = ReadBackupFile(backup, file_system, path, offset, limits.GUEST_PIECE_BYTES_MAX)
