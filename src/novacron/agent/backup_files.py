@@ -136,11 +136,7 @@ class BackupFiles:
         try:
             async with self._opened(backup) as reader:
                 ready.set_result(reader)
-                while (opened := self._open.get(key)) is not None and opened.task is task:
-                    idle_s = 0.0 if opened.users else time.monotonic() - opened.used_at
-                    if idle_s >= IDLE_S_MAX:
-                        break
-                    await asyncio.sleep(IDLE_S_MAX - idle_s)
+                await self._until_idle(self._open[key])
         except (Unacceptable, RepositoryError, WorkStopped, OSError, TimeoutError) as error:
             if not ready.done():
                 ready.set_exception(Unacceptable(str(error) or type(error).__name__))
@@ -153,6 +149,13 @@ class BackupFiles:
                 ready.set_exception(Unacceptable("the backup was closed: try again"))
             if (opened := self._open.get(key)) is not None and opened.task is task:
                 del self._open[key]
+
+    async def _until_idle(self, opened: _Open) -> None:
+        while True:
+            idle_s = 0.0 if opened.users else time.monotonic() - opened.used_at
+            if idle_s >= IDLE_S_MAX:
+                return
+            await asyncio.sleep(IDLE_S_MAX - idle_s)
 
     @contextlib.asynccontextmanager
     async def _opened(self, backup: RepositoryBackup) -> AsyncIterator[FileSystemReader]:
