@@ -193,13 +193,13 @@ def test_a_backup_is_closed_once_nobody_looks_into_it_and_few_are_open(
     async def work() -> None:
         read = BackupFiles(settings)
         await read.systems(ListBackupFileSystems(backup))
-        (task,) = [one.task for one in read._open.values()]
+        (task,) = [held.task for held in read._open.values()]
         other = keep(settings, disk)
         assert other.snapshot != backup.snapshot
         await read.systems(ListBackupFileSystems(other))
         assert list(read._open) == [(REPOSITORY, other.snapshot)]
         await asyncio.gather(task, return_exceptions=True)
-        (task,) = [one.task for one in read._open.values()]
+        (task,) = [held.task for held in read._open.values()]
         await asyncio.wait_for(task, 30)
         assert not read._open
         assert not list((tmp_path / "backups" / REPOSITORY / "locks").iterdir())
@@ -217,7 +217,7 @@ def test_a_backup_is_opened_again_if_what_serves_its_disk_is_killed(
     async def work() -> None:
         read = BackupFiles(settings)
         await read.systems(ListBackupFileSystems(backup))
-        (reader,) = [one.reader.result() for one in read._open.values()]
+        (reader,) = [held.reader.result() for held in read._open.values()]
         namespace = next(word for word in reader.wrap(["true"]) if word.startswith("--mount=/proc/"))
         os.kill(int(namespace.split("/")[2]), signal.SIGKILL)
         await eventually(reader.has_ended)

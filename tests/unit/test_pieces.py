@@ -10,14 +10,31 @@ from novacron.api.edge.pieces import RecordedFiles
 KEY = ("acc-1", "read", "vm-1", "/etc/shadow")
 
 
-def test_a_file_is_recorded_once_and_whenever_it_is_begun() -> None:
+class Recorder(RecordedFiles):
+    """Records what has to be."""
+
+    def begins(self, key: tuple[str, ...], offset: int) -> bool:
+        is_first = super().begins(key, offset)
+        if is_first:
+            self.note(key)
+        return is_first
+
+
+def test_what_could_not_be_recorded_has_to_be_still() -> None:
     recorded = RecordedFiles()
+    assert recorded.begins(KEY, 0) and recorded.begins(KEY, 1)
+    recorded.note(KEY)
+    assert not recorded.begins(KEY, 1)
+
+
+def test_a_file_is_recorded_once_and_whenever_it_is_begun() -> None:
+    recorded = Recorder()
     assert recorded.begins(KEY, 0) and not recorded.begins(KEY, 512) and not recorded.begins(KEY, 1024)
     assert recorded.begins(KEY, 0)
 
 
 def test_a_piece_from_the_middle_is_recorded_if_nothing_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded, now = RecordedFiles(), [0.0]
+    recorded, now = Recorder(), [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     assert recorded.begins(KEY, 1)
     assert recorded.begins(("acc-2", *KEY[1:]), 1), "by another caller"
@@ -28,7 +45,7 @@ def test_a_piece_from_the_middle_is_recorded_if_nothing_was_before(monkeypatch: 
 
 def test_what_is_remembered_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "KEPT_MAX", 2)
-    recorded = RecordedFiles()
+    recorded = Recorder()
     for name in "abc":
         assert recorded.begins((name,), 1)
     assert recorded.begins(("a",), 1), "the oldest is forgotten, and so recorded again"

@@ -16,14 +16,14 @@ from novacron import child_environment
 from novacron.disk.errors import Unacceptable
 from novacron.disk.nbd import ALIGNMENT
 from novacron.disk.nbd_source import NbdSource, Read
-from novacron.disk.served_disk import DAEMON
+from novacron.disk.served_disk import DAEMON, end
 
 NODE, EXPORT = "source", "disk"
 PATH = Path("/mnt/disk")
 """In that namespace."""
 MOUNT = 'mount -t tmpfs -o nosuid,nodev,noexec,size=4k,mode=755 none /mnt && : > /mnt/disk && exec "$@"'
 """Makes a place for the file that each user can enter."""
-START_S_MAX, END_S_MAX = 30.0, 10.0
+START_S_MAX = 30.0
 LOOK_S_MIN, LOOK_S_MAX = 0.01, 0.2
 ERROR_BYTES_MAX = 500
 FUSE = Path("/dev/fuse")
@@ -60,7 +60,7 @@ async def mounted(size_bytes: int, read: Read, uid: int | None) -> AsyncIterator
             enter = ("nsenter", f"--mount=/proc/{process.pid}/ns/mnt", "--")
             yield MountedFile(PATH, enter, lambda: process.returncode is not None)
         finally:
-            await _end(process)
+            await end(process)
     finally:
         source.close()
 
@@ -114,14 +114,3 @@ async def _last_words(process: asyncio.subprocess.Process) -> str:
         return f"{DAEMON} took longer than {START_S_MAX:.0f} s"
     assert process.stderr is not None
     return (await process.stderr.read())[-ERROR_BYTES_MAX:].decode(errors="replace").strip() or "it ended"
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(END_S_MAX):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()

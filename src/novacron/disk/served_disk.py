@@ -90,13 +90,13 @@ async def served(
         except (OSError, TimeoutError) as error:
             raise NotServed(f"the disk can't be opened: {await _last_words(process) or error}") from error
         except BaseException:
-            await _end(process)
+            await end(process)
             raise
         try:
             yield spoken
         finally:
             connection.close()
-            await _end(process)
+            await end(process)
 
 
 def _connected(directory: Path) -> tuple[socket.socket, socket.socket]:
@@ -131,13 +131,13 @@ def _command(disk: ServedDisk, listening: int, secrets: Sequence[str]) -> list[s
 
 async def _last_words(process: asyncio.subprocess.Process) -> str:
     """End the program, and return what it said."""
-    await _end(process)
+    await end(process)
     assert process.stderr is not None
     said = await process.stderr.read(1 << 16)
     return said[-ERROR_BYTES_MAX:].decode(errors="replace").strip()
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def end(process: asyncio.subprocess.Process) -> None:
     """End the program, which has written all that it was told to flush."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from typing import NamedTuple
 
 KEPT_MAX = 10_000
 KEPT_S = 600.0
@@ -18,12 +19,26 @@ class RecordedFiles:
 
     def begins(self, key: tuple[str, ...], offset: int) -> bool:
         """Say whether a piece has to be recorded: it is the first of its file, or none of it was recorded lately."""
-        now = time.monotonic()
-        seen = self._seen.pop(key, None)
-        self._seen[key] = now
+        seen = self._seen.get(key)
+        if offset == 0 or seen is None or time.monotonic() - seen > KEPT_S:
+            return True
+        self.note(key)
+        return False
+
+    def note(self, key: tuple[str, ...]) -> None:
+        """The audit log has it now."""
+        self._seen.pop(key, None)
+        self._seen[key] = time.monotonic()
         while len(self._seen) > KEPT_MAX:
             self._seen.popitem(last=False)
-        return offset == 0 or seen is None or now - seen > KEPT_S
 
 
 RECORDED = RecordedFiles()
+
+
+class AskedPiece(NamedTuple):
+    """A piece of a file that a caller asks for."""
+
+    key: tuple[str, ...]
+    """Who asks, for what."""
+    offset: int

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import msgspec
@@ -14,7 +13,7 @@ from litestar.params import FromPath, QueryParameter
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
-from novacron.api.edge.pieces import RECORDED
+from novacron.api.edge.pieces import RECORDED, AskedPiece
 from novacron.api.edge.slots import Full, SlotLimits, Slots
 from novacron.model import limits
 from novacron.model.access import Right
@@ -71,10 +70,11 @@ async def _kept(request: ApiRequest, backup: Backup) -> RepositoryBackup:
 
 @contextlib.asynccontextmanager
 async def _opened(
-    request: ApiRequest, id: str, *, recorded: Callable[[], bool]
+    request: ApiRequest, id: str, *, recorded: AskedPiece | bool
 ) -> AsyncIterator[tuple[str, RepositoryBackup]]:
-    """Give the node of a backup, and what opens it; once they are known to be the caller's, ``recorded`` says whether
-    the audit log has to have that the caller was there.
+    """Give the node of a backup, and what opens it; the audit log says that the caller was there, if ``recorded`` is
+    true or
+    a piece of a file of which it does not say so yet.
 
     Raises NotFound, Forbidden, IllegalState, TooManyRequests.
     """
@@ -82,9 +82,12 @@ async def _opened(
     async with services(request).database.connection() as connection:
         backup = await backups.get(connection, id)
     kept = await _kept(request, backup)
-    if recorded():
+    piece = recorded if isinstance(recorded, AskedPiece) else None
+    if recorded is True or (piece is not None and RECORDED.begins(*piece)):
         async with replies.change(request):
             pass
+        if piece is not None:
+            RECORDED.note(piece.key)
     try:
         with WORKING.taken_for(f"{backup.project} on {backup.node}", NO_ADDRESS):
             yield backup.node, kept
@@ -97,7 +100,7 @@ async def _opened(
 
 @get("/{id:str}/file-systems", summary="List the file systems in a backup", opt=authorization.in_project(Right.WRITE))
 async def list_backup_file_systems(request: ApiRequest, id: FromPath[str]) -> list[BackupFileSystem]:
-    async with _opened(request, id, recorded=lambda: False) as (node, backup):
+    async with _opened(request, id, recorded=False) as (node, backup):
         return list(await services(request).agents.ask(node, ListBackupFileSystems(backup)))
 
 
@@ -106,7 +109,7 @@ async def list_backup_files(
     request: ApiRequest, id: FromPath[str], file_system: System, path: Path = "/"
 ) -> BackupListing:
     _check_place(file_system, path)
-    async with _opened(request, id, recorded=lambda: False) as (node, backup):
+    async with _opened(request, id, recorded=False) as (node, backup):
         return await services(request).agents.ask(node, ListBackupFiles(backup, file_system, path))
 
 
@@ -115,7 +118,7 @@ async def read_backup_file(
     request: ApiRequest, id: FromPath[str], file_system: System, path: Path, offset: Offset = 0
 ) -> FilePiece:
     _check_place(file_system, path)
-    recorded = partial(RECORDED.begins, (request.user.id, "backup", id, file_system, path), offset)
+    recorded = AskedPiece((request.user.id, "backup", id, file_system, path), offset)
     async with _opened(request, id, recorded=recorded) as (node, backup):
         question = ReadBackupFile(backup, file_system, path, offset, limits.GUEST_PIECE_BYTES_MAX)
         return await services(request).agents.ask(node, question)

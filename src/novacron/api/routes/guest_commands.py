@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from litestar import get, post, put
@@ -15,7 +14,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
-from novacron.api.edge.pieces import RECORDED
+from novacron.api.edge.pieces import RECORDED, AskedPiece
 from novacron.api.edge.slots import Full, SlotLimits, Slots
 from novacron.model import limits
 from novacron.model.access import Right
@@ -41,18 +40,21 @@ Offset = Annotated[
 
 
 @contextlib.asynccontextmanager
-async def _guest(request: ApiRequest, ref: str, *, recorded: Callable[[], bool]) -> AsyncIterator[tuple[str, str]]:
-    """Give the node and the id of a VM; once they are known to be the caller's, ``recorded`` says whether
-    the audit log has to have that the caller was there.
+async def _guest(request: ApiRequest, ref: str, *, recorded: AskedPiece | bool) -> AsyncIterator[tuple[str, str]]:
+    """Give the node and the id of a VM; the audit log says that the caller was there, if ``recorded`` is true or
+    a piece of a file of which it does not say so yet.
 
     Raises NotFound, Forbidden, IllegalState, TooManyRequests.
     """
     entry = authorization.seen(request, "vm", replies.check_ref("vm", ref))
     if entry.body["node"] is None:
         raise IllegalState(f"VM {ref} is on no node")
-    if recorded():
+    piece = recorded if isinstance(recorded, AskedPiece) else None
+    if recorded is True or (piece is not None and RECORDED.begins(*piece)):
         async with replies.change(request):
             pass
+        if piece is not None:
+            RECORDED.note(piece.key)
     node, project = str(entry.body["node"]), str(entry.body["project"])
     try:
         with WORKING.taken_for(f"{project} on {node}", NO_ADDRESS):
@@ -72,7 +74,7 @@ async def _guest(request: ApiRequest, ref: str, *, recorded: Callable[[], bool])
 )
 async def start_command(request: ApiRequest, ref: FromPath[str], data: JSONBody[NewCommand]) -> StartedCommand:
     key = f"{request.user.id} {request.headers.get('idempotency-key') or uuid.uuid4()}"
-    async with _guest(request, ref, recorded=lambda: True) as (node, id):
+    async with _guest(request, ref, recorded=True) as (node, id):
         return StartedCommand(await services(request).agents.ask(node, StartGuestCommand(id, key, data)))
 
 
@@ -82,7 +84,7 @@ async def start_command(request: ApiRequest, ref: FromPath[str], data: JSONBody[
     opt=authorization.in_project(Right.WRITE),
 )
 async def show_command(request: ApiRequest, ref: FromPath[str], pid: FromPath[str], wait: Wait = 0) -> GuestCommand:
-    async with _guest(request, ref, recorded=lambda: False) as (node, id):
+    async with _guest(request, ref, recorded=False) as (node, id):
         if not PID.match(pid):
             raise InvalidInput(f"{pid[:80]!r} is not a process id", field="pid")
         return await services(request).agents.ask(node, ReadGuestCommand(id, int(pid), wait))
@@ -94,7 +96,7 @@ async def show_command(request: ApiRequest, ref: FromPath[str], pid: FromPath[st
     opt=authorization.in_project(Right.WRITE),
 )
 async def read_guest_file(request: ApiRequest, ref: FromPath[str], path: Path, offset: Offset = 0) -> FilePiece:
-    recorded = partial(RECORDED.begins, (request.user.id, "read", ref, path), offset)
+    recorded = AskedPiece((request.user.id, "read", ref, path), offset)
     async with _guest(request, ref, recorded=recorded) as (node, id):
         return await services(request).agents.ask(node, ReadGuestFile(id, path, offset, limits.GUEST_PIECE_BYTES_MAX))
 
@@ -107,7 +109,7 @@ async def read_guest_file(request: ApiRequest, ref: FromPath[str], path: Path, o
 )
 async def write_guest_file(request: ApiRequest, ref: FromPath[str], path: Path, offset: Offset = 0) -> FileWritten:
     data = await request.body()
-    recorded = partial(RECORDED.begins, (request.user.id, "write", ref, path), offset)
+    recorded = AskedPiece((request.user.id, "write", ref, path), offset)
     async with _guest(request, ref, recorded=recorded) as (node, id):
         return FileWritten(await services(request).agents.ask(node, WriteGuestFile(id, path, offset, data)))
 
