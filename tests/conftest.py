@@ -7,6 +7,7 @@ import json
 import logging
 import operator
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what tests have started ends with them
     Platform.new_postgres = CopiedPostgres
     lab_platform.patience = PATIENCE
     if DEBUG_MODE:
