@@ -115,8 +115,13 @@ def test_files_are_fetched_out_of_a_vms_backup_by_command(
     names = {entry.name for entry in site.client.backups.get(backup["id"]).files("msdos1", "/etc").entries}
     assert names == {"big", "deep", "empty", "hostname", "link", "ümläut name"}
     path = f"/api/v1/backups/{backup['id']}/file"
-    records = [record for record in site.client.list("audit", limit=200) if record["path"].startswith(path)]
-    assert len([record for record in records if record["status"] == 200]) == 1 + 1 + 5 + 2, records
+    records = [
+        record["path"].partition("?")[0]
+        for record in site.client.list("audit", limit=200)
+        if record["path"].startswith(path) and record["status"] == 200
+    ]
+    assert records.count(path) == 1 + 1 + 5 + 2, records
+    assert len(records) == records.count(path) + 1, "names are recorded once in a while, however many are listed"
 
 
 # The agent's part.

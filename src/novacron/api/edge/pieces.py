@@ -17,10 +17,10 @@ class RecordedFiles:
     def __init__(self) -> None:
         self._seen: OrderedDict[tuple[str, ...], float] = OrderedDict()
 
-    def begins(self, key: tuple[str, ...], offset: int) -> bool:
+    def begins(self, key: tuple[str, ...], first: bool) -> bool:
         """Say whether a piece has to be recorded: it is the first of its file, or none of it was recorded lately."""
         seen = self._seen.get(key)
-        if offset == 0 or seen is None or time.monotonic() - seen > KEPT_S:
+        if first or seen is None or time.monotonic() - seen > KEPT_S:
             return True
         self.note(key)
         return False
@@ -41,4 +41,5 @@ class AskedPiece(NamedTuple):
 
     key: tuple[str, ...]
     """Who asks, for what."""
-    offset: int
+    first: bool
+    """It begins the file, so it is recorded although another one was a moment ago."""

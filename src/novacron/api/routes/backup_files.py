@@ -69,12 +69,8 @@ async def _kept(request: ApiRequest, backup: Backup) -> RepositoryBackup:
 
 
 @contextlib.asynccontextmanager
-async def _opened(
-    request: ApiRequest, id: str, *, recorded: AskedPiece | bool
-) -> AsyncIterator[tuple[str, RepositoryBackup]]:
-    """Give the node of a backup, and what opens it; the audit log says that the caller was there, if ``recorded`` is
-    true or
-    a piece of a file of which it does not say so yet.
+async def _opened(request: ApiRequest, id: str, piece: AskedPiece) -> AsyncIterator[tuple[str, RepositoryBackup]]:
+    """Give the node of a backup, and what opens it, once the audit log says that the caller was there.
 
     Raises NotFound, Forbidden, IllegalState, TooManyRequests.
     """
@@ -82,12 +78,10 @@ async def _opened(
     async with services(request).database.connection() as connection:
         backup = await backups.get(connection, id)
     kept = await _kept(request, backup)
-    piece = recorded if isinstance(recorded, AskedPiece) else None
-    if recorded is True or (piece is not None and RECORDED.begins(*piece)):
+    if RECORDED.begins(*piece):
         async with replies.change(request):
             pass
-        if piece is not None:
-            RECORDED.note(piece.key)
+        RECORDED.note(piece.key)
     try:
         with WORKING.taken_for(f"{backup.project} on {backup.node}", NO_ADDRESS):
             yield backup.node, kept
@@ -98,9 +92,14 @@ async def _opened(
         ) from None
 
 
+def _listing(request: ApiRequest, id: str) -> AskedPiece:
+    """Lists of one backup: names say something of a guest, too, but thousands of directories are read in a row."""
+    return AskedPiece((request.user.id, "names in backup", id), first=False)
+
+
 @get("/{id:str}/file-systems", summary="List the file systems in a backup", opt=authorization.in_project(Right.WRITE))
 async def list_backup_file_systems(request: ApiRequest, id: FromPath[str]) -> list[BackupFileSystem]:
-    async with _opened(request, id, recorded=False) as (node, backup):
+    async with _opened(request, id, _listing(request, id)) as (node, backup):
         return list(await services(request).agents.ask(node, ListBackupFileSystems(backup)))
 
 
@@ -109,7 +108,7 @@ async def list_backup_files(
     request: ApiRequest, id: FromPath[str], file_system: System, path: Path = "/"
 ) -> BackupListing:
     _check_place(file_system, path)
-    async with _opened(request, id, recorded=False) as (node, backup):
+    async with _opened(request, id, _listing(request, id)) as (node, backup):
         return await services(request).agents.ask(node, ListBackupFiles(backup, file_system, path))
 
 
@@ -118,8 +117,8 @@ async def read_backup_file(
     request: ApiRequest, id: FromPath[str], file_system: System, path: Path, offset: Offset = 0
 ) -> FilePiece:
     _check_place(file_system, path)
-    recorded = AskedPiece((request.user.id, "backup", id, file_system, path), offset)
-    async with _opened(request, id, recorded=recorded) as (node, backup):
+    piece = AskedPiece((request.user.id, "backup", id, file_system, path), first=offset == 0)
+    async with _opened(request, id, piece) as (node, backup):
         question = ReadBackupFile(backup, file_system, path, offset, limits.GUEST_PIECE_BYTES_MAX)
         return await services(request).agents.ask(node, question)
 

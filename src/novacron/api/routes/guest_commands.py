@@ -96,7 +96,7 @@ async def show_command(request: ApiRequest, ref: FromPath[str], pid: FromPath[st
     opt=authorization.in_project(Right.WRITE),
 )
 async def read_guest_file(request: ApiRequest, ref: FromPath[str], path: Path, offset: Offset = 0) -> FilePiece:
-    recorded = AskedPiece((request.user.id, "read", ref, path), offset)
+    recorded = AskedPiece((request.user.id, "read", ref, path), first=offset == 0)
     async with _guest(request, ref, recorded=recorded) as (node, id):
         return await services(request).agents.ask(node, ReadGuestFile(id, path, offset, limits.GUEST_PIECE_BYTES_MAX))
 
@@ -109,7 +109,7 @@ async def read_guest_file(request: ApiRequest, ref: FromPath[str], path: Path, o
 )
 async def write_guest_file(request: ApiRequest, ref: FromPath[str], path: Path, offset: Offset = 0) -> FileWritten:
     data = await request.body()
-    recorded = AskedPiece((request.user.id, "write", ref, path), offset)
+    recorded = AskedPiece((request.user.id, "write", ref, path), first=offset == 0)
     async with _guest(request, ref, recorded=recorded) as (node, id):
         return FileWritten(await services(request).agents.ask(node, WriteGuestFile(id, path, offset, data)))
 
