@@ -194,6 +194,25 @@ def recover_admin(
     say(context, err=True)
 
 
+@servers.command("seal-platform-key")
+def seal_platform_key(
+    key: Annotated[Path, typer.Argument(metavar="FILE", help="file with the platform key, in base64")],
+    into: Annotated[Path, typer.Argument(metavar="INTO", help="new file, which only this host's TPM can open")],
+) -> None:
+    """Seal the platform key with this host's TPM, for --platform-key tpm:INTO."""
+    require(Extra.SERVER)
+    from novacron import platform_key
+    from novacron.model.errors import NovaError
+
+    try:
+        id = platform_key.seal(key, into)
+    except (NovaError, OSError) as error:
+        say(f"error: {error}", err=True)
+        sys.exit(1)
+    say(f"sealed {id} into {into}; start this server with --platform-key tpm:{into.absolute()}")
+    say(f"keep a copy of {key} in a safe place: without it, a TPM that is lost or cleared costs all encrypted data")
+
+
 app.add_typer(database_commands.app, name="database")
 app.add_typer(setup_commands.app, name="setup")
 

@@ -1,5 +1,5 @@
-"""The platform key, which encrypts ("wraps") the keys of projects: in a file, or in a key management service that a
-command speaks to."""
+"""The platform key, which encrypts ("wraps") the keys of projects: in a file, sealed by a TPM, or in a key management
+service that a command speaks to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from novacron import child_environment
+from novacron import child_environment, private_file, tpm_sealing
 from novacron.model.encryption import SECRET_BYTES, DataKey, WrappedKey
 from novacron.model.errors import Conflict, InvalidInput, NovaError, Unavailable
 
@@ -28,7 +28,11 @@ ANSWER_BYTES_MAX = 64 * 1024
 ID_LENGTH_MAX = 200
 ERROR_CHARS_MAX = 300
 MAKE = "make one: (umask 077; head -c 32 /dev/urandom | base64 > FILE)"
-FORMS = "write it like file:/etc/novacron/platform.key or command:/usr/local/bin/kms --key novacron"
+FORMS = (
+    "write it like file:/etc/novacron/platform.key, tpm:/etc/novacron/platform.tpm or"
+    " command:/usr/local/bin/kms --key novacron"
+)
+SEAL = "seal one: novacron server seal-platform-key FILE INTO"
 
 
 class KeyProvider(Protocol):
@@ -47,13 +51,13 @@ class KeyProvider(Protocol):
 def provider(text: str, field: str = "platform-key") -> KeyProvider:
     """Return the provider that an option names. Raises InvalidInput."""
     kind, _, rest = text.partition(":")
-    if kind == "file" and Path(rest).is_absolute():
-        file = KeyFile(Path(rest))
+    if kind in LOCAL and Path(rest).is_absolute():
+        local = LOCAL[kind](Path(rest))
         try:
-            file.read()
+            local.read()
         except Unavailable as error:
             raise InvalidInput(str(error.detail), field=field, hint=error.hint) from None
-        return file
+        return local
     try:
         arguments = shlex.split(rest)
     except ValueError:
@@ -67,14 +71,37 @@ def new_key() -> DataKey:
     return DataKey(f"key-{secrets.token_hex(8)}", secrets.token_bytes(SECRET_BYTES))
 
 
-class KeyFile:
-    """A platform key of 32 bytes, base64, in a file that only its owner may read; it wraps with AES-256-GCM."""
+class LocalKey:
+    """A platform key of 32 bytes that this process reads, and wraps with: AES-256-GCM."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> bytes:
         """Return the key. Raises Unavailable."""
+        raise NotImplementedError
+
+    async def id(self) -> str:
+        return _file_id(await asyncio.to_thread(self.read))
+
+    async def wrap(self, key: DataKey) -> WrappedKey:
+        platform_key, nonce = await asyncio.to_thread(self.read), secrets.token_bytes(NONCE_BYTES)
+        sealed = AESGCM(platform_key).encrypt(nonce, key.secret, key.id.encode())
+        return WrappedKey(key.id, nonce + sealed, _file_id(platform_key))
+
+    async def unwrap(self, wrapped: WrappedKey) -> DataKey:
+        platform_key = await asyncio.to_thread(self.read)
+        nonce, sealed = wrapped.wrapped[:NONCE_BYTES], wrapped.wrapped[NONCE_BYTES:]
+        try:
+            return DataKey(wrapped.id, AESGCM(platform_key).decrypt(nonce, sealed, wrapped.id.encode()))
+        except (InvalidTag, ValueError):
+            raise _not_by(wrapped, _file_id(platform_key)) from None
+
+
+class KeyFile(LocalKey):
+    """A platform key, base64, in a file that only its owner may read."""
+
+    def read(self) -> bytes:
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as file:
@@ -101,21 +128,44 @@ class KeyFile:
             )
         return key
 
-    async def id(self) -> str:
-        return _file_id(await asyncio.to_thread(self.read))
 
-    async def wrap(self, key: DataKey) -> WrappedKey:
-        platform_key, nonce = await asyncio.to_thread(self.read), secrets.token_bytes(NONCE_BYTES)
-        sealed = AESGCM(platform_key).encrypt(nonce, key.secret, key.id.encode())
-        return WrappedKey(key.id, nonce + sealed, _file_id(platform_key))
+class SealedKey(LocalKey):
+    """A platform key in a file that only this host's TPM can open. It is unsealed once: what it wraps is in memory for
+    as long as VMs use it, too."""
 
-    async def unwrap(self, wrapped: WrappedKey) -> DataKey:
-        platform_key = await asyncio.to_thread(self.read)
-        nonce, sealed = wrapped.wrapped[:NONCE_BYTES], wrapped.wrapped[NONCE_BYTES:]
-        try:
-            return DataKey(wrapped.id, AESGCM(platform_key).decrypt(nonce, sealed, wrapped.id.encode()))
-        except (InvalidTag, ValueError):
-            raise _not_by(wrapped, _file_id(platform_key)) from None
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._key: bytes | None = None
+
+    def read(self) -> bytes:
+        if self._key is None:
+            try:
+                key = tpm_sealing.unseal(self._path.read_bytes())
+            except OSError as error:
+                raise Unavailable(f"the platform key {self._path} can't be read: {error.strerror}", hint=SEAL) from None
+            except ValueError as error:
+                raise Unavailable(f"{self._path} holds no platform key: {error}", hint=SEAL) from None
+            if len(key) != SECRET_BYTES:
+                raise Unavailable(f"{self._path} holds no platform key, but {len(key)} bytes", hint=SEAL)
+            self._key = key
+        return self._key
+
+
+LOCAL: dict[str, type[LocalKey]] = {"file": KeyFile, "tpm": SealedKey}
+
+
+def seal(key: Path, into: Path) -> str:
+    """Seal the platform key in the file ``key`` with this host's TPM, and return its id, once the result has been
+    tried. Raises Conflict, Unavailable, OSError.
+    """
+    if into.exists():
+        raise Conflict(f"{into} exists: a sealed key is not overwritten", hint="name another file")
+    secret = KeyFile(key).read()
+    sealed = tpm_sealing.seal(secret)
+    if tpm_sealing.unseal(sealed) != secret:
+        raise Unavailable("the TPM does not unseal what it has sealed: nothing was written")
+    private_file.write(into, sealed)
+    return _file_id(secret)
 
 
 def _file_id(key: bytes) -> str:

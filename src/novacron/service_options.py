@@ -170,7 +170,7 @@ class ServerOptions:
         str | None,
         typer.Option(
             envvar="NOVACRON_PLATFORM_KEY",
-            help="key that wraps projects' keys, for encryption at rest: file:PATH or command:PROGRAM ARGUMENTS",
+            help="key that wraps projects' keys, for encryption at rest: file:PATH, tpm:PATH or command:PROGRAM ...",
         ),
     ] = None
     former_platform_key: Annotated[
