@@ -276,6 +276,40 @@ def test_memory_must_be_short_for_a_while_and_be_back_for_a_while() -> None:
     assert said == [R.MEMORY_AVAILABLE] * 5 + [R.MEMORY_LOW] * 3 + [R.MEMORY_PRESSURE] * 3 + [R.MEMORY_AVAILABLE]
 
 
+def test_memory_that_is_short_and_waited_for_keeps_vms_away() -> None:
+    judge = MemoryJudge()
+    said = [judge.judge(MemoryLook(1, 16_384, 90.0), now).reason for now in (0.0, 30.0)]
+    assert said[-1] is R.MEMORY_PRESSURE and R.MEMORY_PRESSURE in KEEPS_VMS_AWAY
+
+
+async def test_of_several_disks_the_worst_is_said_and_each_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, images, gone_place = tmp_path / "state", tmp_path / "images", tmp_path / "gone"
+    for directory in (state, images):
+        directory.mkdir()
+    assert host.on_different_disks([state, images, gone_place]) == [state, gone_place]
+    free = {state: 50 * GIB, images: 50 * GIB}
+    monkeypatch.setattr(host, "on_different_disks", list)
+    monkeypatch.setattr(host, "look_at_disk", lambda directory: DiskLook(free[directory], 100 * GIB))
+    sent = list[wire.ConditionsFound]()
+    watch = HostConditions([state, images], PeersSeen, lambda: TRUSTED, sent.append)
+    for room in (50 * GIB, 1 << 20, 50 * GIB):
+        free[images] = room
+        await watch.look()
+    found = [message.conditions[0] for message in sent]
+    assert [condition.reason for condition in found] == [R.DISK_WRITABLE, R.DISK_FULL, R.DISK_WRITABLE]
+    assert str(images) in found[1].message
+
+
+def test_another_node_that_writes_to_a_shared_directory_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / host.CHECK_FILE).touch()
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    assert host.look_at_disk(tmp_path).error is None
+
+
 def gone(reach: PeerReach) -> list[str]:
     return [peer.name for peer in reach.seen().unreachable]
 
@@ -321,7 +355,7 @@ def test_a_pause_does_not_count_as_silence_and_peers_of_others_are_forgotten() -
 
 async def test_an_agent_reports_what_changes_once_and_everything_on_a_new_link(tmp_path: Path) -> None:
     sent, peers = list[wire.ConditionsFound](), [PeersSeen(1)]
-    watch = HostConditions(tmp_path, lambda: peers[0], lambda: TRUSTED, sent.append)
+    watch = HostConditions([tmp_path], lambda: peers[0], lambda: TRUSTED, sent.append)
     await watch.look()
     await watch.look()
     assert len(sent) == 1
@@ -340,7 +374,7 @@ async def test_who_sends_foreign_frames_is_said_as_it_is_now(tmp_path: Path) -> 
     def overlay() -> ReportedCondition:
         return ReportedCondition(ConditionType.OVERLAY, ConditionStatus.FALSE, R.FOREIGN_FRAMES, " ".join(senders))
 
-    watch = HostConditions(tmp_path, PeersSeen, overlay, sent.append)
+    watch = HostConditions([tmp_path], PeersSeen, overlay, sent.append)
     await watch.look()
     senders.append("203.0.113.9")
     await watch.look()
@@ -353,8 +387,8 @@ async def test_a_disk_that_hangs_is_said_to_and_holds_nothing_up(
     monkeypatch.setattr(host, "DISK_S_MAX", 0.05)
     hanging = asyncio.get_running_loop().create_future()
     sent = list[wire.ConditionsFound]()
-    watch = HostConditions(tmp_path, PeersSeen, lambda: TRUSTED, sent.append)
-    watch._looking = hanging
+    watch = HostConditions([tmp_path], PeersSeen, lambda: TRUSTED, sent.append)
+    watch._disks[0]._looking = hanging
     await watch.look()
     hanging.set_result(DiskLook(50 * GIB, 100 * GIB))
     await watch.look()

@@ -29,7 +29,7 @@ class ConditionType(StrEnum):
     PEERS = "PeersReachable"
     """Other nodes answer over DWCP."""
     DISK = "DiskUsable"
-    """The disk with the agent's state can be written to, and has room."""
+    """The disks with the agent's state and its images can be written to, and have room."""
     CLOCK = "ClockRight"
     MEMORY = "MemoryAvailable"
     OVERLAY = "OverlayTrusted"

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +41,10 @@ CHECK_BYTES = 4096
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 R = ConditionReason
+SEVERITY = (
+    R.DISK_WRITABLE, R.DISK_NEARLY_FULL, R.DISK_FULL, R.DISK_READ_ONLY, R.DISK_FAILS, R.DISK_HANGS,
+)  # fmt: skip
+"""Of several disks, the worst is said."""
 
 
 class DiskLook(NamedTuple):
@@ -72,6 +76,8 @@ def look_at_disk(directory: Path) -> DiskLook:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except FileExistsError:
+        pass  # nodes share the directory, of images for example, and another one is just writing there
     except OSError as failure:
         error = failure
     with contextlib.suppress(OSError):
@@ -154,11 +160,45 @@ class MemoryJudge:
         return ReportedCondition(ConditionType.MEMORY, status, self.reason, words[self.reason])
 
     def _reason(self, look: MemoryLook) -> ConditionReason:
+        """Pressure comes first: it is worse, and where it is there is little memory, too."""
         bad = self.reason is not R.MEMORY_AVAILABLE
-        if look.available_bytes < look.total_bytes * MEMORY_SHARE * (MEMORY_UNTIL if bad else 1.0):
-            return R.MEMORY_LOW
-        pressed = look.stalled_percent > (STALLED_UNTIL_PERCENT if bad else STALLED_PERCENT)
-        return R.MEMORY_PRESSURE if pressed else R.MEMORY_AVAILABLE
+        if look.stalled_percent > (STALLED_UNTIL_PERCENT if bad else STALLED_PERCENT):
+            return R.MEMORY_PRESSURE
+        low = look.available_bytes < look.total_bytes * MEMORY_SHARE * (MEMORY_UNTIL if bad else 1.0)
+        return R.MEMORY_LOW if low else R.MEMORY_AVAILABLE
+
+
+class WatchedDisk:
+    """The disk of one directory. ``condition``: how it was found last; None: it was not looked at."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.condition: ReportedCondition | None = None
+        self._looking: asyncio.Future[DiskLook] | None = None
+
+    async def look(self) -> ReportedCondition:
+        """Look in a thread; one that hangs is left alone, and no second one is begun."""
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(asyncio.to_thread(look_at_disk, self._directory))
+        try:
+            look = await asyncio.wait_for(asyncio.shield(self._looking), DISK_S_MAX)
+            self._looking = None
+        except TimeoutError:
+            look = DiskLook(0, 0, hangs=True)
+        before = R.DISK_WRITABLE if self.condition is None else self.condition.reason
+        self.condition = judge_disk(look, before, self._directory)
+        return self.condition
+
+
+def on_different_disks(directories: Iterable[Path]) -> list[Path]:
+    """Return the first directory on each file system; one that can't be asked counts as on its own."""
+    found: dict[object, Path] = {}
+    for directory in directories:
+        try:
+            found.setdefault(directory.stat().st_dev, directory)
+        except OSError:
+            found[directory] = directory
+    return list(found.values())
 
 
 class HostConditions:
@@ -166,19 +206,19 @@ class HostConditions:
 
     def __init__(
         self,
-        directory: Path,
+        directories: Iterable[Path],
         peers: Callable[[], PeersSeen],
         overlay: Callable[[], ReportedCondition],
         send: Callable[[wire.ConditionsFound], None],
     ) -> None:
-        """``directory`` holds the agent's state; ``peers`` says which other nodes answer; ``overlay``, who sends frames
+        """``directories``: the agent can do little unless it can write to each; ``peers`` says which other nodes answer; ``overlay``, who sends frames
         of its networks."""
-        self._directory, self._peers, self._find_overlay, self._send = directory, peers, overlay, send
+        self._disks = [WatchedDisk(directory) for directory in on_different_disks(directories)]
+        self._peers, self._find_overlay, self._send = peers, overlay, send
         self._disk: ReportedCondition | None = None
         self._memory: ReportedCondition | None = None
         self._overlay: ReportedCondition | None = None
         self._memory_judge = MemoryJudge()
-        self._looking: asyncio.Future[DiskLook] | None = None
         self._sent: wire.ConditionsFound | None = None
         self._anew = asyncio.Event()
 
@@ -198,9 +238,8 @@ class HostConditions:
 
     async def look(self) -> None:
         """Look once, and report what has changed."""
-        disk = await self._look_at_disk()
-        before = R.DISK_WRITABLE if self._disk is None else self._disk.reason
-        self._disk = _changed(self._disk, judge_disk(disk, before, self._directory))
+        disks = [await disk.look() for disk in self._disks]
+        self._disk = _changed(self._disk, max(disks, key=lambda disk: SEVERITY.index(disk.reason)))
         with contextlib.suppress(OSError):  # without /proc there is nothing to say
             memory = await asyncio.to_thread(look_at_memory)
             self._memory = _changed(self._memory, self._memory_judge.judge(memory, time.monotonic()))
@@ -213,17 +252,6 @@ class HostConditions:
         if message != self._sent:
             self._sent = message
             self._send(message)
-
-    async def _look_at_disk(self) -> DiskLook:
-        """Look in a thread; one that hangs is left alone, and no second one is begun."""
-        if self._looking is None:
-            self._looking = asyncio.ensure_future(asyncio.to_thread(look_at_disk, self._directory))
-        try:
-            look = await asyncio.wait_for(asyncio.shield(self._looking), DISK_S_MAX)
-        except TimeoutError:
-            return DiskLook(0, 0, hangs=True)
-        self._looking = None
-        return look
 
 
 def _changed(before: ReportedCondition | None, now: ReportedCondition) -> ReportedCondition:
