@@ -288,7 +288,8 @@ async def test_of_several_disks_the_worst_is_said_and_each_is_looked_at_once(
     state, images, gone_place = tmp_path / "state", tmp_path / "images", tmp_path / "gone"
     for directory in (state, images):
         directory.mkdir()
-    assert host.on_different_disks([state, images, gone_place]) == [state, gone_place]
+    assert host.on_different_disks([state, images, gone_place]) == [state]
+    assert host.on_different_disks([gone_place, images, state, Path("/proc")]) == [gone_place, images, Path("/proc")]
     free = {state: 50 * GIB, images: 50 * GIB}
     monkeypatch.setattr(host, "on_different_disks", list)
     monkeypatch.setattr(host, "look_at_disk", lambda directory: DiskLook(free[directory], 100 * GIB))

@@ -191,14 +191,16 @@ class WatchedDisk:
 
 
 def on_different_disks(directories: Iterable[Path]) -> list[Path]:
-    """Return the first directory on each file system; one that can't be asked counts as on its own."""
-    found: dict[object, Path] = {}
-    for directory in directories:
-        try:
-            found.setdefault(directory.stat().st_dev, directory)
-        except OSError:
-            found[directory] = directory
-    return list(found.values())
+    """Return the first directory, and of the others that are there already one for each further file system."""
+    first, *others = directories
+    found, known = [first], set[int]()
+    for directory in (first, *others):
+        with contextlib.suppress(OSError):
+            device = directory.stat().st_dev
+            if device not in known and directory is not first:
+                found.append(directory)
+            known.add(device)
+    return found
 
 
 class HostConditions:
@@ -211,8 +213,8 @@ class HostConditions:
         overlay: Callable[[], ReportedCondition],
         send: Callable[[wire.ConditionsFound], None],
     ) -> None:
-        """``directories``: the agent can do little unless it can write to each; ``peers`` says which other nodes answer; ``overlay``, who sends frames
-        of its networks."""
+        """``directories``: the agent can do little unless it can write to each; the first holds its state. ``peers``
+        says which other nodes answer; ``overlay``, who sends frames of its networks."""
         self._disks = [WatchedDisk(directory) for directory in on_different_disks(directories)]
         self._peers, self._find_overlay, self._send = peers, overlay, send
         self._disk: ReportedCondition | None = None
