@@ -72,8 +72,8 @@ def test_a_guest_that_ignores_the_request_is_forced_off(site: Platform, new_vm: 
     assert site.client.get("vms", vm["name"])["status"]["state"] == "stopped"
 
 
-def power_off_from_within(site: Platform, vm: dict[str, Any], done: Callable[[], bool]) -> None:
-    """Let the guest power itself off, until ``done``."""
+def type_until(vm: dict[str, Any], command: bytes, what: str, done: Callable[[], bool]) -> None:
+    """Type a command into the guest's shell, until ``done``."""
     console = subprocess.Popen(
         [sys.executable, "-m", "novacron", "vm", "console", vm["name"]],
         stdin=subprocess.PIPE,
@@ -84,24 +84,42 @@ def power_off_from_within(site: Platform, vm: dict[str, Any], done: Callable[[],
     def typed() -> bool:
         """Type it repeatedly: a shell that is just starting discards earlier input."""
         with contextlib.suppress(OSError):  # the console has ended, and with it the guest
-            console.stdin.write(b"\npoweroff -f\n")  # type: ignore[union-attr]
+            console.stdin.write(b"\n" + command + b"\n")  # type: ignore[union-attr]
             console.stdin.flush()  # type: ignore[union-attr]
         pause(0.5)
         return done()
 
-    until(typed, "the guest has powered itself off", 60)
+    until(typed, what, 60)
     with contextlib.suppress(OSError):
         console.stdin.close()
     console.wait(10)
 
 
+def power_off_from_within(vm: dict[str, Any], done: Callable[[], bool]) -> None:
+    """Let the guest power itself off, until ``done``."""
+    type_until(vm, b"poweroff -f", "the guest has powered itself off", done)
+
+
 def test_a_guest_that_powers_itself_off_stays_off(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm()
     wait_until_booted(site, vm)
-    power_off_from_within(site, vm, lambda: site.client.get("vms", vm["id"])["status"]["state"] == "stopped")
+    power_off_from_within(vm, lambda: site.client.get("vms", vm["id"])["status"]["state"] == "stopped")
     off = site.client.get("vms", vm["id"])
     assert off["status"]["reason"] == "powered off by the guest" and off["spec"]["power"] == "running"
     assert "running" in site.cli("vm", "start", vm["name"], "--wait").stdout
+
+
+def test_a_guest_that_suspends_itself_is_woken(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm()
+    wait_until_booted(site, vm)
+    sleep_once = b"[ $slept ] || { slept=1; echo mem > /sys/power/state; echo awake-$((40 + 2)); }"
+    type_until(vm, sleep_once, "it goes on", lambda: "awake-42" in site.console_log(site.client.get("vms", vm["id"])))
+    logs = "".join(agent.log.read_text() for agent in site.agents.values())
+    assert any("wake" in line and vm["id"] in line for line in logs.splitlines()), "it did sleep"
+    status = site.client.get("vms", vm["id"])["status"]
+    assert (status["state"], status["reason"]) == ("running", "")
+    site.cli("vm", "reboot", vm["name"], "--wait")
+    until(lambda: count_boots(site, vm) == 2, "it does as it is told", 60)
 
 
 def test_a_qemu_that_is_killed_is_started_again(site: Platform, new_vm: NewVm) -> None:
@@ -117,7 +135,7 @@ def test_a_qemu_that_is_killed_is_started_again(site: Platform, new_vm: NewVm) -
 def test_a_guest_that_powers_itself_off_restarts_where_its_spec_says_so(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm(restart="always")
     wait_until_booted(site, vm)
-    power_off_from_within(site, vm, lambda: count_boots(site, vm) == 2)
+    power_off_from_within(vm, lambda: count_boots(site, vm) == 2)
     site.wait_state(vm["id"], "running")
 
 

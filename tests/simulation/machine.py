@@ -177,6 +177,8 @@ class SimulatedMachine:
             case "stop":
                 qemu.become("paused")
                 qemu.tell("STOP")
+            case "system_wakeup":
+                qemu.become("running")
             case "system_powerdown":
                 qemu.become("shutdown")
                 qemu.tell("SHUTDOWN")

@@ -6,6 +6,7 @@ for on their nodes in ``test_waiting.py``.
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import shutil
@@ -20,6 +21,7 @@ import msgspec
 import pytest
 
 from lab.reasons_page import HINDRANCES
+from novacron.agent import worker
 from novacron.agent.backups import VmBackups
 from novacron.agent.host import network_problems, volumes
 from novacron.agent.host.network_problems import NetworkProblems, NetworkTroubles
@@ -431,3 +433,33 @@ def test_the_code_of_an_error_is_its_own_or_that_of_its_cause() -> None:
     outer = RuntimeError("wrapped")
     outer.__cause__ = system_error(errno.ENOSPC)
     assert code_of(outer) is W.NO_SPACE
+
+
+AGENT = Path(worker.__file__).parent
+SAY_OF_VMS = [
+    AGENT / "worker.py",
+    *(AGENT / "vm" / f"{name}.py" for name in ("reconciler", "clone_reconciler", "power", "hypervisor")),
+]
+"""Where it is said what keeps a VM from what was asked."""
+
+
+def test_each_reason_that_an_agent_reports_has_a_code() -> None:
+    bare = [
+        f"{path.name}:{call.lineno}"
+        for path in AGENT.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "report"
+        if ast.unparse(call.func.value) in ("context", "self._context", "self.context")
+        if len(call.args) == 2 and not isinstance(call.args[1], ast.Starred)
+    ]
+    assert not bare, "words without a code: no program and no event knows of them"
+
+
+def test_each_code_that_agents_give_vms_is_one_that_is_tried() -> None:
+    given = {
+        node.attr
+        for path in SAY_OF_VMS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "WaitCode"
+    }
+    assert len(given) > 15 and given <= {code.name for code in HINDRANCES["vm"]}, given

@@ -17,6 +17,7 @@ from novacron.agent.vm.journal import AnewAsked
 from novacron.agent.vm.power import PowerRequests, Situation, Step, decide
 from novacron.model import limits
 from novacron.model.vm import Power, Restart, VmAction, VmSpec
+from novacron.model.waiting import WaitCode
 from novacron.store.vms import power_changes
 
 LENGTH = 5
@@ -26,6 +27,7 @@ REQUESTS = ("start", "stop", "kill", "pause", "resume", "reboot", "reset")
 EVENTS = (
     "guest powers off",
     "guest resets",
+    "guest suspends",
     "QEMU dies",
     "guest does what it was asked",
     "its agent restarts",
@@ -79,8 +81,10 @@ class World:
                 self.owed |= what in ("reboot", "reset") and self.run_state != "absent"
             case "kill":
                 self._request(VmAction.STOP, 0)
-            case "guest powers off" | "guest resets" if self.run_state != "running":
+            case "guest powers off" | "guest resets" | "guest suspends" if self.run_state != "running":
                 return False
+            case "guest suspends":
+                self.run_state = "suspended"
             case "guest powers off":
                 self._power_off()
             case "guest resets":
@@ -144,7 +148,7 @@ class World:
             case Step.START:
                 self.run_state, self.pending, self.owed = "running", None, False
                 self.record = Record(None, self.spec.reboots, self.spec.resets)
-            case Step.CONTINUE | Step.MAKE_ROOM:
+            case Step.CONTINUE | Step.MAKE_ROOM | Step.WAKE:
                 self.run_state = "running"
             case Step.PAUSE:
                 self.run_state = "paused"
@@ -160,7 +164,7 @@ class World:
                 self._note_anew(AnewAsked(self.spec.reboots, UNIX_S + self.now))
                 self._ask_to_reboot()
             case Step.POWER_DOWN:
-                assert situation.run_state == "running"
+                self.run_state = "running"  # asleep, it is woken before
                 if self.power_off == "at once":
                     self._power_off()
                 elif self.power_off == "later":
@@ -251,6 +255,32 @@ def test_a_start_that_follows_a_stop_wins_whether_the_guest_powers_off_or_not() 
         assert world.run_state == "running" and not world.requests.stopping
 
 
+def test_a_guest_that_suspends_itself_is_woken_and_one_that_is_to_stop_is_asked_to_first() -> None:
+    world = World("later", "no agent", Restart.ON_FAILURE)
+    world.happens("guest suspends")
+    assert world.run_state == "running"
+    spec = msgspec.structs.replace(world.spec, power=Power.STOPPED)
+    assert decide(spec, Situation("suspended")) is Step.POWER_DOWN
+    assert decide(spec, Situation("suspended", stopping_s=float(spec.stop_timeout_s))) is Step.KILL
+    assert decide(msgspec.structs.replace(spec, stop_timeout_s=0), Situation("suspended")) is Step.KILL
+    for power in (Power.RUNNING, Power.PAUSED):
+        for asked in ({}, {"resets": 1}, {"reboots": 1}):
+            assert decide(msgspec.structs.replace(spec, power=power, **asked), Situation("suspended")) is Step.WAKE
+
+
+def test_what_a_guest_takes_long_for_is_said_once_it_has_taken_long() -> None:
+    requests, spec = PowerRequests(), VmSpec(image="tiny", power=Power.STOPPED, stop_timeout_s=60)
+    requests.asks(Step.POWER_DOWN, 100.0)
+    assert requests.lacks(spec, 109.9) == ("", None) and requests.next_look_s(spec, 100.0) == 10.0
+    assert requests.lacks(spec, 110.0)[1] is WaitCode.GUEST_SHUTS_DOWN and requests.next_look_s(spec, 110.0) == 50.0
+    quick = msgspec.structs.replace(spec, stop_timeout_s=5)
+    assert requests.next_look_s(quick, 100.0) == 5.0
+    requests = PowerRequests()
+    requests.recall(AnewAsked(1, UNIX_S), 100.0, UNIX_S)
+    assert requests.lacks(spec, 105.0) == ("", None) and requests.lacks(spec, 111.0)[1] is WaitCode.GUEST_REBOOTS
+    assert requests.next_look_s(spec, 111.0) == limits.REBOOT_S_MAX - 11.0
+
+
 def test_a_guest_that_ignored_a_revoked_stop_may_power_itself_off_later() -> None:
     world = World("never", "no agent", Restart.ON_FAILURE)
     for what in ("stop", "start", "long passes", "guest powers off"):
@@ -264,4 +294,4 @@ def test_a_second_stop_has_its_whole_grace() -> None:
     world.now += 14.0
     for what in ("start", "stop"):
         world.happens(what)
-    assert world.requests.next_look_s(world.spec, world.now) == world.spec.stop_timeout_s
+    assert world.requests.situation(world.run_state, world.record, world.now).stopping_s == 0.0

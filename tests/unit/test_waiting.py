@@ -16,8 +16,9 @@ import pytest
 import typer
 
 from novacron.agent.host.network_problems import InterfaceClosed
-from novacron.agent.vm.hypervisor import MachineFailed
-from novacron.agent.vm.journal import Journal, PostCopy, Record
+from novacron.agent.vm.hypervisor import AnotherQemu, MachineFailed
+from novacron.agent.vm.journal import AnewAsked, Journal, PostCopy, Record
+from novacron.agent.vm.power import SLOW_S
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
 from novacron.cli import nodes
@@ -109,6 +110,10 @@ LAN = VmSpec(image="tiny", power=Power.RUNNING, starts=1, nics=(NicSpec("lan"),)
 HA = VmSpec(image="tiny", power=Power.RUNNING, starts=1, ha=True)
 
 
+STOPS = VmSpec(image="tiny", power=Power.STOPPED, starts=1, stop_timeout_s=60)
+REBOOTS = VmSpec(image="tiny", power=Power.RUNNING, starts=1, reboots=1)
+
+
 class Waits(NamedTuple):
     """How a VM comes to wait on its node, and what it says then."""
 
@@ -163,6 +168,17 @@ def guest_stood_still(site: Site) -> None:
     runs(site)
     site.machine.stood_still_s = 30.0
     site.begun = lambda worker: worker._reconciler.on_event("RESUME")
+
+
+def another_qemu_runs_it(site: Site) -> None:
+    why = "QEMU 7 of node host-a, whose agent is not running, runs this VM on this host"
+    site.machine.start = AsyncMock(side_effect=AnotherQemu(why))  # type: ignore[method-assign]
+
+
+def guest_ignores_acpi(site: Site) -> None:
+    runs(site)
+    asked_at = site.services.clock.monotonic() - SLOW_S
+    site.begun = lambda worker: worker._reconciler._requests.__dict__.update(_stopping_at=asked_at)
 
 
 def guest_uses_little(site: Site) -> None:
@@ -229,6 +245,15 @@ VM_CASES: dict[WaitCode, list[Waits]] = {
     ],
     W.GUEST_CLOCK_BEHIND: [Waits(guest_stood_still, VmState.RUNNING, "may be behind by 30 s: no guest agent")],
     W.CANT_SHRINK: [Waits(guest_can_t_shrink, VmState.RUNNING, "not 32")],
+    W.ANOTHER_QEMU: [Waits(another_qemu_runs_it, VmState.UNKNOWN, "whose agent is not running")],
+    W.RECORD_DAMAGED: [
+        Waits(lambda site: None, VmState.FAILED, "record of the VM is damaged", remembered=Record(damaged=True))
+    ],
+    W.GUEST_SHUTS_DOWN: [Waits(guest_ignores_acpi, VmState.STOPPING, "has not powered off yet", STOPS)],
+    W.GUEST_REBOOTS: [
+        Waits(runs, VmState.RUNNING, "has not rebooted yet", REBOOTS,
+              remembered=Record(anew_asked=AnewAsked(1, time.time() - 20))),
+    ],
     W.MEMORY_FOLLOWS: [
         Waits(runs, VmState.RUNNING, "on its way from node host-b", remembered=Record(post_copy=FROM_B))
     ],
@@ -247,6 +272,25 @@ async def test_what_keeps_a_vm_on_its_node_is_said_with_a_code_and_words(
     assert (status.state, status.reason_code, waits.words in status.reason) == (waits.state, code, True), status
     assert said.epoch == 4, "the server takes no report of an earlier epoch"
     assert _event_of(VmStatus(waits.state), status) == code, "an event says so when it begins"
+
+
+async def test_an_image_that_no_node_has_is_asked_for_at_growing_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, now = Site(tmp_path), [1000.0]
+    no_image(site)
+    monkeypatch.setattr(site.services.clock, "monotonic", lambda: now[0])
+    worker = Worker("vm-a", Record(), site.services)
+    assignment = wire.Assignment("vm-a", "a", RUNS, False, "", 0, None, "default", bytes(32))
+    worker.set_desired(wire.Statement("vm-a", Order(OrderKind.OWN, 4), assignment, None))
+    for _ in range(300):  # ten minutes
+        await worker._try_step()
+        now[0] += 2.0
+    asked = sum(isinstance(message, wire.ImageMissing) for message in site.said)
+    assert 10 <= asked <= 25, asked
+    worker._reconciler.resync()
+    await worker._try_step()
+    assert sum(isinstance(message, wire.ImageMissing) for message in site.said) == asked + 1, "the link is new"
 
 
 async def test_a_vm_that_starts_waits_for_nothing(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class Action(StrEnum):
     KILL = "kill"
     MAKE_ROOM = "make-room"
     MARK_HALTED = "mark-halted"
+    WAKE = "wake"
     DESTROY = "destroy"
     ATTACH = "attach"
     DETACH = "detach"

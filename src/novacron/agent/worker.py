@@ -25,7 +25,7 @@ from novacron.agent.vm import clone_disk
 from novacron.agent.vm.clone_reconciler import CloneReconciler
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER
-from novacron.agent.vm.hypervisor import MachineFailed
+from novacron.agent.vm.hypervisor import AnotherQemu, MachineFailed
 from novacron.agent.vm.journal import Record, obey_order
 from novacron.agent.vm.reconciler import IDLE_S, RETRY_S, Reconciler
 from novacron.dwcp.backoff import Backoff
@@ -230,7 +230,8 @@ class Worker:
             # QEMU may wait for memory: that is no failure.
             context.report(VmState.RUNNING, context.missing_memory_reason(), WaitCode.MEMORY_FOLLOWS)
         elif context.owns():
-            state = VmState.FAILED if self.machine.pid is None else VmState.UNKNOWN
+            may_run = self.machine.pid is not None or isinstance(error, AnotherQemu)
+            state = VmState.UNKNOWN if may_run else VmState.FAILED
             code = code_of(error)
             if isinstance(error, NetworkFailed):
                 is_closed = isinstance(error, InterfaceClosed)
@@ -398,7 +399,8 @@ class Worker:
         reason = DAMAGED.format(name=self.vm if statement.assignment is None else statement.assignment.name)
         if task is not None:  # it ends, and moves the VM to a later epoch, which this node may obey again
             context.services.send(wire.MigrationFailed(task.migration, reason))
-        context.report(VmState.FAILED if self.machine.pid is None else VmState.RUNNING, reason)
+        state = VmState.FAILED if self.machine.pid is None else VmState.RUNNING
+        context.report(state, reason, WaitCode.RECORD_DAMAGED)
         return IDLE_S
 
     async def _end_transfers(self, verdict: OrderVerdict) -> None:

@@ -16,6 +16,7 @@ from novacron.agent.vm.launch import StartRequest
 from novacron.model.guest_hardware import GuestHardware
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import VmSpec
+from novacron.model.waiting import WaitCode
 from novacron.qemu.guest import GuestAgent
 from novacron.qemu.monitor import Monitor
 
@@ -25,6 +26,12 @@ OnEvent = Callable[[str, dict[str, Any]], None]
 
 class MachineFailed(Exception):
     """A VM could not be started: says what QEMU or the kernel said."""
+
+
+class AnotherQemu(MachineFailed):
+    """A QEMU that this node may not end runs the VM on its host."""
+
+    code = WaitCode.ANOTHER_QEMU
 
 
 class VirtualMachine(Protocol):

@@ -16,7 +16,7 @@ from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import keys
 from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
-from novacron.agent.vm.hypervisor import MachineFailed, OnEvent
+from novacron.agent.vm.hypervisor import AnotherQemu, MachineFailed, OnEvent
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import Launch, LaunchFailed, Opener, StartRequest
 from novacron.agent.vm.leftovers import owner_of, without_agent
@@ -161,7 +161,7 @@ class Machine:
             return
         other = await asyncio.to_thread(lambda: without_agent(running.of_vm(self.id)))
         if other is not None:
-            raise MachineFailed(
+            raise AnotherQemu(
                 f"QEMU {other.pid} of node {owner_of(other).partition('/')[2]}, whose agent is not running, runs this"
                 " VM on this host: start that agent, or end the process"
             )

@@ -13,6 +13,7 @@ import msgspec
 from novacron.agent.vm.journal import AnewAsked
 from novacron.model import limits
 from novacron.model.vm import Power, Restart, VmSpec, VmState
+from novacron.model.waiting import WaitCode
 
 
 class Step(StrEnum):
@@ -27,6 +28,8 @@ class Step(StrEnum):
     POWER_DOWN = "power-down"
     KILL = "kill"
     MARK_HALTED = "mark-halted"
+    WAKE = "wake"
+    """Wake a guest that has suspended itself (ACPI S3)."""
     MAKE_ROOM = "make-room"
     """Let it go on once its disk, or what that lies on, has room again."""
 
@@ -39,15 +42,19 @@ STATES = {
     "postmigrate": VmState.PAUSED,
     "save-vm": VmState.RUNNING,
     "io-error": VmState.PAUSED,
-    "suspended": VmState.PAUSED,
+    "suspended": VmState.RUNNING,
     "shutdown": VmState.STOPPED,
     "absent": VmState.STOPPED,
 }
 """What QEMU's run states (QMP RunState) mean to users; in others nobody can tell how the guest is."""
 
+SUSPENDED = "suspended"
+"""The guest has suspended itself. It is to run, so it is woken."""
 LEFT = "postmigrate"
 """The guest was handed over."""
 RESUMABLE = frozenset({"paused", "prelaunch", LEFT})
+SLOW_S = 10.0
+"""A guest that takes longer to do as it was asked is said to."""
 
 
 def backoff_s(crashes: int) -> float:
@@ -160,12 +167,24 @@ class PowerRequests:
         return self._stopping_at is not None
 
     def next_look_s(self, spec: VmSpec, now: float) -> float | None:
-        """Return in how many seconds a request is overdue; None when there is none."""
+        """Return in how many seconds a request is overdue, or to be said to last; None when there is none."""
         if self._rebooting_at is not None:
-            return limits.REBOOT_S_MAX - (now - self._rebooting_at)
-        if self._stopping_at is not None:
-            return spec.stop_timeout_s - (now - self._stopping_at)
-        return None
+            since_s, limit_s = now - self._rebooting_at, limits.REBOOT_S_MAX
+        elif self._stopping_at is not None:
+            since_s, limit_s = now - self._stopping_at, float(spec.stop_timeout_s)
+        else:
+            return None
+        return min(SLOW_S, limit_s) - since_s if since_s < SLOW_S else limit_s - since_s
+
+    def lacks(self, spec: VmSpec, now: float) -> tuple[str, WaitCode | None]:
+        """Return what the guest has been asked to do for a while and has not done, and its code."""
+        if self._stopping_at is not None and now - self._stopping_at >= SLOW_S:
+            words = f"the guest has not powered off yet; it is forced off {spec.stop_timeout_s} s after it was asked to"
+            return f"{words}, or now: novacron vm stop --force", WaitCode.GUEST_SHUTS_DOWN
+        if self._rebooting_at is not None and now - self._rebooting_at >= SLOW_S:
+            words = f"the guest has not rebooted yet; it is reset {limits.REBOOT_S_MAX:.0f} s after it was asked to"
+            return words, WaitCode.GUEST_REBOOTS
+        return "", None
 
 
 class PowerRecord(Protocol):
@@ -205,6 +224,8 @@ def _keep_on(spec: VmSpec, situation: Situation) -> Step:
         return Step.KILL
     if run_state == LEFT and spec.resets > situation.resets:
         return Step.KILL  # it is to begin anew: it may have run elsewhere since, and must not write what it remembers
+    if run_state == SUSPENDED:
+        return Step.WAKE
     if run_state == "running" and (step := _restart(spec, situation)) is not None:
         return step
     if spec.power is Power.PAUSED:
@@ -213,7 +234,7 @@ def _keep_on(spec: VmSpec, situation: Situation) -> Step:
 
 
 def _stop(spec: VmSpec, situation: Situation) -> Step:
-    if situation.run_state != "running" or spec.stop_timeout_s == 0:
+    if situation.run_state not in ("running", SUSPENDED) or spec.stop_timeout_s == 0:
         return Step.KILL
     if situation.stopping_s is None:
         return Step.POWER_DOWN

@@ -21,11 +21,12 @@ from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.media import MediaMissing
 from novacron.agent.vm.nics import Nics
-from novacron.agent.vm.power import LEFT, STATES, PowerRequests, Step, backoff_s, decide
+from novacron.agent.vm.power import LEFT, STATES, SUSPENDED, PowerRequests, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
 from novacron.agent.vm.start_queue import StartDelayed
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import LocalImage
+from novacron.dwcp.backoff import Backoff
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import Power, Restart, VmSpec, VmState
 from novacron.model.waiting import WaitCode, code_of
@@ -63,6 +64,7 @@ class Reconciler:
         self._devices = Devices(self._machine, self._services.storage_pools, context.doing, self._volume_handled)
         self._requests = PowerRequests()
         self._started_at = 0.0
+        self._image_backoff, self._ask_again_at = Backoff(RETRY_S, IDLE_S), 0.0
         self._preparing: asyncio.Task[None] | None = None
         self._snapshot_done: wire.SnapshotWanted | None = None
         """What was last done about a snapshot, and said."""
@@ -78,6 +80,7 @@ class Reconciler:
     def resync(self) -> None:
         """Say everything again."""
         self._snapshot_done = None
+        self._ask_again_at = 0.0
         self._devices.resync()
 
     def stop(self) -> None:
@@ -206,10 +209,11 @@ class Reconciler:
             await self._machine.grow(assignment.spec.disk_bytes(image.info.disk_bytes), self._context.doing)
         await self._nics.settle(assignment)
 
-    def _lacks(self) -> tuple[str, WaitCode | None]:
-        """Return what a running guest does not get, and why."""
+    def _lacks(self, spec: VmSpec) -> tuple[str, WaitCode | None]:
+        """Return what a running guest does not get or do, and why."""
         guest = self._context.guest
         reasons = (
+            self._requests.lacks(spec, self._clock.monotonic()),
             (self._grow_error, WaitCode.CANT_GROW),
             (self._shrink_error, WaitCode.CANT_SHRINK),
             (self._drives_wait, WaitCode.IMAGE_MISSING),
@@ -223,7 +227,7 @@ class Reconciler:
         context, spec = self._context, assignment.spec
         state = VmState.STOPPING if self._requests.stopping else STATES.get(run_state, VmState.UNKNOWN)
         halted = state is VmState.STOPPED and context.record.halted_at_start == spec.starts
-        reason, code = self._lacks() if run_state == "running" else ("", None)
+        reason, code = self._lacks(spec) if run_state == "running" else ("", None)
         if run_state in ("running", "paused") and (closed := self._services.networks.closed.get(context.vm)):
             reason, code = closed, WaitCode.INTERFACE_CLOSED
         if context.record.post_copy is not None:
@@ -273,11 +277,16 @@ class Reconciler:
                 await self._note_anew(AnewAsked(assignment.spec.reboots, 0.0), now, resets=assignment.spec.resets)
                 await self._reset()
                 return 0
+            case Step.WAKE:
+                await self._machine.execute("system_wakeup")
+                return 0
             case Step.POWER_DOWN:
+                if run_state == SUSPENDED:  # asleep, it would not notice
+                    await self._machine.execute("system_wakeup")
                 self._services.run_in_background(guest_agent.power_off(self._machine))
                 await self._machine.execute("system_powerdown")
                 context.report(VmState.STOPPING)
-                return assignment.spec.stop_timeout_s
+                return self._requests.next_look_s(assignment.spec, now)
             case Step.KILL:
                 if not self._is_to_be_off(assignment) and run_state not in ("inmigrate", LEFT):
                     self.note_crash(f"QEMU is in state {run_state}")
@@ -394,6 +403,13 @@ class Reconciler:
     def _is_to_be_off(self, assignment: wire.Assignment) -> bool:
         return assignment.spec.power is Power.STOPPED or self._context.record.halted_at_start == assignment.spec.starts
 
+    def _ask_for(self, image: str) -> None:
+        """Ask the control plane for an image, at growing intervals: it may have none to give."""
+        now = self._clock.monotonic()
+        if now >= self._ask_again_at:
+            self._services.send(wire.ImageMissing(image))
+            self._ask_again_at = now + self._image_backoff.next_s()
+
     async def _start(self, assignment: wire.Assignment) -> float:
         context = self._context
         held = self._services.images.get(assignment.spec.image)
@@ -405,7 +421,7 @@ class Reconciler:
             context.report(VmState.STARTING, why, WaitCode.IMAGE_MISSING)
             return RETRY_S
         if held is None:
-            self._services.send(wire.ImageMissing(assignment.spec.image))
+            self._ask_for(assignment.spec.image)
             why = f"waits for image {assignment.spec.image} from another node"
             context.report(VmState.STARTING, why, WaitCode.IMAGE_MISSING)
             return RETRY_S
@@ -416,12 +432,14 @@ class Reconciler:
         try:
             media = context.media()
         except MediaMissing as missing:
-            self._services.send(wire.ImageMissing(missing.name))
+            self._ask_for(missing.name)
             context.report(VmState.STARTING, str(missing), WaitCode.IMAGE_MISSING)
             return RETRY_S
         if any(volume.making for volume in assignment.volumes):
             context.report(VmState.STARTING, "waits until its other disks are created", WaitCode.DISK_BEING_MADE)
             return RETRY_S
+        self._ask_again_at = 0.0
+        self._image_backoff.reset()
         image = context.image()
         if assignment.machine and image.disk is not None and not self._machine.has_disk():
             why = "its disk is missing on its node, although it has run before; see: novacron vm recover"
