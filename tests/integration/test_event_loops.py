@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from novacron.control import plans as plan_controller
 from novacron.control.objects import Objects
 from novacron.model.drain import DrainPolicy
 from novacron.model.plan import PlanAction, PlanVm
-from novacron.store import drains, events, migrations, nodes, plans
+from novacron.model.vm import VmState, VmStatus
+from novacron.model.waiting import WaitCode
+from novacron.store import drains, events, migrations, nodes, owned, plans
 from novacron.store.database import Connection, Database
 from tests.integration.test_hindrances import fleet as fleet
 from tests.integration.test_hindrances import step
+from tests.support.stored_fleet import add_vm
 
+W = WaitCode.NETWORK_NOT_READY
 EVENTS_MAX = 5
 TRIES = 12
 
@@ -81,3 +87,36 @@ async def test_a_node_that_is_lost_again_and_again_with_all_that_waits_for_it(fl
         counts = await connection.fetchval("SELECT sum(count) FROM events WHERE object = 'a'")
         message = await connection.fetchval("SELECT message FROM events WHERE reason = 'Lost' LIMIT 1")
     assert counts == 2 * TRIES and "waiting for it: 50 volumes" in message
+
+
+async def test_many_vms_that_one_broken_network_keeps_waiting(fleet: Database) -> None:
+    """Each has the reason in its status; of their events, all but a few are one of their node, which counts them."""
+    ids, causes = [f"vm-{n}" for n in range(50)], events.CommonCauses()
+    async with fleet.transaction() as connection:
+        for id in ids:
+            await add_vm(connection, id, "a")
+    for state in (VmState.STARTING, VmState.FAILED):
+        for begin in range(0, len(ids), 10):
+            waits = VmStatus(state, "network lan: Read-only file system", reason_code=WaitCode.NETWORK_NOT_READY)
+            reports = [owned.Report("a", id, 1, waits) for id in ids[begin : begin + 10]]
+            await fleet.transact(partial(owned.observe, reports=reports, causes=causes))
+    async with fleet.connection() as connection:
+        rows = await connection.fetch("SELECT kind, reason, count, message FROM events WHERE reason <> 'Starting'")
+        codes = await connection.fetchval("SELECT count(*) FROM vms WHERE status ->> 'reason_code' = $1", W)
+    of_vms = [row for row in rows if row["kind"] == "vm"]
+    of_node = [row for row in rows if row["kind"] == "node"]
+    assert len(of_vms) == EVENTS_MAX and 0 < len(of_node) <= EVENTS_MAX and codes == 50
+    assert len(of_vms) + sum(row["count"] for row in of_node) == 50, "each is counted"
+    assert {row["reason"] for row in of_node} == {W} and "further VMs are failed on a: network" in of_node[0]["message"]
+
+
+def test_of_one_cause_a_few_events_a_minute_are_the_objects_own() -> None:
+    now = [0.0]
+    causes = events.CommonCauses(lambda: now[0])
+    assert [causes.is_own("a", W) for _ in range(7)] == [True] * 5 + [False] * 2
+    assert causes.is_own("b", W) and causes.is_own("a", WaitCode.NO_SPACE), "other causes"
+    now[0] = events.OWN_WINDOW_S
+    assert [causes.is_own("a", W) for _ in range(7)] == [True] * 5 + [False] * 2
+    for number in range(events.CAUSES_MAX + 10):
+        causes.is_own(str(number))
+    assert len(causes._told) == events.CAUSES_MAX

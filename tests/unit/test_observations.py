@@ -31,7 +31,7 @@ async def test_an_observation_that_cannot_be_stored_fails_alone_and_is_remembere
 ) -> None:
     stored: list[str] = []
 
-    async def observe(_: Any, reports: list[owned.Report]) -> None:
+    async def observe(_: Any, reports: list[owned.Report], causes: object) -> None:
         if any(report.vm == "bad" for report in reports):
             raise TypeError("a defect")
         stored.extend(report.vm for report in reports)

@@ -10,6 +10,7 @@ from novacron.model.errors import NovaError, Unavailable
 from novacron.server.batcher import Batch, Batcher, settle
 from novacron.store import owned
 from novacron.store.database import LOST, Database
+from novacron.store.events import CommonCauses
 from novacron.store.owned import Report
 from novacron.supervise import Rarely
 from novacron.telemetry import logs
@@ -29,6 +30,7 @@ class Observations:
         self._database = database
         self._batcher = Batcher[Report]("reports", GATHER_S, AT_ONCE_MAX, WAITING_MAX)
         self._log_now = Rarely()
+        self._causes = CommonCauses()
         gauge("novacron_link_reports_waiting").read = lambda: {(): len(self._batcher)}
 
     def add(self, report: Report) -> asyncio.Future[None]:
@@ -48,7 +50,7 @@ class Observations:
         """Store reports; say whether they need not be tried again one by one."""
         reports, failed = [report for report, _ in batch], None
         try:
-            await self._database.transact(lambda connection: owned.observe(connection, reports))
+            await self._database.transact(lambda connection: owned.observe(connection, reports, self._causes))
         except (NovaError, *LOST) as error:
             failed = Unavailable(f"what was reported can't be stored: {error}")
         except asyncpg.DataError as error:

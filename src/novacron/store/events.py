@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from novacron.store import deferred_writes
@@ -12,6 +14,30 @@ SYSTEM, REBALANCING, DRAIN_OF = "system", "rebalancing", "drain of "
 """Who does something without being asked each time. Of one object they make at most five events a minute, and those
 count the others (trigger ``series`` of ``events``): one broken thing makes few, however and however often it breaks."""
 MESSAGE_LENGTH_MAX = 2000
+
+
+OWN_MAX, OWN_WINDOW_S, CAUSES_MAX = 5, 60.0, 10_000
+
+
+class CommonCauses:
+    """Which of the events that many objects make for one cause, a broken network of a node for example, are their own:
+    five a minute. The others are one of what they have in common, which counts them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told: OrderedDict[tuple[str, ...], deque[float]] = OrderedDict()
+
+    def is_own(self, *cause: str) -> bool:
+        """Say whether the next event of this cause is the object's own."""
+        now = self._clock()
+        told = self._told.pop(cause, None) or deque(maxlen=OWN_MAX)
+        self._told[cause] = told
+        while len(self._told) > CAUSES_MAX:
+            self._told.popitem(last=False)
+        if len(told) == OWN_MAX and now - told[0] < OWN_WINDOW_S:
+            return False
+        told.append(now)
+        return True
 
 
 class NewEvent(NamedTuple):

@@ -11,10 +11,12 @@ from novacron.model.cloud_init import SealedSeed
 from novacron.model.cpu import CpuModel
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.plugged import NicPorts
-from novacron.model.vm import CloneOf, VmSpec, VmState, VmStatus
+from novacron.model.vm import CloneOf, Vm, VmSpec, VmState, VmStatus
 from novacron.store import events, reconciling, unreconciled, vms
 from novacron.store.database import Connection
 from novacron.store.rows import Decoded, decode, decode_each
+
+HINDERED = frozenset({VmState.FAILED, VmState.UNKNOWN})
 
 
 class OwnedVm(msgspec.Struct, frozen=True):
@@ -121,9 +123,25 @@ async def _let_go_on(connection: Connection, reports: Sequence[Report], held_bac
             await reconciling.record_lost(connection, node, id, epoch)
 
 
-async def observe(connection: Connection, reports: Sequence[Report]) -> None:
+def _event(vm: Vm, report: Report, was: VmStatus, causes: events.CommonCauses) -> events.NewEvent | None:
+    """Return the event that a change of a VM's status makes: of the VM, or of its node if many VMs there are kept by
+    the same."""
+    status, node = report.status, report.node
+    told = _event_of(was, status)
+    if told is None:
+        return None
+    message = f"{status.state} on {node}" + (f": {status.reason}" if status.reason else "")
+    hindered = status.reason_code and (told == status.reason_code or status.state in HINDERED)
+    if hindered and not causes.is_own(node, status.reason_code):
+        message = f"further VMs are {message}; the latest is {vm.name}: novacron vm list --node {node}"
+        return events.NewEvent("node", node, node, status.reason_code, message)
+    return events.NewEvent("vm", vm.id, vm.name, told, message, project=vm.project)
+
+
+async def observe(connection: Connection, reports: Sequence[Report], causes: events.CommonCauses | None = None) -> None:
     """Store what the owners of VMs report, in this order; anyone else's report is ignored, and so
-    is one of a VM whose row can't be decoded. Finishes deletions."""
+    is one of a VM whose row can't be decoded. Finishes deletions. ``causes``: of what was told before."""
+    causes = causes or events.CommonCauses()
     rows = await connection.fetch(
         "SELECT * FROM vms WHERE id = ANY($1) ORDER BY id FOR UPDATE", list({report.vm for report in reports})
     )
@@ -141,10 +159,9 @@ async def observe(connection: Connection, reports: Sequence[Report]) -> None:
                 changed.pop(id, None)
         elif status != was:
             changed[id] = status
-            told = _event_of(was, status)
-            if told is not None:
-                message = f"{status.state} on {node}" + (f": {status.reason}" if status.reason else "")
-                await events.record(connection, events.NewEvent("vm", id, vm.name, told, message, project=vm.project))
+            event = _event(vm, Report(node, id, epoch, status), was, causes)
+            if event is not None:
+                await events.record(connection, event)
     if changed:
         await connection.execute(
             "UPDATE vms SET status = o.status FROM unnest($1::text[], $2::jsonb[]) AS o (id, status)"
