@@ -8,6 +8,7 @@ import pytest
 
 from novacron.control.objects import Objects
 from novacron.control.placement import PlacementController
+from novacron.model import limits
 from novacron.model.condition import ConditionReason, ConditionType
 from novacron.model.database_mark import DatabaseMark
 from novacron.model.errors import Conflict, InvalidInput, NotFound
@@ -30,6 +31,7 @@ from novacron.store import (
     vms,
     volumes,
 )
+from novacron.store import fleet as fleet_store
 from novacron.store.database import Database
 from novacron.store.leader import leadership
 from novacron.store.reconciling import NodeRecord
@@ -79,6 +81,33 @@ async def test_nothing_is_given_out_that_a_vm_has_which_only_a_node_knows(fleet:
         assert not await volumes.on_node(connection, "a"), "the node is not told to delete it"
         with pytest.raises(Conflict, match="node b has VM new"):
             await nodes.remove(connection, "b", "me")
+
+
+async def test_a_vm_that_only_a_node_knows_takes_the_room_that_it_has_there(fleet: Database) -> None:
+    async def load(node: str) -> tuple[int, int]:
+        async with fleet.transaction() as connection:
+            whole = (await fleet_store.load(connection)).loads[node]
+            part = (await fleet_store.load_some(connection, [node], [])).loads[node]
+        assert whole == part
+        return whole.vcpus, whole.memory_mib
+
+    assert await load("b") == (0, 0)
+    before = await load("a")
+    await said(fleet, "b", NEW, 3)
+    taken = await load("b")
+    assert taken > (0, 0)
+    await said(fleet, "b", "web", 3)
+    assert await load("b") > taken, "it runs there, wherever the database has it"
+    assert await load("a") == before
+    async with fleet.transaction() as connection:
+        for hostile in ('"many"', "-5", "1e300", "null", "[]"):
+            await connection.execute(
+                "UPDATE unreconciled_vms SET description = jsonb_set(description, '{spec,vcpus}', $1::text::jsonb)",
+                hostile,
+            )
+            assert 0 <= (await fleet_store.load(connection)).loads["b"].vcpus <= 2 * limits.VCPUS_MAX
+        await connection.execute("UPDATE unreconciled_vms SET proven = false")
+    assert await load("b") == (0, 0), "nobody has seen a proof of it"
 
 
 async def test_a_vm_of_which_a_node_knows_a_later_epoch_is_left_alone_by_everybody(fleet: Database) -> None:

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
+from novacron.model import limits
 from novacron.model.constraints import Placement
 from novacron.model.errors import NoCapacity
 from novacron.model.fit import cannot_run
 from novacron.model.groups import groups_of_project, is_grouped
 from novacron.model.node import Load, Node
+from novacron.model.ownership import Claim
 from novacron.model.placement import Fleet, Member, Verdict, Wish
 from novacron.model.vm import VmSpec, VmState, VmStatus, bound_to
 from novacron.model.volume import Volume
@@ -36,13 +38,25 @@ PLACED = """
 """VMs and their nodes; one that is on its way counts at both."""
 
 
-LOADS = """
+def _of_record(field: str, most: int) -> str:
+    """Return what a node's record of a VM says of its size, as SQL: a node may say anything."""
+    value = f"u.description #> '{{spec,{field}}}'"
+    bounded = f"greatest(0, least(({value})::numeric, {most}))::bigint"
+    return f"CASE jsonb_typeof({value}) WHEN 'number' THEN {bounded} ELSE 0 END"
+
+
+LOADS = f"""
     SELECT node, sum(vcpus)::bigint AS vcpus, sum(memory_mib)::bigint AS memory_mib FROM (
         SELECT node, vcpus, memory_mib FROM node_loads
         UNION ALL SELECT m.target, (v.spec ->> 'vcpus')::bigint, (v.spec ->> 'memory_mib')::bigint
         FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL
+        UNION ALL SELECT u.node, {_of_record("vcpus", limits.VCPUS_MAX)},
+        {_of_record("memory_mib", limits.MEMORY_MIB_MAX)}
+        FROM unreconciled_vms u WHERE u.proven AND u.claim IN ('{Claim.OWNER}', '{Claim.INCOMING}')
+        AND NOT EXISTS (SELECT FROM vms v WHERE v.id = u.vm AND v.node = u.node)
     ) loads GROUP BY node
 """
+"""What is taken of each node: also by VMs that it runs and an older database does not have, or has elsewhere."""
 
 
 ELSEWHERE = f"""
