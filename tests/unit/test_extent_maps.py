@@ -19,9 +19,12 @@ from novacron.disk.formats import check, detect
 from novacron.model.image import ImageFormat
 
 SIZE = 8 << 20
+CUTS = (1, 100, 150, 200, 300, 400, 512, 4096, 9000, 65536)
 KINDS = (
     ("qcow2", ""), ("qcow2", "compat=0.10"), ("qcow2", "extended_l2=on,cluster_size=128k"),
-    ("qcow2", "cluster_size=512"), ("vmdk", ""), ("vmdk", "subformat=streamOptimized"), ("vdi", ""),
+    ("qcow2", "cluster_size=512"), ("qcow2", "-c"), ("qcow2", "-c cluster_size=2M"),
+    ("qcow2", "-c compression_type=zstd"), ("qcow2", "-c compression_type=zstd,cluster_size=2M"),
+    ("qcow2", "-c extended_l2=on,cluster_size=128k"), ("vmdk", ""), ("vmdk", "subformat=streamOptimized"), ("vdi", ""),
     ("vdi", "static=on"), ("vpc", ""),
     ("vpc", "subformat=fixed"), ("vhdx", ""), ("vhdx", "subformat=fixed"),
 )  # fmt: skip
@@ -41,7 +44,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def converted(raw: Path, path: Path, kind: str, options: str) -> Path:
-    arguments = ["-o", options] if options else []
+    compressed, options = options.startswith("-c"), options.removeprefix("-c").strip()
+    arguments = [*(["-c"] if compressed else []), *(["-o", options] if options else [])]
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", kind, *arguments, str(raw), str(path)], check=True)
     return path
 
@@ -75,7 +79,7 @@ def test_a_whole_disk_is_accepted_and_an_incomplete_one_refused(
         format = detect(file)
     assert not refused(path, format) and same_as(raw, path, format)
     size, refusals = path.stat().st_size, 0
-    for length in (size - 1, size - 512, size - 4096, size - 65536, size * 3 // 4, size // 2, size // 10, 600):
+    for length in (*(size - cut for cut in CUTS if cut < size), size * 3 // 4, size // 2, size // 10, 600):
         os.truncate(path, length)
         if refused(path, format):
             refusals += 1

@@ -1,6 +1,6 @@
 """How long a disk's file must be for all the blocks that its own map names: a file that is shorter was cut off.
 
-``qemu-img`` reads what is missing as zeros, and reports nothing. Maps are read by ourselves, within limits, before any
+``qemu-img`` reads what is missing as zeros, and reports nothing. A compressed part must be there to its last byte. Maps are read by ourselves, within limits, before any
 tool opens the file. Sources: QEMU's docs/interop/qcow2.txt, VMware's Virtual Disk Format 1.1, VirtualBox' VDICore.h,
 Microsoft's Virtual Hard Disk Image Format Specification and [MS-VHDX].
 """
@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
+from novacron.disk import compressed_clusters
 from novacron.disk.errors import Unacceptable
 from novacron.model.image import ImageFormat
 
@@ -21,7 +22,7 @@ SECTOR = 512
 MAP_BYTES_MAX = 1 << 30
 """The largest map that is read: that of 1 TiB in VMDK's grains of 4 KiB."""
 QCOW2_OFFSET = 0x00FFFFFFFFFFFE00
-QCOW2_COMPRESSED = 1 << 62
+QCOW2_COMPRESSED = compressed_clusters.COMPRESSED
 QCOW2_EXTENDED_L2 = 1 << 4
 VMDK_AT_END = 0xFFFFFFFFFFFFFFFF
 VMDK_COMPRESSED = 1 << 16
@@ -90,17 +91,18 @@ def _qcow2(file: BinaryIO) -> int:
         struct.unpack_from(code, head, at)[0] for code, at in ((">I", 20), (">I", 36), (">Q", 40), (">Q", 24))
     )
     version = struct.unpack_from(">I", head, 4)[0]
-    features = struct.unpack(">Q", read_exactly(file, 72, 8, "its header"))[0] if version >= 3 else 0
+    if version >= 3:
+        head = read_exactly(file, 0, 80, "its header")
+    features = struct.unpack_from(">Q", head, 72)[0] if version >= 3 else 0
     entry_words = 2 if features & QCOW2_EXTENDED_L2 else 1
     cluster_bytes = 1 << cluster_bits
-    offset_mask = (1 << (62 - (cluster_bits - 8))) - 1
+    compressed = compressed_clusters.of_file(file, head, cluster_bytes, file.seek(0, os.SEEK_END))
     l1 = numbers(read_exactly(file, l1_offset, 8 * l1_entries, "its L1 table"), "Q", "big")
     last: int = l1_offset + 8 * l1_entries
     tables = {entry & QCOW2_OFFSET: number for number, entry in enumerate(l1) if entry & QCOW2_OFFSET}
     for offset, number in tables.items():
         entries = numbers(read_exactly(file, offset, cluster_bytes, "an L2 table"), "Q", "big")[::entry_words]
-        packed = max((entry & offset_mask for entry in entries if entry & QCOW2_COMPRESSED), default=0)
-        last = max(last, offset + cluster_bytes, packed + 1 if packed else 0)  # a compressed one ends anywhere
+        last = max(last, offset + cluster_bytes, compressed.bytes_needed(file, entries))
         last = max(last, _qcow2_clusters_end(entries, number * len(entries), cluster_bytes, disk_bytes))
     return last
 
