@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gzip
 import os
+import re
 import subprocess
 import tarfile
 import uuid
@@ -36,6 +37,9 @@ BLANK_BYTES = 1 << 20
 """Size of a disk that is made for a descriptor that does not say it."""
 BLANK_BYTES_MAX = 1 << 30
 """The largest disk that is made for a descriptor that came without it, and brought in."""
+
+FILE_SIZE = re.compile(rb"""(<(?:[\w-]+:)?File\b[^>]*?)\s(?:[\w-]+:)?size\s*=\s*["'][0-9]*["']""")
+"""What a descriptor says of the size of a file, before that."""
 
 
 class Taken(NamedTuple):
@@ -166,7 +170,7 @@ def read_package(file: Path, directory: Path) -> ReadPackage:
     if sum(disk.size_bytes for disk in machine.disks) > BLANK_BYTES_MAX:
         return ReadPackage(machine, None)
     copy = directory / "package.ovf"
-    copy.write_bytes(file.read_bytes())
+    copy.write_bytes(FILE_SIZE.sub(rb"\1", file.read_bytes()))
     for disk in machine.disks:
         if disk.href is not None:
             _make_blank(directory, disk.href, disk)

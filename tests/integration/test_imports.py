@@ -221,11 +221,19 @@ def hostile(path: Path, kind: str) -> Path:
                 ["qemu-img", "convert", "-O", "qcow2", str(disk(path.with_suffix(".raw"))), path], check=True
             )
             os.truncate(path, path.stat().st_size - 300_000)
+        case "a compressed qcow2 without its last 200 bytes":
+            raw = str(disk(path.with_suffix(".raw")))
+            subprocess.run(["qemu-img", "convert", "-c", "-O", "qcow2", raw, path], check=True)
+            os.truncate(path, path.stat().st_size - 200)
+        case "a partition that was cut off":
+            disk(path)
+            with path.open("r+b") as file:
+                file.seek(446 + 12)
+                file.write(struct.pack("<I", SIZE // 512))
         case "noise":
             path.write_bytes(b"noise" * 10_000)
-        case "nothing":
+        case "one byte":
             path.write_bytes(b"\0")
-            os.truncate(path, 1)
     return path
 
 
@@ -239,7 +247,13 @@ def hostile(path: Path, kind: str) -> Path:
         ("two disks in a zip", "a zip of 2 files"),
         ("a web page", "a web page or XML, not a disk"),
         ("a qcow2 that was cut off", "it is cut off"),
+        ("a compressed qcow2 without its last 200 bytes", "it is cut off"),
+        (
+            "a partition that was cut off",
+            "its partition 1 ends at 6295552; fetch it again, or import it with --format raw",
+        ),
         ("noise", "does not look like a disk"),
+        ("one byte", "does not look like a disk"),
     ],
 )
 def test_a_hostile_image_is_refused_with_its_reason(

@@ -90,7 +90,8 @@ def test_two_vms_entities_and_nonsense_are_refused() -> None:
     two = descriptor(drive("v1")).replace(b"</VirtualSystem>", b"</VirtualSystem><VirtualSystem/>")
     entity = descriptor(drive("v1")).replace(b"<Envelope", b'<!DOCTYPE x [<!ENTITY a "b">]><Envelope', 1)
     for text, why in (
-        (two, "holds 2 VMs"), (entity, "entities"), (b"<html/>", "no OVF"), (b"", "no XML"), (b"\xff\xfe", "no XML"),
+        (two, "holds 2 VMs"), (entity, "entities"), (b"<html/>", "not an OVF file"), (b"", "no XML"),
+        (b"\xff\xfe", "no XML"),
     ):  # fmt: skip
         with pytest.raises(ArchiveError, match=why):
             parse(text)

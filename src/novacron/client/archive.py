@@ -60,14 +60,14 @@ def export(
         while have < done["size_bytes"]:
             piece = _patiently(functools.partial(client.export_data, done["id"], have))
             if not piece:
-                raise ArchiveError("the node's export is shorter than it said")
+                raise ArchiveError("the export is incomplete: try again")
             opened.write(piece)
             digest.update(piece)
             have += len(piece)
             on_progress(have, done["size_bytes"])
         if digest.hexdigest() != done["sha256"]:
             part.unlink()
-            raise ArchiveError("what arrived differs from what was exported: try again")
+            raise ArchiveError("the download is damaged: its checksum differs; try again")
         opened.write(bytes(-done["size_bytes"] % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
         opened.flush()
         os.fsync(opened.fileno())
@@ -178,7 +178,7 @@ def import_(
     archived = read(file)
     name = order.name or archived.name
     if not name:
-        raise ArchiveError(f"the VM in {file} has no name that a VM here can have: give it one")
+        raise ArchiveError(f"the VM's name in {file} is not valid here: give a new name")
     image = f"{name[:NAME_SHARE]}-disk"
     deadline = time.monotonic() + order.timeout_s
     node = order.node
@@ -190,13 +190,14 @@ def import_(
             continue
         done = _uploaded(client, disk_image, disk, node, order.timeout_s, on_progress)
         if done["phase"] != "done":
-            raise ArchiveError(f"disk {number} in {file} was not taken: {done['error']}")
+            raise ArchiveError(f"disk {number} of {file} could not be imported: {done['error']}")
         if archived.further_disks:
             node = done["node"]  # all disks of a VM are made on one node
         if number > 1:
-            volumes.append(_volume(client, disk_image, node, order.pool, deadline))
+            volumes.append(_volume(client, disk_image, disk, node, order.pool, deadline))
     power = "running" if order.start and not volumes else "stopped"
     fields = {"name": name, "image": image, **archived.fields, **_interfaces(archived, order), "node": node}
+    fields |= _disk_size(client, image, archived.disk, deadline)
     vm = _created(client, fields | {"power": power}, deadline, order, resumed=bool(volumes))
     return _with_volumes(client, vm, volumes, order.start) if volumes else vm
 
@@ -208,13 +209,22 @@ def _with_volumes(client: Client, vm: Object, volumes: list[Object], start: bool
     return client.act("vms", vm["id"], "start") if start else vm
 
 
-def _volume(client: Client, name: str, node: str | None, pool: str | None, deadline: float) -> Object:
+def _disk_size(client: Client, image: str, disk: ArchivedDisk, deadline: float) -> Object:
+    """Return the size of a VM's disk, where its descriptor says more than its image has. Raises TimeoutError."""
+    if not disk.capacity_bytes or disk.capacity_bytes <= _listed_image(client, image, deadline)["disk_bytes"]:
+        return {}
+    return {"disk_mib": -(-disk.capacity_bytes >> 20)}
+
+
+def _volume(
+    client: Client, name: str, disk: ArchivedDisk, node: str | None, pool: str | None, deadline: float
+) -> Object:
     """Return a volume that began as a copy of the image of its name, once it is ready; it may exist already."""
     volumes = (volume for volume in client.list("volumes") if (volume["name"], volume["image"]) == (name, name))
     volume = next(volumes, None)
     if volume is None:
         image = _listed_image(client, name, deadline)
-        size_mib = -(-image["disk_bytes"] >> 20)
+        size_mib = -(-max(image["disk_bytes"], disk.capacity_bytes) >> 20)
         volume = client.create_volume(name, size_mib=size_mib, node=node, image=name, pool=pool)
     return _ready_volume(client, volume, deadline)
 
@@ -235,7 +245,7 @@ def _ready_volume(client: Client, volume: Object, deadline: float) -> Object:
         max(0.0, deadline - time.monotonic()),
     )  # fmt: skip
     if ready is None or ready["phase"] != "ready":
-        raise ArchiveError(f"volume {volume['name']} was not made: {ready['error'] if ready else 'it is gone'}")
+        raise ArchiveError(f"volume {volume['name']} could not be created: {ready['error'] if ready else 'it is gone'}")
     return ready
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from novacron.client import ovf, ovf_package
+from novacron.client import ovf, ovf_manifest, ovf_package
 from novacron.client.errors import ArchiveError
+from novacron.client.ovf_manifest import PackageManifest
 from novacron.client.ovf_package import DiskPart
 from novacron.client.protocol import Object
 
@@ -44,6 +45,8 @@ class ArchivedDisk(NamedTuple):
     format: str | None = None
     sha256: str | None = None
     """Of the file, which the node checks; checksums of other kinds stand with the pieces."""
+    capacity_bytes: int = 0
+    """What the disk has at least for the guest, by its descriptor; 0: what its file says."""
 
 
 class ArchivedVm(NamedTuple):
@@ -67,7 +70,7 @@ def read(file: Path) -> ArchivedVm:
         return _loose_package(file)
     try:
         with file.open("rb") as raw, tarfile.open(fileobj=cast("IO[bytes]", _SmallReads(raw)), mode="r:") as archive:
-            members = {member.name.removeprefix("./"): member for member in _regular_members(file, archive)}
+            members = {ovf_manifest.plain(member.name): member for member in _regular_members(file, archive)}
 
             def text(name: str) -> bytes:
                 most = ABOUT_BYTES_MAX if name == ABOUT else DESCRIPTOR_BYTES_MAX
@@ -82,15 +85,7 @@ def read(file: Path) -> ArchivedVm:
             description = next((name for name in members if name.lower().endswith(".ovf")), None)
             if description is None:
                 raise ArchiveError(f"{file} has neither {ABOUT} and {DISK} nor an OVF description")
-            manifest = next((text(name) for name in members if name.lower().endswith(".mf")), b"")
-            stated = ovf_package.checksums(manifest)
-            folder, _, own_name = description.rpartition("/")
-            ovf_package.check_descriptor(own_name, text(description), stated)
-            files = {
-                name: DiskPart(file, member.offset_data, member.size, stated.get(name))
-                for name, member in _beside(folder, members)
-            }
-            return _packaged_vm(file, ovf.parse(text(description)), files)
+            return _archived_package(file, description, members, text)
     except tarfile.TarError as error:
         with file.open("rb") as opened:
             head = opened.read(8)
@@ -99,7 +94,25 @@ def read(file: Path) -> ArchivedVm:
             raise ArchiveError(
                 f"{file} is compressed ({packed}): unpack it first, and import the OVA or OVF in it"
             ) from error
-        raise ArchiveError(f"{file} is no tar archive: {error}") from error
+        raise ArchiveError(f"{file} is not a tar archive: {error}") from error
+
+
+def _archived_package(
+    file: Path, description: str, members: Mapping[str, tarfile.TarInfo], text: Callable[[str], bytes]
+) -> ArchivedVm:
+    """Return the VM of an OVA. ``description``: the name of its descriptor; ``text`` reads a member."""
+    folder, _, own_name = description.rpartition("/")
+    beside = dict(_beside(folder, members))
+    manifest_name = ovf_manifest.name_in_archive(own_name, beside)
+    manifest = None
+    if manifest_name is not None:
+        manifest = ovf_manifest.parse(text(f"{folder}/{manifest_name}" if folder else manifest_name), folder)
+        manifest.check_descriptor(own_name, text(description))
+    files = {
+        name: DiskPart(file, member.offset_data, member.size, None if manifest is None else manifest.of(name))
+        for name, member in beside.items()
+    }
+    return _packaged_vm(file, ovf.parse(text(description)), files, manifest)
 
 
 def _beside(folder: str, members: Mapping[str, tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo]]:
@@ -153,11 +166,14 @@ def _own_archive(file: Path, text: bytes, disk: tarfile.TarInfo) -> ArchivedVm:
 def _loose_package(descriptor: Path) -> ArchivedVm:
     """Return the VM of a descriptor whose disks lie beside it."""
     text = _small(descriptor)
-    manifest = descriptor.with_suffix(".mf")
-    stated = ovf_package.checksums(_small(manifest)) if manifest.is_file() else {}
-    ovf_package.check_descriptor(descriptor.name, text, stated)
+    manifest_name = ovf_manifest.name_beside(descriptor.name, (path.name for path in descriptor.parent.iterdir()))
+    manifest = None
+    if manifest_name is not None:
+        manifest = ovf_manifest.parse(_small(descriptor.with_name(manifest_name)))
+        manifest.check_descriptor(descriptor.name, text)
     machine = ovf.parse(text)
-    return _packaged_vm(descriptor, machine, ovf_package.files_beside(descriptor, machine.disks, stated))
+    files = ovf_package.files_beside(descriptor, machine.disks, manifest)
+    return _packaged_vm(descriptor, machine, files, manifest)
 
 
 def _small(file: Path) -> bytes:
@@ -168,12 +184,14 @@ def _small(file: Path) -> bytes:
     return content
 
 
-def _packaged_vm(package: Path, machine: ovf.OvfMachine, files: dict[str, DiskPart]) -> ArchivedVm:
+def _packaged_vm(
+    package: Path, machine: ovf.OvfMachine, files: Mapping[str, DiskPart], manifest: PackageManifest | None
+) -> ArchivedVm:
     disks = []
     for disk in machine.disks:
-        pieces = ovf_package.disk_pieces(disk, files, package)
+        pieces = ovf_package.disk_pieces(disk, files, package, manifest)
         size = sum(piece.size_bytes for piece in pieces) if pieces else disk.size_bytes
-        disks.append(ArchivedDisk(pieces, size, None, _sha256_of(pieces)))
+        disks.append(ArchivedDisk(pieces, size, None, _sha256_of(pieces), disk.size_bytes))
     name, further = ovf.plain_name(machine.name), tuple(disks[1:])
     return ArchivedVm(name, machine.fields, disks[0], further, machine.macs, dropped=machine.dropped)
 

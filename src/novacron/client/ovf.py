@@ -49,11 +49,13 @@ LETTERS = {"ß": "ss", "æ": "ae", "ø": "o", "đ": "d", "ł": "l", "þ": "th", 
 
 class OvfDisk(NamedTuple):
     """A disk of a VM. ``href``: the file that it begins as, None for a blank one of ``size_bytes``. ``chunk_bytes``:
-    the file is in pieces of this size, ``HREF.000000000`` and so on; None: it is in one."""
+    the file is in pieces of this size, ``HREF.000000000`` and so on; None: it is in one. ``file_bytes``: how long the
+    file is said to be, None when that is not said."""
 
     href: str | None
     size_bytes: int
     chunk_bytes: int | None = None
+    file_bytes: int | None = None
 
 
 class OvfMachine(NamedTuple):
@@ -74,7 +76,7 @@ def parse(text: bytes) -> OvfMachine:
     systems = list(_all(root, "VirtualSystem"))
     if len(systems) != 1:
         advice = ": export them one by one" if systems else ""
-        raise ArchiveError(f"the descriptor holds {len(systems)} VMs; one is taken{advice}")
+        raise ArchiveError(f"the descriptor holds {len(systems)} VMs; only one is supported{advice}")
     system = systems[0]
     chosen = _configuration(root)
     items = _items(system, chosen)
@@ -93,9 +95,9 @@ def parse(text: bytes) -> OvfMachine:
         fields["firmware"] = firmware
     disks = tuple(_disks(root, items, properties))
     if not disks:
-        raise ArchiveError("the VM of the descriptor has no disk; one with a disk is taken")
+        raise ArchiveError("the VM of the descriptor has no disk; only one with a disk is supported")
     if len(disks) > DISKS_MAX:
-        raise ArchiveError(f"the VM of the descriptor has {len(disks)} disks; up to {DISKS_MAX} are taken")
+        raise ArchiveError(f"the VM of the descriptor has {len(disks)} disks; up to {DISKS_MAX} are supported")
     if disks[0].href is None:
         raise ArchiveError(
             "the first disk of the VM is blank: there is nothing that it could boot from; make such a VM with: novacron"
@@ -122,7 +124,9 @@ def _root(text: bytes) -> Element:
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # also an encoding that Python does not know
         raise ArchiveError(f"the descriptor is no XML: {error}") from error
     if _local(root.tag) != "Envelope":
-        raise ArchiveError(f"the descriptor is no OVF: it begins with {_local(root.tag)[:40]!r}, not with Envelope")
+        raise ArchiveError(
+            f"the descriptor is not an OVF file: it begins with {_local(root.tag)[:40]!r}, not with Envelope"
+        )
     return root
 
 
@@ -266,10 +270,13 @@ def _disks(root: Element, items: list[Element], properties: dict[str, str]) -> I
 
 
 def _disk_of_file(file: Element, size_bytes: int) -> OvfDisk:
-    chunk = _attribute(file, "chunkSize")
+    chunk, length = _attribute(file, "chunkSize"), (_attribute(file, "size") or "").strip()
     if chunk is not None and not re.fullmatch("[1-9][0-9]{0,14}", chunk):
-        raise ArchiveError(f"the size of a file's pieces is {chunk[:40]!r}, not a number")
-    return OvfDisk(_attribute(file, "href") or "", size_bytes, int(chunk) if chunk else None)
+        raise ArchiveError(f"the size of a file's pieces (chunkSize) is {chunk[:40]!r}, not a number")
+    if length and not re.fullmatch("[0-9]{1,15}", length):
+        raise ArchiveError(f"the size of a file (ovf:size) is {length[:40]!r}, not a number")
+    href = _attribute(file, "href") or ""
+    return OvfDisk(href, size_bytes, int(chunk) if chunk else None, int(length) if length else None)
 
 
 def _capacity(disk: Element, properties: dict[str, str]) -> int:

@@ -1,7 +1,7 @@
-"""The files of an OVF package (DMTF DSP0243): members of an OVA, or files beside a descriptor; and their checksums.
+"""The files of an OVF package (DMTF DSP0243): members of an OVA, or files beside a descriptor.
 
 Names in a package are hostile: members of an archive are compared and never opened, files beside a descriptor must lie
-in its directory or below it, behind no link. They are compared as they are written, and as URLs: ``my%20disk``.
+in its directory or below it, behind no link. However they are written, they are compared in their plain form.
 """
 
 from __future__ import annotations
@@ -11,22 +11,13 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote
 
 from novacron.client.errors import ArchiveError
 from novacron.client.ovf import OvfDisk
+from novacron.client.ovf_manifest import PIECE, Checksum, PackageManifest, plain, spellings
 
 CHUNKS_MAX = 4096
 READ_BYTES = 1 << 20
-ALGORITHMS = {"SHA1": "sha1", "SHA256": "sha256", "SHA512": "sha512"}
-"""DSP0243 1.0 wrote SHA-1, 1.1 SHA-256; 2.1 allows SHA-512."""
-LINE = re.compile(r"\s*(SHA-?\d+)\s*\((.{1,1024})\)\s*=\s*([0-9a-fA-F]+)\s*")
-
-
-class Checksum(NamedTuple):
-    algorithm: str
-    """As hashlib calls it."""
-    hexadecimal: str
 
 
 class DiskPart(NamedTuple):
@@ -47,27 +38,6 @@ class DiskPart(NamedTuple):
                 yield data
 
 
-def checksums(manifest: bytes) -> dict[str, Checksum]:
-    """Return what a manifest says of each file. Raises ArchiveError for lines and algorithms that are not known: what
-    can't be checked must not pass as checked."""
-    stated = {}
-    for line in manifest.decode("utf-8", "replace").splitlines():
-        if not line.strip():
-            continue
-        match = LINE.fullmatch(line)
-        if match is None or (algorithm := match[1].replace("-", "").upper()) not in ALGORITHMS:
-            raise ArchiveError(f"the package's manifest has a line that can't be checked: {line[:80]!r}")
-        stated[match[2]] = Checksum(ALGORITHMS[algorithm], match[3].lower())
-    return stated
-
-
-def check_descriptor(name: str, text: bytes, stated: Mapping[str, Checksum]) -> None:
-    """Raise ArchiveError when a descriptor is not the one that the manifest means."""
-    checksum = stated.get(name)
-    if checksum is not None and hashlib.new(checksum.algorithm, text).hexdigest() != checksum.hexadecimal:
-        raise ArchiveError(f"{name} is damaged: its checksum is not the one in the package's manifest")
-
-
 def check_piece(piece: DiskPart) -> None:
     """Read a piece and raise ArchiveError when its checksum is not the one in the manifest."""
     if piece.checksum is None:
@@ -79,42 +49,84 @@ def check_piece(piece: DiskPart) -> None:
         raise ArchiveError(f"a disk in {piece.file} is damaged: its checksum is not the one in the package's manifest")
 
 
-def disk_pieces(disk: OvfDisk, files: Mapping[str, DiskPart], package: Path) -> tuple[DiskPart, ...]:
-    """Return where a disk's bytes are, in order; none for a blank disk. Raises ArchiveError when one is missing."""
+def disk_pieces(
+    disk: OvfDisk, files: Mapping[str, DiskPart], package: Path, manifest: PackageManifest | None
+) -> tuple[DiskPart, ...]:
+    """Return where a disk's bytes are, in order; none for a blank disk. ``files``: by their plain names.
+
+    Raises ArchiveError when one is missing, shorter than the descriptor says, or not named by the manifest.
+    """
     if disk.href is None:
         return ()
     first = "" if disk.chunk_bytes is None else ".000000000"
-    href = next((name for name in _spellings(disk.href) if name + first in files), disk.href)
-    if disk.chunk_bytes is None:
-        if href not in files:
-            raise ArchiveError(f"{package} lacks the disk {href!r} of its VM")
-        return (files[href],)
-    pieces: list[DiskPart] = []
-    while (piece := files.get(f"{href}.{len(pieces):09d}")) is not None:
-        if pieces and pieces[-1].size_bytes != disk.chunk_bytes:
-            raise ArchiveError(f"piece {len(pieces) - 1} of {href!r} in {package} was cut off")
-        if len(pieces) == CHUNKS_MAX:
-            raise ArchiveError(f"the disk {href!r} in {package} has more than {CHUNKS_MAX} pieces")
-        pieces.append(piece)
-    if not pieces:
+    href = next((name for name in spellings(disk.href) if name + first in files), plain(disk.href))
+    if disk.chunk_bytes is None and href not in files:
+        raise ArchiveError(f"{package} lacks the disk {href!r} of its VM")
+    names = [href] if disk.chunk_bytes is None else _piece_names(href, disk.chunk_bytes, files, package)
+    if manifest is not None:
+        _check_named(href, names, files, package, manifest)
+    pieces = tuple(files[name] for name in names)
+    _check_size(disk, href, pieces, package)
+    return pieces
+
+
+def _piece_names(href: str, chunk_bytes: int, files: Mapping[str, DiskPart], package: Path) -> list[str]:
+    """Return the names of a disk's pieces, in order. Raises ArchiveError when one is missing or was cut off."""
+    numbers = sorted(
+        int(piece[1]) for name in files if (piece := PIECE.search(name)) and name.removesuffix(piece[0]) == href
+    )
+    if not numbers:
         raise ArchiveError(f"{package} lacks the pieces of the disk {href!r}: {href}.000000000 and so on")
-    return tuple(pieces)
+    if len(numbers) > CHUNKS_MAX:
+        raise ArchiveError(f"the disk {href!r} in {package} has more than {CHUNKS_MAX} pieces")
+    names = [f"{href}.{number:09d}" for number in range(len(numbers))]
+    missing = next((name for name in names if name not in files), None)
+    if missing is not None:
+        raise ArchiveError(f"{package} lacks the piece {missing!r} of a disk")
+    for number, name in enumerate(names[:-1]):
+        if files[name].size_bytes != chunk_bytes:
+            raise ArchiveError(f"piece {number} of {href!r} in {package} was cut off")
+    return names
 
 
-def _spellings(href: str) -> tuple[str, ...]:
-    """Return the names that a file may have: a descriptor names it by a URL, or should."""
-    return (href, unquote(href))
+def _check_named(
+    href: str, names: list[str], files: Mapping[str, DiskPart], package: Path, manifest: PackageManifest
+) -> None:
+    """Raise ArchiveError when a manifest lacks a file of a disk, or names a piece that is not there."""
+    for name in names:
+        if files[name].checksum is None:
+            raise ArchiveError(
+                f"the manifest of {package} does not name {name!r}, so that can't be checked: fetch the package again,"
+                " or remove the manifest if you trust the package without it"
+            )
+    if manifest.pieces_of(href) > len(names):
+        raise ArchiveError(f"{package} lacks a piece of a disk that its manifest names: {href}.{len(names):09d}")
 
 
-def files_beside(descriptor: Path, disks: tuple[OvfDisk, ...], stated: Mapping[str, Checksum]) -> dict[str, DiskPart]:
-    """Return the files of disks in a descriptor's directory or below it. Raises ArchiveError for names that lead
-    elsewhere."""
+def _check_size(disk: OvfDisk, href: str, pieces: tuple[DiskPart, ...], package: Path) -> None:
+    """Raise ArchiveError when a disk's file is shorter than its descriptor says.
+
+    A longer one is none that was cut off: oVirt writes how much storage it takes. Where a manifest has the checksum of
+    the one file, that decides.
+    """
+    size_bytes = sum(piece.size_bytes for piece in pieces)
+    checked = disk.chunk_bytes is None and all(piece.checksum is not None for piece in pieces)
+    if disk.file_bytes is not None and size_bytes < disk.file_bytes and not checked:
+        raise ArchiveError(
+            f"the disk {href!r} in {package} is cut off: it has {size_bytes} bytes, and the descriptor says"
+            f" {disk.file_bytes} (ovf:size); fetch it again"
+        )
+
+
+def files_beside(descriptor: Path, disks: tuple[OvfDisk, ...], manifest: PackageManifest | None) -> dict[str, DiskPart]:
+    """Return the files of disks in a descriptor's directory or below it, by their plain names. Raises ArchiveError for
+    names that lead elsewhere."""
     files: dict[str, DiskPart] = {}
     for href in (disk.href for disk in disks if disk.href is not None):
-        if not _is_below(href):
-            raise ArchiveError(f"the disk {href[:80]!r} is not beside {descriptor}: put it there, and name it so")
-        for name in filter(_is_below, _spellings(href)):
-            files |= _files_named(descriptor.parent, name, stated)
+        if not _is_below(plain(href)):
+            raise ArchiveError(f"the disk {href[:80]!r} was not found next to {descriptor}")
+        for name in filter(_is_below, spellings(href)):
+            files |= _files_named(descriptor.parent, name, manifest)
     return files
 
 
@@ -122,17 +134,21 @@ def _is_below(name: str) -> bool:
     return not re.search(r"[\\\0]", name) and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-def _files_named(directory: Path, name: str, stated: Mapping[str, Checksum]) -> dict[str, DiskPart]:
+def _files_named(directory: Path, name: str, manifest: PackageManifest | None) -> dict[str, DiskPart]:
     """Return a file below a directory, or the pieces of one."""
     *folders, last = name.split("/")
     for folder in folders:
-        directory /= folder
-        if directory.is_symlink() or not directory.is_dir():
+        there = next((path for path in sorted(directory.iterdir()) if plain(path.name) == folder), None)
+        if there is None or there.is_symlink() or not there.is_dir():
             return {}
+        directory = there
     files = {}
-    for path in directory.iterdir():
-        piece = path.name.removeprefix(f"{last}.")
-        if (path.name == last or re.fullmatch("[0-9]{9}", piece)) and path.is_file() and not path.is_symlink():
-            known_as = "/".join((*folders, path.name))
-            files[known_as] = DiskPart(path, 0, path.stat().st_size, stated.get(known_as))
+    for path in sorted(directory.iterdir()):
+        own = plain(path.name)
+        piece = PIECE.search(own)
+        belongs = own == last or (piece is not None and own.removesuffix(piece[0]) == last)
+        if belongs and path.is_file() and not path.is_symlink():
+            known_as = "/".join((*folders, own))
+            checksum = manifest.of(known_as) if manifest is not None else None
+            files[known_as] = DiskPart(path, 0, path.stat().st_size, checksum)
     return files

@@ -29,6 +29,12 @@ def is_one(sector: bytes) -> bool:
     return sector[0] in CODE_BEGINS or not any(sector[:CODE_BYTES])
 
 
+def has_partitions(sector: bytes) -> bool:
+    """Say whether these 512 bytes are a partition table, and not the boot sector of a file system."""
+    is_signed = len(sector) >= SECTOR and sector[SIGN_AT:SECTOR] == SIGN
+    return is_signed and not _is_fat(sector) and _is_table(sector[TABLE_AT:SIGN_AT])
+
+
 def _is_table(table: bytes) -> bool:
     """Say whether there is a partition, and nothing that can't be one."""
     partitions = 0

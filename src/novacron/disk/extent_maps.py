@@ -1,8 +1,8 @@
 """How long a disk's file must be for all the blocks that its own map names: a file that is shorter was cut off.
 
-``qemu-img`` reads what is missing as zeros, and reports nothing. A compressed part must be there to its last byte. Maps are read by ourselves, within limits, before any
-tool opens the file. Sources: QEMU's docs/interop/qcow2.txt, VMware's Virtual Disk Format 1.1, VirtualBox' VDICore.h,
-Microsoft's Virtual Hard Disk Image Format Specification and [MS-VHDX].
+``qemu-img`` reads what is missing as zeros, and reports nothing. Maps are read by ourselves, within limits, before any
+tool opens the file; compressed parts must be there to their last byte. Sources: QEMU's docs/interop/qcow2.txt, VMware's
+Virtual Disk Format 1.1, VirtualBox' VDICore.h, Microsoft's Virtual Hard Disk Image Format Specification and [MS-VHDX].
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from novacron.agent.images.named_work import NamedWork
 from novacron.agent.images.writer import PIECE_BYTES, Hash, Writer
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import UIDS_MAX
-from novacron.disk import convert, extent_maps, formats, luks, unpack
+from novacron.disk import convert, extent_maps, formats, luks, partition_table, unpack
 from novacron.disk.blocks import data_ranges
 from novacron.disk.errors import Unacceptable
 from novacron.disk.files import make_durable
@@ -339,6 +339,8 @@ def _examine(source: Path, said: ImageFormat | None) -> tuple[ImageFormat, int |
         format = said or formats.detect(file)
         size = formats.check(file, format)
         extent_maps.check_whole(file, format)
+        if said is None and format is ImageFormat.RAW:
+            partition_table.check_whole(file)
     return format, size
 
 
