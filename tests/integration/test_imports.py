@@ -221,10 +221,10 @@ def hostile(path: Path, kind: str) -> Path:
                 ["qemu-img", "convert", "-O", "qcow2", str(disk(path.with_suffix(".raw"))), path], check=True
             )
             os.truncate(path, path.stat().st_size - 300_000)
-        case "a compressed qcow2 without its last 200 bytes":
+        case "a compressed qcow2 without its last 600 bytes":
             raw = str(disk(path.with_suffix(".raw")))
             subprocess.run(["qemu-img", "convert", "-c", "-O", "qcow2", raw, path], check=True)
-            os.truncate(path, path.stat().st_size - 200)
+            os.truncate(path, path.stat().st_size - 600)
         case "a partition that was cut off":
             disk(path)
             with path.open("r+b") as file:
@@ -247,7 +247,7 @@ def hostile(path: Path, kind: str) -> Path:
         ("two disks in a zip", "a zip of 2 files"),
         ("a web page", "a web page or XML, not a disk"),
         ("a qcow2 that was cut off", "it is cut off"),
-        ("a compressed qcow2 without its last 200 bytes", "it is cut off"),
+        ("a compressed qcow2 without its last 600 bytes", "it is cut off"),
         (
             "a partition that was cut off",
             "its partition 1 ends at 6295552; fetch it again, or import it with --format raw",

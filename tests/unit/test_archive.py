@@ -120,3 +120,38 @@ def test_a_compressed_package_is_named_as_such(tmp_path: Path, pack: Callable[[b
     ova.write_bytes(pack(ova.read_bytes()))
     with pytest.raises(ArchiveError, match=rf"compressed \({kind}\): unpack it first"):
         archive.read(ova)
+
+
+@pytest.mark.parametrize("loose", [True, False])
+@pytest.mark.parametrize("named", ["./my disk.vmdk", "my%20disk.vmdk", "my disk.vmdk"])
+def test_a_manifest_is_read_whatever_its_case_and_the_spelling_of_its_names(
+    tmp_path: Path, named: str, loose: bool
+) -> None:
+    text = descriptor(drive("v1"), files='<File o:id="f1" o:href="my%20disk.vmdk"/>')
+
+    def package(checksum_of: bytes, name: str = named) -> Path:
+        manifest = f"SHA256({name})= {hashlib.sha256(checksum_of).hexdigest()}\n".encode()
+        members = {"vm.ovf": text, "vm.MF": manifest, "my disk.vmdk": b"disk"}
+        for file, data in members.items():
+            (tmp_path / file).write_bytes(data)
+        ova = tar(tmp_path / "vm.ova", {f"./{file}": data for file, data in members.items()})
+        return tmp_path / "vm.ovf" if loose else ova
+
+    assert archive.read(package(b"disk")).disk.sha256 == hashlib.sha256(b"disk").hexdigest()
+    assert archive.read(package(b"disc")).disk.sha256 == hashlib.sha256(b"disc").hexdigest(), "the node compares it"
+    with pytest.raises(ArchiveError, match=r"does not name 'my disk\.vmdk'"):
+        archive.read(package(b"disk", "other.vmdk"))
+
+
+def test_an_ova_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    ova = tar(tmp_path / "vm.ova", {"vm.ovf": descriptor(drive("v1")), "one.vmdk": b"disk" * 1000})
+    data = ova.read_bytes()
+    ova.write_bytes(data[: data.index(b"diskdisk") + 2000])
+    with pytest.raises(ArchiveError, match="is cut off: fetch it again"):
+        archive.read(ova)
+
+
+def test_a_disk_has_at_least_the_capacity_that_its_descriptor_says(tmp_path: Path) -> None:
+    text = descriptor(drive("v1"))
+    ova = tar(tmp_path / "vm.ova", {"vm.ovf": text, "one.vmdk": b"disk"})
+    assert archive.read(ova).disk.capacity_bytes == 8 << 30

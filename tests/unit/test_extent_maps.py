@@ -6,12 +6,15 @@ import hashlib
 import io
 import os
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from novacron.disk.compressed_clusters import COMPRESSED, OVERHANGING_MAX, TYPE_AT, CompressedClusters
 from novacron.disk.convert import DRIVERS
 from novacron.disk.errors import Unacceptable
 from novacron.disk.extent_maps import VHDX_PARAMETERS, bytes_needed, check_whole
@@ -126,3 +129,34 @@ def test_a_differencing_vhdx_is_named_as_such(tmp_path: Path) -> None:
     data[at + 4] |= 2
     with pytest.raises(Unacceptable, match=r"differencing disk \(with a parent\)"):
         check_whole(io.BytesIO(bytes(data)), ImageFormat.VHDX)
+
+
+def test_more_compressed_clusters_in_the_last_sector_than_fit_there_are_refused_and_not_unpacked() -> None:
+    size = 1 << 20
+    clusters = CompressedClusters(1 << 16, size, zstd=False)
+    entries = [COMPRESSED | 3 << 54 | (size - 300 - number) for number in range(OVERHANGING_MAX + 1)]
+    with pytest.raises(Unacceptable, match="its map is damaged: over 512 clusters share its last sector"):
+        clusters.bytes_needed(io.BytesIO(bytes(size)), entries)
+    assert clusters.bytes_needed(io.BytesIO(bytes(size)), entries[:1] * 1000) > size, "one that is named often is one"
+
+
+def test_a_compressed_cluster_may_end_with_the_file_inside_its_sector() -> None:
+    content = hashlib.sha256(b"cluster").digest() * 2048
+    for packed, zstd in ((zlib.compress(content, wbits=-12), False), (zstandard.compress(content), True)):
+        file = io.BytesIO(bytes(1 << 16) + packed)
+        size, sectors = len(file.getvalue()), (len(packed) - 1) // 512
+        entry = COMPRESSED | sectors << 54 | 1 << 16
+        assert CompressedClusters(1 << 16, size, zstd).bytes_needed(file, [entry]) == size
+        file.truncate(size - 1)
+        needed = CompressedClusters(1 << 16, size - 1, zstd).bytes_needed(file, [entry])
+        assert needed >= size or not zstd, "zlib's last byte may only end the stream"
+        file.truncate(size - 20)
+        assert CompressedClusters(1 << 16, size - 20, zstd).bytes_needed(file, [entry]) > size - 20
+
+
+def test_a_method_of_compression_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(tmp_path / "disk"), "1M"], check=True)
+    data = bytearray((tmp_path / "disk").read_bytes())
+    data[79], data[TYPE_AT] = data[79] | 8, 7
+    with pytest.raises(Unacceptable, match=r"a method that is not known \(number 7\)"):
+        check_whole(io.BytesIO(bytes(data)), ImageFormat.QCOW2)

@@ -28,6 +28,8 @@ DESCRIPTOR_BYTES_MAX = 8 << 20
 MEMBERS_MAX = 1024
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 """How compressed archives begin: such an OVA, or a Vagrant box, is unpacked first."""
+CUT_OFF = "unexpected end of data"
+"""What tarfile says when a member is not all there."""
 READ_BYTES_MAX = DESCRIPTOR_BYTES_MAX + tarfile.BLOCKSIZE
 CARRIED = ("vcpus", "memory_mib", "restart", "start_order", "display", "firmware", "tpm", "os", "disk_bus",
            "nic_model", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag")  # fmt: skip
@@ -94,6 +96,8 @@ def read(file: Path) -> ArchivedVm:
             raise ArchiveError(
                 f"{file} is compressed ({packed}): unpack it first, and import the OVA or OVF in it"
             ) from error
+        if str(error) == CUT_OFF:
+            raise ArchiveError(f"{file} is cut off: fetch it again") from error
         raise ArchiveError(f"{file} is not a tar archive: {error}") from error
 
 
