@@ -89,16 +89,17 @@ def read(file: Path) -> ArchivedVm:
                 raise ArchiveError(f"{file} has neither {ABOUT} and {DISK} nor an OVF description")
             return _archived_package(file, description, members, text)
     except tarfile.TarError as error:
-        with file.open("rb") as opened:
-            head = opened.read(8)
-        packed = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), None)
-        if packed is not None:
-            raise ArchiveError(
-                f"{file} is compressed ({packed}): unpack it first, and import the OVA or OVF in it"
-            ) from error
-        if str(error) == CUT_OFF:
-            raise ArchiveError(f"{file} is cut off: fetch it again") from error
-        raise ArchiveError(f"{file} is not a tar archive: {error}") from error
+        raise ArchiveError(_why_unreadable(file, error)) from error
+
+
+def _why_unreadable(file: Path, error: tarfile.TarError) -> str:
+    """Return what a file is that can't be read as a tar archive, in a sentence."""
+    with file.open("rb") as opened:
+        head = opened.read(8)
+    packed = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), None)
+    if packed is not None:
+        return f"{file} is compressed ({packed}): unpack it first, and import the OVA or OVF in it"
+    return f"{file} is cut off: fetch it again" if str(error) == CUT_OFF else f"{file} is not a tar archive: {error}"
 
 
 def _archived_package(

@@ -72,9 +72,7 @@ def disk_pieces(
 
 def _piece_names(href: str, chunk_bytes: int, files: Mapping[str, DiskPart], package: Path) -> list[str]:
     """Return the names of a disk's pieces, in order. Raises ArchiveError when one is missing or was cut off."""
-    numbers = sorted(
-        int(piece[1]) for name in files if (piece := PIECE.search(name)) and name.removesuffix(piece[0]) == href
-    )
+    numbers = sorted(int(name[-9:]) for name in files if name != href and _is_part(name, href))
     if not numbers:
         raise ArchiveError(f"{package} lacks the pieces of the disk {href!r}: {href}.000000000 and so on")
     if len(numbers) > CHUNKS_MAX:
@@ -145,10 +143,14 @@ def _files_named(directory: Path, name: str, manifest: PackageManifest | None) -
     files = {}
     for path in sorted(directory.iterdir()):
         own = plain(path.name)
-        piece = PIECE.search(own)
-        belongs = own == last or (piece is not None and own.removesuffix(piece[0]) == last)
-        if belongs and path.is_file() and not path.is_symlink():
+        if _is_part(own, last) and path.is_file() and not path.is_symlink():
             known_as = "/".join((*folders, own))
             checksum = manifest.of(known_as) if manifest is not None else None
             files[known_as] = DiskPart(path, 0, path.stat().st_size, checksum)
     return files
+
+
+def _is_part(name: str, disk: str) -> bool:
+    """Say whether a file of this name is a disk, or a piece of it."""
+    piece = PIECE.search(name)
+    return name == disk or (piece is not None and name.removesuffix(piece[0]) == disk)
