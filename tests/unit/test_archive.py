@@ -155,3 +155,10 @@ def test_a_disk_has_at_least_the_capacity_that_its_descriptor_says(tmp_path: Pat
     text = descriptor(drive("v1"))
     ova = tar(tmp_path / "vm.ova", {"vm.ovf": text, "one.vmdk": b"disk"})
     assert archive.read(ova).disk.capacity_bytes == 8 << 30
+
+
+@pytest.mark.parametrize(("written", "member"), [("St\u00f6rung", "Sto\u0308rung"), ("Sto\u0308rung", "St\u00f6rung")])
+def test_a_member_with_accents_is_found_composed_and_decomposed(tmp_path: Path, written: str, member: str) -> None:
+    text = descriptor(drive("v1"), files=f'<File o:id="f1" o:href="{written}.vmdk"/>')
+    ova = tar(tmp_path / "vm.ova", {"vm.ovf": text, f"{member}.vmdk": b"disk"})
+    assert b"".join(archive.read(ova).disk.pieces[0].read()) == b"disk"
