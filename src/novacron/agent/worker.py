@@ -27,6 +27,7 @@ from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.hypervisor import AnotherQemu, MachineFailed
 from novacron.agent.vm.journal import Record, obey_order
+from novacron.agent.vm.live_restore import LiveRestore
 from novacron.agent.vm.reconciler import IDLE_S, RETRY_S, Reconciler
 from novacron.dwcp.backoff import Backoff
 from novacron.model.migration import MigrationKind, Side
@@ -96,6 +97,7 @@ class Worker:
         self._source = MigrationSource(self.context, services)
         self._target = MigrationTarget(self.context, services, self.destroy)
         self._clone = CloneReconciler(self.context)
+        self._live = LiveRestore(self.context)
         self._reconciler = Reconciler(self.context, services.pages.prepare)
         self._backoff = Backoff(RETRY_S, RETRY_S_MAX)
         self._began_at = self._services.clock.monotonic()
@@ -181,6 +183,7 @@ class Worker:
         finally:
             await self._cancel_transfers()
             await self._clone.cancel()
+            await self._live.cancel()
             self._reconciler.stop()
             await self.machine.detach()
 
@@ -326,6 +329,7 @@ class Worker:
         context = self.context
         await self._cancel_transfers()
         await self._clone.cancel()
+        await self._live.cancel()
         context.exit_expected = True
         if moved:
             await self.machine.leave()
@@ -361,8 +365,10 @@ class Worker:
             await context.store(held=msgspec.structs.replace(context.record.held, claim=Claim.NONE))
             context.report(VmState.ABSENT)
             return IDLE_S
-        if assignment.clone_of is not None:
-            self._clone.step(assignment.clone_of)
+        of = assignment.clone_of
+        if of is not None and not (of.live and (self._live.step(of) or self.machine.pid is not None)):
+            if not of.live:
+                self._clone.step(of)
             return IDLE_S
         await clone_disk.settle(self.machine, assignment.spec.encryption_key)
         task = statement.task

@@ -44,6 +44,11 @@ RESTORE_OPTIONS = (
         "power", bool, "--start/--no-start", default=True, help="start the new VM at once",
         convert=lambda starts: "running" if starts else "stopped",
     ),
+    options.option("live", bool, "--live", help="start the VM at once; its disk is fetched while it runs"),
+    options.option(
+        "bytes_per_s", str, "--rate", convert=output.parse_rate, metavar="RATE",
+        help="with --live: how much of the disk to fetch beside what the guest reads, such as 50M; by default no limit",
+    ),
     options.option(
         "keep_macs", bool, "--keep-mac/--new-mac",
         help="keep the original VM's MAC addresses, or assign new ones; by default keep those that no other VM has",
@@ -291,12 +296,18 @@ def restore(
         raise typer.BadParameter("--node does not go with --in-place: the VM stays on its node", param_hint="'--node'")
     if in_place and "keep_macs" in fields:
         raise typer.BadParameter("a VM keeps its addresses when its disk is replaced", param_hint="'--keep-mac'")
+    if in_place and "live" in fields:
+        raise typer.BadParameter("--live makes a new VM: it does not go with --in-place", param_hint="'--live'")
+    if "bytes_per_s" in fields and "live" not in fields:
+        raise typer.BadParameter("--rate limits what --live fetches: leave it out", param_hint="'--rate'")
     with output.errors():
         client = Client()
         if in_place:
             _replace(client, backup, yes=yes, wait=wait)
             return
         finish(client, client.restore_backup(backup, str(name), **fields), (fields["power"],), wait)
+        if fields.get("live"):
+            say(f"its disk is being fetched from {backup}; see: novacron vm show {name}", err=True)
 
 
 def _replace(client: Client, backup: str, *, yes: bool, wait: Wait) -> None:

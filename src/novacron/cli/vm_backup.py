@@ -21,3 +21,12 @@ def newest(vm: Object) -> str | None:
     if has["late_at"] is None:
         return age if has["newest_at"] else None
     return f"{age}, late" if output.is_past(has["late_at"]) else age
+
+
+def restored(vm: Object) -> str | None:
+    """Return how much of a VM's disk is on its node, of one that runs from a backup while the rest is fetched."""
+    of, progress = vm.get("clone_of") or {}, vm["status"].get("restore")
+    if not of.get("live"):
+        return None
+    percent = 100 * progress["done_bytes"] // progress["total_bytes"] if progress and progress["total_bytes"] else 0
+    return f"{percent} %, from {of['source_name']}"

@@ -99,6 +99,7 @@ DETAILS: Columns = {
     "ENCRYPTION": lambda vm: vm["spec"]["encryption_key"] or "off",
     "FIRMWARE": lambda vm: vm["spec"]["firmware"] + (", TPM" if vm["spec"]["tpm"] else ""),
     "WANTED": lambda vm: vm["spec"]["power"],
+    "RESTORED": vm_backup.restored,
     "REASON": lambda vm: vm["status"]["reason"],
     "RESTART": lambda vm: vm["spec"]["restart"],
     "PROTECTED": lambda vm: "yes" if vm["spec"]["protected"] else "no",

@@ -104,6 +104,8 @@ NEW_DISKS_PER_VM_MAX = 8
 EXPORTS_PER_NODE_MAX = 8
 EXPORTS_PER_PROJECT_MAX = EXPORTS_PER_NODE_MAX // 2
 """Of one project on one node: the rest is for others."""
+LIVE_RESTORES_PER_NODE_MAX = 4
+"""Of each, the index of its repository is in memory, and 64 MiB of its disk."""
 BACKUPS_PER_NODE_MAX = 64
 """Backups that wait for one node, or that it makes."""
 BACKUPS_PER_PROJECT_MAX = BACKUPS_PER_NODE_MAX // 2

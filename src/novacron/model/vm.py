@@ -282,6 +282,14 @@ MachineType = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,63})?
 """As nodes report it, and other nodes give it to QEMU."""
 
 
+class RestoreProgress(msgspec.Struct, frozen=True):
+    """How much of the disk of a VM that runs from a backup is on its node, in whole percents of the disk."""
+
+    done_bytes: Annotated[int, Meta(ge=0, le=1 << 50)]
+    total_bytes: Annotated[int, Meta(ge=0, le=1 << 50)]
+    """Size of the disk; 0: not known yet."""
+
+
 class VmStatus(msgspec.Struct, frozen=True):
     """The owning node's latest report."""
 
@@ -314,6 +322,8 @@ class VmStatus(msgspec.Struct, frozen=True):
     record_lost: bool = False
     """The node's own record of the VM is damaged, so the node does nothing with the VM. Start, stop or delete the VM to
     begin its next epoch, which the node obeys again."""
+    restore: RestoreProgress | None = None
+    """The VM runs while its disk is restored from a backup; None: it does not, or all of its disk is there."""
 
 
 class Guest(msgspec.Struct, frozen=True):
@@ -341,6 +351,11 @@ class CloneOf(msgspec.Struct, frozen=True):
     """The disk is a point of a replica of VM ``source``, on the node of the new one. None: it comes from elsewhere."""
     replaces: ReplaceRequest = ""
     """The VM has a disk, which the backup's is to replace: the id of that request. Empty: it has none yet."""
+    live: bool = False
+    """The VM runs while its disk is made: it reads from the backup what is not there yet."""
+    bytes_per_s: BytesPerS | None = None
+    """How much of the disk is copied in a second while it runs, beside what the guest itself reads; None: as much as
+    the guest leaves room for."""
 
 
 class Vm(Metadata, frozen=True):

@@ -37,6 +37,9 @@ class WaitCode(StrEnum):
     """A clone waits for its disk, or a new VM for its other disks."""
     DISK_BEING_COPIED = "DiskBeingCopied"
     """It reverts to its snapshot after its disk is copied."""
+    REPOSITORY_AWAY = "RepositoryAway"
+    """The repository from which it is restored while it runs does not answer: it is paused as soon as it reads what is
+    not there yet."""
     DISK_FULL = "DiskFull"
     """It is paused until its disk has free space."""
     CRASH_BACK_OFF = "CrashBackOff"

@@ -23,6 +23,9 @@ from novacron.qemu.usage import BALLOON
 
 DISK = "disk0"
 """The disk's name, and that of the node of QEMU's block layer with which it starts."""
+RESTORED, RECONNECT_S = "restored0", 6
+"""The node of a backup's disk, below the VM's own layer while that is restored from it; and for how long QEMU waits for
+who serves it: it answers nobody meanwhile."""
 DISK_OPTIONS = {"discard": "unmap", "detect-zeroes": "unmap"}
 SHARED_FDSET, VOLUME_FDSET = 100, 200
 SCSI, SATA = "scsi0", "sata0"
@@ -133,6 +136,9 @@ class QemuConfig(msgspec.Struct, frozen=True):
     """Where devices of a guest that comes here are; without any, one after the other."""
     smbios: Mapping[str, str] = {}
     """What the guest reads of its machine: ``manufacturer``, ``serial``, ``asset``; without them, QEMU's own."""
+    restored_from: str = ""
+    """The socket on which the disk below ``disk`` is offered over NBD, which stands for all others below it; empty: it
+    is not."""
     windows: bool = False
     """The guest is Windows: its clock shows local time, and it knows hypervisors."""
 
@@ -257,7 +263,9 @@ def _disk(config: QemuConfig) -> list[str]:
     encryption = encrypted(config.disk_key)
     layer: dict[str, object] = {"driver": "qcow2", "node-name": DISK, **DISK_OPTIONS, **encryption}
     layer["file"] = {"driver": "file", "filename": str(config.disk)}
-    if config.below is not None:
+    if config.restored_from:
+        layer["backing"] = _restored(config.restored_from)
+    elif config.below is not None:
         arguments += ["-add-fd", f"set={FDSET},fd={config.below}"]
         backing: dict[str, object] = {**_format(config.below_key), "read-only": True, "file": _read_only(FDSET)}
         for number, descriptor in enumerate(config.shared, SHARED_FDSET):
@@ -266,7 +274,16 @@ def _disk(config: QemuConfig) -> list[str]:
             backing = {"driver": "qcow2", "read-only": True, "file": file, "backing": backing, **encryption}
         layer["backing"] = backing
     device = f"{_disk_device(config)},drive={DISK},id={DISK}-device{_bootindex(config, boot.DISK_DEVICE)}"
+    if config.restored_from:  # the guest stands still rather than see an error while its backup can't be read
+        device += ",rerror=stop,werror=stop"
     return [*_controller(config), *arguments, "-blockdev", json.dumps(layer), "-device", device]
+
+
+def _restored(socket: str) -> dict[str, object]:
+    """Return the disk of a backup, as whoever serves it offers it."""
+    server = {"type": "unix", "path": socket}
+    nbd = {"driver": "nbd", "server": server, "reconnect-delay": RECONNECT_S, "read-only": True}
+    return {"driver": "raw", "node-name": RESTORED, "read-only": True, "file": nbd}
 
 
 def _disk_device(config: QemuConfig) -> str:

@@ -22,7 +22,7 @@ from novacron.model.backup_policy import BackupPolicy
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
 from novacron.model.node import holds
 from novacron.model.snapshot import ExcludedVolume
-from novacron.model.vm import CloneOf, Vm, VmAction, is_off, mac_addresses, with_mac_addresses
+from novacron.model.vm import CloneOf, Power, Vm, VmAction, VmSpec, is_off, mac_addresses, with_mac_addresses
 from novacron.model.waiting import WaitCode
 from novacron.store import (
     backup_keys,
@@ -43,9 +43,12 @@ from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import UNDECODABLE, Decoded, decode, object_of, report_bad_row
 from novacron.telemetry import traces
 
+RUNS_FROM_IT = "SELECT name FROM vms WHERE clone_of ->> 'source' = $1 AND clone_of -> 'live' = 'true' LIMIT 1"
+LIVE_ON_NODE = "SELECT count(*) FROM vms WHERE node = $1 AND clone_of IS NOT NULL AND clone_of -> 'live' = 'true'"
+
 
 class NodeBusy(Unavailable):
-    """As many backups wait for a node as may."""
+    """As many backups wait for a node as may, or as many VMs run from backups."""
 
 
 class NodeAway(Unavailable):
@@ -146,6 +149,12 @@ async def delete(connection: Connection, id: str, actor: str) -> Backup:
     """Let a node take a backup out of its repository, and give one up that is being made. Raises NotFound,
     IllegalState."""
     backup = await get(connection, id, lock=True)
+    runs = await connection.fetchval(RUNS_FROM_IT, id)
+    if runs is not None:
+        raise Conflict(
+            f"VM {runs} runs from backup {id}, and does not have all of its disk yet",
+            hint=f"wait until it has (novacron vm show {runs}), or delete the VM first",
+        )
     is_there = await connection.fetchval("SELECT true FROM nodes WHERE name = $1", backup.node)
     if backup.phase is BackupPhase.FAILED or not is_there:
         await connection.execute("DELETE FROM backups WHERE id = $1", id)
@@ -176,6 +185,10 @@ class NewRestore(NamedTuple):
     metadata: Mapping[str, Any] = {}
     keep_macs: bool | None = False
     """It gets the MAC addresses that the VM had: True, or it is not made; None, those that no other VM has."""
+    live: bool = False
+    """It runs at once, while its disk is made."""
+    bytes_per_s: int | None = None
+    """Of its disk, while it runs; None: not limited."""
 
 
 async def restore(connection: Connection, id: str, asked: NewRestore, actor: str) -> Vm:
@@ -198,12 +211,35 @@ async def restore(connection: Connection, id: str, asked: NewRestore, actor: str
             hint=f"novacron image copy {spec.image} {node}",
         )  # fmt: skip
     source = backup_keys.source(backup, into, key)
-    of = CloneOf(backup.id, f"{backup.id} of {backup.vm_name}", linked=False, backup=source)
+    if asked.bytes_per_s is not None and not asked.live:
+        raise InvalidInput(
+            "only a restore that is live can be limited", field="bytes_per_s", hint="leave it out, or add --live"
+        )
+    if asked.live:
+        await _check_live(connection, spec, node)
+    of = CloneOf(backup.id, f"{backup.id} of {backup.vm_name}", linked=False, backup=source, live=asked.live,
+                 bytes_per_s=asked.bytes_per_s)  # fmt: skip
     disk_mib = -(-backup.result.disk_bytes >> 20)
     new = new_vms.NewVm(asked.name, spec, disk_mib, node, clone_of=of, metadata=asked.metadata)
     vm = await new_vms.create(connection, await projects.making(connection, backup.project), new, actor)
-    await _record(connection, backup, "RestoreAsked", f"{id} into VM {asked.name}", actor)
+    how = ", which runs meanwhile" if asked.live else ""
+    await _record(connection, backup, "RestoreAsked", f"{id} into VM {asked.name}{how}", actor)
     return vm
+
+
+async def _check_live(connection: Connection, spec: VmSpec, node: str) -> None:
+    """Raise InvalidInput, NodeBusy if a VM can't run from a backup there."""
+    if spec.power is not Power.RUNNING:
+        raise InvalidInput(
+            "a VM that does not run is not restored live: QEMU copies its disk", field="live",
+            hint="leave out --no-start, or --live",
+        )  # fmt: skip
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('live restores'))")  # or many would not count
+    count = await connection.fetchval(LIVE_ON_NODE, node)
+    if count >= limits.LIVE_RESTORES_PER_NODE_MAX:
+        raise NodeBusy(
+            f"{count} VMs on node {node} are being restored live already", hint="try again later, or without --live"
+        )
 
 
 async def _restorable(connection: Connection, id: str) -> Backup:

@@ -103,9 +103,14 @@ async def made(connection: Connection, node: str, report: CloneReport) -> None:
     )  # fmt: skip
     if row is None:
         return
-    source, reason = row["before"]["source_name"], "Restored" if row["before"].get("replaces") else "Cloned"
+    source, reason = row["before"]["source_name"], "Restored" if _is_restored(row["before"]) else "Cloned"
     message = f"from {source}"
     if report.error:
         reason, message = "RestoreFailed", f"{message}: {report.error[:ERROR_LENGTH_MAX]}; its disk is as it was"
     new = events.NewEvent("vm", report.vm, row["name"], reason, message, project=row["project"])
     await events.record(connection, new)
+
+
+def _is_restored(of: dict[str, Any]) -> bool:
+    """Say whether a VM had been there before its disk was."""
+    return bool(of.get("replaces") or of.get("live"))

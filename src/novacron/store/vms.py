@@ -123,10 +123,21 @@ def _way_out(vm: Vm) -> str | None:
     return f"wait until its node reports, or stop what may be running: novacron vm stop {vm.name} --force"
 
 
+def check_whole(vm: Vm, action: str) -> None:
+    """Raise Conflict while a part of the VM's disk is still in the backup that it runs from."""
+    if vm.clone_of is not None and vm.clone_of.live:
+        raise Conflict(
+            f"cannot {action} VM {vm.name}: it still runs from {vm.clone_of.source_name}",
+            hint=f"wait until all of its disk is on its node: novacron vm show {vm.name}",
+        )
+
+
 async def check_not_cloning(connection: Connection, vm: Vm, action: VmAction) -> None:
     """Raise Conflict while a clone of the VM, or the VM as a clone, is being made, if ``action`` would disturb that."""
     if action not in DISTURB_CLONING:
         return
+    if vm.clone_of is not None and vm.clone_of.live and action is not VmAction.DELETE:
+        check_whole(vm, action)
     if vm.clone_of is not None and action is not VmAction.DELETE:
         raise Conflict(f"cannot {action} VM {vm.name}: it is being cloned from {vm.clone_of.source_name}")
     name = await connection.fetchval(
@@ -307,6 +318,7 @@ async def configure(
     if sizes.of(spec) != sizes.of(vm.spec):
         await sizes.check_resize(connection, vm, spec)
     if "disk_mib" in changes:
+        check_whole(vm, "resize the disk of")
         await sizes.check_disk(connection, spec.image, vm.spec.disk_mib or 0, changes["disk_mib"])
     changed = [_said(vm, changes)] if changes else []
     if name is not None and name != vm.name:

@@ -65,7 +65,7 @@ from novacron.wire.vms import (
 )
 from novacron.wire.volumes import VolumeHandled, Volumes, VolumeStands, VolumeWanted
 
-PROTOCOL = 15
+PROTOCOL = 16
 
 FromAgent = (
     Hello

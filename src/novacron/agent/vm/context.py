@@ -37,7 +37,7 @@ from novacron.model.cpu import CpuModel
 from novacron.model.encryption import DataKey
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, may_run
-from novacron.model.vm import VmSpec, VmState, VmStatus
+from novacron.model.vm import RestoreProgress, VmSpec, VmState, VmStatus
 from novacron.model.waiting import WaitCode
 from novacron.wire import messages as wire
 
@@ -112,6 +112,10 @@ class VmContext:
         """The migration that brought everything, until the guest goes on here."""
         self.failures = 0
         """Steps that failed in a row."""
+        self.restore: RestoreProgress | None = None
+        """How far its disk is that it already runs from; None: all of it is here."""
+        self.repository_away = ""
+        """Why what its disk lacks can't be read from its repository; empty: it can."""
         self._storing = asyncio.Lock()
         self._reported: wire.Observed | None = None
 
@@ -274,6 +278,7 @@ class VmContext:
             balloon_mib=self.balloon.left_mib,
             kept=self._ends_with_lease(),
             record_lost=self.record.damaged,
+            restore=self.restore,
         )
         # With the epoch: the server ignores what is reported at an earlier one.
         report = wire.Observed(self.vm, self.record.held.epoch if epoch is None else epoch, status)

@@ -37,10 +37,14 @@ INCOMING_DISK_SOCKET = "run/disk.sock"
 """QEMU's, for the disk."""
 OUTGOING_SOCKET = "outgoing.sock"
 """The agent's, for the memory that a migration takes away."""
+RESTORE_SOCKET = "restore.sock"
+"""The agent's, for the disk of a backup that the VM runs from."""
+RESTORING = "restoring"
+"""Beside a layer that is not whole: QEMU reads what it lacks from the agent."""
 DISKS_MAX = VOLUMES_PER_VM_MAX + 1
 OUTGOING_DISK_SOCKETS = tuple(f"disk-{number}.sock" for number in range(DISKS_MAX))
 """The agent's, for its own disk and its volumes."""
-TRANSFER_SOCKETS = (INCOMING_SOCKET, INCOMING_DISK_SOCKET, OUTGOING_SOCKET, *OUTGOING_DISK_SOCKETS)
+TRANSFER_SOCKETS = (INCOMING_SOCKET, INCOMING_DISK_SOCKET, OUTGOING_SOCKET, RESTORE_SOCKET, *OUTGOING_DISK_SOCKETS)
 DISK_LAYER = "disk.qcow2"
 """What the VM wrote to its disk, over the disk of its image."""
 RUN = "run"
@@ -131,6 +135,10 @@ class VmDirectory:
         """Return the layers between the VM's own and its image's disk, from the lowest up."""
         paths = (self.path / shared_name(number) for number in range(SHARED_LAYERS_MAX))
         return [path for path in paths if path.exists()]
+
+    def is_restoring(self) -> bool:
+        """Say whether the VM's own layer is not whole yet: the rest is still in a repository."""
+        return (self.path / RESTORING).exists()
 
     def next_layers(self) -> list[Path]:
         """Return the layers that are, or were, put over the VM's own."""

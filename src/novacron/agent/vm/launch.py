@@ -15,7 +15,7 @@ from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import firmware_state, keys, media, nvram
 from novacron.agent.vm.console_log import ConsoleLog
-from novacron.agent.vm.directory import DISK_LAYER, VmDirectory
+from novacron.agent.vm.directory import DISK_LAYER, RESTORE_SOCKET, VmDirectory
 from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.keys import KeyMissing
@@ -93,6 +93,8 @@ class Inherited(msgspec.Struct, frozen=True):
     shared: tuple[int, ...]
     keys: tuple[QemuKey, ...] = ()
     cds: tuple[QemuCd, ...] = ()
+    restored_from: str = ""
+    """The agent's socket for the rest of a disk that is still in its repository; empty: all of it is here."""
     console_log: int | None = None
     """None: QEMU opens ``console.log`` itself."""
 
@@ -142,6 +144,7 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         slots=() if hardware.nics is None else hardware.nics.slots,
         smbios={"manufacturer": spec.smbios_manufacturer, "serial": spec.smbios_serial, "asset": spec.smbios_asset_tag},
         windows=spec.os.is_windows,
+        restored_from=inherited.restored_from,
     )
 
 
@@ -244,6 +247,12 @@ class Launch:
             except TpmFailed as error:
                 raise LaunchFailed(str(error)) from error
         image = request.image
+        restoring = image.disk is not None and self._home.is_restoring()
+        if restoring and not (directory / RESTORE_SOCKET).exists():
+            raise LaunchFailed(
+                "a part of its disk is still in a backup, from which it is not being restored: delete the VM, and"
+                " restore the backup again"
+            )
         inherited = Inherited(
             nics=nics,
             volumes=tuple(volumes),
@@ -259,6 +268,7 @@ class Launch:
             below=opener.read_if_any(image.disk),
             shared=() if image.disk is None else tuple(opener.read(path) for path in self._home.shared()),
             keys=handed,
+            restored_from=RESTORE_SOCKET if restoring else "",
             cds=tuple(media.drive(spec, number, request.media, opener.read) for number in range(len(spec.cdroms))),
         )
         config = qemu_config(self._vm, self._settings.qemu_binary, request, inherited)

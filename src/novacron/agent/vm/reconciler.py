@@ -214,6 +214,7 @@ class Reconciler:
         guest = self._context.guest
         reasons = (
             self._requests.lacks(spec, self._clock.monotonic()),
+            (self._context.repository_away, WaitCode.REPOSITORY_AWAY),
             (self._grow_error, WaitCode.CANT_GROW),
             (self._shrink_error, WaitCode.CANT_SHRINK),
             (self._drives_wait, WaitCode.IMAGE_MISSING),
@@ -294,6 +295,9 @@ class Reconciler:
                 await self._machine.kill()
                 return 0
             case Step.MAKE_ROOM:
+                if away := context.repository_away:
+                    context.report(VmState.PAUSED, away, WaitCode.REPOSITORY_AWAY)
+                    return RETRY_S
                 if (full := self._devices.full(assignment, ROOM_BYTES)) is not None:
                     context.report(VmState.PAUSED, full, WaitCode.DISK_FULL)
                     return RETRY_S

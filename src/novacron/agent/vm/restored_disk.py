@@ -100,14 +100,33 @@ def is_replaced(home: VmDirectory, request: str) -> bool:
     return False
 
 
-async def _prepare(context: VmContext, source: BackupSource) -> _Ready:
-    """Have all that a VM is to get, and change nothing of what it has."""
-    home, key = context.machine.home, context.disk_key()
+def check_image(context: VmContext, key: DataKey | None) -> None:
+    """Raise Unacceptable if the VM's image is encrypted, and its disk would not be. ``key`` is the disk's."""
     if context.image().encryption_key and key is None:
         raise Unacceptable(
             f"its image {context.spec().image} is encrypted and its disk is not: restore the backup to a new VM",
             WaitCode.STEP_FAILED,
         )
+
+
+def cipher_of(source: BackupSource, key: DataKey | None) -> ContentCipher | None:
+    """Return what opens the content of a backup for a disk with this key; None for content and disks without any.
+    Raises Unacceptable where they do not fit."""
+    if key is None and source.content_key:
+        raise Unacceptable(
+            f"the backup is encrypted with {source.content_key}, and the disk would not be", WaitCode.STEP_FAILED
+        )
+    if key is not None and source.content_key not in ("", key.id):
+        raise Unacceptable(
+            f"the backup is encrypted with {source.content_key}, and the VM's disk with {key.id}", WaitCode.STEP_FAILED
+        )
+    return ContentCipher(key) if key is not None and source.content_key else None
+
+
+async def _prepare(context: VmContext, source: BackupSource) -> _Ready:
+    """Have all that a VM is to get, and change nothing of what it has."""
+    home, key = context.machine.home, context.disk_key()
+    check_image(context, key)
     raw, layer = home.path / RAW, home.path / LAYER
     for left in (raw, layer):
         await asyncio.to_thread(left.unlink, missing_ok=True)
@@ -120,11 +139,8 @@ async def _prepare(context: VmContext, source: BackupSource) -> _Ready:
 
 async def _have_plain(context: VmContext, source: BackupSource, raw: Path, layer: Path) -> FirmwareState:
     """Have a layer that is not encrypted, with what a backup has that is not encrypted either."""
-    if source.content_key:
-        raise Unacceptable(
-            f"the backup is encrypted with {source.content_key}, and the disk would not be", WaitCode.STEP_FAILED
-        )
-    root, key = directory.root_of(context.services.settings, source.repository), _key(context, source)
+    cipher_of(source, None)
+    root, key = directory.root_of(context.services.settings, source.repository), repository_key(context, source)
     try:
         image = None if context.image().encryption_key else context.image().disk
         state = await in_thread(functools.partial(_fetch, root, key, source.snapshot, raw, image), [])
@@ -141,12 +157,8 @@ async def _have_plain(context: VmContext, source: BackupSource, raw: Path, layer
 
 async def _have_encrypted(context: VmContext, source: BackupSource, layer: Path, key: DataKey) -> FirmwareState:
     """Have an encrypted layer with what a backup has; nothing of it lies on the disk in the clear, at no time."""
-    if source.content_key not in ("", key.id):
-        raise Unacceptable(
-            f"the backup is encrypted with {source.content_key}, and the VM's disk with {key.id}", WaitCode.STEP_FAILED
-        )
-    cipher = ContentCipher(key) if source.content_key else None
-    root, opens = directory.root_of(context.services.settings, source.repository), _key(context, source)
+    cipher = cipher_of(source, key)
+    root, opens = directory.root_of(context.services.settings, source.repository), repository_key(context, source)
     repository = await in_thread(functools.partial(_open, root, opens), [])
     try:
 
@@ -203,7 +215,8 @@ async def _cover(layer: Path, image: Path | None) -> None:
         )  # fmt: skip
 
 
-def _key(context: VmContext, source: BackupSource) -> DataKey:
+def repository_key(context: VmContext, source: BackupSource) -> DataKey:
+    """Return what opens a repository. Raises Unacceptable."""
     for key in context.assigned().keys:
         if key.id == source.opened_by:
             return key

@@ -21,7 +21,8 @@ Object = dict[str, Any]
 def _vm_settled(vm: Object) -> bool:
     """Say whether a VM has reached its desired state, or will not without help."""
     power, state = vm["spec"]["power"], vm["status"]["state"]
-    if vm["deleting"] or vm["migration"] is not None or vm["clone_of"] is not None:
+    of = vm["clone_of"]
+    if vm["deleting"] or vm["migration"] is not None or (of is not None and not of.get("live")):
         return False
     return bool(state == {"running": "running", "stopped": "stopped", "paused": "paused"}[power] or state == "failed")
 

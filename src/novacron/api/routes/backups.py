@@ -22,7 +22,7 @@ from novacron.model.backup_proof import ProofProbe
 from novacron.model.errors import NotFound
 from novacron.model.names import Name
 from novacron.model.node import NodeName
-from novacron.model.vm import Power, Vm, check_name
+from novacron.model.vm import BytesPerS, Power, Vm, check_name
 from novacron.store import backup_proofs, backup_repositories, backups, project_keys
 from novacron.store.database import Connection
 
@@ -57,12 +57,16 @@ class BackUpVm(msgspec.Struct, forbid_unknown_fields=True):
 
 class RestoreBackup(msgspec.Struct, forbid_unknown_fields=True):
     """The VM to make of a backup. ``node``: by default the one that made the backup. ``keep_macs``: give it the MAC
-    addresses of the VM that was backed up, or (false) new ones; by default those that no other VM has."""
+    addresses of the VM that was backed up, or (false) new ones; by default those that no other VM has. ``live``: it
+    runs at once, and reads from the backup what its node does not have yet; ``bytes_per_s``: of a live restore, how
+    much of the disk is fetched in a second beside what the guest reads."""
 
     name: Name
     node: NodeName | None = None
     power: Power = Power.RUNNING
     keep_macs: bool | None = None
+    live: bool = False
+    bytes_per_s: BytesPerS | None = None
 
 
 @get("/", summary="List backup repositories by name")
@@ -226,7 +230,8 @@ async def show_backup_picture(request: ApiRequest, id: FromPath[str]) -> Respons
 async def restore_backup(request: ApiRequest, id: FromPath[str], data: JSONBody[RestoreBackup]) -> Response[Vm]:
     check_name(data.name)
     id = await authorization.resolve(request, "backup", id)
-    asked = backups.NewRestore(data.name, {"power": data.power}, data.node, keep_macs=data.keep_macs)
+    asked = backups.NewRestore(data.name, {"power": data.power}, data.node, keep_macs=data.keep_macs, live=data.live,
+                                bytes_per_s=data.bytes_per_s)  # fmt: skip
 
     async def work(connection: Connection) -> Vm:
         return await backups.restore(connection, id, asked, request.user.name)
