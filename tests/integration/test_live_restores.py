@@ -8,9 +8,7 @@ import os
 import subprocess
 from collections.abc import Callable
 
-import pytest
-
-from lab.platform import Platform, until
+from lab.platform import Platform
 from tests.integration.conftest import Api
 from tests.support.vm_backups import NewRepository, back_up
 from tests.support.vms import (

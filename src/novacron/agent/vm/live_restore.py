@@ -214,8 +214,6 @@ class LiveRestore:
         status = await restore.look(monitor)
         if status.is_copied:
             return True
-        if status.error:
-            self._log_once(f"QEMU has stopped to copy the disk: {status.error}")
         if not status.runs:
             self._speed, self._reads = self._slowest(), None
             await restore.begin(monitor, self._speed)
