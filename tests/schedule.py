@@ -18,7 +18,7 @@ SHARED = {
     ),
     "backups on the shared platform": _integration(
         "vm_backups", "backup_files", "backup_proofs", "repository_prunes", "archive", "encryption",
-        "encrypted_backups", "imports",
+        "encrypted_backups", "imports", "live_restores",
     ),
     "the API of the shared platform": (
         *_integration(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 
-from lab.platform import Platform
+import pytest
+
+from lab.platform import Platform, until
 from tests.integration.conftest import Api
 from tests.support.vm_backups import NewRepository, back_up
 from tests.support.vms import (
@@ -23,7 +26,7 @@ from tests.support.vms import (
     write_to_disk,
 )
 
-SLOWLY = 2 << 20
+SLOWLY = 3 << 20
 """Bytes a second: slow enough for what happens on the way."""
 MARK_MIB = 3
 """Where a guest writes while its disk is restored, of which the backup has something else."""
@@ -114,3 +117,83 @@ def test_a_vm_runs_from_its_backup_at_once_and_its_disk_is_whole_though_its_agen
     check_disk(site, vm, repository, backup)
     site.cli("vm", "delete", vm["name"], "--wait", "--yes")
     site.client.delete("backups", backup["id"])
+
+
+@pytest.mark.slow
+def test_a_guest_whose_repository_is_away_stands_still_and_goes_on_and_loses_nothing_with_its_qemu(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]
+) -> None:
+    original, repository = boot_vm(site, new_vm), new_repository()
+    fill(site, original)
+    write_to_disk(site, original, "kept")
+    backup = back_up(site, original, repository)
+    vm = restore_live(site, backup, new_name())
+    wait_until_booted(site, vm)
+    vm = site.client.get("vms", vm["id"])
+    write_while_restored(site, vm)
+    data = site.backup_dir / repository["id"] / "data"
+    data.rename(data.with_name("hidden"))
+    try:
+        away = site.wait_vm(
+            vm["id"], lambda now: now["status"]["reason_code"] == "RepositoryAway", "it is said that it is away", 60
+        )
+        assert "can't be read from its backup" in away["status"]["reason"]
+        os.kill(away["status"]["pid"], signal.SIGKILL)
+        site.wait_vm(vm["id"], lambda now: now["status"]["crashes"] > 0, "its QEMU has ended", 30)
+    finally:
+        data.with_name("hidden").rename(data)
+    site.wait_vm(vm["id"], lambda now: now["status"]["state"] == "running" and not now["status"]["reason_code"],
+                 "it runs again", 60)  # fmt: skip
+    until(lambda: site.console_log(vm).count("tiny guest: ready") >= 1, "it has booted again", 60)
+    assert is_restoring(site, vm)
+    reasons = [event["reason"] for event in site.client.list("events", object=vm["id"])]
+    assert "RepositoryAway" in reasons, reasons
+    wait_until_whole(site, vm)
+    assert read_from_disk(site, vm) == "kept"
+    check_disk(site, vm, repository, backup)
+
+
+@pytest.mark.slow
+def test_a_vm_that_is_deleted_while_it_is_restored_leaves_nothing_and_its_backup_can_be_deleted(
+    site: Platform, api: Api, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]
+) -> None:
+    original, repository = boot_vm(site, new_vm), new_repository()
+    fill(site, original)
+    backup = back_up(site, original, repository)
+    name = new_name()
+    refused = api("POST", f"/api/v1/backups/{backup['id']}/actions/restore",
+                  {"name": name, "live": True, "power": "stopped"})  # fmt: skip
+    assert (refused.status, refused.problem["field"]) == (422, "live"), refused.body
+    refused = api("POST", f"/api/v1/backups/{backup['id']}/actions/restore", {"name": name, "bytes_per_s": 1 << 20})
+    assert (refused.status, refused.problem["field"]) == (422, "bytes_per_s"), refused.body
+    vm = restore_live(site, backup, name)
+    wait_until_booted(site, vm)
+    vm = site.client.get("vms", vm["id"])
+    refused = api("PATCH", f"/api/v1/vms/{vm['id']}", {"disk_mib": 1024})
+    assert refused.status == 409 and "runs from" in refused.problem["detail"]
+    refused = api("POST", f"/api/v1/vms/{vm['id']}/actions/clone", {"name": new_name()})
+    assert refused.status == 409
+    site.cli("vm", "delete", vm["name"], "--wait", "--yes")
+    assert not directory_of(site, vm).exists()
+    site.cli("backup", "delete", backup["id"])
+
+
+@pytest.mark.slow
+def test_a_vm_that_is_stopped_while_it_is_restored_goes_on_with_its_next_start(
+    site: Platform, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]
+) -> None:
+    original, repository = boot_vm(site, new_vm), new_repository()
+    fill(site, original)
+    backup = back_up(site, original, repository)
+    vm = restore_live(site, backup, new_name())
+    wait_until_booted(site, vm)
+    vm = site.client.get("vms", vm["id"])
+    write_while_restored(site, vm)
+    site.cli("vm", "stop", vm["name"], "--wait", "--timeout", "60")
+    assert is_restoring(site, vm)
+    site.agents[vm["node"]].kill()
+    site.agents[vm["node"]].start()
+    wait_until_node_answers(site, original)
+    site.cli("vm", "start", vm["name"], "--wait")
+    wait_until_whole(site, vm)
+    check_disk(site, vm, repository, backup)

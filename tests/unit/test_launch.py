@@ -56,7 +56,15 @@ def test_the_kernel_command_line_contains_the_guests_address() -> None:
 
 def test_every_inherited_field_reaches_qemu() -> None:
     numbered = msgspec.structs.replace(
-        INHERITED, kernel=6, initrd=7, seed=8, firmware=9, below=10, shared=(11,), devices=("0000:01:00.0",)
+        INHERITED,
+        kernel=6,
+        initrd=7,
+        seed=8,
+        firmware=9,
+        below=10,
+        shared=(11,),
+        devices=("0000:01:00.0",),
+        restored_from="restore.sock",
     )
     config = qemu_config("vm-a", "qemu", request(VmSpec(image="tiny")), numbered)
     for name in Inherited.__struct_fields__:

@@ -14,6 +14,7 @@ from novacron.model.node import AcceleratorKind
 from novacron.model.plugged import DeviceSlot, GuestNic, GuestNics, free_hot_number
 from novacron.qemu import boot
 from novacron.qemu.command import QemuConfig, QemuVolume, command, quoted
+from novacron.qemu.monitor import COMMAND_TIMEOUT_S
 from novacron.qemu.nics import QemuNic
 from novacron.qemu.probe import boot_sector
 
@@ -79,6 +80,17 @@ def test_a_layers_header_never_decides_which_file_backs_it() -> None:
     assert chain == [
         ("qcow2", "disk.qcow2"), ("qcow2", "/dev/fdset/101"), ("qcow2", "/dev/fdset/100"), ("raw", "/dev/fdset/1"),
     ]  # fmt: skip
+
+
+def test_a_disk_that_is_being_restored_is_over_what_the_agent_offers_and_a_guest_sees_no_errors_of_it() -> None:
+    config = msgspec.structs.replace(CONFIG, disk=Path("disk.qcow2"), below=7, restored_from="restore.sock")
+    arguments = command(config, incoming=False)
+    node = json.loads(arguments[arguments.index("-blockdev") + 1])
+    backing = node["backing"]["file"]
+    assert (backing["driver"], backing["server"]["path"]) == ("nbd", "restore.sock")
+    assert 0 < backing["reconnect-delay"] < COMMAND_TIMEOUT_S, "QEMU answers nobody meanwhile"
+    assert devices(config)["disk0-device"].endswith("rerror=stop,werror=stop")
+    assert "set=1,fd=7" not in arguments
 
 
 def devices(config: QemuConfig) -> dict[str, str]:

@@ -85,10 +85,17 @@ class NbdService:
                 raise NbdError("the client's request is malformed")
             if kind == nbd.DISCONNECT:
                 return
-            if kind == nbd.READ and length <= nbd.REQUEST_BYTES_MAX and offset + length <= self._size:
+            error = self._refusal(kind, offset, length)
+            if error is None:
                 self._requests.put((client, handle, offset, length))
             else:
-                client.answer(handle, 0 if kind == nbd.FLUSH else errno.EINVAL if kind == nbd.READ else errno.EPERM)
+                client.answer(handle, error)
+
+    def _refusal(self, kind: int, offset: int, length: int) -> int | None:
+        """Return the error number of a request that is answered at once, 0 for none; None: something is to be read."""
+        if kind == nbd.READ:
+            return None if length <= nbd.REQUEST_BYTES_MAX and offset + length <= self._size else errno.EINVAL
+        return 0 if kind == nbd.FLUSH else errno.EPERM
 
     def _work(self) -> None:
         while (request := self._requests.get()) is not None:

@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import NamedTuple, TypeAlias
@@ -115,29 +115,31 @@ class LiveDisk:
         return b"".join(found[number] for number in numbers)[begin : begin + length]
 
     def _all_of(self, numbers: range, ahead: range, deadline: float) -> dict[int, bytes]:
-        found: dict[int, bytes] = {}
+        """Return these blocks, and have those ``ahead`` fetched, too."""
+        found, coming = self._begin(numbers, ahead)
         while True:
-            with self._condition:
-                if self._closed:
-                    raise OSError("the disk is read no more")
-                for number in numbers:
-                    if number not in found and (block := self._known(number)) is not None:
-                        found[number] = block
-                lacking = [number for number in numbers if number not in found]
-                waiting = self._have(lacking, urgent=True) if lacking else {}
-                if ahead:
-                    self._have([number for number in ahead if self._known(number) is None], urgent=False)
-                    ahead = range(0)
-            if not lacking:
-                return found
-            for number, future in waiting.items():
+            for number, future in coming.items():
                 with contextlib.suppress(FutureTimeout, RepositoryError, OSError):
                     found[number] = future.result(max(0.0, deadline - time.monotonic()))
-            if len(found) < len(numbers):
-                if time.monotonic() + RETRY_S > deadline:
-                    raise OSError(self.trouble.error if self.trouble is not None else "the repository does not answer")
-                with self._condition:
-                    self._condition.wait_for(lambda: self._closed, RETRY_S)
+            if len(found) == len(numbers):
+                return found
+            if time.monotonic() + RETRY_S > deadline:
+                trouble = self.trouble
+                raise OSError("the repository does not answer" if trouble is None else trouble.error)
+            with self._condition:
+                self._condition.wait_for(lambda: self._closed, RETRY_S)
+            more, coming = self._begin([number for number in numbers if number not in found], range(0))
+            found |= more
+
+    def _begin(self, numbers: Sequence[int], ahead: range) -> tuple[dict[int, bytes], dict[int, Future[bytes]]]:
+        """Return the blocks that are known, and what tells of those that come."""
+        with self._condition:
+            if self._closed:
+                raise OSError("the disk is read no more")
+            known = {number: block for number in numbers if (block := self._known(number)) is not None}
+            coming = self._have([number for number in numbers if number not in known], urgent=True)
+            self._have([number for number in ahead if self._known(number) is None], urgent=False)
+        return known, coming
 
     def _known(self, number: int) -> bytes | None:
         """Return a block that need not be fetched. The condition is held."""
@@ -155,48 +157,40 @@ class LiveDisk:
     def _have(self, numbers: Collection[int], *, urgent: bool) -> dict[int, Future[bytes]]:
         """Have blocks fetched, if they are not yet; return what tells of those that come. The condition is held."""
         coming = {number: self._coming[number] for number in numbers if number in self._coming}
-        new = [number for number in numbers if number not in coming]
-        if urgent and coming:
+        if urgent:
             self._hurry(coming)
-        batches, failed = self._batches(new)
-        queue = self._urgent if urgent else self._ahead
-        for batch in batches:
-            for _, of_blob in batch.blobs:
-                for number in of_blob:
-                    coming[number] = self._coming[number] = Future()
-            queue.append(batch)
+        for batch in self._batches([number for number in numbers if number not in coming]):
+            coming |= {number: self._coming.setdefault(number, Future()) for number in _numbers(batch)}
+            (self._urgent if urgent else self._ahead).append(batch)
         while len(self._ahead) > AHEAD_BLOCKS_MAX:  # nobody has asked for the oldest since
-            self._drop(self._ahead.popleft())
-        if failed is not None and urgent:
-            self._note(failed)
+            self._fail(_numbers(self._ahead.popleft()), NotStored("it was not fetched in time"))
         self._condition.notify_all()
         return coming
 
-    def _batches(self, numbers: Iterable[int]) -> tuple[list[_Batch], Exception | None]:
-        """Return what to fetch for these blocks, in few requests; and why some can't be, if so."""
-        batches, failed = list[_Batch](), None
-        in_order = list(numbers)
-        for at in range(0, len(in_order), PIECE_BLOCKS_MAX):
+    def _batches(self, numbers: Sequence[int]) -> list[_Batch]:
+        """Return what to fetch for these blocks, in few requests; without those of which nothing is known."""
+        batches = list[_Batch]()
+        for at in range(0, len(numbers), PIECE_BLOCKS_MAX):
             by_id: dict[bytes, list[int]] = {}
-            for number in in_order[at : at + PIECE_BLOCKS_MAX]:
+            for number in numbers[at : at + PIECE_BLOCKS_MAX]:
                 by_id.setdefault(self._id(number), []).append(number)
             try:
                 batches += disks.pieces(self._repository, by_id)
             except RepositoryError as error:
-                failed = error
-        return batches, failed
+                self._note(error)
+        return batches
 
-    def _hurry(self, numbers: Collection[int]) -> None:
+    def _hurry(self, numbers: Container[int]) -> None:
         for batch in list(self._ahead):
-            if any(number in numbers for _, of_blob in batch.blobs for number in of_blob):
+            if any(number in numbers for number in _numbers(batch)):
                 self._ahead.remove(batch)
                 self._urgent.append(batch)
 
-    def _drop(self, batch: _Batch) -> None:
-        for _, of_blob in batch.blobs:
-            for number in of_blob:
-                if (future := self._coming.pop(number, None)) is not None:
-                    future.set_exception(NotStored("it was not fetched in time"))
+    def _fail(self, numbers: Iterable[int], error: Exception) -> None:
+        for number in numbers:
+            future = self._coming.pop(number, None)
+            if future is not None and not future.cancelled():
+                future.set_exception(error)
 
     def _work(self) -> None:
         while True:
@@ -220,23 +214,21 @@ class LiveDisk:
             return self._urgent
         return self._ahead if self._ahead and self._busy_ahead < THREADS_AHEAD else None
 
-    def _fetch(self, piece: PackPiece[int]) -> None:
-        numbers = [number for _, of_blob in piece.blobs for number in of_blob]
+    def _fetch(self, piece: _Batch) -> None:
         try:
             blocks = self._at_hand(piece)
-            if len(blocks) < len(numbers):
+            if len(blocks) < len(_numbers(piece)):
                 blocks |= self._from_repository(piece)
         except Exception as error:  # a read that waits must hear of it, whatever it was
             with self._condition:
                 self._note(error)
-                for number in numbers:
-                    if (future := self._coming.pop(number, None)) is not None and not future.cancelled():
-                        future.set_exception(error if isinstance(error, OSError) else NotStored(str(error)))
+                self._fail(_numbers(piece), error if isinstance(error, OSError) else NotStored(str(error)))
             return
         with self._condition:
             for number, block in blocks.items():
                 self._blocks[number] = block
-                if (future := self._coming.pop(number, None)) is not None and not future.cancelled():
+                future = self._coming.pop(number, None)
+                if future is not None and not future.cancelled():
                     future.set_result(block)
             while len(self._blocks) > CACHED_BLOCKS:
                 self._blocks.popitem(last=False)
@@ -285,6 +277,10 @@ class LiveDisk:
         with contextlib.suppress(RepositoryError, OSError):
             fresh.read_index()
             known.index = fresh.index
+
+
+def _numbers(batch: _Batch) -> list[int]:
+    return [number for _, of_blob in batch.blobs for number in of_blob]
 
 
 def reader_of_image(read: Callable[[int, int], bytes], size: int) -> Read:

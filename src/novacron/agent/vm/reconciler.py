@@ -295,11 +295,8 @@ class Reconciler:
                 await self._machine.kill()
                 return 0
             case Step.MAKE_ROOM:
-                if away := context.repository_away:
-                    context.report(VmState.PAUSED, away, WaitCode.REPOSITORY_AWAY)
-                    return RETRY_S
-                if (full := self._devices.full(assignment, ROOM_BYTES)) is not None:
-                    context.report(VmState.PAUSED, full, WaitCode.DISK_FULL)
+                if (lacks := self._no_disk(assignment)) is not None:
+                    context.report(VmState.PAUSED, *lacks)
                     return RETRY_S
                 await self._continue()
                 return 0
@@ -307,6 +304,13 @@ class Reconciler:
                 await context.store(halted_at_start=assignment.spec.starts, crashes=0)
                 return 0
         return None
+
+    def _no_disk(self, assignment: wire.Assignment) -> tuple[str, WaitCode] | None:
+        """Return why a guest that stands still for its disk can't go on yet, or None if it can."""
+        if away := self._context.repository_away:
+            return away, WaitCode.REPOSITORY_AWAY
+        full = self._devices.full(assignment, ROOM_BYTES)
+        return None if full is None else (full, WaitCode.DISK_FULL)
 
     def _spec_for_start(self, assignment: wire.Assignment) -> VmSpec:
         return boot.for_start(assignment.spec, self._context.booted_once_at(assignment))
