@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from bench.backup_live import LiveRestored, live_restores
 from bench.report import Figure, median, parser, report
 from lab.guest import CounterClient, shell
 from lab.hosts import lab, missing
@@ -31,6 +32,7 @@ FIRST_FASTER, FIRST_BYTES = 2.0, 1.05
 READ, WRITTEN, AGAIN_FASTER = 1.2, 1.5, 10.0
 FREEZE_MS = 100.0
 FILE_S, FETCHED = 10.0, 1.1
+LIVE = 1.5
 FETCHED_BYTES = re.compile(r"fetched_bytes\D{1,3}([0-9]+)")
 """In an agent's log, of a disk that was restored."""
 WRITES = (
@@ -247,7 +249,11 @@ def _changed_bytes(before: Path, after: Path) -> int:
 
 
 def figures_of(
-    rounds: list[Round], restores: list[Restored], files: list[tuple[float, float]], size: Size
+    rounds: list[Round],
+    restores: list[Restored],
+    files: list[tuple[float, float]],
+    live: list[LiveRestored],
+    size: Size,
 ) -> list[Figure]:
     first = f"first backup, {size.disk_mib} MiB disk, {size.used_mib} MiB used"
     again = f"increment after {size.written_mib} MiB of random 64 KiB writes"
@@ -276,6 +282,11 @@ def figures_of(
         median(f"one file of 1 MiB out of a backup of a {size.disk_mib} MiB disk, by command",
                [cold for cold, _ in files], "s", FILE_S),
         median("  ... the next one", [warm for _, warm in files], "s"),
+        median("the same VM from its image on the node: request to guest agent", [run.local_s for run in live], "s"),
+        median("live restore across the WAN: request to guest agent", [run.live_s for run in live], "s"),
+        ratio("over the same VM from its image", [run.live_s / run.local_s for run in live], LIVE),
+        median("  ... request to all of the disk", [run.whole_s for run in live], "s"),
+        median("  ... bytes of the disk that differ in the end", [run.differing_bytes for run in live], "B", 0),
     ]  # fmt: skip
 
 
@@ -301,9 +312,11 @@ def main() -> int:
                 rounds.append(bench.round(vm, number))
                 restores.append(bench.restore(vm, number))
                 print(f"round {number + 1}: done", flush=True)
+            backup = next(iter(p.client.list("backups", vm=vm["id"])))
             p.cli("vm", "delete", "web", "--wait", "--yes")
+            live = live_restores(p, backup, IMAGE, size.rounds)
             files = fetch_files(p, directory, size)
-    report("backup", figures_of(rounds, restores, files, size), options.json, smoke=options.smoke)
+    report("backup", figures_of(rounds, restores, files, live, size), options.json, smoke=options.smoke)
     return 0
 
 
