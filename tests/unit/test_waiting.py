@@ -142,6 +142,11 @@ def disk_has_no_room(site: Site) -> None:
     site.patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
 
 
+def repository_is_away(site: Site) -> None:
+    runs(site, "io-error")
+    site.begun = lambda worker: setattr(worker.context, "repository_away", "its repository does not answer")
+
+
 def disk_is_copied(site: Site) -> None:
     runs(site)
     site.machine.copying = Mock(locked=lambda: True)
@@ -236,6 +241,7 @@ VM_CASES: dict[WaitCode, list[Waits]] = {
     ],
     W.DISK_LOST: [Waits(disk_is_gone, VmState.FAILED, "novacron vm recover", given={"machine": "pc-q35-7.2"})],
     W.DISK_FULL: [Waits(disk_has_no_room, VmState.PAUSED, "its disk is full: 1 MiB are free")],
+    W.REPOSITORY_AWAY: [Waits(repository_is_away, VmState.PAUSED, "its repository does not answer")],
     W.CRASH_BACK_OFF: [
         Waits(qemu_dies_again, VmState.FAILED, "crashed; starts again in", remembered=Record(crashes=6))
     ],

@@ -38,8 +38,7 @@ class WaitCode(StrEnum):
     DISK_BEING_COPIED = "DiskBeingCopied"
     """It reverts to its snapshot after its disk is copied."""
     REPOSITORY_AWAY = "RepositoryAway"
-    """The repository from which it is restored while it runs does not answer: it is paused as soon as it reads what is
-    not there yet."""
+    """The backup that it runs from can't be read now; it is paused until it can."""
     DISK_FULL = "DiskFull"
     """It is paused until its disk has free space."""
     CRASH_BACK_OFF = "CrashBackOff"

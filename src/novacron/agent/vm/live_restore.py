@@ -97,6 +97,8 @@ class LiveRestore:
             context.services.send(wire.Cloned(context.vm, context.record.held.epoch))
             return True
         if self._work is None:
+            if context.machine.pid is None:
+                context.report(VmState.PENDING, f"{of.source_name} is being opened", WaitCode.DISK_BEING_MADE)
             self._work = asyncio.create_task(self._keep_on(of), name=f"restore-{context.vm}")
         return self._is_served
 
