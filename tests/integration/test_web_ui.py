@@ -167,6 +167,7 @@ def test_a_vm_is_created_typed_into_and_deleted_in_a_browser(page: Page, site: P
         expect(confirm).to_be_disabled()
         page.get_by_label("Type web-made to confirm").fill("web-made")
         confirm.click()
+        page.get_by_role("button", name="Do it now: Delete: web-made").click()
         expect(page.get_by_text("VM web-made has been deleted.")).to_be_visible(timeout=SOON_MS)
     finally:
         for vm in site.client.list("vms"):

@@ -27,6 +27,7 @@ import { Boundary } from "./components/boundary";
 import { Notices } from "./components/notices";
 import { OperationDialog } from "./components/operation";
 import { Keyboard } from "./components/palette";
+import { endHeld, HeldAlert, useHeld } from "./components/undo";
 import { m, t } from "./i18n";
 import { useWatchState, watch } from "./live";
 import { Create } from "./pages/create";
@@ -73,7 +74,10 @@ export function App(): ReactElement | null {
   const session = useSession();
   const me = session.state === "in" || session.state === "ended" ? session.me : null;
   useEffect(() => {
-    if (session.state !== "in") return undefined;
+    if (session.state !== "in") {
+      endHeld();
+      return undefined;
+    }
     watch.start();
     return () => watch.stop();
   }, [session.state]);
@@ -94,7 +98,14 @@ export function App(): ReactElement | null {
   );
 }
 
+/** What is held back is not sent after a logout; ended first, the browser does not ask about it either. */
+function leave(): void {
+  endHeld();
+  void logout();
+}
+
 function Frame({ me }: { me: Me }): ReactElement {
+  const held = useHeld();
   const [at] = useLocation();
   const [open, setOpen] = useState(() => window.innerWidth >= 1200);
   const masthead = (
@@ -113,7 +124,7 @@ function Frame({ me }: { me: Me }): ReactElement {
           <span className="nc-grow" />
           <ThemeChoice />
           <span>{me.user}</span>
-          <Button variant="secondary" size="sm" onClick={() => void logout()}>
+          <Button variant="secondary" size="sm" onClick={leave}>
             {t("Log out")}
           </Button>
         </div>
@@ -144,7 +155,11 @@ function Frame({ me }: { me: Me }): ReactElement {
       </PageSection>
       <OperationDialog />
       <Keyboard pages={ENTRIES} />
-      <Notices />
+      <Notices>
+        {held.map((one) => (
+          <HeldAlert key={`held ${one.id}`} held={one} />
+        ))}
+      </Notices>
     </Page>
   );
 }

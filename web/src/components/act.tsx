@@ -6,6 +6,7 @@ import type { Vm } from "../api";
 import { countVms } from "../format";
 import { t } from "../i18n";
 import { refused, said } from "./notices";
+import { hold, HELD_ALREADY, useHeld } from "./undo";
 
 interface Asked {
   action: VmAction;
@@ -13,10 +14,20 @@ interface Asked {
   vms: readonly Vm[];
 }
 
+const keyOf = (action: VmAction, vm: Vm): string => `vm ${vm.id} ${action.id}`;
+
+/** Why an action can't be done with a VM; null: it can. */
+type Refuse = (action: VmAction, vm: Vm) => string | null;
+
+function useRefusals(): Refuse {
+  const held = useHeld();
+  return (action, vm) => action.refusal(vm) ?? (held.some(({ keys }) => keys.includes(keyOf(action, vm))) ? HELD_ALREADY : null);
+}
+
 /** Why an action can't be done with any of these; null: it can with some. */
-function refusalOf(action: VmAction, vms: readonly Vm[]): string | null {
+function refusalOf(action: VmAction, vms: readonly Vm[], refuse: Refuse): string | null {
   if (vms.length === 0) return t("Select VMs first.");
-  const refusals = vms.map((vm) => action.refusal(vm));
+  const refusals = vms.map((vm) => refuse(action, vm));
   return refusals.every((refusal) => refusal !== null) ? (refusals[0] ?? null) : null;
 }
 
@@ -25,6 +36,22 @@ async function perform({ action, vms }: Asked): Promise<void> {
   for (const { vm, error } of failed.slice(0, 3)) refused(`${t(action.label)}: ${vm.name}`, error);
   if (failed.length > 3) refused(t(action.label), new Error(t("{count} more were refused", { count: failed.length - 3 })));
   if (failed.length < vms.length) said(t("{action}: accepted for {vms}", { action: t(action.label), vms: countVms(vms.length - failed.length) }));
+}
+
+/** What a guest would notice, or nobody could undo, is held back for a while first. */
+function begin(asked: Asked): void {
+  const { action, vms } = asked;
+  if (action.warning === null) {
+    void perform(asked);
+    return;
+  }
+  const names = vms.map(({ name }) => name);
+  hold({
+    title: `${t(action.label)}: ${names.length === 1 ? (names[0] ?? "") : countVms(names.length)}`,
+    names,
+    keys: vms.map((vm) => keyOf(action, vm)),
+    send: () => void perform(asked),
+  });
 }
 
 interface Props {
@@ -36,16 +63,17 @@ interface Props {
 
 export function VmActions({ vms, forbidden, done }: Props): ReactElement {
   const [asked, setAsked] = useState<Asked | null>(null);
+  const refuse = useRefusals();
   const act = (request: Asked): void => {
     setAsked(null);
     done?.();
-    void perform(request);
+    begin(request);
   };
   return (
     <>
       {ACTIONS.map((action) => {
-        const why = forbidden ?? refusalOf(action, vms);
-        const able = vms.filter((vm) => action.refusal(vm) === null);
+        const why = forbidden ?? refusalOf(action, vms, refuse);
+        const able = vms.filter((vm) => refuse(action, vm) === null);
         const request = { action, vms: able };
         const button = (
           <Button

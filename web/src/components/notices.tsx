@@ -1,6 +1,6 @@
 /** What went wrong, or was done, in the corner of the page. */
 import { Alert, AlertActionCloseButton, AlertGroup } from "@patternfly/react-core";
-import { type ReactElement, useSyncExternalStore } from "react";
+import { type ReactElement, type ReactNode, useSyncExternalStore } from "react";
 import { ApiError } from "../api";
 
 interface Notice {
@@ -35,17 +35,19 @@ export function failed(title: string, text: string): void {
   change([...notices.slice(1 - SHOWN_MAX), { id: next++, title, text, hint: null, kind: "danger" }]);
 }
 
-export function said(title: string, kind: "success" | "info" = "success"): void {
+/** `passing`: it goes by itself, because nobody has to do anything. */
+export function said(title: string, kind: "success" | "info" = "success", passing = true): void {
   const id = next++;
   change([...notices.slice(1 - SHOWN_MAX), { id, title, kind, text: "", hint: null }]);
-  setTimeout(() => dismiss(id), 6_000);
+  if (passing) setTimeout(() => dismiss(id), 6_000);
 }
 
 function dismiss(id: number): void {
   change(notices.filter((notice) => notice.id !== id));
 }
 
-export function Notices(): ReactElement {
+/** `children`: what comes before them. */
+export function Notices({ children }: { children?: ReactNode }): ReactElement {
   const shown = useSyncExternalStore(
     (heard) => {
       listeners.add(heard);
@@ -55,6 +57,7 @@ export function Notices(): ReactElement {
   );
   return (
     <AlertGroup isToast isLiveRegion>
+      {children}
       {shown.map(({ id, title, text, hint, kind }) => (
         <Alert key={id} variant={kind} title={title} actionClose={<AlertActionCloseButton onClose={() => dismiss(id)} />}>
           {text}

@@ -5,7 +5,8 @@ import { type FormEvent, type ReactElement, type ReactNode, useEffect, useState,
 import { ApiError } from "../api";
 import { t } from "../i18n";
 import { queries } from "../live";
-import { Refusal, said } from "./notices";
+import { refused, Refusal, said } from "./notices";
+import { hold, HELD_ALREADY, useHeld } from "./undo";
 
 export type Values = Readonly<Record<string, string>>;
 
@@ -32,6 +33,8 @@ export interface Operation {
   warning?: string;
   /** A word that must be typed, because nobody can undo it. */
   confirm?: string;
+  /** Held back for some seconds once it is confirmed, so that it can be undone; left out: if a word must be typed, and nothing is shown. */
+  undo?: boolean;
   /** Why it can't be done, in words. */
   refusal?: string | null;
   /** The same as a command. */
@@ -59,6 +62,26 @@ function asks({ fields, warning, confirm }: Operation): boolean {
   return fields !== undefined || warning !== undefined || confirm !== undefined;
 }
 
+function isHeld({ undo, confirm, show }: Operation): boolean {
+  return undo ?? (confirm !== undefined && show === undefined);
+}
+
+const titleOf = ({ label, subject }: Operation): string => (subject === undefined ? t(label) : `${t(label)}: ${subject}`);
+
+/** Send it in some seconds. A refusal is then said in the corner of the page, where its dialog is long closed. */
+function holdBack(operation: Operation, values: Values): void {
+  const title = titleOf(operation);
+  const send = async (): Promise<void> => {
+    try {
+      await operation.run(values);
+      done(operation);
+    } catch (error) {
+      refused(title, error);
+    }
+  };
+  hold({ title, names: [], keys: [title], send: () => void send() });
+}
+
 /** Ask for what an operation needs, then do it. */
 export function start(operation: Operation): void {
   if (!asks(operation) && operation.show === undefined) void perform(operation);
@@ -81,13 +104,15 @@ function done(operation: Operation): void {
 }
 
 export function OperationButton({ operation, primary = false }: { operation: Operation; primary?: boolean }): ReactElement {
-  const { label, refusal = null, confirm, subject } = operation;
+  const { label, confirm } = operation;
+  const held = useHeld().some(({ keys }) => keys.includes(titleOf(operation)));
+  const refusal = operation.refusal ?? (held ? HELD_ALREADY : null);
   const button = (
     <Button
       size={primary ? "default" : "sm"}
       variant={primary ? "primary" : confirm === undefined ? "secondary" : "danger"}
       isAriaDisabled={refusal !== null}
-      aria-label={subject === undefined ? t(label) : `${t(label)}: ${subject}`}
+      aria-label={titleOf(operation)}
       onClick={() => start(operation)}
     >
       {t(label)}
@@ -124,7 +149,7 @@ function firstValue({ value, options }: Field): string {
 }
 
 function Dialog({ operation }: { operation: Operation }): ReactElement {
-  const { label, subject, fields = [], warning, confirm, command, run, show } = operation;
+  const { label, fields = [], warning, confirm, command, run, show } = operation;
   const [values, setValues] = useState<Values>(() => Object.fromEntries(fields.map((field) => [field.name, firstValue(field)])));
   const [typed, setTyped] = useState("");
   const close = (): void => change(null);
@@ -142,11 +167,14 @@ function Dialog({ operation }: { operation: Operation }): ReactElement {
   }, [looks, mutate]);
   const submit = (event: FormEvent): void => {
     event.preventDefault();
-    mutate();
+    if (isHeld(operation)) {
+      close();
+      holdBack(operation, values);
+    } else mutate();
   };
   const wrong = doing.error instanceof ApiError ? doing.error.field : null;
   const incomplete = fields.some(({ name, optional, kind }) => !optional && kind !== "check" && values[name] === "");
-  const title = subject === undefined ? t(label) : `${t(label)}: ${subject}`;
+  const title = titleOf(operation);
   return (
     <Modal isOpen variant="medium" onClose={close} aria-labelledby="operation">
       <ModalHeader title={title} labelId="operation" />

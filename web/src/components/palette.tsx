@@ -5,6 +5,7 @@ import { type KeyboardEvent as Key, type ReactElement, useEffect, useState } fro
 import { useLocation } from "wouter";
 import { answered, client } from "../api";
 import { m, t } from "../i18n";
+import { undoNewest } from "./undo";
 
 const KEYS: readonly (readonly [string, string])[] = [
   ["Ctrl K", m("Go to a page or a VM")],
@@ -13,6 +14,7 @@ const KEYS: readonly (readonly [string, string])[] = [
   ["Enter", m("Open the row")],
   ["x", m("Select the row")],
   ["c", m("Create a VM")],
+  ["u", m("Undo what is about to be sent")],
   ["?", m("Show these keys")],
 ];
 const FOUND_MAX = 10;
@@ -70,6 +72,9 @@ function act(key: string, go: (path: string) => void): boolean {
       return true;
     case "c":
       go("/vms/create");
+      return true;
+    case "u":
+      undoNewest();
       return true;
     default:
       return false;

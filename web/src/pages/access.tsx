@@ -86,6 +86,7 @@ function ofUser(me: Me, user: User): Operation[] {
       refusal: refusal ?? (user.name === me.user ? m("That is you.") : null),
       warning: m("The user is deleted with all tokens and roles. Nobody can undo that."),
       confirm: user.name,
+      undo: false,
       command: () => `novacron user delete ${user.name}`,
       run: () => answered(client.DELETE("/api/v1/users/{ref}", at)),
     },

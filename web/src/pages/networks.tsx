@@ -150,6 +150,7 @@ function ofAddress(me: Me, one: FloatingAddress): Operation[] {
           subject,
           refusal,
           warning: m("The address no longer leads to its VM, and its forwarded ports are removed."),
+          undo: true,
           command: () => `novacron floating-address detach ${one.address}`,
           run: () => answered(client.POST("/api/v1/floating-addresses/{address}/actions/detach", at)),
         };

@@ -46,6 +46,7 @@ function ofPlan(me: Me, plan: Plan): Operation[] {
       refusal: refusalFor(me, "operate", plan.project) ?? busy,
       warning: m("All its VMs go on from the newest points. What they wrote after that is lost. Their nodes must be gone."),
       confirm: plan.name,
+      undo: false,
       fields: [{ name: "confirm", label: m("Names of the nodes whose hosts are off"), optional: true, help: m("With commas between them. Needed unless a fence command has cut them off.") }],
       command: (v) => `novacron plan failover ${plan.name}${lines(v["confirm"]).map((node) => ` --confirm ${node}`).join("")}`,
       run: (v) => answered(client.POST("/api/v1/plans/{ref}/actions/failover", { ...at, body: { confirm: lines(v["confirm"]) } })),

@@ -57,6 +57,7 @@ function ofReplica(me: Me, replica: Replica): Operation[] {
       refusal: refusalFor(me, "operate", replica.project) ?? none,
       warning: m("The VM goes on from the newest point. What it wrote after that is lost. Its node must be gone."),
       confirm: replica.vm_name,
+      undo: false,
       fields: [{ name: "confirm", label: m("Name of its node, whose host is off"), optional: true, help: m("Needed unless a fence command has cut it off.") }],
       command: (v) => `novacron vm failover ${replica.vm_name} --replica ${replica.id}${given(v["confirm"]) ? ` --confirm ${v["confirm"]}` : ""}`,
       run: (v) => answered(client.POST("/api/v1/vms/{ref}/actions/failover", { params: { path: { ref: replica.vm } }, body: { replica: replica.id, confirm: given(v["confirm"]) } })),

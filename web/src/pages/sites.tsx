@@ -31,7 +31,7 @@ function ofSite(me: Me, site: Site): Operation[] {
       fields: [{ name: "forward_ports", label: m("Ports of the gateways that may be forwarded"), optional: true, value: site.forward_ports, help: m("Such as 20000-29999. Empty: none.") }],
       run: (v) => answered(client.PATCH("/api/v1/sites/{site}", { ...at, body: { forward_ports: v["forward_ports"] ?? "" } })),
     },
-    { label: m("Drain"), subject, refusal, fields: drainFields(), warning: m("All VMs of the site move to other sites."), confirm: site.name, command: () => `novacron site drain ${site.name}`, run: (v) => answered(client.POST("/api/v1/sites/{site}/actions/drain", { ...at, body: drainOf(v) })) },
+    { label: m("Drain"), subject, refusal, fields: drainFields(), warning: m("All VMs of the site move to other sites."), confirm: site.name, undo: false, command: () => `novacron site drain ${site.name}`, run: (v) => answered(client.POST("/api/v1/sites/{site}/actions/drain", { ...at, body: drainOf(v) })) },
     {
       label: m("Uncordon"),
       subject,

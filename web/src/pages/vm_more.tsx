@@ -60,6 +60,7 @@ function power(vm: Vm, refusal: string | null): Operation[] {
       subject: vm.name,
       refusal: refusal ?? (state === "running" ? null : m("Only a VM that runs can be reset.")),
       warning: m("The guest starts again, as if its reset button was pressed: what it has not written is lost."),
+      undo: true,
       command: () => `novacron vm reset ${vm.name}`,
       run: () => answered(client.POST("/api/v1/vms/{ref}/actions/reset", at(vm))),
     },
@@ -152,7 +153,7 @@ export function Interfaces({ vm, me }: { vm: Vm; me: Me }): ReactElement {
         fields: fields(nic),
         run: (v) => answered(client.PATCH("/api/v1/vms/{ref}/nics/{mac}", { ...place, body: { ...(v["network"] !== nic.network && { network: v["network"] }), ...((v["address"] ?? "") !== (nic.address ?? "") && { address: v["address"] }), groups: lines(v["groups"]) } })),
       },
-      { label: m("Remove"), subject: mac, refusal, warning: m("The guest loses this interface."), command: () => `novacron vm nic remove ${vm.name} ${mac}`, run: () => answered(client.DELETE("/api/v1/vms/{ref}/nics/{mac}", place)) },
+      { label: m("Remove"), subject: mac, refusal, warning: m("The guest loses this interface."), undo: true, command: () => `novacron vm nic remove ${vm.name} ${mac}`, run: () => answered(client.DELETE("/api/v1/vms/{ref}/nics/{mac}", place)) },
     ];
   };
   return (

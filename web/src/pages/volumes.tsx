@@ -60,6 +60,7 @@ function ofVolume(me: Me, volume: Volume): Operation[] {
           subject,
           refusal,
           warning: m("The guest loses this disk. Unmount it in the guest first."),
+          undo: true,
           command: () => `novacron volume detach ${volume.name}`,
           run: () => answered(client.POST("/api/v1/volumes/{ref}/actions/detach", at)),
         },
