@@ -21,6 +21,11 @@ function become(next: Session): void {
   listeners.forEach((heard) => heard());
 }
 
+/** Whose page this is; empty: nobody's yet. */
+export function userName(): string {
+  return session.state === "in" || session.state === "ended" ? session.me.user : "";
+}
+
 export function isLoggedIn(): boolean {
   return session.state === "in";
 }

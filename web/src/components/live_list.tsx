@@ -5,6 +5,7 @@ import { t } from "../i18n";
 import type { List } from "../list";
 import { store } from "../live";
 import type { Kind, Kinds } from "../store";
+import { ColumnsButton, useColumns } from "./columns";
 import { CsvButton } from "./csv";
 import { type Operation, OperationButton } from "./operation";
 import { type Column, LiveTable, type Sorting } from "./table";
@@ -22,17 +23,19 @@ interface Props<K extends Kind> {
 }
 
 export function LiveList<K extends Kind>({ kind, title, list, columns, empty, create, sorting, level = "h1", children }: Props<K>): ReactElement {
+  const own = useColumns(kind, columns);
   const objects = (): Kinds[K][] => list.keys.map((key) => store.get(kind, key)).filter((object) => object !== undefined);
   return (
     <section className="nc-section" aria-label={t(title)}>
       <div className="nc-bar">
         <Title headingLevel={level}>{t(title)}</Title>
         <span className="nc-grow" />
-        <CsvButton title={title} columns={columns} objects={objects} />
+        <ColumnsButton title={title} columns={own} />
+        <CsvButton title={title} columns={own.shown} objects={objects} />
         {create !== undefined && <OperationButton operation={create} primary={level === "h1"} />}
       </div>
       {children}
-      <LiveTable kind={kind} label={title} list={list} columns={columns} empty={empty} {...(sorting !== undefined && { sorting })} />
+      <LiveTable kind={kind} label={title} list={list} columns={own.shown} empty={empty} {...(sorting !== undefined && { sorting })} />
     </section>
   );
 }

@@ -3,10 +3,12 @@ import { Button, Title } from "@patternfly/react-core";
 import { keepPreviousData, useInfiniteQuery } from "@tanstack/react-query";
 import type { ReactElement, ReactNode } from "react";
 import { t } from "../i18n";
+import { ColumnsButton, useColumns } from "./columns";
 import { CsvButton } from "./csv";
 import { Refusal } from "./notices";
 import { type Operation, OperationButton } from "./operation";
 import { type Column, ColumnTitle } from "./table";
+import { idOf, leastWidth } from "../columns";
 
 interface Page<T> {
   items: readonly T[];
@@ -36,6 +38,7 @@ export function PlainList<T>({ title, name, fetchPage, columns, keyOf, empty, cr
     queryFn: ({ pageParam }) => fetchPage(pageParam),
     getNextPageParam: (page) => page.next ?? undefined,
   });
+  const own = useColumns(idOf({ title }), columns);
   const items = query.data?.pages.flatMap((page) => page.items) ?? [];
   return (
     <section className="nc-section" aria-label={t(title)}>
@@ -48,14 +51,15 @@ export function PlainList<T>({ title, name, fetchPage, columns, keyOf, empty, cr
           {t("Refresh")}
         </Button>
         <span className="nc-grow" />
-        <CsvButton title={title} columns={columns} objects={() => items} />
+        <ColumnsButton title={title} columns={own} />
+        <CsvButton title={title} columns={own.shown} objects={() => items} />
         {create !== undefined && <OperationButton operation={create} primary={level === "h1"} />}
       </div>
       {children}
       {query.error !== null && <Refusal title={t("{what} can't be shown", { what: t(title) })} error={query.error} />}
       {query.isPending && <p role="status">{t("Asking the server …")}</p>}
       {query.isSuccess && items.length === 0 && <p>{t(empty)}</p>}
-      {items.length > 0 && <Rows title={title} columns={columns} items={items} keyOf={keyOf} />}
+      {items.length > 0 && <Rows title={title} columns={own.shown} items={items} keyOf={keyOf} />}
       {query.hasNextPage && (
         <div>
           <Button variant="secondary" isLoading={query.isFetchingNextPage} onClick={() => void query.fetchNextPage()}>
@@ -68,10 +72,12 @@ export function PlainList<T>({ title, name, fetchPage, columns, keyOf, empty, cr
 }
 
 export function Rows<T>({ title, columns, items, keyOf }: { title: string; columns: readonly Column<T>[]; items: readonly T[]; keyOf: (item: T) => string }): ReactElement {
-  const tracks = { gridTemplateColumns: columns.map(({ width }) => width).join(" ") };
+  const widths = columns.map(({ width }) => width);
+  const tracks = { gridTemplateColumns: widths.join(" ") };
+  const minWidth = `${leastWidth(widths)}rem`;
   return (
     <div className="nc-table" role="table" aria-label={t(title)} tabIndex={0}>
-      <div role="rowgroup" className="nc-head">
+      <div role="rowgroup" className="nc-head" style={{ minWidth }}>
         <div role="row" className="nc-row" style={tracks}>
           {columns.map((column) => (
             <div role="columnheader" key={column.title}>
@@ -80,7 +86,7 @@ export function Rows<T>({ title, columns, items, keyOf }: { title: string; colum
           ))}
         </div>
       </div>
-      <div role="rowgroup" className="nc-rows">
+      <div role="rowgroup" className="nc-rows" style={{ minWidth }}>
         {items.map((item) => (
           <div role="row" key={keyOf(item)} className="nc-row nc-plain-row" style={tracks}>
             {columns.map((column) => (

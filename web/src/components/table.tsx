@@ -1,23 +1,15 @@
 /** A table of which only the visible rows exist, however long it is. Each row follows its object by itself. */
 import { Button, Checkbox, EmptyState, EmptyStateBody } from "@patternfly/react-core";
 import { useVirtualizer } from "@tanstack/react-virtual";
-import { memo, type ReactElement, type ReactNode, useEffect, useRef } from "react";
+import { memo, type ReactElement, useEffect, useRef } from "react";
+import { type Column, leastWidth } from "../columns";
 import type { List } from "../list";
 import { useObject } from "../live";
 import type { Kind, Kinds } from "../store";
 import { Refusal } from "./notices";
 import { t } from "../i18n";
 
-export interface Column<T> {
-  title: string;
-  /** A width, as CSS grid writes it. */
-  width: string;
-  /** The field that the server sorts by. */
-  sort?: string;
-  cell: (object: T) => ReactNode;
-  /** The same as a text, for files; not needed where a cell is one. */
-  text?: (object: T) => string;
-}
+export type { Column };
 
 export interface Sorting {
   by: string;
@@ -69,11 +61,13 @@ export function LiveTable<K extends Kind>({ kind, label, list, columns, empty, s
       </EmptyState>
     );
   }
-  const tracks = [...(selecting ? ["2.5rem"] : []), ...columns.map(({ width }) => width)].join(" ");
+  const widths = [...(selecting ? ["2.5rem"] : []), ...columns.map(({ width }) => width)];
+  const tracks = widths.join(" ");
+  const minWidth = `${leastWidth(widths)}rem`;
   return (
     <div className="nc-table" role="table" aria-label={t(label)} aria-rowcount={more ? -1 : keys.length + 1} ref={scroller} tabIndex={0}>
-      <Head columns={columns} tracks={tracks} sorting={sorting} selecting={selecting} keys={keys} />
-      <div role="rowgroup" className="nc-rows" style={{ height: rows.getTotalSize() }}>
+      <Head minWidth={minWidth} columns={columns} tracks={tracks} sorting={sorting} selecting={selecting} keys={keys} />
+      <div role="rowgroup" className="nc-rows" style={{ height: rows.getTotalSize(), minWidth }}>
         {visible.map(({ key, index, start }) => (
           <Row
             key={key}
@@ -93,6 +87,7 @@ export function LiveTable<K extends Kind>({ kind, label, list, columns, empty, s
 }
 
 interface HeadProps<T> {
+  minWidth: string;
   columns: readonly Column<T>[];
   tracks: string;
   sorting: Sorting | undefined;
@@ -100,10 +95,10 @@ interface HeadProps<T> {
   keys: readonly string[];
 }
 
-function Head<T>({ columns, tracks, sorting, selecting, keys }: HeadProps<T>): ReactElement {
+function Head<T>({ minWidth, columns, tracks, sorting, selecting, keys }: HeadProps<T>): ReactElement {
   const chosen = selecting?.selected.size ?? 0;
   return (
-    <div role="rowgroup" className="nc-head">
+    <div role="rowgroup" className="nc-head" style={{ minWidth }}>
       <div role="row" className="nc-row" style={{ gridTemplateColumns: tracks }}>
         {selecting && (
           <div role="columnheader">

@@ -236,6 +236,15 @@ function Made({ me }: { me: Me }): ReactElement {
     { title: m("Written"), width: "6rem", cell: ({ result }) => <span title={readOf(result)}>{result.snapshot === "" ? "-" : bytes(result.written_bytes)}</span>, text: ({ result }) => String(result.written_bytes) },
     { title: m("Repository"), width: "minmax(6rem, 1fr)", cell: (backup) => <span title={t("made by node {node}", { node: backup.node })}>{backup.repository_name}</span>, text: (backup) => backup.repository_name },
     { title: m("Error"), width: "minmax(6rem, 2fr)", cell: (backup) => <span title={backup.error}>{backup.error}</span>, text: (backup) => backup.error },
+    { title: m("Node"), width: "minmax(7rem, 1fr)", extra: true, cell: (backup) => backup.node },
+    { title: m("Project"), width: "minmax(6rem, 1fr)", extra: true, cell: (backup) => backup.project },
+    { title: m("Mode"), width: "7rem", extra: true, cell: ({ result }) => <span title={result.mode_reason}>{result.mode}</span>, text: ({ result }) => result.mode },
+    { title: m("Quiesced"), width: "6rem", extra: true, cell: ({ result }) => (result.quiesced ? t("yes") : t("no")) },
+    { title: m("Disk"), width: "7rem", extra: true, cell: ({ result }) => bytes(result.disk_bytes) },
+    { title: m("Read"), width: "7rem", extra: true, cell: ({ result }) => bytes(result.read_bytes) },
+    { title: m("Verified"), width: "13rem", extra: true, cell: ({ verified_at }) => (verified_at === null ? "-" : <When at={verified_at} />), text: ({ verified_at }) => verified_at ?? "" },
+    { title: m("Finished"), width: "13rem", extra: true, cell: ({ finished_at }) => (finished_at === null ? "-" : <When at={finished_at} />), text: ({ finished_at }) => finished_at ?? "" },
+    { title: m("Id"), width: "13rem", extra: true, cell: (backup) => backup.id },
     { title: "", width: "24rem", cell: (backup) => <OperationBar operations={ofBackup(me, backup)} /> },
   ];
   return (

@@ -89,6 +89,10 @@ export function Images({ me }: { me: Me }): ReactElement {
     { title: m("Disk"), width: "7rem", cell: (image) => (image.disk_bytes > 0 ? bytes(image.disk_bytes) : "-") },
     { title: m("Nodes"), width: "minmax(8rem, 1fr)", cell: (image) => image.nodes.join(", ") || "-" },
     { title: m("Project"), width: "minmax(6rem, 1fr)", cell: (image) => image.project ?? "-" },
+    { title: m("Shown as"), width: "minmax(8rem, 1fr)", extra: true, cell: (image) => image.display_name },
+    { title: m("Tags"), width: "minmax(8rem, 1fr)", extra: true, cell: (image) => image.tags.join(", ") },
+    { title: m("Encrypted"), width: "6rem", extra: true, cell: (image) => (image.encryption_key === "" ? t("no") : t("yes")) },
+    { title: m("Digest"), width: "minmax(12rem, 1fr)", extra: true, cell: (image) => <span title={image.digest}>{image.digest}</span>, text: (image) => image.digest },
     { title: "", width: "17rem", cell: (image) => <OperationBar operations={ofImage(me, image)} /> },
   ];
   return (

@@ -145,6 +145,15 @@ function columns(me: Me): readonly Column<Node>[] {
     { title: m("Memory"), width: "7rem", cell: (node) => mib(node.status.reported?.memory_mib ?? node.status.inventory?.memory_mib ?? 0) },
     { title: m("QEMU"), width: "6rem", cell: (node) => node.status.inventory?.qemu_version ?? "-" },
     { title: m("Runs with"), width: "6rem", cell: (node) => node.status.inventory?.accelerator.kind ?? "-" },
+    { title: m("Zone"), width: "7rem", extra: true, cell: (node) => node.spec.zone || "-" },
+    { title: m("Agent"), width: "7rem", extra: true, cell: (node) => node.status.inventory?.agent_version ?? "-" },
+    { title: m("Kernel"), width: "minmax(9rem, 1fr)", extra: true, cell: (node) => node.status.inventory?.kernel ?? "-" },
+    { title: m("Architecture"), width: "7rem", extra: true, cell: (node) => node.status.inventory?.architecture ?? "-" },
+    { title: m("Addresses"), width: "minmax(9rem, 1fr)", extra: true, cell: (node) => node.status.inventory?.addresses?.join(", ") || "-" },
+    { title: m("Clock"), width: "7rem", extra: true, cell: (node) => `${node.status.clock_skew_s.toFixed(2)} s` },
+    { title: m("Tags"), width: "minmax(8rem, 1fr)", extra: true, cell: (node) => node.tags.join(", ") },
+    { title: m("Description"), width: "minmax(9rem, 2fr)", extra: true, cell: (node) => <span title={node.description}>{node.description}</span>, text: (node) => node.description },
+    { title: m("Joined"), width: "13rem", extra: true, cell: (node) => <When at={node.created_at} />, text: (node) => node.created_at },
     { title: "", width: "42rem", cell: (node) => <OperationBar operations={ofNode(me, node)} /> },
   ];
 }

@@ -4,6 +4,7 @@ import { type ReactElement, useEffect, useMemo, useState } from "react";
 import { Link, useSearchParams } from "wouter";
 import { answered, client, type Me, type Vm, type VmState } from "../api";
 import { VmActions } from "../components/act";
+import { ColumnsButton, useColumns } from "../components/columns";
 import { CsvButton } from "../components/csv";
 import { VM_STATES, VmStateLabel, When } from "../components/labels";
 import { type Column, LiveTable } from "../components/table";
@@ -29,6 +30,20 @@ const COLUMNS: readonly Column<Vm>[] = [
   { title: m("vCPUs"), width: "5rem", sort: "spec.vcpus", cell: (vm) => vm.spec.vcpus },
   { title: m("Memory"), width: "7rem", sort: "spec.memory_mib", cell: (vm) => mib(vm.spec.memory_mib) },
   { title: m("Created"), width: "13rem", sort: "created_at", cell: (vm) => <When at={vm.created_at} />, text: (vm) => vm.created_at },
+  { title: m("Shown as"), width: "minmax(8rem, 1fr)", extra: true, cell: (vm) => <span title={vm.display_name}>{vm.display_name}</span>, text: (vm) => vm.display_name },
+  { title: m("Description"), width: "minmax(9rem, 2fr)", extra: true, cell: (vm) => <span title={vm.description}>{vm.description}</span>, text: (vm) => vm.description },
+  { title: m("Tags"), width: "minmax(8rem, 1fr)", extra: true, cell: (vm) => vm.tags.join(", ") },
+  { title: m("Why"), width: "minmax(9rem, 2fr)", extra: true, cell: (vm) => <span title={vm.status.reason}>{vm.status.reason}</span>, text: (vm) => vm.status.reason },
+  { title: m("Guest reports"), width: "minmax(9rem, 1fr)", extra: true, cell: (vm) => vm.status.guest?.addresses.join(", ") ?? "-" },
+  { title: m("Networks"), width: "minmax(8rem, 1fr)", extra: true, cell: (vm) => (vm.spec.nics ?? []).map((nic) => [nic.network, nic.address].filter(Boolean).join(" ")).join(", ") || "-" },
+  { title: m("Disk"), width: "7rem", extra: true, cell: (vm) => (vm.spec.disk_mib == null ? "-" : mib(vm.spec.disk_mib)) },
+  { title: m("Firmware"), width: "6rem", extra: true, cell: (vm) => vm.spec.firmware ?? "-" },
+  { title: m("High availability"), width: "9rem", extra: true, cell: (vm) => (vm.spec.ha ? t("on") : t("off")) },
+  { title: m("Protected"), width: "6rem", extra: true, cell: (vm) => (vm.spec.protected ? t("yes") : t("no")) },
+  { title: m("Newest backup"), width: "13rem", extra: true, cell: (vm) => (vm.backups.newest_at === null ? t("none") : <When at={vm.backups.newest_at} />), text: (vm) => vm.backups.newest_at ?? "" },
+  { title: m("Runs with"), width: "6rem", extra: true, cell: (vm) => vm.status.accelerator },
+  { title: m("Reboots"), width: "6rem", extra: true, cell: (vm) => vm.status.reboots },
+  { title: m("Id"), width: "13rem", extra: true, cell: (vm) => vm.id },
 ];
 
 /** A change of one of these may move a VM within a list, or out of it. */
@@ -68,6 +83,7 @@ function useSelection(keys: readonly string[], list: string): {
 
 export function Vms({ me }: { me: Me }): ReactElement {
   const [address, setAddress] = useSearchParams();
+  const own = useColumns("vm", COLUMNS);
   const begins = address.get("name") ?? "";
   const state = address.get("state") ?? "";
   const sort = address.get("sort") ?? "name";
@@ -115,7 +131,8 @@ export function Vms({ me }: { me: Me }): ReactElement {
           ))}
         </FormSelect>
         <Views page="vms" />
-        <CsvButton title={m("Virtual machines")} columns={COLUMNS} objects={loaded} />
+        <ColumnsButton title={m("Virtual machines")} columns={own} />
+        <CsvButton title={m("Virtual machines")} columns={own.shown} objects={loaded} />
         <span>{t("{vms} selected", { vms: countVms(selected.size) })}</span>
         <VmActions vms={vms} forbidden={writes ? null : m("Your role does not allow it.")} done={() => set([])} />
       </div>
@@ -124,7 +141,7 @@ export function Vms({ me }: { me: Me }): ReactElement {
         kind="vm"
         label={t("Virtual machines")}
         list={list}
-        columns={COLUMNS}
+        columns={own.shown}
         empty={t("No VM is like that.")}
         sorting={{ by: sort, change: (by) => change("sort", by) }}
         selecting={{ selected, toggle, all: (keys) => set(keys) }}

@@ -2,7 +2,7 @@
 import type { ReactElement } from "react";
 import { Link, useSearchParams } from "wouter";
 import { answered, client, type Me, type Schemas, type Volume } from "../api";
-import { VolumeLabel } from "../components/labels";
+import { VolumeLabel, When } from "../components/labels";
 import { LiveList } from "../components/live_list";
 import { metadataFields, metadataOf } from "../components/metadata";
 import { checked, given, number, type Operation, OperationBar } from "../components/operation";
@@ -141,11 +141,19 @@ export function Volumes({ me }: { me: Me }): ReactElement {
     { title: m("VM"), width: "minmax(8rem, 1fr)", cell: (volume) => (volume.vm === null ? "-" : <Link href={`/vms/${volume.vm}`}>{volume.vm_name}</Link>), text: (volume) => volume.vm_name ?? "" },
     { title: m("Project"), width: "minmax(6rem, 1fr)", sort: "project", cell: (volume) => volume.project },
     { title: m("Error"), width: "minmax(6rem, 1fr)", cell: (volume) => <span title={volume.error}>{volume.error}</span>, text: (volume) => volume.error },
+    { title: m("Description"), width: "minmax(9rem, 2fr)", extra: true, cell: (volume) => <span title={volume.description}>{volume.description}</span>, text: (volume) => volume.description },
+    { title: m("Tags"), width: "minmax(8rem, 1fr)", extra: true, cell: (volume) => volume.tags.join(", ") },
+    { title: m("Image"), width: "minmax(7rem, 1fr)", extra: true, cell: (volume) => volume.image ?? "-" },
+    { title: m("Requests a second"), width: "9rem", extra: true, cell: (volume) => volume.iops ?? "-" },
+    { title: m("Bytes a second"), width: "9rem", extra: true, cell: (volume) => (volume.bytes_per_s === null ? "-" : bytes(volume.bytes_per_s)) },
+    { title: m("Read only"), width: "6rem", extra: true, cell: (volume) => (volume.read_only ? t("yes") : t("no")) },
+    { title: m("Created"), width: "13rem", extra: true, cell: (volume) => <When at={volume.created_at} />, text: (volume) => volume.created_at },
+    { title: m("Id"), width: "13rem", extra: true, cell: (volume) => volume.id },
     { title: "", width: "21rem", cell: (volume) => <OperationBar operations={ofVolume(me, volume)} /> },
   ];
   return (
     <div className="nc-page">
-      <LiveList kind="volume" title={m("Volumes")} list={list} columns={columns} empty={m("There is no volume.")} create={createVolume(me)} sorting={{ by: sort, change: (by) => setAddress({ sort: by }, { replace: true }) }} />
+      <LiveList kind="volume" title={m("Volumes")} list={list} columns={columns} empty={m("There is no volume.")} create={createVolume(me)} sorting={{ by: sort, change: (by) => setAddress((old) => new URLSearchParams([...[...old].filter(([name]) => name !== "sort"), ["sort", by]]), { replace: true }) }} />
       <PlainList
         title={m("Pools")}
         name={["pools"]}

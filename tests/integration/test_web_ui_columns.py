@@ -1,0 +1,91 @@
+"""Readers of the web UI choose and order the columns of lists, and share them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from lab.platform import Platform
+from tests.integration import test_web_ui
+from tests.integration.test_web_ui import SOON_MS, USER, NewVm, log_in, unsuitable, until_current
+
+browser, forgiven, page, user = test_web_ui.browser, test_web_ui.forgiven, test_web_ui.page, test_web_ui.user
+USUAL = ["Name", "State", "Node", "Project", "Image", "vCPUs", "Memory", "Created"]
+
+
+def titles(page: Page, table: str) -> list[str]:
+    heads = page.get_by_role("table", name=table).get_by_role("columnheader")
+    heads.first.wait_for(timeout=SOON_MS)
+    return [text for head in heads.all_inner_texts() if (text := re.sub(r"[▲▼]", "", head).strip())]
+
+
+def test_columns_are_chosen_ordered_kept_shared_and_saved_as_csv(page: Page, new_vm: NewVm) -> None:
+    vm = new_vm(name="web-columns", power="stopped", tags=["blue", "@sum"])
+    log_in(page)
+    page.goto("/ui/vms?name=web-col")
+    assert titles(page, "Virtual machines") == USUAL
+    page.get_by_role("button", name="Columns: Virtual machines").click()
+    dialog = page.get_by_role("dialog")
+    for unwanted in USUAL[2:]:
+        dialog.get_by_label(unwanted, exact=True).uncheck()
+    dialog.get_by_label("Tags", exact=True).check()
+    dialog.get_by_role("button", name="Move Tags forward").press("Enter")
+    dialog.get_by_role("button", name="Close").last.click()
+    own = ["Name", "Tags", "State"]
+    assert titles(page, "Virtual machines") == own
+    shared = page.url
+    assert "name=web-col" in shared and "vm-columns=name%2Ctags%2Cstate" in shared
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV: Virtual machines").click()
+    lines = Path(saved.value.path()).read_text().splitlines()
+    assert lines[0] == "Name,Tags,State" and lines[1].startswith(f'{vm["name"]},"'), lines
+    page.goto("/ui/vms")
+    assert titles(page, "Virtual machines") == own, "they are kept in this browser"
+    expect(page).to_have_url(re.compile("vm-columns="))
+    page.goto("/ui/vms?vm-columns=nothing,__proto__,state,state,<b>")
+    assert titles(page, "Virtual machines") == ["State"], "an address may say anything"
+    _look_from_elsewhere(page, shared, own)
+    page.get_by_role("button", name="Columns: Virtual machines").click()
+    page.get_by_role("button", name="The usual columns").click()
+    page.get_by_role("dialog").get_by_role("button", name="Close").last.click()
+    assert titles(page, "Virtual machines") == USUAL
+    assert "columns" not in page.url
+
+
+def _look_from_elsewhere(page: Page, shared: str, own: list[str]) -> None:
+    """Another user's columns count for nobody else; a shared link shows its own, and changes nothing for later."""
+    assert page.evaluate("Object.keys(localStorage).filter(key => key.includes('columns'))") == [
+        f"novacron-columns-{USER}-vm"
+    ]
+    page.evaluate("localStorage.clear(); localStorage.setItem('novacron-columns-another-vm', 'id')")
+    page.goto(shared)
+    until_current(page)
+    assert titles(page, "Virtual machines") == own
+    page.goto("/ui/vms")
+    assert titles(page, "Virtual machines") == USUAL
+    page.goto(shared)
+
+
+@pytest.mark.slow
+def test_lists_of_one_page_have_columns_of_their_own(page: Page, site: Platform) -> None:
+    log_in(page)
+    page.goto("/ui/nodes?node-columns=tags,name&drain-columns=phase")
+    assert titles(page, "Nodes") == ["Tags", "Name", "What can be done"]
+    page.get_by_role("button", name="Columns: Nodes").click()
+    found = unsuitable(page, "columns")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Kernel", exact=True).check()
+    dialog.get_by_role("button", name="Close").last.click()
+    assert titles(page, "Nodes") == ["Tags", "Name", "Kernel", "What can be done"]
+    assert "drain-columns=phase" in page.url, "the other list's are left alone"
+    for path, table in (("images", "Images"), ("volumes", "Pools"), ("audit", "Audit log")):
+        page.goto(f"/ui/{path}")
+        page.get_by_role("button", name=f"Columns: {table}").click()
+        box = page.get_by_role("dialog").get_by_role("checkbox").first
+        box.uncheck()
+        page.get_by_role("dialog").get_by_role("button", name="Close").last.click()
+        expect(page).to_have_url(re.compile("-columns="))
+    assert found == {}
