@@ -198,6 +198,7 @@ function Pages({ me }: { me: Me }): ReactElement {
       <Route path="/security-groups">
         <SecurityGroups me={me} />
       </Route>
+      <Route path="/backups/:id/files">{({ id }) => <Files key={id} id={id} me={me} />}</Route>
       <Route path="/:page">{({ page }) => <Administration page={page} me={me} />}</Route>
       <Route>
         <Redirect to="/" />
@@ -208,6 +209,15 @@ function Pages({ me }: { me: Me }): ReactElement {
 
 /** Pages that few people open: loaded when one does. */
 const Rest = lazy(() => import("./pages/rest"));
+const BackupFiles = lazy(() => import("./pages/backup_files"));
+
+function Files({ id, me }: { id: string; me: Me }): ReactElement {
+  return (
+    <Suspense fallback={<p role="status">{t("Loading the page …")}</p>}>
+      <BackupFiles id={id} me={me} />
+    </Suspense>
+  );
+}
 
 function Administration({ page, me }: { page: string; me: Me }): ReactElement {
   return (

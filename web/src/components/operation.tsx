@@ -2,6 +2,7 @@
 import { Button, Checkbox, Form, FormGroup, FormHelperText, FormSelect, FormSelectOption, HelperText, HelperTextItem, Modal, ModalBody, ModalFooter, ModalHeader, TextArea, TextInput, Tooltip } from "@patternfly/react-core";
 import { useMutation } from "@tanstack/react-query";
 import { type FormEvent, type ReactElement, type ReactNode, useEffect, useState, useSyncExternalStore } from "react";
+import { useLocation } from "wouter";
 import { ApiError } from "../api";
 import { t } from "../i18n";
 import { queries } from "../live";
@@ -115,6 +116,17 @@ export function OperationButton({ operation, primary = false }: { operation: Ope
       aria-label={titleOf(operation)}
       onClick={() => start(operation)}
     >
+      {t(label)}
+    </Button>
+  );
+  return refusal === null ? button : <Tooltip content={t(refusal)}>{button}</Tooltip>;
+}
+
+/** A page about an object, beside what can be done with it. */
+export function LinkButton({ label, subject, href, refusal }: { label: string; subject: string; href: string; refusal: string | null }): ReactElement {
+  const [, go] = useLocation();
+  const button = (
+    <Button size="sm" variant="secondary" isAriaDisabled={refusal !== null} aria-label={`${t(label)}: ${subject}`} onClick={() => go(href)}>
       {t(label)}
     </Button>
   );

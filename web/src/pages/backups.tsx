@@ -5,7 +5,7 @@ import { Link, useSearchParams } from "wouter";
 import { answered, type Backup, type BackupPhase, type BackupPolicy, type BackupRepository, client, type Me, type Schemas } from "../api";
 import { When } from "../components/labels";
 import { LiveList } from "../components/live_list";
-import { checked, type Field, given, lines, number, type Operation, OperationBar, type Values } from "../components/operation";
+import { checked, type Field, given, lines, LinkButton, number, type Operation, OperationBar, type Values } from "../components/operation";
 import { Picture } from "../components/picture";
 import { Secret } from "../components/secret";
 import type { Column } from "../components/table";
@@ -13,6 +13,7 @@ import { bytes, duration, time } from "../format";
 import { m, t } from "../i18n";
 import { useList } from "../list";
 import { refusalFor } from "../session";
+import { lookRefusal } from "./backup_look";
 
 const COLOURS: Record<BackupPhase, NonNullable<LabelProps["color"]>> = {
   damaged: "red",
@@ -245,7 +246,16 @@ function Made({ me }: { me: Me }): ReactElement {
     { title: m("Verified"), width: "13rem", extra: true, cell: ({ verified_at }) => (verified_at === null ? "-" : <When at={verified_at} />), text: ({ verified_at }) => verified_at ?? "" },
     { title: m("Finished"), width: "13rem", extra: true, cell: ({ finished_at }) => (finished_at === null ? "-" : <When at={finished_at} />), text: ({ finished_at }) => finished_at ?? "" },
     { title: m("Id"), width: "13rem", extra: true, cell: (backup) => backup.id },
-    { title: "", width: "24rem", cell: (backup) => <OperationBar operations={ofBackup(me, backup)} /> },
+    {
+      title: "",
+      width: "28rem",
+      cell: (backup) => (
+        <span className="nc-operations">
+          <LinkButton label={m("Files")} subject={`${backup.vm_name} ${backup.id}`} href={`/backups/${backup.id}/files`} refusal={lookRefusal(me, backup)} />
+          <OperationBar operations={ofBackup(me, backup)} />
+        </span>
+      ),
+    },
   ];
   return (
     <LiveList kind="backup" title={m("Backups")} list={list} columns={columns} empty={m("There is no backup.")} level="h2">
