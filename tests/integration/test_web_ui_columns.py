@@ -1,4 +1,4 @@
-"""Readers of the web UI choose and order the columns of lists, and share them."""
+"""Readers of the web UI choose the columns of lists and what they are filtered by, and share both."""
 
 from __future__ import annotations
 
@@ -67,6 +67,55 @@ def _look_from_elsewhere(page: Page, shared: str, own: list[str]) -> None:
     page.goto("/ui/vms")
     assert titles(page, "Virtual machines") == USUAL
     page.goto(shared)
+
+
+def test_a_list_is_filtered_by_the_server_and_follows_what_changes(page: Page, site: Platform, new_vm: NewVm) -> None:
+    new_vm(name="web-filter-a", power="stopped", tags=["blue", "old"])
+    other = new_vm(name="web-filter-b", power="stopped", tags=["blue"])
+    log_in(page)
+    page.get_by_role("link", name="web-filter-b").wait_for(timeout=SOON_MS)
+    page.get_by_role("button", name="Filter: Virtual machines").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Tag").fill("blue,old")
+    dialog.get_by_label("Image").fill("tiny")
+    dialog.get_by_role("button", name="Filter", exact=True).click()
+    expect(page.get_by_role("link", name="web-filter-b")).to_have_count(0, timeout=SOON_MS)
+    expect(page.get_by_role("link", name="web-filter-a")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"tag=blue%2Cold"))
+    site.client.request("PATCH", f"/api/v1/vms/{other['id']}", {"tags": ["blue", "old"]})
+    expect(page.get_by_role("link", name="web-filter-b")).to_be_visible(timeout=SOON_MS)
+    page.reload()
+    page.get_by_role("link", name="web-filter-b").wait_for(timeout=SOON_MS)
+    page.get_by_role("button", name="Take out the filter: Tag").click()
+    expect(page).to_have_url(re.compile(r"\?image=tiny$"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "title", "field"),
+    [
+        ("nodes", "Nodes", "Tag"),
+        ("volumes", "Volumes", "VM"),
+        ("images", "Images", "Tag"),
+        ("backups", "Backups", "Policy"),
+        ("migrations", "Migrations", "VM"),
+    ],
+)
+def test_each_list_has_the_filters_of_the_server(
+    page: Page, path: str, title: str, field: str, forgiven: list[str]
+) -> None:
+    forgiven += ["404"]  # a VM or a policy that does not exist is said
+    log_in(page)
+    page.goto(f"/ui/{path}")
+    until_current(page)
+    page.get_by_role("button", name=f"Filter: {title}").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label(field).fill("nothing-is-like-that")
+    dialog.get_by_role("button", name="Filter", exact=True).click()
+    said = page.get_by_role("region", name=title, exact=True).get_by_text(
+        re.compile("Nothing here|There is no image|can't be shown")
+    )
+    expect(said.first).to_be_visible(timeout=SOON_MS)
 
 
 @pytest.mark.slow

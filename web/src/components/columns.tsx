@@ -2,7 +2,7 @@
 import { Button, Checkbox, Modal, ModalBody, ModalFooter, ModalHeader } from "@patternfly/react-core";
 import { type ReactElement, useEffect, useState } from "react";
 import { useSearch } from "wouter";
-import { navigate } from "wouter/use-browser-location";
+import { setAddress } from "../address";
 import { chosen, type Column, idOf, isButtons, moved, shown, toggled, usual, written } from "../columns";
 import { t } from "../i18n";
 import { userName } from "../session";
@@ -16,15 +16,6 @@ export interface Columns<T> {
   choose: (ids: readonly string[]) => void;
 }
 
-/** Change one part of the address as it is now: lists of one page do not undo each other's. */
-function setAddress(name: string, value: string): void {
-  const search = new URLSearchParams(location.search);
-  if (value === "") search.delete(name);
-  else search.set(name, value);
-  const text = search.toString();
-  navigate(location.pathname + (text === "" ? "" : `?${text}`), { replace: true });
-}
-
 export function useColumns<T>(list: string, all: readonly Column<T>[]): Columns<T> {
   const name = `${list}-columns`;
   const key = `novacron-columns-${userName()}-${list}`;
@@ -33,14 +24,14 @@ export function useColumns<T>(list: string, all: readonly Column<T>[]): Columns<
   const ids = chosen(all, asked, kept);
   const missing = asked === null ? written(all, ids) : "";
   useEffect(() => {
-    if (missing !== "") setAddress(name, missing);
+    if (missing !== "") setAddress({ [name]: missing });
   }, [name, missing]);
   const choose = (next: readonly string[]): void => {
     const text = written(all, next);
     if (text === "") localStorage.removeItem(key);
     else localStorage.setItem(key, text);
     setKept(text);
-    setAddress(name, text);
+    setAddress({ [name]: text });
   };
   return { name, all, shown: shown(all, ids), ids, choose };
 }

@@ -36,6 +36,8 @@ export interface Operation {
   confirm?: string;
   /** Held back for some seconds once it is confirmed, so that it can be undone; left out: if a word must be typed, and nothing is shown. */
   undo?: boolean;
+  /** Its success is seen on the page, and not said. */
+  quiet?: boolean;
   /** Why it can't be done, in words. */
   refusal?: string | null;
   /** The same as a command. */
@@ -100,6 +102,7 @@ async function perform(operation: Operation): Promise<void> {
 
 function done(operation: Operation): void {
   if (operation.show !== undefined && !asks(operation)) return; // it only looked
+  if (operation.quiet === true) return;
   said(`${t(operation.label)}: ${operation.subject === undefined ? t("done") : operation.subject}`);
   void queries.invalidateQueries({ queryKey: ["plain"] });
 }

@@ -3,6 +3,7 @@ import { Alert, Label, type LabelProps } from "@patternfly/react-core";
 import type { ReactElement } from "react";
 import { Link, useSearchParams } from "wouter";
 import { answered, type Backup, type BackupPhase, type BackupPolicy, type BackupRepository, client, type Me, type Schemas } from "../api";
+import { BY_PROJECT, FilterBar, useFilters } from "../components/filters";
 import { When } from "../components/labels";
 import { LiveList } from "../components/live_list";
 import { checked, type Field, given, lines, LinkButton, number, type Operation, OperationBar, type Values } from "../components/operation";
@@ -223,10 +224,12 @@ function ofBackup(me: Me, backup: Backup): Operation[] {
   ];
 }
 
+const FILTERS = [BY_PROJECT, { name: "repository", label: m("Repository") }, { name: "policy", label: m("Policy") }] as const;
+
 function Made({ me }: { me: Me }): ReactElement {
   const [address] = useSearchParams();
   const vm = address.get("vm") ?? undefined;
-  const filters = vm === undefined ? {} : { vm };
+  const filters = { ...useFilters(FILTERS), ...(vm !== undefined && { vm }) };
   const list = useList("backup", filters, (query) => answered(client.GET("/api/v1/backups", { params: { query: { ...filters, ...query } } })), {
     belongs: (backup) => vm === undefined || backup.vm === vm,
   });
@@ -259,6 +262,7 @@ function Made({ me }: { me: Me }): ReactElement {
   ];
   return (
     <LiveList kind="backup" title={m("Backups")} list={list} columns={columns} empty={m("There is no backup.")} level="h2">
+      <FilterBar title={m("Backups")} filters={FILTERS} />
       {vm !== undefined && (
         <Alert isInline variant="info" title={t("Only backups of one VM are shown.")} actionLinks={<Link href="/backups">{t("Show all")}</Link>} />
       )}

@@ -3,6 +3,7 @@ import { Progress } from "@patternfly/react-core";
 import { useQuery } from "@tanstack/react-query";
 import { type ReactElement, useState } from "react";
 import { answered, client, type Export, type Image, type Import, type Me } from "../api";
+import { BY_PROJECT, BY_TAG, FilterBar, useFilters } from "../components/filters";
 import { When } from "../components/labels";
 import { LiveList } from "../components/live_list";
 import { metadataFields, metadataOf } from "../components/metadata";
@@ -80,7 +81,10 @@ function importImage(me: Me): Operation {
   };
 }
 
+const FILTERS = [BY_PROJECT, BY_TAG] as const;
+
 export function Images({ me }: { me: Me }): ReactElement {
+  const filters = useFilters(FILTERS);
   const columns: readonly Column<Image>[] = [
     { title: m("Name"), width: "minmax(9rem, 1fr)", cell: (image) => image.name },
     { title: m("Description"), width: "minmax(9rem, 2fr)", cell: (image) => <span title={image.description}>{image.description}</span>, text: (image) => image.description },
@@ -97,7 +101,9 @@ export function Images({ me }: { me: Me }): ReactElement {
   ];
   return (
     <div className="nc-page">
-      <PlainList level="h1" title={m("Images")} name={["images"]} fetchPage={() => answered(client.GET("/api/v1/images"))} columns={columns} keyOf={(image) => image.name} empty={m("There is no image.")} create={importImage(me)} />
+      <PlainList level="h1" title={m("Images")} name={["images", filters.project, filters.tag]} fetchPage={() => answered(client.GET("/api/v1/images", { params: { query: filters } }))} columns={columns} keyOf={(image) => image.name} empty={m("There is no image.")} create={importImage(me)}>
+        <FilterBar title={m("Images")} filters={FILTERS} />
+      </PlainList>
       <Upload me={me} />
       <Imports me={me} />
       <Exports me={me} />

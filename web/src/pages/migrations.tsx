@@ -1,13 +1,15 @@
 /** Migrations as they happen. */
-import { Button, Progress, Title } from "@patternfly/react-core";
+import { Button, Progress } from "@patternfly/react-core";
 import type { ReactElement } from "react";
 import { Link } from "wouter";
 import { answered, client, type Me, type Migration } from "../api";
 import { MigrationCharts } from "../charts/migration";
+import { BY_PROJECT, FilterBar, useFilters } from "../components/filters";
 import { MigrationLabel, When } from "../components/labels";
 import { isUnderWay } from "../components/phases";
 import { refused, said } from "../components/notices";
-import { type Column, LiveTable } from "../components/table";
+import { LiveList } from "../components/live_list";
+import type { Column } from "../components/table";
 import { bytes, duration, percent } from "../format";
 import { useList } from "../list";
 import { may } from "../session";
@@ -88,13 +90,17 @@ function columns(me: Me): readonly Column<Migration>[] {
   ];
 }
 
+const FILTERS = [{ name: "vm", label: m("VM") }, BY_PROJECT] as const;
+
 export function Migrations({ me }: { me: Me }): ReactElement {
   const sort = "-created_at";
-  const list = useList("migration", { sort }, (query) => answered(client.GET("/api/v1/migrations", { params: { query: { sort, ...query } } })));
+  const filters = useFilters(FILTERS);
+  const list = useList("migration", { sort, ...filters }, (query) => answered(client.GET("/api/v1/migrations", { params: { query: { sort, ...filters, ...query } } })));
   return (
     <div className="nc-page">
-      <Title headingLevel="h1">{t("Migrations")}</Title>
-      <LiveTable kind="migration" label={t("Migrations")} list={list} columns={columns(me)} empty={t("No VM has moved yet.")} />
+      <LiveList kind="migration" title={m("Migrations")} list={list} columns={columns(me)} empty={m("No VM has moved yet.")}>
+        <FilterBar title={m("Migrations")} filters={FILTERS} />
+      </LiveList>
     </div>
   );
 }

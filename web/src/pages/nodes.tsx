@@ -1,8 +1,10 @@
 /** The hosts that VMs run on. */
 import { Label } from "@patternfly/react-core";
 import type { ReactElement } from "react";
+import { hasTags } from "../address";
 import { answered, client, type Drain, type Me, type Node, type Schemas, type UnreconciledVm } from "../api";
 import { PastLoad } from "../charts/load";
+import { BY_TAG, FilterBar, useFilters } from "../components/filters";
 import { When } from "../components/labels";
 import { LiveList } from "../components/live_list";
 import { metadataFields, metadataOf } from "../components/metadata";
@@ -15,9 +17,15 @@ import { LEVELS } from "../levels";
 import { type List, useList, useWhole } from "../list";
 import { may, refusalFor } from "../session";
 
-export function useNodes(me: Me): List {
+export function useNodes(me: Me, filters: { tag?: string } = {}): List {
   const sort = "name";
-  return useWhole(useList("node", { sort }, (query) => answered(client.GET("/api/v1/nodes", { params: { query: { sort, ...query } } })), { moves: (old, now) => old.name !== now.name, allowed: may(me, "read", null) }));
+  return useWhole(
+    useList("node", { sort, ...filters }, (query) => answered(client.GET("/api/v1/nodes", { params: { query: { sort, ...filters, ...query } } })), {
+      moves: (old, now) => old.name !== now.name || old.tags.join() !== now.tags.join(),
+      belongs: (node) => hasTags(node.tags, filters.tag),
+      allowed: may(me, "read", null),
+    }),
+  );
 }
 
 const POLICIES = Object.keys({ throttle: true, "post-copy": true, leave: true } satisfies Record<Schemas["DrainPolicy"], true>);
@@ -158,10 +166,14 @@ function columns(me: Me): readonly Column<Node>[] {
   ];
 }
 
+const FILTERS = [BY_TAG] as const;
+
 export function Nodes({ me }: { me: Me }): ReactElement {
   return (
     <div className="nc-page">
-      <LiveList kind="node" title={m("Nodes")} list={useNodes(me)} columns={columns(me)} empty={m("No host has joined yet.")} create={joinToken(me)} />
+      <LiveList kind="node" title={m("Nodes")} list={useNodes(me, useFilters(FILTERS))} columns={columns(me)} empty={m("No host has joined yet.")} create={joinToken(me)}>
+        <FilterBar title={m("Nodes")} filters={FILTERS} />
+      </LiveList>
       <Drains />
       <Unreconciled me={me} />
     </div>

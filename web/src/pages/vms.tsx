@@ -2,10 +2,12 @@
 import { Alert, AlertActionCloseButton, Button, FormSelect, FormSelectOption, SearchInput, Title } from "@patternfly/react-core";
 import { type ReactElement, useEffect, useMemo, useState } from "react";
 import { Link, useSearchParams } from "wouter";
+import { hasTags, setAddress } from "../address";
 import { answered, client, type Me, type Vm, type VmState } from "../api";
 import { VmActions } from "../components/act";
 import { ColumnsButton, useColumns } from "../components/columns";
 import { CsvButton } from "../components/csv";
+import { BY_PROJECT, BY_TAG, FilterBar, useFilters } from "../components/filters";
 import { VM_STATES, VmStateLabel, When } from "../components/labels";
 import { type Column, LiveTable } from "../components/table";
 import { Views } from "../components/views";
@@ -46,11 +48,16 @@ const COLUMNS: readonly Column<Vm>[] = [
   { title: m("Id"), width: "13rem", extra: true, cell: (vm) => vm.id },
 ];
 
+const FILTERS = [{ name: "node", label: m("Node") }, BY_PROJECT, { name: "image", label: m("Image") }, BY_TAG] as const;
+
 /** A change of one of these may move a VM within a list, or out of it. */
 function moves(old: Vm, now: Vm): boolean {
   return (
     old.name !== now.name ||
     old.node !== now.node ||
+    old.project !== now.project ||
+    old.spec.image !== now.spec.image ||
+    old.tags.join() !== now.tags.join() ||
     old.status.state !== now.status.state ||
     old.spec.vcpus !== now.spec.vcpus ||
     old.spec.memory_mib !== now.spec.memory_mib
@@ -82,25 +89,17 @@ function useSelection(keys: readonly string[], list: string): {
 }
 
 export function Vms({ me }: { me: Me }): ReactElement {
-  const [address, setAddress] = useSearchParams();
+  const [address] = useSearchParams();
   const own = useColumns("vm", COLUMNS);
   const begins = address.get("name") ?? "";
   const state = address.get("state") ?? "";
   const sort = address.get("sort") ?? "name";
-  const change = (name: string, value: string): void =>
-    setAddress(
-      (old) => {
-        const next = new URLSearchParams(old);
-        if (value === "") next.delete(name);
-        else next.set(name, value);
-        return next;
-      },
-      { replace: true },
-    );
-  const filters = { ...(begins && { name: `${begins}*` }), ...(state && { state: state as VmState }), sort };
+  const change = (name: string, value: string): void => setAddress({ [name]: value });
+  const more = useFilters(FILTERS);
+  const filters = { ...(begins && { name: `${begins}*` }), ...(state && { state: state as VmState }), ...more, sort };
   const list = useList("vm", filters, (query) => answered(client.GET("/api/v1/vms", { params: { query: { ...filters, ...query } } })), {
     moves,
-    belongs: (vm) => vm.name.startsWith(begins) && (state === "" || vm.status.state === state),
+    belongs: (vm) => vm.name.startsWith(begins) && (state === "" || vm.status.state === state) && (more.node === undefined || vm.node === more.node) && (more.image === undefined || vm.spec.image === more.image) && hasTags(vm.tags, more.tag),
   });
   const { selected, set, cleared, dismiss } = useSelection(list.keys, JSON.stringify(filters));
   const vms = useMemo(() => [...selected].map((key) => store.get("vm", key)).filter((vm) => vm !== undefined), [selected]);
@@ -130,6 +129,7 @@ export function Vms({ me }: { me: Me }): ReactElement {
             <FormSelectOption key={name} value={name} label={name} />
           ))}
         </FormSelect>
+        <FilterBar title={m("Virtual machines")} filters={FILTERS} />
         <Views page="vms" />
         <ColumnsButton title={m("Virtual machines")} columns={own} />
         <CsvButton title={m("Virtual machines")} columns={own.shown} objects={loaded} />

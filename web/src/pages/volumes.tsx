@@ -1,7 +1,9 @@
 /** Volumes, and the pools that hold them. */
 import type { ReactElement } from "react";
 import { Link, useSearchParams } from "wouter";
+import { hasTags, setAddress } from "../address";
 import { answered, client, type Me, type Schemas, type Volume } from "../api";
+import { BY_PROJECT, BY_TAG, FilterBar, useFilters } from "../components/filters";
 import { VolumeLabel, When } from "../components/labels";
 import { LiveList } from "../components/live_list";
 import { metadataFields, metadataOf } from "../components/metadata";
@@ -125,11 +127,15 @@ async function fullPools(): Promise<Foreseen[]> {
   }
 }
 
+const FILTERS = [{ name: "vm", label: m("VM") }, BY_PROJECT, BY_TAG] as const;
+
 export function Volumes({ me }: { me: Me }): ReactElement {
-  const [address, setAddress] = useSearchParams();
+  const [address] = useSearchParams();
   const sort = address.get("sort") ?? "name";
-  const list = useList("volume", { sort }, (query) => answered(client.GET("/api/v1/volumes", { params: { query: { sort, ...query } } })), {
-    moves: (old, now) => old.name !== now.name || old.size_mib !== now.size_mib || old.used_bytes !== now.used_bytes,
+  const filters = useFilters(FILTERS);
+  const list = useList("volume", { sort, ...filters }, (query) => answered(client.GET("/api/v1/volumes", { params: { query: { sort, ...filters, ...query } } })), {
+    belongs: (volume) => hasTags(volume.tags, filters.tag),
+    moves: (old, now) => old.vm !== now.vm || old.project !== now.project || old.tags.join() !== now.tags.join() || old.name !== now.name || old.size_mib !== now.size_mib || old.used_bytes !== now.used_bytes,
   });
   const columns: readonly Column<Volume>[] = [
     { title: m("Name"), width: "minmax(10rem, 2fr)", sort: "name", cell: (volume) => volume.name },
@@ -153,7 +159,9 @@ export function Volumes({ me }: { me: Me }): ReactElement {
   ];
   return (
     <div className="nc-page">
-      <LiveList kind="volume" title={m("Volumes")} list={list} columns={columns} empty={m("There is no volume.")} create={createVolume(me)} sorting={{ by: sort, change: (by) => setAddress((old) => new URLSearchParams([...[...old].filter(([name]) => name !== "sort"), ["sort", by]]), { replace: true }) }} />
+      <LiveList kind="volume" title={m("Volumes")} list={list} columns={columns} empty={m("There is no volume.")} create={createVolume(me)} sorting={{ by: sort, change: (by) => setAddress({ sort: by }) }}>
+        <FilterBar title={m("Volumes")} filters={FILTERS} />
+      </LiveList>
       <PlainList
         title={m("Pools")}
         name={["pools"]}
