@@ -88,7 +88,18 @@ export function App(): ReactElement | null {
   if (me === null) return null;
   return (
     <Router base="/ui">
-      <Frame me={me} />
+      <Switch>
+        <Route path="/vms/:id/console/:kind">
+          {({ id, kind }) => (
+            <Suspense fallback={<p role="status">{t("Loading the console …")}</p>}>
+              <ConsoleWindow id={id} kind={kind} me={me} />
+            </Suspense>
+          )}
+        </Route>
+        <Route>
+          <Frame me={me} />
+        </Route>
+      </Switch>
       {session.state === "ended" && (
         <div className="nc-overlay" role="dialog" aria-modal="true" aria-label={t("Log in again")}>
           <Login step={session.step} reason={t("Your session has ended. Log in again: this page stays as it is.")} user={me.user} />
@@ -209,6 +220,7 @@ function Pages({ me }: { me: Me }): ReactElement {
 
 /** Pages that few people open: loaded when one does. */
 const Rest = lazy(() => import("./pages/rest"));
+const ConsoleWindow = lazy(() => import("./pages/console"));
 const BackupFiles = lazy(() => import("./pages/backup_files"));
 
 function Files({ id, me }: { id: string; me: Me }): ReactElement {

@@ -1,5 +1,5 @@
 import { afterEach, expect, it } from "vitest";
-import { t, use } from "./i18n";
+import { directionOf, t, use } from "./i18n";
 
 afterEach(() => use({}));
 
@@ -13,4 +13,8 @@ it("says a text in the reader's language, and in English what is not translated"
 it("leaves a value that looks like a place as it is", () => {
   expect(t("{name} is {state}", { name: "{state}", state: "on" })).toBe("{state} is on");
   expect(t("{name} {missing}", { name: "a" })).toBe("a {missing}");
+});
+
+it("knows where the lines of a language begin", () => {
+  expect(["ar", "he", "en", "de"].map(directionOf)).toEqual(["rtl", "rtl", "ltr", "ltr"]);
 });

@@ -5,6 +5,13 @@ type Catalogue = Record<string, string>;
 const LANGUAGES = import.meta.glob<Catalogue>(["../messages/*.json", "!../messages/en.json"], { import: "default" });
 let catalogue: Catalogue = {};
 
+const FROM_RIGHT = new Set(["ar", "ckb", "dv", "fa", "he", "ps", "sd", "ug", "ur", "yi"]);
+
+/** Where lines of a language begin. */
+export function directionOf(language: string): "ltr" | "rtl" {
+  return FROM_RIGHT.has(language) ? "rtl" : "ltr";
+}
+
 /** Load the catalogue of the first of these languages that there is; English needs none. */
 export async function speak(languages: readonly string[]): Promise<void> {
   for (const language of languages) {
@@ -14,6 +21,7 @@ export async function speak(languages: readonly string[]): Promise<void> {
     if (load === undefined) continue;
     use(await load());
     document.documentElement.lang = name;
+    document.documentElement.dir = directionOf(name);
     return;
   }
 }

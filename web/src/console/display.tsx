@@ -1,26 +1,21 @@
 /** The display: VNC on a ticketed WebSocket. */
-import { Button, TextInput } from "@patternfly/react-core";
+import { Button, FormSelect, FormSelectOption, TextArea } from "@patternfly/react-core";
 import RFB from "@novnc/novnc";
 import { type ReactElement, useEffect, useRef, useState } from "react";
 import { words } from "../components/notices";
+import { CHORDS, type Key, MODIFIERS, type Stroke, together, typing } from "./keys";
 import { consoleUrl } from "./ticket";
 import { t } from "../i18n";
 
-const TYPED_MAX = 4_000;
 const KEY_PAUSE_MS = 15;
-const RETURN_KEYSYM = 0xff0d;
-const UNICODE_KEYSYMS = 0x0100_0000;
 
-/** The X11 keysym of a character. */
-export function keysymOf(character: string): number {
-  if (character === "\n") return RETURN_KEYSYM;
-  const point = character.codePointAt(0) ?? 0;
-  return point < 0x100 ? point : UNICODE_KEYSYMS + point;
+function press(rfb: RFB, strokes: readonly Stroke[]): void {
+  for (const { keysym, code, down } of strokes) rfb.sendKey(keysym, code, down);
 }
 
 async function type(rfb: RFB, text: string): Promise<void> {
-  for (const character of text.slice(0, TYPED_MAX)) {
-    rfb.sendKey(keysymOf(character), null);
+  for (const strokes of typing(text)) {
+    press(rfb, strokes);
     await new Promise((resolve) => setTimeout(resolve, KEY_PAUSE_MS)); // guests lose keys that come faster
   }
 }
@@ -59,11 +54,15 @@ export default function DisplayConsole({ vm, name }: { vm: string; name: string 
     void connect();
     return () => {
       ended = true;
+      if (rfb.current !== null) press(rfb.current, MODIFIERS.map(([, key]) => ({ ...key, down: false }))); // a guest keeps holding what nobody releases
       rfb.current?.disconnect();
       rfb.current = null;
     };
   }, [vm, attempt]);
 
+  const send = (strokes: readonly Stroke[]): void => {
+    if (rfb.current !== null) press(rfb.current, strokes);
+  };
   return (
     <section aria-label={t("Display of {name}", { name })} className="nc-console">
       <div className="nc-console-bar">
@@ -73,13 +72,13 @@ export default function DisplayConsole({ vm, name }: { vm: string; name: string 
             {t("Open again")}
           </Button>
         )}
-        <Button variant="secondary" size="sm" isDisabled={closed} onClick={() => rfb.current?.sendCtrlAltDel()}>
-          {t("Ctrl-Alt-Del")}
-        </Button>
+        <Keys key={attempt} send={send} isDisabled={closed} />
         <Button variant="secondary" size="sm" onClick={() => void holder.current?.requestFullscreen()}>
           {t("Full screen")}
         </Button>
-        <TextInput
+        <TextArea
+          rows={1}
+          resizeOrientation="vertical"
           aria-label={t("Text to type into the guest")}
           placeholder={t("Text to type into the guest")}
           value={text}
@@ -97,5 +96,40 @@ export default function DisplayConsole({ vm, name }: { vm: string; name: string 
       </div>
       <div ref={holder} className="nc-display" />
     </section>
+  );
+}
+
+/** Keys that a browser keeps for itself: pressed together, or held down while others are typed into the picture. */
+function Keys({ send, isDisabled }: { send: (strokes: readonly Stroke[]) => void; isDisabled: boolean }): ReactElement {
+  const [held, setHeld] = useState<readonly string[]>([]);
+  const toggle = (name: string, key: Key): void => {
+    const down = !held.includes(name);
+    send([{ ...key, down }]);
+    setHeld(down ? [...held, name] : held.filter((one) => one !== name));
+  };
+  const chord = (name: string): void => {
+    send(together(CHORDS.get(name) ?? []));
+    setHeld([]); // it released those that it has, and a guest should hold none that the page does not show
+    send(MODIFIERS.filter(([one]) => held.includes(one)).map(([, key]) => ({ ...key, down: false })));
+  };
+  return (
+    <>
+      <Button variant="secondary" size="sm" isDisabled={isDisabled} onClick={() => chord("Ctrl-Alt-Del")}>
+        {t("Ctrl-Alt-Del")}
+      </Button>
+      <FormSelect className="nc-keys-menu" aria-label={t("Send keys")} value="" isDisabled={isDisabled} onChange={(_, name) => chord(name)}>
+        <FormSelectOption value="" label={t("Send keys")} />
+        {[...CHORDS.keys()].map((name) => (
+          <FormSelectOption key={name} value={name} label={name} />
+        ))}
+      </FormSelect>
+      <span role="group" aria-label={t("Hold a key down")} className="nc-operations">
+        {MODIFIERS.map(([name, key]) => (
+          <Button key={name} variant={held.includes(name) ? "primary" : "control"} size="sm" aria-pressed={held.includes(name)} isDisabled={isDisabled} onClick={() => toggle(name, key)}>
+            {name}
+          </Button>
+        ))}
+      </span>
+    </>
   );
 }

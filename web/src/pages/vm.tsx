@@ -13,7 +13,7 @@ import {
 import { useQuery } from "@tanstack/react-query";
 import { lazy, type ReactElement, type ReactNode, Suspense, useState } from "react";
 import { Link } from "wouter";
-import { ApiError, answered, client, type Me, type Vm } from "../api";
+import { answered, client, type Me, type Vm } from "../api";
 import { VmLoad } from "../charts/load";
 import { VmActions } from "../components/act";
 import { VmStateLabel, When } from "../components/labels";
@@ -24,36 +24,13 @@ import { may } from "../session";
 import { EventTable } from "./events";
 import { MigrationProgress } from "./migrations";
 import { MigrateVm } from "./migrate";
+import { useVm } from "./vm_object";
 import { GuestView, Interfaces, MoreActions } from "./vm_more";
 import { Snapshots } from "./vm_snapshots";
 import { m, t } from "../i18n";
 
 const SerialConsole = lazy(() => import("../console/serial"));
 const DisplayConsole = lazy(() => import("../console/display"));
-
-/** Ask for the VM once; the stream keeps it current. */
-function useVm(id: string): { vm: Vm | undefined; error: unknown } {
-  const state = useConnection();
-  const query = useQuery({
-    queryKey: ["object", "vm", id],
-    enabled: state !== "connecting",
-    queryFn: () =>
-      store.asking(async () => {
-        const at = store.revision;
-        try {
-          const parameters = { path: { ref: id }, query: at === 0 ? {} : { min_revision: at } };
-          const vm = await answered(client.GET("/api/v1/vms/{ref}", { params: parameters }));
-          store.admit("vm", [vm], Math.max(at, vm.revision));
-          return vm.id;
-        } catch (error) {
-          if (error instanceof ApiError && error.status === 404) store.drop("vm", id);
-          throw error;
-        }
-      }),
-  });
-  const vm = useObject("vm", id);
-  return { vm, error: query.error };
-}
 
 export function VmPage({ id, me }: { id: string; me: Me }): ReactElement {
   const { vm, error } = useVm(id);
@@ -161,6 +138,11 @@ function NewestBackup({ vm }: { vm: Vm }): ReactElement {
   );
 }
 
+/** Opened again, it is the same window. */
+function openWindow(vm: Vm, kind: "serial" | "display"): void {
+  window.open(`/ui/vms/${vm.id}/console/${kind}`, `novacron-${kind}-${vm.id}`, "popup,width=1100,height=800");
+}
+
 function Consoles({ vm }: { vm: Vm }): ReactElement {
   const [serial, setSerial] = useState(false);
   const [display, setDisplay] = useState(false);
@@ -175,6 +157,14 @@ function Consoles({ vm }: { vm: Vm }): ReactElement {
         {hasDisplay && (
           <Button variant="secondary" aria-pressed={display} onClick={() => setDisplay(!display)}>
             {display ? t("Close the display") : t("Open the display")}
+          </Button>
+        )}
+        <Button variant="link" onClick={() => openWindow(vm, "serial")}>
+          {t("Serial console in its own window")}
+        </Button>
+        {hasDisplay && (
+          <Button variant="link" onClick={() => openWindow(vm, "display")}>
+            {t("Display in its own window")}
           </Button>
         )}
       </div>
