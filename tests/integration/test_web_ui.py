@@ -29,7 +29,7 @@ AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 TOO_WIDE = """[...document.querySelectorAll("*")].filter(element => {
     const { overflowX } = getComputedStyle(element);
     const scrolls = element === document.documentElement || overflowX === "auto" || overflowX === "scroll";
-    const table = element.closest(".nc-table, .nc-output, .nc-figures");
+    const table = element.closest(".nc-table, .nc-output, .nc-figures, .nc-display");
     return scrolls && element.scrollWidth > element.clientWidth + 1 && !table;
 }).map(element => `${element.tagName} ${element.className}: ${element.scrollWidth} > ${element.clientWidth}`)"""
 EXPECTED = ("/api/v1/me",)

@@ -42,6 +42,7 @@ export default function DisplayConsole({ vm, name }: { vm: string; name: string 
           const clean = (event as CustomEvent<{ clean: boolean }>).detail.clean;
           setStatus(clean ? t("Closed.") : t("Closed: the connection was lost."));
           setClosed(true);
+          if (rfb.current === display) rfb.current = null; // it can't be disconnected again
         });
         rfb.current = display;
       } catch (error) {
