@@ -18,14 +18,14 @@ SHARED = {
     ),
     "backups on the shared platform": _integration(
         "vm_backups", "backup_files", "backup_proofs", "repository_prunes", "archive", "encryption",
-        "encrypted_backups", "imports", "live_restores",
+        "encrypted_backups", "imports", "live_restores", "web_ui_backup_files",
     ),
     "the API of the shared platform": (
         *_integration(
             "volumes", "sharing", "hotplug", "access", "api", "api_http", "api_objects", "contract",
             "doctor", "documents", "foreign_clients", "manifests", "networks", "placement", "quotas", "rollout_smoke",
-            "runbooks", "runbooks_of_releases", "sdk_page", "scheduled_moves", "server", "web_ui", "web_ui_files",
-            "web_ui_outages", "wheel",
+            "runbooks", "runbooks_of_releases", "sdk_page", "scheduled_moves", "server", "web_ui", "web_ui_columns",
+            "web_ui_consoles", "web_ui_files", "web_ui_outages", "web_ui_undo", "wheel",
         ),
         "tests/security/test_overlay.py",
     ),
