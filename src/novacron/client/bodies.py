@@ -885,13 +885,17 @@ class ReplicateVmBody(TypedDict, total=False):
 
 class RestoreBackupBody(TypedDict, total=False):
     """The VM to make of a backup. ``node``: by default the one that made the backup. ``keep_macs``: give it the MAC
-    addresses of the VM that was backed up, or (false) new ones; by default those that no other VM has.
+    addresses of the VM that was backed up, or (false) new ones; by default those that no other VM has. ``live``: it
+    runs at once, and reads from the backup what its node does not have yet; ``bytes_per_s``: of a live restore, how
+    much of the disk is fetched in a second beside what the guest reads.
     """
 
     name: Required[str]
     node: str | None
     power: Power | Literal["running", "paused", "stopped"]
     keep_macs: bool | None
+    live: bool
+    bytes_per_s: int | None
 
 
 class RuleSpecBody(TypedDict, total=False):
