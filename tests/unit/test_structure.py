@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,6 +242,19 @@ def test_nothing_hides_an_import_behind_its_name() -> None:
         in ("import_module", "__import__")
     }  # fmt: skip
     assert hidden == IMPORTED_BY_NAME.keys()
+
+
+def test_each_package_and_module_stands_in_the_contracts_of_who_imports_whom() -> None:
+    """``script/lint`` checks the contracts. What they leave out may import, and be imported by, anything."""
+    contracts = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layered = {contract["containers"][0]: contract for contract in contracts if contract["type"] == "layers"}
+    assert layered.keys() == {"novacron", "novacron.agent", "novacron.api"}
+    for container, contract in layered.items():
+        assert contract["exhaustive"] and "exhaustive_ignores" not in contract, container
+        layers = {name.strip() for layer in contract["layers"] for name in re.split(r"[|:]", layer)}
+        folder = SOURCE.parent.joinpath(*container.split("."))
+        children = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/*.py")}
+        assert layers == children - {"__init__"}, container
 
 
 def defined() -> Iterator[tuple[str, str]]:
