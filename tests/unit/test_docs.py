@@ -5,16 +5,21 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
+import types
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import pytest
+from litestar.routes import HTTPRoute, WebSocketRoute
 
 from novacron.agent.migration import phases
 from novacron.agent.vm.journal import Record
 from novacron.agent.vm.power import Step
+from novacron.api.access.context import Services
+from novacron.api.app import create_app
+from novacron.api.edge import web_ui
 from novacron.model.migration import MigrationPhase
 from novacron.model.ownership import Claim
 from novacron.model.snapshot import SnapshotPhase
@@ -237,19 +242,62 @@ def command_lines(page: Path) -> Iterator[str]:
     yield from re.findall(r"`(novacron [^`]*)`", prose(page))
 
 
-def test_every_package_and_room_is_in_the_architecture() -> None:
+def test_every_package_and_module_of_the_first_levels_is_in_the_architecture() -> None:
     """A folder of which nobody says what it answers grows into whatever is at hand."""
-    folders = {
-        line.split("|")[1] for line in (ROOT / "docs/architecture.md").read_text().splitlines() if line[:2] == "| "
-    }
-    named = {path.rstrip("/") for cell in folders for path in re.findall(r"`((?:src/novacron/)?[\w/.]+)`", cell)}
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line[:2] == "| "]
+    named = {path.rstrip("/") for cell in rows for path in re.findall(r"`((?:src/novacron/)?[\w/.]+)`", cell)}
     packages = {path.parent for room in ("*", "agent/*", "api/*") for path in PACKAGE.glob(f"{room}/__init__.py")}
+    modules = {path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
     missing = [
         path.relative_to(PACKAGE).as_posix()
-        for path in sorted(packages)
+        for path in sorted(packages | modules)
         if not named & {path.relative_to(ROOT).as_posix(), path.relative_to(PACKAGE).as_posix()}
     ]
     assert missing == []
+    layers = page.partition("Within the agent, the lower")[2].partition("Within the API")[0]
+    agent = {path.stem for path in (PACKAGE / "agent").glob("*.py")} | {
+        path.parent.name for path in (PACKAGE / "agent").glob("*/__init__.py")
+    }
+    assert agent - {"__init__"} == {name for name in re.findall(r"`(\w+)/?`", layers) if name != "VmContext"}
+
+
+def test_the_architecture_names_every_route_that_needs_no_token() -> None:
+    app = create_app(cast(Services, types.SimpleNamespace()))
+    public = {
+        f"{method} {route.path}"
+        for route in app.routes
+        for method, handler in (
+            [("WEBSOCKET", route.route_handler)]
+            if isinstance(route, WebSocketRoute)
+            else [(method, handler) for method, (handler, _) in cast(HTTPRoute, route).route_handler_map.items()]
+        )
+        if method != "OPTIONS" and handler.opt.get("exclude_from_auth")
+    }
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = page.partition("| route | needs instead |")[2].partition("\n\n")[0].splitlines()
+    named = {route for row in rows for route in re.findall(r"`([A-Z]+ /[^`]*)`", row)}
+    assert named == public | {f"GET {web_ui.HOME}"}
+
+
+WAITED_FOR = {
+    "ListBackupFileSystems": "files of backups", "ListBackupFiles": "files of backups",
+    "ReadBackupFile": "files of backups", "ReadConsoleLog": "console logs", "ReadExport": "exports",
+    "ReadFirmwareState": "firmware state",
+    "ReadGuestCommand": "commands and files in guests", "ReadGuestFile": "commands and files in guests",
+    "ReadMetrics": "metrics", "RemoveImage": "removal of images", "SetLogLevel": "log levels",
+    "StartGuestCommand": "commands and files in guests", "TakePiece": "uploads", "TakeScreenshot": "screenshots",
+    "WriteGuestFile": "commands and files in guests",
+}  # fmt: skip
+"""The questions to agents that requests wait for, and what the page of the architecture calls them."""
+ASKED_BY_CONTROLLERS = {"PruneRepository"}
+
+
+def test_the_architecture_names_every_request_that_waits_for_an_agent() -> None:
+    assert WAITED_FOR.keys() | ASKED_BY_CONTROLLERS == {question.__name__ for question in questions.ALL}
+    page = (ROOT / "docs/architecture.md").read_text()
+    waits = " ".join(page.partition("* Nothing waits for an agent, except")[2].partition("\n\n")[0].split())
+    assert [words for words in WAITED_FOR.values() if words not in waits] == []
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
