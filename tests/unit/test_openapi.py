@@ -18,6 +18,7 @@ from novacron.api.app import create_app
 from novacron.api.edge import openapi, parameters
 from novacron.api.edge.openapi_examples import EXAMPLES
 from novacron.api.edge.openapi_operations import operation_id
+from novacron.api.edge.openapi_words import FIELDS, FIELDS_OF, FIELDS_OF_LISTS
 from novacron.api.routes import consoles, watch
 from novacron.client import protocol
 
@@ -97,6 +98,46 @@ def test_no_two_schemas_are_called_alike_and_each_says_what_it_is(document: dict
     assert {name: schema["title"] for name, schema in schemas.items()} == {name: name for name in schemas}
     assert len({name.lower() for name in schemas}) == len(schemas), "files of some generators"
     assert [name for name, schema in schemas.items() if not schema.get("description")] == [], "a docstring"
+
+
+def fields_called(document: dict[str, Any], field: str) -> dict[str, dict[str, Any]]:
+    """Return what each schema with a field of this name says of it."""
+    schemas = document["components"]["schemas"]
+    return {
+        name: schema["properties"][field] for name, schema in schemas.items() if field in schema.get("properties", {})
+    }
+
+
+def test_fields_of_one_name_are_described_as_what_they_are_in_each_schema(document: dict[str, Any]) -> None:
+    for name, status in fields_called(document, "status").items():
+        if status.get("type") == "integer":
+            assert "HTTP status" in status["description"], name
+    for name, revision in fields_called(document, "revision").items():
+        is_list = name.endswith("List")
+        assert (revision["description"] == FIELDS_OF_LISTS["revision"]) == is_list, name
+        assert not is_list or "ETag" not in revision["description"]
+    sent = {
+        value["$ref"].rpartition("/")[2]
+        for _, operation in operations(document)
+        for value in objects(operation.get("requestBody", {}))
+        if "$ref" in value
+    }
+    for name, vm in fields_called(document, "vm").items():
+        assert "$ref" not in str(vm) or "id" not in vm["description"].split(), name
+        assert name not in sent or "name" in vm["description"], f"{name}: its routes take an id or a name"
+
+
+def test_each_description_by_schema_is_used_and_differs_from_the_one_by_field(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for schema, words in FIELDS_OF.items():
+        for field, text in words.items():
+            assert text != FIELDS.get(field) and text in schemas[schema]["properties"][field]["description"], schema
+
+
+def test_no_description_shows_the_program_s_own_names(document: dict[str, Any]) -> None:
+    inner = re.compile(r"``|(?<![\w-])(None|True|False|WaitCode)(?![\w-])|\w\.py\b|\w\(\)")
+    described = [value["description"] for value in objects(document) if isinstance(value.get("description"), str)]
+    assert [text for text in described if inner.search(text)] == []
 
 
 def test_each_answer_with_json_has_a_type(document: dict[str, Any]) -> None:

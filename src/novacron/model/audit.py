@@ -45,7 +45,7 @@ class AuditRecord(AuditedRequest, frozen=True, kw_only=True):
 
 
 class ApiCall(msgspec.Struct, frozen=True):
-    """A call of the API. All changes and errors are logged; reads as far as there is room (``telemetry/calls.py``)."""
+    """An API call. All changes and errors are logged; reads are sampled."""
 
     at: datetime
     request_id: str

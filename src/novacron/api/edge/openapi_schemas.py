@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import json
+import re
 import textwrap
 import typing
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ import msgspec.inspect
 from litestar import Response
 from litestar.response import Stream
 
-from novacron.api.edge.openapi_words import FIELDS
+from novacron.api.edge.openapi_words import FIELDS, FIELDS_OF, FIELDS_OF_LISTS
 from novacron.api.read_model.paging import Page
 from novacron.model.console import PortTicket, Ticket
 
@@ -43,19 +44,36 @@ def components(requests: Iterable[Any], answers: Iterable[Any]) -> dict[str, Any
     for key, schema in schemas.items():
         name = names.get(key, key)
         named[name] = {**_portable(schema, names), "title": name}
-        _say(named[name].get("properties", {}), _words_of_fields(structs[key]) if key in structs else {})
+        if "description" in schema:
+            named[name]["description"] = _plain(schema["description"])
+        own = _words_of_fields(structs[key]) if key in structs else {}
+        _say(named[name].get("properties", {}), own, _words_elsewhere(name, is_list=key in names))
         if key in whole:  # an answer always has all fields
             named[name]["required"] = list(schema["properties"])
     return dict(sorted(named.items()))
 
 
-def _say(fields: dict[str, Any], words: dict[str, str]) -> None:
-    """Give fields the descriptions that their struct has for them, or those that hold everywhere."""
+def _say(fields: dict[str, Any], own: dict[str, str], elsewhere: dict[str, str]) -> None:
+    """Give fields the descriptions that their struct has for them, or those that ``openapi_words`` has."""
     for name, schema in fields.items():
-        if name in words:
-            schema["description"] = f"{words[name]} {schema.get('description', '')}".strip()
-        elif "description" not in schema and name in FIELDS:
-            schema["description"] = FIELDS[name]
+        if name in own:
+            schema["description"] = f"{own[name]} {schema.get('description', '')}".strip()
+        elif "description" not in schema and name in elsewhere:
+            schema["description"] = elsewhere[name]
+
+
+def _words_elsewhere(schema: str, *, is_list: bool) -> dict[str, str]:
+    return {**FIELDS, **(FIELDS_OF_LISTS if is_list else {}), **FIELDS_OF.get(schema, {})}
+
+
+def _plain(docstring: str) -> str:
+    """Return a docstring in the words of those who know JSON, but neither Python nor this program's files."""
+    paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", docstring.strip()))
+    text = "\n\n".join(paragraphs).replace("``", "`").replace("`WaitCode`", "reason code")
+    text = re.sub(
+        r"(?<![\w-])(None|True|False)(?![\w-])", lambda word: {"None": "null"}.get(word[0], word[0].lower()), text
+    )
+    return text.replace("one of reason code", "a reason code")
 
 
 def _structs(types: list[Any]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
@@ -85,7 +103,7 @@ def _words_of_fields(struct: type[msgspec.Struct]) -> dict[str, str]:
             for field, below in itertools.pairwise(body.body):
                 match field, below:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        words[name] = " ".join(text.replace("``", "`").replace("None", "null").split())
+                        words[name] = _plain(text)
     return words
 
 

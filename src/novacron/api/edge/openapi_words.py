@@ -39,7 +39,7 @@ PARAMETERS = {
 """By name; a route's own words go first."""
 FIELDS = {
     "id": "Never changes, and is never used again.",
-    "name": "The object's name.",
+    "name": "Its name.",
     "revision": "Increases with every change of the object; also its ETag.",
     "created_at": "When it was created.",
     "finished_at": "When it ended; null: it has not ended yet.",
@@ -51,8 +51,58 @@ FIELDS = {
     "vm_name": "The VM's name.",
     "node": "The node's name.",
     "spec": "The desired state, as users set it.",
-    "status": "The observed state, as last reported.",
     "items": "The items, in order.",
     "next": "The cursor of the next page; null: this is the last page.",
     "trace": "The trace of the request that started it (W3C Trace Context).",
 }
+"""What fields mean that mean the same in (nearly) all objects, by name; the docstrings of a struct's own fields go
+first."""
+FIELDS_OF_LISTS = {"revision": "The revision of the state that this list is from, for `min_revision` and `/watch`."}
+"""The same for lists."""
+_OBSERVED = "The observed state, as last reported."
+_HTTP_STATUS = "The HTTP status code of the response."
+_CONCERNED = {
+    "name": "The name of the object concerned; null: it has none.",
+    "project": "The project concerned, if any.",
+}
+_BY_NAME = "The VM, by id or name."
+_FIELDS_OF_VMS = "Fields of the VMs that are created with it."
+FIELDS_OF = {
+    "ApiCall": {"status": _HTTP_STATUS},
+    "AttachFloatingAddress": {"vm": _BY_NAME},
+    "AttachVolume": {"vm": _BY_NAME},
+    "AuditRecord": {"status": _HTTP_STATUS, **_CONCERNED},
+    "BeginSecondFactor": {"name": "A name for the factor, to tell it from the user's others."},
+    "BegunFactor": {"name": "The factor's name."},
+    "ChainedRecord": {"status": _HTTP_STATUS, **_CONCERNED},
+    "ConfigureFlavor": {"spec": _FIELDS_OF_VMS},
+    "ConfigureOne": {"vm": _BY_NAME},
+    "ConfigureTemplate": {"spec": _FIELDS_OF_VMS},
+    "CreateFlavor": {"spec": _FIELDS_OF_VMS},
+    "CreateForward": {"vm": _BY_NAME},
+    "CreateGrant": {"project": "Where the role applies; null: everywhere."},
+    "CreateTemplate": {"spec": _FIELDS_OF_VMS, "vm": "Instead of `spec`: the VM to take fields from, by id or name."},
+    "CreateToken": {"project": "The only project in which the token works; null: all of its user's."},
+    "CreateUser": {"project": "The project of a service account; null: none."},
+    "ErasedKey": {"project": "The project whose key was erased."},
+    "Event": {"name": "The name of the object concerned."},
+    "Flavor": {"spec": _FIELDS_OF_VMS},
+    "Grant": {"project": "Where the role applies; null: everywhere."},
+    "Import": {"spec": "What was requested."},
+    "ImportSpec": {"name": "The name of the image."},
+    "Invitation": {"project": "The project in which the role is offered."},
+    "Join": {"name": "The node's name, as in its join token."},
+    "Me": {"project": "The project of the caller's requests that name none."},
+    "MoveImage": {"project": "The new owner of the image; null: all projects may use it."},
+    "Node": {"status": _OBSERVED},
+    "NodeCondition": {"status": "Whether the condition is true, as last observed."},
+    "PlanVm": {"vm": "The VM, by id; requests may also give its name."},
+    "Problem": {"status": _HTTP_STATUS},
+    "RenameNode": {"name": "The node's new name."},
+    "Result": {"status": "The HTTP status code that the item alone would get.", "vm": "The VM; null: see `problem`."},
+    "Template": {"spec": _FIELDS_OF_VMS},
+    "UnreachablePeer": {"name": "The node's name."},
+    "Vm": {"status": _OBSERVED},
+    "WatchMessage": {"revision": "The revision up to which the stream is complete with this message; null: unknown."},
+}  # fmt: skip
+"""By schema: what there means something else than elsewhere."""
