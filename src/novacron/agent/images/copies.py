@@ -74,8 +74,7 @@ async def take(listener: Listener, expected: wire.CopyExpected, settings: AgentS
 
     terms = ReceiveOptions(_key(expected.copy), settings.rings_dir, outage_s=settings.outage_s)
     try:
-        settings.images_dir.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{settings.name}-", dir=settings.images_dir))
+        scratch = await asyncio.to_thread(_make_scratch, settings)
     except OSError as error:
         raise CopyFailed(f"images can't be stored in {settings.images_dir}: {error.strerror}") from error
     try:
@@ -86,6 +85,12 @@ async def take(listener: Listener, expected: wire.CopyExpected, settings: AgentS
         raise CopyFailed(str(error) or type(error).__name__) from error
     finally:
         await asyncio.to_thread(shutil.rmtree, scratch, True)
+
+
+def _make_scratch(settings: AgentSettings) -> Path:
+    """Make the directory that an image is received in. Raises OSError."""
+    settings.images_dir.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{settings.name}-", dir=settings.images_dir))
 
 
 def _put_in_place(scratch: Path, target: Path, digest: str) -> None:

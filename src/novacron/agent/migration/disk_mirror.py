@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from novacron.agent.host.clock import finished_in_thread
+from novacron.agent.migration import qemu_sockets
 from novacron.agent.vm.directory import (
     COMPLETE,
     DISK_LAYER,
@@ -121,7 +122,7 @@ class Leaving:
         try:
             for number, part in enumerate(self._parts):
                 name = OUTGOING_DISK_SOCKETS[number]
-                listening = self._machine.home.listen(name)
+                listening = await qemu_sockets.listen(self._machine.home, name)
                 recorded = _RecordedDisk(self._recorder, number, turn, last)
                 self._exports.append(NbdExport(listening, part.info.size_bytes, recorded))
                 await mirror.start(monitor, number, Path(name), part.node, whole=part.whole)
@@ -132,8 +133,6 @@ class Leaving:
 
     async def __aexit__(self, *_: object) -> None:
         """Clean up completely, after success, failure and cancellation."""
-        for name in OUTGOING_DISK_SOCKETS:
-            (self._machine.directory / name).unlink(missing_ok=True)
         undoing = asyncio.create_task(self._undo())
         cancelled = False
         while not undoing.done():
@@ -149,6 +148,7 @@ class Leaving:
         self._recorder.abort()
         for export in self._exports:
             await asyncio.to_thread(export.close)
+        await qemu_sockets.remove(self._machine.home, OUTGOING_DISK_SOCKETS)
         self.sent.cancel()
         await asyncio.gather(self.sent, return_exceptions=True)
         if self._machine.monitor is not None and self._machine.pid is not None:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from novacron import pki
 from novacron.agent.host.endpoint import parse_endpoint
-from novacron.agent.migration.source_stream import listening, pump
+from novacron.agent.migration import qemu_sockets
+from novacron.agent.migration.qemu_sockets import listening
+from novacron.agent.migration.source_stream import pump
 from novacron.agent.migration.target_stream import BackPipe
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import INCOMING_SOCKET, OUTGOING_SOCKET
@@ -85,14 +87,13 @@ async def give_rest(machine: VirtualMachine, moving: PostCopy, pool: ConnectionP
         peer = pki.node_host(moving.peer)
         sender = Sender(parse_endpoint(moving.endpoint), peer, session_of(moving), pool, options)
         try:
-            with listening(machine.home) as server:
-                async with sender:
-                    refusals.end()
-                    backoff.reset()
-                    sender.shallow(urgent=True)
-                    await transfer.resume(machine.monitor, Path(OUTGOING_SOCKET))
-                    log.info("the rest of a guest's memory goes on", vm=machine.id, migration=moving.migration)
-                    await pump(server, sender, back=True)
+            async with listening(machine.home) as server, sender:
+                refusals.end()
+                backoff.reset()
+                sender.shallow(urgent=True)
+                await transfer.resume(machine.monitor, Path(OUTGOING_SOCKET))
+                log.info("the rest of a guest's memory goes on", vm=machine.id, migration=moving.migration)
+                await pump(server, sender, back=True)
         except (SendFailed, OSError, TimeoutError) as error:
             log.warning("a guest's memory can't be sent at the moment", vm=machine.id, error=str(error))
             if refusals.are_final(error.code if isinstance(error, SendFailed) else None, loop.time()):
@@ -137,7 +138,7 @@ async def take_rest(machine: VirtualMachine, moving: PostCopy, listener: Listene
         connection.setblocking(False)
         try:
             with listener.expect(session_of(moving), moving.peer, terms) as session:
-                path.unlink(missing_ok=True)
+                await qemu_sockets.remove(machine.home, [INCOMING_SOCKET])
                 await transfer.recover(machine.monitor, Path(INCOMING_SOCKET))
                 await loop.sock_connect(connection, str(path))
                 machine.check_peer(connection)
@@ -149,5 +150,5 @@ async def take_rest(machine: VirtualMachine, moving: PostCopy, listener: Listene
             log.warning("a guest's memory does not arrive at the moment", vm=machine.id, error=str(error))
         finally:
             connection.close()
-            path.unlink(missing_ok=True)
+            await qemu_sockets.remove(machine.home, [INCOMING_SOCKET])
         await asyncio.sleep(backoff.next_s())

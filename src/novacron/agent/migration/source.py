@@ -230,7 +230,7 @@ class MigrationSource:
         """Send what a VM whose guest does not run consists of, but for memory."""
         migration.enter(SourcePhase.COPYING)
         directory = self._context.machine.directory
-        directory.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
         if image.disk is not None and not (directory / DISK_LAYER).exists():  # it has never run
             size = self._context.disk_bytes(image)
             await overlay.create(directory / DISK_LAYER, image.disk, size, self._context.disk_key())

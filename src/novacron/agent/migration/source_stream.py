@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 from novacron.agent.migration.outgoing import OutgoingMigration
 from novacron.agent.migration.phases import SourcePhase
 from novacron.agent.migration.pre_copy import PreCopy, TransferFailed
-from novacron.agent.vm.directory import OUTGOING_SOCKET, VmDirectory
+from novacron.agent.migration.qemu_sockets import listening
+from novacron.agent.vm.directory import OUTGOING_SOCKET
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.sender import Sender, SendFailed
@@ -61,7 +61,7 @@ async def _send(migration: OutgoingMigration) -> None:
             await disk.ready(pre_copy.report)
         sender = await migration.open_memory_session()
         stack.push_async_exit(sender)
-        server = stack.enter_context(listening(migration.machine.home))
+        server = await stack.enter_async_context(listening(migration.machine.home))
         migration.enter(SourcePhase.PRE_COPY)
         await transfer.send(
             monitor, Path(OUTGOING_SOCKET), pauses=disk is not None, post_copy=migration.post_copies
@@ -84,17 +84,6 @@ async def _undo(machine: VirtualMachine) -> None:
     """The guest goes on here."""
     machine.interfaces.drop_late_frames()
     await cancel(machine)
-
-
-@contextlib.contextmanager
-def listening(home: VmDirectory) -> Iterator[socket.socket]:
-    """Listen for one connection of QEMU's, which brings its memory."""
-    with home.listen(OUTGOING_SOCKET) as server:
-        server.setblocking(False)
-        try:
-            yield server
-        finally:
-            (home.path / OUTGOING_SOCKET).unlink(missing_ok=True)
 
 
 async def pump(

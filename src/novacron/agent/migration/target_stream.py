@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from novacron.agent.migration import disk_mirror
+from novacron.agent.migration import disk_mirror, qemu_sockets
 from novacron.agent.migration.direct_placement import DirectPlacement
 from novacron.agent.vm.directory import INCOMING_SOCKET
 from novacron.agent.vm.hypervisor import VirtualMachine
@@ -92,7 +92,7 @@ async def load(arrival: Arrival, placement: DirectPlacement) -> None:
     machine, incoming, disk, post_copy = arrival.machine, arrival.session, arrival.disk, arrival.post_copies
     assert machine.monitor is not None
     path = machine.directory / INCOMING_SOCKET
-    path.unlink(missing_ok=True)
+    await qemu_sockets.remove(machine.home, [INCOMING_SOCKET])
     loop = asyncio.get_running_loop()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setblocking(False)
@@ -128,7 +128,7 @@ async def load(arrival: Arrival, placement: DirectPlacement) -> None:
         raise LoadFailed(str(error) or type(error).__name__) from error
     finally:
         connection.close()
-        path.unlink(missing_ok=True)
+        await qemu_sockets.remove(machine.home, [INCOMING_SOCKET])
 
 
 async def _all(awaited: list[asyncio.Task[None]], tasks: list[asyncio.Task[None]]) -> None:

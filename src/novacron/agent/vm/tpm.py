@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from pathlib import Path
 
 from novacron import private_file
 from novacron.agent.vm.directory import VmDirectory
@@ -40,9 +41,8 @@ class Tpm:
     async def start(self, uid: int | None, kind: AcceleratorKind, key: DataKey | None) -> None:
         """Start it anew; with a ``key``, what it remembers is encrypted. Raises TpmFailed, OSError."""
         await self.end()
-        self._home.give_directory(firmware.TPM_STATE)
         socket = self._home.path / firmware.TPM_SOCKET
-        socket.unlink(missing_ok=True)
+        await asyncio.to_thread(self._prepare, socket)
         with contextlib.ExitStack() as stack:
             await self._spawn(uid, kind, _hand(key, stack))
         assert self._reaper is not None
@@ -52,8 +52,12 @@ class Tpm:
             if self._reaper.done():
                 break
             await asyncio.sleep(LOOK_S)
-        said = (self._home.path / LOG).read_text(errors="replace")[-SAID_CHARS_MAX:].strip()
+        said = (await asyncio.to_thread((self._home.path / LOG).read_text, errors="replace"))[-SAID_CHARS_MAX:].strip()
         raise TpmFailed(f"the VM's TPM did not start: {said or 'it does not answer'}")
+
+    def _prepare(self, socket: Path) -> None:
+        self._home.give_directory(firmware.TPM_STATE)
+        socket.unlink(missing_ok=True)
 
     async def _spawn(self, uid: int | None, kind: AcceleratorKind, key: int | None) -> None:
         arguments = firmware.tpm_command(key)
