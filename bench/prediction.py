@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench import onsets
 from bench.prediction_migrations import migration_figures
@@ -30,6 +31,7 @@ HOT = 0.9
 PRECISION = 0.5
 MISSING = 65535
 MHZ_A_UNIT = 2.0
+QUARTERS = 4
 WEEK = 7 * 24 * onsets.SAMPLES_AN_HOUR
 
 
@@ -143,14 +145,20 @@ def onset_figures(months: Set) -> list[Figure]:
     ]
 
 
+def quarter(maximum: Floats, capacity: Floats) -> NDArray[np.int64]:
+    """Return in which quarter of its capacity a maximum is: 0 to 3."""
+    share = QUARTERS * maximum / np.maximum(capacity, 1)
+    return np.clip(share, 0, QUARTERS - 1).astype(np.int64)
+
+
 def quarter_figures(mhz: Floats, capacity: Floats) -> list[Figure]:
     weeks = mhz.shape[1] // WEEK
     maxima = np.nan_to_num(mhz)[:, : weeks * WEEK].reshape(len(mhz), weeks, WEEK).max(2)
     foreseen, before = [], []
     for number in range(load.WEEKS, weeks):
-        came = load.quarter(maxima[:, number], capacity)
-        foreseen.append(100 * float((load.quarter(load.next_week(maxima[:, :number]), capacity) == came).mean()))
-        before.append(100 * float((load.quarter(maxima[:, number - 1], capacity) == came).mean()))
+        came = quarter(maxima[:, number], capacity)
+        foreseen.append(100 * float((quarter(load.next_week(maxima[:, :number]), capacity) == came).mean()))
+        before.append(100 * float((quarter(maxima[:, number - 1], capacity) == came).mean()))
     if not foreseen:
         return []
     name = "next week's quarter of a VM's maximum"

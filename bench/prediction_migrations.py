@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import zstandard
 
+from bench import qemu_migration_forecast as migrations
+from bench.qemu_migration_forecast import Pass, PassProgress, Past
 from bench.report import Figure
-from novacron.prediction import migrations
-from novacron.prediction.migrations import Pass, PassProgress, Past
 
 PAGE = 4096
 JUDGED_AT = 0.25

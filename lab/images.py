@@ -148,8 +148,9 @@ def further_guests(brought: Iterable[MeasuredGuest] = ()) -> dict[str, MeasuredG
 def _guest_agent() -> dict[str, bytes]:
     """Return QEMU's guest agent, with the libraries that it needs, under the names that they have in a guest."""
     with tempfile.TemporaryDirectory() as scratch:
-        packages = ["qemu-guest-agent", "libglib2.0-0", "liburing2", "libudev1", "libnuma1", "libpcre2-8-0"]
-        root = tiny.unpack(Path(scratch), packages)
+        root = Path(scratch) / "root"
+        for package in ("qemu-guest-agent", "libglib2.0-0", "liburing2", "libudev1", "libnuma1", "libpcre2-8-0"):
+            shutil.copytree(tiny.download(Path(scratch), package), root, symlinks=True, dirs_exist_ok=True)
         program = root / "usr/sbin/qemu-ga"
         paths = {path.name: path for path in root.rglob("*.so*")}
         files = {"qemu-ga": program.read_bytes()}

@@ -20,6 +20,11 @@ from novacron.local.postgres import Postgres, PostgresFailed
 from tests.support.s3 import ADMIN, S3Server
 
 
+def backups(place: BackupPlace) -> list[database_backup.DatabaseBackup]:
+    """Return all backups of databases, the latest last."""
+    return database_backup.stored_backups(database_backup._open(place))
+
+
 @pytest.fixture
 def state() -> Iterator[Path]:
     with open_directory("nvdb-") as directory:
@@ -71,7 +76,7 @@ def test_a_database_comes_back_as_it_was_and_what_it_replaces_is_kept(state: Pat
         assert refused.returncode == 1 and "already works with" in refused.stderr, "while it runs"
     finally:
         postgres.stop()
-    earlier, later = database_backup.backups(place)
+    earlier, later = backups(place)
     assert (_run(state, "verify").stdout).startswith(f"backup {later.id[:8]} of ")
     asks = _run(state, "restore")
     assert asks.returncode == 2 and "confirm with --yes" in asks.stderr
@@ -162,7 +167,7 @@ def test_what_is_missing_is_said_in_words(state: Path, place: BackupPlace) -> No
     ):
         done = _run(state, *arguments)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr, done
-    assert database_backup.backups(place) == []
+    assert backups(place) == []
 
 
 def test_a_database_comes_back_from_a_bucket(state: Path, s3_server: S3Server) -> None:

@@ -6,7 +6,7 @@ import msgspec
 
 from novacron.model.node import Node
 from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
-from novacron.store.volumes import lacking
+from novacron.store.volumes import cannot_carry
 from tests.support.fleet import NOW, node
 
 
@@ -28,11 +28,11 @@ def test_a_local_volume_moves_only_to_another_directory_with_room() -> None:
         "a": with_pool("a", "1"), "same": with_pool("same", "1"), "full": with_pool("full", "2", 1 << 20),
         "none": node("none"), "good": with_pool("good", "3"),
     }  # fmt: skip
-    reasons = lacking(every, [volume])
+    reasons = {name: why for name, other in every.items() if (why := cannot_carry(other, every, [volume])) is not None}
     assert reasons.keys() == {"same", "full", "none"}
     assert (
         "is the same directory" in reasons["same"]
         and "1 MiB free" in reasons["full"]
         and "has no pool" in reasons["none"]
     )
-    assert "does not report" in lacking({"good": every["good"]}, [volume])["good"]
+    assert "does not report" in (cannot_carry(every["good"], {"good": every["good"]}, [volume]) or "")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bench import onsets
+from bench.prediction import quarter
 from novacron.prediction import load
 from novacron.prediction.load import Floats
 
@@ -96,4 +97,4 @@ def test_a_threshold_has_the_precision_that_was_asked_for() -> None:
 
 def test_one_outlying_week_changes_no_forecast_of_the_next() -> None:
     maxima = np.array([[10.0, 95.0, 12.0], [10.0, 95.0, 95.0]])
-    assert load.quarter(load.next_week(maxima), np.array([100.0, 100.0])).tolist() == [0, 3]
+    assert quarter(load.next_week(maxima), np.array([100.0, 100.0])).tolist() == [0, 3]

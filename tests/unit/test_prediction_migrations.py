@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import qemu_migration_forecast as migrations
 from bench.prediction_migrations import learned_exponent
-from novacron.prediction import migrations
-from novacron.prediction.migrations import Pass, PassProgress, Past, WorkingSet
+from bench.qemu_migration_forecast import Pass, PassProgress, Past, WorkingSet
 
 MB = 1e6
 AT = PassProgress(elapsed_s=2, remaining=1000 * MB, rate=100 * MB, sent=200 * MB, empty=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import symtable
 import sys
 import tomllib
 from collections import defaultdict
@@ -58,6 +59,8 @@ CALLED_BY_OTHERS = {
     "should_sample",
 }  # fmt: skip
 """Methods that libraries call by these names."""
+ENTRY_POINT = ("novacron.entry", "main")
+"""What the program ``novacron`` calls."""
 
 
 class Ceiling(NamedTuple):
@@ -257,20 +260,18 @@ def test_each_package_and_module_stands_in_the_contracts_of_who_imports_whom() -
         assert layers == children - {"__init__"}, container
 
 
-def defined() -> Iterator[tuple[str, str]]:
-    """Return names of functions, methods, classes and constants, each with its file; not what a decorator hands to
-    somebody, nor the SDK, which others use."""
-    for name, path in files():
-        if name.startswith("client/"):
-            continue
+def own_files() -> Iterator[tuple[str, Path]]:
+    """Return all source files but the SDK's, which others use."""
+    return ((name, path) for name, path in files() if not name.startswith("client/"))
+
+
+def methods() -> Iterator[tuple[str, str]]:
+    """Return methods, each with its file; not what a decorator hands to somebody."""
+    for name, path in own_files():
         for node in parsed(path).body:
-            yield from ((each, name) for each in _names_of(node))
-            if isinstance(node, ast.ClassDef):
-                yield from (
-                    (each.name, name)
-                    for each in node.body
-                    if isinstance(each, Function) and {ast.unparse(by) for by in each.decorator_list} <= HARMLESS
-                )
+            for each in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(each, Function) and {ast.unparse(by) for by in each.decorator_list} <= HARMLESS:
+                    yield each.name, name
 
 
 def _names_of(node: ast.stmt) -> list[str]:
@@ -281,28 +282,90 @@ def _names_of(node: ast.stmt) -> list[str]:
 
 
 def read_names() -> set[str]:
-    """Return the names that any source file reads, also as a word."""
+    """Return the names that any source file reads of anything, also as a word."""
     names = set[str]()
     for _, path in files():
         for node in ast.walk(parsed(path)):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                names.add(node.id)
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                names.add(node.attr)
+            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.id if isinstance(node, ast.Name) else node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 names.add(node.value)
-            elif isinstance(node, ast.ImportFrom):
-                names |= {alias.name for alias in node.names if alias.asname not in (None, alias.name)}
     return names
+
+
+def module_of(file: str) -> str:
+    return f"novacron.{file.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__")
+
+
+def read_in(module: str, path: Path, modules: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield what a file reads of modules, each with the module: its own names, imported ones, and ``module.name``."""
+    tree = parsed(path)
+    yield from ((module, name) for name in _own_names_read(path, tree))
+    called = defaultdict[str, set[str]](set)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                if whole in modules:
+                    called[alias.asname or alias.name].add(whole)
+                else:
+                    yield node.module, alias.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+            value = node.value.id if isinstance(node.value, ast.Name) else ast.unparse(node.value)
+            yield from ((each, node.attr) for each in called.get(value, {value} & modules))
+
+
+def _own_names_read(path: Path, tree: ast.Module) -> Iterator[str]:
+    """Yield the names of a module that are read in it, also as words; not variables of functions called alike."""
+    tables = [symtable.symtable(path.read_text(), str(path), "exec")]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        yield from (
+            symbol.get_name()
+            for symbol in table.get_symbols()
+            if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global())
+        )
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        annotation = getattr(node, "annotation", None) or getattr(node, "returns", None)  # which symtable leaves out
+        if annotation is not None:
+            yield from (each.id for each in ast.walk(annotation) if isinstance(each, ast.Name))
 
 
 def test_nothing_is_defined_that_the_product_does_not_use() -> None:
     """What only tests, benchmarks or the lab use is defined there."""
+    modules = {module_of(name) for name, _ in files()}
+    read_of_modules = {each for name, path in files() for each in read_in(module_of(name), path, modules)}
+    dead = {
+        (each, name)
+        for name, path in own_files()
+        for node in parsed(path).body
+        for each in _names_of(node)
+        if (module_of(name), each) not in read_of_modules and (module_of(name), each) != ENTRY_POINT
+    }
     read = read_names()
-    dead = {(name, where) for name, where in defined() if name not in read and not name.startswith("__")}
-    unexpected = sorted(f"{where} {name}" for name, where in dead if name not in CALLED_BY_OTHERS)
+    dead |= {(name, where) for name, where in methods() if name not in read}
+    unexpected = sorted(
+        f"{where} {name}" for name, where in dead if name not in CALLED_BY_OTHERS and not name.startswith("__")
+    )
     assert not unexpected, f"remove or use these, or move them to where they are used: {unexpected}"
-    assert {name for name, _ in dead} == CALLED_BY_OTHERS
+    assert {name for name, _ in dead if not name.startswith("__")} == CALLED_BY_OTHERS
+
+
+def test_the_guard_tells_names_of_modules_from_others_that_are_called_alike(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from novacron.store import fleet as nodes\n"
+        "def find(summary: Choice) -> None:\n"
+        "    present = 1\n"
+        "    summary.copy(present, nodes.load)\n"
+    )
+    assert set(read_in("own", file, {"novacron.store.fleet"})) == {
+        ("own", "Choice"), ("own", "nodes"), ("novacron.store.fleet", "load"),
+    }  # fmt: skip
 
 
 def test_the_schedule_of_tests_names_existing_files() -> None:

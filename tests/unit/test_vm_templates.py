@@ -7,7 +7,10 @@ import pytest
 
 from novacron.model.network import NicSpec
 from novacron.model.vm import Firmware, Power, VmFields, VmSpec
-from novacron.model.vm_templates import OWN, FlavorSpec, TemplateSpec, merged, template_of
+from novacron.model.vm_templates import FlavorSpec, TemplateSpec, merged, template_of
+
+OWN = frozenset({"address", "mac", "power", "boot_once", "smbios_serial", "smbios_asset_tag"})
+"""Fields of a VM that no template has: each VM has its own."""
 
 
 def test_a_template_can_set_each_field_of_a_vm_but_its_own() -> None:

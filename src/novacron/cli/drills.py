@@ -17,7 +17,6 @@ from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Rehearse disasters, with drills that leave no lasting changes.")
 
-DAY_S = 86_400
 RUNS_SHOWN = 12
 Name = Annotated[DrillName, typer.Argument(help="the drill", show_default=False)]
 

@@ -27,10 +27,7 @@ from novacron.model.vm import Display, Vm, VmState
 from novacron.model.waiting import WaitCode, refusal_code
 from novacron.store import backup_proofs, backups
 from novacron.store.database import Connection, Database
-from novacron.telemetry import logs
 from novacron.wire.questions import Question, ReadConsoleLog, ReadGuestCommand, StartGuestCommand, TakeScreenshot
-
-log = logs.get(__name__)
 
 A = TypeVar("A")
 

@@ -105,7 +105,7 @@ class _Cpio:
         return b"".join(self._parts)
 
 
-def _download(directory: Path, package: str) -> Path:
+def download(directory: Path, package: str) -> Path:
     """Fetch a Debian package into ``directory`` and unpack it there; return the folder."""
     for old in directory.glob("*.deb"):
         old.unlink()
@@ -116,14 +116,6 @@ def _download(directory: Path, package: str) -> Path:
     unpacked = directory / package
     subprocess.run(["dpkg-deb", "-x", str(next(directory.glob("*.deb"))), str(unpacked)], check=True)
     return unpacked
-
-
-def unpack(directory: Path, packages: list[str]) -> Path:
-    """Fetch Debian packages into ``directory`` and unpack them into one folder there; return it."""
-    root = directory / "root"
-    for package in packages:
-        shutil.copytree(_download(directory, package), root, symlinks=True, dirs_exist_ok=True)
-    return root
 
 
 def _kernel_package() -> str:
@@ -220,14 +212,14 @@ def build(
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
         work = Path(scratch)
         kernel_package = _kernel_package()
-        roots = [_download(work, kernel_package)]
+        roots = [download(work, kernel_package)]
         names = (*MODULES, *more_modules) if fill_disk is None else (*MODULES, *DISK_MODULES, *more_modules)
         modules = _modules(roots[0], names)
         if "virtio_net" not in modules:
-            roots.append(_download(work, _packages_with_modules(kernel_package)[1]))
+            roots.append(download(work, _packages_with_modules(kernel_package)[1]))
             modules = _modules(roots[1], names)
         vmlinuz = next(path for root in roots for path in root.glob("boot/vmlinuz-*"))
-        busybox = next(iter(_download(work, "busybox-static").glob("**/bin/busybox")))
+        busybox = next(iter(download(work, "busybox-static").glob("**/bin/busybox")))
         image = work / "image"
         image.mkdir(mode=0o755)
         shutil.copyfile(vmlinuz, image / "vmlinuz")

@@ -114,18 +114,6 @@ def _store(repository: Repository, process: subprocess.Popen[bytes], tags: list[
     return repository.save_snapshot(DIRECTORY, files, tags, folders)
 
 
-def backups(place: BackupPlace) -> list[DatabaseBackup]:
-    """Return all backups of databases, the latest last. Raises BackupFailed."""
-    with explained():
-        return stored_backups(_open(place))
-
-
-def find(place: BackupPlace, id: str | None = None) -> DatabaseBackup:
-    """Return a backup by the beginning of its id; the latest if it is None. Raises BackupFailed."""
-    with explained():
-        return find_stored(_open(place), id)
-
-
 def verify(place: BackupPlace, id: str | None = None) -> DatabaseBackup:
     """Read a backup back, all of it, and let PostgreSQL check it; the latest if ``id`` is None. Raises BackupFailed."""
     with explained():

@@ -214,7 +214,7 @@ def _recover(repository: Repository, recovery: Recovery, data: Path, postgres: P
     source, target = recovery.source, recovery.target
     if source.base is None:
         raise BackupFailed(f"backup {source.backup.id[:ID_SHOWN]} does not say what it is a backup of")
-    _check_version(source.base, data)
+    _check_version(source.base)
     files = [] if recovery.as_it_is else list(source.coverage.files)
     _fetch_histories(repository, source.base, data)
     first = len(files) if target is None else _enough(files, target)
@@ -241,7 +241,7 @@ def _enough(files: Sequence[WalFile], target: datetime) -> int:
     return late[0] if late else len(files)
 
 
-def _check_version(base: BaseBackup, data: Path) -> None:
+def _check_version(base: BaseBackup) -> None:
     arguments = [str(programs() / "postgres"), "--version"]
     done = subprocess.run(arguments, capture_output=True, check=True, text=True, env=clean())
     own = done.stdout.split()[-1].partition(".")[0]

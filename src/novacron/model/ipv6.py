@@ -78,10 +78,6 @@ def own_addresses(address: str, mac: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((address, of_mac(prefix, mac), link_local(mac))))
 
 
-def gateway_address(prefix: str) -> str:
-    return str(ipaddress.IPv6Network(prefix)[1])
-
-
 def service_address(prefix: str) -> str:
     """Return the address of a network's DHCP and DNS, which each node serves for its own guests."""
     return str(ipaddress.IPv6Network(prefix)[2])

@@ -35,9 +35,6 @@ from novacron.model.vm import (
     VmSpec,
 )
 
-OWN = frozenset({"address", "mac", "power", "boot_once", "smbios_serial", "smbios_asset_tag"})
-"""Fields of a VM that no template has: each VM has its own."""
-
 
 class FlavorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A size of VMs."""

@@ -19,7 +19,6 @@ Flags = NDArray[np.bool_]
 
 DAYS = 7
 WEEKS = 3
-QUARTERS = 4
 ROUNDS = 25
 SMALLEST_RESIDUAL = 0.01
 RIDGE = 1e-3
@@ -96,12 +95,6 @@ def fit_quantile(rows: Floats, targets: Floats, weights: Floats, share: float) -
         sides = np.where(residuals > 0, share, 1 - share)
         factors = weights * sides / np.maximum(np.abs(residuals), SMALLEST_RESIDUAL)
     return coefficients
-
-
-def quarter(maximum: Floats, capacity: Floats) -> NDArray[np.int64]:
-    """Return in which quarter of its capacity a maximum is: 0 to 3."""
-    share = QUARTERS * maximum / np.maximum(capacity, 1)
-    return np.clip(share, 0, QUARTERS - 1).astype(np.int64)
 
 
 def next_week(maxima: Floats) -> Floats:

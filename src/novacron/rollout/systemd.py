@@ -7,7 +7,7 @@ import contextlib
 from novacron.rollout.instances import Environments, run
 from novacron.rollout.model import Colour, StepFailed
 
-START_S_MAX, COMMAND_S_MAX, BEYOND_S = 200.0, 30.0, 10.0
+COMMAND_S_MAX, BEYOND_S = 30.0, 10.0
 LOG_LINES = "12"
 RUNS = frozenset({"active", "activating", "reloading"})
 

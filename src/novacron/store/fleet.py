@@ -18,7 +18,7 @@ from novacron.model.fit import cannot_run
 from novacron.model.groups import groups_of_project, is_grouped
 from novacron.model.node import Load, Node
 from novacron.model.ownership import Claim
-from novacron.model.placement import Fleet, Member, Verdict, Wish
+from novacron.model.placement import Fleet, Member, Wish
 from novacron.model.vm import VmSpec, VmState, VmStatus, bound_to
 from novacron.model.volume import Volume
 from novacron.model.waiting import WaitCode
@@ -166,12 +166,6 @@ async def choose(connection: Connection, wish: Wish, index: FleetIndex | None) -
         counter("novacron_placement_index_misses_total").add()
     exact = await load(connection)
     return Choice(exact.choose(wish), exact)
-
-
-def summary(verdicts: Sequence[Verdict]) -> str:
-    """Say in a sentence or two why no node can take a VM."""
-    reasons = [verdict.refusal for verdict in verdicts if verdict.refusal is not None]
-    return _summary(reasons, len(reasons))
 
 
 def why_not(fleet: Fleet, wish: Wish) -> str:

@@ -111,16 +111,6 @@ def _said_of(field: str, value: Any) -> str:  # noqa: ANN401 - text, or a list o
     return f"{what} {', '.join(value) if isinstance(value, list) else value}" if value else f"{what} removed"
 
 
-async def copy(connection: Connection, kind: str, source: str, target: str) -> None:
-    """Give an object the metadata that another of its kind has."""
-    table, column = TABLES[kind]
-    settings = ", ".join(f"{field} = source.{field}" for field in FIELDS)
-    await connection.execute(
-        f"UPDATE {table} t SET {settings} FROM {table} source WHERE t.{column} = $2 AND source.{column} = $1",
-        source, target,
-    )  # fmt: skip
-
-
 async def describe_image(connection: Connection, name: str, changes: Mapping[str, object], actor: str) -> None:
     """Change metadata of the images that a name means: nodes report those, and know nothing of it."""
     await connection.execute("INSERT INTO image_metadata (name) VALUES ($1) ON CONFLICT DO NOTHING", name)

@@ -253,12 +253,6 @@ def cannot_carry(node: Node, sources: Mapping[str, Node], volumes: Sequence[Volu
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def lacking(nodes: Mapping[str, Node], volumes: Sequence[Volume]) -> dict[str, str]:
-    """Return the nodes, of all, to which a VM with these volumes could not be moved, and why."""
-    reasons = {name: cannot_carry(node, nodes, volumes) for name, node in nodes.items()}
-    return {name: reason for name, reason in reasons.items() if reason is not None}
-
-
 async def detach(connection: Connection, ref: str, actor: str) -> Volume:
     """Take a volume from its VM, which it has left once ``vm`` is None. Raises NotFound, IllegalState, Conflict."""
     volume = await get(connection, ref)

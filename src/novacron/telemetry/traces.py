@@ -24,7 +24,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace import Link, NonRecordingSpan, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.trace import Span as Span
 from opentelemetry.trace import SpanKind as SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -193,12 +193,6 @@ def failed(why: str) -> None:
 def note(name: str, **attributes: AttributeValue | None) -> None:
     """Say that something happened within the present span."""
     trace.get_current_span().add_event(name, _without_none(attributes))
-
-
-def present() -> SpanContext | None:
-    """Return the ids of the present span, if there is one."""
-    context = trace.get_current_span().get_span_context()
-    return context if context.is_valid else None
 
 
 def recorded_id() -> str:

@@ -12,10 +12,7 @@ from typing import NamedTuple
 
 from novacron.model.condition import ConditionReason, ConditionStatus, ConditionType, ReportedCondition
 from novacron.net.tunnels import Refused, Tunnels
-from novacron.telemetry import logs
 from novacron.telemetry.values import counter
-
-log = logs.get(__name__)
 
 DROPPED = counter("novacron_agent_refused_vxlan_packets_total")
 SETTLED_S = 15.0

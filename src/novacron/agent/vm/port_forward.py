@@ -17,10 +17,7 @@ from novacron.flow_credit import SendCredit, Taken
 from novacron.net import namespace
 from novacron.net.overlay import SERVICE
 from novacron.net.tap import NetworkFailed
-from novacron.telemetry import logs
 from novacron.wire import messages as wire
-
-log = logs.get(__name__)
 
 READ_BYTES = 16 * 1024
 CONNECT_S = 5.0

@@ -135,7 +135,7 @@ async def _running(
         case SnapshotPhase.REVERTING if run_state == NOT_STARTED:
             await _load_at_start(machine, monitor, snapshot, key)
         case SnapshotPhase.REVERTING:
-            await _check_fits(machine, monitor, snapshot)
+            await _check_fits(monitor, snapshot)
             await _check_room(machine)
             await _load(monitor, snapshot, run_state)
         case SnapshotPhase.DELETING if exists:
@@ -143,7 +143,7 @@ async def _running(
     return NOTHING_TO_TELL
 
 
-async def _check_fits(machine: VirtualMachine, monitor: Monitor, snapshot: wire.SnapshotWanted) -> None:
+async def _check_fits(monitor: Monitor, snapshot: wire.SnapshotWanted) -> None:
     """Raise SnapshotFailed unless the snapshot's memory is there and fits the VM as it is. Nothing is changed."""
     kept = (await snapshots.kept(monitor)).get(snapshot.id)
     if kept is None:
@@ -204,7 +204,7 @@ async def _load_at_start(
     as it was. Raises SnapshotFailed, MonitorFailed, OverlayFailed."""
     before = WAY_BACK + snapshot.id
     try:
-        await _check_fits(machine, monitor, snapshot)
+        await _check_fits(monitor, snapshot)
         if before not in await snapshots.kept(monitor):
             await snapshots.create(monitor, before, memory=False)
         await snapshots.load(monitor, snapshot.id)

@@ -11,7 +11,6 @@ from novacron.local.database_cluster.view import ClusterView, MemberRole, Member
 from novacron.pki import ENDS_SOON_S, utc
 
 RENEW = "novacron database cluster renew; Patroni uses it at once, and writes go on"
-STATUS = "novacron database cluster status"
 
 
 class ClusterProblem(msgspec.Struct, frozen=True):
