@@ -159,21 +159,21 @@ async def test_a_link_that_keeps_breaking_is_retried_with_growing_pauses(
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("novacron.agent.control.link.random.uniform", lambda _low, _high: 1.0)
-    sleep = asyncio.sleep
+    paused = asyncio.sleep
 
     async def note(pause_s: float) -> None:
         if pause_s < 3:  # not those between heartbeats
             pauses.append(round(pause_s, 3))
-            await sleep(0)
+            await paused(0)
         else:
-            await sleep(pause_s)
+            await paused(pause_s)
 
     monkeypatch.setattr("novacron.agent.control.link.asyncio.sleep", note)
     async with asyncio.timeout(30), Node(server.identity(tmp_path / "node")).running():
         for _ in range(4):
             (await server.connected.get()).transport.abort()
         while len(pauses) < 4:
-            await sleep(0.01)
+            await paused(0.01)
     assert pauses[:4] == [0.2, 0.4, 0.8, 1.6]
 
 
@@ -187,20 +187,20 @@ async def test_an_agent_that_is_refused_says_why_and_asks_ever_later(
         "novacron.agent.control.link.log.error",
         lambda text, **about: said.append((text, about["reason"], about["retry_s"])),
     )
-    sleep = asyncio.sleep
+    paused = asyncio.sleep
 
     async def note(pause_s: float) -> None:
         is_retry = len(said) > len(slept) and said[len(slept)][2] == pause_s
         if is_retry:
             slept.append(pause_s)
-        await sleep(0 if is_retry else pause_s)
+        await paused(0 if is_retry else pause_s)
 
     monkeypatch.setattr("novacron.agent.control.link.asyncio.sleep", note)
     async with asyncio.timeout(30), Node(server.identity(tmp_path / "node")).running():
         for _ in range(8):
             await (await server.connected.get()).close(code=REFUSED, reason="this node was removed")
         while len(slept) < 8:
-            await sleep(0.01)
+            await paused(0.01)
     assert slept == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]
     assert said[0] == ("the server refuses this node", "this node was removed", 5.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import subprocess
 import types
@@ -11,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import cast, get_args
 
+import msgspec
 import pytest
 from litestar.routes import HTTPRoute, WebSocketRoute
 
@@ -190,6 +192,45 @@ def test_every_message_of_the_agent_link_is_described_with_its_fields(message: t
     row = _row_of(message.__name__.lower())
     own = [field for field in message.__struct_fields__ if field not in messages.Message.__struct_fields__]
     assert [field for field in own if f"`{field}`" not in row] == []
+
+
+DESCRIBED_WHERE_THEY_ARE = {
+    "Assignment", "BackupWanted", "DatabaseMark", "HeldVm", "Order", "OwnershipRecord", "Peer", "PeerSeen",
+    "PointStands", "ReplicaKept", "ReplicaSent", "ReportedCondition", "Statement", "Task",
+}  # fmt: skip
+"""Structs that have no row of their own on the page of the agent link, because its text describes them."""
+
+
+def _structs_in(info: msgspec.inspect.Type, known: dict[str, list[str]]) -> None:
+    """Add the structs of a type, and of all that it consists of, with the names of their fields."""
+    if isinstance(info, msgspec.inspect.StructType):
+        if info.cls.__name__ in known:
+            return
+        known[info.cls.__name__] = [field.name for field in info.fields]
+        for field in info.fields:
+            _structs_in(field.type, known)
+    for name in ("item_type", "key_type", "value_type", "type"):
+        if isinstance(inner := getattr(info, name, None), msgspec.inspect.Type):
+            _structs_in(inner, known)
+    for inner in (*getattr(info, "types", ()), *getattr(info, "item_types", ())):
+        _structs_in(inner, known)
+
+
+def test_every_struct_in_a_message_is_described_with_its_fields() -> None:
+    """A second agent could not be written with those of which only the name is known."""
+    structs = dict[str, list[str]]()
+    _structs_in(msgspec.inspect.type_info(messages.FromAgent | messages.FromServer), structs)
+    page = (ROOT / "docs/reference/agent-link.md").read_text()
+    schemas = json.loads((ROOT / "docs/reference/openapi.json").read_text())["components"]["schemas"]
+    top = {message.__name__ for message in get_args(messages.FromAgent | messages.FromServer)}
+    rows = {row[1]: row[0] for row in re.finditer(r"^\| `([A-Z]\w+)` \(.*$", page, re.MULTILINE)}
+    missing = []
+    for name, fields in structs.items():
+        if name not in top and name not in schemas:
+            text = page if name in DESCRIBED_WHERE_THEY_ARE else rows.get(name, "")
+            missing += [f"{name}.{field}" for field in fields if f"`{field}`" not in text]
+    assert missing == []
+    assert structs.keys() >= DESCRIBED_WHERE_THEY_ARE | rows.keys()
 
 
 @pytest.mark.parametrize("question", questions.ALL, ids=lambda kind: kind.__name__)

@@ -77,7 +77,7 @@ CEILINGS = {
     "functions over 6 parameters": Ceiling(0, 0),
     "functions of a complexity over 15": Ceiling(13, 13),
     "files over 500 lines": Ceiling(0, 0),
-    "public functions with Any in their signature": Ceiling(107, 0),
+    "ignored types without a reason": Ceiling(12, 0),
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -107,16 +107,6 @@ def parameters(function: Function) -> int:
     """Return how many there are; ``self`` and ``cls`` are not counted, nor what collects the rest."""
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     return sum(argument.arg not in ("self", "cls") for argument in arguments)
-
-
-def takes_anything(function: Function) -> bool:
-    """Say whether a type in a signature is, or holds, one that nobody checks."""
-    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-    types = [
-        type_ for type_ in (*(argument.annotation for argument in arguments), function.returns) if type_ is not None
-    ]
-    parts = [part for type_ in types for part in ast.walk(type_)]
-    return any(isinstance(part, ast.Name) and part.id == "Any" for part in parts)
 
 
 def circles() -> list[str]:
@@ -167,8 +157,13 @@ def offenders(what: str) -> list[str]:
         case "files over 500 lines":
             counts = {name: len(path.read_text().splitlines()) for name, path in files() if name not in GENERATED}
             return [f"{name}: {count}" for name, count in counts.items() if count > FILE_LINES_MAX]
-        case "public functions with Any in their signature":
-            return [name for name, node in functions() if not node.name.startswith("_") and takes_anything(node)]
+        case "ignored types without a reason":
+            return [
+                f"{name}:{number}"
+                for name, path in files()
+                for number, line in enumerate(path.read_text().splitlines(), 1)
+                if re.search(r"# type: ignore\[[\w-]+\]$", line)
+            ]
     raise ValueError(what)
 
 
@@ -195,7 +190,7 @@ def test_a_class_name_stands_for_one_thing() -> None:
 
 
 def sleeps(call: ast.Call) -> bool:
-    if not isinstance(call.func, ast.Attribute) or call.func.attr != "sleep":
+    if (call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")) != "sleep":
         return False
     return not (call.args and isinstance(call.args[0], ast.Constant) and call.args[0].value == 0)
 

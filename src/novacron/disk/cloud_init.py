@@ -32,7 +32,7 @@ def files(seed: Seed, *, id: str, name: str, macs: Sequence[str], address: str |
     instance = f"{id}-{seed.generation}" if isinstance(seed, StoredSeed) and seed.generation else id
     meta = {"instance-id": instance, "local-hostname": seed.hostname or name}
     if seed.ssh_keys:
-        meta["public-keys"] = list(seed.ssh_keys)  # type: ignore[assignment]
+        meta["public-keys"] = list(seed.ssh_keys)  # type: ignore[assignment]  # the first values are texts
     others = {f"nic{n}": {"match": {"macaddress": mac}, "dhcp4": True} for n, mac in enumerate(macs[1:], 1)}
     nic: dict[str, object] = {"match": {"macaddress": macs[0]}}
     nic |= {"dhcp4": True} if address is None else {"dhcp4": False, "addresses": [address]}

@@ -264,7 +264,7 @@ async def _drop(connection: Connection, vm: Vm, record: UnreconciledVm, actor: s
 
 def _status(record: UnreconciledVm, machine: str) -> dict[str, Any]:
     status = VmStatus(machine=machine, reason=f"adopted from node {record.node}")
-    return msgspec.to_builtins(status)  # type: ignore[no-any-return]
+    return msgspec.to_builtins(status)  # type: ignore[no-any-return]  # a struct becomes a dict
 
 
 async def _create(

@@ -146,7 +146,7 @@ class PooledConnection(asyncpg.Connection):
         # Called while the answer is read, so before whoever waits for it goes on; a listener would be called later.
         if fields.get("R") == SYNC_WAIT:
             self._unconfirmed = True
-        super()._process_log_message(fields, last_query)  # type: ignore[misc]
+        super()._process_log_message(fields, last_query)  # type: ignore[misc]  # private, not in its types
 
 
 async def _measured(query: str, done: Coroutine[Any, Any, T]) -> T:

@@ -97,11 +97,11 @@ async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Res
     if data.catalogue_image is not None:
         spec = await _catalogued(request, data)
     elif data.url is not None:
-        spec = ImportSpec(data.name, Source.URL, check_url(data.url), **shared)  # type: ignore[arg-type]
+        spec = ImportSpec(data.name, Source.URL, check_url(data.url), **shared)  # type: ignore[arg-type]  # by name
     elif data.path is not None:
-        spec = ImportSpec(data.name, Source.PATH, check_path(data.path), **shared)  # type: ignore[arg-type]
+        spec = ImportSpec(data.name, Source.PATH, check_path(data.path), **shared)  # type: ignore[arg-type]  # by name
     else:
-        spec = ImportSpec(data.name, Source.UPLOAD, "", data.size_bytes or 0, **shared)  # type: ignore[arg-type]
+        spec = ImportSpec(data.name, Source.UPLOAD, "", data.size_bytes or 0, **shared)  # type: ignore[arg-type]  # by name
 
     project = _project(request, data, spec.source)
 
