@@ -16,6 +16,7 @@ from novacron.model import limits, mac
 from novacron.model.errors import InvalidInput
 from novacron.model.ipv4 import check_interface
 from novacron.model.vm import VmChanges, VmFields, VmSpec, check_name, tap_name, vm_id
+from novacron.model.vm_templates import FlavorSpec, TemplateSpec
 
 
 @pytest.mark.parametrize("name", ["a", "web", "web-1", "0", "a" * 63])
@@ -74,14 +75,28 @@ def test_names_derived_from_an_id_fit_their_length_limits(random: bytes) -> None
 
 def _alternatives(annotation: object) -> set[object]:
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return set(typing.get_args(annotation)) - {msgspec.UnsetType, type(None)} if is_union else {annotation}
+    return set(typing.get_args(annotation)) - {msgspec.UnsetType} if is_union else {annotation}
 
 
-def test_changeable_vm_fields_have_the_types_of_the_spec() -> None:
-    fields = {field.name: field for field in msgspec.structs.fields(VmFields)}
-    for change in msgspec.structs.fields(VmChanges):
-        assert change.default is msgspec.UNSET, f"{change.name} must stay as it is by default"
-        assert _alternatives(change.type) == _alternatives(fields[change.name].type), change.name
+DIFFERENT = {
+    "VmChanges.disk_mib": "a disk has a size, which can't be taken from it",
+    "TemplateSpec.nics": "without addresses, which each VM has of its own",
+}
+"""Fields whose type is not that of the VM's field, and why."""
+
+
+@pytest.mark.parametrize("struct", [VmChanges, TemplateSpec, FlavorSpec, CreateVm])
+def test_a_field_has_the_same_type_and_limits_wherever_it_is_set(struct: type[msgspec.Struct]) -> None:
+    of_vms = {field.name: field.type for field in msgspec.structs.fields(VmFields)}
+    for field in msgspec.structs.fields(struct):
+        if field.name in of_vms:
+            is_different = _alternatives(field.type) != _alternatives(of_vms[field.name])
+            assert is_different == (f"{struct.__name__}.{field.name}" in DIFFERENT), field.name
+
+
+def test_what_is_left_out_of_a_change_stays() -> None:
+    assert {change.default for change in msgspec.structs.fields(VmChanges)} == {msgspec.UNSET}
+    assert set(VmChanges.__struct_fields__) < set(VmFields.__struct_fields__)
 
 
 def test_a_spec_and_a_request_to_create_a_vm_have_every_field_that_users_set() -> None:
