@@ -27,8 +27,8 @@ from novacron.rollout.agents.node_work import AgentParts, NodeLimits
 from novacron.rollout.agents.packages import NAMES, PackageFiles, agent_version, package_version
 from novacron.rollout.agents.work import WaveSettings
 from novacron.rollout.model import RolloutState
+from novacron.rollout.notifications import Notifications
 from novacron.rollout.options import RolloutOptions
-from novacron.rollout.telling import Telling
 
 OLD, NEW = "0-1", "1-1"
 """The packages of the simulated agents, which call themselves 0 and 1."""
@@ -139,7 +139,9 @@ def fleet_figures(size: FleetSize) -> list[Figure]:
             ApiFleet(Client(stand.client.config)), SimulatedHosts(stand.orders, names), PackageFiles(packages)
         )
         settings = WaveSettings(size.at_once, 1.0, WaveLimits(), NodeLimits(120.0, 1.0, 1.0))
-        engine = AgentEngine(journal, parts, settings, Telling(RolloutOptions()), lambda line: print(line, flush=True))
+        engine = AgentEngine(
+            journal, parts, settings, Notifications(RolloutOptions()), lambda line: print(line, flush=True)
+        )
         rollout = AgentRollout(1, "1", in_waves(names, "1,10%,50%,100%"), time.time(), size.watch_s)
         with clients(stand.client.config) as seen:
             done = engine.run(rollout)

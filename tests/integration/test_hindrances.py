@@ -219,7 +219,7 @@ async def add_lan(connection: Connection, gateway: str | None = "a") -> None:
 
 async def say(database: Database, node: str, *problems: NetworkProblem) -> None:
     async with database.transaction() as connection:
-        await network_problems.found(connection, node, problems)
+        await network_problems.record(connection, node, problems)
 
 
 async def has_no_gateway(database: Database) -> Reason:

@@ -50,7 +50,7 @@ async def test_a_vm_that_goes_on_at_the_epoch_at_which_an_older_database_deleted
     async with fleet.connection() as connection:
         (seen,) = await adoption.find(connection, "web")
         assert "deleted at epoch 2" in seen.reason
-        assert await unreconciled.later(connection, {"web": 2}) == ["web"]
+        assert await unreconciled.at_unknown_epochs(connection, {"web": 2}) == ["web"]
     await forget(fleet, "web", seen.vm_name)
     assert await orders(fleet, "b", "web") == {"web": (OrderKind.GONE, 3)}
 

@@ -24,9 +24,9 @@ from novacron.rollout import notices
 from novacron.rollout.balancer import HAProxy
 from novacron.rollout.instances import Environments
 from novacron.rollout.model import Colour, Rollout, RolloutState, Share, StepFailed, Strategy
-from novacron.rollout.notices import SIGNATURE, TIMESTAMP, NotTold, Receiver
+from novacron.rollout.notices import SIGNATURE, TIMESTAMP, NotificationFailed, Receiver
+from novacron.rollout.notifications import Notifications
 from novacron.rollout.options import RolloutOptions
-from novacron.rollout.telling import Telling
 
 SECRET = "between us"
 PYTHON = "#!/bin/sh\necho novacron {version}\n"
@@ -85,7 +85,7 @@ def test_a_webhook_that_refuses_is_asked_once_and_one_that_fails_three_times(
 ) -> None:
     for status, times in ((403, 1), (500, 3)):
         listener = Listener(status)
-        with serving(0, listener.take, tls) as url, pytest.raises(NotTold, match=str(status)):
+        with serving(0, listener.take, tls) as url, pytest.raises(NotificationFailed, match=str(status)):
             notices.tell_webhook(Receiver(url, SECRET, tmp_path / "ca.crt"), rolled_back())
         assert len(listener.heard) == times
 
@@ -94,7 +94,7 @@ def test_a_webhook_whose_certificate_is_not_trusted_is_told_nothing(tls: ssl.SSL
     (tmp_path / "other").mkdir()
     pki.Authority.open(tmp_path / "other")
     listener = Listener(200)
-    with serving(0, listener.take, tls) as url, pytest.raises(NotTold):
+    with serving(0, listener.take, tls) as url, pytest.raises(NotificationFailed):
         notices.tell_webhook(Receiver(url, SECRET, tmp_path / "other/ca.crt"), rolled_back())
     assert not listener.heard
 
@@ -113,7 +113,7 @@ def test_receivers_that_are_away_are_noted_and_hold_up_no_rollout(tmp_path: Path
     token = tmp_path / "token"
     token.touch(mode=0o600)
     token.write_text("x")
-    telling = Telling(RolloutOptions(grafana=f"http://127.0.0.1:{free_ports(1)[0]}", grafana_token_file=token))
+    telling = Notifications(RolloutOptions(grafana=f"http://127.0.0.1:{free_ports(1)[0]}", grafana_token_file=token))
     telling.annotate(rolled_back(), "x")
     noted: list[str] = []
     began = time.monotonic()

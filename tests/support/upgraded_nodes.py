@@ -14,8 +14,8 @@ from novacron.rollout.agents.node_work import AgentParts, NodeLimits
 from novacron.rollout.agents.packages import PackageFiles, agent_version, package_version
 from novacron.rollout.agents.work import WaveSettings
 from novacron.rollout.model import StepFailed
+from novacron.rollout.notifications import Notifications
 from novacron.rollout.options import RolloutOptions
-from novacron.rollout.telling import Telling
 
 OLD, NEW = "1.0.0-1+deb12", "1.1.0-1+deb12"
 SETTINGS = WaveSettings(4, 0.01, WaveLimits(0, 0, 0.05), NodeLimits(0.3, 0.3, 5.0))
@@ -126,7 +126,7 @@ class WaveWorld:
 
     def engine(self, settings: WaveSettings = SETTINGS) -> AgentEngine:
         parts = AgentParts(self.at, self.at, PackageFiles(self.packages))
-        return AgentEngine(self.journal, parts, settings, Telling(RolloutOptions()), self.said.append)
+        return AgentEngine(self.journal, parts, settings, Notifications(RolloutOptions()), self.said.append)
 
     def new(self, waves: str = "1,50%,100%", **more: object) -> AgentRollout:
         rollout = AgentRollout(1, "1.1.0", in_waves(self.names, waves), 1.0, 0.02)

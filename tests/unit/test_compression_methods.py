@@ -117,7 +117,7 @@ def test_processor_time_is_counted_by_stage_also_when_a_stage_fails() -> None:
     with pytest.raises(OSError, match="no"):
         times.run("write", fail)
     assert set(times.seconds) == {"split", "write"} and all(seconds > 0 for seconds in times.seconds.values())
-    assert set(times.told()) == {"split_cpu_s", "write_cpu_s"}
+    assert set(times.as_log_fields()) == {"split_cpu_s", "write_cpu_s"}
 
 
 @pytest.mark.parametrize(

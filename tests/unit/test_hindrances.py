@@ -273,7 +273,7 @@ NO_TROUBLES = NetworkTroubles({}, {}, (), {})
 
 def network(**troubles: Any) -> Case:
     async def case(place: Place) -> Said:
-        problem = network_problems.found([LAN], NO_TROUBLES._replace(**troubles))[-1]
+        problem = network_problems.problems_of([LAN], NO_TROUBLES._replace(**troubles))[-1]
         return Said(problem.code, problem.message)
 
     return case

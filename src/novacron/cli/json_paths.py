@@ -19,10 +19,10 @@ def _query(expression: str) -> str:
 
 def check(expression: str) -> None:
     """Raises typer.BadParameter if it is no query."""
-    found(expression, [])
+    matches(expression, [])
 
 
-def found(expression: str, value: object) -> list[object]:
+def matches(expression: str, value: object) -> list[object]:
     """Return what a query finds. Raises typer.BadParameter."""
     import jsonpath  # loaded only by who wants it
 
@@ -37,5 +37,5 @@ def found(expression: str, value: object) -> list[object]:
 
 def show(expression: str, value: object) -> None:
     """Print what a query finds, one a line: text as it is, the rest as JSON."""
-    for part in found(expression, value):
+    for part in matches(expression, value):
         say(part if isinstance(part, str) else json.dumps(part))

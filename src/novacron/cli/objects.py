@@ -57,14 +57,14 @@ def get(
         return
     with output.errors():
         client = Client()
-        items = [one(client, found, ref) for ref in name]
+        items = [get_object(client, found, ref) for ref in name]
         if len(items) == 1 and not listing.watch:
             output.fields(items[0], found.detail_columns(), listing.output)
         else:
-            listing.show_read(lambda limit: [one(client, found, ref) for ref in name], found.list_columns())
+            listing.show_read(lambda limit: [get_object(client, found, ref) for ref in name], found.list_columns())
 
 
-def one(client: Client, kind: ObjectKind, ref: str) -> Object:
+def get_object(client: Client, kind: ObjectKind, ref: str) -> Object:
     """Return an object by name or id, also of kinds that the API only lists. Raises ApiError, Unreachable, Exit."""
     if kind.api not in LISTED:
         return client.get(kind.api, ref)
@@ -167,7 +167,7 @@ def edit(
         known = schemas.read(clients.of(""))
         if not known.fields(found.change):
             raise typer.BadParameter(f"a {found.name} can't be changed: delete it, and create a new one")
-        item = one(clients.of(""), found, name)
+        item = get_object(clients.of(""), found, name)
         shown = manifests.present(found, item)
         before = {field: shown[field] for field in known.fields(found.change) if field in shown}
         path = _written(found, kinds.name_of(found, item), before)

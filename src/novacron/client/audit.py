@@ -31,7 +31,7 @@ SETTLE_S, SETTLE_POLL_S = 10.0, 0.3
 T = TypeVar("T")
 
 
-class Kept(NamedTuple):
+class EarlierExport(NamedTuple):
     """A file of an earlier export: state and heads, with entries that can be read once, or without any."""
 
     state: ChainState
@@ -99,7 +99,7 @@ def _line(file: IO[str], document: dict[str, Any]) -> None:
     file.write(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-def read(path: Path) -> Kept:
+def read(path: Path) -> EarlierExport:
     """Return what an export holds. Raises ArchiveError."""
     lines = _lines(path)
     first = next(lines, {})
@@ -118,7 +118,7 @@ def read(path: Path) -> Kept:
         for line in lines:
             yield _as(path, line.get("entry"), ChainEntry)
 
-    return Kept(state, heads, remaining())
+    return EarlierExport(state, heads, remaining())
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -140,13 +140,13 @@ def _as(path: Path, value: object, type_: type[T]) -> T:
         raise ArchiveError(f"{path} is damaged: {error}") from None
 
 
-def verify_file(path: Path, range_: Range, trusted: Kept | None) -> VerificationReport:
+def verify_file(path: Path, range_: Range, trusted: EarlierExport | None) -> VerificationReport:
     """Verify an export, without a server. ``trusted``: heads that were kept elsewhere. Raises ArchiveError."""
     kept = read(path)
     return _verify(kept.state, kept.heads, kept.entries, range_, trusted)
 
 
-def verify_server(client: Client, range_: Range, trusted: Kept | None) -> VerificationReport:
+def verify_server(client: Client, range_: Range, trusted: EarlierExport | None) -> VerificationReport:
     """Verify the chain of a server. Raises ArchiveError."""
     for attempt in range(1, TRIES_MAX + 1):
         state = settled(client)
@@ -160,7 +160,11 @@ def verify_server(client: Client, range_: Range, trusted: Kept | None) -> Verifi
 
 
 def _verify(
-    state: ChainState, heads: Sequence[SignedHead], chain: Iterator[ChainEntry], range_: Range, trusted: Kept | None
+    state: ChainState,
+    heads: Sequence[SignedHead],
+    chain: Iterator[ChainEntry],
+    range_: Range,
+    trusted: EarlierExport | None,
 ) -> VerificationReport:
     after, until = _bounds(state, heads, range_)
     if trusted is not None and trusted.state.chain != state.chain:

@@ -360,7 +360,7 @@ class Sender:
                 raise
             finally:
                 SESSIONS.add("sender", outcome)
-                carried = {name: getattr(self.counters, name) for name in TOLD} | self.counters.times.told()
+                carried = {name: getattr(self.counters, name) for name in TOLD} | self.counters.times.as_log_fields()
                 span.set_attributes({f"dwcp.{name}": value for name, value in carried.items()})
                 took_s = round(time.monotonic() - began, 3)
                 log.info("a session was sent", outcome=outcome, peer=self._peer_host, took_s=took_s, **carried)

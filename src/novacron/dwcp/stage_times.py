@@ -29,7 +29,7 @@ class StageTimes:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.thread_time() - began
 
-    def told(self) -> dict[str, float]:
+    def as_log_fields(self) -> dict[str, float]:
         """Return what logs tell, by names like ``compress_cpu_s``."""
         return {f"{stage}_cpu_s": round(seconds, 3) for stage, seconds in self.seconds.items()}
 

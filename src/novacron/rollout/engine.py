@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from novacron.rollout.journal import RolloutJournal
-from novacron.rollout.keeper import StepEngine
 from novacron.rollout.model import GOING_BACK_STEPS, SHARE, WATCH, Rollout, RolloutState
-from novacron.rollout.telling import Telling
+from novacron.rollout.notifications import Notifications
+from novacron.rollout.step_engine import StepEngine
 from novacron.rollout.work import RolloutParts, RolloutSteps
 
 
@@ -15,7 +15,7 @@ class RolloutEngine(StepEngine[Rollout]):
     """Works on one rollout of servers."""
 
     def __init__(self, journal: RolloutJournal, parts: RolloutParts, say: Callable[[str], None]) -> None:
-        super().__init__(journal, Telling(parts.options), say)
+        super().__init__(journal, Notifications(parts.options), say)
         self._steps = RolloutSteps(parts, self._keeper.wait, self._keeper.keep)
 
     def run(self, rollout: Rollout) -> Rollout:

@@ -30,7 +30,7 @@ class Receiver(NamedTuple):
     ca: Path | None
 
 
-class NotTold(Exception):
+class NotificationFailed(Exception):
     """A receiver could not be told: says why."""
 
 
@@ -49,14 +49,14 @@ def summary(rollout: RolloutRecord) -> dict[str, object]:
 
 
 def tell_webhook(to: Receiver, rollout: RolloutRecord) -> None:
-    """Tell of a rollout's state. Raises NotTold."""
+    """Tell of a rollout's state. Raises NotificationFailed."""
     body, stamp = json.dumps(summary(rollout)).encode(), str(int(time.time()))
     headers = {"Content-Type": "application/json", TIMESTAMP: stamp, SIGNATURE: signature(to.secret, stamp, body)}
     _post(to, to.url, headers, body)
 
 
 def annotate(to: Receiver, rollout: RolloutRecord, text: str) -> None:
-    """Add an annotation to Grafana (HTTP API, POST /api/annotations). Raises NotTold."""
+    """Add an annotation to Grafana (HTTP API, POST /api/annotations). Raises NotificationFailed."""
     body = json.dumps({
         "time": int(time.time() * 1000),
         "tags": ["novacron", "rollout", rollout.strategy, rollout.state],
@@ -67,7 +67,7 @@ def annotate(to: Receiver, rollout: RolloutRecord, text: str) -> None:
 
 
 def _post(to: Receiver, url: str, headers: Mapping[str, str], body: bytes) -> None:
-    """Send something, a few times if need be. Raises NotTold, without what is secret."""
+    """Send something, a few times if need be. Raises NotificationFailed, without what is secret."""
     said = ""
     with urllib3.PoolManager(ca_certs=None if to.ca is None else str(to.ca)) as pool:
         for attempt in range(SENT_TIMES):
@@ -85,7 +85,7 @@ def _post(to: Receiver, url: str, headers: Mapping[str, str], body: bytes) -> No
             said = f"answered {answer.status}"
             if answer.status < 500 and answer.status != 429:
                 break  # it would say the same again
-    raise NotTold(said)
+    raise NotificationFailed(said)
 
 
 def metrics(rollout: RolloutRecord, now_s: float) -> str:

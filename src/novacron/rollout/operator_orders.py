@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from novacron.rollout.journal import OperatorAsk, OperatorRequest, RecordJournal
-from novacron.rollout.keeper import StepEngine
 from novacron.rollout.model import RolloutError, RolloutRecord, RolloutState
 from novacron.rollout.options import VERSION, RolloutOptions
+from novacron.rollout.step_engine import StepEngine
 
 POLL_S = 0.2
 

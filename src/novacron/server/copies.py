@@ -52,7 +52,7 @@ class Copies:
                 )
             if source is not None:
                 await nodes.get(connection, source, field="source")
-            giver, image = _giver(name, source, there, every)
+            giver, image = _source_of(name, source, there, every)
             rate = lowest(giver, there, await links.all(connection), datetime.now(UTC))
             endpoint = await nodes.dwcp_endpoint(connection, target)
         if endpoint is None:
@@ -117,7 +117,7 @@ class Copies:
             return f"node {copy.target}: {error}" if error else ""
 
 
-def _giver(name: str, source: str | None, target: Node, every: list[Node]) -> tuple[Node, ImageInfo]:
+def _source_of(name: str, source: str | None, target: Node, every: list[Node]) -> tuple[Node, ImageInfo]:
     """Return the node that gives an image, and the image."""
     if held(target, name) is not None:
         raise InvalidInput(f"node {target.name} already holds image {name}", field="target", hint="choose another node")

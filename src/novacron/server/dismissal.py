@@ -61,7 +61,7 @@ async def _tell_of_unknown(database: Database, node: str, held: Collection[wire.
     owns = {vm: record.epoch for vm, record in sound.items() if record.claim is Claim.OWNER}
     owns |= {vm.vm: 0 for vm in held if vm.record is None}
     async with database.connection() as connection:
-        later = await unreconciled.later(connection, owns)
+        later = await unreconciled.at_unknown_epochs(connection, owns)
     if later:
         shown = ", ".join(sorted(later)[:NAMED_MAX]) + ("..." if len(later) > NAMED_MAX else "")
         message = (

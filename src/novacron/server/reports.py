@@ -89,7 +89,7 @@ class Reports:
                 check_reachable(inventory)
                 await nodes.connected(connection, node, inventory)
             case wire.ConditionsFound(conditions=found, peers=peers):
-                await conditions.found(connection, node, found, peers)
+                await conditions.record(connection, node, found, peers)
             case wire.ExportStands() as export:
                 report = exports.ExportReport(
                     export.id, export.phase, export.size_bytes, export.disk_bytes, export.sha256, export.error,
@@ -115,7 +115,7 @@ class Reports:
             case wire.VolumeHandled(vm=vm, epoch=epoch, id=id, released=released, error=error, code=code):
                 await volumes.handled(connection, node, volumes.VolumeReport(vm, epoch, id, released, error, code))
             case wire.NetworksStand(problems=problems):
-                await network_problems.found(connection, node, problems)
+                await network_problems.record(connection, node, problems)
             case wire.Cloned(vm=vm, epoch=epoch, error=error, code=code):
                 await clones.made(connection, node, clones.CloneReport(vm, epoch, error, code))
             case wire.ImportStands() as stands:

@@ -47,7 +47,7 @@ async def refresh(connection: Connection, name: str) -> None:
     await _store(connection, name, None)
 
 
-async def found(
+async def record(
     connection: Connection, name: str, reported: Iterable[ReportedCondition], peers: PeersSeen
 ) -> None:  # fmt: skip
     """Store what a node's agent has found."""

@@ -24,7 +24,7 @@ class Inviter(NamedTuple):
     name: str
 
 
-class Found(NamedTuple):
+class OpenInvitation(NamedTuple):
     """An invitation, with the ids of the invited user (None: there is no such user) and of who invited them."""
 
     invitation: Invitation
@@ -69,13 +69,13 @@ async def listed(connection: Connection, user: str, projects: Collection[str] | 
     return [object_of(Invitation, row) for row in rows]
 
 
-async def get(connection: Connection, id: str) -> Found:
+async def get(connection: Connection, id: str) -> OpenInvitation:
     """Return an open invitation, locked. Raises NotFound."""
     row = await connection.fetchrow("SELECT * FROM invitations WHERE id = $1 AND expires_at > now() FOR UPDATE", id)
     if row is None:
         raise NotFound(f"there is no invitation {id!r}", hint="see: novacron invitation list")
     shown = {key: row[key] for key in Invitation.__struct_fields__}
-    return Found(Invitation(**{**shown, "role": Role(row["role"])}), row["user"], row["inviter"])
+    return OpenInvitation(Invitation(**{**shown, "role": Role(row["role"])}), row["user"], row["inviter"])
 
 
 async def delete(connection: Connection, id: str) -> None:

@@ -44,7 +44,7 @@ class ObjectRef(NamedTuple):
     project: str | None = None
 
 
-class Wanted(NamedTuple):
+class MetadataChange(NamedTuple):
     """What somebody wants to change of an object's metadata; ``if_match``: only if it is at that revision."""
 
     changes: Mapping[str, Any]
@@ -80,7 +80,7 @@ async def _locked(connection: Connection, target: ObjectRef, if_match: int | Non
     return row
 
 
-async def change(connection: Connection, target: ObjectRef, type_: type[D], wanted: Wanted) -> D:
+async def change(connection: Connection, target: ObjectRef, type_: type[D], wanted: MetadataChange) -> D:
     """Change metadata of an object, and return it. Raises NotFound, PreconditionFailed."""
     changes, actor, if_match = wanted
     table, column = TABLES[target.kind]
@@ -114,7 +114,7 @@ def _said_of(field: str, value: Any) -> str:  # noqa: ANN401 - text, or a list o
 async def describe_image(connection: Connection, name: str, changes: Mapping[str, object], actor: str) -> None:
     """Change metadata of the images that a name means: nodes report those, and know nothing of it."""
     await connection.execute("INSERT INTO image_metadata (name) VALUES ($1) ON CONFLICT DO NOTHING", name)
-    await change(connection, ObjectRef("image-metadata", name, name), ImageMetadata, Wanted(changes, actor))
+    await change(connection, ObjectRef("image-metadata", name, name), ImageMetadata, MetadataChange(changes, actor))
 
 
 async def forget_image(connection: Connection, name: str) -> None:

@@ -361,11 +361,11 @@ async def vote(connection: Connection, id: str, node: str, side: Side, epoch: in
         return False
     await _end(connection, migration, MigrationPhase.COMPLETED, owner=migration.target)
     message = f"VM {migration.vm_name} runs on {migration.target} now"
-    await _event(connection, migration, "Completed", message + told(migration.progress))
+    await _event(connection, migration, "Completed", message + summary_of(migration.progress))
     return True
 
 
-def told(progress: Progress) -> str:
+def summary_of(progress: Progress) -> str:
     """Say in a sentence what went over the link, and what spared it the rest."""
     if not progress.raw_bytes:
         return ""

@@ -37,7 +37,7 @@ def summary(problems: dict[str, list[list[str]]]) -> tuple[str, str]:
     return said[0][1], ("; ".join(texts) + (f"; and {more} more" if more else ""))[:ERROR_LENGTH_MAX]
 
 
-async def found(connection: Connection, node: str, problems: Sequence[NetworkProblem]) -> None:
+async def record(connection: Connection, node: str, problems: Sequence[NetworkProblem]) -> None:
     """Store all that a node says of the networks that it has; what it says of others is ignored."""
     of_networks, of_ways = defaultdict[str, list[list[str]]](list), defaultdict[str, list[NetworkProblem]](list)
     for problem in problems:

@@ -192,7 +192,7 @@ async def create(connection: Connection, making: projects.Making, new: NewVm, ac
     if not new.metadata:
         return vm
     target = metadata.ObjectRef("vm", vm.id, vm.name, vm.project)
-    return await metadata.change(connection, target, Vm, metadata.Wanted(new.metadata, actor))
+    return await metadata.change(connection, target, Vm, metadata.MetadataChange(new.metadata, actor))
 
 
 async def create_all(

@@ -95,7 +95,7 @@ class NodeRecord(NamedTuple):
     bound_at: int = 0
 
 
-class _Said(NamedTuple):
+class _ContradictingReport(NamedTuple):
     """What a node says that contradicts the database. ``counts``: others are kept from acting against it. ``later``:
     the database is an older one, then."""
 
@@ -106,7 +106,7 @@ class _Said(NamedTuple):
     later: bool
 
 
-class _Before(NamedTuple):
+class _UnreconciledBefore(NamedTuple):
     """What was stored of a node before it said anything now: of which VMs it knew more than the database, or claimed to
     without proof. ``has``: of those the ones of which it had something; ``ending``: the ones that it was to end;
     ``enough``: the epochs at which it had said enough of VMs for them to be adopted; ``epochs``: those that it has
@@ -120,14 +120,14 @@ class _Before(NamedTuple):
     epochs: dict[str, int]
 
     @staticmethod
-    async def read(connection: Connection, node: str) -> _Before:
+    async def read(connection: Connection, node: str) -> _UnreconciledBefore:
         rows = await connection.fetch(
             "SELECT vm, claim, epoch, contradiction, proven, description IS NOT NULL AS described FROM unreconciled_vms"
             " WHERE node = $1",
             node,
         )
         unproven = frozenset(row["vm"] for row in rows if not row["proven"])
-        return _Before(
+        return _UnreconciledBefore(
             known=frozenset(row["vm"] for row in rows) - unproven,
             unproven=unproven,
             has=frozenset(row["vm"] for row in rows if row["claim"] != Claim.NONE),
@@ -147,7 +147,7 @@ class _Before(NamedTuple):
         return self.went_back(record) and self.enough.get(record.vm, -1) >= record.bound_at
 
 
-class _Found(NamedTuple):
+class _UnreconciledNow(NamedTuple):
     """The same, of what it says now."""
 
     known: set[str]
@@ -164,7 +164,7 @@ async def take(connection: Connection, node: str, records: Sequence[NodeRecord],
     nothing of any other VM."""
     mentioned = {record.vm for record in records}
     records = await _counting(connection, node, records)
-    before = await _Before.read(connection, node)
+    before = await _UnreconciledBefore.read(connection, node)
     found = await _contradicted(connection, node, records, before)
     # What a node had once and does not mention, it has no more; that it has given a VM away remains true.
     not_mentioned = before.has - mentioned if whole else frozenset()
@@ -214,11 +214,11 @@ async def proved(connection: Connection, node: str) -> None:
 
 
 async def _contradicted(
-    connection: Connection, node: str, records: Sequence[NodeRecord], before: _Before
-) -> _Found:  # fmt: skip
+    connection: Connection, node: str, records: Sequence[NodeRecord], before: _UnreconciledBefore
+) -> _UnreconciledNow:  # fmt: skip
     """Return the VMs of which a node knows more than the database, or may, and store how."""
     rows = {row["id"]: row for row in await connection.fetch(RECORDED, [record.vm for record in records])}
-    found = _Found(set(), set())
+    found = _UnreconciledNow(set(), set())
     unheard_since = None
     if any(record.held is None for record in records):
         unheard_since = await unreconciled.unheard_since(connection, node)
@@ -236,7 +236,7 @@ async def _contradicted(
     return found
 
 
-def _takes(vm: str, said: _Said, before: _Before, found: _Found) -> bool:
+def _takes(vm: str, said: _ContradictingReport, before: _UnreconciledBefore, found: _UnreconciledNow) -> bool:
     """Note what contradicts the database; say whether it is to be stored: not too much, and nothing that counts less
     than what is stored."""
     if said.counts or vm in before.known:
@@ -250,7 +250,7 @@ def _takes(vm: str, said: _Said, before: _Before, found: _Found) -> bool:
 
 def _said(
     node: str, record: NodeRecord, row: asyncpg.Record | None, unheard_since: datetime | None
-) -> _Said | None:  # fmt: skip
+) -> _ContradictingReport | None:  # fmt: skip
     """Return what of a record contradicts the database. ``unheard_since``: when that was found to be older, if the node
     was not heard since."""
     held, recorded = record.held, _recorded(row)
@@ -262,7 +262,7 @@ def _said(
         return None
     later = how is not Contradiction.GONE or recorded is None or held.epoch > recorded.epoch
     words = f"{WORDS[held.claim]}, at epoch {held.epoch}"
-    return _Said(how, held, words, counts=record.proven or not later, later=later)
+    return _ContradictingReport(how, held, words, counts=record.proven or not later, later=later)
 
 
 def _may_be_later(record: NodeRecord, row: asyncpg.Record | None, unheard_since: datetime | None) -> bool:
@@ -273,12 +273,12 @@ def _may_be_later(record: NodeRecord, row: asyncpg.Record | None, unheard_since:
     return unheard_since is not None and not row["deleted"] and row["created_at"] < unheard_since
 
 
-def _unread(record: NodeRecord, row: asyncpg.Record | None, *, counts: bool) -> _Said:
+def _unread(record: NodeRecord, row: asyncpg.Record | None, *, counts: bool) -> _ContradictingReport:
     """Return what stands for a record that can't be read: a promise, at an epoch above any that it may be of."""
     known = max(0 if row is None else row["epoch"], record.bound_at)
     held = OwnershipRecord(known + EPOCHS_UNSEEN, Claim.RELEASED)
     words = "may have it: its record of the VM is damaged"
-    return _Said(Contradiction.DAMAGED, held, words, counts=counts, later=True)
+    return _ContradictingReport(Contradiction.DAMAGED, held, words, counts=counts, later=True)
 
 
 def _recorded(row: asyncpg.Record | None) -> Recorded | None:
@@ -318,7 +318,7 @@ async def _remove(connection: Connection, id: str, epoch: int) -> None:
 
 
 async def _store(
-    connection: Connection, node: str, record: NodeRecord, said: _Said, row: asyncpg.Record | None
+    connection: Connection, node: str, record: NodeRecord, said: _ContradictingReport, row: asyncpg.Record | None
 ) -> None:
     held, described, words = said.held, _sound(node, record), said.words
     if not said.counts:

@@ -110,7 +110,7 @@ async def withheld(connection: Connection, vms: Mapping[str, str]) -> dict[str, 
     return {id: UNHEARD % nodes[0] for id, nodes in others.items() if nodes}
 
 
-async def later(connection: Connection, epochs: Mapping[str, int]) -> list[str]:
+async def at_unknown_epochs(connection: Connection, epochs: Mapping[str, int]) -> list[str]:
     """Return those of VMs, with the epochs at which a host owns them, of which the database knows no such epoch. At the
     one at which a VM was deleted nobody owns it."""
     rows = await connection.fetch(

@@ -35,7 +35,7 @@ class NetworkTroubles(NamedTuple):
     """Ways into each network whose rules are refused, and why."""
 
 
-def found(networks: Iterable[NetworkOnNode], troubles: NetworkTroubles) -> tuple[NetworkProblem, ...]:
+def problems_of(networks: Iterable[NetworkOnNode], troubles: NetworkTroubles) -> tuple[NetworkProblem, ...]:
     """Return all that keeps networks from being as they should. Pure."""
     every = [problem for network in networks for problem in _of(network, troubles)]
     return tuple(every[:PROBLEMS_MAX])

@@ -24,8 +24,8 @@ from novacron.agent.host.network_problems import (
     NetworkProblems,
     NetworkTroubles,
     by_vm,
-    found,
     noting_failures,
+    problems_of,
     still_closed,
 )
 from novacron.agent.host.wired import Wired
@@ -166,7 +166,7 @@ class NodeNetworks:
                 self.on_closed({vm for vm, _ in before.items() ^ self.closed.items()})
                 async with self._looked:
                     self._looked.notify_all()
-                self.problems.tell(found(self._desired, self._troubles()))
+                self.problems.tell(problems_of(self._desired, self._troubles()))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), RETRY_S if failed else LOOK_S)
 

@@ -15,8 +15,8 @@ from novacron.model.errors import InvalidInput
 from novacron.store import metadata
 from novacron.store.database import Connection
 from novacron.store.feed import TABLES
+from novacron.store.metadata import MetadataChange as MetadataChange
 from novacron.store.metadata import ObjectRef as ObjectRef
-from novacron.store.metadata import Wanted as Wanted
 
 D = TypeVar("D", bound=metadata.Described)
 
@@ -41,7 +41,7 @@ async def apply(
     connection: Connection,
     target: ObjectRef,
     type_: type[D],
-    wanted: Wanted,
+    wanted: MetadataChange,
     configure: Callable[[], Awaitable[D]] | None,
 ) -> D:
     """Change an object's own fields with ``configure``, if any of them change; then its metadata. Return the object."""
@@ -62,6 +62,6 @@ async def write(
     changes, actor = Changes.of(data), request.user.name
 
     async def work(connection: Connection) -> D:
-        return await metadata.change(connection, target, type_, Wanted(changes.metadata, actor, revision))
+        return await metadata.change(connection, target, type_, MetadataChange(changes.metadata, actor, revision))
 
     return await replies.write(request, work)

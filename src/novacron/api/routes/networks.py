@@ -158,7 +158,7 @@ async def configure_network(
             return await network_changes.configure(connection, name, changes.own, revision, actor)
 
         target, has_own = metadata.ObjectRef("network", name, name), configure if changes.own else None
-        wanted = metadata.Wanted(changes.metadata, actor, revision)
+        wanted = metadata.MetadataChange(changes.metadata, actor, revision)
         return await metadata.apply(connection, target, Network, wanted, has_own)
 
     return await replies.write(request, work)
@@ -212,7 +212,7 @@ async def configure_group(
 
         target, has_own = metadata.ObjectRef("security-group", name, name), configure if changes.own else None
         return await metadata.apply(
-            connection, target, SecurityGroup, metadata.Wanted(changes.metadata, actor, revision), has_own
+            connection, target, SecurityGroup, metadata.MetadataChange(changes.metadata, actor, revision), has_own
         )
 
     return await replies.write(request, work)

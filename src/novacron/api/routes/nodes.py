@@ -184,7 +184,9 @@ async def _set(
             )  # fmt: skip
 
         target, has_own = metadata.ObjectRef("node", name, name), configure if changes else None
-        return await metadata.apply(connection, target, Node, metadata.Wanted(described, actor, revision), has_own)
+        return await metadata.apply(
+            connection, target, Node, metadata.MetadataChange(described, actor, revision), has_own
+        )
 
     return await replies.write(request, work)
 

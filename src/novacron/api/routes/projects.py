@@ -120,7 +120,7 @@ async def configure_project(
 
         target, has_own = metadata.ObjectRef("project", name, new_name, new_name), configure if changes.own else None
         return await metadata.apply(
-            connection, target, Project, metadata.Wanted(changes.metadata, actor, revision), has_own
+            connection, target, Project, metadata.MetadataChange(changes.metadata, actor, revision), has_own
         )
 
     return await replies.write(request, work)

@@ -100,7 +100,7 @@ async def _configure(request: ApiRequest, kind: TemplateKind[P], name: str, data
             configure if changes.own else None,
         )
         return await metadata.apply(
-            connection, target, kind.type, metadata.Wanted(changes.metadata, actor, revision), has_own
+            connection, target, kind.type, metadata.MetadataChange(changes.metadata, actor, revision), has_own
         )
 
     return await replies.write(request, work)

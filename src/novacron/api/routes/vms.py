@@ -279,7 +279,9 @@ def configuring(
             return await vms.configure(connection, id, name, own, revision, actor)
 
         has_own = configure if changes.own else None
-        return await metadata.apply(connection, target, Vm, metadata.Wanted(changes.metadata, actor, revision), has_own)
+        return await metadata.apply(
+            connection, target, Vm, metadata.MetadataChange(changes.metadata, actor, revision), has_own
+        )
 
     return changes, work
 

@@ -144,7 +144,7 @@ async def configure_volume(
 
         target, has_own = metadata.ObjectRef("volume", id, name), configure if changes.own else None
         return await metadata.apply(
-            connection, target, Volume, metadata.Wanted(changes.metadata, actor, revision), has_own
+            connection, target, Volume, metadata.MetadataChange(changes.metadata, actor, revision), has_own
         )
 
     return await replies.write(request, work)

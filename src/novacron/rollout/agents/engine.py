@@ -8,16 +8,16 @@ from novacron.rollout.agents.journal import AgentJournal
 from novacron.rollout.agents.model import AgentRollout, NodeStage
 from novacron.rollout.agents.node_work import AgentParts
 from novacron.rollout.agents.work import WaveSettings, WaveSteps
-from novacron.rollout.keeper import StepEngine
 from novacron.rollout.model import RolloutState
-from novacron.rollout.telling import Telling
+from novacron.rollout.notifications import Notifications
+from novacron.rollout.step_engine import StepEngine
 
 
 class AgentEngine(StepEngine[AgentRollout]):
     """Works on one rollout of agents."""
 
     def __init__(
-        self, journal: AgentJournal, parts: AgentParts, settings: WaveSettings, telling: Telling,
+        self, journal: AgentJournal, parts: AgentParts, settings: WaveSettings, telling: Notifications,
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
         super().__init__(journal, telling, say)

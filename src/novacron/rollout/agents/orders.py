@@ -18,9 +18,9 @@ from novacron.rollout.agents.packages import PackageFiles
 from novacron.rollout.agents.work import WaveSettings
 from novacron.rollout.journal import RolloutJournal
 from novacron.rollout.model import RolloutError, StepFailed
+from novacron.rollout.notifications import Notifications
 from novacron.rollout.operator_orders import OperatorOrders, OrderLimits, OrderTexts
 from novacron.rollout.options import RolloutOptions
-from novacron.rollout.telling import Telling
 
 AFTER_FAILURE = (
     "novacron rollout abort --agents tries to go back again, novacron rollout accept --agents keeps what is there"
@@ -118,7 +118,7 @@ class AgentOrders(OperatorOrders[AgentRollout]):
         if options.packages is None:
             raise RolloutError("packages: say in which directory the packages are: --packages DIRECTORY")
         parts = AgentParts(self.connect(), hosts, PackageFiles(options.packages))
-        return AgentEngine(self.journal, parts, settings, Telling(options), self.say)
+        return AgentEngine(self.journal, parts, settings, Notifications(options), self.say)
 
 
 def check_no_agents(options: RolloutOptions) -> None:

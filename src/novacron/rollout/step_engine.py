@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from novacron.rollout.journal import OperatorAsk, RecordJournal
 from novacron.rollout.model import WATCH, RolloutRecord, RolloutState, StepFailed
-from novacron.rollout.telling import Telling
+from novacron.rollout.notifications import Notifications
 
 ALIVE_S = 5.0
 """Between two signs of life, at most."""
@@ -30,7 +30,7 @@ class Aborted(Exception):
 class RolloutKeeper(Generic[R]):
     """The record of one rollout, in this process, which has the journal's lock. ``say`` prints a line."""
 
-    def __init__(self, journal: RecordJournal[R], telling: Telling, say: Callable[[str], None]) -> None:
+    def __init__(self, journal: RecordJournal[R], telling: Notifications, say: Callable[[str], None]) -> None:
         self.journal: RecordJournal[R] = journal
         self.telling, self.say = telling, say
         self._alive_at = 0.0
@@ -104,7 +104,7 @@ class RolloutKeeper(Generic[R]):
 class StepEngine(ABC, Generic[R]):
     """Works on one rollout in this process, which has the journal's lock. ``say`` prints a line."""
 
-    def __init__(self, journal: RecordJournal[R], telling: Telling, say: Callable[[str], None]) -> None:
+    def __init__(self, journal: RecordJournal[R], telling: Notifications, say: Callable[[str], None]) -> None:
         self._journal: RecordJournal[R] = journal
         self._telling, self._say = telling, say
         self._keeper = RolloutKeeper[R](journal, telling, say)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from novacron.rollout import notices
 from novacron.rollout.model import RolloutRecord
-from novacron.rollout.notices import NotTold, Receiver
+from novacron.rollout.notices import NotificationFailed, Receiver
 from novacron.rollout.options import RolloutOptions, secret
 
 WAITING_MAX = 100
 """What is to be told and has not been: beyond that, the oldest is forgotten."""
 
 
-class Telling:
+class Notifications:
     """What is to be told, in order. A receiver that is away costs seconds, never a rollout."""
 
     def __init__(self, options: RolloutOptions) -> None:
@@ -49,7 +49,7 @@ class Telling:
         for whom, tell in waiting:
             try:
                 tell()
-            except NotTold as error:
+            except NotificationFailed as error:
                 warn(rollout, f"{whom} could not be told: {error}")
 
     def measure(self, rollout: RolloutRecord) -> str:
