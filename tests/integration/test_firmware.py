@@ -87,7 +87,7 @@ def test_firmware_tpm_and_user_data_change_while_a_vm_is_off(site: Platform, new
     assert not {"found-uefi", "found-tpm 2"} & seen(site, vm)
     again = tmp_path / "again"
     again.write_text(LOOK.replace("found-", "seen-"))
-    with pytest.raises(AssertionError, match="stopped on request"):
+    with pytest.raises(AssertionError, match="stop it explicitly"):
         site.cli("vm", "set", vm["name"], "--firmware", "uefi")
     site.cli("vm", "kill", vm["name"], "--wait")
     site.cli("vm", "set", vm["name"], "--firmware", "uefi", "--tpm", "--no-display", "--user-data", str(again))

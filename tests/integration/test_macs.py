@@ -128,7 +128,7 @@ async def test_a_vm_that_is_off_gets_other_mac_addresses_and_lets_go_of_its_own(
     taken, own = "06:00:00:00:00:01", "06:00:00:00:00:02"
     await _create(database, "db", VmSpec(image="tiny", mac=taken))
     web = await _create(database, "web", VmSpec(image="tiny", nics=(NicSpec("lan", mac=own), NicSpec("lan"))))
-    with pytest.raises(IllegalState, match="stopped on request"):
+    with pytest.raises(IllegalState, match="stop it explicitly"):
         await change([own, None])
     async with database.transaction() as connection:
         await vms.act(connection, web.id, VmAction.STOP, None, "ann")

@@ -58,7 +58,7 @@ def test_a_network_gives_each_vm_an_address_and_is_deleted_last(site: Platform, 
 
     assert "no free address" in refused(409, nics=[nic])
     assert "another VM's" in refused(400, nics=[{"network": "other", "address": "10.64.0.99"}])
-    assert "no address in" in refused(400, nics=[{"network": "other", "address": "10.65.0.9"}])
+    assert "not an address in" in refused(400, nics=[{"network": "other", "address": "10.65.0.9"}])
     assert "no network" in refused(404, nics=[{"network": "nowhere"}])
     assert "no security group" in refused(404, nics=[{"network": "other", "groups": ["nobody"]}])
     assert "names its own addresses" in refused(400, nics=[{"network": "other"}], address="10.64.0.5/24")

@@ -119,7 +119,7 @@ def test_receivers_that_are_away_are_noted_and_hold_up_no_rollout(tmp_path: Path
     began = time.monotonic()
     telling.flush(rolled_back(), lambda _, text: noted.append(text))
     assert time.monotonic() - began < 15
-    assert len(noted) == 1 and "Grafana could not be told" in noted[0]
+    assert len(noted) == 1 and "Grafana could not be notified" in noted[0]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: script/test does")

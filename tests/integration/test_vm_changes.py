@@ -221,7 +221,7 @@ async def test_hardware_changes_while_a_vm_is_off_and_is_refused_with_words_othe
         {"firmware": Firmware.UEFI},
         {"cloud_init": SeedChanges()},
     ):
-        with pytest.raises(IllegalState, match="stopped on request") as why:
+        with pytest.raises(IllegalState, match="stop it explicitly") as why:
             await Changes(database, running).set(**changes)
         assert why.value.field == next(iter(changes))
 
@@ -268,7 +268,7 @@ async def test_processor_and_machine_type_are_chosen_anew_at_the_next_start(data
     with pytest.raises(InvalidInput, match="needs a pc-q35"):
         await create(database, "uefi", VmSpec(image="tiny", firmware=Firmware.UEFI, machine="pc-i440fx-7.1"))
     await report(msgspec.structs.replace(started, state=VmState.RUNNING))
-    with pytest.raises(IllegalState, match="stopped on request") as off:
+    with pytest.raises(IllegalState, match="stop it explicitly") as off:
         await change.set(machine="pc-i440fx-7.1")
     assert off.value.field == "machine", "also with its present value"
 
@@ -313,7 +313,7 @@ async def test_vms_and_volumes_move_between_projects_within_quotas_or_say_what_t
         return (await database.transact(lambda connection: project_moves.move_volume(connection, wanted))).project
 
     for vm, project, said in (
-        (running, "shop", "stopped on request"), (wired.id, "shop", "in networks of project default: lan"),
+        (running, "shop", "stop it explicitly"), (wired.id, "shop", "in networks of project default: lan"),
         (web.id, "closed", "need one of its networks"), (web.id, "none", "no project"),
     ):  # fmt: skip
         with pytest.raises(NovaError, match=said):

@@ -187,7 +187,7 @@ def set_project(
     with output.errors():
         client = Client()
         if not changes and not quota:
-            raise typer.BadParameter("nothing to change: give an option")
+            raise typer.BadParameter("nothing to change: specify an option")
         changed_project = client.configure_project(project, **changes) if not quota else updates.update(
             client, "projects", project, lambda now: {**changes, "quota": _quota(quota, now["quota"])}
         )  # fmt: skip

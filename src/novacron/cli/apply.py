@@ -186,7 +186,7 @@ def _pruned(
 ) -> list[PlannedStep]:
     """Return what is to be deleted: what needs others first. Raises typer.BadParameter."""
     if conditions and not named:
-        raise typer.BadParameter("it needs --prune KIND", param_hint="'--prune-filter'")
+        raise typer.BadParameter("requires --prune KIND", param_hint="'--prune-filter'")
     chosen = [kinds.kind_of(name) for name in named]
     for kind in chosen:
         if kind.name not in PRUNABLE:

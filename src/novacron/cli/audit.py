@@ -159,7 +159,7 @@ def _place(text: str | None, option: str) -> int | datetime | None:
         moment = datetime.fromisoformat(text)
     except ValueError:
         hint = "write a number, or a time like 2026-11-27T08:00:00Z"
-        raise typer.BadParameter(f"{text!r} is neither: {hint}", param_hint=option) from None
+        raise typer.BadParameter(f"{text!r} is neither an entry number nor a time: {hint}", param_hint=option) from None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 

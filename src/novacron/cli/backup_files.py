@@ -126,7 +126,7 @@ def _where(client: Client, backup: str, place: str) -> tuple[str, str]:
         return str(systems[0]["name"]), place
     raise output.fail(
         f"backup {backup} has {_names(systems)}", output.EXIT_USAGE,
-        f"say on which one: {systems[-1]['name']}:{place}" if systems else "restore it as a VM to look into it",
+        f"choose one: {systems[-1]['name']}:{place}" if systems else "restore it as a VM to look into it",
     )  # fmt: skip
 
 

@@ -260,7 +260,7 @@ def prove(
         )  # fmt: skip
         if last is None or last["proof"]["phase"] == "failed":
             why = "it was deleted" if last is None else last["proof"]["error"]
-            raise output.fail(f"backup {backup} is not proved: {why}", output.EXIT_FAILED)
+            raise output.fail(f"backup {backup} could not be proved: {why}", output.EXIT_FAILED)
         say(f"{backup}: {_proof(last['proof'])}")
 
 
@@ -293,7 +293,9 @@ def restore(
     if in_place == (name is not None):
         raise typer.BadParameter("give the name of the new VM, or --in-place", param_hint="'NAME'")
     if in_place and "node" in fields:
-        raise typer.BadParameter("--node does not go with --in-place: the VM stays on its node", param_hint="'--node'")
+        raise typer.BadParameter(
+            "--node can't be combined with --in-place: the VM stays on its node", param_hint="'--node'"
+        )
     if in_place and "keep_macs" in fields:
         raise typer.BadParameter("a VM keeps its addresses when its disk is replaced", param_hint="'--keep-mac'")
     if in_place and "live" in fields:
@@ -323,7 +325,7 @@ def _replace(client: Client, backup: str, *, yes: bool, wait: Wait) -> None:
         events = client.list("events", limit=20, object=vm["id"])
         said = next((event for event in events if event["reason"] in ENDS), None)
         if said is not None and said["reason"] == "RestoreFailed":
-            raise output.fail(f"VM {vm['name']} is not restored {said['message']}", output.EXIT_FAILED)
+            raise output.fail(f"VM {vm['name']} could not be restored {said['message']}", output.EXIT_FAILED)
     say(f"{vm['name']}: {f'its disk is that of {backup}' if wait.wait else 'its disk is being restored'}")
 
 

@@ -164,7 +164,7 @@ def _check(place: str, content: object) -> None:
         value, depth = left.pop()
         seen += 1
         if depth > DEPTH_MAX:
-            raise _bad(place, "it is too deep")
+            raise _bad(place, "it is nested too deeply")
         if seen > VALUES_MAX:
             raise _bad(place, f"it has more than {VALUES_MAX} values")
         left += [(entry, depth + 1) for entry in _entries(place, value)]

@@ -41,4 +41,4 @@ def filters(tag: str | None, **others: str | None) -> Object:
 def check_given(changes: Object) -> None:
     """Raise typer.BadParameter when no option says what to change."""
     if not changes:
-        raise typer.BadParameter("nothing to change: give an option")
+        raise typer.BadParameter("nothing to change: specify an option")

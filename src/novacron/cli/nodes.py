@@ -249,7 +249,7 @@ def set_(
 ) -> None:
     """Change a node's site, labels and taints, its overcommit, the limits of its migrations, description and tags."""
     if not changes and not label and not taint and passthrough is None:
-        raise typer.BadParameter("nothing to change: give an option")
+        raise typer.BadParameter("nothing to change: specify an option")
     with output.errors():
         client = Client()
         of_lists = label or taint or passthrough is not None

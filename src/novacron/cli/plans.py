@@ -191,4 +191,4 @@ def _follow(client: Client, plan: Object, wait: QuietWait) -> None:
     for line in report(ended):
         say(line)
     if any(step["phase"] != "ready" for step in ended["steps"]):
-        raise output.fail(f"not all VMs of plan {plan['name']} were well", output.EXIT_FAILED)
+        raise output.fail(f"some VMs of plan {plan['name']} failed their checks", output.EXIT_FAILED)

@@ -61,7 +61,7 @@ def set_(
     if network is not None:
         fields["network"] = network
     if not fields:
-        raise typer.BadParameter("nothing to change: give an option")
+        raise typer.BadParameter("nothing to change: specify an option")
     with output.errors():
         _say(Client().configure_nic(vm, mac, **fields))
 

@@ -67,7 +67,7 @@ def _said(value: object) -> str:
 def _configure(kind: str, name: str, changes: Object, described: Object) -> None:
     """Change a flavor or template, whose spec the API replaces as a whole. Raises ApiError, typer.BadParameter."""
     if not changes and not described:
-        raise typer.BadParameter("nothing to change: give an option")
+        raise typer.BadParameter("nothing to change: specify an option")
     updates.update(Client(), kind, name, lambda now: described | (
         {"spec": {**now["spec"], **changes}} if changes else {}
     ))  # fmt: skip

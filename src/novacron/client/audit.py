@@ -156,7 +156,7 @@ def verify_server(client: Client, range_: Range, trusted: EarlierExport | None) 
         erased_meanwhile = report.faults and all(fault.kind is FaultKind.ERASED for fault in report.faults)
         if client.audit_chain()["start_seq"] == state.start_seq and (not erased_meanwhile or attempt == TRIES_MAX):
             return report
-    raise ArchiveError("the log was cut again and again while it was verified: try again")
+    raise ArchiveError("old records were removed during verification: try again")
 
 
 def _verify(

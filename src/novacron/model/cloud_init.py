@@ -119,4 +119,4 @@ def _address(text: str, field: str) -> str:
             raise ValueError
         return str(ipaddress.ip_address(text))
     except ValueError:
-        raise InvalidInput(f"{text[:60]!r} is no IP address", field=f"cloud_init.{field}") from None
+        raise InvalidInput(f"{text[:60]!r} is not an IP address", field=f"cloud_init.{field}") from None

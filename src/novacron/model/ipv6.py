@@ -39,7 +39,7 @@ def check_prefix(text: str) -> str:
             raise ValueError("it has a zone")
         prefix = ipaddress.IPv6Network(text)
     except ValueError as error:
-        raise InvalidInput(f"{text[:80]!r} is no IPv6 prefix: {error}", field=field, hint=hint) from None
+        raise InvalidInput(f"{text[:80]!r} is not an IPv6 prefix: {error}", field=field, hint=hint) from None
     if prefix.prefixlen != PREFIX_BITS:
         raise InvalidInput(f"{prefix} is no /{PREFIX_BITS}: guests need one of that length", field=field, hint=hint)
     for taken in RESERVED:
@@ -56,7 +56,7 @@ def check_address(text: str, field: str = "address6") -> ipaddress.IPv6Address:
         return ipaddress.IPv6Address(text)
     except ValueError:
         raise InvalidInput(
-            f"{text[:80]!r} is no IPv6 address", field=field, hint="such as fd12:3456:789a::10"
+            f"{text[:80]!r} is not an IPv6 address", field=field, hint="such as fd12:3456:789a::10"
         ) from None
 
 
@@ -92,7 +92,7 @@ def give(prefix: str, mac: str, taken: Collection[str], requested: str | None) -
     own = of_mac(net, mac)
     address = check_address(own if requested is None else requested)
     if address not in net or address == net[0]:
-        raise InvalidInput(f"{address} is no address in {prefix}", field="address6")
+        raise InvalidInput(f"{address} is not an address in {prefix}", field="address6")
     if address in (net[1], net[2]):
         raise InvalidInput(f"{address} is the network's own", field="address6", hint=f"from {net[3]} on")
     if address.packed[11:13] == EUI64_MARK and str(address) != own:

@@ -285,7 +285,7 @@ def check_subnet(text: str) -> ipaddress.IPv4Network:
         subnet = ipaddress.IPv4Network(text)
     except ValueError as error:
         raise InvalidInput(
-            f"{text!r} is no IPv4 subnet: {error}", field="subnet", hint="such as 10.20.0.0/24"
+            f"{text!r} is not an IPv4 subnet: {error}", field="subnet", hint="such as 10.20.0.0/24"
         ) from None
     if not PREFIX_MIN <= subnet.prefixlen <= PREFIX_MAX:
         raise InvalidInput(f"{text} is not between /{PREFIX_MIN} and /{PREFIX_MAX}", field="subnet")
@@ -300,7 +300,7 @@ def check_address(text: str, field: str = "address") -> ipaddress.IPv4Address:
     try:
         return ipaddress.IPv4Address(text)
     except ValueError:
-        raise InvalidInput(f"{text!r} is no IPv4 address", field=field, hint="such as 10.20.0.10") from None
+        raise InvalidInput(f"{text!r} is not an IPv4 address", field=field, hint="such as 10.20.0.10") from None
 
 
 def is_private(text: str) -> bool:
@@ -384,7 +384,7 @@ def give(subnet: str, taken: Collection[str], requested: str | None) -> str:
     if requested is not None:
         address = check_address(requested)
         if address not in net or address in (net[0], net[-1]):
-            raise InvalidInput(f"{requested} is no address in {subnet}", field="address")
+            raise InvalidInput(f"{requested} is not an address in {subnet}", field="address")
         if address in (net[1], net[2]):
             raise InvalidInput(f"{requested} is the network's own", field="address", hint=f"from {net[3]} on")
         if str(address) in taken:

@@ -116,7 +116,7 @@ def check_described(vm: str, described: VmDescription) -> None:
     check_name(described.name)
     for id in (vm, *(volume.id for volume in described.volumes)):
         if not SAFE_ID.match(id):
-            raise InvalidInput(f"{id[:80]!r} is no id", field="vm")
+            raise InvalidInput(f"{id[:80]!r} is not an id", field="vm")
     for volume in described.volumes:
         check_name(volume.pool, "pool")
     if described.spec.address is not None and check_interface(described.spec.address) != described.spec.address:

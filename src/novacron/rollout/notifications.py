@@ -50,7 +50,7 @@ class Notifications:
             try:
                 tell()
             except NotificationFailed as error:
-                warn(rollout, f"{whom} could not be told: {error}")
+                warn(rollout, f"{whom} could not be notified: {error}")
 
     def measure(self, rollout: RolloutRecord) -> str:
         """Write the metrics' file; return what is wrong with it."""

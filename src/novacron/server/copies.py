@@ -129,7 +129,7 @@ def _source_of(name: str, source: str | None, target: Node, every: list[Node]) -
         raise NotFound(f"{where} holds an image {name!r}", hint="see: novacron image list")
     if source is None and len({image.digest for _, image in holders}) > 1:
         raise InvalidInput(
-            f"nodes hold different images named {name}", field="source", hint="choose the source node with source"
+            f"nodes hold different images named {name}", field="source", hint="name the source node in `source`"
         )
     ready = [(node, image) for node, image in holders if node.status.ready]
     if not ready:

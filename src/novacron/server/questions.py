@@ -51,7 +51,9 @@ class Questions:
             outcome = "answered"
             return answer
         except MALFORMED as error:
-            raise Unavailable(f"node {node} sent an unexpected answer to {kind}: {error}", hint="update it") from error
+            raise Unavailable(
+                f"node {node} sent an unexpected answer to {kind}: {error}", hint="update the node's agent"
+            ) from error
         except TimeoutError:
             outcome = "timeout"
             raise Unavailable(f"node {node} does not answer", hint="see its agent's log") from None

@@ -51,8 +51,8 @@ def check_same(backup: Backup, vm: Vm) -> None:
     """Raise IllegalState if a backup is encrypted in another way than the disk that it is to replace."""
     if backup.encryption_key != vm.spec.encryption_key:
         raise IllegalState(
-            f"backup {backup.id} is encrypted with {backup.encryption_key or 'no key'}, and the disk of VM {vm.name}"
-            f" with {vm.spec.encryption_key or 'no key'}",
+            f"backup {backup.id} and the disk of VM {vm.name} use different keys ({backup.encryption_key or 'none'},"
+            f" {vm.spec.encryption_key or 'none'})",
             hint=f"restore it to a new VM: novacron backup restore {backup.id} NAME",
         )
 

@@ -116,7 +116,7 @@ async def create(
 async def _node_of(connection: Connection, vm: Vm) -> str:
     """Return the node on which a VM's disk can be read. Raises IllegalState, Conflict, Unavailable."""
     if vm.node is None:
-        raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
+        raise IllegalState(f"VM {vm.name} has not been placed on a node yet", hint="wait until it is placed")
     if vm.clone_of is not None:
         raise Conflict(f"the disk of VM {vm.name} is still being created", hint="wait until that is done")
     node = await nodes.get(connection, vm.node)

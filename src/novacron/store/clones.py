@@ -61,7 +61,7 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
     source = await vms.get(connection, ref, lock=True)
     vms.check_action(source, VmAction.CLONE, if_match)
     if source.node is None:
-        raise IllegalState(f"VM {source.name} is on no node yet", hint="wait until it is placed")
+        raise IllegalState(f"VM {source.name} has not been placed on a node yet", hint="wait until it is placed")
     if source.clone_of is not None:
         raise Conflict(f"VM {source.name} is itself being cloned from another", hint="wait until that is done")
     await snapshots.check_idle(connection, source)

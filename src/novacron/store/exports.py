@@ -29,7 +29,7 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
     vm = await vms.get(connection, ref, lock=True)
     vms.check_action(vm, VmAction.EXPORT, None)
     if vm.node is None:
-        raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
+        raise IllegalState(f"VM {vm.name} has not been placed on a node yet", hint="wait until it is placed")
     if vm.clone_of is not None:
         raise Conflict(f"VM {vm.name} is being cloned", hint="wait until that is done")
     if vm.spec.encryption_key:

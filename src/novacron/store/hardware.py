@@ -69,7 +69,8 @@ async def check(connection: Connection, vm: Vm, spec: VmSpec) -> None:
 def _check_off(vm: Vm, field: str) -> None:
     if not is_off(vm):
         raise IllegalState(
-            f"{field} of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
+            f"{field} of VM {vm.name} can only change while it is stopped; it is {vm.status.state}"
+            " (stop it explicitly)",
             field=field, hint=f"novacron vm stop {vm.name} --wait",
         )  # fmt: skip
 

@@ -54,7 +54,7 @@ async def remove_address(connection: Connection, address: str, actor: str) -> Fl
     floating = await _address(connection, address)
     if floating.network is not None:
         raise Conflict(
-            f"{address} points to {floating.vm_name or f'ports of network {floating.network}'}",
+            f"{address} is attached to {floating.vm_name or f'ports of network {floating.network}'}",
             hint=f"novacron floating-address detach {address}",
         )
     await connection.execute("DELETE FROM floating_addresses WHERE address = $1", address)
@@ -98,7 +98,9 @@ async def attach(connection: Connection, address: str, vm_id: str, network: str 
     vm = await _vm(connection, vm_id)
     floating = await _address(connection, address, vm.project)
     if floating.vm not in (None, vm.id):
-        raise Conflict(f"{address} points to VM {floating.vm_name}", hint=f"novacron floating-address detach {address}")
+        raise Conflict(
+            f"{address} is attached to VM {floating.vm_name}", hint=f"novacron floating-address detach {address}"
+        )
     through = await _inside(connection, vm, network)
     if await connection.fetchval("SELECT 1 FROM forwards WHERE address = $1 LIMIT 1", address):
         raise Conflict(f"ports of {address} are forwarded to VMs", hint="see: novacron forward list")

@@ -106,7 +106,8 @@ async def changed(connection: Connection, vm: Vm, wanted: Sequence[str | None]) 
     """
     if not is_off(vm):
         raise IllegalState(
-            f"MAC addresses of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
+            f"MAC addresses of VM {vm.name} can only change while it is stopped; it is {vm.status.state}"
+            " (stop it explicitly)",
             field="macs", hint=f"novacron vm stop {vm.name} --wait",
         )  # fmt: skip
     _check_count(vm, wanted)

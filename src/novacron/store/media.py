@@ -84,7 +84,7 @@ async def changed(connection: Connection, vm: Vm, spec: VmSpec, fields: set[str]
     if not off and needs_off is not None:
         what = "the number of CD-ROM drives and their boot order" if needs_off == "cdroms" else needs_off
         raise IllegalState(
-            f"{what} can only change while VM {vm.name} is stopped on request; it is {vm.status.state}",
+            f"{what} can only change while VM {vm.name} is stopped; it is {vm.status.state} (stop it explicitly)",
             hint=f"novacron vm stop {vm.name} --wait",
         )
     if needs_off in HARDWARE:

@@ -128,7 +128,7 @@ async def _check_running(connection: Connection, vm: Vm, nics: Sequence[NicSpec]
     if is_off(vm):
         return
     if vm.status.state is not VmState.RUNNING or vm.spec.power is not Power.RUNNING:
-        raise _only_while_off(vm, None, f"it is {vm.status.state}, neither running nor stopped on request")
+        raise _only_while_off(vm, None, f"it is {vm.status.state}, and must be running, or stopped explicitly")
     if not (vm.spec.nics and nics):
         raise _only_while_off(vm, "network", "it can't join or leave the host's own network while it runs")
     has = None if vm.status.hardware is None else vm.status.hardware.nics

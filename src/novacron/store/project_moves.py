@@ -37,7 +37,8 @@ async def move_vm(connection: Connection, move: ProjectMove) -> Vm:
         return vm
     if not is_off(vm):
         raise IllegalState(
-            f"VM {vm.name} can only move to another project while it is stopped on request; it is {vm.status.state}",
+            f"VM {vm.name} can only move to another project while it is stopped; it is {vm.status.state}"
+            " (stop it explicitly)",
             hint=f"novacron vm stop {vm.name} --wait",
         )
     clones = "SELECT name FROM vms WHERE clone_of IS NOT NULL AND (id = $1 OR clone_of ->> 'source' = $1) LIMIT 1"

@@ -55,7 +55,7 @@ async def create(connection: Connection, ref: str, new: NewReplica, actor: str) 
     """Let a VM be replicated. Raises NotFound, IllegalState, Conflict, InvalidInput, QuotaExceeded."""
     vm = await vms.get(connection, ref, lock=True)
     if vm.deleting or vm.node is None:
-        raise IllegalState(f"VM {vm.name} is on no node", hint=f"see: novacron vm show {vm.name}")
+        raise IllegalState(f"VM {vm.name} has not been placed on a node", hint=f"see: novacron vm show {vm.name}")
     await _check_disk(connection, vm)
     usage = await connection.fetchval("SELECT count(*) FROM replicas WHERE vm = $1", vm.id)
     if usage >= limits.REPLICAS_PER_VM_MAX:

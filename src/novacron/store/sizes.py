@@ -114,7 +114,8 @@ async def check_resize(connection: Connection, vm: Vm, spec: VmSpec) -> None:
     grow so far, else when it starts next."""
     if not is_off(vm) and not _grows(vm, spec):
         raise IllegalState(
-            f"the size of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
+            f"the size of VM {vm.name} can only change while it is stopped; it is {vm.status.state}"
+            " (stop it explicitly)",
             hint=f"novacron vm stop {vm.name} --wait",
         )
     if vm.node is None:

@@ -90,5 +90,5 @@ async def use(connection: Connection, secret: str) -> Admitted:
         )
     vm = await vms.get(connection, row["vm"])
     if vm.node is None:
-        raise IllegalState(f"VM {vm.name} is on no node")
+        raise IllegalState(f"VM {vm.name} has not been placed on a node")
     return Admitted(vm.id, vm.node, ConsoleKind(row["kind"]), row["port"], row["token"])

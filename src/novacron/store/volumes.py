@@ -156,14 +156,15 @@ async def attach(connection: Connection, ref: str, vm_ref: str, how: Attachment,
     await unreconciled.check_volumes(connection, [volume.id])
     if volume.project != vm.project:
         raise Conflict(
-            f"volume {volume.name} is project {volume.project}'s, VM {vm.name} is project {vm.project}'s", field="vm"
+            f"volume {volume.name} belongs to project {volume.project}, VM {vm.name} to project {vm.project}",
+            field="vm",
         )
     if volume.vm is not None:
         raise Conflict(
             f"volume {volume.name} is attached to VM {volume.vm_name}", hint=f"novacron volume detach {volume.name}"
         )
     if vm.node is None:
-        raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
+        raise IllegalState(f"VM {vm.name} has not been placed on a node yet", hint="wait until it is placed")
     if vm.spec.ha and volume.kind is PoolKind.LOCAL:
         raise Conflict(
             f"VM {vm.name} is highly available, but volume {volume.name} is on node {volume.node} only",
@@ -205,7 +206,8 @@ def check_bus(vm: Vm, bus: DiskBus) -> None:
     off = vm.spec.power is Power.STOPPED and vm.status.state in (VmState.STOPPED, VmState.PENDING)
     if bus is not DiskBus.SCSI and not off:
         raise IllegalState(
-            f"a volume on bus {bus} can only be attached or detached while VM {vm.name} is stopped on request",
+            f"a volume on bus {bus} can only be attached or detached while VM {vm.name} is stopped"
+            " (stop it explicitly)",
             hint=f"novacron vm stop {vm.name} --wait; volumes on bus scsi can be attached and detached while it runs",
         )
 

@@ -41,7 +41,7 @@ def check(sent: MultiDict[str], known: frozenset[str]) -> None:
             near = difflib.get_close_matches(name, known, 1)
             takes = "it takes: " + ", ".join(sorted(known)[:ALTERNATIVES_MAX]) if known else "it takes none"
             hint = f"did you mean {near[0]}?" if near else takes
-            raise InvalidInput(f"there is no parameter {name!r} here", field=name, hint=hint)
+            raise InvalidInput(f"unknown parameter {name!r}", field=name, hint=hint)
         if name in seen:
             raise InvalidInput("it is given more than once", field=name, hint="give it once")
         if value in NO_VALUE:

@@ -85,7 +85,7 @@ def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
     """Return the node and the id of a VM. Raises NotFound, Forbidden, IllegalState."""
     entry = authorization.seen(request, "vm", replies.check_ref("vm", ref))
     if entry.body["node"] is None:
-        raise IllegalState(f"VM {ref} is on no node")
+        raise IllegalState(f"VM {ref} has not been placed on a node")
     return entry.body["node"], entry.body["id"]
 
 

@@ -48,7 +48,7 @@ async def _guest(request: ApiRequest, ref: str, *, recorded: AskedPiece | bool) 
     """
     entry = authorization.seen(request, "vm", replies.check_ref("vm", ref))
     if entry.body["node"] is None:
-        raise IllegalState(f"VM {ref} is on no node")
+        raise IllegalState(f"VM {ref} has not been placed on a node")
     piece = recorded if isinstance(recorded, AskedPiece) else None
     if recorded is True or (piece is not None and RECORDED.begins(*piece)):
         async with replies.change(request):

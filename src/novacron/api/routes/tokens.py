@@ -108,7 +108,7 @@ def _check_no_more(request: ApiRequest, user: str, data: CreateToken) -> None:
         raise Forbidden("a token can't create a token with more rights or a longer lifetime than its own", field=field)
     scopes = None if data.scopes is None else frozenset(data.scopes)
     if not access.covers(cache.callers.access_of(user).within(scopes, data.project)):
-        raise Forbidden("the token would have rights that its creator does not have", field="scopes")
+        raise Forbidden("the token can't have more rights than you", field="scopes")
 
 
 def _wider(own: dict[str, Any], expires_at_s: float, data: CreateToken) -> str | None:
