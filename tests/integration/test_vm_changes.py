@@ -152,7 +152,7 @@ async def test_interfaces_change_while_a_vm_runs_or_the_refusal_says_why_not(dat
             await what
         assert (caught.value.field, caught.value.hint) == (field, "novacron vm stop web --wait")
 
-    await refused(change.add(network="dmz"), None, "it is pending, neither running nor stopped")
+    await refused(change.add(network="dmz"), None, "it is pending, and must be running, or stopped")
     await running(database, web, "pc-i440fx-7.2")
     await refused(change.add(network="dmz"), "network", "an earlier version")
     assert (await change.move(first, network="dmz"))[0].network == "dmz", "another network takes no other device"

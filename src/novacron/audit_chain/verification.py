@@ -45,7 +45,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChainState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server says of its chain."""
+    """The state of a server's chain."""
 
     chain: str
     start_seq: int
@@ -59,7 +59,7 @@ class ChainState(msgspec.Struct, frozen=True, kw_only=True):
     unchained_oldest_s: float
     """How old the oldest of them is."""
     strays: list[int]
-    """Records that are in the log and should be chained, but are not: somebody has inserted them."""
+    """Unchained records: somebody has inserted them."""
 
 
 class VerificationReport(msgspec.Struct, frozen=True, kw_only=True):

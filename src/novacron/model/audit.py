@@ -9,7 +9,7 @@ import msgspec
 
 
 class AuditOutcome(StrEnum):
-    """How a request ended that the audit log has."""
+    """The outcome of an audited request."""
 
     DONE = "done"
     REFUSED = "refused"

@@ -66,7 +66,7 @@ class BackupMode(StrEnum):
 
 
 class RepositoryPrune(msgspec.Struct, frozen=True):
-    """How it last went to free the room of what was deleted from a repository, on a node that has written to it."""
+    """The last attempt to free the space of deleted backups in a repository, by one node that has written to it."""
 
     node: str
     at: datetime | None = None
@@ -87,11 +87,11 @@ class BackupRepository(msgspec.Struct, frozen=True):
     created_at: datetime
     project: str = DEFAULT
     prune_days: int | None = PRUNE_DAYS
-    """The room of what was deleted is freed every so many days, on each node that has backups in it. None: never."""
+    """How often the space of deleted backups is freed, in days, by each node with backups in it. None: never."""
     prune_asked_at: datetime | None = None
     """When somebody last asked for that at once."""
     prunes: tuple[RepositoryPrune, ...] = ()
-    """How it last went, on each node."""
+    """The last result on each node."""
 
 
 class BackupResult(msgspec.Struct, frozen=True):
@@ -101,7 +101,7 @@ class BackupResult(msgspec.Struct, frozen=True):
     """Id of the snapshot in the repository."""
     mode: BackupMode = BackupMode.FULL
     mode_reason: Annotated[str, msgspec.Meta(max_length=MODE_REASON_LENGTH_MAX)] = ""
-    """Why so much was read."""
+    """Why a full read was needed."""
     quiesced: bool = False
     """The guest agent had written out and stopped the guest's file systems."""
     disk_bytes: Bytes = 0
@@ -131,7 +131,7 @@ class Backup(msgspec.Struct, frozen=True):
     excluded_volumes: tuple[ExcludedVolume, ...]
     """Volumes that were attached. The backup does not contain them."""
     verified_at: datetime | None
-    """When all of it was read back, the last time that this went well."""
+    """When it was last verified successfully."""
     error: str
     revision: int
     created_at: datetime
@@ -142,14 +142,13 @@ class Backup(msgspec.Struct, frozen=True):
     reason_code: str = ""
     """``error``, for programs: one of ``WaitCode``."""
     policy: str = ""
-    """Id of the policy that asked for it; empty: somebody did."""
+    """Id of the policy that requested it; empty: a user requested it."""
     verify_asked_at: datetime | None = None
     """When it was last to be read back."""
     proof: BackupProof | None = None
-    """Whether a VM made of it starts, as far as that was tried."""
+    """The result of its last proof: whether a VM restored from it starts."""
     encryption_key: KeyId = ""
-    """With this key of its project its content is encrypted, inside the repository's own encryption; empty: it is
-    not."""
+    """Id of the project key that encrypts its content, inside the repository's own encryption; empty: none."""
 
 
 def check_transition(backup: Backup, phase: BackupPhase) -> None:

@@ -40,18 +40,17 @@ class BackupPolicySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     time_zone: TimeZone = "UTC"
     """In which the schedule is, by its name in the IANA database."""
     jitter_s: Jitter = 1800
-    """Each VM begins at its own moment within so many seconds after that, so that not all do at once."""
+    """Backups start at random within this many seconds after the scheduled time."""
     start_within_s: StartWithin | None = None
-    """A backup that could not begin for so long waits for the next time. None: it begins whenever it can."""
+    """A backup delayed longer than this waits for the next scheduled time. None: it begins when it can."""
     max_age_s: Age | None = None
     """The promise: the newest backup of each VM is younger than that. None: what the schedule makes possible."""
     keep: Keep = Keep()
     """Which of the policy's backups of each VM are kept; without a rule: all."""
     verify_days: Days | None = 30
-    """Each backup is read back once it was made, and again after so many days. None: never."""
+    """Verify each backup after creation and every so many days. None: never."""
     prove_days: Days | None = None
-    """Each backup is proved once it was made, and again after so many days: a VM made of it has to start. None:
-    never."""
+    """Prove each backup after creation and every so many days: a VM restored from it must start. None: never."""
     probe: ProofProbe = ProofProbe()
     """What shows that the VM has started."""
     enabled: bool = True
@@ -101,7 +100,7 @@ class BackupPolicy(msgspec.Struct, frozen=True):
     spec: BackupPolicySpec
     repository_name: str
     promise_s: int
-    """The newest backup of each VM is younger than that: ``max_age_s``, or what the schedule makes possible."""
+    """The promised maximum age of each VM's newest backup: ``max_age_s``, or what the schedule allows."""
     effective_from: datetime
     """When its schedule was set, or it was enabled: earlier times of the schedule do not count."""
     revision: int
@@ -120,12 +119,12 @@ class BackupSummary(msgspec.Struct, frozen=True):
     policies: tuple[str, ...] = ()
     """Names of the enabled policies that cover it."""
     newest_at: datetime | None = None
-    """When the newest backup that is kept was asked for: that is how old it is."""
+    """When the newest backup was requested: its age counts from then."""
     verified_at: datetime | None = None
-    """The same of the newest one that was read back."""
+    """When the newest verified backup was requested."""
     late_at: datetime | None = None
-    """From when on a policy does not keep its promise. None: no policy covers the VM."""
+    """When a policy's promise is or will be broken. None: no policy covers the VM."""
     proved_at: datetime | None = None
-    """As ``newest_at``, of the newest one of which a VM was made that started."""
+    """When the newest proved backup was requested."""
     proof_failed: bool = False
     """The newest proof of one of its backups failed."""

@@ -25,7 +25,7 @@ ProofTimeout = Annotated[int, Meta(ge=TIMEOUT_S_MIN, le=TIMEOUT_S_MAX)]
 
 
 class ProofProbe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What shows that the VM has started. All that is given must be so; without anything, its guest agent answers."""
+    """What shows that the VM has started. All given conditions must hold; default: the guest agent answers."""
 
     command: Annotated[tuple[Argument, ...], Meta(max_length=limits.GUEST_ARGUMENTS_MAX)] = ()
     """A program in the guest, with its arguments, that ends with exit code 0. The guest agent starts it, without a

@@ -20,7 +20,7 @@ MORE_NODES = (1, 2)
 
 
 class CapacityResource(StrEnum):
-    """What can be full, or end."""
+    """A resource that can fill up or expire."""
 
     SITE_MEMORY = "site-memory"
     """Memory that is placed on the nodes of a site, of what may be placed there. In MiB."""
@@ -37,7 +37,7 @@ class CapacityResource(StrEnum):
 
 
 class GrowthRate(msgspec.Struct, frozen=True):
-    """What comes on top a day: a robust slope, with a 90 % interval."""
+    """Daily growth: a robust slope, with a 90 % interval."""
 
     a_day: float
     lower: float
@@ -45,14 +45,14 @@ class GrowthRate(msgspec.Struct, frozen=True):
 
 
 class NodeGain(msgspec.Struct, frozen=True):
-    """Until when it lasts with so many more nodes of the usual size of the site; null: beyond ten years."""
+    """When it is full with this many more nodes of the site's usual size; null: beyond ten years."""
 
     nodes: int
     until: date | None
 
 
 class CapacityForecast(msgspec.Struct, frozen=True):
-    """When something is full if it grows on as it did."""
+    """When a resource will be full at its current growth."""
 
     resource: CapacityResource
     name: str
@@ -65,7 +65,7 @@ class CapacityForecast(msgspec.Struct, frozen=True):
     growth: GrowthRate | None = None
     """null: too few days are known."""
     full_on: date | None = None
-    """null: not foreseen, or not within ten years. Of a certificate: when it ends."""
+    """null: no forecast within ten years. Of a certificate: when it ends."""
     full_earliest: date | None = None
     full_latest: date | None = None
     """With ``full_earliest``, what the growth's interval allows; null: it may never be full."""

@@ -24,8 +24,8 @@ class Event(msgspec.Struct, frozen=True):
     project: str | None = None
     """The project of the object; None: the object belongs to the fleet."""
     count: int = 1
-    """How many events this stands for: those that the system makes of one object beyond five a minute are counted in
-    one of them, if possible one of the same reason."""
+    """Number of events combined here: more than five a minute for one object are merged, if possible with one of the
+    same reason."""
     last_at: datetime | None = None
     """When the last of them happened, if there may be more; ``reason`` and ``message`` are of then."""
 

@@ -35,7 +35,7 @@ class StartedCommand(msgspec.Struct, frozen=True):
 
 
 class GuestCommand(msgspec.Struct, frozen=True):
-    """How a program in a guest is, and what it has printed once it has ended."""
+    """The state of a program in the guest, and its output once it has ended."""
 
     pid: int
     running: bool
@@ -57,7 +57,7 @@ class FilePiece(msgspec.Struct, frozen=True):
     data: bytes
     """In Base64. It comes from the guest: it may hold anything."""
     end: bool
-    """There is nothing behind it."""
+    """The file ends with this piece."""
 
 
 class FileWritten(msgspec.Struct, frozen=True):

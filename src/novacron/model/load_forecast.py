@@ -68,7 +68,7 @@ class VmForecast(msgspec.Struct, frozen=True):
 
 
 class ForecastAccuracy(msgspec.Struct, frozen=True):
-    """How forecasts of a kind compare with what came. Errors are sums of absolute errors as shares of what came."""
+    """How forecasts of a kind compare with actual values. Errors are sums of absolute errors as shares of these."""
 
     kind: ForecastKind
     since: datetime
@@ -78,13 +78,13 @@ class ForecastAccuracy(msgspec.Struct, frozen=True):
     last_error: float | None
     """Of "as in the last hour" or week."""
     learned_error: float | None
-    """Of the learned model, also while it is set aside, where it had enough to go by."""
+    """Of the learned model, also while it is not in use, where it had enough data."""
     coverage: float | None
-    """Share of what came that was in its 90 % interval."""
+    """Share of actual values inside the 90 % interval."""
     lead_s: float | None
     """How long before the end of what it foresees a forecast was there, on average."""
     aside_since: datetime | None
-    """Since when the learned model has been set aside."""
+    """Since when the learned model has not been used."""
     words: str = ""
 
 

@@ -116,7 +116,7 @@ class Network(Metadata, frozen=True):
     encryption_required: bool = False
     """The fleet's settings require that all traffic between nodes is encrypted, whatever the spec says."""
     reason: str = ""
-    """What keeps it from working as it was asked to."""
+    """What prevents it from working."""
     reason_code: str = ""
     """``reason``, for programs: one of ``WaitCode``."""
 
@@ -252,7 +252,7 @@ class FloatingAddress(Metadata, frozen=True):
     created_at: datetime
     project: str = DEFAULT
     reason: str = ""
-    """What keeps it from working as it was asked to."""
+    """What prevents it from working."""
     reason_code: str = ""
     """``reason``, for programs: one of ``WaitCode``."""
 
@@ -274,7 +274,7 @@ class Forward(Metadata, frozen=True):
     created_at: datetime
     project: str = DEFAULT
     reason: str = ""
-    """What keeps it from working as it was asked to."""
+    """What prevents it from working."""
     reason_code: str = ""
     """``reason``, for programs: one of ``WaitCode``."""
 

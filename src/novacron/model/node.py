@@ -106,7 +106,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
 
     cordoned: bool = False
     accepted: bool = True
-    """An administrator lets this host be a node. One that is not accepted is cordoned, and its images, pools and
+    """The host was accepted by an administrator. One that is not accepted is cordoned, and its images, pools and
     networks do not count."""
     capacity: Capacity | None = None
     """The most that the node's CPUs and memory count for, whatever its agent reports: what was reported when it was
@@ -131,7 +131,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """How a node is."""
+    """The status of a node."""
 
     ready: bool = False
     reason: str = "has not connected yet"
@@ -140,7 +140,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     reported: Capacity | None = None
     """What the agent reports, where that is more than was accepted."""
     foreign_images: tuple[str, ...] = ()
-    """Names of images under which the agent reports something else than what was imported: it does not count."""
+    """Names of images on the node that differ from the imported ones; they are ignored."""
     clock_skew_s: float = 0.0
     """How far the node's clock is ahead of the control plane's. Less than half a second counts as 0."""
     certificate_ends_at_s: float = 0.0
@@ -154,7 +154,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     peers: PeersSeen | None = None
     """Which of the nodes that it watches answer it, as its agent reported last."""
     conditions: tuple[NodeCondition, ...] = ()
-    """What is right with the node, and what is not."""
+    """The node's conditions."""
 
 
 class Node(Metadata, frozen=True):

@@ -23,7 +23,7 @@ GoneNodes = Annotated[tuple[NodeName, ...], Meta(max_length=100)]
 
 
 class PlanWait(StrEnum):
-    """What shows that a VM is well, so that the next one is started."""
+    """What shows that a VM is healthy, so that the next one is started."""
 
     RUNNING = "running"
     GUEST_AGENT = "guest-agent"
@@ -89,21 +89,21 @@ class PlanStep(msgspec.Struct, frozen=True):
     vm_name: str
     phase: StepPhase = StepPhase.WAITING
     node: str = ""
-    """Where it goes on."""
+    """The target node."""
     point: int = 0
     """Number of the point from which it goes on."""
     lost_s: float | None = None
     """How old that point was: what the VM lost, or would have lost."""
     took_s: float | None = None
-    """From the beginning of the run until it was well."""
+    """From the beginning of the run until it was healthy."""
     made: str = ""
     """The VM that was made to test it; empty: none, or it is deleted."""
     came_from: str = ""
-    """Where the VM itself was before; empty: it stays where it is."""
+    """The VM's previous node; empty: it stays where it is."""
     migration: str = ""
-    """By which it moves."""
+    """Id of its migration."""
     turned: str = ""
-    """The replica that was made for it where it was; empty: there was one, or there can't be."""
+    """The reverse replica that was created on its previous node; empty: there was one, or none is possible."""
     began_at: datetime | None = None
     ended_at: datetime | None = None
     error: str = ""
@@ -123,7 +123,7 @@ class PlanRun(msgspec.Struct, frozen=True):
     confirm: GoneNodes = ()
     """Nodes of which the actor has said that their hosts are off."""
     stopped: bool = False
-    """Somebody has stopped it: what had not begun did not begin."""
+    """Stopped by a user: no further VM was started."""
     ended_at: datetime | None = None
 
     @property

@@ -45,7 +45,7 @@ class GuestNics(msgspec.Struct, frozen=True):
     """Where everything is, once an interface has left with which the guest began: the others do not close up. Empty:
     one after the other."""
     ports: NicPorts = 0
-    """For so many interfaces that come later its machine has ports, which one with PCI Express needs."""
+    """Free PCI Express ports for further interfaces."""
 
     @property
     def changed(self) -> bool:

@@ -34,7 +34,7 @@ class ReplicaPhase(StrEnum):
 
 
 class RoundKind(StrEnum):
-    """How it was known what a round had to bring."""
+    """How the changes of a round were determined."""
 
     RECORDED = "recorded"
     """QEMU recorded what the guest wrote since the point before."""
@@ -52,7 +52,7 @@ class ReplicaPoint(msgspec.Struct, frozen=True):
     sent_bytes: int
     """What its round sent before compression: the blocks that were written since the point before."""
     quiesced: bool
-    """The guest's agent had everything written out."""
+    """The guest agent had flushed the file systems."""
 
 
 class Replica(msgspec.Struct, frozen=True):
@@ -82,7 +82,7 @@ class Replica(msgspec.Struct, frozen=True):
     round_kind: RoundKind | None = None
     """Of the last round that brought a point; None: none has yet."""
     round_reason: str = ""
-    """Why more was done than to send what QEMU recorded; empty: it was not."""
+    """Why more than QEMU's recorded writes was sent; empty: it was not."""
     project: str = DEFAULT
 
 

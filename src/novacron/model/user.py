@@ -49,7 +49,7 @@ class Invitation(msgspec.Struct, frozen=True):
 
     id: str
     user_name: str
-    """As whoever invites wrote it."""
+    """The name that the inviter entered."""
     project: str
     role: Role
     actor: str

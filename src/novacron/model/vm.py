@@ -191,7 +191,7 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Image of kind boot-file: the initial RAM disk of ``kernel``."""
     kernel_arguments: KernelArguments = ""
     smbios_manufacturer: SmbiosText = ""
-    """What the guest reads of its machine, as ``smbios_serial`` and ``smbios_asset_tag`` are; empty: QEMU's own."""
+    """SMBIOS manufacturer shown to the guest; empty: QEMU's default."""
     smbios_serial: SmbiosText = ""
     smbios_asset_tag: SmbiosText = ""
 
@@ -256,7 +256,7 @@ class VmSpec(VmFields, frozen=True):
     """How many resets were requested; the agent has performed ``status.resets`` of them."""
     hardware_renewals: int = 0
     """How many times processor and machine type were to be chosen anew; ``status.hardware_renewals`` is how many of
-    these a start has followed. Until they are equal, what the status says of both binds no more."""
+    these a start has followed. Until they are equal, the status's values of both are not binding."""
     stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
     """How long the guest may take to power off before it is forced off; 0: force it off at once."""
     balloon_mib: MemoryMib | None = None
@@ -269,9 +269,9 @@ class VmSpec(VmFields, frozen=True):
     """The value of ``starts`` to which ``boot_once`` applies."""
 
     connected: bool = True
-    """False: without ``nics``, its one interface reaches nothing and nobody."""
+    """False: the VM's only interface is disconnected."""
     media_digests: dict[str, str] = {}
-    """Which images the names of its ISOs and kernel mean: no node gives it others."""
+    """Digests of the ISO and kernel images, by name; nodes use no others."""
 
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given the size of its image's disk; 0: it has none."""
@@ -296,7 +296,7 @@ class VmStatus(msgspec.Struct, frozen=True):
     state: VmState = VmState.PENDING
     reason: str = ""
     reason_code: Annotated[str, Meta(pattern=r"^[A-Za-z]{0,40}\Z")] = ""
-    """Why it is not as it was asked to be, for programs: one of ``WaitCode``; empty: nothing keeps it."""
+    """What prevents the desired state, for programs: one of ``WaitCode``; empty: nothing."""
     accelerator: str = ""
     machine: MachineType = ""
     """Versioned QEMU machine type with which the VM was started; it keeps this type when it migrates."""
@@ -308,7 +308,7 @@ class VmStatus(msgspec.Struct, frozen=True):
     resets: int = 0
     hardware_renewals: int = 0
     booted_once_at: int = -1
-    """``spec.starts`` when a guest last began from ``boot_once``; -1: none has. It does so once, whatever ends it."""
+    """``spec.starts`` when a guest last began from ``boot_once``; -1: none has. This happens once only."""
     guest: Guest | None = None
     """What the guest agent reports; None: no guest agent answers."""
     hardware: GuestHardware | None = None
@@ -339,7 +339,7 @@ ReplaceRequest = Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")]
 
 
 class CloneOf(msgspec.Struct, frozen=True):
-    """The VM, on the same node, or the backup from which the disk of a VM has yet to be made."""
+    """The source that a VM's disk is still being created from: a VM on the same node, a replica, or a backup."""
 
     source: str
     source_name: str
@@ -382,10 +382,10 @@ class Vm(Metadata, frozen=True):
     """Which image the name meant when it was created: no node runs it with another one. None: any, for VMs of earlier
     versions."""
     unreconciled: str | None = None
-    """What a node knows of it that the database does not: nothing is done with it until it is adopted or forgotten."""
+    """Why the VM is unreconciled; it is left unchanged until adopted or forgotten."""
     backups: BackupSummary = BackupSummary()
     proof_of: str = ""
-    """Id of the backup of which it was made only to see whether it starts; it is deleted then."""
+    """Id of the backup that this temporary VM proves; empty: it is no such VM."""
     scheduled_move: ScheduledMove | None = None
 
 

@@ -64,7 +64,7 @@ class TemplateNic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TemplateSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Fields of a VM, without what makes it that one. Those that are left out are a VM's usual ones."""
+    """Fields of a VM, without those unique to one VM. Fields that are left out have their usual defaults."""
 
     image: Name | UnsetType = UNSET
     vcpus: Vcpus | UnsetType = UNSET

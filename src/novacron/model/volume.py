@@ -105,6 +105,6 @@ class NewDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bus: DiskBus | None = None
     """Null: that of the VM's own disk."""
     image: Name | None = None
-    """It begins as a copy of this image's disk; null: empty."""
+    """It starts as a copy of this image's disk; null: empty."""
     boot_order: BootOrder | None = None
     pool: Name = limits.LOCAL_POOL

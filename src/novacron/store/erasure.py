@@ -23,7 +23,7 @@ ABOUT_USERS = ("/api/v1/users", "/api/v1/login", "/api/v1/grants", "/api/v1/invi
 
 
 class Erasure(msgspec.Struct, frozen=True):
-    """A person who was erased: what stands for them now, and in how many records of the audit log."""
+    """An erased person's pseudonym, and in how many records of the audit log it stands."""
 
     pseudonym: str
     records: int

@@ -383,9 +383,9 @@ FORECASTS = (
            "kind", together=Together.MAX),
     _gauge("novacron_forecast_lead_seconds", "How long before the end of what it foresees a forecast was there, on"
            " average over the last week.", "kind", together=Together.MAX),
-    _gauge("novacron_forecast_scored", "Forecasts of the last week that were compared with what came.", "kind",
+    _gauge("novacron_forecast_scored", "Forecasts of the last week that were compared with actual values.", "kind",
            together=Together.MAX),
-    _gauge("novacron_forecast_model_aside", "1 while a learned model is set aside: it is worse than the naive answer.",
+    _gauge("novacron_forecast_model_aside", "1 while a learned model is not in use: it is worse than the naive answer.",
            "kind", together=Together.MAX),
 )  # fmt: skip
 AGENT = (

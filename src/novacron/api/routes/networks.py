@@ -66,8 +66,8 @@ class CreateNetwork(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ConfigureNetwork(MetadataChanges):
-    """What to change; what is left out stays. ``name``: while no VM is in it. Guests learn the others at the latest
-    when they renew their lease; a guest's interface has a greater MTU from its VM's next start."""
+    """What to change; what is left out stays. ``name`` can change only while no VM uses it. Guests learn the others at
+    the latest when they renew their lease; a guest's interface has a greater MTU from its VM's next start."""
 
     name: Name | UnsetType = UNSET
     mtu: int | UnsetType = UNSET

@@ -26,7 +26,7 @@ class ConfigureNic(msgspec.Struct, forbid_unknown_fields=True):
     network: NetworkName | UnsetType = UNSET
     address: str | UnsetType | None = UNSET
     address6: str | UnsetType | None = UNSET
-    """IPv6 address; null: the one that its MAC address yields."""
+    """IPv6 address; null: the one derived from its MAC address."""
     groups: SecurityGroups | UnsetType = UNSET
 
 

@@ -41,7 +41,7 @@ class CreateProject(msgspec.Struct, forbid_unknown_fields=True):
 
 class ConfigureProject(MetadataChanges):
     """What to change; what is left out stays. A quota is replaced as a whole: what it leaves out has no limit.
-    ``encryption`` counts for what is created from then on."""
+    ``encryption`` applies to objects created afterwards."""
 
     name: Name | UnsetType = UNSET
     quota: Quota | UnsetType = UNSET

@@ -48,8 +48,8 @@ class ReplicaChanges(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class FailOverVm(msgspec.Struct, forbid_unknown_fields=True):
-    """From which replica and point the VM goes on; by default the newest. ``confirm``: the name of its node, which is
-    off; it is needed unless a fence command has cut it off."""
+    """The replica and point to continue from; default: the newest. ``confirm``: the name of its node, which is off;
+    needed unless a fence command has cut it off."""
 
     replica: ReplicaId | None = None
     point: PointNumber | None = None

@@ -36,7 +36,7 @@ class BeginSecondFactor(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class BegunFactor(msgspec.Struct):
-    """A second factor that counts once it is confirmed. Of an app: the ``secret``, and the same as a ``uri`` for its QR
+    """A second factor that takes effect once confirmed. Of an app: the ``secret``, and the same as a ``uri`` for its QR
     code; shown once. Of a security key: the ``options`` for the browser's ``navigator.credentials.create``."""
 
     id: str
@@ -69,7 +69,7 @@ class Password(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RecoveryCodes(msgspec.Struct):
-    """Codes for logins without the second factor: shown once, each good once."""
+    """Codes for logins without the second factor: shown once, each valid once."""
 
     recovery_codes: list[str]
 

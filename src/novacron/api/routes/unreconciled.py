@@ -20,20 +20,20 @@ from novacron.store.database import Connection
 
 
 class AdoptVm(msgspec.Struct, forbid_unknown_fields=True):
-    """How a VM is taken into the database as its node knows it."""
+    """How to adopt a VM from a node's record."""
 
     node: Name | None = None
-    """Whose knowledge counts, if several nodes know of it; by default the node that has it."""
+    """The node whose record to use, if several have one; by default the node that has the VM."""
     name: Name | None = None
     """A new name, if another VM has taken its own."""
     project: Name | None = None
     """Where it belongs, if its project is not in the database."""
     confirm: Name | None = None
-    """Its name, as a word that no other node runs it, if this one has not got it any more."""
+    """The VM's name, to confirm that no other node runs it; needed if this one no longer has it."""
 
 
 class ForgetVm(msgspec.Struct, forbid_unknown_fields=True):
-    """That nodes are to end what they have of a VM, because the database is right."""
+    """Deletes the nodes' copies of a VM: the database is right."""
 
     confirm: Name | None = None
     """The VM's name: the disk that the node has is lost."""

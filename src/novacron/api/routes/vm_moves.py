@@ -24,9 +24,8 @@ from novacron.store.database import Connection
 
 
 class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
-    """Where to move the VM; without ``target`` the platform chooses. What it may use of the link: at most a rate, and
-    where several migrations share one, as much as its weight is to theirs. And what to do with a guest that writes
-    faster than the link takes it."""
+    """Where to move the VM (default: chosen by the platform), its bandwidth limit, its weight among migrations that
+    share a link, and what to do if the guest writes too fast."""
 
     target: Name | None = None
     weight: Weight = 1
@@ -37,8 +36,8 @@ class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ScheduleMigration(MigrateVm, kw_only=True):
-    """A migration at a later time: not before one, to be over at another. With a deadline it begins when the VM
-    usually does least; otherwise as soon as it may. A deadline without ``not_before`` counts from now."""
+    """A scheduled migration: earliest start, deadline, or both. With a deadline it begins when the VM is usually
+    least busy; otherwise as early as possible. A deadline without ``not_before`` counts from now."""
 
     not_before: datetime | None = None
     deadline: datetime | None = None
@@ -51,14 +50,14 @@ class ForeseeMigration(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class MigrationForecast(msgspec.Struct):
-    """What a migration would cost, by an estimate."""
+    """The estimated cost of a migration."""
 
     vm_name: str
     source: str
     target: str
     move: MoveForeseen
     cheapest_at: datetime | None = None
-    """When a migration is cheapest within a day; None: it is not known at which hours the VM does what."""
+    """When a migration is cheapest within a day; None: the VM's usual load is unknown."""
     cheapest_why: str | None = None
 
 

@@ -14,7 +14,7 @@ from novacron.api.read_model.vm_usage import VmUsed
 
 
 class UsageOfVm(VmUsed, frozen=True, kw_only=True):
-    """What a running VM has used since its QEMU began, and has now: two looks make a rate."""
+    """What a running VM has used since its QEMU began, and has now; compute rates from two samples."""
 
     id: str
     name: str

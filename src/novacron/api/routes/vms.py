@@ -125,7 +125,7 @@ class ConfigureVm(VmChanges):
 
 
 class CloneVm(msgspec.Struct, forbid_unknown_fields=True):
-    """A clone of a VM with its disk's present content: a copy, or, ``linked``, a shared layer."""
+    """A clone of a VM and its current disk: a full copy or, if ``linked``, sharing layers."""
 
     name: Name
     linked: bool = False
@@ -145,7 +145,7 @@ class RecoverVm(msgspec.Struct, forbid_unknown_fields=True):
     """How a VM is recovered whose node is gone."""
 
     confirm: Name | None = None
-    """The name of its node, as a word that the host is off and nothing runs there."""
+    """The name of its node, to confirm that the host is off."""
     discard_disk: bool = False
     """Begin with a new disk if the old one was on that node only."""
 
