@@ -33,7 +33,7 @@ class AddFloatingAddressBody(TypedDict, total=False):
 
 
 class AdoptVmBody(TypedDict, total=False):
-    """How a VM is taken into the database as its node knows it."""
+    """How to adopt a VM from a node's record."""
 
     node: str | None
     name: str | None
@@ -107,7 +107,7 @@ class CdromBody(TypedDict, total=False):
 
 
 class CloneVmBody(TypedDict, total=False):
-    """A clone of a VM with its disk's present content: a copy, or, ``linked``, a shared layer."""
+    """A clone of a VM and its current disk: a full copy or, if ``linked``, sharing layers."""
 
     name: Required[str]
     linked: bool
@@ -132,8 +132,8 @@ class ConfigureMeBody(TypedDict, total=False):
 
 
 class ConfigureNetworkBody(TypedDict, total=False):
-    """What to change; what is left out stays. ``name``: while no VM is in it. Guests learn the others at the latest
-    when they renew their lease; a guest's interface has a greater MTU from its VM's next start.
+    """What to change; what is left out stays. ``name`` can change only while no VM uses it. Guests learn the others at
+    the latest when they renew their lease; a guest's interface has a greater MTU from its VM's next start.
     """
 
     display_name: str
@@ -183,7 +183,7 @@ class ConfigureOneBody(TypedDict, total=False):
 
 class ConfigureProjectBody(TypedDict, total=False):
     """What to change; what is left out stays. A quota is replaced as a whole: what it leaves out has no limit.
-    ``encryption`` counts for what is created from then on.
+    ``encryption`` applies to objects created afterwards.
     """
 
     display_name: str
@@ -583,8 +583,8 @@ class FailOverPlanBody(TypedDict, total=False):
 
 
 class FailOverVmBody(TypedDict, total=False):
-    """From which replica and point the VM goes on; by default the newest. ``confirm``: the name of its node, which is
-    off; it is needed unless a fence command has cut it off.
+    """The replica and point to continue from; default: the newest. ``confirm``: the name of its node, which is off;
+    needed unless a fence command has cut it off.
     """
 
     replica: str | None
@@ -621,7 +621,7 @@ class ForeseeMigrationBody(TypedDict, total=False):
 
 
 class ForgetVmBody(TypedDict, total=False):
-    """That nodes are to end what they have of a VM, because the database is right."""
+    """Deletes the nodes' copies of a VM: the database is right."""
 
     confirm: str | None
 
@@ -709,9 +709,8 @@ class MetadataChangesBody(TypedDict, total=False):
 
 
 class MigrateVmBody(TypedDict, total=False):
-    """Where to move the VM; without ``target`` the platform chooses. What it may use of the link: at most a rate, and
-    where several migrations share one, as much as its weight is to theirs. And what to do with a guest that writes
-    faster than the link takes it.
+    """Where to move the VM (default: chosen by the platform), its bandwidth limit, its weight among migrations that
+    share a link, and what to do if the guest writes too fast.
     """
 
     target: str | None
@@ -814,7 +813,7 @@ class ProbeLinkBody(TypedDict, total=False):
 
 
 class ProofProbeBody(TypedDict, total=False):
-    """What shows that the VM has started. All that is given must be so; without anything, its guest agent answers."""
+    """What shows that the VM has started. All given conditions must hold; default: the guest agent answers."""
 
     command: Sequence[str]
     line: str
@@ -909,8 +908,8 @@ class RuleSpecBody(TypedDict, total=False):
 
 
 class ScheduleMigrationBody(TypedDict, total=False):
-    """A migration at a later time: not before one, to be over at another. With a deadline it begins when the VM
-    usually does least; otherwise as soon as it may. A deadline without ``not_before`` counts from now.
+    """A scheduled migration: earliest start, deadline, or both. With a deadline it begins when the VM is usually
+    least busy; otherwise as early as possible. A deadline without ``not_before`` counts from now.
     """
 
     target: str | None
@@ -995,7 +994,7 @@ class TemplateNicBody(TypedDict, total=False):
 
 
 class TemplateSpecBody(TypedDict, total=False):
-    """Fields of a VM, without what makes it that one. Those that are left out are a VM's usual ones."""
+    """Fields of a VM, without those unique to one VM. Fields that are left out have their usual defaults."""
 
     image: str
     vcpus: int

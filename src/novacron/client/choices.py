@@ -66,7 +66,7 @@ class Os(StrEnum):
 
 
 class AuditOutcome(StrEnum):
-    """How a request ended that the audit log has."""
+    """The outcome of an audited request."""
 
     DONE = "done"
     REFUSED = "refused"
@@ -74,7 +74,7 @@ class AuditOutcome(StrEnum):
 
 
 class CapacityResource(StrEnum):
-    """What can be full, or end."""
+    """A resource that can fill up or expire."""
 
     SITE_MEMORY = "site-memory"
     SITE_VCPUS = "site-vcpus"

@@ -38,7 +38,7 @@ class GuestCalls(Connection):
             if not command["running"]:
                 return {**command, "stdout": _bytes(command["stdout"]), "stderr": _bytes(command["stderr"])}
             if time.monotonic() >= until_s:
-                raise TimeoutError(f"process {pid} in {vm} has not ended after {timeout_s:.0f} s, and goes on")
+                raise TimeoutError(f"process {pid} in {vm} is still running after {timeout_s:.0f} s")
 
     def push_file(
         self, vm: str, file: Path, guest_path: str, on_progress: Callable[[int], None] = lambda bytes_sent: None

@@ -57,7 +57,7 @@ class ImageCalls(Connection):
             now_held = int((self.request("PUT", path, raw=piece))["held_bytes"])
             fruitless = fruitless + 1 if now_held <= bytes_held else 0
             if fruitless > protocol.ATTEMPTS:
-                raise Unreachable(f"the node takes no more of {file} than {now_held} bytes")
+                raise Unreachable(f"the node accepted only {now_held} bytes of {file}")
             bytes_held = now_held
             on_progress(bytes_held)
         return self.get("imports", image_import["id"])
