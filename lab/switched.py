@@ -16,12 +16,13 @@ HOSTS_MAX = 26
 
 
 class SwitchedLab(Lab):
-    """``count`` hosts whose cables can be pulled one by one."""
+    """``count`` hosts whose cables can be pulled one by one, and ``spares``, which are no node's."""
 
-    def __init__(self, prefix: str, count: int = 3) -> None:
+    def __init__(self, prefix: str, count: int = 3, spares: int = 0) -> None:
         super().__init__(prefix)
-        letters = [chr(ord("a") + number) for number in range(min(count, HOSTS_MAX))]
-        self.hosts = [Host(f"host-{letter}", f"{prefix}-{letter}", n) for n, letter in enumerate(letters, 1)]
+        letters = [chr(ord("a") + number) for number in range(min(count + spares, HOSTS_MAX))]
+        every = [Host(f"host-{letter}", f"{prefix}-{letter}", n) for n, letter in enumerate(letters, 1)]
+        self.hosts, self.spares = every[:count], every[count:]
         self._switch = f"{prefix}-{SWITCH}"
 
     def up(self, cache: Path) -> None:
@@ -29,25 +30,36 @@ class SwitchedLab(Lab):
         run("ip", "netns", "add", self._switch)
         run("ip", "-n", self._switch, "link", "add", SWITCH, "type", "bridge", "forward_delay", "0")
         run("ip", "-n", self._switch, "link", "set", SWITCH, "up")
-        for host in self.hosts:
-            run("ip", "netns", "add", str(host.netns))
-            run(
-                *("ip", "-n", self._switch, "-batch", "-"),
-                stdin=f"""
+        for host in (*self.hosts, *self.spares):
+            self._make(host)
+
+    def _make(self, host: Host) -> None:
+        run("ip", "netns", "add", str(host.netns))
+        run(
+            *("ip", "-n", self._switch, "-batch", "-"),
+            stdin=f"""
 link add {host.name} type veth peer name {WAN_DEVICE} netns {host.netns}
 link set {host.name} master {SWITCH} up
 """,
-            )
-            run(
-                *("ip", "-n", str(host.netns), "-batch", "-"),
-                stdin=f"""
+        )
+        run(
+            *("ip", "-n", str(host.netns), "-batch", "-"),
+            stdin=f"""
 link set lo up
 address add {host.address}/24 dev {WAN_DEVICE}
 link set {WAN_DEVICE} up
 link add {BRIDGE} type bridge forward_delay 0
 link set {BRIDGE} up
 """,
-            )
+        )
+
+    def switch_off(self, spare: Host) -> None:
+        """Let a spare host lose its power; it is as new afterwards, without a way to the server."""
+        if spare.name in self._relays:
+            self.cut_management(spare)
+        run("ip", "-n", self._switch, "link", "delete", spare.name)  # else it stays until the kernel gets to it
+        remove_namespace(str(spare.netns))
+        self._make(spare)
 
     def pull(self, host: Host) -> None:
         """Pull the host's cable."""
@@ -59,13 +71,14 @@ link set {BRIDGE} up
 
     def down(self) -> None:
         super().down()
-        remove_namespace(self._switch)
+        for netns in (*(str(host.netns) for host in self.spares), self._switch):
+            remove_namespace(netns)
 
 
 @contextlib.contextmanager
-def switched_lab(prefix: str, cache: Path, count: int = 3) -> Iterator[SwitchedLab]:
+def switched_lab(prefix: str, cache: Path, count: int = 3, spares: int = 0) -> Iterator[SwitchedLab]:
     """Make a lab of several hosts for as long as the block runs."""
-    hosts = SwitchedLab(prefix, count)
+    hosts = SwitchedLab(prefix, count, spares)
     try:
         hosts.up(cache)
         yield hosts

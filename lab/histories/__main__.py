@@ -15,7 +15,7 @@ from lab.images import images_dir
 from lab.platform import Platform, clean_up_when_ended, default_cache, open_directory, platform
 from lab.switched import switched_lab
 
-HOSTS = 3
+HOSTS, SPARES = 3, 1
 
 
 @contextlib.contextmanager
@@ -23,14 +23,17 @@ def three_hosts() -> Iterator[Platform]:
     """Run a platform on three hosts for as long as the block runs."""
     with (
         open_directory("nvh-") as directory,
-        switched_lab(f"nvh{os.getpid()}", default_cache(), HOSTS) as hosts,
+        switched_lab(f"nvh{os.getpid()}", default_cache(), HOSTS, SPARES) as hosts,
         platform(directory / "p", hosts, images_dir()) as running,
     ):
         yield running
 
 
-def run(first: int, count: int) -> int:
-    """Run histories of so many seeds; return how many broke a promise. Each of those gets the next a new platform."""
+def run(first: int, count: int, *, says: bool = False) -> int:
+    """Run histories of so many seeds; return how many broke a promise. Each of those gets the next a new platform.
+
+    ``says``: print what was done in each.
+    """
     broken, done, began = 0, 0, time.monotonic()
     while done < count:
         with three_hosts() as running:
@@ -43,11 +46,14 @@ def run(first: int, count: int) -> int:
                 except Broken as error:
                     fine, broken = False, broken + 1
                     print(f"BROKEN: seed {seed}: {error}", flush=True)
+                if says:
+                    print("\n".join(history.done), flush=True)
                 done += 1
                 now = time.monotonic()
                 print(
-                    f"seed {seed}: {now - begun:.0f} s, guests seen to run in {history.guests_seen[0]} of"
-                    f" {history.guests_seen[1]} looks; {done} histories, {broken} broken, {now - began:.0f} s",
+                    f"seed {seed} ({history.theme}): {now - begun:.0f} s, {history.failovers} failovers, guests seen"
+                    f" to run in {history.guests_seen[0]} of {history.guests_seen[1]} looks; {done} histories,"
+                    f" {broken} broken, {now - began:.0f} s",
                     flush=True,
                 )
     return broken
@@ -57,13 +63,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.histories", description=__doc__)
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--say", action="store_true", help="print what was done in each history")
     arguments = parser.parse_args()
     lacks = missing()
     if lacks:
         print("; ".join(lacks), file=sys.stderr)
         return 2
     clean_up_when_ended()
-    return 1 if run(arguments.first, arguments.count) else 0
+    return 1 if run(arguments.first, arguments.count, says=arguments.say) else 0
 
 
 if __name__ == "__main__":

@@ -29,16 +29,20 @@ def processes(directory: Path) -> list[Process]:
     ]
 
 
-def left_over(directory: Path, hosts: Sequence[Host]) -> list[str]:
-    """Return what is there although the installation has no VM: processes, folders, taps, cgroups, networks."""
+def left_over(directory: Path, hosts: Sequence[Host], places: Sequence[str] = ()) -> list[str]:
+    """Return what is there although the installation has no VM: processes, folders, taps, cgroups, networks.
+
+    ``places``: folders in which copies of state folders are, from which agents have worked on these hosts.
+    """
     found = [f"process {each.pid} of {each.vm} on {each.host}" for each in processes(directory)]
     for host in hosts:
         state = state_dir_of(directory, host.name)
         found += [f"directory {path}" for path in (state / "vms").glob("*")]
         for pattern in SCRATCH:
             found += [f"directory {path}" for path in (directory / host.name / "images").glob(pattern)]
-        found += host.within(lambda state=state: _remnants(instance_of(state)))  # type: ignore[misc]
-    return found
+        states = state, *(state_dir_of(directory, place) for place in places)
+        found += host.within(lambda states=states: [each for s in states for each in _remnants(instance_of(s))])  # type: ignore[misc]
+    return sorted(set(found))
 
 
 def _remnants(instance: str) -> list[str]:
@@ -47,3 +51,10 @@ def _remnants(instance: str) -> list[str]:
         for each in remnants.find()
         if each.instance == instance and (each.kind is not RemnantKind.NETWORKS or remnants.is_there(each))
     ]
+
+
+def remove_cgroups(instance: str) -> None:
+    """Remove the cgroups of an agent whose host has lost its power."""
+    for each in remnants.find():
+        if each.instance == instance and each.kind is RemnantKind.CGROUP:
+            remnants.remove(each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import shutil
@@ -12,12 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lab.histories import census, verdict
+from lab.histories import census, copies, verdict
+from lab.histories.copies import Copies
 from lab.histories.operator import Operator
+from lab.histories.themes import THEMES, Theme
 from lab.histories.watch import TwiceWatch
 from lab.platform import Platform, Service, until
 from lab.switched import SwitchedLab
+from novacron import pki
+from novacron.agent import identity as identities
 from novacron.client import ApiError, Unreachable
+from novacron.model.errors import NovaError
+from novacron.model.lease import LEASE_S, MARGIN_S
+from novacron.model.token import decode_ticket
 
 VMS_AT_FIRST, VMS_MAX, ACTS = (2, 3), 5, (8, 14)
 PAUSE_S_MAX = 1.2
@@ -25,7 +33,12 @@ REST_S_MAX, CLEAN_S_MAX, POLL_S = 150.0, 60.0, 0.3
 NETWORK = "lan"
 IMAGES = ("tiny", "tiny", "disk")
 MEMORY_MIB = 64
-
+HA_CHANCE = 0.5
+AWAY_S = LEASE_S + MARGIN_S + 6.0
+"""How long a node is away whose highly available VMs are to fail over."""
+HA_RUNS_S = 10.0
+REFUSED_S = 6.0
+"""Less than another host has to be silent before this one takes its place (``store.leases.ANOTHER_HOST_S``)."""
 
 T = TypeVar("T")
 
@@ -48,7 +61,13 @@ class History:
         self.folders_lost = False
         self.guests_seen = (0, 0)
         """In how many looks at QEMUs a guest was seen to run, of how many."""
+        self.theme = self.random.choices(list(THEMES), [has.chance for has in THEMES.values()])[0]
+        self.failovers = 0
+        """How often a VM of it was started elsewhere because its node was away."""
         self._names = 0
+        self._away: dict[str, float] = {}
+        """Until when nodes are off or cut off, though others are mended."""
+        self._agents_of_copies = Copies(platform)
         self._aside: list[Path] = []
         self._copies: dict[str, Path] = {}
         self._backup: tuple[dict[str, str], Path] | None = None
@@ -75,9 +94,14 @@ class History:
         self.platform.client.create_network(NETWORK)
         for _ in range(self.random.randint(*VMS_AT_FIRST)):
             self._creates()
+        if self.theme is Theme.LEASES:
+            self._is_away_for_long()
         for _ in range(self.random.randint(*ACTS)):
             self._act()
             time.sleep(self.random.uniform(0, PAUSE_S_MAX))
+        time.sleep(max([0.0, *(until_s - time.monotonic() for until_s in self._away.values() if until_s < math.inf)]))
+        self._away.clear()
+        self._agents_of_copies.end(with_vms=lambda: self.random.random() < 0.5)
         operator.bring_back()
         self._rest(operator)
 
@@ -90,11 +114,16 @@ class History:
             (2, self._kills_server), (1, self._kills_postgres), (2, self._pulls_cable), (2, self._cuts_management),
             (3, self._mends), (2, self._copies_folder), (2, self._moves_folder_away), (1, self._removes_folder),
             (2, self._puts_folder_back), (1, self._backs_database_up), (1, self._puts_database_back),
+            (1, self._switches_ha),
         )  # fmt: skip
+        has = THEMES[self.theme]
+        acts = tuple((weight, act) for weight, act in acts if act.__name__ not in has.without)
+        acts += tuple((weight, getattr(self, name)) for name, weight in has.acts.items())
         act = self.random.choices([act for _, act in acts], [weight for weight, _ in acts])[0]
-        said = act()
-        at_s = time.monotonic() - self._began_s
-        self.done.append(f"{at_s:.1f} {act.__name__.strip('_')} {said or ''}".rstrip())
+        self._note(act.__name__.strip("_"), act())
+
+    def _note(self, act: str, said: str | None) -> None:
+        self.done.append(f"{time.monotonic() - self._began_s:.1f} {act} {said or ''}".rstrip())
 
     def _ask(self, work: Callable[[], T]) -> T | None:
         """Ask the server for something, which may be right to refuse it; None: it did, or did not answer."""
@@ -110,6 +139,13 @@ class History:
     def _a_node(self) -> str:
         return self.random.choice(list(self.platform.agents))
 
+    def _a_node_here(self) -> str:
+        """Return a node that is not away, if there is one."""
+        return self.random.choice([name for name in self.platform.agents if not self._is_away(name)] or ["none"])
+
+    def _is_away(self, node: str) -> bool:
+        return time.monotonic() < self._away.get(node, 0.0)
+
     def _creates(self) -> str | None:
         if len(self.made) >= VMS_MAX:
             return "nothing: there are enough"
@@ -117,10 +153,18 @@ class History:
         name, image = f"vm-of-{self.seed}-{self._names}", self.random.choice(IMAGES)
         nics = [{"network": NETWORK}] if self.random.random() < 0.5 else []
         fields = {"name": name, "image": image, "memory_mib": MEMORY_MIB, "nics": nics}
+        ha = self.random.random() < HA_CHANCE or (self.theme is Theme.LEASES and self._names == 1)
+        if ha:
+            fields |= {"ha": True, "own_disk": False}
         vm = self._ask(lambda: self.platform.client.create_vm(**fields))
         if vm is not None:
             self.made[vm["id"]] = name
-        return f"{name} of {image}"
+        return f"{name} of {image}" + (", highly available" if ha else "")
+
+    def _switches_ha(self) -> str:
+        name, ha = self._a_vm(), self.random.random() < 0.7
+        self._ask(lambda: self.platform.client.configure_vm(name, ha=ha))
+        return f"of {name} to {ha}"
 
     def _act_on_vm(self, action: str, body: dict[str, Any] | None = None) -> str:
         name = self._a_vm()
@@ -159,7 +203,9 @@ class History:
     # what befalls processes and links
 
     def _kills_agent(self) -> str:
-        node, again = self._a_node(), self.random.random() < 0.5
+        node, again = self._a_node_here(), self.random.random() < 0.5
+        if node not in self.platform.agents:
+            return "of nobody: all are away"
         self.platform.agents[node].kill()
         if again:
             self.platform.agents[node].start()
@@ -199,12 +245,43 @@ class History:
 
     def _mends(self) -> None:
         for host in self.platform.lab.hosts:
-            _switched(self.platform).plug(host)
-            self.platform.lab.mend_management(host, self.platform.ports)
+            if not self._is_away(host.name):
+                _switched(self.platform).plug(host)
+                self.platform.lab.mend_management(host, self.platform.ports)
         self._control_plane()
-        for agent in self.platform.agents.values():
-            if not agent.running:
+        for name, agent in self.platform.agents.items():
+            if not agent.running and not self._is_away(name):
                 agent.start()
+
+    def _is_away_for_long(self) -> None:
+        """A node that runs a highly available VM is off, or cut off, for longer than its lease lasts."""
+        node = self._node_of_ha()
+        ways = (self._loses_power, self._is_cut_off, self._loses_its_agent)
+        way = self.random.choice(ways)
+        if node is not None:
+            way(node)
+            self._away[node] = time.monotonic() + AWAY_S
+            self._note(way.__name__.strip("_"), f"of {node} for {AWAY_S:.0f} s")
+
+    def _node_of_ha(self) -> str | None:
+        """Return where a highly available VM runs, once one does."""
+
+        def found() -> str | None:
+            vms = self.platform.client.list("vms")
+            return next((vm["node"] for vm in vms if vm["spec"]["ha"] and vm["status"]["state"] == "running"), None)
+
+        with contextlib.suppress(AssertionError):
+            return until(found, "a highly available VM runs", HA_RUNS_S)
+        return None
+
+    def _is_cut_off(self, node: str) -> None:
+        host = self.platform.host(node)
+        _switched(self.platform).pull(host)
+        self.platform.lab.cut_management(host)
+
+    def _loses_its_agent(self, node: str) -> None:
+        """Its highly available VMs end with the lease."""
+        self.platform.agents[node].kill()
 
     # what befalls state folders
 
@@ -222,31 +299,39 @@ class History:
         """Start an agent; with a token, if the server is there to make one."""
         agent.start(*(self._ask(lambda: self.platform.join(node)) or ()))
 
-    def _lose_power(self, node: str) -> None:
-        for process in census.processes(self.platform.directory):
-            if process.host == node:
-                _kill(process.pid)
+    def _loses_power(self, node: str) -> None:
+        self.platform.agents[node].kill()
+        self._agents_of_copies.end_beside(node, with_vms=True)
+        copies.end_processes(self.platform.directory, node)
 
     def _copies_folder(self) -> str:
         node = self._a_node()
-        copy = self._copies.setdefault(node, self._state(node).with_name("agent-copy"))
-        shutil.rmtree(copy, ignore_errors=True)
-        with contextlib.suppress(OSError):  # what goes at this moment, sockets, and a folder that is not there
-            shutil.copytree(self._state(node), copy, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
+        self._copy_of(node)
         return f"of {node}"
 
+    def _copy_of(self, node: str, *, older: bool = False) -> Path:
+        """Return a copy of a node's state folder: an ``older`` one, if there is one, or a new one."""
+        copy = self._copies.setdefault(node, self._state(node).with_name("agent-copy"))
+        if not older or not copy.exists():
+            copies.copy(self._state(node), copy)
+        return copy
+
     def _moves_folder_away(self) -> str:
-        node, off = self._a_node(), self.random.random() < 0.3
+        node, off = self._a_node_here(), self.random.random() < 0.3
+        if node not in self.platform.agents:
+            return "of nobody: all are away"
         self.folders_lost = True
         self.platform.agents[node].kill()
         if off:
-            self._lose_power(node)
+            self._loses_power(node)
         self._put_aside(node)
         self._join(self.platform.agents[node], node)
         return f"of {node}" + (", which lost power" if off else "")
 
     def _removes_folder(self) -> str:
-        node = self._a_node()
+        node = self._a_node_here()
+        if node not in self.platform.agents:
+            return "of nobody: all are away"
         self.folders_lost = True
         self.platform.agents[node].kill()
         shutil.rmtree(self._state(node), ignore_errors=True)
@@ -254,18 +339,93 @@ class History:
         return f"of {node}"
 
     def _puts_folder_back(self) -> str:
-        node, off = self._a_node(), self.random.random() < 0.6
+        node, off = self._a_node_here(), self.random.random() < 0.6
         copy = self._copies.pop(node, None)
         if copy is None or not copy.exists():
             return self._copies_folder()
         self.folders_lost = True
         self.platform.agents[node].kill()
         if off:
-            self._lose_power(node)
+            self._loses_power(node)
         self._put_aside(node)
         copy.rename(self._state(node))
         self.platform.agents[node].start()
         return f"of {node}" + (", which lost power" if off else "")
+
+    # agents that work from copies of state folders
+
+    def _starts_copy_beside(self) -> str:
+        """An agent is started from a copy on the same host: the original works, is dead, or its host was off."""
+        node = self._a_node_here()
+        if node not in self.platform.agents:
+            return "of nobody: all are away"
+        how = self.random.choice(("beside its original", "instead of its original", "after its host was off"))
+        copy = self._copy_of(node, older=self.random.random() < 0.5)
+        if how != "beside its original":
+            self.folders_lost = True
+            self.platform.agents[node].kill()
+        if how == "after its host was off":
+            self._loses_power(node)
+        self._agents_of_copies.start_beside(node, copy)
+        return f"of {node}, {how}"
+
+    def _starts_copy_elsewhere(self) -> str:
+        """An agent is started from a copy on another host, while the original works: it is refused."""
+        node, noted = self._a_node_here(), self.random.random() < 0.4
+        if self._ask(lambda: self.platform.client.metrics(node)) is None:
+            return f"nothing: {node} is not connected"
+        agent = self._agents_of_copies.start_elsewhere(node, self._copy_of(node), moved=False, noted=noted)
+        if agent is None:
+            return f"nothing: {node} has no folder"
+        until_s = time.monotonic() + REFUSED_S
+        while agent.running and time.monotonic() < until_s and "the server refuses this node" not in agent.tail():
+            time.sleep(POLL_S)
+        self._agents_of_copies.end_elsewhere()
+        return f"of {node}" + ("" if noted else ", which does not know its host") + f": {agent.tail(1)[-150:]}"
+
+    def _moves_to_spare(self) -> str:
+        """A host is off for good, as it seems, and a copy of its folder goes on at another one."""
+        node = self._a_node_here()
+        if node not in self.platform.agents or self._agents_of_copies.node_elsewhere:
+            return "of nobody: the others are away"
+        self.folders_lost = True
+        copy = self._copy_of(node, older=self.random.random() < 0.3)
+        self._loses_power(node)
+        if self._agents_of_copies.start_elsewhere(node, copy, moved=True) is None:
+            return f"nothing: {node} has no folder"
+        self._away[node] = math.inf
+        return f"of {node}"
+
+    def _ends_copies(self) -> None:
+        """Those agents end, and perhaps what they run."""
+        self._away.pop(self._agents_of_copies.node_elsewhere, None)
+        self._agents_of_copies.end(with_vms=lambda: self.random.random() < 0.5)
+
+    # what befalls certificates
+
+    def _ends_certificate(self) -> str:
+        """A node's certificate has ended; perhaps its agent is started again, or else only notices when it connects."""
+        node, again = self._a_node(), self.random.random() < 0.6
+        identity = identities.load(self._state(node) / "identity")
+        if identity is None:
+            return f"of {node}, which has none"
+        month_ago = pki.Authority.open(self.platform.directory / "s" / "server", _month_ago_s)
+        pki.write_secret(identity.certificate, month_ago.issue_node(identity.request(identity.name), identity.name))
+        if again:
+            self.platform.agents[node].kill()
+            self.platform.agents[node].start()
+        return f"of {node}" + (", whose agent starts again" if again else "")
+
+    def _rejoins(self) -> str:
+        """A node gets another certificate, whatever its present one is."""
+        node = self._a_node()
+        identity = identities.load(self._state(node) / "identity")
+        token = self._ask(lambda: self.platform.client.join_token(node))
+        if identity is None or token is None:
+            return f"nothing: {node} has no certificate, or nobody is there to give one"
+        with contextlib.suppress(NovaError):  # another key has its place
+            identities.rejoin(identity.directory, decode_ticket(token))
+        return f"of {node}"
 
     # what befalls the database
 
@@ -308,6 +468,10 @@ class History:
             if wrong:
                 time.sleep(POLL_S)
                 self._start_again()
+        events = self.platform.client.list("events")
+        self.failovers = sum(
+            each["reason"] == "RestartedElsewhere" and each["name"].startswith(f"vm-of-{self.seed}-") for each in events
+        )
 
     def _wrong(self) -> list[str]:
         vms = list(self.platform.client.list("vms"))
@@ -329,10 +493,12 @@ class History:
         until(lambda: not list(client.list("vms")), "ORPHAN: all VMs are deleted", CLEAN_S_MAX)
         client.delete("networks", NETWORK)
         directory, hosts = self.platform.directory, self.platform.lab.hosts
+        beside = [copies.place_beside(host.name) for host in hosts]
         try:
-            until(lambda: not census.left_over(directory, hosts), "nothing is left over", CLEAN_S_MAX)
+            until(lambda: not census.left_over(directory, hosts, beside), "nothing is left over", CLEAN_S_MAX)
         except AssertionError:
-            raise AssertionError(f"ORPHAN: {census.left_over(directory, hosts)}") from None
+            raise AssertionError(f"ORPHAN: {census.left_over(directory, hosts, beside)}") from None
+        self._agents_of_copies.remove()
         for folder in (*self._aside, *self._copies.values()):
             shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self.platform.postgres.directory / "backup", ignore_errors=True)
@@ -346,6 +512,10 @@ def _switched(platform: Platform) -> SwitchedLab:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _month_ago_s() -> float:
+    return time.time() - (pki.NODE_DAYS + 1) * 86_400.0
 
 
 def _copy_owned(source: Path, target: Path) -> None:

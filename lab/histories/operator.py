@@ -9,8 +9,10 @@ import subprocess
 import time
 
 from lab.histories import census
+from lab.histories.copies import place_beside
 from lab.platform import Platform, Service
 from lab.switched import SwitchedLab
+from novacron import pki
 from novacron.client import ApiError, Unreachable
 from novacron.qemu import running
 
@@ -64,6 +66,10 @@ class Operator:
             return False
         return self._platform.agents[name].running
 
+    def rejoin_ended(self, name: str) -> None:
+        """Let a host join again whose certificate has ended."""
+        self._rejoin(name, self._platform.agents[name])
+
     def _help(self, name: str) -> None:
         agent, now = self._platform.agents[name], time.monotonic()
         if not agent.running:
@@ -72,15 +78,26 @@ class Operator:
                 self._end_vms_elsewhere(name)
             agent.start(*self._platform.join(name))
             self._helped_at[name] = now
-        elif now - self._helped_at.setdefault(name, now) > HELP_AFTER_S:
+        elif now - self._helped_at.setdefault(name, now) > (0 if self._is_ended(name) else HELP_AFTER_S):
             self._rejoin(name, agent)
             self._helped_at[name] = now
+
+    def _is_ended(self, name: str) -> bool:
+        """Say whether a node's certificate has ended."""
+        certificate = census.state_dir_of(self._platform.directory, name) / "identity" / "node.crt"
+        try:
+            return pki.validity(certificate.read_bytes()).objection(time.time()) is not None
+        except (OSError, ValueError):
+            return False
 
     def _end_vms_elsewhere(self, name: str) -> None:
         """End the VMs that run with files of another folder of this node, before its agent uses the present one."""
         state = census.state_dir_of(self._platform.directory, name)
+        copy = census.state_dir_of(self._platform.directory, place_beside(name))
         for qemu in running.running():
-            if qemu.state_dir == str(state) and (qemu.directory is None or not qemu.directory.is_relative_to(state)):
+            if qemu.state_dir in (str(state), str(copy)) and (
+                qemu.directory is None or not qemu.directory.is_relative_to(state)
+            ):
                 self.said.append(f"ended {qemu.vm} on {name}, which ran with other files")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(qemu.pid, signal.SIGKILL)

@@ -21,6 +21,7 @@ from novacron.store import adoption, nodes, replicas, vms
 from novacron.store.adoption import Adoption
 from novacron.store.database import Connection, Database
 from tests.simulation import disks
+from tests.simulation.copies import CopiesAtWork
 from tests.simulation.disks import GONE
 from tests.simulation.failover import FailoverHistory
 from tests.simulation.host import Death, SimulatedHost
@@ -31,6 +32,11 @@ ACTS_CHANCE = 0.12
 DISK_CHANCE = 0.3
 FENCES_CHANCE = 0.6
 ROUND_S = 2.0
+OF_FOLDERS = frozenset(
+    {"_wipes", "_copies", "_puts_back", "_puts_journal_back", "_damages", "_copy_begins_beside",
+     "_copy_begins_elsewhere", "_moves_to_other_hardware"}
+)  # fmt: skip
+"""Where an agent works from a copy of the folder, it ends instead."""
 MOVES = ("_migrates", "_aborts", "_drains", "_uncordons", "_cuts_migrations")
 BEGINS_CHANCE = 0.1
 """In each tick, an operator helps an agent that can't begin, or that is refused."""
@@ -60,6 +66,7 @@ class BadDay(FailoverHistory):
         )
         self.copies: dict[str, Path] = {}
         """An earlier state folder of each node."""
+        self.copies_at_work = CopiesAtWork(self.world, self.random)
         self.done: list[str] = []
         """What has been done, for whoever reads of a violation."""
         self.aside = 0
@@ -81,6 +88,7 @@ class BadDay(FailoverHistory):
     async def control(self) -> None:
         await self.world.control(changed=self.changed)
         await self.lost.attend()
+        await self.copies_at_work.attend()
         if self.disk and self._every(ROUND_S):
             await disks.rounds(self.world)
             if self.ha:
@@ -88,6 +96,7 @@ class BadDay(FailoverHistory):
 
     async def rest(self) -> int:
         self.heal()
+        await self.copies_at_work.end()
         waited_s, restless = 0.0, "it has just begun"
         while restless:
             if waited_s > REST_S_MAX:
@@ -153,7 +162,8 @@ class BadDay(FailoverHistory):
             (3, self._dies_at_a_write), (3, self._loses_power), (3, self._wipes), (2, self._copies),
             (3, self._puts_back), (2, self._puts_journal_back), (2, self._damages), (2, self._certificate_ends),
             (2, self._backs_database_up), (3, self._puts_database_back), (5, self._loses_host), (4, self._forces),
-            (2, self._replicates),
+            (2, self._replicates), (3, self._copy_begins_beside), (2, self._copy_begins_elsewhere),
+            (3, self._moves_to_other_hardware), (2, self._copies_end),
         )  # fmt: skip
         left_out = MOVES if self.disk else ("_replicates",)
         acts = tuple(
@@ -165,6 +175,8 @@ class BadDay(FailoverHistory):
             owner = (await vms.get(connection, self.world.vm)).node
         name = owner if owner is not None and self.random.random() < 0.6 else self.random.choice(self.names)
         self.done.append(f"{self.world.clock.now_s:.1f} {act.__name__.strip('_')} {name}")
+        if act.__name__ in OF_FOLDERS and self.copies_at_work.is_used(self.world.hosts[name]):
+            act = self._copies_end
         await act(self.world.hosts[name])
 
     # what operators do
@@ -260,6 +272,45 @@ class BadDay(FailoverHistory):
     async def _certificate_ends(self, host: SimulatedHost) -> None:
         if host.works:
             host.let_certificate_end()
+
+    # agents that work from copies of state folders
+
+    async def _copy_begins_beside(self, host: SimulatedHost) -> None:
+        """An agent begins with a copy on the same host: the original works, was killed, or its host was off."""
+        how = self.random.choice(("beside it", "in its place", "after a crash"))
+        copy = await self._copy_to_use(host)
+        if copy is None:
+            return
+        if how != "beside it":
+            await host.end_agent()
+        if how == "after a crash":
+            host.lose_power()
+        self.done.append(f"{how}: {await self.copies_at_work.begin_beside(host, copy) or 'works'}")
+
+    async def _copy_begins_elsewhere(self, host: SimulatedHost) -> None:
+        """An agent begins with a copy on another host, perhaps one that was installed from the same image."""
+        copy = await self._copy_to_use(host)
+        if copy is not None:
+            clone = self.random.random() < 0.5
+            said = await self.copies_at_work.begin_elsewhere(host, copy, clone=clone)
+            self.done.append(f"{'on a clone' if clone else 'on another host'}: {said or 'works'}")
+
+    async def _moves_to_other_hardware(self, host: SimulatedHost) -> None:
+        """The host is off for good, and a copy of its folder goes on at another one, as somebody says."""
+        copy = await self._copy_to_use(host)
+        if copy is not None:
+            self.done.append(await self.copies_at_work.move(host, copy) or "works")
+
+    async def _copies_end(self, host: SimulatedHost) -> None:
+        await self.copies_at_work.end()
+
+    async def _copy_to_use(self, host: SimulatedHost) -> Path | None:
+        """Return a copy of the state folder that an agent can be started from; often a new one. None: there is none."""
+        older = self.copies.get(host.name)
+        if older is None or not older.exists() or self.random.random() < 0.5:
+            await self._copies(host)
+        copy = self.copies.pop(host.name)
+        return copy if (copy / "identity" / "node.crt").exists() else None
 
     # what befalls state folders
 

@@ -18,6 +18,7 @@ from novacron.server.database_watch import COUNT_S
 from novacron.server.session import NodeSession
 from novacron.store.database import Database
 from novacron.wire import messages as wire
+from tests.simulation.host import SimulatedHost
 from tests.simulation.link import Links
 from tests.simulation.world import Broken, World
 
@@ -54,6 +55,7 @@ class FailoverHistory:
         self.up = {(a, b): True for a in (*self.names, SERVER) for b in (*self.names, SERVER)}
         self.world.restated = lambda: self.told.clear()
         self.links = Links(self.world, self._send)
+        self.world.place = lambda name: self.links.connected_from.get(name) or self.world.hosts[name]
         self.mail: list[tuple[float, NodeSession, wire.Message, str]] = []
         """Messages under way: when they arrive, on which link, and where."""
         self.told: dict[str, tuple[NodeSession, str]] = {}
@@ -105,11 +107,11 @@ class FailoverHistory:
                 await self.world.hosts[self.random.choice(self.names)].crash_agent()
             if fails:
                 await self.also_fails()
-            for host in self.world.hosts.values():
+            for host in self.world.every_host:
                 host.guard()
             await self._carry()
-            for name in self.names:
-                await self._node(name)
+            for host in self.world.every_host:
+                await self._node(host)
             if self._every(COUNT_S):
                 await self.world.watch.step()
             if self._every(SAY_S):
@@ -187,20 +189,22 @@ class FailoverHistory:
         if session is not None and self.up[name, SERVER]:
             self._post(session, message, SERVER)
 
-    async def _node(self, name: str) -> None:
+    async def _node(self, host: SimulatedHost) -> None:
+        name = host.name
         both = self.up[name, SERVER] and self.up[SERVER, name]
         if not both and self.random.random() < 0.2:
             self.links.end(name)  # the connection is noticed to be dead
-        host = self.world.hosts[name]
         if not host.works:
             return
-        agent = host.agent
-        if name not in self.links.sessions and both and host.is_certified() and not host.is_dismissed:
-            ended = await self.links.connect(name)
+        agent, is_connected = host.agent, self.links.connected_from.get(name) is host
+        if not is_connected and both and host.is_certified() and not host.is_dismissed:
+            ended = await self.links.connect(name, host)
             host.is_dismissed = ended is not None
             if ended:
-                await self.world.host_hears(name, wire.Desired(ended, whole=False))
-        if self._every(limits.HEARTBEAT_INTERVAL_S):
+                self.world.note(f"{name} is dismissed: {ended}")
+                agent.dispatcher.take(wire.Desired(ended, whole=False))
+                await self.world.settle()
+        if self._every(limits.HEARTBEAT_INTERVAL_S) and host.is_connected_one():
             # Without the clock's time: the server compares that to the real clock.
             self._say_to_server(name, msgspec.structs.replace(agent.peers.heartbeat(), clock=0.0))
 

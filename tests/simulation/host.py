@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import AsyncMock, Mock, patch
 
 from cryptography import x509
 
@@ -20,10 +20,12 @@ from novacron.agent import identity as identities
 from novacron.agent.control.dispatch import Dispatcher, Parts
 from novacron.agent.control.peers import PeerWatch
 from novacron.agent.fair_turns import FairTurns
+from novacron.agent.host import host_identity
 from novacron.agent.host.database_mark import RememberedMark
+from novacron.agent.host.host_identity import HostIdentity
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
-from novacron.agent.host.presence import Presence
+from novacron.agent.host.presence import AgentLives, Presence
 from novacron.agent.host.volumes import Pools
 from novacron.agent.migration.known_pages import KnownPages
 from novacron.agent.migration.services import NodeServices
@@ -36,7 +38,7 @@ from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
 from novacron.disk.images import LocalImage
 from novacron.dwcp.connection import ConnectionPool
-from novacron.model.errors import NovaError
+from novacron.model.errors import InvalidInput, NovaError
 from novacron.model.node import AcceleratorKind, ImageInfo
 from novacron.model.ownership import Claim
 from novacron.qemu import lease_guard
@@ -153,7 +155,7 @@ class AgentProcess:
 
     def say(self, message: wire.Message) -> None:
         """Say something to the server."""
-        if self.alive:
+        if self.alive and self.host.is_connected_one():
             self.host.world.network.to_server(self.host.name, message)
 
     def _add(self, vm: str, record: Record) -> Worker:
@@ -177,7 +179,7 @@ class AgentProcess:
         """As ``agent.main`` does it."""
         for worker in self.workers.values():
             worker.on_lease_lost()
-        self.host.world.link_ends(self.host.name)
+        self.host.end_link()
 
     async def _work(self, worker: Worker) -> None:
         await worker.run()
@@ -198,12 +200,26 @@ class AgentProcess:
                 raise result
 
 
-class SimulatedHost:
-    """What outlives an agent; ``directory``, its state folder, outlives the host's crashes too."""
+class Hardware:
+    """What agents on one host share, whatever folders they work with."""
 
-    def __init__(self, world: World, name: str, directory: Path) -> None:
-        self.world, self.name, self.directory = world, name, directory
+    def __init__(self, name: str, system: str = "") -> None:
+        self.name = name
+        """Also what tells this start of the host from others': it does not change here when a host crashes."""
+        self.identity = HostIdentity(system=system or name)
+        """Hosts that were installed from one image may have the same."""
         self.qemus: dict[int, SimulatedQemu] = {}
+
+
+class SimulatedHost:
+    """What outlives an agent; ``directory``, its state folder, outlives the host's crashes too. ``hardware``: a copy of
+    the state folder of node ``name`` is on that; no agent works with it yet."""
+
+    def __init__(self, world: World, name: str, directory: Path, hardware: Hardware | None = None) -> None:
+        self.world, self.name, self.directory = world, name, directory
+        self.hardware = hardware or Hardware(name)
+        self.original: Path | None = None
+        """The state folder in whose place a copy of it is used."""
         self.promised: set[tuple[str, int]] = set()
         """VMs, and the epochs at which it has promised not to run them, of which its state folder knows."""
         self.refusal = ""
@@ -214,10 +230,19 @@ class SimulatedHost:
         """Until then nobody starts it."""
         self._agent: AgentProcess | None = None
         self._key_hashes: dict[bytes, str] = {}
+        if hardware is not None:
+            return
         key = pki.new_key()
         self.key_hash = self.key_hash_of(key)
         self.keep_identity(key, self.world.authority)
-        self._begin_agent(self._settings(identities.owner_of(self.world.authority.pem, name)))
+        self._check_hardware()
+        settings = self._settings(identities.owner_of(self.world.authority.pem, name))
+        self._begin_agent(settings, self._be_present(settings.owner))
+
+    @property
+    def qemus(self) -> dict[int, SimulatedQemu]:
+        """The QEMUs on this host."""
+        return self.hardware.qemus
 
     @property
     def agent(self) -> AgentProcess:
@@ -254,7 +279,7 @@ class SimulatedHost:
         directory = self.world.directory / "authority"
         earlier = pki.Authority.open(directory, lambda: self.world.clock.time() - 2 * pki.NODE_DAYS * 86_400)
         self.keep_identity(pki.load_key(self.directory / "identity" / "node.key"), earlier)
-        self.world.link_ends(self.name)
+        self.end_link()
 
     async def rejoin(self) -> None:
         """Get another certificate, as ``novacron agent --rejoin`` does. Raises NovaError."""
@@ -288,6 +313,15 @@ class SimulatedHost:
         """Return the QEMUs on this host that run a VM."""
         return [qemu.describe() for qemu in self.qemus.values() if qemu.vm == vm]
 
+    def is_connected_one(self) -> bool:
+        """Say whether it is this host that the server knows under the node's name, if one is connected."""
+        return self.world.place(self.name) is self
+
+    def end_link(self) -> None:
+        """Its agent drops its link to the server."""
+        if self.is_connected_one():
+            self.world.link_ends(self.name)
+
     def lease_holds(self) -> bool:
         """Say what the lease guard says: it reads what the agent wrote."""
         return self._lease_holds(self.agent.services.settings.lease_path)
@@ -304,13 +338,29 @@ class SimulatedHost:
     def _settings(self, owner: str) -> AgentSettings:
         return AgentSettings(self.directory, self.directory.parent / "images", self.name, owner=owner)
 
-    def _begin_agent(self, settings: AgentSettings) -> None:
-        presence = Presence(settings.owner)
+    def _begin_agent(self, settings: AgentSettings, presence: Presence) -> None:
         try:
             self._agent = AgentProcess(self, settings, presence)
         except BaseException:
             presence.release()
             raise
+
+    def _check_hardware(self) -> None:
+        """Raises InvalidInput."""
+        with patch.object(host_identity, "of_this_host", lambda: self.hardware.identity):
+            host_identity.check(self._settings("").host_path)
+
+    def say_moved(self) -> None:
+        """Somebody says that the state folder was moved to this host for good, as ``agent --state-moved`` does."""
+        with patch.object(host_identity, "of_this_host", lambda: self.hardware.identity):
+            host_identity.note(self._settings("").host_path)
+
+    def _be_present(self, owner: str) -> Presence:
+        """Raises InvalidInput."""
+        try:
+            return Presence(owner if self.hardware.name == self.name else f"{owner} on {self.hardware.name}")
+        except AgentLives as error:
+            raise InvalidInput(str(error), field="state-dir") from None
 
     async def begin_agent(self) -> None:
         """Start an agent, as ``agent.main`` does; ``refusal`` says why it can't begin."""
@@ -324,14 +374,20 @@ class SimulatedHost:
             settings, lambda: [qemu.describe() for qemu in self.qemus.values()], lambda _: [], self._quit
         )
         self.refusal = ""
+        presence: Presence | None = None
         try:
+            self._check_hardware()
+            presence = self._be_present(settings.owner)
             if identity is None:
                 leftovers.check()
                 await self._join()
             await leftovers.settle()
-            self._begin_agent(settings)
         except NovaError as error:
             self.refusal = str(error)
+            if presence is not None:
+                presence.release()
+            return
+        self._begin_agent(settings, presence)
 
     async def _join(self) -> None:
         """Join as this host's node, with a new key. Raises NovaError."""
@@ -348,7 +404,7 @@ class SimulatedHost:
             return
         await self._agent.bury()
         self._agent = None
-        self.world.link_ends(self.name)
+        self.end_link()
         for qemu in list(self.qemus.values()):
             qemu.on_event = None
             if qemu.outgoing is not None:

@@ -23,6 +23,7 @@ from novacron.wire import codec
 from novacron.wire import messages as wire
 
 if TYPE_CHECKING:
+    from tests.simulation.host import SimulatedHost
     from tests.simulation.world import World
 
 
@@ -61,6 +62,9 @@ class Links:
         self._database = database = world.database
         clock = world.clock.monotonic
         self.sessions: dict[str, NodeSession] = {}
+        self.connected_from: dict[str, SimulatedHost] = {}
+        """The host that each session is of."""
+        self._last: dict[str, SimulatedHost] = {}
         self._announcer = PeerAnnouncer(database, self.sessions, lambda: b"")
         unused = cast(Any, None)
         self._takers = Takers(
@@ -68,14 +72,18 @@ class Links:
             Rarely(), lambda: world.proofs.seal(world.watch.mark),
         )  # fmt: skip
 
-    async def connect(self, name: str) -> tuple[wire.Statement, ...] | None:
-        """As ``LinkServer._admit`` does. Return what a host is told that is no node any more, and is refused."""
-        host, proofs = self._world.hosts[name], self._world.proofs
+    async def connect(self, name: str, host: SimulatedHost | None = None) -> tuple[wire.Statement, ...] | None:
+        """As ``LinkServer._admit`` does. Return what a host is told that is no node any more, and is refused. A host
+        is refused without a word while another one is the node."""
+        host, proofs = host or self._world.hosts[name], self._world.proofs
         held, seen = host.agent.hello(), host.agent.services.database_mark.mark
         async with self._database.transaction() as connection:
             known = await identities.known(connection, name, host.own_key_hash)
         if known is None:
             return await self._dismiss(held)
+        boot = host.hardware.name
+        if await self._database.transact(lambda connection: leases.another_host(connection, name, boot)):
+            return None
         socket = SimulatedSocket(lambda message: self._deliver(session, message))
         session = NodeSession(name, cast(ServerConnection, cast(Any, socket)))
         records = [remembered(vm, proofs.prove) for vm in held]
@@ -83,9 +91,13 @@ class Links:
             await self._database.transact(lambda connection: database_marks.compare(connection, name, seen))
         await self._database.transact(lambda connection: reconciling.take(connection, name, records, whole=True))
         async with self._database.transaction() as connection:
-            session.generation = await leases.begin(connection, name, [vm.vm for vm in held if vm.record is None])
+            damaged = [vm.vm for vm in held if vm.record is None]
+            session.generation = await leases.begin(connection, name, damaged, boot)
             await nodes.connected(connection, name, self._world.inventory(name))
-        self.sessions[name] = session
+        if self._last.get(name, host) is not host:  # what the other one has said on its way out
+            network = self._world.network
+            network.for_server = [item for item in network.for_server if item[0] != name]
+        self.sessions[name], self.connected_from[name], self._last[name] = session, host, host
         async with self._database.connection() as connection:
             every = await leases.neighbours(connection)
         await self._announcer._announce(every, wire.Revoked(()))
@@ -101,6 +113,7 @@ class Links:
 
     def end(self, name: str) -> None:
         self.sessions.pop(name, None)
+        self.connected_from.pop(name, None)
 
     def connected(self, session: NodeSession) -> bool:
         return self.sessions.get(session.node) is session

@@ -19,8 +19,8 @@ from novacron.agent.host import presence
 from novacron.local.postgres import Postgres
 from novacron.store.database import Database
 from novacron.wire import messages as wire
-from tests.simulation import world as worlds
 from tests.simulation.clock import SimulationLoop
+from tests.simulation.database import open_database
 from tests.simulation.host import Death
 from tests.simulation.network import MESSAGES_MAX
 from tests.simulation.world import World
@@ -235,7 +235,7 @@ def simulation_database() -> Iterator[tuple[asyncio.Runner, Database, Path]]:
     ):
         server = Postgres(directory / "pg")
         try:
-            database = runner.run(worlds.open_database(server.start()))
+            database = runner.run(open_database(server.start()))
             try:
                 yield runner, database, hosts_directory
             finally:

@@ -6,13 +6,11 @@ agents' workers, dispatchers, journals and leases. Simulated: QEMU, the memory's
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +37,7 @@ from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 from tests.simulation import backup as backups
 from tests.simulation.clock import SimulatedClock, settle
+from tests.simulation.database import BEGINS_AT, SimulatedDatabase
 from tests.simulation.disks import Disks
 from tests.simulation.host import DISK_IMAGE, IMAGE, Death, SimulatedHost
 from tests.simulation.machine import EXECUTES, SimulatedQemu
@@ -65,25 +64,6 @@ TABLES = (
 )
 EARLIER = re.compile(rb'"written_at":[0-9.]+')
 """When a copy was made does not depend on how fast a history runs."""
-CLOCK_SQL = """
-CREATE SCHEMA IF NOT EXISTS simulation;
-CREATE TABLE IF NOT EXISTS simulation.clock (at timestamptz NOT NULL);
-CREATE OR REPLACE FUNCTION simulation.clock_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
-  AS 'SELECT at FROM simulation.clock';
-CREATE OR REPLACE FUNCTION simulation.now() RETURNS timestamptz LANGUAGE sql STABLE
-  AS 'SELECT at FROM simulation.clock';
-DELETE FROM simulation.clock;
-INSERT INTO simulation.clock VALUES (pg_catalog.clock_timestamp());
-ALTER DATABASE postgres SET synchronous_commit = off;
-ALTER DATABASE postgres SET search_path = simulation, pg_catalog, public;
-"""
-
-TIMES_OF_ROWS = """
-SELECT format('ALTER TABLE %I ALTER %I SET DEFAULT simulation.now()', table_name, column_name) AS statement
-FROM information_schema.columns WHERE table_schema = 'public' AND column_default ~ '(now|clock_timestamp)\\(\\)'
-"""
-"""Defaults of columns know the functions that they call, whatever the search path is."""
-BEGINS_AT = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 class ServerFiles(StrEnum):
@@ -100,43 +80,6 @@ class ServerFiles(StrEnum):
 
 class Broken(AssertionError):
     """What must never happen has happened."""
-
-
-class SimulatedDatabase(Database):
-    """A database whose clock is told how much time has passed when it is used next."""
-
-    behind_s = 0.0
-    _telling: asyncio.Lock | None = None
-
-    def step_clock(self, seconds: float) -> None:
-        self.behind_s += seconds
-
-    @contextlib.asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
-        async with super().connection() as connection:
-            if self.behind_s:
-                self._telling = self._telling or asyncio.Lock()
-                async with self._telling:
-                    await self._tell(connection)
-            yield connection
-
-    async def _tell(self, connection: Connection) -> None:
-        if self.behind_s:
-            await connection.execute("UPDATE simulation.clock SET at = at + $1", timedelta(seconds=self.behind_s))
-            self.behind_s = 0.0
-
-
-async def open_database(url: str) -> Database:
-    """Open a database whose clock is the simulation's."""
-    database = await Database.open(url)
-    async with database.connection() as connection:
-        await connection.execute(CLOCK_SQL)
-        for row in await connection.fetch(TIMES_OF_ROWS):
-            await connection.execute(row["statement"])
-        await connection.execute("ALTER SYSTEM SET fsync = off")  # hosts crash here, the database's does not
-        await connection.execute("SELECT pg_reload_conf()")
-    await database.close()
-    return await SimulatedDatabase.open(url)
 
 
 SECRETS = PlainSecrets()
@@ -165,6 +108,10 @@ class World:
         """How long the next message between nodes takes."""
         self.link_ends: Callable[[str], None] = lambda name: None
         """A node's agent drops its link to the server."""
+        self.place: Callable[[str], SimulatedHost] = lambda name: self.hosts[name]
+        """Return the host that the server knows under a node's name."""
+        self.intruders: list[SimulatedHost] = []
+        """Those on which an agent works with a copy of a node's state folder, beside the node's own agent."""
         self.authority = pki.Authority.open(directory / "authority", self.clock.time)
         self.proofs = OwnershipProofs(lambda: ROOTS, self.clock.time)
         self.disks = Disks()
@@ -302,6 +249,15 @@ class World:
         )
         self.network.to_host(name, wire.Desired(cold))
 
+    @property
+    def every_host(self) -> list[SimulatedHost]:
+        """All that agents may work on."""
+        return [*self.hosts.values(), *self.intruders]
+
+    def qemus(self) -> list[SimulatedQemu]:
+        """Return all that run anywhere."""
+        return list({qemu.pid: qemu for host in self.every_host for qemu in host.qemus.values()}.values())
+
     async def server_hears(self, name: str, message: wire.Message) -> None:
         self.note(f"the server hears of {name}: {message}")
         match message:
@@ -328,8 +284,9 @@ class World:
 
     async def host_hears(self, name: str, message: wire.Message) -> None:
         self.note(f"{name} hears {message}")
-        if self.hosts[name].works:
-            self.hosts[name].agent.dispatcher.take(message)
+        host = self.place(name)
+        if host.works:
+            host.agent.dispatcher.take(message)
         await self.settle()
 
     async def control(self, *, changed: bool = True) -> None:
@@ -427,11 +384,11 @@ class World:
         if qemu.vm in self.deleted:
             self.violations.append(f"the guest of a VM that was deleted goes on at {qemu.host.name}")
             return
-        running = [host.name for host in self.hosts.values() for other in host.qemus.values()
+        running = [other.host.hardware.name for other in self.qemus()
                    if other is qemu or (other.vm == qemu.vm and other.run_state in EXECUTES)]  # fmt: skip
         if len(running) > 1:
             self.violations.append(
-                f"{self.clock.now_s:.1f} s: the guest goes on at {qemu.host.name}, runs on {running}"
+                f"{self.clock.now_s:.1f} s: the guest goes on at {qemu.host.hardware.name}, runs on {running}"
             )
         if qemu.memory < self.newest_memory:
             self.violations.append(f"the guest goes on at {qemu.host.name} from an old copy of its memory")
@@ -441,15 +398,15 @@ class World:
     def check(self) -> None:
         """Raise Broken if two may run the VM, do, or did since the last time."""
         owners = []
-        for host in self.hosts.values():
+        for host in self.every_host:
             worker = host.agent.workers.get(self.vm) if host.works else None
             if worker is not None and _may_run(worker.context.check_may_run):
-                owners.append(host.name)
+                owners.append(host.hardware.name)
                 if (self.vm, worker.context.record.held.epoch) in host.promised:
                     self.violations.append(f"{host.name} may run the VM in spite of its promise")
-            for qemu in host.qemus.values():
-                if qemu.vm == self.vm and qemu.run_state in EXECUTES:  # whatever its guest has done meanwhile
-                    self.newest_memory = qemu.memory = max(qemu.memory, self.newest_memory) + 1
+        for qemu in self.qemus():
+            if qemu.vm == self.vm and qemu.run_state in EXECUTES:  # whatever its guest has done meanwhile
+                self.newest_memory = qemu.memory = max(qemu.memory, self.newest_memory) + 1
         if len(owners) > 1 and not self.leased:
             self.violations.append(f"{owners} may all run the VM")
         if self.violations:
@@ -473,7 +430,7 @@ class World:
         """Return the VM, and why not everything is at rest, or nothing."""
         async with self.database.connection() as connection:
             vm, active = await vms.get(connection, self.vm), await migrations.active(connection)
-        states = [(host.name, qemu.run_state) for host in self.hosts.values() for qemu in host.qemus.values()]
+        states = [(qemu.host.name, qemu.run_state) for qemu in self.qemus()]
         if active:
             return vm, f"a migration never ends: {active[0].id} is {active[0].phase}"
         if states != [(vm.node, "running")]:
@@ -513,7 +470,7 @@ class World:
         await self.pass_time(ROUND_S)
 
     async def end(self) -> None:
-        for host in self.hosts.values():
+        for host in self.every_host:
             await host.end()
         shutil.rmtree(self.directory)
 
