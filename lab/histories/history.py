@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import random
 import shutil
 import signal
 import time
@@ -14,18 +12,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lab.histories import census, copies, verdict
-from lab.histories.copies import Copies
+from lab.histories.certificate_acts import CertificateActs
+from lab.histories.copy_acts import CopyActs
 from lab.histories.operator import Operator
 from lab.histories.themes import THEMES, Theme
 from lab.histories.watch import TwiceWatch
-from lab.platform import Platform, Service, until
+from lab.platform import Platform, until
 from lab.switched import SwitchedLab
-from novacron import pki
-from novacron.agent import identity as identities
 from novacron.client import ApiError, Unreachable
-from novacron.model.errors import NovaError
 from novacron.model.lease import LEASE_S, MARGIN_S
-from novacron.model.token import decode_ticket
 
 VMS_AT_FIRST, VMS_MAX, ACTS = (2, 3), 5, (8, 14)
 PAUSE_S_MAX = 1.2
@@ -36,9 +31,7 @@ MEMORY_MIB = 64
 HA_CHANCE = 0.5
 AWAY_S = LEASE_S + MARGIN_S + 6.0
 """How long a node is away whose highly available VMs are to fail over."""
-HA_RUNS_S = 10.0
-REFUSED_S = 6.0
-"""Less than another host has to be silent before this one takes its place (``store.leases.ANOTHER_HOST_S``)."""
+HA_RUNS_S, LATE_S = 10.0, 8.0
 
 T = TypeVar("T")
 
@@ -47,31 +40,8 @@ class Broken(AssertionError):
     """A promise was broken: says which, and what was done."""
 
 
-class History:
+class History(CopyActs, CertificateActs):
     """One history on a platform that is at rest and empty, and is so again afterwards unless it is broken."""
-
-    def __init__(self, platform: Platform, seed: int) -> None:
-        self.platform, self.seed = platform, seed
-        self.random = random.Random(seed)  # noqa: S311 (a history, not a secret)
-        self.done: list[str] = []
-        """What was done, for whoever reads of a violation."""
-        self.made: dict[str, str] = {}
-        """VMs whose creation was acknowledged and whose deletion was not asked for, with their names."""
-        self.gone: set[str] = set()
-        self.folders_lost = False
-        self.guests_seen = (0, 0)
-        """In how many looks at QEMUs a guest was seen to run, of how many."""
-        self.theme = self.random.choices(list(THEMES), [has.chance for has in THEMES.values()])[0]
-        self.failovers = 0
-        """How often a VM of it was started elsewhere because its node was away."""
-        self._names = 0
-        self._away: dict[str, float] = {}
-        """Until when nodes are off or cut off, though others are mended."""
-        self._agents_of_copies = Copies(platform)
-        self._aside: list[Path] = []
-        self._copies: dict[str, Path] = {}
-        self._backup: tuple[dict[str, str], Path] | None = None
-        self._began_s = time.monotonic()
 
     def run(self) -> None:
         """Raises Broken."""
@@ -99,7 +69,8 @@ class History:
         for _ in range(self.random.randint(*ACTS)):
             self._act()
             time.sleep(self.random.uniform(0, PAUSE_S_MAX))
-        time.sleep(max([0.0, *(until_s - time.monotonic() for until_s in self._away.values() if until_s < math.inf)]))
+        if self.theme is Theme.LEASES:
+            self._lets_fail_over()
         self._away.clear()
         self._agents_of_copies.end(with_vms=lambda: self.random.random() < 0.5)
         operator.bring_back()
@@ -121,30 +92,6 @@ class History:
         acts += tuple((weight, getattr(self, name)) for name, weight in has.acts.items())
         act = self.random.choices([act for _, act in acts], [weight for weight, _ in acts])[0]
         self._note(act.__name__.strip("_"), act())
-
-    def _note(self, act: str, said: str | None) -> None:
-        self.done.append(f"{time.monotonic() - self._began_s:.1f} {act} {said or ''}".rstrip())
-
-    def _ask(self, work: Callable[[], T]) -> T | None:
-        """Ask the server for something, which may be right to refuse it; None: it did, or did not answer."""
-        if not self.platform.server.running:
-            return None
-        with contextlib.suppress(ApiError, Unreachable):
-            return work()
-        return None
-
-    def _a_vm(self) -> str:
-        return self.random.choice(list(self.made.values()) or ["none"])
-
-    def _a_node(self) -> str:
-        return self.random.choice(list(self.platform.agents))
-
-    def _a_node_here(self) -> str:
-        """Return a node that is not away, if there is one."""
-        return self.random.choice([name for name in self.platform.agents if not self._is_away(name)] or ["none"])
-
-    def _is_away(self, node: str) -> bool:
-        return time.monotonic() < self._away.get(node, 0.0)
 
     def _creates(self) -> str | None:
         if len(self.made) >= VMS_MAX:
@@ -229,9 +176,6 @@ class History:
         if self.random.random() < 0.8:
             self._control_plane()
 
-    def _control_plane(self) -> None:
-        Operator(self.platform, self.gone).start_control_plane()
-
     def _pulls_cable(self) -> str:
         host = self.random.choice(self.platform.lab.hosts)
         _switched(self.platform).pull(host)
@@ -263,6 +207,18 @@ class History:
             self._away[node] = time.monotonic() + AWAY_S
             self._note(way.__name__.strip("_"), f"of {node} for {AWAY_S:.0f} s")
 
+    def _lets_fail_over(self) -> None:
+        """Wait until the node's VMs have failed over; not for longer: a user may have stopped them meanwhile."""
+        away_s = max([0.0, *(until_s - time.monotonic() for until_s in self._away.values())])
+        with contextlib.suppress(AssertionError):
+            until(self._failed_over, "a VM has failed over", away_s + LATE_S if away_s else 0.0)
+
+    def _failed_over(self) -> int:
+        """Return how often a VM was started elsewhere because its node was away."""
+        events = self._ask(lambda: list(self.platform.client.list("events"))) or []
+        own = f"vm-of-{self.seed}-"
+        return sum(each["reason"] == "RestartedElsewhere" and each["name"].startswith(own) for each in events)
+
     def _node_of_ha(self) -> str | None:
         """Return where a highly available VM runs, once one does."""
 
@@ -284,37 +240,6 @@ class History:
         self.platform.agents[node].kill()
 
     # what befalls state folders
-
-    def _state(self, node: str) -> Path:
-        return census.state_dir_of(self.platform.directory, node)
-
-    def _put_aside(self, node: str) -> None:
-        state = self._state(node)
-        aside = state.with_name(f"agent-aside-{len(self._aside)}")
-        self._aside.append(aside)
-        if state.exists():
-            state.rename(aside)
-
-    def _join(self, agent: Service, node: str) -> None:
-        """Start an agent; with a token, if the server is there to make one."""
-        agent.start(*(self._ask(lambda: self.platform.join(node)) or ()))
-
-    def _loses_power(self, node: str) -> None:
-        self.platform.agents[node].kill()
-        self._agents_of_copies.end_beside(node, with_vms=True)
-        copies.end_processes(self.platform.directory, node)
-
-    def _copies_folder(self) -> str:
-        node = self._a_node()
-        self._copy_of(node)
-        return f"of {node}"
-
-    def _copy_of(self, node: str, *, older: bool = False) -> Path:
-        """Return a copy of a node's state folder: an ``older`` one, if there is one, or a new one."""
-        copy = self._copies.setdefault(node, self._state(node).with_name("agent-copy"))
-        if not older or not copy.exists():
-            copies.copy(self._state(node), copy)
-        return copy
 
     def _moves_folder_away(self) -> str:
         node, off = self._a_node_here(), self.random.random() < 0.3
@@ -351,81 +276,6 @@ class History:
         copy.rename(self._state(node))
         self.platform.agents[node].start()
         return f"of {node}" + (", which lost power" if off else "")
-
-    # agents that work from copies of state folders
-
-    def _starts_copy_beside(self) -> str:
-        """An agent is started from a copy on the same host: the original works, is dead, or its host was off."""
-        node = self._a_node_here()
-        if node not in self.platform.agents:
-            return "of nobody: all are away"
-        how = self.random.choice(("beside its original", "instead of its original", "after its host was off"))
-        copy = self._copy_of(node, older=self.random.random() < 0.5)
-        if how != "beside its original":
-            self.folders_lost = True
-            self.platform.agents[node].kill()
-        if how == "after its host was off":
-            self._loses_power(node)
-        self._agents_of_copies.start_beside(node, copy)
-        return f"of {node}, {how}"
-
-    def _starts_copy_elsewhere(self) -> str:
-        """An agent is started from a copy on another host, while the original works: it is refused."""
-        node, noted = self._a_node_here(), self.random.random() < 0.4
-        if self._ask(lambda: self.platform.client.metrics(node)) is None:
-            return f"nothing: {node} is not connected"
-        agent = self._agents_of_copies.start_elsewhere(node, self._copy_of(node), moved=False, noted=noted)
-        if agent is None:
-            return f"nothing: {node} has no folder"
-        until_s = time.monotonic() + REFUSED_S
-        while agent.running and time.monotonic() < until_s and "the server refuses this node" not in agent.tail():
-            time.sleep(POLL_S)
-        self._agents_of_copies.end_elsewhere()
-        return f"of {node}" + ("" if noted else ", which does not know its host") + f": {agent.tail(1)[-150:]}"
-
-    def _moves_to_spare(self) -> str:
-        """A host is off for good, as it seems, and a copy of its folder goes on at another one."""
-        node = self._a_node_here()
-        if node not in self.platform.agents or self._agents_of_copies.node_elsewhere:
-            return "of nobody: the others are away"
-        self.folders_lost = True
-        copy = self._copy_of(node, older=self.random.random() < 0.3)
-        self._loses_power(node)
-        if self._agents_of_copies.start_elsewhere(node, copy, moved=True) is None:
-            return f"nothing: {node} has no folder"
-        self._away[node] = math.inf
-        return f"of {node}"
-
-    def _ends_copies(self) -> None:
-        """Those agents end, and perhaps what they run."""
-        self._away.pop(self._agents_of_copies.node_elsewhere, None)
-        self._agents_of_copies.end(with_vms=lambda: self.random.random() < 0.5)
-
-    # what befalls certificates
-
-    def _ends_certificate(self) -> str:
-        """A node's certificate has ended; perhaps its agent is started again, or else only notices when it connects."""
-        node, again = self._a_node(), self.random.random() < 0.6
-        identity = identities.load(self._state(node) / "identity")
-        if identity is None:
-            return f"of {node}, which has none"
-        month_ago = pki.Authority.open(self.platform.directory / "s" / "server", _month_ago_s)
-        pki.write_secret(identity.certificate, month_ago.issue_node(identity.request(identity.name), identity.name))
-        if again:
-            self.platform.agents[node].kill()
-            self.platform.agents[node].start()
-        return f"of {node}" + (", whose agent starts again" if again else "")
-
-    def _rejoins(self) -> str:
-        """A node gets another certificate, whatever its present one is."""
-        node = self._a_node()
-        identity = identities.load(self._state(node) / "identity")
-        token = self._ask(lambda: self.platform.client.join_token(node))
-        if identity is None or token is None:
-            return f"nothing: {node} has no certificate, or nobody is there to give one"
-        with contextlib.suppress(NovaError):  # another key has its place
-            identities.rejoin(identity.directory, decode_ticket(token))
-        return f"of {node}"
 
     # what befalls the database
 
@@ -468,10 +318,7 @@ class History:
             if wrong:
                 time.sleep(POLL_S)
                 self._start_again()
-        events = self.platform.client.list("events")
-        self.failovers = sum(
-            each["reason"] == "RestartedElsewhere" and each["name"].startswith(f"vm-of-{self.seed}-") for each in events
-        )
+        self.failovers = self._failed_over()
 
     def _wrong(self) -> list[str]:
         vms = list(self.platform.client.list("vms"))
@@ -512,10 +359,6 @@ def _switched(platform: Platform) -> SwitchedLab:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def _month_ago_s() -> float:
-    return time.time() - (pki.NODE_DAYS + 1) * 86_400.0
 
 
 def _copy_owned(source: Path, target: Path) -> None:

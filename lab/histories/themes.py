@@ -30,11 +30,14 @@ class Has(NamedTuple):
     """Acts that it does not have."""
 
 
-CONTROL_PLANE = frozenset({"_kills_server", "_kills_postgres", "_backs_database_up", "_puts_database_back"})
-"""They take the time in which others would take over."""
+OTHERS_FAIL = frozenset(
+    {"_kills_server", "_kills_postgres", "_backs_database_up", "_puts_database_back", "_kills_agent", "_pulls_cable",
+     "_cuts_management", "_moves_folder_away", "_removes_folder", "_puts_folder_back"}
+)  # fmt: skip
+"""With these, nobody takes over: the server, or those by whose word it does, have not been there for long enough."""
 THEMES = {
     Theme.KILLS: Has(3),
-    Theme.LEASES: Has(3, without=CONTROL_PLANE),
+    Theme.LEASES: Has(3, without=OTHERS_FAIL),
     Theme.COPIES: Has(
         3, {"_starts_copy_beside": 6, "_starts_copy_elsewhere": 4, "_moves_to_spare": 5, "_ends_copies": 3}
     ),

@@ -10,6 +10,7 @@ import pytest
 
 from novacron.agent import worker
 from novacron.agent.control import peers
+from novacron.agent.host import host_identity
 from novacron.agent.vm import context, journal, leftovers, reconciler
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Journal, Record
@@ -254,6 +255,22 @@ def former_nodes_keep_what_fails_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replica_failover, "start_from", keep)
 
 
+def copies_work_on_any_host(patch: pytest.MonkeyPatch) -> None:
+    """A state folder does not tell that it was copied to another host."""
+    patch.setattr(BadDay, "only", ("_copy_begins_elsewhere",))  # or else it takes many histories
+    patch.setattr(host_identity, "check", lambda path: None)
+
+
+def any_host_takes_a_nodes_place(patch: pytest.MonkeyPatch) -> None:
+    """The server takes a host for a node though another one is heard as that."""
+
+    async def nobody(connection: Connection, node: str, boot: str) -> bool:
+        return False
+
+    patch.setattr(BadDay, "only", ("_copy_begins_elsewhere",))
+    patch.setattr(leases, "another_host", nobody)
+
+
 def nodes_forget_the_servers_proofs(patch: pytest.MonkeyPatch) -> None:
     """What nodes know more than an older database can't be proven, and does not count."""
     patch.setattr(journal, "_proof", lambda before, held, order, proof: "")
@@ -283,6 +300,8 @@ BAD_DAYS: dict[Defect, int] = {
     servers_trust_every_database: 15,
     withheld_vms_are_begun: 15,
     deleted_vms_keep_their_epoch: 0,
+    copies_work_on_any_host: 11,
+    any_host_takes_a_nodes_place: 0,
 }
 """With the seed of a bad day that finds it, to begin with."""
 RARE_DAYS: dict[Defect, int] = {
