@@ -114,7 +114,9 @@ class Copies:
         for option, value in changed.items():
             options[options.index(option) + 1] = value
         program = own.arguments[own.arguments.index("-m") - 1 : own.arguments.index("agent")]
-        agent = Service(place, [], self._platform.directory / f"{place}.log", host.enter, {})
+        log = self._platform.directory / f"{place}.log"
+        log.unlink(missing_ok=True)  # of an earlier one
+        agent = Service(place, [], log, host.enter, {})
         agent.env = dict(own.env)
         if host is self.spare:
             folder = self._platform.directory / place / "ids"

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from lab.histories.history import History
+from lab.histories.themes import THEMES
 from lab.histories.verdict import Expectation, Process, wrong
 from lab.histories.watch import RUNS_NS, running, twice
 
@@ -68,3 +70,9 @@ def test_a_guest_that_runs_in_two_qemus_at_once_is_found_and_one_that_moves_is_n
     ran = [running(before, now) for before, now in itertools.pairwise(looks)]
     assert ran == [{HERE}, {HERE, THERE}, {THERE}, {HERE, THERE}, {HERE, THERE}]
     assert [twice(*pair) for pair in itertools.pairwise(ran)] == [{}, {}, {}, {"vm-1": [HERE, THERE]}]
+
+
+def test_a_theme_names_acts_that_there_are() -> None:
+    for has in THEMES.values():
+        for act in (*has.acts, *has.without):
+            assert callable(getattr(History, act, None)), act
