@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from novacron.model.errors import Conflict
 from novacron.model.export import Export
 from novacron.model.vm import Guest, VmState, VmStatus
 from novacron.server import desired_state, node_statements
@@ -66,6 +67,17 @@ async def test_a_heartbeat_that_cannot_be_stored_fails_no_other_nodes(fleet: Dat
             heartbeats.store(Beat("a", 0)), heartbeats.store(bad), return_exceptions=True
         )
     assert good is None and isinstance(refused, Exception)
+
+
+async def test_a_node_that_the_database_does_not_know_has_to_begin_anew(fleet: Database) -> None:
+    """It was removed, or an older database was put back, and its link has not ended yet."""
+    heartbeats = Heartbeats(fleet, lambda: 0.0)
+    removed = Beat("removed", 0, seen=(("a", False),))
+    async with running(heartbeats.run()):
+        good, refused = await asyncio.gather(
+            heartbeats.store(Beat("a", 0, seen=(("b", False),))), heartbeats.store(removed), return_exceptions=True
+        )
+    assert good is None and isinstance(refused, Conflict)
 
 
 @pytest.mark.parametrize("steady_s", [math.nan, math.inf, -1.0, 1e300])

@@ -93,6 +93,7 @@ async def renew(connection: Connection, beats: Sequence[Beat], now: float) -> se
             " SELECT s.node, s.seen_by, clock_timestamp(), s.silent"
             " FROM unnest($1::text[], $2::text[], $3::boolean[]) AS s (node, seen_by, silent)"
             " WHERE EXISTS (SELECT FROM nodes n WHERE n.name = s.node)"
+            " AND EXISTS (SELECT FROM nodes n WHERE n.name = s.seen_by)"
             " ON CONFLICT (node, seen_by) DO UPDATE SET seen_at = clock_timestamp(), silent = excluded.silent",
             [node for node, _ in seen], [by for _, by in seen], list(seen.values()),
         )  # fmt: skip
