@@ -31,6 +31,8 @@ from tests.simulation.world import Broken, ServerFiles
 ACTS_CHANCE = 0.12
 DISK_CHANCE = 0.3
 FENCES_CHANCE = 0.6
+COPIES_EVERY = 2
+"""In every second history agents begin with copies of state folders: with all else in each, all would be rare."""
 ROUND_S = 2.0
 OF_FOLDERS = frozenset(
     {"_wipes", "_copies", "_puts_back", "_puts_journal_back", "_damages", "_copy_begins_beside",
@@ -66,6 +68,8 @@ class BadDay(FailoverHistory):
         )
         self.copies: dict[str, Path] = {}
         """An earlier state folder of each node."""
+        self.has_copies = seed % COPIES_EVERY == 0
+        """Agents begin with copies of state folders."""
         self.copies_at_work = CopiesAtWork(self.world, self.random)
         self.done: list[str] = []
         """What has been done, for whoever reads of a violation."""
@@ -162,9 +166,13 @@ class BadDay(FailoverHistory):
             (3, self._dies_at_a_write), (3, self._loses_power), (3, self._wipes), (2, self._copies),
             (3, self._puts_back), (2, self._puts_journal_back), (2, self._damages), (2, self._certificate_ends),
             (2, self._backs_database_up), (3, self._puts_database_back), (5, self._loses_host), (4, self._forces),
-            (2, self._replicates), (3, self._copy_begins_beside), (2, self._copy_begins_elsewhere),
-            (3, self._moves_to_other_hardware), (2, self._copies_end),
+            (2, self._replicates),
         )  # fmt: skip
+        if self.has_copies:
+            acts += (
+                (3, self._copy_begins_beside), (2, self._copy_begins_elsewhere), (3, self._moves_to_other_hardware),
+                (2, self._copies_end),
+            )  # fmt: skip
         left_out = MOVES if self.disk else ("_replicates",)
         acts = tuple(
             (weight, act) for weight, act in acts

@@ -255,9 +255,15 @@ def former_nodes_keep_what_fails_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replica_failover, "start_from", keep)
 
 
+def only_copies_elsewhere(patch: pytest.MonkeyPatch) -> None:
+    """Nothing else befalls state folders than that copies are used on other hosts: or else it takes many histories."""
+    patch.setattr(BadDay, "only", ("_copy_begins_elsewhere",))
+    patch.setattr(bad_days, "COPIES_EVERY", 1)
+
+
 def copies_work_on_any_host(patch: pytest.MonkeyPatch) -> None:
     """A state folder does not tell that it was copied to another host."""
-    patch.setattr(BadDay, "only", ("_copy_begins_elsewhere",))  # or else it takes many histories
+    only_copies_elsewhere(patch)
     patch.setattr(host_identity, "check", lambda path: None)
 
 
@@ -267,7 +273,7 @@ def any_host_takes_a_nodes_place(patch: pytest.MonkeyPatch) -> None:
     async def nobody(connection: Connection, node: str, boot: str) -> bool:
         return False
 
-    patch.setattr(BadDay, "only", ("_copy_begins_elsewhere",))
+    only_copies_elsewhere(patch)
     patch.setattr(leases, "another_host", nobody)
 
 
