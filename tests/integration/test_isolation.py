@@ -11,6 +11,7 @@ import pytest
 from novacron.control import gateways, health, migration, placement
 from novacron.control.backups import BackupPolicies
 from novacron.control.drain import Drains
+from novacron.control.drain import _move as begin_move
 from novacron.control.failover import Failover
 from novacron.control.objects import BACKOFF_S_MAX, Objects
 from novacron.control.placement import BATCH_MAX, PlacementController
@@ -203,6 +204,19 @@ async def test_a_drain_moves_the_others_and_does_not_end_while_a_bad_vm_is_there
         now = await drains.get(connection, drain.id)
     assert moved == ["good"] and now.phase is DrainPhase.DRAINING
     assert [(stay.vm, "it can't be moved now" in stay.why) for stay in now.stays] == [("bad", True)]
+
+
+@pytest.mark.parametrize("bring_back", [False, True])
+async def test_a_drain_that_was_ended_begins_no_more_moves(fleet: Database, bring_back: bool) -> None:
+    """Its pass had begun before."""
+    async with fleet.transaction() as connection:
+        await add_vm(connection, "stays", "a")
+        drain = await drains.begin(connection, "a", DrainPolicy.THROTTLE, "test")
+        (waiting,) = await drains.to_leave(connection, drain)
+        await drains.end(connection, "a", bring_back=bring_back)
+    assert await begin_move(fleet, drain, waiting, Drains(estimate_move)) is None
+    async with fleet.connection() as connection:
+        assert not await connection.fetchval("SELECT count(*) FROM migrations")
 
 
 async def test_a_bad_drain_stops_no_other_drain(fleet: Database) -> None:

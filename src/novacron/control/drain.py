@@ -159,6 +159,10 @@ def _rests(vm: Waiting, drain: Drain) -> Why | None:
     return Why(WaitCode.MOVE_FAILED, vm.error) if vm.rests_s > 0 and vm.error else None
 
 
+class _Ended(Exception):
+    """A drain was ended since it was read: it begins no more moves."""
+
+
 async def _move(database: Database, drain: Drain, vm: Waiting, by: Drains) -> Why | None:
     """Begin to move a VM; return why it can't be moved, if so: then nothing changes."""
     target, cause = (None, Cause.DRAIN) if drain.leaves else (drain.node, Cause.RETURN)
@@ -178,6 +182,10 @@ async def _move(database: Database, drain: Drain, vm: Waiting, by: Drains) -> Wh
                     actor=events.DRAIN_OF + drain.node, target=target, policy=drain.policy.of_migrations, cause=cause
                 )
                 await migrations.create(connection, vm.id, request, by.index)
+                if not await drains.goes_on(connection, drain):  # last: an uncordon locks the node before it
+                    raise _Ended
+    except _Ended:
+        return None
     except NovaError as error:
         return Why(WaitCode.UNPLACED if isinstance(error, NoCapacity) else WaitCode.MOVE_REFUSED, error.detail)
     return None

@@ -121,6 +121,12 @@ async def get(connection: Connection, id: str) -> Drain:
     return _drain(row)
 
 
+async def goes_on(connection: Connection, drain: Drain) -> bool:
+    """Say whether a drain goes on as it was read, and keep it from ending before this transaction does."""
+    row = await connection.fetchrow("SELECT * FROM drains WHERE id = $1 FOR SHARE", drain.id)
+    return row is not None and row["finished_at"] is None and _drain(row).leaves is drain.leaves
+
+
 async def active(connection: Connection) -> list[Drain]:
     """Return the drains that have not ended, oldest first."""
     rows = await connection.fetch("SELECT * FROM drains WHERE finished_at IS NULL ORDER BY created_at")
