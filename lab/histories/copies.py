@@ -45,10 +45,6 @@ class Copies:
         """The host that is no node's."""
         return self._lab.spares[0]
 
-    def works_beside(self, node: str) -> bool:
-        """Say whether an agent works from a copy of a node's folder on its host."""
-        return node in self._beside and self._beside[node].running
-
     def start_beside(self, node: str, source: Path) -> None:
         """Start an agent from a copy of a folder, on the node's own host."""
         self.end_beside(node, with_vms=True)

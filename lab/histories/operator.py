@@ -66,10 +66,6 @@ class Operator:
             return False
         return self._platform.agents[name].running
 
-    def rejoin_ended(self, name: str) -> None:
-        """Let a host join again whose certificate has ended."""
-        self._rejoin(name, self._platform.agents[name])
-
     def _help(self, name: str) -> None:
         agent, now = self._platform.agents[name], time.monotonic()
         if not agent.running:
