@@ -51,9 +51,9 @@ def run(first: int, count: int, *, says: bool = False) -> int:
                 done += 1
                 now = time.monotonic()
                 print(
-                    f"seed {seed} ({history.theme}): {now - begun:.0f} s, {history.failovers} failovers, guests seen"
-                    f" to run in {history.guests_seen[0]} of {history.guests_seen[1]} looks; {done} histories,"
-                    f" {broken} broken, {now - began:.0f} s",
+                    f"seed {seed} ({history.theme}): {now - begun:.0f} s, {history.failovers} failovers,"
+                    f" {history.agents_of_copies.ran} VMs from copies, guests seen to run in {history.guests_seen[0]}"
+                    f" of {history.guests_seen[1]} looks; {done} histories, {broken} broken, {now - began:.0f} s",
                     flush=True,
                 )
     return broken

@@ -39,6 +39,8 @@ class Copies:
         self._elsewhere: Service | None = None
         self.node_elsewhere = ""
         """The node whose folder was copied to the spare host."""
+        self.ran = 0
+        """How many VMs ran from copies when those ended."""
 
     @property
     def spare(self) -> Host:
@@ -58,6 +60,7 @@ class Copies:
         agent = self._beside.get(node)
         if agent is None:
             return
+        self._count(place_beside(node))
         agent.kill()
         if with_vms:
             end_processes(self._platform.directory, place_beside(node))
@@ -85,6 +88,7 @@ class Copies:
         agent, self._elsewhere, self.node_elsewhere = self._elsewhere, None, ""
         if agent is None:
             return
+        self._count(self.spare.name)
         agent.kill()
         self._lab.switch_off(self.spare)
         state = census.state_dir_of(self._platform.directory, self.spare.name)
@@ -96,6 +100,9 @@ class Copies:
         for node in self._beside:
             self.end_beside(node, with_vms=with_vms())
         self.end_elsewhere()
+
+    def _count(self, place: str) -> None:
+        self.ran += sum(process.host == place for process in census.processes(self._platform.directory))
 
     def remove(self) -> None:
         """Remove the copies."""

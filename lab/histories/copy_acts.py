@@ -26,7 +26,7 @@ class CopyActs(Scene):
             self.platform.agents[node].kill()
         if how == "after its host was off":
             self._loses_power(node)
-        self._agents_of_copies.start_beside(node, copy)
+        self.agents_of_copies.start_beside(node, copy)
         return f"of {node}, {how}"
 
     def _starts_copy_elsewhere(self) -> str:
@@ -34,29 +34,29 @@ class CopyActs(Scene):
         node, noted = self._a_node_here(), self.random.random() < 0.4
         if self._ask(lambda: self.platform.client.metrics(node)) is None:
             return f"nothing: {node} is not connected"
-        agent = self._agents_of_copies.start_elsewhere(node, self._copy_of(node), moved=False, noted=noted)
+        agent = self.agents_of_copies.start_elsewhere(node, self._copy_of(node), moved=False, noted=noted)
         if agent is None:
             return f"nothing: {node} has no folder"
         until_s = time.monotonic() + REFUSED_S
         while agent.running and time.monotonic() < until_s and "the server refuses this node" not in agent.tail():
             time.sleep(POLL_S)
-        self._agents_of_copies.end_elsewhere()
+        self.agents_of_copies.end_elsewhere()
         return f"of {node}" + ("" if noted else ", which does not know its host") + f": {agent.tail(1)[-150:]}"
 
     def _moves_to_spare(self) -> str:
         """A host is off for good, as it seems, and a copy of its folder goes on at another one."""
         node = self._a_node_here()
-        if node not in self.platform.agents or self._agents_of_copies.node_elsewhere:
+        if node not in self.platform.agents or self.agents_of_copies.node_elsewhere:
             return "of nobody: the others are away"
         self.folders_lost = True
         copy = self._copy_of(node, older=self.random.random() < 0.3)
         self._loses_power(node)
-        if self._agents_of_copies.start_elsewhere(node, copy, moved=True) is None:
+        if self.agents_of_copies.start_elsewhere(node, copy, moved=True) is None:
             return f"nothing: {node} has no folder"
         self._away[node] = math.inf
         return f"of {node}"
 
     def _ends_copies(self) -> None:
         """Those agents end, and perhaps what they run."""
-        self._away.pop(self._agents_of_copies.node_elsewhere, None)
-        self._agents_of_copies.end(with_vms=lambda: self.random.random() < 0.5)
+        self._away.pop(self.agents_of_copies.node_elsewhere, None)
+        self.agents_of_copies.end(with_vms=lambda: self.random.random() < 0.5)

@@ -72,7 +72,7 @@ class History(CopyActs, CertificateActs):
         if self.theme is Theme.LEASES:
             self._lets_fail_over()
         self._away.clear()
-        self._agents_of_copies.end(with_vms=lambda: self.random.random() < 0.5)
+        self.agents_of_copies.end(with_vms=lambda: self.random.random() < 0.5)
         operator.bring_back()
         self._rest(operator)
 
@@ -345,7 +345,7 @@ class History(CopyActs, CertificateActs):
             until(lambda: not census.left_over(directory, hosts, beside), "nothing is left over", CLEAN_S_MAX)
         except AssertionError:
             raise AssertionError(f"ORPHAN: {census.left_over(directory, hosts, beside)}") from None
-        self._agents_of_copies.remove()
+        self.agents_of_copies.remove()
         for folder in (*self._aside, *self._copies.values()):
             shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self.platform.postgres.directory / "backup", ignore_errors=True)

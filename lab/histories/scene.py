@@ -39,7 +39,7 @@ class Scene:
         self._names = 0
         self._away: dict[str, float] = {}
         """Until when nodes are off or cut off, though others are mended."""
-        self._agents_of_copies = Copies(platform)
+        self.agents_of_copies = Copies(platform)
         self._aside: list[Path] = []
         self._copies: dict[str, Path] = {}
         self._backup: tuple[dict[str, str], Path] | None = None
@@ -88,7 +88,7 @@ class Scene:
 
     def _loses_power(self, node: str) -> None:
         self.platform.agents[node].kill()
-        self._agents_of_copies.end_beside(node, with_vms=True)
+        self.agents_of_copies.end_beside(node, with_vms=True)
         copies.end_processes(self.platform.directory, node)
 
     def _copies_folder(self) -> str:
