@@ -201,11 +201,11 @@ def seal_platform_key(
 ) -> None:
     """Seal the platform key with this host's TPM, for --platform-key tpm:INTO."""
     require(Extra.SERVER)
-    from novacron import platform_key
+    from novacron.local import key_sealing
     from novacron.model.errors import NovaError
 
     try:
-        id = platform_key.seal(key, into)
+        id = key_sealing.seal(key, into)
     except (NovaError, OSError) as error:
         say(f"error: {error}", err=True)
         sys.exit(1)

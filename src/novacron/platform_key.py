@@ -18,7 +18,7 @@ from typing import Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from novacron import child_environment, private_file, tpm_sealing
+from novacron import child_environment, tpm_sealing
 from novacron.model.encryption import SECRET_BYTES, DataKey, WrappedKey
 from novacron.model.errors import Conflict, InvalidInput, NovaError, Unavailable
 
@@ -152,20 +152,6 @@ class SealedKey(LocalKey):
 
 
 LOCAL: dict[str, type[LocalKey]] = {"file": KeyFile, "tpm": SealedKey}
-
-
-def seal(key: Path, into: Path) -> str:
-    """Seal the platform key in the file ``key`` with this host's TPM, and return its id, once the result has been
-    tried. Raises Conflict, Unavailable, OSError.
-    """
-    if into.exists():
-        raise Conflict(f"{into} exists: a sealed key is not overwritten", hint="name another file")
-    secret = KeyFile(key).read()
-    sealed = tpm_sealing.seal(secret)
-    if tpm_sealing.unseal(sealed) != secret:
-        raise Unavailable("the TPM does not unseal what it has sealed: nothing was written")
-    private_file.write(into, sealed)
-    return _file_id(secret)
 
 
 def _file_id(key: bytes) -> str:

@@ -73,7 +73,8 @@ def test_a_free_subnet_overlaps_no_other(numbers: list[int]) -> None:
     [
         ("10.0.0.0", "between"), ("10.0.0.1/24", "host bits"), ("10.0.0.0/8", "between"),
         ("169.254.3.0/24", "overlaps"),
-        ("100.127.0.0/24", "overlaps"), ("127.0.0.0/16", "overlaps"), ("fd00::/64", "no IPv4 subnet"), ("x", "no IPv4"),
+        ("100.127.0.0/24", "overlaps"), ("127.0.0.0/16", "overlaps"),
+        ("fd00::/64", "not an IPv4 subnet"), ("x", "not an IPv4"),
     ],
 )  # fmt: skip
 def test_an_unusable_subnet_is_refused(subnet: str, says: str) -> None:

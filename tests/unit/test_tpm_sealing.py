@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 from pathlib import Path
 
 import pytest
 
-from novacron import platform_key, private_file, tpm_sealing
+from novacron import private_file, tpm_sealing
+from novacron.local import key_sealing
 from novacron.model.errors import Conflict, InvalidInput, Unavailable
 from novacron.platform_key import KeyFile, PlatformKeys
 from tests.support.tpm import tpm
@@ -21,25 +23,29 @@ def key(tmp_path: Path) -> Path:
     return path
 
 
-async def test_a_sealed_platform_key_is_the_one_in_the_file_on_this_tpm_alone(
+def id_of(keys: PlatformKeys | KeyFile) -> str:
+    return asyncio.run(keys.id())
+
+
+def test_a_sealed_platform_key_is_the_one_in_the_file_on_this_tpm_alone(
     key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sealed = tmp_path / "platform.tpm"
     with tpm(tmp_path / "tpm") as reached:
         monkeypatch.setenv("TPM2TOOLS_TCTI", reached)
-        assert platform_key.seal(key, sealed) == await KeyFile(key).id()
+        assert key_sealing.seal(key, sealed) == id_of(KeyFile(key))
         assert key.read_bytes().strip() not in sealed.read_bytes() and sealed.stat().st_mode & 0o777 == 0o600
         with pytest.raises(Conflict, match="not overwritten"):
-            platform_key.seal(key, sealed)
-        in_file = await PlatformKeys.of(f"file:{key}", None).new()
+            key_sealing.seal(key, sealed)
+        in_file = asyncio.run(PlatformKeys.of(f"file:{key}", None).new())
         keys = PlatformKeys.of(f"tpm:{sealed}", None)
-        assert in_file.wrapped_by == await keys.id()
-        unwrapped = await keys.unwrap(in_file)
-        assert unwrapped == await PlatformKeys.of(f"file:{key}", None).unwrap(in_file)
-    assert await keys.unwrap(in_file) == unwrapped, "it was unsealed once"
+        assert in_file.wrapped_by == id_of(keys)
+        unwrapped = asyncio.run(keys.unwrap(in_file))
+        assert unwrapped == asyncio.run(PlatformKeys.of(f"file:{key}", None).unwrap(in_file))
+    assert asyncio.run(keys.unwrap(in_file)) == unwrapped, "it was unsealed once"
     with tpm(tmp_path / "tpm") as reached:  # the host was switched off and on
         monkeypatch.setenv("TPM2TOOLS_TCTI", reached)
-        assert await PlatformKeys.of(f"tpm:{sealed}", None).unwrap(in_file) == unwrapped
+        assert asyncio.run(PlatformKeys.of(f"tpm:{sealed}", None).unwrap(in_file)) == unwrapped
     with tpm(tmp_path / "another") as reached:
         monkeypatch.setenv("TPM2TOOLS_TCTI", reached)
         with pytest.raises(InvalidInput, match=r"platform-key: the TPM refused tpm2_load"):
@@ -51,11 +57,11 @@ def test_a_tpm_that_is_away_or_not_asked_right_is_an_error_in_words(
 ) -> None:
     monkeypatch.setenv("TPM2TOOLS_TCTI", "device:/nowhere")
     with pytest.raises(Unavailable, match="the TPM refused tpm2_createprimary"):
-        platform_key.seal(key, tmp_path / "platform.tpm")
+        key_sealing.seal(key, tmp_path / "platform.tpm")
     assert not (tmp_path / "platform.tpm").exists()
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Unavailable, match="is not installed"):
-        platform_key.seal(key, tmp_path / "platform.tpm")
+        key_sealing.seal(key, tmp_path / "platform.tpm")
     with pytest.raises(InvalidInput, match="No such file"):
         PlatformKeys.of(f"tpm:{tmp_path}/none", None)
 

@@ -112,10 +112,8 @@ class Agent:
         )  # fmt: skip
         self._link = LinkClient(identity, self._hello, self._receive, self._lost, self._peers.heartbeat, renewed)
         host.send = self._link.send
-        overlay = host.networks.routing.refused_frames.condition
-        self._conditions = HostConditions(
-            (settings.state_dir, settings.images_dir), self._peers.reach, overlay, self._link.send
-        )
+        places, overlay = (settings.state_dir, settings.images_dir), host.networks.routing.refused_frames.condition
+        self._conditions = HostConditions(places, self._peers.reach, overlay, self._link.send)
         self._console_requests = ConsoleRequests(
             Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk),
             PortForwards(self._place_of, self._link.send_bulk),

@@ -123,19 +123,23 @@ async def _let_go_on(connection: Connection, reports: Sequence[Report], held_bac
             await reconciling.record_lost(connection, node, id, epoch)
 
 
-def _event(vm: Vm, report: Report, was: VmStatus, causes: events.CommonCauses) -> events.NewEvent | None:
-    """Return the event that a change of a VM's status makes: of the VM, or of its node if many VMs there are kept by
-    the same."""
+async def _tell(
+    connection: Connection, vm: Vm, report: Report, was: VmStatus, causes: events.CommonCauses
+) -> None:  # fmt: skip
+    """Record the event that a change of a VM's status makes, if it does: of the VM, or of its node if many VMs there
+    are kept by the same."""
     status, node = report.status, report.node
-    told = _event_of(was, status)
-    if told is None:
-        return None
+    reason = _event_of(was, status)
+    if reason is None:
+        return
     message = f"{status.state} on {node}" + (f": {status.reason}" if status.reason else "")
-    hindered = status.reason_code and (told == status.reason_code or status.state in HINDERED)
+    hindered = status.reason_code and (reason == status.reason_code or status.state in HINDERED)
     if hindered and not causes.is_own(node, status.reason_code):
         message = f"further VMs are {message}; the latest is {vm.name}: novacron vm list --node {node}"
-        return events.NewEvent("node", node, node, status.reason_code, message)
-    return events.NewEvent("vm", vm.id, vm.name, told, message, project=vm.project)
+        event = events.NewEvent("node", node, node, status.reason_code, message)
+    else:
+        event = events.NewEvent("vm", vm.id, vm.name, reason, message, project=vm.project)
+    await events.record(connection, event)
 
 
 async def observe(connection: Connection, reports: Sequence[Report], causes: events.CommonCauses | None = None) -> None:
@@ -159,9 +163,7 @@ async def observe(connection: Connection, reports: Sequence[Report], causes: eve
                 changed.pop(id, None)
         elif status != was:
             changed[id] = status
-            event = _event(vm, Report(node, id, epoch, status), was, causes)
-            if event is not None:
-                await events.record(connection, event)
+            await _tell(connection, vm, Report(node, id, epoch, status), was, causes)
     if changed:
         await connection.execute(
             "UPDATE vms SET status = o.status FROM unnest($1::text[], $2::jsonb[]) AS o (id, status)"

@@ -193,14 +193,14 @@ class WatchedDisk:
 def on_different_disks(directories: Iterable[Path]) -> list[Path]:
     """Return the first directory, and of the others that are there already one for each further file system."""
     first, *others = directories
-    found, known = [first], set[int]()
+    chosen, known = [first], set[int]()
     for directory in (first, *others):
         with contextlib.suppress(OSError):
             device = directory.stat().st_dev
             if device not in known and directory is not first:
-                found.append(directory)
+                chosen.append(directory)
             known.add(device)
-    return found
+    return chosen
 
 
 class HostConditions:

@@ -110,38 +110,38 @@ class LiveDisk:
         deadline = time.monotonic() + self._hold_s
         with self._condition:
             ahead = self._read_ahead.after(first, last)
-        found = self._all_of(numbers, range(last + 1, last + 1 + ahead), deadline)
+        blocks = self._all_of(numbers, range(last + 1, last + 1 + ahead), deadline)
         begin = offset - first * BLOCK_BYTES
-        return b"".join(found[number] for number in numbers)[begin : begin + length]
+        return b"".join(blocks[number] for number in numbers)[begin : begin + length]
 
     def _all_of(self, numbers: range, ahead: range, deadline: float) -> dict[int, bytes]:
         """Return these blocks, and have those ``ahead`` fetched, too."""
-        found, coming = self._begin(numbers, ahead)
+        blocks, coming = self._begin(numbers, ahead)
         while True:
             for number, future in coming.items():
                 with contextlib.suppress(FutureTimeout, RepositoryError, OSError):
-                    found[number] = future.result(max(0.0, deadline - time.monotonic()))
-            if len(found) == len(numbers):
-                return found
+                    blocks[number] = future.result(max(0.0, deadline - time.monotonic()))
+            if len(blocks) == len(numbers):
+                return blocks
             if time.monotonic() + RETRY_S > deadline:
                 trouble = self.trouble
                 raise OSError("the repository does not answer" if trouble is None else trouble.error)
             with self._condition:
                 self._condition.wait_for(lambda: self._closed, RETRY_S)
-            more, coming = self._begin([number for number in numbers if number not in found], range(0))
-            found |= more
+            more, coming = self._begin([number for number in numbers if number not in blocks], range(0))
+            blocks |= more
 
     def _begin(self, numbers: Sequence[int], ahead: range) -> tuple[dict[int, bytes], dict[int, Future[bytes]]]:
         """Return the blocks that are known, and what tells of those that come."""
         with self._condition:
             if self._closed:
                 raise OSError("the disk is read no more")
-            known = {number: block for number in numbers if (block := self._known(number)) is not None}
+            known = {number: block for number in numbers if (block := self._cached(number)) is not None}
             coming = self._have([number for number in numbers if number not in known], urgent=True)
-            self._have([number for number in ahead if self._known(number) is None], urgent=False)
+            self._have([number for number in ahead if self._cached(number) is None], urgent=False)
         return known, coming
 
-    def _known(self, number: int) -> bytes | None:
+    def _cached(self, number: int) -> bytes | None:
         """Return a block that need not be fetched. The condition is held."""
         id = self._id(number)
         if id in (b"", ZERO_ID):

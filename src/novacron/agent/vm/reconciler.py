@@ -16,6 +16,7 @@ from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import Devices, opened
 from novacron.agent.vm.drives import Drives
 from novacron.agent.vm.hypervisor import MachineFailed
+from novacron.agent.vm.image_requests import ImageRequests
 from novacron.agent.vm.journal import AnewAsked
 from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.launch import StartRequest
@@ -26,7 +27,6 @@ from novacron.agent.vm.snapshots import SnapshotFailed
 from novacron.agent.vm.start_queue import StartDelayed
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import LocalImage
-from novacron.dwcp.backoff import Backoff
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import Power, Restart, VmSpec, VmState
 from novacron.model.waiting import WaitCode, code_of
@@ -64,7 +64,7 @@ class Reconciler:
         self._devices = Devices(self._machine, self._services.storage_pools, context.doing, self._volume_handled)
         self._requests = PowerRequests()
         self._started_at = 0.0
-        self._image_backoff, self._ask_again_at = Backoff(RETRY_S, IDLE_S), 0.0
+        self._images = ImageRequests(context)
         self._preparing: asyncio.Task[None] | None = None
         self._snapshot_done: wire.SnapshotWanted | None = None
         """What was last done about a snapshot, and said."""
@@ -80,7 +80,7 @@ class Reconciler:
     def resync(self) -> None:
         """Say everything again."""
         self._snapshot_done = None
-        self._ask_again_at = 0.0
+        self._images.resync()
         self._devices.resync()
 
     def stop(self) -> None:
@@ -282,12 +282,7 @@ class Reconciler:
                 await self._machine.execute("system_wakeup")
                 return 0
             case Step.POWER_DOWN:
-                if run_state == SUSPENDED:  # asleep, it would not notice
-                    await self._machine.execute("system_wakeup")
-                self._services.run_in_background(guest_agent.power_off(self._machine))
-                await self._machine.execute("system_powerdown")
-                context.report(VmState.STOPPING)
-                return self._requests.next_look_s(assignment.spec, now)
+                return await self._power_down(assignment, run_state, now)
             case Step.KILL:
                 if not self._is_to_be_off(assignment) and run_state not in ("inmigrate", LEFT):
                     self.note_crash(f"QEMU is in state {run_state}")
@@ -304,6 +299,15 @@ class Reconciler:
                 await context.store(halted_at_start=assignment.spec.starts, crashes=0)
                 return 0
         return None
+
+    async def _power_down(self, assignment: wire.Assignment, run_state: str, now: float) -> float | None:
+        """Ask the guest to power itself off; return when to look again. Raises MonitorFailed."""
+        if run_state == SUSPENDED:  # asleep, it would not notice
+            await self._machine.execute("system_wakeup")
+        self._services.run_in_background(guest_agent.power_off(self._machine))
+        await self._machine.execute("system_powerdown")
+        self._context.report(VmState.STOPPING)
+        return self._requests.next_look_s(assignment.spec, now)
 
     def _no_disk(self, assignment: wire.Assignment) -> tuple[str, WaitCode] | None:
         """Return why a guest that stands still for its disk can't go on yet, or None if it can."""
@@ -411,26 +415,9 @@ class Reconciler:
     def _is_to_be_off(self, assignment: wire.Assignment) -> bool:
         return assignment.spec.power is Power.STOPPED or self._context.record.halted_at_start == assignment.spec.starts
 
-    def _ask_for(self, image: str) -> None:
-        """Ask the control plane for an image, at growing intervals: it may have none to give."""
-        now = self._clock.monotonic()
-        if now >= self._ask_again_at:
-            self._services.send(wire.ImageMissing(image))
-            self._ask_again_at = now + self._image_backoff.next_s()
-
     async def _start(self, assignment: wire.Assignment) -> float:
         context = self._context
-        held = self._services.images.get(assignment.spec.image)
-        if held is not None and not held.is_(assignment.image_digest):
-            why = (
-                f"the image {assignment.spec.image} on its node is not the one that it was created from:"
-                f" remove it there: novacron image delete {assignment.spec.image} --node NODE"
-            )
-            context.report(VmState.STARTING, why, WaitCode.IMAGE_MISSING)
-            return RETRY_S
-        if held is None:
-            self._ask_for(assignment.spec.image)
-            why = f"waits for image {assignment.spec.image} from another node"
+        if (why := self._images.lacks(assignment.spec.image, assignment.image_digest)) is not None:
             context.report(VmState.STARTING, why, WaitCode.IMAGE_MISSING)
             return RETRY_S
         if assignment.spec.ha and not self._services.lease.valid():
@@ -440,14 +427,13 @@ class Reconciler:
         try:
             media = context.media()
         except MediaMissing as missing:
-            self._ask_for(missing.name)
+            self._images.ask(missing.name)
             context.report(VmState.STARTING, str(missing), WaitCode.IMAGE_MISSING)
             return RETRY_S
         if any(volume.making for volume in assignment.volumes):
             context.report(VmState.STARTING, "waits until its other disks are created", WaitCode.DISK_BEING_MADE)
             return RETRY_S
-        self._ask_again_at = 0.0
-        self._image_backoff.reset()
+        self._images.reset()
         image = context.image()
         if assignment.machine and image.disk is not None and not self._machine.has_disk():
             why = "its disk is missing on its node, although it has run before; see: novacron vm recover"
