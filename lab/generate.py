@@ -154,7 +154,7 @@ def _type(annotation: object) -> str | None:
         return enum.cls.__name__
     array = kinds.get(msgspec.inspect.VarTupleType)
     if isinstance(array, msgspec.inspect.VarTupleType):
-        return "list" if isinstance(array.item_type, msgspec.inspect.StrType) else None
+        return "list" if isinstance(array.item_type, msgspec.inspect.StrType | msgspec.inspect.EnumType) else None
     return "str" if msgspec.inspect.StrType in kinds else None
 
 
@@ -221,11 +221,16 @@ def _formatted(text: str) -> str:
 
 
 def main() -> None:
+    _write({CLIENT / "choices.py": choices()})  # without a new field in it, the command does not start
     for _ in range(2):  # the reference of the commands shows enums that the first round may have changed
-        for path, text in generated().items():
-            if not path.exists() or path.read_text() != text:
-                path.write_text(text)
-                print(f"wrote {path.relative_to(ROOT)}")
+        _write(generated())
+
+
+def _write(files: dict[Path, str]) -> None:
+    for path, text in files.items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
