@@ -126,7 +126,7 @@ def test_creating_a_vm_sends_defaults_and_explicit_options(calls: Calls, tmp_pat
         "name": "web", "image": "tiny", "memory_mib": 512, "power": "stopped", "restart": "on-failure",
         "start_order": 500, "start_delay_s": 0, "protected": False, "ha": True, "ha_priority": 500,
         "firmware": "uefi", "os": "other", "disk_boot_order": 1, "kernel_arguments": "",
-        "smbios_manufacturer": "", "smbios_serial": "", "smbios_asset_tag": "", "display": "none",
+        "smbios_manufacturer": "", "smbios_serial": "", "smbios_asset_tag": "", "serial_ports": 0, "display": "none",
         "own_disk": True, "cpu": "baseline", "cpu_flags": ["avx2"],
         "placement": {"labels": {"disk": "ssd"}, "anti_affinity_scope": "node"},
         "nics": [{"network": "blue", "address": "10.0.0.5", "groups": ["open"]},

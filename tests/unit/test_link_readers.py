@@ -15,7 +15,7 @@ from novacron.agent.control.consoles import AT_ONCE_MAX, INPUT_BYTES_MAX, Consol
 from novacron.agent.control.dispatch import Dispatcher, Parts
 from novacron.agent.vm.journal import Record
 from novacron.model import limits
-from novacron.model.console import ConsoleKind
+from novacron.model.console import ConsoleLine
 from novacron.model.errors import Unavailable
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.vm import VmStatus
@@ -69,7 +69,7 @@ class SlowConsoles:
         self.may_open = asyncio.Event()
         self.did: asyncio.Queue[object] = asyncio.Queue()
 
-    async def open(self, channel: int, _vm: str, _kind: ConsoleKind) -> None:
+    async def open(self, channel: int, _vm: str, _kind: ConsoleLine) -> None:
         await self.may_open.wait()
         self.did.put_nowait(("open", channel))
 

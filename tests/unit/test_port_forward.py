@@ -14,7 +14,7 @@ from novacron.agent.host.networks import GuestPlace
 from novacron.agent.vm.port_forward import PortForwards
 from novacron.cli.ssh import ssh_command
 from novacron.flow_credit import PIECE_BYTES_MIN, TOLD_BYTES, WINDOW_BYTES, SendCredit, Taken
-from novacron.model.console import ConsoleKind
+from novacron.model.console import ConsoleLine
 from novacron.server.session import ConsoleChannel, NodeSession
 from novacron.wire import codec
 from novacron.wire import messages as wire
@@ -60,7 +60,7 @@ class Link:
 
 async def test_input_waits_for_the_guest_and_not_for_ever() -> None:
     link = Link()
-    channel = await NodeSession("a", cast(Any, link)).open_console("vm", ConsoleKind.SERIAL, 22)
+    channel = await NodeSession("a", cast(Any, link)).open_console("vm", ConsoleLine.SERIAL, 22)
     assert link.sent == [wire.ConsoleOpen(channel.number, "vm", port=22)]
     for _ in range(WINDOW_BYTES // len(PIECE)):
         await channel.write(PIECE)
@@ -78,7 +78,7 @@ async def test_input_waits_for_the_guest_and_not_for_ever() -> None:
 
 async def test_a_node_is_told_what_the_viewer_has_read() -> None:
     link = Link()
-    channel: ConsoleChannel = await NodeSession("a", cast(Any, link)).open_console("vm", ConsoleKind.SERIAL, 22)
+    channel: ConsoleChannel = await NodeSession("a", cast(Any, link)).open_console("vm", ConsoleLine.SERIAL, 22)
     for _ in range(TOLD_BYTES // len(PIECE)):
         channel.feed(PIECE)
         await channel.read()

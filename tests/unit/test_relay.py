@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from novacron.model.console import ConsoleKind
+from novacron.model.console import ConsoleLine
 from novacron.model.errors import NovaError, Unavailable
 from novacron.server import relay
 from novacron.server.relay import Relay
@@ -52,7 +52,7 @@ class Node:
     async def connected(self) -> list[str]:
         return ["a"]
 
-    async def open_console(self, node: str, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleChannel:
+    async def open_console(self, node: str, vm: str, kind: ConsoleLine, port: int = 0) -> ConsoleChannel:
         channel = await self.session.open_console(vm, kind, port)
         self.opened.set()
         return channel
@@ -90,7 +90,7 @@ async def test_consoles_that_viewers_closed_take_no_place_of_calls() -> None:
     node = Node()
     async with connected(node) as (worker, _):
         for _ in range(relay.CALLS_MAX + relay.CONSOLES_MAX + 1):
-            console = await worker.open_console("a", "vm", ConsoleKind.SERIAL)
+            console = await worker.open_console("a", "vm", ConsoleLine.SERIAL)
             reading = asyncio.create_task(console.read())
             await asyncio.sleep(0)
             await cancel(reading)
@@ -103,7 +103,7 @@ async def test_consoles_that_viewers_closed_take_no_place_of_calls() -> None:
 async def test_a_closed_console_ends_for_those_who_still_read_it() -> None:
     node = Node()
     async with connected(node) as (worker, _):
-        console = await worker.open_console("a", "vm", ConsoleKind.SERIAL)
+        console = await worker.open_console("a", "vm", ConsoleLine.SERIAL)
         reading = asyncio.create_task(console.read())
         await console.close()
         assert await reading is None
@@ -115,14 +115,14 @@ async def test_open_consoles_take_no_place_of_calls_and_have_a_limit(monkeypatch
     monkeypatch.setattr(relay, "CALLS_MAX", 2)
     monkeypatch.setattr(relay, "CONSOLES_MAX", 5)
     async with connected(Node()) as (worker, _):
-        consoles = [await worker.open_console("a", "vm", ConsoleKind.SERIAL) for _ in range(5)]
+        consoles = [await worker.open_console("a", "vm", ConsoleLine.SERIAL) for _ in range(5)]
         readings = [asyncio.create_task(console.read()) for console in consoles]
         await asyncio.sleep(0)
         assert await worker.connected() == ["a"]
         with pytest.raises(Unavailable, match="5 consoles are open"):
-            await worker.open_console("a", "vm", ConsoleKind.SERIAL)
+            await worker.open_console("a", "vm", ConsoleLine.SERIAL)
         await consoles[0].close()
-        await worker.open_console("a", "vm", ConsoleKind.SERIAL)
+        await worker.open_console("a", "vm", ConsoleLine.SERIAL)
         for reading in readings:
             await cancel(reading)
 
@@ -131,7 +131,7 @@ async def test_a_console_that_is_silent_for_long_goes_on(monkeypatch: pytest.Mon
     monkeypatch.setattr(relay, "READ_S_MAX", 0.01)
     node = Node()
     async with connected(node) as (worker, _):
-        console = await worker.open_console("a", "vm", ConsoleKind.SERIAL)
+        console = await worker.open_console("a", "vm", ConsoleLine.SERIAL)
         reading = asyncio.create_task(console.read())
         await eventually(lambda: len(worker._streams) == 1, "it is read")
         await pause_async(0.1)
@@ -147,7 +147,7 @@ async def test_a_console_whose_viewer_goes_while_it_is_opened_is_closed() -> Non
     node = Node()
     node.socket.stuck = True
     async with connected(node) as (worker, _):
-        opening = asyncio.create_task(worker.open_console("a", "vm", ConsoleKind.SERIAL))
+        opening = asyncio.create_task(worker.open_console("a", "vm", ConsoleLine.SERIAL))
         await eventually(lambda: node.socket.sent, "the node is asked")
         await cancel(opening)
         await eventually(lambda: node.socket.closed() == [1] and not node.session.channels, "it is closed")
@@ -157,7 +157,7 @@ async def test_a_console_whose_viewer_goes_while_it_is_opened_is_closed() -> Non
 async def test_a_console_whose_viewer_goes_just_when_it_is_open_is_closed() -> None:
     node = Node()
     async with connected(node) as (worker, _):
-        opening = asyncio.create_task(worker.open_console("a", "vm", ConsoleKind.SERIAL))
+        opening = asyncio.create_task(worker.open_console("a", "vm", ConsoleLine.SERIAL))
         await node.opened.wait()
         await cancel(opening)
         await eventually(lambda: node.socket.closed() == [1] and not node.session.channels, "it is closed")

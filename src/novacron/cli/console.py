@@ -33,9 +33,9 @@ Ctrl-] ?   this\r
 """
 
 
-def attach(client: Client, vm: str) -> None:
+def attach(client: Client, vm: str, serial: int = 0) -> None:
     """Connect the terminal until it is left, its input ends, or the VM does. Raises ApiError, Unreachable."""
-    console = Line(client.open_console(vm), lambda: Client().open_console(vm))
+    console = Line(client.open_console(vm, serial=serial), lambda: Client().open_console(vm, serial=serial))
     terminal = sys.stdin.isatty()
     if terminal:
         say(f"connected to {vm}; press Ctrl-] q to leave, Ctrl-] ? for more", err=True)

@@ -424,12 +424,17 @@ def recover(
 
 
 @app.command()
-def console(vm: VmRef) -> None:
+def console(
+    vm: VmRef,
+    serial: Annotated[
+        int, typer.Option(min=0, max=3, help="further serial port, from 1 to 3; by default the console's")
+    ] = 0,
+) -> None:
     """Connect this terminal to the VM's serial console; Ctrl-] q leaves, Ctrl-] ? shows more keys."""
     from novacron.cli.console import attach
 
     with output.errors():
-        attach(Client(), vm)
+        attach(Client(), vm, serial)
 
 
 @app.command()

@@ -38,6 +38,15 @@ class NicModel(StrEnum):
     RTL8139 = "rtl8139"
 
 
+class UsbDevice(StrEnum):
+    """A kind of USB device."""
+
+    TABLET = "tablet"
+    """A pointer with absolute positions: the pointers of guest and VNC viewer stay together."""
+    KEYBOARD = "keyboard"
+    MOUSE = "mouse"
+
+
 class BootDevice(StrEnum):
     """A kind of device from which a VM boots."""
 

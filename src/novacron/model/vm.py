@@ -17,7 +17,17 @@ from novacron.model.backup_policy import BackupSummary
 from novacron.model.backup_source import BackupSource
 from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
-from novacron.model.devices import BootDevice, BootOrder, Cdrom, DiskBus, KernelArguments, NicModel, Os, SmbiosText
+from novacron.model.devices import (
+    BootDevice,
+    BootOrder,
+    Cdrom,
+    DiskBus,
+    KernelArguments,
+    NicModel,
+    Os,
+    SmbiosText,
+    UsbDevice,
+)
 from novacron.model.encryption import KeyId
 from novacron.model.errors import InvalidInput
 from novacron.model.guest_hardware import GuestHardware
@@ -116,6 +126,8 @@ ISO, BOOT_FILE = "iso", "boot-file"
 
 
 Cdroms = Annotated[tuple[Cdrom, ...], Meta(max_length=limits.CDROMS_PER_VM_MAX)]
+SerialPorts = Annotated[int, Meta(ge=0, le=limits.SERIAL_PORTS_MAX)]
+Usb = Annotated[tuple[UsbDevice, ...], Meta(max_length=len(UsbDevice))]
 Nics = Annotated[tuple[NicSpec, ...], Meta(max_length=limits.NICS_PER_VM_MAX)]
 
 
@@ -194,6 +206,10 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """SMBIOS manufacturer shown to the guest; empty: QEMU's default."""
     smbios_serial: SmbiosText = ""
     smbios_asset_tag: SmbiosText = ""
+    serial_ports: SerialPorts = 0
+    """Serial ports beyond the console's, which the guest has as COM2 to COM4 (``ttyS1`` to ``ttyS3``)."""
+    usb: Usb = ()
+    """USB devices, one of each kind at most, on a USB 3 controller (xHCI)."""
 
     @property
     def media(self) -> dict[str, str]:
@@ -238,6 +254,8 @@ class VmChanges(msgspec.Struct, forbid_unknown_fields=True):
     smbios_manufacturer: SmbiosText | UnsetType = UNSET
     smbios_serial: SmbiosText | UnsetType = UNSET
     smbios_asset_tag: SmbiosText | UnsetType = UNSET
+    serial_ports: SerialPorts | UnsetType = UNSET
+    usb: Usb | UnsetType = UNSET
     cpu: CpuKind | UnsetType = UNSET
     """While the VM is off, as ``cpu_flags`` and ``machine`` are: each of them, also with its present value, lets the
     next start choose processor and machine type anew."""

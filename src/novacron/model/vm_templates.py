@@ -29,8 +29,10 @@ from novacron.model.vm import (
     Iops,
     MemoryMib,
     Restart,
+    SerialPorts,
     StartDelay,
     StartOrder,
+    Usb,
     Vcpus,
     VmSpec,
 )
@@ -100,6 +102,8 @@ class TemplateSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     initrd: Name | UnsetType | None = UNSET
     kernel_arguments: KernelArguments | UnsetType = UNSET
     smbios_manufacturer: SmbiosText | UnsetType = UNSET
+    serial_ports: SerialPorts | UnsetType = UNSET
+    usb: Usb | UnsetType = UNSET
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of a VM that it sets."""

@@ -11,11 +11,11 @@ import msgspec
 
 from novacron.model import limits
 from novacron.model.cpu import CpuModel
-from novacron.model.devices import DiskBus, NicModel
+from novacron.model.devices import DiskBus, NicModel, UsbDevice
 from novacron.model.limits import MEMORY_SLOTS
 from novacron.model.node import AcceleratorKind
 from novacron.model.plugged import DeviceSlot, has_pcie
-from novacron.qemu import boot, firmware, nics, vfio
+from novacron.qemu import boot, firmware, nics, peripherals, vfio
 from novacron.qemu.abilities import argument
 from novacron.qemu.boot import BootPlan
 from novacron.qemu.nics import QemuNic
@@ -141,6 +141,9 @@ class QemuConfig(msgspec.Struct, frozen=True):
     is not."""
     windows: bool = False
     """The guest is Windows: its clock shows local time, and it knows hypervisors."""
+    serials: tuple[int, ...] = ()
+    """Sockets that listen, one for each serial port beyond the console's."""
+    usb: tuple[UsbDevice, ...] = ()
 
     @property
     def has_ide(self) -> bool:
@@ -455,6 +458,7 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
         *("-chardev", f"socket,id=monitor0,{_server(config.monitor, monitor_path(directory))}"),
         *("-mon", "chardev=monitor0,mode=control"),
         *_console(config),
+        *peripherals.serials(config.serials),
         *nics.ports(config.nic_ports, config.machine),
         *(argument for number, nic in enumerate(config.nics) for argument in _nic(config, number, nic)),
         *_keys(config.keys),
@@ -467,6 +471,7 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
         *_guest(config.guest),
         *vfio.arguments(config.devices),
         *(("-device", f"virtio-balloon-pci,id={BALLOON}") if config.balloon else ()),
+        *peripherals.usb(config.usb),
     ]
     if config.kernel is not None:
         arguments += ["-kernel", str(config.kernel), "-append", config.cmdline]

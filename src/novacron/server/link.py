@@ -17,7 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from novacron import pki
 from novacron.key_ring import KeyRing
 from novacron.model import limits
-from novacron.model.console import ConsoleKind
+from novacron.model.console import ConsoleLine
 from novacron.model.database_mark import DatabaseMark
 from novacron.model.errors import MALFORMED, InvalidInput, NovaError, Unavailable
 from novacron.model.event import ImageCopy
@@ -207,7 +207,7 @@ class LinkServer:
         """Return the nodes that are connected to this server."""
         return sorted(self._sessions)
 
-    async def open_console(self, node: str, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleChannel:
+    async def open_console(self, node: str, vm: str, kind: ConsoleLine, port: int = 0) -> ConsoleChannel:
         """Open the console of a VM on a node, or (not 0) a port of it.
 
         Raises Unavailable when its agent is not connected here.

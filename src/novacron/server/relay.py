@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from novacron.api.access.context import Agents, ConsoleStream
-from novacron.model.console import ConsoleKind
+from novacron.model.console import ConsoleLine
 from novacron.model.errors import MALFORMED, NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.probe import MoveForeseen, PathMeasured
@@ -89,7 +89,7 @@ class OpenNodeConsole(Call[None], frozen=True, tag=True):
     console: int
     node: str
     vm: str
-    kind: ConsoleKind
+    kind: ConsoleLine
     port: int
 
 
@@ -403,7 +403,7 @@ class Relay:
         raw = await self.call(AskNode(node, msgspec.Raw(_encode(question))))
         return msgspec.msgpack.decode(raw, type=questions.answer_type(type(question)))
 
-    async def open_console(self, node: str, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleStream:
+    async def open_console(self, node: str, vm: str, kind: ConsoleLine, port: int = 0) -> ConsoleStream:
         if len(self._consoles) >= CONSOLES_MAX:
             raise Unavailable(f"{len(self._consoles)} consoles are open at this server", hint="close one")
         number = next(self._numbers)

@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection
 from novacron.byte_budget import ByteBudget
 from novacron.flow_credit import SendCredit, Taken
 from novacron.model import limits
-from novacron.model.console import ConsoleKind
+from novacron.model.console import ConsoleLine
 from novacron.model.errors import Unavailable
 from novacron.model.lease import Beats, ClockSkew
 from novacron.model.node import Capacity, Inventory
@@ -222,7 +222,7 @@ class NodeSession:
         except websockets.ConnectionClosed:
             raise Unavailable(f"node {self.node} is not connected", hint="try again when it is connected") from None
 
-    async def open_console(self, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleChannel:
+    async def open_console(self, vm: str, kind: ConsoleLine, port: int = 0) -> ConsoleChannel:
         if len(self.channels) >= limits.CONSOLE_CHANNELS_PER_NODE_MAX:
             raise Unavailable(f"node {self.node} has too many consoles open", hint="close one")
         channel = ConsoleChannel(self._next_channel, self, port)

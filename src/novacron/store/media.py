@@ -11,9 +11,10 @@ from novacron.store import imports, nodes, snapshot_memory
 from novacron.store.database import Connection
 
 WHILE_OFF = ("os", "disk_bus", "disk_boot_order", "nic_model", "network_boot_order", "kernel", "initrd",
-             "kernel_arguments", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag")  # fmt: skip
+             "kernel_arguments", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag", "serial_ports",
+             "usb")  # fmt: skip
 """Fields with which QEMU is started."""
-HARDWARE = ("disk_bus", "nic_model", "network_boot_order", "cdroms")
+HARDWARE = ("disk_bus", "nic_model", "network_boot_order", "cdroms", "serial_ports", "usb")
 """Those that make another machine, which the memory of a snapshot does not fit."""
 FIELDS = frozenset({*WHILE_OFF, "cdroms", "boot_once"})
 
@@ -22,6 +23,7 @@ def check(spec: VmFields) -> None:
     """Raise InvalidInput when devices of a VM don't go together."""
     if spec.disk_bus is DiskBus.IDE and spec.firmware is not Firmware.BIOS:
         raise InvalidInput("a VM with UEFI has no IDE bus", field="disk_bus", hint="use sata, or firmware bios")
+    _check_usb(spec)
     if spec.boot_once is BootDevice.CDROM and not spec.cdroms:
         raise InvalidInput("the VM has no CD-ROM drive", field="boot_once", hint="add one: --cd ISO")
     if spec.boot_once is BootDevice.NETWORK and spec.network_boot_order is None:
@@ -34,6 +36,12 @@ def check(spec: VmFields) -> None:
             raise InvalidInput(
                 "the VM does not boot a kernel directly", field=field, hint="add the kernel: --kernel NAME"
             )
+
+
+def _check_usb(spec: VmFields) -> None:
+    twice = next((kind for kind in spec.usb if spec.usb.count(kind) > 1), None)
+    if twice is not None:
+        raise InvalidInput(f"a VM has one USB {twice} at most", field="usb", hint=f"name {twice} once")
 
 
 async def pin(connection: Connection, spec: VmSpec, project: str) -> VmSpec:
@@ -80,15 +88,15 @@ async def changed(connection: Connection, vm: Vm, spec: VmSpec, fields: set[str]
         return spec
     off = is_off(vm)
     drives, were = ([drive.boot_order for drive in each.cdroms] for each in (spec, vm.spec))
-    needs_off = next((field for field in WHILE_OFF if field in fields), "cdroms" if drives != were else None)
-    if not off and needs_off is not None:
-        what = "the number of CD-ROM drives and their boot order" if needs_off == "cdroms" else needs_off
+    needs_off = [field for field in (*WHILE_OFF, "cdroms") if field in fields and (field != "cdroms" or drives != were)]
+    if not off and needs_off:
+        what = "the number of CD-ROM drives and their boot order" if needs_off[0] == "cdroms" else needs_off[0]
         raise IllegalState(
             f"{what} can only change while VM {vm.name} is stopped; it is {vm.status.state} (stop it explicitly)",
             hint=f"novacron vm stop {vm.name} --wait",
         )
-    if needs_off in HARDWARE:
-        await snapshot_memory.check_none(connection, vm, needs_off, needs_off)
+    for field in filter(HARDWARE.__contains__, needs_off):
+        await snapshot_memory.check_none(connection, vm, field, field)
     if "boot_once" in fields:
         spec = booting_once(spec, spec.starts + 1)
     return await pin(connection, spec, vm.project)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from novacron.model import limits
-from novacron.model.console import PREFIX, ConsoleKind, PortTicket, Ticket
+from novacron.model.console import PREFIX, ConsoleKind, ConsoleLine, PortTicket, Ticket
 from novacron.model.errors import IllegalState, Unauthenticated
 from novacron.model.token import hash_secret
 from novacron.model.vm import Display
@@ -29,23 +29,29 @@ class Admitted(NamedTuple):
 
     vm: str
     node: str
-    kind: ConsoleKind
+    line: ConsoleLine
     port: int
     """Not 0: this TCP port, and no console."""
     token: str
 
 
-async def create(connection: Connection, ref: str, kind: ConsoleKind, holder: Holder) -> Ticket:
+async def create(connection: Connection, ref: str, kind: ConsoleKind, serial: int, holder: Holder) -> Ticket:
     """Make a ticket for a VM's console. Raises NotFound, IllegalState."""
     vm = await vms.get(connection, ref)
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is not on any node yet: {vm.status.reason or vm.status.state}")
     if kind is ConsoleKind.DISPLAY and vm.spec.display is Display.NONE:
         raise IllegalState(f"VM {vm.name} has no display", hint=f"novacron vm console {vm.name}")
-    secret, expires_at = await _insert(connection, vm.id, kind, 0, holder)
-    opened = events.NewEvent("vm", vm.id, vm.name, "ConsoleOpened", f"{kind} console", holder.user)
+    if kind is ConsoleKind.SERIAL and serial > vm.spec.serial_ports:
+        raise IllegalState(
+            f"VM {vm.name} has {vm.spec.serial_ports or 'no'} further serial ports: there is no port {serial}",
+            field="serial", hint=f"while it is off: novacron vm set {vm.name} --serial-ports {serial}",
+        )  # fmt: skip
+    line = ConsoleLine.of(kind, serial)
+    secret, expires_at = await _insert(connection, vm.id, line, 0, holder)
+    opened = events.NewEvent("vm", vm.id, vm.name, "ConsoleOpened", f"{line} console", holder.user)
     await events.record(connection, opened)
-    return Ticket(secret, vm.id, kind, PATH + secret, expires_at)
+    return Ticket(secret, vm.id, kind, PATH + secret, expires_at, serial=line.serial or 0)
 
 
 async def create_for_port(connection: Connection, ref: str, port: int, holder: Holder) -> PortTicket:
@@ -58,7 +64,7 @@ async def create_for_port(connection: Connection, ref: str, port: int, holder: H
             f"VM {vm.name} has no address in a network of kind overlay: its ports can't be reached",
             hint=f"novacron vm console {vm.name}",
         )
-    secret, expires_at = await _insert(connection, vm.id, ConsoleKind.SERIAL, port, holder)
+    secret, expires_at = await _insert(connection, vm.id, ConsoleLine.SERIAL, port, holder)
     await events.record(
         connection, events.NewEvent("vm", vm.id, vm.name, "PortOpened", f"TCP port {port}", holder.user)
     )
@@ -66,14 +72,14 @@ async def create_for_port(connection: Connection, ref: str, port: int, holder: H
 
 
 async def _insert(
-    connection: Connection, vm: str, kind: ConsoleKind, port: int, holder: Holder
+    connection: Connection, vm: str, line: ConsoleLine, port: int, holder: Holder
 ) -> tuple[str, datetime]:
     """Return a ticket's secret, and when it ends."""
     secret = PREFIX + secrets.token_urlsafe(32)
     expires_at = await connection.fetchval(
         "INSERT INTO tickets (hash, vm, kind, port, actor, token, expires_at)"
         " VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7)) RETURNING expires_at",
-        hash_secret(secret), vm, kind, port, holder.user, holder.token, float(limits.TICKET_S),
+        hash_secret(secret), vm, line, port, holder.user, holder.token, float(limits.TICKET_S),
     )  # fmt: skip
     return secret, expires_at
 
@@ -91,4 +97,4 @@ async def use(connection: Connection, secret: str) -> Admitted:
     vm = await vms.get(connection, row["vm"])
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} has not been placed on a node")
-    return Admitted(vm.id, vm.node, ConsoleKind(row["kind"]), row["port"], row["token"])
+    return Admitted(vm.id, vm.node, ConsoleLine(row["kind"]), row["port"], row["token"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from novacron.model.console import ConsoleKind
+from novacron.model.console import ConsoleLine
 from novacron.wire.base import Message
 
 CLOSED = "closed"
@@ -12,7 +12,7 @@ CLOSED = "closed"
 class ConsoleOpen(Message, frozen=True):
     channel: int
     vm: str
-    kind: ConsoleKind = ConsoleKind.SERIAL
+    kind: ConsoleLine = ConsoleLine.SERIAL
     port: int = 0
     """Not 0: no console, but this TCP port of the guest."""
 
@@ -29,7 +29,7 @@ class ConsoleClose(Message, frozen=True):
 
 
 class ConsoleOutput(Message, frozen=True):
-    """Bytes from a VM's serial console."""
+    """Bytes from a VM's console."""
 
     channel: int
     data: bytes

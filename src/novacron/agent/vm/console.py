@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from novacron.model.console import ConsoleKind
+from novacron.model.console import ConsoleLine
 from novacron.qemu.command import console_path, display_path
 from novacron.qemu.confine import check_peer
+from novacron.qemu.peripherals import serial_path
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -22,10 +23,17 @@ INPUT_BYTES_MAX = 256 * 1024
 """What may wait for a guest to take it: nobody else is to wait for that."""
 
 
+def _socket_path(directory: Path, kind: ConsoleLine) -> Path:
+    number = kind.serial
+    if number is None:
+        return display_path(directory)
+    return serial_path(directory, number) if number else console_path(directory)
+
+
 class _Hub:
     """One socket of QEMU's, open while somebody looks."""
 
-    def __init__(self, key: tuple[str, ConsoleKind, int], socket: socket.socket) -> None:
+    def __init__(self, key: tuple[str, ConsoleLine, int], socket: socket.socket) -> None:
         self.key = key
         self.channels: set[int] = set()
         self._socket = socket
@@ -44,15 +52,15 @@ class Consoles:
         self._vms_dir = vms_dir
         self._pid_of = pid_of
         self._send = send
-        self._hubs: dict[tuple[str, ConsoleKind, int], _Hub] = {}
+        self._hubs: dict[tuple[str, ConsoleLine, int], _Hub] = {}
         self._hub_of: dict[int, _Hub] = {}
-        self._opening: WeakValueDictionary[tuple[str, ConsoleKind, int], asyncio.Lock] = WeakValueDictionary()
+        self._opening: WeakValueDictionary[tuple[str, ConsoleLine, int], asyncio.Lock] = WeakValueDictionary()
         """Held while a hub is opened: that takes up to ``CONNECT_S``, for which other consoles do not wait."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def open(self, channel: int, vm: str, kind: ConsoleKind) -> None:
+    async def open(self, channel: int, vm: str, kind: ConsoleLine) -> None:
         """Begin to send a VM's output on ``channel``. Each has the display's to itself."""
-        key = (vm, kind, channel if kind is ConsoleKind.DISPLAY else 0)
+        key = (vm, kind, channel if kind is ConsoleLine.DISPLAY else 0)
         lock = self._opening.setdefault(key, asyncio.Lock())
         async with lock:
             hub = self._hubs.get(key)
@@ -71,16 +79,16 @@ class Consoles:
             hub.channels.add(channel)
             self._hub_of[channel] = hub
 
-    def _connect(self, vm: str, kind: ConsoleKind) -> socket.socket:
+    def _connect(self, vm: str, kind: ConsoleLine) -> socket.socket:
         pid = self._pid_of(vm)
         if pid is None:
             raise OSError("it is not running")
-        path = (console_path if kind is ConsoleKind.SERIAL else display_path)(self._vms_dir / vm)
+        path = _socket_path(self._vms_dir / vm, kind)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.settimeout(CONNECT_S)
             connection.connect(str(path))
-            if kind is ConsoleKind.DISPLAY:  # QEMU made that socket
+            if kind is ConsoleLine.DISPLAY:  # QEMU made that socket
                 check_peer(connection, pid)
             connection.setblocking(False)
         except BaseException:

@@ -27,7 +27,7 @@ from novacron.model.cloud_init import Seed
 from novacron.model.guest_hardware import GuestHardware
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import BLANK_IMAGE, Display, Firmware, VmSpec
-from novacron.qemu import command, confine, firmware
+from novacron.qemu import command, confine, firmware, peripherals
 from novacron.qemu.boot import BootPlan
 from novacron.qemu.command import QemuCd, QemuConfig, QemuKey, QemuVolume
 from novacron.qemu.firmware import MACHINES
@@ -97,6 +97,7 @@ class Inherited(msgspec.Struct, frozen=True):
     """The agent's socket for the rest of a disk that is still in its repository; empty: all of it is here."""
     console_log: int | None = None
     """None: QEMU opens ``console.log`` itself."""
+    serials: tuple[int, ...] = ()
 
 
 def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherited) -> QemuConfig:
@@ -145,6 +146,8 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         smbios={"manufacturer": spec.smbios_manufacturer, "serial": spec.smbios_serial, "asset": spec.smbios_asset_tag},
         windows=spec.os.is_windows,
         restored_from=inherited.restored_from,
+        serials=inherited.serials,
+        usb=spec.usb,
     )
 
 
@@ -260,6 +263,9 @@ class Launch:
             monitor=opener.listen(command.monitor_path(directory)),
             console=opener.listen(command.console_path(directory)),
             console_log=await self._console_log(request.assignment, opener),
+            serials=tuple(
+                opener.listen(peripherals.serial_path(directory, 1 + number)) for number in range(spec.serial_ports)
+            ),
             guest=opener.listen(command.guest_path(directory)),
             kernel=await self._boot_file(request, spec.kernel, image.kernel, opener),
             initrd=await self._boot_file(request, spec.initrd, image.initrd, opener),

@@ -20,7 +20,7 @@ from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.vm_usage import VmUsage
 from novacron.api.read_model.watch_cache import Cache
 from novacron.key_ring import KeyRing
-from novacron.model.console import ConsoleKind
+from novacron.model.console import ConsoleLine
 from novacron.model.event import ImageCopy
 from novacron.model.key import KeyName
 from novacron.model.probe import MoveForeseen, PathMeasured
@@ -51,7 +51,7 @@ class ConsoleStream(Protocol):
 class Agents(Protocol):
     """The server's end of the agent link, as routes use it."""
 
-    async def open_console(self, node: str, vm: str, kind: ConsoleKind, port: int = 0) -> ConsoleStream: ...
+    async def open_console(self, node: str, vm: str, kind: ConsoleLine, port: int = 0) -> ConsoleStream: ...
     async def ask(self, node: str, question: Question[A]) -> A: ...
     async def connected(self) -> list[str]: ...
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured: ...

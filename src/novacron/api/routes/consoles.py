@@ -21,7 +21,7 @@ from novacron.api.edge.slots import Full, SlotLimits, Slots
 from novacron.api.read_model.principals import Caller
 from novacron.model import limits
 from novacron.model.access import Access, Right
-from novacron.model.console import ConsoleKind, PortTicket, Ticket
+from novacron.model.console import ConsoleKind, PortTicket, SerialNumber, Ticket
 from novacron.model.errors import Forbidden, IllegalState, NovaError, Unauthenticated
 from novacron.model.vm import Display
 from novacron.store import tickets
@@ -48,9 +48,11 @@ Tail = Annotated[
 
 
 class OpenConsole(msgspec.Struct, forbid_unknown_fields=True):
-    """Which console: the serial line, or the display."""
+    """Which console: a serial port, or the display."""
 
     kind: ConsoleKind = ConsoleKind.SERIAL
+    serial: SerialNumber = 0
+    """Number of the serial port: 0 is the first one, others are those of ``serial_ports``."""
 
 
 @post(
@@ -61,7 +63,8 @@ class OpenConsole(msgspec.Struct, forbid_unknown_fields=True):
 async def open_console(request: ApiRequest, ref: FromPath[str], data: JSONBody[OpenConsole | None] = None) -> Ticket:
     id, options = await authorization.resolve(request, "vm", ref), data or OpenConsole()
     async with replies.change(request) as connection:
-        return await tickets.create(connection, id, options.kind, tickets.Holder(request.user.name, request.user.id))
+        holder = tickets.Holder(request.user.name, request.user.id)
+        return await tickets.create(connection, id, options.kind, options.serial, holder)
 
 
 class OpenPort(msgspec.Struct, forbid_unknown_fields=True):
@@ -142,7 +145,7 @@ async def _serve(
 ) -> tuple[int, str]:
     """Carry bytes until one side ends, or the caller's right; return the code and the reason to close with."""
     context = services(socket)
-    channel = await context.agents.open_console(admitted.node, admitted.vm, admitted.kind, admitted.port)
+    channel = await context.agents.open_console(admitted.node, admitted.vm, admitted.line, admitted.port)
     call: LiveCall | None = None
     try:
         async with asyncio.timeout(None) as limit:
