@@ -56,7 +56,9 @@ TO_SYNC = (
 CHOICES: tuple[type[StrEnum], ...] = (
     constraints.AntiAffinityScope,
     devices.BootDevice,
+    devices.CpuPolicy,
     devices.DiskBus,
+    devices.HugePages,
     devices.NicModel,
     devices.Os,
     audit.AuditOutcome,

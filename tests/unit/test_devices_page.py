@@ -14,7 +14,8 @@ from novacron.model.vm import VmFields
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/devices.md").read_text()
 DEVICES = ("disk_boot_order", "network_boot_order", "cdroms", "boot_once", "kernel", "initrd", "kernel_arguments", "os",
-           "disks", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag", "serial_ports", "usb")  # fmt: skip
+           "disks", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag", "serial_ports", "usb",
+           "cpu_policy", "numa_nodes", "hugepages")  # fmt: skip
 """Beside buses and models."""
 
 

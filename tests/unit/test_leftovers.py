@@ -24,7 +24,7 @@ from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.leftovers import Fate, Leftover, Leftovers, StillRunning, decide
-from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.machine import QemuHypervisor
 from novacron.model.ownership import Claim, OwnershipRecord
 from novacron.qemu import running
 from novacron.qemu.command import name_argument, uuid_argument
@@ -251,7 +251,7 @@ async def test_a_vm_does_not_start_beside_a_qemu_of_it_that_is_out_of_its_folder
     (tmp_path / "state").rename(tmp_path / "away")
     for name, says in (("host-a", "already runs this VM"), ("host-b", "whose agent is not running")):
         settings = make_state(tmp_path / name, authority, name)
-        machine = Machine(VM, settings, NodeNetworks(settings), Passthrough(), lambda _name, _data: None)
+        machine = QemuHypervisor(settings, NodeNetworks(settings), Passthrough()).machine(VM, lambda _name, _data: None)
         with pytest.raises(MachineFailed, match=says):
             await machine._check_alone(incoming=False)
         if name == "host-b":
@@ -272,7 +272,7 @@ async def test_a_qemu_of_a_node_that_was_renamed_is_its_agents(
     renamed = make_state(tmp_path / "renamed", authority, "east-1")
     (tmp_path / "renamed" / "identity" / "node.crt").replace(tmp_path / "state" / "identity" / "node.crt")
     settings = make_state(tmp_path / "other", authority, "host-b")
-    machine = Machine(VM, settings, NodeNetworks(settings), Passthrough(), lambda _name, _data: None)
+    machine = QemuHypervisor(settings, NodeNetworks(settings), Passthrough()).machine(VM, lambda _name, _data: None)
     with pytest.raises(MachineFailed, match="of node east-1, whose agent is not running"):
         await machine._check_alone(incoming=False)
     agent = Presence(renamed.owner)

@@ -32,7 +32,8 @@ CUT_OFF = "unexpected end of data"
 """What tarfile says when a member is not all there."""
 READ_BYTES_MAX = DESCRIPTOR_BYTES_MAX + tarfile.BLOCKSIZE
 CARRIED = ("vcpus", "memory_mib", "restart", "start_order", "display", "firmware", "tpm", "os", "disk_bus",
-           "nic_model", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag", "serial_ports", "usb")  # fmt: skip
+           "nic_model", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag", "serial_ports", "usb",
+           "numa_nodes")  # fmt: skip
 """Fields of a VM that an archive keeps: networks, nodes and the like mean nothing on another platform."""
 
 

@@ -47,6 +47,28 @@ class UsbDevice(StrEnum):
     MOUSE = "mouse"
 
 
+class CpuPolicy(StrEnum):
+    """How a VM's virtual CPUs share the CPUs of its node."""
+
+    SHARED = "shared"
+    """They run on all CPUs that no VM has for itself."""
+    DEDICATED = "dedicated"
+    """Each has a CPU of the node for itself."""
+
+
+class HugePages(StrEnum):
+    """The size of the pages of the node's memory that a guest's memory consists of."""
+
+    NONE = "none"
+    SIZE_2M = "2M"
+    SIZE_1G = "1G"
+
+    @property
+    def size_mib(self) -> int:
+        """Return the size of a page in MiB; 0: any."""
+        return {HugePages.NONE: 0, HugePages.SIZE_2M: 2, HugePages.SIZE_1G: 1024}[self]
+
+
 class BootDevice(StrEnum):
     """A kind of device from which a VM boots."""
 
@@ -76,3 +98,8 @@ class Os(StrEnum):
     @property
     def is_windows(self) -> bool:
         return self in (Os.WINDOWS10, Os.WINDOWS11)
+
+
+NumaNodes = Annotated[int, Meta(ge=1, le=limits.NUMA_NODES_MAX)]
+SerialPorts = Annotated[int, Meta(ge=0, le=limits.SERIAL_PORTS_MAX)]
+Usb = Annotated[tuple[UsbDevice, ...], Meta(max_length=len(UsbDevice))]

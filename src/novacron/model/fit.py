@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from novacron.model import limits
 from novacron.model.constraints import Effect
 from novacron.model.cpu import named
+from novacron.model.devices import CpuPolicy, HugePages
 from novacron.model.network import TUNNEL_BYTES, Encryption, Network, NetworkKind
 from novacron.model.node import Inventory, Load, Node, holds
 from novacron.model.vm import VmSpec, VmStatus
@@ -27,7 +28,8 @@ def capacity(node: Node) -> tuple[float, float]:
     inventory = node.status.inventory
     if inventory is None:
         return 0.0, 0.0
-    memory_mib = (inventory.memory_mib - limits.NODE_MEMORY_RESERVE_MIB) * node.spec.memory_overcommit
+    usable_mib = inventory.memory_mib - limits.NODE_MEMORY_RESERVE_MIB - inventory.huge_2m_mib - inventory.huge_1g_mib
+    memory_mib = usable_mib * node.spec.memory_overcommit
     return memory_mib, inventory.cpus * node.spec.vcpu_overcommit
 
 
@@ -146,10 +148,42 @@ def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:
         return f"node {node.name} has not reported its inventory"
     memory_mib, vcpus = capacity(node)
     room_mib = int(memory_mib) - load.memory_mib
-    if vm.memory_mib > room_mib:
-        return f"node {node.name} is full: {max(room_mib, 0)} MiB of memory free, {vm.memory_mib} MiB needed"
+    if vm.hugepages is not HugePages.NONE:
+        why = _no_huge_pages(node.name, node.status.inventory, load, vm)
+    elif vm.memory_mib > room_mib:
+        why = f"node {node.name} is full: {max(room_mib, 0)} MiB of memory free, {vm.memory_mib} MiB needed"
+    else:
+        why = None
+    if why is not None:
+        return why
+    if load.dedicated_vcpus or vm.cpu_policy is CpuPolicy.DEDICATED:
+        return _no_cpus(node, node.status.inventory.cpus, load, vm)
     if vm.vcpus > vcpus - load.vcpus:
         return f"node {node.name} is full: {load.vcpus} of {vcpus:g} vCPUs placed, {vm.vcpus} needed"
+    return None
+
+
+def _no_huge_pages(name: str, has: Inventory, load: Load, vm: VmSpec) -> str | None:
+    big = vm.hugepages is HugePages.SIZE_1G
+    total, taken = (has.huge_1g_mib, load.huge_1g_mib) if big else (has.huge_2m_mib, load.huge_2m_mib)
+    if vm.memory_mib <= total - taken:
+        return None
+    if not total:
+        return f"node {name} has no huge pages of {vm.hugepages}: set some aside there (/proc/sys/vm/nr_hugepages)"
+    free = f"{max(0, total - taken)} of its {total} MiB in huge pages of {vm.hugepages} free"
+    return f"node {name} has {free}, {vm.memory_mib} MiB needed"
+
+
+def _no_cpus(node: Node, cpus: int, load: Load, vm: VmSpec) -> str | None:
+    """Return why a node with dedicated CPUs, or one that would have them, has too few, or None if it has enough."""
+    after = load.changed(vm, 1)
+    room = cpus - limits.NODE_CPUS_RESERVE - load.dedicated_vcpus
+    if after.dedicated_vcpus > load.dedicated_vcpus and vm.vcpus > room:
+        return f"node {node.name} can dedicate {max(0, room)} more of its {cpus} CPUs to VMs, {vm.vcpus} needed"
+    left = cpus - after.dedicated_vcpus
+    shared, takes = after.vcpus - after.dedicated_vcpus, left * node.spec.vcpu_overcommit
+    if shared > takes:
+        return f"node {node.name} is full: {shared} vCPUs would share {left} CPUs, which take {takes:g}"
     return None
 
 

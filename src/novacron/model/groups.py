@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from novacron.model import node
 from novacron.model.constraints import AntiAffinityScope, Placement
 from novacron.model.node import Node
 from novacron.model.project import DEFAULT
@@ -15,13 +16,9 @@ from novacron.model.project import DEFAULT
 Places = Mapping[AntiAffinityScope, str]
 
 
-class Occupant(Protocol):
+class Occupant(node.Occupant, Protocol):
     """The part of a VM's spec that takes room on a node or affects where other VMs go. A ``VmSpec`` has it."""
 
-    @property
-    def vcpus(self) -> int: ...
-    @property
-    def memory_mib(self) -> int: ...
     @property
     def placement(self) -> Placement: ...
     @property

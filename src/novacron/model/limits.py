@@ -128,6 +128,9 @@ BOOT_ORDER_MAX = 99
 DISK_BOOT_ORDER, CDROM_BOOT_ORDER = 1, 2
 SERIAL_PORTS_MAX = 3
 """Beyond the console's: a PC has four."""
+NUMA_NODES_MAX = 8
+NODE_CPUS_RESERVE = 1
+"""CPUs of a node that are dedicated to no VM: for the host itself, and for VMs that share."""
 CDROMS_PER_VM_MAX = 2
 KERNEL_ARGUMENTS_LENGTH_MAX = 1024
 IOPS_MIN, IOPS_MAX = 10, 10_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -13,6 +13,7 @@ from novacron.model import limits
 from novacron.model.condition import NodeCondition, PeersSeen
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.cpu import CpuModel
+from novacron.model.devices import CpuPolicy, HugePages
 from novacron.model.hardware import HostHardware, PciAddress
 from novacron.model.metadata import Metadata
 from novacron.model.names import NAME_PATTERN
@@ -20,6 +21,9 @@ from novacron.model.vm import Firmware
 from novacron.model.volume import Pool
 
 NodeName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
+
+
+HugeMib = Annotated[int, Meta(ge=0, le=limits.NODE_MEMORY_MIB_MAX)]
 
 
 class AcceleratorKind(StrEnum):
@@ -88,6 +92,9 @@ class Inventory(msgspec.Struct, frozen=True):
     """It can take guests whose interfaces came or went while they ran."""
     addresses: tuple[str, ...] = ()
     """IPv4 addresses of the host, which guests can't reach through their gateway."""
+    huge_2m_mib: HugeMib = 0
+    """Memory that is set aside as huge pages of 2 MiB, in use or not."""
+    huge_1g_mib: HugeMib = 0
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -175,11 +182,40 @@ class Node(Metadata, frozen=True):
         return min(limits.MIGRATIONS_PER_NODE_DEFAULT_MAX, max(1, cpus // limits.CPUS_PER_MIGRATION))
 
 
+class Occupant(Protocol):
+    """What of a VM takes room on a node. A ``VmSpec`` has it."""
+
+    @property
+    def vcpus(self) -> int: ...
+    @property
+    def memory_mib(self) -> int: ...
+    @property
+    def cpu_policy(self) -> CpuPolicy: ...
+    @property
+    def hugepages(self) -> HugePages: ...
+
+
 class Load(msgspec.Struct, frozen=True):
     """The sum of the VMs placed on a node, including VMs that migrate to it."""
 
     vcpus: int = 0
     memory_mib: int = 0
+    """Without that which consists of huge pages."""
+    dedicated_vcpus: int = 0
+    """Those of ``vcpus`` that have a CPU for themselves."""
+    huge_2m_mib: int = 0
+    huge_1g_mib: int = 0
+
+    def changed(self, vm: Occupant, by: int) -> Load:
+        """Return the load with a VM more (``by`` is 1), or less (-1)."""
+        more, huge = by * vm.memory_mib, vm.hugepages
+        return Load(
+            self.vcpus + by * vm.vcpus,
+            self.memory_mib + (more if huge is HugePages.NONE else 0),
+            self.dedicated_vcpus + (by * vm.vcpus if vm.cpu_policy is CpuPolicy.DEDICATED else 0),
+            self.huge_2m_mib + (more if huge is HugePages.SIZE_2M else 0),
+            self.huge_1g_mib + (more if huge is HugePages.SIZE_1G else 0),
+        )
 
 
 def counted(reported: Inventory, spec: NodeSpec) -> Inventory:
@@ -191,8 +227,9 @@ def counted(reported: Inventory, spec: NodeSpec) -> Inventory:
         return reported
     cpus, memory_mib = spec.capacity.cpus, spec.capacity.memory_mib
     return msgspec.structs.replace(
-        reported, cpus=min(reported.cpus, cpus), memory_mib=min(reported.memory_mib, memory_mib)
-    )
+        reported, cpus=min(reported.cpus, cpus), memory_mib=min(reported.memory_mib, memory_mib),
+        huge_2m_mib=min(reported.huge_2m_mib, memory_mib), huge_1g_mib=min(reported.huge_1g_mib, memory_mib),
+    )  # fmt: skip
 
 
 def holds(node: Node, image: str) -> bool:

@@ -87,7 +87,7 @@ def _shape(wish: Wish) -> Shape:
     networks = frozenset(nic.network for nic in spec.nics)
     return (
         wish.images_come, spec.image, spec.firmware, spec.tpm, size, labels, where.tolerations, networks,
-        spec.cpu_flags, spec.devices, spec.machine, tuple(spec.media),
+        spec.cpu_flags, spec.devices, spec.machine, tuple(spec.media), spec.cpu_policy, spec.hugepages,
     )  # fmt: skip
 
 
@@ -318,8 +318,7 @@ class Fleet:
         for name, never in ranking.refusals.items():
             if never is not None or name not in self.nodes or (together and name not in together):
                 continue
-            load, (memory_mib, vcpus) = self.loads[name], self._capacity[name]
-            if spec.memory_mib > int(memory_mib) - load.memory_mib or spec.vcpus > vcpus - load.vcpus:
+            if no_room(self.nodes[name], self.loads[name], spec) is not None:
                 continue
             if apart and self._places[name][scope] in apart:
                 continue
@@ -358,15 +357,13 @@ class Fleet:
 
     def add(self, id: str, spec: Occupant, name: str) -> None:
         """Count a VM on a node of this fleet."""
-        load = self.loads[name]
-        self.loads[name] = Load(load.vcpus + spec.vcpus, load.memory_mib + spec.memory_mib)
+        self.loads[name] = self.loads[name].changed(spec, 1)
         self._versions[name] += 1
         self._count(id, name, spec, 1)
 
     def remove(self, id: str, spec: Occupant, name: str) -> None:
         """Stop counting a VM on a node. Rankings look at the node again: it may now be the best."""
-        load = self.loads[name]
-        self.loads[name] = Load(load.vcpus - spec.vcpus, load.memory_mib - spec.memory_mib)
+        self.loads[name] = self.loads[name].changed(spec, -1)
         self._versions[name] += 1
         for ranking in self._rankings.values():
             ranking.dirty[name] = None

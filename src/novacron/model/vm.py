@@ -21,12 +21,16 @@ from novacron.model.devices import (
     BootDevice,
     BootOrder,
     Cdrom,
+    CpuPolicy,
     DiskBus,
+    HugePages,
     KernelArguments,
     NicModel,
+    NumaNodes,
     Os,
+    SerialPorts,
     SmbiosText,
-    UsbDevice,
+    Usb,
 )
 from novacron.model.encryption import KeyId
 from novacron.model.errors import InvalidInput
@@ -116,18 +120,9 @@ BLANK_IMAGE = "blank"
 ISO, BOOT_FILE = "iso", "boot-file"
 """Kinds of images that are no VM's disk: what is in a CD-ROM drive, and a kernel or initial RAM disk."""
 
-# How to add a field that users set on a VM:
-#   1. Add it to VmFields, with its type, default and a docstring. VmSpec (what is stored) and the API's CreateVm then
-#      have it, and so do the OpenAPI document and whatever reads the list from it.
-#   2. If it can change later, add it to VmChanges too, with the same type.
-#   3. It is stored inside ``vms.spec`` (JSON; an old row has the default). Only a field that queries need as a column
-#      of its own takes a schema migration (store/schema/versions).
-#   4. Let the agent act on it (agent/vm), and check combinations that make no sense in store/sizes.py.
-
+# How to add a field that users set on a VM: CONTRIBUTING.md, "A field of a VM".
 
 Cdroms = Annotated[tuple[Cdrom, ...], Meta(max_length=limits.CDROMS_PER_VM_MAX)]
-SerialPorts = Annotated[int, Meta(ge=0, le=limits.SERIAL_PORTS_MAX)]
-Usb = Annotated[tuple[UsbDevice, ...], Meta(max_length=len(UsbDevice))]
 Nics = Annotated[tuple[NicSpec, ...], Meta(max_length=limits.NICS_PER_VM_MAX)]
 
 
@@ -210,6 +205,11 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Serial ports beyond the console's, which the guest has as COM2 to COM4 (``ttyS1`` to ``ttyS3``)."""
     usb: Usb = ()
     """USB devices, one of each kind at most, on a USB 3 controller (xHCI)."""
+    cpu_policy: CpuPolicy = CpuPolicy.SHARED
+    hugepages: HugePages = HugePages.NONE
+    """Its memory consists of huge pages that its node has set aside."""
+    numa_nodes: NumaNodes = 1
+    """Into how many NUMA nodes its virtual CPUs and its memory are split, evenly."""
 
     @property
     def media(self) -> dict[str, str]:
@@ -256,6 +256,9 @@ class VmChanges(msgspec.Struct, forbid_unknown_fields=True):
     smbios_asset_tag: SmbiosText | UnsetType = UNSET
     serial_ports: SerialPorts | UnsetType = UNSET
     usb: Usb | UnsetType = UNSET
+    cpu_policy: CpuPolicy | UnsetType = UNSET
+    hugepages: HugePages | UnsetType = UNSET
+    numa_nodes: NumaNodes | UnsetType = UNSET
     cpu: CpuKind | UnsetType = UNSET
     """While the VM is off, as ``cpu_flags`` and ``machine`` are: each of them, also with its present value, lets the
     next start choose processor and machine type anew."""

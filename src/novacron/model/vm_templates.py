@@ -12,7 +12,19 @@ from msgspec import UNSET, Meta, UnsetType
 from novacron.model import limits
 from novacron.model.constraints import Labels, Placement
 from novacron.model.cpu import CpuKind
-from novacron.model.devices import BootOrder, DiskBus, KernelArguments, NicModel, Os, SmbiosText
+from novacron.model.devices import (
+    BootOrder,
+    CpuPolicy,
+    DiskBus,
+    HugePages,
+    KernelArguments,
+    NicModel,
+    NumaNodes,
+    Os,
+    SerialPorts,
+    SmbiosText,
+    Usb,
+)
 from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.metadata import Metadata
 from novacron.model.names import Name
@@ -29,10 +41,8 @@ from novacron.model.vm import (
     Iops,
     MemoryMib,
     Restart,
-    SerialPorts,
     StartDelay,
     StartOrder,
-    Usb,
     Vcpus,
     VmSpec,
 )
@@ -104,6 +114,9 @@ class TemplateSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     smbios_manufacturer: SmbiosText | UnsetType = UNSET
     serial_ports: SerialPorts | UnsetType = UNSET
     usb: Usb | UnsetType = UNSET
+    cpu_policy: CpuPolicy | UnsetType = UNSET
+    hugepages: HugePages | UnsetType = UNSET
+    numa_nodes: NumaNodes | UnsetType = UNSET
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of a VM that it sets."""

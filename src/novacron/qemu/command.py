@@ -15,9 +15,10 @@ from novacron.model.devices import DiskBus, NicModel, UsbDevice
 from novacron.model.limits import MEMORY_SLOTS
 from novacron.model.node import AcceleratorKind
 from novacron.model.plugged import DeviceSlot, has_pcie
-from novacron.qemu import boot, firmware, nics, peripherals, vfio
+from novacron.qemu import boot, firmware, guest_memory, nics, peripherals, vfio
 from novacron.qemu.abilities import argument
 from novacron.qemu.boot import BootPlan
+from novacron.qemu.guest_memory import MemoryLayout
 from novacron.qemu.nics import QemuNic
 from novacron.qemu.usage import BALLOON
 
@@ -144,6 +145,7 @@ class QemuConfig(msgspec.Struct, frozen=True):
     serials: tuple[int, ...] = ()
     """Sockets that listen, one for each serial port beyond the console's."""
     usb: tuple[UsbDevice, ...] = ()
+    memory: MemoryLayout = MemoryLayout()
 
     @property
     def has_ide(self) -> bool:
@@ -250,6 +252,12 @@ def _smbios(said: Mapping[str, str]) -> list[str]:
 
 def _enlightenments(config: QemuConfig) -> str:
     return HYPERV if config.windows and config.accelerator is AcceleratorKind.KVM else ""
+
+
+def _processors(config: QemuConfig) -> str:
+    if config.vcpus_max:
+        return f"{config.vcpus},maxcpus={config.vcpus_max}"
+    return f"{config.vcpus}{guest_memory.topology(config.memory, config.vcpus)}"
 
 
 def _memory(config: QemuConfig) -> str:
@@ -449,12 +457,13 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
         *("-nodefaults", "-no-user-config", "-no-shutdown"),
         *("-display", f"vnc=unix:{quoted(display_path(directory))}" if config.display else "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-        *("-machine", config.machine + _firmware_of(config)),
+        *("-machine", config.machine + _firmware_of(config) + guest_memory.machine_options(config.memory)),
         *("-accel", config.accelerator.value),
         *("-cpu", argument(config.accelerator, config.cpu) + _enlightenments(config)),
         *(("-rtc", "base=localtime,driftfix=slew") if config.windows else ()),
-        *("-smp", f"{config.vcpus},maxcpus={config.vcpus_max}" if config.vcpus_max else str(config.vcpus)),
+        *("-smp", _processors(config)),
         *("-m", _memory(config)),
+        *guest_memory.arguments(config.memory, config.vcpus, config.memory_mib),
         *("-chardev", f"socket,id=monitor0,{_server(config.monitor, monitor_path(directory))}"),
         *("-mon", "chardev=monitor0,mode=control"),
         *_console(config),

@@ -25,6 +25,12 @@ async def look(monitor: Monitor) -> GuestHardware:
     return GuestHardware(len(places) - added, sizes["base-memory"] >> 20, added, dimms_mib, balloon, has_nics)
 
 
+async def vcpu_threads(monitor: Monitor) -> list[int]:
+    """Return the thread of each processor, in order. Raises MonitorFailed."""
+    cpus = await monitor.execute("query-cpus-fast")
+    return [int(cpu["thread-id"]) for cpu in sorted(cpus, key=lambda cpu: int(cpu["cpu-index"]))]
+
+
 async def replay(monitor: Monitor, hardware: GuestHardware) -> None:
     """Add to a QEMU that waits for a migration what was hot-plugged at the source. Raises MonitorFailed."""
     if hardware.vcpus_added:

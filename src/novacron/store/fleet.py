@@ -46,17 +46,21 @@ def _of_record(field: str, most: int) -> str:
 
 
 LOADS = f"""
-    SELECT node, sum(vcpus)::bigint AS vcpus, sum(memory_mib)::bigint AS memory_mib FROM (
-        SELECT node, vcpus, memory_mib FROM node_loads
-        UNION ALL SELECT m.target, (v.spec ->> 'vcpus')::bigint, (v.spec ->> 'memory_mib')::bigint
+    SELECT node, {", ".join(f"sum({field})::bigint AS {field}" for field in nodes.SUMS)} FROM (
+        SELECT node, vcpus, memory_mib, 0 AS dedicated_vcpus, 0 AS huge_2m_mib, 0 AS huge_1g_mib FROM node_loads
+        UNION ALL SELECT node, 0, {nodes.SUMS["memory_mib"]} - (spec ->> 'memory_mib')::bigint,
+        {nodes.SUMS["dedicated_vcpus"]}, {nodes.SUMS["huge_2m_mib"]}, {nodes.SUMS["huge_1g_mib"]}
+        FROM vms WHERE node IS NOT NULL AND {nodes.OWN_PARTS}
+        UNION ALL SELECT m.target, {", ".join(nodes.SUMS.values())}
         FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL
         UNION ALL SELECT u.node, {_of_record("vcpus", limits.VCPUS_MAX)},
-        {_of_record("memory_mib", limits.MEMORY_MIB_MAX)}
+        {_of_record("memory_mib", limits.MEMORY_MIB_MAX)}, 0, 0, 0
         FROM unreconciled_vms u WHERE u.proven AND u.claim IN ('{Claim.OWNER}', '{Claim.INCOMING}')
         AND NOT EXISTS (SELECT FROM vms v WHERE v.id = u.vm AND v.node = u.node)
     ) loads GROUP BY node
 """
-"""What is taken of each node: also by VMs that it runs and an older database does not have, or has elsewhere."""
+"""The fields of each node's ``Load``. ``node_loads`` counts all memory alike. VMs that a node runs, and an older database
+does not have, or has elsewhere, count there, too."""
 
 
 ELSEWHERE = f"""
@@ -82,10 +86,14 @@ async def load(connection: Connection) -> Fleet:
     """
     return Fleet(
         await nodes.all(connection),
-        {row["node"]: Load(row["vcpus"], row["memory_mib"]) for row in await connection.fetch(LOADS)},
+        _loads(await connection.fetch(LOADS)),
         decode_each("vms", await connection.fetch(GROUPED), _member),
         await networks.all(connection),
     )
+
+
+def _loads(rows: Iterable[asyncpg.Record]) -> dict[str, Load]:
+    return {row["node"]: Load(*(row[field] for field in nodes.SUMS)) for row in rows}
 
 
 async def load_some(
@@ -99,7 +107,7 @@ async def load_some(
     network_names = {nic.network for wish in wishes for nic in wish.spec.nics}
     return Fleet(
         await nodes.some(connection, every),
-        {row["node"]: Load(row["vcpus"], row["memory_mib"]) for row in loads},
+        _loads(loads),
         members,
         await networks.all(connection) if network_names else (),
         held,

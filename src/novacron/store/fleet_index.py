@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from novacron.model.constraints import Placement
+from novacron.model.devices import CpuPolicy, HugePages
 from novacron.model.groups import groups_of_project, is_grouped, places_of
 from novacron.model.network import Network
 from novacron.model.node import Node
@@ -31,6 +32,8 @@ class Size(NamedTuple):
     memory_mib: int
     placement: Placement = ALONE
     devices: tuple[str, ...] = ()
+    cpu_policy: CpuPolicy = CpuPolicy.SHARED
+    hugepages: HugePages = HugePages.NONE
 
 
 class _Vm(NamedTuple):
@@ -151,7 +154,10 @@ class FleetIndex:
 
 def _size(body: dict[str, Any]) -> Size:
     spec = body["spec"]
+    size = Size(spec["vcpus"], spec["memory_mib"])
+    if "cpu_policy" in spec:  # an old row has none
+        size = size._replace(cpu_policy=CpuPolicy(spec["cpu_policy"]), hugepages=HugePages(spec["hugepages"]))
     if not body["grouped"]:
-        return Size(spec["vcpus"], spec["memory_mib"])
+        return size
     placement = groups_of_project(msgspec.convert(spec["placement"], Placement), body["project"])
-    return Size(spec["vcpus"], spec["memory_mib"], placement, tuple(spec["devices"]))
+    return size._replace(placement=placement, devices=tuple(spec["devices"]))

@@ -12,9 +12,9 @@ from novacron.store.database import Connection
 
 WHILE_OFF = ("os", "disk_bus", "disk_boot_order", "nic_model", "network_boot_order", "kernel", "initrd",
              "kernel_arguments", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag", "serial_ports",
-             "usb")  # fmt: skip
+             "usb", "cpu_policy", "hugepages", "numa_nodes")  # fmt: skip
 """Fields with which QEMU is started."""
-HARDWARE = ("disk_bus", "nic_model", "network_boot_order", "cdroms", "serial_ports", "usb")
+HARDWARE = ("disk_bus", "nic_model", "network_boot_order", "cdroms", "serial_ports", "usb", "numa_nodes", "hugepages")
 """Those that make another machine, which the memory of a snapshot does not fit."""
 FIELDS = frozenset({*WHILE_OFF, "cdroms", "boot_once"})
 

@@ -10,6 +10,7 @@ import asyncpg
 import msgspec
 
 from novacron.model import forecast, limits
+from novacron.model.devices import HugePages
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
 from novacron.model.fit import cannot_run
 from novacron.model.migration import (
@@ -81,7 +82,7 @@ async def create(connection: Connection, ref: str, request: MoveRequest, index: 
         "migration is asked for", always=True, vm=vm.id, source=vm.node, target=target, cause=request.cause
     ):
         trace = traces.carry()  # a migration is always traced
-    migration = await _insert(connection, vm, target, request, trace)
+    migration = await _insert(connection, vm, target, _possible(vm, request), trace)
     if request.cause is Cause.REQUEST:
         await projects.check_quota(connection, vm.project, before)
     await connection.execute(
@@ -90,6 +91,18 @@ async def create(connection: Connection, ref: str, request: MoveRequest, index: 
     message = f"{migration.kind} migration from {vm.node} to {target}"
     await _event(connection, migration, "Requested", message, request.actor)
     return migration
+
+
+def _possible(vm: Vm, request: MoveRequest) -> MoveRequest:
+    """Return what is asked for as far as the VM's memory allows it. Raises IllegalState if a user asked for more."""
+    if request.policy is not MigrationPolicy.POST_COPY or vm.spec.hugepages is HugePages.NONE:
+        return request
+    if request.cause is Cause.REQUEST:
+        raise IllegalState(
+            f"VM {vm.name} has huge pages, whose guest can't run before its memory is there", field="policy",
+            hint=f"choose another policy: novacron vm migrate {vm.name} --policy throttle",
+        )  # fmt: skip
+    return msgspec.structs.replace(request, policy=MigrationPolicy.THROTTLE)
 
 
 async def _insert(connection: Connection, vm: Vm, target: str, request: MoveRequest, trace: str) -> Migration:

@@ -9,6 +9,7 @@ import asyncpg
 import msgspec
 
 from novacron.model.condition import NodeCondition, PeersSeen
+from novacron.model.devices import HugePages
 from novacron.model.drain import TIME_LIMIT_S_DEFAULT, DrainPolicy
 from novacron.model.errors import Conflict, NotFound, PreconditionFailed
 from novacron.model.node import Capacity, Inventory, Load, Node, NodeSpec, NodeStatus, counted
@@ -77,12 +78,29 @@ async def others_hold(connection: Connection, name: str, digest: str) -> bool:
     )
 
 
+OWN_PARTS = "(spec ->> 'cpu_policy' = 'dedicated' OR spec ->> 'hugepages' <> 'none')"
+"""Of a VM that has CPUs or huge pages for itself: an index has these (schema version 0068)."""
+OWN_VCPUS = "CASE WHEN spec ->> 'cpu_policy' = 'dedicated' THEN (spec ->> 'vcpus')::bigint ELSE 0 END"
+SHARED_MIB = "CASE WHEN coalesce(spec ->> 'hugepages', 'none') = 'none' THEN (spec ->> 'memory_mib')::bigint ELSE 0 END"
+
+
+def huge_mib(size: HugePages) -> str:
+    """Return what of a VM's memory consists of huge pages of a size, in SQL."""
+    return f"CASE WHEN spec ->> 'hugepages' = '{size}' THEN (spec ->> 'memory_mib')::bigint ELSE 0 END"
+
+
+SUMS = {
+    "vcpus": "(spec ->> 'vcpus')::bigint", "memory_mib": SHARED_MIB, "dedicated_vcpus": OWN_VCPUS,
+    "huge_2m_mib": huge_mib(HugePages.SIZE_2M), "huge_1g_mib": huge_mib(HugePages.SIZE_1G),
+}  # fmt: skip
+"""What of a VM is in each field of a ``Load``, in SQL."""
+
+
 async def load(connection: Connection, name: str) -> Load:
     """Return the VMs on the node and those on their way to it."""
     row: Any = await connection.fetchrow(
-        """
-        SELECT coalesce(sum((spec ->> 'vcpus')::bigint), 0)::bigint AS vcpus,
-               coalesce(sum((spec ->> 'memory_mib')::bigint), 0)::bigint AS memory_mib
+        f"""
+        SELECT {", ".join(f"coalesce(sum({value}), 0)::bigint AS {field}" for field, value in SUMS.items())}
         FROM vms
         WHERE node = $1 OR id IN (SELECT vm FROM migrations WHERE target = $1 AND finished_at IS NULL)
         """,

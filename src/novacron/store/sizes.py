@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from novacron.model import limits
+from novacron.model import limits, topology
+from novacron.model.devices import HugePages
 from novacron.model.errors import IllegalState, InvalidInput, NoCapacity
 from novacron.model.fit import no_room
-from novacron.model.node import Load
 from novacron.model.vm import Vm, VmSpec, VmState, is_off
 from novacron.store import nodes
 from novacron.store.database import Connection
@@ -38,7 +38,7 @@ async def check_disk(connection: Connection, image: str, has_mib: int, requested
 
 def of(spec: VmSpec) -> tuple[object, ...]:
     """Return all that makes up the size of a VM."""
-    return spec.vcpus, spec.memory_mib, spec.vcpus_max, spec.memory_max_mib
+    return spec.vcpus, spec.memory_mib, spec.vcpus_max, spec.memory_max_mib, spec.cpu_policy, spec.hugepages
 
 
 def check_maxima(spec: VmSpec) -> None:
@@ -53,6 +53,7 @@ def check_maxima(spec: VmSpec) -> None:
         raise InvalidInput(
             f"a guest whose memory may grow needs {limits.GROWING_MEMORY_MIB_MIN} MiB at the start", field="memory_mib"
         )
+    topology.check(spec)
 
 
 def by_balloon(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
@@ -70,11 +71,11 @@ def by_balloon(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
         return changes if vm.spec.balloon_mib is None else {**changes, "balloon_mib": None}
     assert has is not None
     if vm.spec.devices or not has.balloon:
-        why = (
-            "it has host devices, which pin all of its memory"
-            if vm.spec.devices
-            else "it was started without a balloon"
-        )
+        why = "it was started without a balloon"
+        if vm.spec.devices:
+            why = "it has host devices, which pin all of its memory"
+        elif vm.spec.hugepages is not HugePages.NONE:
+            why = "it consists of huge pages, which its node has set aside for VMs anyway"
         raise IllegalState(
             f"VM {vm.name} can't release memory while it runs: {why}", field="memory_mib",
             hint=f"novacron vm stop {vm.name} --wait",
@@ -87,7 +88,8 @@ def _grows(vm: Vm, spec: VmSpec) -> bool:
     """Say whether a VM that runs can take another size without being stopped. Raises InvalidInput."""
     has, was = vm.status.hardware, vm.spec
     maxima = (spec.vcpus_max, spec.memory_max_mib) == (was.vcpus_max, was.memory_max_mib)
-    if vm.status.state not in (VmState.RUNNING, VmState.PAUSED) or has is None or not maxima:
+    parts = (spec.cpu_policy, spec.hugepages) == (was.cpu_policy, was.hugepages)
+    if vm.status.state not in (VmState.RUNNING, VmState.PAUSED) or has is None or not (maxima and parts):
         return False
     if spec.vcpus < was.vcpus or spec.memory_mib < was.memory_mib:
         return False
@@ -123,7 +125,6 @@ async def check_resize(connection: Connection, vm: Vm, spec: VmSpec) -> None:
     await nodes.take_turn(connection)
     node = await nodes.get(connection, vm.node)
     load = await nodes.load(connection, vm.node)
-    without = Load(load.vcpus - vm.spec.vcpus, load.memory_mib - vm.spec.memory_mib)
-    why = no_room(node, without, spec)
+    why = no_room(node, load.changed(vm.spec, -1), spec)
     if why is not None:
         raise NoCapacity(why, field="memory_mib", hint="move it to a larger node first, or see: novacron node list")

@@ -8,10 +8,11 @@ import platform
 import socket
 
 from novacron import __version__, child_environment
-from novacron.agent.host import hardware, networks
+from novacron.agent.host import hardware, huge_pages, networks
 from novacron.agent.host.volumes import Pools
 from novacron.agent.settings import AgentSettings
 from novacron.disk.images import LocalImage, have_blank, scan
+from novacron.model.devices import HugePages
 from novacron.model.errors import InvalidInput
 from novacron.model.network import MTU_DEFAULT
 from novacron.model.node import Inventory
@@ -90,6 +91,8 @@ async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tup
         machines=can.machines,
         networks=not lacks,
         plugs_nics=True,
+        huge_2m_mib=huge_pages.set_aside_mib(HugePages.SIZE_2M),
+        huge_1g_mib=huge_pages.set_aside_mib(HugePages.SIZE_1G),
         bridges=() if lacks else tuple(await asyncio.to_thread(tap.bridges)),
         wireguard=wireguard.public_key(settings.wireguard_key) if may_encrypt else "",
         tunnel_mtu=await asyncio.to_thread(_tunnel_mtu, settings),

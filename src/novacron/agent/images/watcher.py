@@ -1,4 +1,4 @@
-"""Which images and pools this node has: looked at now and then, and told to the server when that changes."""
+"""Which images, pools and huge pages this node has: looked at now and then; the server is told of changes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from novacron.agent.host import huge_pages
 from novacron.agent.images import unused
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.settings import AgentSettings
 from novacron.disk.images import scan
+from novacron.model.devices import HugePages
 from novacron.model.node import Inventory
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -51,13 +53,17 @@ class ImageWatcher:
                 self._host.send(wire.ImageIdle(image.name, image.digest))
 
     async def rescan(self) -> None:
-        """Look at the images and pools now. Raises OSError."""
+        """Look at the images, pools and huge pages now. Raises OSError."""
         async with self._scanning:
             images, _ = await asyncio.to_thread(scan, self._settings.images_dir)
             self._host.images.clear()
             self._host.images.update(images)
             infos = tuple(image.info for image in images.values())
             pools, _ = await asyncio.to_thread(self._host.storage_pools.look)
-            if (infos, pools) != (self.inventory.images, self.inventory.pools):
-                self.inventory = msgspec.structs.replace(self.inventory, images=infos, pools=pools)
+            now = msgspec.structs.replace(
+                self.inventory, images=infos, pools=pools, huge_2m_mib=huge_pages.set_aside_mib(HugePages.SIZE_2M),
+                huge_1g_mib=huge_pages.set_aside_mib(HugePages.SIZE_1G),
+            )  # fmt: skip
+            if now != self.inventory:
+                self.inventory = now
                 self._host.send(wire.InventoryChanged(self.inventory))

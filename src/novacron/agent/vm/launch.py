@@ -7,10 +7,12 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from novacron import private_file
+from novacron.agent.host.dedicated_cpus import DedicatedCpus, TooFewCpus
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import firmware_state, keys, media, nvram
@@ -24,6 +26,7 @@ from novacron.disk import cloud_init
 from novacron.disk.images import LocalImage
 from novacron.disk.qemu_img import ImgFailed
 from novacron.model.cloud_init import Seed
+from novacron.model.devices import CpuPolicy, HugePages
 from novacron.model.guest_hardware import GuestHardware
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import BLANK_IMAGE, Display, Firmware, VmSpec
@@ -31,6 +34,7 @@ from novacron.qemu import command, confine, firmware, peripherals
 from novacron.qemu.boot import BootPlan
 from novacron.qemu.command import QemuCd, QemuConfig, QemuKey, QemuVolume
 from novacron.qemu.firmware import MACHINES
+from novacron.qemu.guest_memory import MemoryLayout
 from novacron.qemu.nics import QemuNic
 from novacron.qemu.vfio import MEMLOCK_BESIDE_BYTES
 from novacron.wire import messages as wire
@@ -66,7 +70,8 @@ class StartRequest(msgspec.Struct, frozen=True):
         """Return the processors and the memory to start with: what a guest that comes here has already grown to."""
         if self.incoming and self.assignment.hardware:
             return self.assignment.hardware
-        return GuestHardware(self.assignment.spec.vcpus, self.assignment.spec.memory_mib, balloon=True)
+        spec = self.assignment.spec
+        return GuestHardware(spec.vcpus, spec.memory_mib, balloon=spec.hugepages is HugePages.NONE)
 
     def nic_ports(self) -> int:
         """Return how many ports for interfaces to have: as many as a guest that comes here has."""
@@ -98,6 +103,7 @@ class Inherited(msgspec.Struct, frozen=True):
     console_log: int | None = None
     """None: QEMU opens ``console.log`` itself."""
     serials: tuple[int, ...] = ()
+    memory: MemoryLayout = MemoryLayout()
 
 
 def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherited) -> QemuConfig:
@@ -148,6 +154,7 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         restored_from=inherited.restored_from,
         serials=inherited.serials,
         usb=spec.usb,
+        memory=inherited.memory,
     )
 
 
@@ -220,14 +227,21 @@ def _hand_keys(request: StartRequest, opener: Opener) -> tuple[QemuKey, ...]:
     )
 
 
+class HostParts(NamedTuple):
+    """What of this host one VM has and no other."""
+
+    passthrough: Passthrough
+    cpus: DedicatedCpus
+
+
 class Launch:
     """Prepares the starts of one VM."""
 
     def __init__(
-        self, vm: str, home: VmDirectory, settings: AgentSettings, interfaces: Interfaces, passthrough: Passthrough
+        self, vm: str, home: VmDirectory, settings: AgentSettings, interfaces: Interfaces, parts: HostParts
     ) -> None:
         self._vm, self._home, self._settings = vm, home, settings
-        self._interfaces, self._passthrough = interfaces, passthrough
+        self._interfaces, (self._passthrough, self._cpus) = interfaces, parts
         self.tpm = Tpm(home)
         self.console_log = ConsoleLog(home.path, vm)
 
@@ -256,6 +270,7 @@ class Launch:
                 "a part of its disk is still in a backup, from which it is not being restored: delete the VM, and"
                 " restore the backup again"
             )
+        host_cells = await asyncio.to_thread(self._take_cpus, spec)
         inherited = Inherited(
             nics=nics,
             volumes=tuple(volumes),
@@ -275,6 +290,7 @@ class Launch:
             shared=() if image.disk is None else tuple(opener.read(path) for path in self._home.shared()),
             keys=handed,
             restored_from=RESTORE_SOCKET if restoring else "",
+            memory=MemoryLayout(spec.numa_nodes, spec.hugepages, host_cells),
             cds=tuple(media.drive(spec, number, request.media, opener.read) for number in range(len(spec.cdroms))),
         )
         config = qemu_config(self._vm, self._settings.qemu_binary, request, inherited)
@@ -339,6 +355,18 @@ class Launch:
         except (BadState, ImgFailed) as error:
             raise LaunchFailed(str(error)) from error
         return code
+
+    def _take_cpus(self, spec: VmSpec) -> tuple[int | None, ...]:
+        """Take the CPUs of this host that a VM has for itself, if it has any; return where its memory is to be.
+
+        Raises LaunchFailed, OSError.
+        """
+        if spec.cpu_policy is not CpuPolicy.DEDICATED:
+            return ()
+        try:
+            return self._cpus.take(self._vm, spec.vcpus, spec.numa_nodes)
+        except TooFewCpus as error:
+            raise LaunchFailed(str(error)) from error
 
     def _take_devices(self, assignment: wire.Assignment, uid: int | None) -> tuple[str, ...]:
         """Take the devices of this host that a VM has. Raises DeviceFailed, OSError."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from novacron.agent.actions import Action, Doing
 from novacron.agent.host.clock import finished_in_thread
+from novacron.agent.host.dedicated_cpus import DedicatedCpus
 from novacron.agent.host.instances import mark_of
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
@@ -18,7 +19,7 @@ from novacron.agent.vm import keys
 from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
 from novacron.agent.vm.hypervisor import AnotherQemu, MachineFailed, OnEvent
 from novacron.agent.vm.interfaces import Interfaces
-from novacron.agent.vm.launch import Launch, LaunchFailed, Opener, StartRequest
+from novacron.agent.vm.launch import HostParts, Launch, LaunchFailed, Opener, StartRequest
 from novacron.agent.vm.leftovers import owner_of, without_agent
 from novacron.disk import overlay
 from novacron.disk.overlay import OverlayFailed
@@ -48,7 +49,7 @@ class Machine:
         id: str,
         settings: AgentSettings,
         networks: NodeNetworks,
-        passthrough: Passthrough,
+        parts: HostParts,
         on_event: OnEvent,
     ) -> None:
         self.id = id
@@ -77,8 +78,8 @@ class Machine:
         self._tell = on_event
         self._ending: asyncio.Task[None] | None = None
         self.interfaces = Interfaces(id, self.home, networks, settings.bridge)
-        self._passthrough = passthrough
-        self._launch = Launch(id, self.home, settings, self.interfaces, passthrough)
+        self._passthrough, self._cpus = parts
+        self._launch = Launch(id, self.home, settings, self.interfaces, parts)
         self.console_log = self._launch.console_log
         self._disk_bytes = 0
         """What its disk is known to have, at least."""
@@ -105,6 +106,7 @@ class Machine:
         await asyncio.to_thread(self.home.clear_sockets)
         found = await self._find()
         if found is None:
+            await asyncio.to_thread(self._cpus.leave, self.id)
             return False
         self.pid, self.kept = found.pid, process.is_kept(found.pid)
         self._launch.note_devices()
@@ -284,13 +286,21 @@ class Machine:
             command.monitor_path(self.directory), self._on_event, lambda: self.pid is not None
         )
         self.hardware = await hotplug.look(self.monitor)
+        await self._place_threads(self.monitor)
         if self.hardware.balloon:
             await usage.watch_balloon(self.monitor)
         ports = await self.monitor.execute("query-chardev")
         self.guest_listens = any(port["label"] == "guest0" and port["frontend-open"] for port in ports)
 
+    async def _place_threads(self, monitor: Monitor) -> None:
+        """Let each vCPU run on the CPU that it has for itself, if it has one, and all else on those that VMs share."""
+        threads = await hotplug.vcpu_threads(monitor)
+        if self.pid is not None:
+            await asyncio.to_thread(self._cpus.runs, self.id, self.pid, threads)
+
     async def _watch(self, pid: int) -> None:
         await process.ended(pid)
+        await asyncio.to_thread(self._cpus.leave, self.id)
         self.pid, self.guest_listens, self.hardware = None, False, None
         self._on_event("EXIT", {})
 
@@ -357,6 +367,7 @@ class Machine:
             log.warning("a VM's cgroup stays", vm=self.id, error=str(error))
         await self.interfaces.delete()
         await asyncio.to_thread(self._passthrough.leave, self.id)
+        await asyncio.to_thread(self._cpus.leave, self.id)
 
     def exists(self) -> bool:
         """Say whether anything of the VM is here."""
@@ -381,7 +392,8 @@ class QemuHypervisor:
     """QEMU on this host."""
 
     def __init__(self, settings: AgentSettings, networks: NodeNetworks, passthrough: Passthrough) -> None:
-        self._settings, self._networks, self._passthrough = settings, networks, passthrough
+        self._settings, self._networks = settings, networks
+        self._parts = HostParts(passthrough, DedicatedCpus(settings.vms_dir))
 
     def machine(self, vm: str, on_event: OnEvent) -> Machine:
-        return Machine(vm, self._settings, self._networks, self._passthrough, on_event)
+        return Machine(vm, self._settings, self._networks, self._parts, on_event)
