@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from novacron.model.console import ConsoleKind
     from novacron.model.constraints import AntiAffinityScope, Effect
     from novacron.model.cpu import CpuKind
-    from novacron.model.devices import BootDevice, DiskBus, NicModel, Os
+    from novacron.model.devices import BootDevice, CpuPolicy, DiskBus, HugePages, NicModel, Os, UsbDevice
     from novacron.model.drain import DrainPolicy
     from novacron.model.drill import DrillName, DrillVerdict
     from novacron.model.image import ImageFormat
@@ -261,6 +261,11 @@ class ConfigureVmBody(TypedDict, total=False):
     smbios_manufacturer: str
     smbios_serial: str
     smbios_asset_tag: str
+    serial_ports: int
+    usb: Sequence[UsbDevice | Literal["tablet", "keyboard", "mouse"]]
+    cpu_policy: CpuPolicy | Literal["shared", "dedicated"]
+    hugepages: HugePages | Literal["none", "2M", "1G"]
+    numa_nodes: int
     cpu: CpuKind | Literal["baseline", "host"]
     cpu_flags: Sequence[str]
     machine: str | None
@@ -495,6 +500,11 @@ class CreateVmBody(TypedDict, total=False):
     smbios_manufacturer: str
     smbios_serial: str
     smbios_asset_tag: str
+    serial_ports: int
+    usb: Sequence[UsbDevice | Literal["tablet", "keyboard", "mouse"]]
+    cpu_policy: CpuPolicy | Literal["shared", "dedicated"]
+    hugepages: HugePages | Literal["none", "2M", "1G"]
+    numa_nodes: int
     vcpus: int
     memory_mib: int
     firmware: Firmware | Literal["bios", "uefi", "uefi-secure"]
@@ -767,9 +777,10 @@ class NicSpecBody(TypedDict, total=False):
 
 
 class OpenConsoleBody(TypedDict, total=False):
-    """Which console: the serial line, or the display."""
+    """Which console: a serial port, or the display."""
 
     kind: ConsoleKind | Literal["serial", "display"]
+    serial: int
 
 
 class OpenPortBody(TypedDict, total=False):
@@ -1030,6 +1041,11 @@ class TemplateSpecBody(TypedDict, total=False):
     initrd: str | None
     kernel_arguments: str
     smbios_manufacturer: str
+    serial_ports: int
+    usb: Sequence[UsbDevice | Literal["tablet", "keyboard", "mouse"]]
+    cpu_policy: CpuPolicy | Literal["shared", "dedicated"]
+    hugepages: HugePages | Literal["none", "2M", "1G"]
+    numa_nodes: int
 
 
 class TryReplicaBody(TypedDict, total=False):

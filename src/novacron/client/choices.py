@@ -38,6 +38,13 @@ class BootDevice(StrEnum):
     NETWORK = "network"
 
 
+class CpuPolicy(StrEnum):
+    """How a VM's virtual CPUs share the CPUs of its node."""
+
+    SHARED = "shared"
+    DEDICATED = "dedicated"
+
+
 class DiskBus(StrEnum):
     """The controller of a disk."""
 
@@ -45,6 +52,14 @@ class DiskBus(StrEnum):
     SCSI = "scsi"
     SATA = "sata"
     IDE = "ide"
+
+
+class HugePages(StrEnum):
+    """The size of the pages of the node's memory that a guest's memory consists of."""
+
+    NONE = "none"
+    SIZE_2M = "2M"
+    SIZE_1G = "1G"
 
 
 class NicModel(StrEnum):
@@ -245,5 +260,10 @@ VM_FIELDS: dict[str, VmField] = {
     "smbios_manufacturer": VmField(str, "", True, False),
     "smbios_serial": VmField(str, "", True, False),
     "smbios_asset_tag": VmField(str, "", True, False),
+    "serial_ports": VmField(int, 0, True, False),
+    "usb": VmField(list, (), True, False),
+    "cpu_policy": VmField(CpuPolicy, CpuPolicy.SHARED, True, False),
+    "hugepages": VmField(HugePages, HugePages.NONE, True, False),
+    "numa_nodes": VmField(int, 1, True, False),
 }
 """Those with a default and of a simple type."""

@@ -59,8 +59,8 @@ LOADS = f"""
         AND NOT EXISTS (SELECT FROM vms v WHERE v.id = u.vm AND v.node = u.node)
     ) loads GROUP BY node
 """
-"""The fields of each node's ``Load``. ``node_loads`` counts all memory alike. VMs that a node runs, and an older database
-does not have, or has elsewhere, count there, too."""
+"""The fields of each node's ``Load``. ``node_loads`` counts all memory alike. VMs that a node runs, and an older
+database does not have, or has elsewhere, count there, too."""
 
 
 ELSEWHERE = f"""

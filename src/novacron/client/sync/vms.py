@@ -72,14 +72,16 @@ class VmCalls(Connection):
         verdicts: Sequence[Object] = (self._object("POST", "/api/v1/placements", fields))["items"]
         return verdicts
 
-    def open_console(self, ref: str, kind: str = "serial") -> Console:
-        """Open a VM's console: its serial line, or its ``display`` (VNC). Raises ApiError, Unreachable.
+    def open_console(self, ref: str, kind: str = "serial", serial: int = 0) -> Console:
+        """Open a VM's console: a serial port (0 is the first one), or its ``display`` (VNC).
+
+        Raises ApiError, Unreachable.
 
         A console runs in a thread of its own, and its methods block.
         """
         from novacron.client.console import Console
 
-        ticket = self.act("vms", ref, "open-console", {"kind": kind})
+        ticket = self.act("vms", ref, "open-console", {"kind": kind, **({"serial": serial} if serial else {})})
         url = self.config.url.replace("https://", "wss://") + ticket["path"]
         return self._transport.run(Console, url, self.config.ca)
 
