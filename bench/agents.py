@@ -18,9 +18,10 @@ from novacron.agent import identity
 from novacron.agent.control.link import LinkClient
 from novacron.client import Client, load_config
 from novacron.model.errors import InvalidInput
+from novacron.model.guest_reports import Guest
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
 from novacron.model.token import decode_ticket
-from novacron.model.vm import Guest, Power, VmState, VmStatus
+from novacron.model.vm import Power, VmState, VmStatus
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 

@@ -14,7 +14,8 @@ import pytest
 
 from novacron.model.errors import Conflict
 from novacron.model.export import Export
-from novacron.model.vm import Guest, VmState, VmStatus
+from novacron.model.guest_reports import Guest
+from novacron.model.vm import VmState, VmStatus
 from novacron.server import desired_state, node_statements
 from novacron.server.desired_state import DesiredStateSender
 from novacron.server.heartbeats import Heartbeats

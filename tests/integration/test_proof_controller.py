@@ -16,7 +16,8 @@ from novacron.model.backup import Backup
 from novacron.model.backup_proof import BackupProof, ProofPhase, ProofProbe
 from novacron.model.errors import Conflict, IllegalState, Unavailable
 from novacron.model.guest_command import GuestCommand
-from novacron.model.vm import Guest, Vm, VmAction, VmState
+from novacron.model.guest_reports import Guest
+from novacron.model.vm import Vm, VmAction, VmState
 from novacron.store import backup_policies, backup_proofs, backups, vms
 from novacron.store.database import Connection, Database
 from novacron.wire.questions import ReadConsoleLog, ReadGuestCommand, StartGuestCommand, TakeScreenshot

@@ -35,6 +35,7 @@ from novacron.model.devices import (
 from novacron.model.encryption import KeyId
 from novacron.model.errors import InvalidInput
 from novacron.model.guest_hardware import GuestHardware
+from novacron.model.guest_reports import Guest, RestoreProgress
 from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.mac import MacAddress
 from novacron.model.mac import from_id as mac_from_id
@@ -303,14 +304,6 @@ MachineType = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,63})?
 """As nodes report it, and other nodes give it to QEMU."""
 
 
-class RestoreProgress(msgspec.Struct, frozen=True):
-    """How much of the disk of a VM that runs from a backup is on its node, in whole percents of the disk."""
-
-    done_bytes: Annotated[int, Meta(ge=0, le=1 << 50)]
-    total_bytes: Annotated[int, Meta(ge=0, le=1 << 50)]
-    """Size of the disk; 0: not known yet."""
-
-
 class VmStatus(msgspec.Struct, frozen=True):
     """The owning node's latest report."""
 
@@ -345,15 +338,6 @@ class VmStatus(msgspec.Struct, frozen=True):
     begin its next epoch, which the node obeys again."""
     restore: RestoreProgress | None = None
     """The VM runs while its disk is restored from a backup; None: it does not, or all of its disk is there."""
-
-
-class Guest(msgspec.Struct, frozen=True):
-    """What the guest's own agent reports. Don't trust it: the guest can report anything."""
-
-    hostname: str = ""
-    addresses: tuple[str, ...] = ()
-    memory_mib: int | None = None
-    """How much memory its kernel uses. None: nothing was added since the VM was started, or the guest does not say."""
 
 
 ReplaceRequest = Annotated[str, Meta(pattern=r"^([0-9a-f]{16})?\Z")]

@@ -34,11 +34,11 @@ class TooFewCpus(Exception):
 
 def cpu_list(text: str) -> frozenset[int]:
     """Return the CPUs that a list like ``0-3,8`` names (cpuset(7))."""
-    found: set[int] = set()
+    cpus: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
-        found.update(range(int(first), int(last or first) + 1))
-    return frozenset(found)
+        cpus.update(range(int(first), int(last or first) + 1))
+    return frozenset(cpus)
 
 
 def host_cells(root: Path = NODES) -> list[frozenset[int]]:
@@ -159,7 +159,7 @@ def place_threads(pid: int, own: Mapping[int, Collection[int]], shared: Collecti
     """Keep the threads of a process on CPUs: those in ``own`` on theirs, all others on ``shared``. Raises OSError."""
     for entry in Path(f"/proc/{pid}/task").iterdir():
         thread = int(entry.name)
-        wanted = set(own.get(thread, shared))
+        belongs = set(own.get(thread, shared))
         with contextlib.suppress(ProcessLookupError):  # it ends at this moment
-            if os.sched_getaffinity(thread) != wanted:
-                os.sched_setaffinity(thread, wanted)
+            if os.sched_getaffinity(thread) != belongs:
+                os.sched_setaffinity(thread, belongs)

@@ -35,9 +35,10 @@ from novacron.agent.vm.tenant import Tenant, tenant_of
 from novacron.disk.images import LocalImage
 from novacron.model.cpu import CpuModel
 from novacron.model.encryption import DataKey
+from novacron.model.guest_reports import RestoreProgress
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, may_run
-from novacron.model.vm import RestoreProgress, VmSpec, VmState, VmStatus
+from novacron.model.vm import VmSpec, VmState, VmStatus
 from novacron.model.waiting import WaitCode
 from novacron.wire import messages as wire
 

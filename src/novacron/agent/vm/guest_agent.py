@@ -9,7 +9,7 @@ from collections.abc import Callable
 from math import inf
 
 from novacron.agent.vm.hypervisor import VirtualMachine
-from novacron.model.vm import Guest
+from novacron.model.guest_reports import Guest
 from novacron.qemu.guest import GuestSilent
 from novacron.telemetry import logs
 

@@ -48,7 +48,8 @@ from novacron.disk.written_extents import written_extents
 from novacron.dwcp.backoff import Backoff
 from novacron.model.backup_source import BackupSource
 from novacron.model.encryption import DataKey
-from novacron.model.vm import CloneOf, RestoreProgress, VmState
+from novacron.model.guest_reports import RestoreProgress
+from novacron.model.vm import CloneOf, VmState
 from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu import restore
 from novacron.qemu.monitor import Monitor, MonitorFailed
