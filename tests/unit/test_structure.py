@@ -37,9 +37,9 @@ SITES = ("guests on the shared platform", "backups on the shared platform", "the
 LOADED_WHEN_NEEDED = {"opentelemetry.exporter", "pycdlib", "redis", "webauthn", "zxcvbn"}
 """Packages that few processes need, and that take long to import."""
 SHARED_CLASS_NAMES = {
-    "AntiAffinityScope", "AuditOutcome", "BootDevice", "CapacityResource", "CpuKind", "DiskBus", "Display",
+    "AntiAffinityScope", "AuditOutcome", "BootDevice", "CapacityResource", "CpuKind", "CpuPolicy", "DiskBus", "Display",
     "DrainPolicy", "DrillName", "DrillVerdict", "Encryption",
-    "Firmware", "ImageFormat", "Ipv6Addresses", "KeyName", "MigrationPolicy", "NicModel", "Os", "Power",
+    "Firmware", "HugePages", "ImageFormat", "Ipv6Addresses", "KeyName", "MigrationPolicy", "NicModel", "Os", "Power",
     "RebalanceBasis", "RebalanceMode", "Restart",
 }  # fmt: skip
 """Enums of the model that the client, which does not load the model, has a generated copy of (client/choices.py)."""

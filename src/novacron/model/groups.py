@@ -16,7 +16,7 @@ from novacron.model.project import DEFAULT
 Places = Mapping[AntiAffinityScope, str]
 
 
-class Occupant(node.Occupant, Protocol):
+class Occupant(node.RoomTaken, Protocol):
     """The part of a VM's spec that takes room on a node or affects where other VMs go. A ``VmSpec`` has it."""
 
     @property

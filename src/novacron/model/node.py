@@ -182,7 +182,7 @@ class Node(Metadata, frozen=True):
         return min(limits.MIGRATIONS_PER_NODE_DEFAULT_MAX, max(1, cpus // limits.CPUS_PER_MIGRATION))
 
 
-class Occupant(Protocol):
+class RoomTaken(Protocol):
     """What of a VM takes room on a node. A ``VmSpec`` has it."""
 
     @property
@@ -206,7 +206,7 @@ class Load(msgspec.Struct, frozen=True):
     huge_2m_mib: int = 0
     huge_1g_mib: int = 0
 
-    def changed(self, vm: Occupant, by: int) -> Load:
+    def changed(self, vm: RoomTaken, by: int) -> Load:
         """Return the load with a VM more (``by`` is 1), or less (-1)."""
         more, huge = by * vm.memory_mib, vm.hugepages
         return Load(
