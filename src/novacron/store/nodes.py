@@ -78,7 +78,7 @@ async def others_hold(connection: Connection, name: str, digest: str) -> bool:
     )
 
 
-OWN_PARTS = "(spec ->> 'cpu_policy' = 'dedicated' OR spec ->> 'hugepages' <> 'none')"
+OWN_PARTS = "(spec ->> 'cpu_policy' = 'dedicated' OR spec ->> 'hugepages' IN ('2M', '1G'))"
 """Of a VM that has CPUs or huge pages for itself: an index has these (schema version 0068)."""
 OWN_VCPUS = "CASE WHEN spec ->> 'cpu_policy' = 'dedicated' THEN (spec ->> 'vcpus')::bigint ELSE 0 END"
 SHARED_MIB = "CASE WHEN coalesce(spec ->> 'hugepages', 'none') = 'none' THEN (spec ->> 'memory_mib')::bigint ELSE 0 END"

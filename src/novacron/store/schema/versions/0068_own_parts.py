@@ -11,5 +11,5 @@ down_revision = "0067"
 def upgrade() -> None:
     op.execute(
         "CREATE INDEX vms_own_parts ON vms (node)"
-        " WHERE (spec ->> 'cpu_policy' = 'dedicated' OR spec ->> 'hugepages' <> 'none')"
+        " WHERE (spec ->> 'cpu_policy' = 'dedicated' OR spec ->> 'hugepages' IN ('2M', '1G'))"
     )
