@@ -69,6 +69,16 @@ def restore_live(site: Platform, backup: Object, name: str, *, rate: int | None 
     return vm
 
 
+def running_from_backup(site: Platform, original: Object, repository: Object, name: str) -> tuple[Object, Object]:
+    """Return a backup of a VM with something to read, and a VM that has booted from it."""
+    fill(site, original)
+    write_to_disk(site, original, "kept")
+    backup = back_up(site, original, repository)
+    vm = restore_live(site, backup, name)
+    wait_until_booted(site, vm)
+    return backup, site.client.get("vms", vm["id"])
+
+
 def is_restoring(site: Platform, vm: Object) -> bool:
     return site.client.get("vms", vm["id"])["clone_of"] is not None
 
@@ -90,13 +100,8 @@ def check_disk(site: Platform, vm: Object, repository: Object, backup: Object) -
 def test_a_vm_runs_from_its_backup_at_once_and_its_disk_is_whole_though_its_agent_is_killed_on_the_way(
     site: Platform, api: Api, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]
 ) -> None:
-    original, repository = boot_vm(site, new_vm), new_repository()
-    fill(site, original)
-    write_to_disk(site, original, "kept")
-    backup = back_up(site, original, repository)
-    vm = restore_live(site, backup, new_name())
-    wait_until_booted(site, vm)
-    vm = site.client.get("vms", vm["id"])
+    repository = new_repository()
+    backup, vm = running_from_backup(site, boot_vm(site, new_vm), repository, new_name())
     assert is_restoring(site, vm) and (directory_of(site, vm) / "restoring").exists()
     assert read_from_disk(site, vm) == "kept"
     write_while_restored(site, vm)
@@ -124,13 +129,8 @@ def test_a_vm_runs_from_its_backup_at_once_and_its_disk_is_whole_though_its_agen
 def test_a_guest_whose_repository_is_away_stands_still_and_goes_on_and_loses_nothing_with_its_qemu(
     site: Platform, new_vm: NewVm, new_repository: NewRepository, new_name: Callable[[], str]
 ) -> None:
-    original, repository = boot_vm(site, new_vm), new_repository()
-    fill(site, original)
-    write_to_disk(site, original, "kept")
-    backup = back_up(site, original, repository)
-    vm = restore_live(site, backup, new_name())
-    wait_until_booted(site, vm)
-    vm = site.client.get("vms", vm["id"])
+    repository = new_repository()
+    backup, vm = running_from_backup(site, boot_vm(site, new_vm), repository, new_name())
     write_while_restored(site, vm)
     data = site.backup_dir / repository["id"] / "data"
     data.rename(data.with_name("hidden"))

@@ -106,6 +106,12 @@ async def test_a_vm_that_only_a_node_knows_takes_the_room_that_it_has_there(flee
                 hostile,
             )
             assert 0 <= (await fleet_store.load(connection)).loads["b"].vcpus <= 2 * limits.VCPUS_MAX
+        await connection.execute(
+            "UPDATE unreconciled_vms SET description = jsonb_set(jsonb_set(jsonb_set(description,"
+            " '{spec,vcpus}', '2'), '{spec,cpu_policy}', '\"dedicated\"'), '{spec,hugepages}', '\"2M\"')"
+        )
+        own = (await fleet_store.load(connection)).loads["b"]
+        assert (own.dedicated_vcpus, own.memory_mib, own.huge_2m_mib, own.huge_1g_mib) == (4, 0, 128, 0)
         await connection.execute("UPDATE unreconciled_vms SET proven = false")
     assert await load("b") == (0, 0), "nobody has seen a proof of it"
 

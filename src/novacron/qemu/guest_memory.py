@@ -42,13 +42,13 @@ def arguments(layout: MemoryLayout, vcpus: int, memory_mib: int) -> list[str]:
     """Return the memory's parts, and which CPUs are beside which; nothing for a guest whose memory is plain."""
     if layout.is_plain:
         return []
-    arguments = []
+    parts = []
     for cell in range(layout.cells):
-        arguments += ["-object", _backend(layout, cell, memory_mib // layout.cells)]
+        parts += ["-object", _backend(layout, cell, memory_mib // layout.cells)]
         if layout.cells > 1:
             cpus = vcpus // layout.cells
-            arguments += ["-numa", f"node,nodeid={cell},cpus={cell * cpus}-{(cell + 1) * cpus - 1},memdev={RAM}{cell}"]
-    return arguments
+            parts += ["-numa", f"node,nodeid={cell},cpus={cell * cpus}-{(cell + 1) * cpus - 1},memdev={RAM}{cell}"]
+    return parts
 
 
 def _backend(layout: MemoryLayout, cell: int, size_mib: int) -> str:

@@ -45,6 +45,13 @@ def _of_record(field: str, most: int) -> str:
     return f"CASE jsonb_typeof({value}) WHEN 'number' THEN {bounded} ELSE 0 END"
 
 
+def _is(field: str, *values: str) -> str:
+    """Return whether a node's record of a VM has one of these values in a field, as SQL that is never NULL."""
+    listed = ", ".join(f"'{value}'" for value in values)
+    return f"coalesce(u.description #>> '{{spec,{field}}}' IN ({listed}), false)"
+
+
+_RECORDED_VCPUS, _RECORDED_MIB = _of_record("vcpus", limits.VCPUS_MAX), _of_record("memory_mib", limits.MEMORY_MIB_MAX)
 LOADS = f"""
     SELECT node, {", ".join(f"sum({field})::bigint AS {field}" for field in nodes.SUMS)} FROM (
         SELECT node, vcpus, memory_mib, 0 AS dedicated_vcpus, 0 AS huge_2m_mib, 0 AS huge_1g_mib FROM node_loads
@@ -53,8 +60,11 @@ LOADS = f"""
         FROM vms WHERE node IS NOT NULL AND {nodes.OWN_PARTS}
         UNION ALL SELECT m.target, {", ".join(nodes.SUMS.values())}
         FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL
-        UNION ALL SELECT u.node, {_of_record("vcpus", limits.VCPUS_MAX)},
-        {_of_record("memory_mib", limits.MEMORY_MIB_MAX)}, 0, 0, 0
+        UNION ALL SELECT u.node, {_RECORDED_VCPUS},
+        CASE WHEN {_is("hugepages", "2M", "1G")} THEN 0 ELSE {_RECORDED_MIB} END,
+        CASE WHEN {_is("cpu_policy", "dedicated")} THEN {_RECORDED_VCPUS} ELSE 0 END,
+        CASE WHEN {_is("hugepages", "2M")} THEN {_RECORDED_MIB} ELSE 0 END,
+        CASE WHEN {_is("hugepages", "1G")} THEN {_RECORDED_MIB} ELSE 0 END
         FROM unreconciled_vms u WHERE u.proven AND u.claim IN ('{Claim.OWNER}', '{Claim.INCOMING}')
         AND NOT EXISTS (SELECT FROM vms v WHERE v.id = u.vm AND v.node = u.node)
     ) loads GROUP BY node

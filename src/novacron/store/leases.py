@@ -9,8 +9,9 @@ import msgspec
 from novacron.model.lease import LEASE_S, MARGIN_S, STEADY_S, VOTERS_MAX, Sign
 from novacron.store.database import Connection
 
-ANOTHER_HOST_S = 10.0
-"""For how long a node that was heard keeps another host from its place. A host that is booted again takes longer."""
+ANOTHER_HOST_S = LEASE_S + MARGIN_S
+"""For how long a node that was heard keeps another host from its place: until it surely runs no highly available VM any
+more. A host that is booted again takes about as long."""
 SIGN_S = 8.0
 """How long it counts that a node was seen by another one."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from novacron import private_file
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -117,7 +118,7 @@ class DedicatedCpus:
                 others = {cpu for other, cpus in self._taken.items() if other != vm for cpu in cpus}
                 free = sorted(self._all - others)[RESERVED:]
                 self._taken[vm] = choose_parts(free, count, parts, self._cells)
-            (self._vms_dir / vm / FILE).write_bytes(msgspec.json.encode(self._taken[vm]))
+            private_file.write(self._vms_dir / vm / FILE, msgspec.json.encode(self._taken[vm]))
             self._place_all()
             return cells_of(self._taken[vm], parts, self._cells)
 
