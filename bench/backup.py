@@ -21,7 +21,7 @@ from lab.images import fill_with_real_files, images_dir
 from lab.platform import Platform, clean_up_when_ended, default_cache, open_directory, platform, until
 from novacron.disk.images import MANIFEST, Manifest, describe
 
-NODE, ADDRESS, IMAGE, FILES_IMAGE = "host-a", "198.19.0.10", "backup", "files"
+NODE, ADDRESS, IMAGE, FILES_IMAGE, LIVE_IMAGE = "host-a", "198.19.0.10", "backup", "files", "live"
 WANTED, WANTED_BYTES = "wanted.bin", 1 << 20
 """The file that is fetched out of a backup."""
 BLOCK = 64 << 10
@@ -98,10 +98,10 @@ def build_files_image(directory: Path, size: Size) -> None:
     _describe(image)
 
 
-def build_image(directory: Path, size: Size) -> Path:
+def build_image(directory: Path, size: Size, name: str = IMAGE, guest: str = "disk") -> Path:
     """Make the image of a guest with a disk that real files fill in part; return the directory of images."""
-    image = directory / "images" / IMAGE
-    shutil.copytree(images_dir() / "disk", image)
+    image = directory / "images" / name
+    shutil.copytree(images_dir() / guest, image)
     fill_with_real_files(image / "disk.raw", size.disk_mib, size.used_mib)
     _describe(image)
     return image.parent
@@ -283,7 +283,8 @@ def figures_of(
                [cold for cold, _ in files], "s", FILE_S),
         median("  ... the next one", [warm for _, warm in files], "s"),
         median("the same VM from its image on the node: request to guest agent", [run.local_s for run in live], "s"),
-        median("live restore across the WAN: request to guest agent", [run.live_s for run in live], "s"),
+        median(f"live restore, {size.written_mib} MiB of it across the WAN: request to guest agent",
+               [run.live_s for run in live], "s"),
         ratio("over the same VM from its image", [run.live_s / run.local_s for run in live], LIVE),
         median("  ... request to all of the disk", [run.whole_s for run in live], "s"),
         median("  ... bytes of the disk that differ in the end", [run.differing_bytes for run in live], "B", 0),
@@ -301,6 +302,7 @@ def main() -> int:
     with open_directory("nvb-") as directory:
         images = build_image(directory, size)
         build_files_image(directory, size)
+        build_image(directory, size, LIVE_IMAGE, "agent")
         with (
             lab(f"nvb{os.getpid()}", default_cache()) as hosts,
             platform(directory / "p", hosts, images) as p,
@@ -312,9 +314,8 @@ def main() -> int:
                 rounds.append(bench.round(vm, number))
                 restores.append(bench.restore(vm, number))
                 print(f"round {number + 1}: done", flush=True)
-            backup = next(iter(p.client.list("backups", vm=vm["id"])))
             p.cli("vm", "delete", "web", "--wait", "--yes")
-            live = live_restores(p, backup, IMAGE, size.rounds)
+            live = live_restores(p, LIVE_IMAGE, size.written_mib, size.rounds)
             files = fetch_files(p, directory, size)
     report("backup", figures_of(rounds, restores, files, live, size), options.json, smoke=options.smoke)
     return 0

@@ -99,9 +99,28 @@ def _differing(p: Platform, layer: Path, backup: dict[str, Any], password: str) 
     return differing
 
 
-def live_restores(p: Platform, backup: dict[str, Any], image: str, rounds: int) -> list[LiveRestored]:
-    """Measure on the second host, which reaches the repositories on the first one only across the WAN."""
+def _back_up(p: Platform, node: str, image: str, written_mib: int) -> dict[str, Any]:
+    """Return a backup of a VM that has written random data onto its disk, which no image has, and is gone."""
+    p.cli("vm", "create", "original", "--image", image, "--node", node)
+    vm: Any = p.client.get("vms", "original")
+    _until_guest(p, vm)
+    write = ("dd", "if=/dev/urandom", "of=/dev/vda", "bs=1M", f"count={written_mib}", "conv=fsync")
+    p.cli("vm", "exec", "original", "--", "/bin/busybox", *write)
+    p.cli("vm", "stop", "original", "--wait", "--timeout", "60")
+    repository: dict[str, Any] = p.client.create_backup_repository("bench-live")
+    asked = p.client.back_up_vm(vm["id"], repository["id"])
+    p.client.wait("backups", asked["id"], lambda now: now is None or now["phase"] != "making", WHOLE_S_MAX)
+    p.cli("vm", "delete", "original", "--wait", "--yes")
+    backup: dict[str, Any] = p.client.get("backups", asked["id"])
+    return backup
+
+
+def live_restores(p: Platform, image: str, written_mib: int, rounds: int) -> list[LiveRestored]:
+    """Measure on the second host, which reaches the repositories on the first one only across the WAN. ``image``: of a
+    guest with a guest agent, and with a disk to which it writes nothing by itself; ``written_mib``: what of a VM's disk
+    is only in its backup."""
     near, far = p.lab.hosts[:2]
+    backup = _back_up(p, near.name, image, written_mib)
     password = p.client.backup_repository_password(backup["repository"])
     with served(near, p.backup_dir) as address:
         agent = p.agents[far.name]

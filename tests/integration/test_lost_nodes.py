@@ -195,7 +195,9 @@ async def test_another_host_takes_a_nodes_place_only_once_that_is_silent(fleet: 
         await connection.execute("UPDATE node_leases SET renewed_at = now()")
         found = [await leases.another_host(connection, node, boot) for node in "ab" for boot in ("first", "second", "")]
         assert found == [False, True, False, False, False, False]
-        await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '11 s'")
+        await connection.execute(
+            "UPDATE node_leases SET renewed_at = now() - make_interval(secs => $1)", leases.ANOTHER_HOST_S + 1
+        )
         assert not await leases.another_host(connection, "a", "second"), "the host was booted again"
         await leases.begin(connection, "a", boot="second")
         await connection.execute("UPDATE node_leases SET renewed_at = now()")
