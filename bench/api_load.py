@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.agents import IMAGE
-from lab.platform import free_ports, until
+from lab.platform import until
+from lab.ports import free_ports
 from novacron.client import Client, Config, load_config
 from novacron.local.postgres import Postgres
 

@@ -15,7 +15,8 @@ from bench.api import LIST, PACKED, _mixed
 from bench.api_load import Load, Stand, timed
 from bench.report import Figure, median, parser, report
 from lab.observers import serving
-from lab.platform import clean_up_when_ended, free_ports, open_directory
+from lab.platform import clean_up_when_ended, open_directory
+from lab.ports import free_ports
 from novacron.client import Client
 from novacron.telemetry.declared import FAMILIES
 

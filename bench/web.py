@@ -24,7 +24,8 @@ from bench.web_page import Memory, Web
 from bench.web_streams import stream_figures
 from lab.hosts import lab, missing
 from lab.images import images_dir
-from lab.platform import clean_up_when_ended, default_cache, free_ports, open_directory, platform
+from lab.platform import clean_up_when_ended, default_cache, open_directory, platform
+from lab.ports import free_ports
 from novacron.api.edge.web_ui import BUILT
 
 FIRST_PAGE_KB, LIST_MS, PAINT_MS, ROWS_MS, CHANGE_MS, FRAMES, PAGE_MB = 250.0, 1500.0, 1000.0, 150.0, 300.0, 50.0, 200.0

@@ -18,7 +18,8 @@ from bench import web_page
 from bench.report import Figure, median
 from lab.guest import ECHO_PORT
 from lab.hosts import Host, Wan
-from lab.platform import Platform, free_ports
+from lab.platform import Platform
+from lab.ports import free_ports
 from lab.relay import join
 
 WAN = Wan(loss=0.0)

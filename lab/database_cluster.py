@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from lab.platform import free_ports, open_directory, until
+from lab.platform import open_directory, until
+from lab.ports import free_ports
 from novacron import pki
 from novacron.local.database_cluster import process
 from novacron.local.database_cluster.files import MemberFiles

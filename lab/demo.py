@@ -24,7 +24,8 @@ from rich.table import Table
 from lab.guest import CounterClient
 from lab.hosts import GUEST_NETWORK, Lab, LabFailed, Wan, missing, remove_namespace
 from lab.images import images_dir
-from lab.platform import SOCKET_PATH_MAX, Platform, PlatformOptions, are_free, clean_up_when_ended, default_cache
+from lab.platform import SOCKET_PATH_MAX, Platform, PlatformOptions, clean_up_when_ended, default_cache
+from lab.ports import are_free
 from novacron.local.postgres import PostgresFailed
 
 PORTS = (7443, 7444)

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from lab.platform import Platform, free_ports, until
+from lab.platform import Platform, until
+from lab.ports import free_ports
 
 DEPLOYED = Path(__file__).parents[1] / "deploy"
 STOP_S = 15.0

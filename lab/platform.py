@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 from lab.agent_networks import remove_all as remove_networks
 from lab.blocked_loops import DEBUG_MODE, blocked_loops
 from lab.hosts import Host, Lab
+from lab.ports import free_ports
 from novacron import private_file
 from novacron.agent.host.volumes import MARK
 from novacron.agent.vm.directory import TRANSFER_SOCKETS
@@ -46,29 +46,10 @@ def default_cache() -> Path:
     return Path("/var/cache/novacron") if os.geteuid() == 0 else Path.home() / ".cache" / "novacron"
 
 
-def free_ports(count: int) -> list[int]:
-    """Return loopback ports that are free now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 def clean_up_when_ended() -> None:
     """Let SIGTERM and SIGHUP act like Ctrl-C, so that what a program made is removed however it is ended."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-
-
-def are_free(ports: tuple[int, ...]) -> bool:
-    """Say whether nothing listens on these loopback ports."""
-    try:
-        for port in ports:
-            socket.create_server(("127.0.0.1", port)).close()
-    except OSError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from pathlib import Path
 import urllib3
 
 from lab.copied_postgres import CopiedPostgres
-from lab.platform import Service, free_ports, open_directory, until
+from lab.platform import Service, open_directory, until
+from lab.ports import free_ports
 from novacron.client import Client, load_config
 from novacron.local.postgres import Postgres
 

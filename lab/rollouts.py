@@ -20,7 +20,8 @@ import yaml
 
 from lab.copied_postgres import CopiedPostgres
 from lab.observers import DEPLOYED, STOP_S, Daemon
-from lab.platform import NO_RATE_LIMITS, free_ports, open_directory, until
+from lab.platform import NO_RATE_LIMITS, open_directory, until
+from lab.ports import free_ports
 from novacron.rollout.instances import Environments
 from novacron.rollout.model import Colour
 from novacron.rollout.probes import BUILD

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from lab.alert_faults.model import AlertFault, Mending, Scene
 from lab.drills.nodes import fill, small_disk
-from lab.platform import Object, Platform, Service, free_ports, until
+from lab.platform import Object, Platform, Service, until
+from lab.ports import free_ports
 
 NODE, OTHER = "host-b", "host-a"
 NEW_NODE = "host-c"

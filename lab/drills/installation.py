@@ -15,7 +15,8 @@ from pathlib import Path
 
 import urllib3
 
-from lab.platform import Service, free_ports, until
+from lab.platform import Service, until
+from lab.ports import free_ports
 from lab.runbook_runs import Actions
 from novacron.client import Client, load_config
 from novacron.local import database_recovery

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lab.platform import free_ports
+from lab.ports import free_ports
 from novacron import private_file
 from novacron.agent.repositories import contents, directory
 from novacron.agent.repositories.contents import DiskCopy

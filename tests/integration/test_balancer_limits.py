@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.platform import free_ports, until
+from lab.platform import until
+from lab.ports import free_ports
 
 CONFIG = Path(__file__).parents[2] / "deploy/rollout/haproxy.cfg"
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")

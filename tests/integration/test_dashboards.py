@@ -26,7 +26,8 @@ import pytest
 from deploy.grafana.__main__ import DASHBOARDS, DIRECTORY, PAGES, written
 from deploy.grafana.pages import pages
 from lab.observers import DEPLOYED, Alertmanager, Exporter, Prometheus, Webhook
-from lab.platform import Platform, free_ports, open_directory, until
+from lab.platform import Platform, open_directory, until
+from lab.ports import free_ports
 from tests.integration.conftest import Api
 from tests.waiting import pause
 

@@ -20,7 +20,8 @@ import pytest
 
 from lab.database_cluster import DatabaseCluster, Place, checked, database_cluster
 from lab.database_writer import Writer
-from lab.platform import free_ports, open_directory, until
+from lab.platform import open_directory, until
+from lab.ports import free_ports
 from lab.replicas import Replica
 from novacron.client import Client, load_config
 from novacron.local import database_backup, database_recovery

@@ -17,7 +17,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from lab.platform import free_ports, open_directory
+from lab.platform import open_directory
+from lab.ports import free_ports
 from novacron.backup import restic
 from novacron.backup.disks import DiskReader
 from novacron.backup.restic import PruneLimits

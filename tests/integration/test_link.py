@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 
+from lab.ports import free_ports
 from lab.replicas import serving
 from novacron import pki
 from novacron.agent import identity as identities
@@ -244,8 +244,7 @@ async def test_a_first_message_that_no_node_may_send_is_answered_with_the_reason
     identity = server.identity(tmp_path / "node")
     ca = tmp_path / "server" / "ca.crt"
     context = pki.mutual_tls(ca, ca.with_name("server.crt"), ca.with_name("server.key"), server=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     with capture_logs() as logged:
         await refused_each(links, port, context, identity)
     refused = [line["reason"] for line in logged if line["event"] == "an agent is refused"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import websockets
 from cryptography import x509
 from websockets.asyncio.client import connect
 
+from lab.ports import free_ports
 from novacron import pki
 from novacron.agent.identity import Identity
 from novacron.control.objects import Objects
@@ -255,8 +255,7 @@ async def test_a_host_that_was_removed_must_end_its_vms_and_is_refused_when_it_c
     pki.write_secret(tmp_path / "node" / "node.crt", authority.issue_node(request, "a"))
     await remove(fleet)
     await place(fleet)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     identity = Identity(tmp_path / "node", f"https://127.0.0.1:{port}", "a")
     links = LinkServer(fleet, authority, KeyRing.first(authority.root()))
     url = f"wss://127.0.0.1:{port}"

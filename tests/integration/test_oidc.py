@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from lab.platform import free_ports, open_directory
+from lab.platform import open_directory
+from lab.ports import free_ports
 from lab.replicas import serving
 from novacron.client import Client
 

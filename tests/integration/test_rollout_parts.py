@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from lab.observers import serving
-from lab.platform import free_ports, open_directory
+from lab.platform import open_directory
+from lab.ports import free_ports
 from novacron import pki
 from novacron.rollout import notices
 from novacron.rollout.balancer import HAProxy

@@ -16,7 +16,8 @@ import pytest
 
 from lab.guest import shell
 from lab.hosts import Host, remove_namespace, run
-from lab.platform import free_ports, open_directory, until
+from lab.platform import open_directory, until
+from lab.ports import free_ports
 from novacron import context_file
 from novacron.agent.host.instances import instance_of, prefix_of
 from novacron.client import Client, load_config

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
-from lab.platform import free_ports
+from lab.ports import free_ports
 from novacron import pki
 from novacron.agent.identity import Identity
 from novacron.key_ring import KeyRing

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
-from lab.platform import free_ports, until
+from lab.platform import until
+from lab.ports import free_ports
 
 
 class Redis:

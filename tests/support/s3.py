@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from lab.platform import free_ports, until
+from lab.platform import until
+from lab.ports import free_ports
 from novacron import pki
 from tests.support.stopped import standing_still
 
