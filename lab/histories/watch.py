@@ -1,8 +1,9 @@
 """Looks, while a history happens, whether the guest of a VM runs in two QEMUs at once.
 
 Two QEMUs of one VM are no harm by themselves: in a migration one of the two stands still. A guest that runs uses
-processor time in its vCPU's thread, and one that stands still uses none. So two QEMUs of one VM whose threads, without
-their main ones, have both used some in two looks one after the other, run it twice.
+processor time in the threads of its vCPUs, and one that stands still uses none there, whatever others do meanwhile:
+one takes its memory, others write the disk that comes along. So two QEMUs of one VM whose vCPUs have both used some in
+two looks one after the other, run it twice.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ RUNS_NS = 8_000_000
 """A thread that has used so much in one window runs a guest: an idle one wakes up for its clock and its ticks."""
 
 Used = Mapping[Process, Mapping[int, int]]
-"""Processor time of each thread but the main one, in nanoseconds."""
+"""Processor time of each vCPU's thread, in nanoseconds."""
+
+VCPU = "CPU "
+"""What QEMU's names of these threads begin with (``novacron.qemu.command.name_argument``)."""
 
 
 def running(before: Used, now: Used) -> set[Process]:
@@ -42,13 +46,13 @@ def twice(first: set[Process], second: set[Process]) -> dict[str, list[Process]]
     return {vm: processes for vm, processes in of.items() if len(processes) > 1}
 
 
-def _used(process: Process) -> dict[int, int]:
+def used(process: Process) -> dict[int, int]:
+    """Return how much processor time each vCPU's thread of a QEMU has used, in nanoseconds, by the thread's id."""
     threads = {}
-    for path in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
-        thread = int(path.parent.name)
-        if thread != process.pid:
-            with contextlib.suppress(OSError, ValueError, IndexError):  # it ends at this moment
-                threads[thread] = int(path.read_text().split()[0])
+    for path in Path(f"/proc/{process.pid}/task").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it ends at this moment
+            if (path / "comm").read_text().startswith(VCPU):
+                threads[int(path.name)] = int((path / "schedstat").read_text().split()[0])
     return threads
 
 
@@ -76,7 +80,7 @@ class TwiceWatch:
     def _run(self) -> None:
         before, ran_before = dict[Process, dict[int, int]](), set[Process]()
         while not self._over.wait(WINDOW_S):
-            now = {process: _used(process) for process in _all(self._directory)}
+            now = {process: used(process) for process in _all(self._directory)}
             ran = running(before, now)
             self.looks += len(before.keys() & now.keys())
             self.ran += len(ran)

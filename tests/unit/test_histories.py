@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from lab.histories.history import History
 from lab.histories.themes import THEMES
 from lab.histories.verdict import Expectation, Process, wrong
-from lab.histories.watch import RUNS_NS, running, twice
+from lab.histories.watch import RUNS_NS, running, twice, used
 
 
 def vm(state: str = "running", power: str = "running", **more: Any) -> dict[str, Any]:
@@ -70,6 +73,26 @@ def test_a_guest_that_runs_in_two_qemus_at_once_is_found_and_one_that_moves_is_n
     ran = [running(before, now) for before, now in itertools.pairwise(looks)]
     assert ran == [{HERE}, {HERE, THERE}, {THERE}, {HERE, THERE}, {HERE, THERE}]
     assert [twice(*pair) for pair in itertools.pairwise(ran)] == [{}, {}, {}, {"vm-1": [HERE, THERE]}]
+
+
+def test_only_the_threads_of_vcpus_count() -> None:
+    def named(name: str, meanwhile: threading.Event, ready: threading.Event, ids: list[int]) -> None:
+        ids.append(threading.get_native_id())
+        Path(f"/proc/self/task/{ids[0]}/comm").write_text(name)
+        ready.set()
+        meanwhile.wait()
+
+    over = threading.Event()
+    started: list[tuple[threading.Event, list[int]]] = []
+    try:
+        for name in ("CPU 0/TCG", "CPU 1/KVM", "worker", "mig/dst/main", "IO mon_iothread"):
+            started.append((threading.Event(), []))
+            threading.Thread(target=named, args=(name, over, *started[-1])).start()
+            assert started[-1][0].wait(30)
+        vcpus = used(Process("vm-1", "host-a", os.getpid()))
+    finally:
+        over.set()
+    assert set(vcpus) == {id for _, ids in started[:2] for id in ids} and all(ns > 0 for ns in vcpus.values())
 
 
 def test_a_theme_names_acts_that_there_are() -> None:

@@ -183,9 +183,16 @@ def node_behind(number: int) -> str:
     return f"{DISK}-{number}"
 
 
+GUEST = "guest="
+"""What the value of ``-name`` begins with; the VM's id follows."""
+
+
 def name_argument(id: str) -> str:
-    """Return the argument by which a VM's QEMU is found again."""
-    return f"guest={quoted(id)}"
+    """Return the argument by which a VM's QEMU is found again.
+
+    It also lets QEMU name its threads, as in ``top -H``: those of vCPUs are ``CPU 0/KVM`` or ``CPU 0/TCG``, and so on.
+    """
+    return f"{GUEST}{quoted(id)},debug-threads=on"
 
 
 def uuid_argument(id: str) -> str:
