@@ -150,7 +150,7 @@ class Place:
     def show_certificate(self, left_s: float) -> None:
         """Let Patroni show a certificate that was issued so long ago that it ends in ``left_s``, or has ended."""
         now_s = time.time()
-        self.files._write_certificates(*self.files.known(), now_s - pki.CA_DAYS * 86_400 + left_s)
+        self.files._write_certificates(*self.files.membership(), now_s - pki.CA_DAYS * 86_400 + left_s)
         process.reload(self.files)
         until(lambda: abs(self._shown_ends_at_s() - now_s - left_s) < 60, "Patroni shows it")
 

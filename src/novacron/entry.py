@@ -98,14 +98,14 @@ def narrowed(words: list[str]) -> typer.Typer | None:
         return None
     group, name = named
     module, attribute = GROUPS[group]
-    found: typer.Typer = getattr(importlib.import_module(f"novacron.cli.{module}"), attribute)
+    whole: typer.Typer = getattr(importlib.import_module(f"novacron.cli.{module}"), attribute)
     from novacron.cli import root
 
-    named_so = {info.name or _name(info.callback): info for info in found.registered_commands}
+    named_so = {info.name or _name(info.callback): info for info in whole.registered_commands}
     command = named_so.get(name) or named_so.get(root.HABITS.get(name, ""))
     if command is None:
         return None
-    alone = copy.copy(found)
+    alone = copy.copy(whole)
     alone.registered_commands, alone.registered_groups = [command], []
     app = root.tree()
     app.add_typer(alone, name=group, cls=root.Group)

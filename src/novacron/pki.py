@@ -131,9 +131,9 @@ class Issuer(NamedTuple):
     @classmethod
     def of(cls, key: Key, certificates: Sequence[x509.Certificate]) -> Issuer:
         """Return the CA with this key. Raises ValueError if none of these certificates is for it."""
-        wanted = public_key_hash(key.public_key())
+        own_hash = public_key_hash(key.public_key())
         for certificate in certificates:
-            if key_hash(certificate) == wanted:
+            if key_hash(certificate) == own_hash:
                 return cls(certificate, key)
         raise ValueError("ca.crt has no certificate for ca.key: restore both from the same backup")
 
@@ -207,8 +207,8 @@ class Authority:
         Raises OSError, ValueError.
         """
         here = {key_hash(certificate): certificate for certificate in self.trusted}
-        wanted = [x509.load_pem_x509_certificate(pem) for pem in certificates]
-        trusted = [here.get(key_hash(certificate), certificate) for certificate in wanted]
+        authorities = [x509.load_pem_x509_certificate(pem) for pem in certificates]
+        trusted = [here.get(key_hash(certificate), certificate) for certificate in authorities]
         issuer = Issuer.of(_key_of(key), trusted).certificate
         trusted.sort(key=lambda certificate: certificate is not issuer)
         present = self._before_pem()

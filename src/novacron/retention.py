@@ -38,7 +38,7 @@ PERIODS: dict[str, Callable[[datetime], object]] = {
 """The period of a time, for each rule. Periods without a backup do not count."""
 
 
-def kept(made_at: Mapping[str, datetime], keep: Keep) -> dict[str, list[str]]:
+def to_keep(made_at: Mapping[str, datetime], keep: Keep) -> dict[str, list[str]]:
     """Return the backups to keep, of those that were made at these times, with the rules that keep each."""
     newest_first = sorted(made_at, key=lambda id: (made_at[id], id), reverse=True)
     keeping: dict[str, list[str]] = {id: ["last"] for id in newest_first[: keep.last]}

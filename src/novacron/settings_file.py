@@ -129,9 +129,9 @@ def reader(options: type) -> Callable[[typer.Context, typer.CallbackParam, Path 
         kinds = {setting.name: setting for setting in settings(options)}
         problems = list(_wrong_variables(context, kinds))
         if file is not None:
-            found = parse(file)
-            problems += [f"{file}: {problem}" for problem in problems_in(context, file, found, kinds)]
-            context.default_map = {kinds[name].field: value for name, value in found.items() if name in kinds}
+            from_file = parse(file)
+            problems += [f"{file}: {problem}" for problem in problems_in(context, file, from_file, kinds)]
+            context.default_map = {kinds[name].field: value for name, value in from_file.items() if name in kinds}
         if problems:
             fail(*problems)
         return file
@@ -182,9 +182,9 @@ def _refusal(context: typer.Context, name: str, value: object) -> str | None:
 
 
 def _option(context: typer.Context, name: str) -> typer.core.TyperOption:
-    found = next(option for option in context.command.params if f"--{name}" in option.opts)
-    assert isinstance(found, typer.core.TyperOption)
-    return found
+    declared = next(option for option in context.command.params if f"--{name}" in option.opts)
+    assert isinstance(declared, typer.core.TyperOption)
+    return declared
 
 
 def problems_in(

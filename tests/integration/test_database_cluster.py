@@ -93,7 +93,10 @@ def test_a_member_is_neither_started_nor_restored_as_an_embedded_database(well: 
 
 
 def test_passwords_are_in_private_files_and_on_no_command_line(well: DatabaseCluster) -> None:
-    secrets = [well.places[0].files.known()[0].superuser_password, well.places[0].files.known()[0].api_password]
+    secrets = [
+        well.places[0].files.membership()[0].superuser_password,
+        well.places[0].files.membership()[0].api_password,
+    ]
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode(errors="replace")

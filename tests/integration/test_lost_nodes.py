@@ -277,7 +277,7 @@ async def test_a_host_that_was_removed_must_end_its_vms_and_is_refused_when_it_c
         assert closed.value.rcvd is not None
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (REFUSED, REASON)
     async with fleet.connection() as connection:
-        assert await identities.known(connection, "a", pki.key_hash(x509.load_pem_x509_csr(request))) is None
+        assert await identities.node_of(connection, "a", pki.key_hash(x509.load_pem_x509_csr(request))) is None
         said = await connection.fetchval("SELECT message FROM events WHERE reason = 'Dismissed'")
         unknown = await connection.fetchval("SELECT message FROM events WHERE reason = 'UnknownHost'")
     assert "has ended 2 VMs" in said

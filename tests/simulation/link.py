@@ -78,7 +78,7 @@ class Links:
         host, proofs = host or self._world.hosts[name], self._world.proofs
         held, seen = host.agent.hello(), host.agent.services.database_mark.mark
         async with self._database.transaction() as connection:
-            known = await identities.known(connection, name, host.own_key_hash)
+            known = await identities.node_of(connection, name, host.own_key_hash)
         if known is None:
             return await self._dismiss(held)
         boot = host.hardware.name

@@ -88,7 +88,7 @@ async def test_a_write_that_a_pooler_refuses_fails_as_what_it_is() -> None:
         raise asyncpg.ReadOnlySQLTransactionError("cannot execute INSERT in a read-only transaction")
 
     with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
-        await BehindPooler()._kept("INSERT", write())
+        await BehindPooler()._confirmed("INSERT", write())
 
 
 async def test_the_doctor_says_in_words_that_a_url_asks_for_any_server() -> None:

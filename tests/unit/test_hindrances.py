@@ -244,7 +244,7 @@ def snapshot(
     async def case(place: Place) -> Said:
         inside = {} if kept is None else {"snap-1": Mock(memory_bytes=kept)}
         place.patch.setattr(kept_snapshots, "settle", AsyncMock())
-        place.patch.setattr(kept_snapshots, "kept", AsyncMock(return_value=inside))
+        place.patch.setattr(kept_snapshots, "stored", AsyncMock(return_value=inside))
         place.patch.setattr(layout, "look", AsyncMock(return_value=LAYOUT))
         place.patch.setattr(snapshots, "_thaw", AsyncMock())
         place.patch.setattr(snapshots, "_bring_back_disk", AsyncMock())

@@ -20,7 +20,7 @@ WITHOUT_A_NAME = {
         "api/edge/lists.py": "answer",
         "api/edge/metadata.py": "write",
         "api/edge/problems.py": "allowed on_any_error on_http_error on_nova_error on_unstorable response",
-        "api/edge/replies.py": "one write",
+        "api/edge/replies.py": "single write",
         "api/routes/consoles.py": "console",
         "api/routes/events.py": "access_of",
         "api/routes/watch.py": "watch",

@@ -71,10 +71,13 @@ async def test_right_passwords_do_not_count(checked: Checked) -> None:
 def test_a_browser_is_known_to_one_user_only() -> None:
     devices = KnownBrowsers(lambda: [b"key"])
     mark = devices.mark("user-a")
-    assert devices.known("user-a", mark) == mark.partition(".")[0]
-    assert devices.known("user-b", mark) is None and KnownBrowsers(lambda: [b"other"]).known("user-a", mark) is None
+    assert devices.browser_of("user-a", mark) == mark.partition(".")[0]
+    assert (
+        devices.browser_of("user-b", mark) is None
+        and KnownBrowsers(lambda: [b"other"]).browser_of("user-a", mark) is None
+    )
     for forged in ("", ".", mark[:-1], "x" + mark, "\ud800.\xe9", mark.partition(".")[0]):
-        assert devices.known("user-a", forged) is None
+        assert devices.browser_of("user-a", forged) is None
 
 
 @pytest.mark.parametrize(

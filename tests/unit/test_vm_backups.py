@@ -55,7 +55,7 @@ def repository(opened: OpenRepository) -> Repository:
     return opened.repository
 
 
-def look(repository: Repository, backup: str, points: frozenset[str] = frozenset()) -> contents.Known:
+def look(repository: Repository, backup: str, points: frozenset[str] = frozenset()) -> contents.BackupState:
     return contents.look(repository, backup, VM, points, never)
 
 
@@ -203,7 +203,7 @@ def test_the_latest_of_the_backups_that_are_asked_for_is_found_if_it_is_whole(
     other = contents.store(repository, ("backup-3", "vm-2"), disk, BESIDE, never)
     lie = frozenset({other.snapshot, "backup-3", "vm-2"})
     assert look(repository, "backup-4", lie).earlier is None, "another VM's disk"
-    assert look(repository, "backup-4") == contents.Known(has_earlier=True)
+    assert look(repository, "backup-4") == contents.BackupState(has_earlier=True)
     assert not contents.look(repository, "backup-4", "vm-3", frozenset(), never).has_earlier
     for points in ({first, second}, {"backup-1", "backup-2"}):
         found = look(repository, "backup-4", frozenset(points)).earlier

@@ -338,12 +338,12 @@ class VmBackups:
 
 def _look(
     repository: OpenRepository, backup: wire.BackupWanted, points: frozenset[str], stopped: Stopped
-) -> contents.Known:
+) -> contents.BackupState:
     key_id = "" if backup.content_key is None else backup.content_key.id
     return contents.look(repository.repository, backup.id, backup.vm, points, repository.watched(stopped), key_id)
 
 
-def _result_of(repository: OpenRepository, known: contents.Known, stopped: Stopped) -> BackupResult:
+def _result_of(repository: OpenRepository, known: contents.BackupState, stopped: Stopped) -> BackupResult:
     repository.watched(stopped)
     why = "it was made before its agent restarted: the bytes that it read and wrote are unknown"
     mode = BackupMode.INCREMENTAL if known.parent else BackupMode.FULL

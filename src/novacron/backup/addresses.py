@@ -26,13 +26,13 @@ def options(query: str, known: tuple[str, ...]) -> dict[str, str]:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=len(known))
     except ValueError:
         raise BadAddress("the options after the ? of the address are not of the form NAME=VALUE&NAME=VALUE") from None
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    given = dict(pairs)
+    if len(given) != len(pairs):
         raise BadAddress("an option of the address is given twice")
-    for name in found:
+    for name in given:
         if name not in known:
             raise BadAddress(f"option {name[:40]!r} of the address is unknown: use {', '.join(known)}")
-    return found
+    return given
 
 
 def chosen(given: Mapping[str, str], name: str, choices: tuple[str, str]) -> bool:

@@ -294,16 +294,16 @@ def _take(file: File, write: Write, at_hand: AtHand) -> bytearray:
 
 def pieces(repository: Repository, blobs: Mapping[bytes, list[T]]) -> Iterator[PackPiece[T]]:
     """Yield what to read from packs for these blobs of data, few requests for many. Raises NotStored, Damaged."""
-    found = []
+    stored = []
     for id, uses in blobs.items():
         place = repository.index.find(id)
         if place is None or place.blob.type is not BlobType.DATA:
             raise NotStored(f"data blob {id.hex()} is not in the repository")
         check_length(place.blob)
-        found.append((place.pack, place.blob.offset, place.blob.length, id, uses))
-    found.sort(key=lambda blob: blob[:2])
+        stored.append((place.pack, place.blob.offset, place.blob.length, id, uses))
+    stored.sort(key=lambda blob: blob[:2])
     piece: PackPiece[T] | None = None
-    for pack, offset, length, id, uses in found:
+    for pack, offset, length, id, uses in stored:
         if (
             piece is not None and piece.pack == pack and offset - piece.offset - piece.length <= GAP_BYTES
             and offset + length - piece.offset <= READ_BYTES_MAX

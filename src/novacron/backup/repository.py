@@ -292,7 +292,7 @@ class Repository:
 
     def content(self, made: BackupSnapshot) -> SnapshotContent:
         """Return what is in the one directory of a snapshot that was made here. Raises NotStored, Damaged."""
-        found = SnapshotContent({}, [])
+        listed = SnapshotContent({}, [])
         top = [node for node in self._tree(made.tree).nodes if node.type == "dir" and node.subtree is not None]
         if len(top) != 1 or top[0].subtree is None:
             raise Damaged("the snapshot does not contain exactly one directory, as NovaCron's do")
@@ -300,13 +300,13 @@ class Repository:
         while waiting:
             prefix, id = waiting.pop()
             for node in self._tree(id).nodes:
-                if len(found.files) + len(found.folders) >= ENTRIES_MAX:
+                if len(listed.files) + len(listed.folders) >= ENTRIES_MAX:
                     raise Damaged(f"the snapshot has more than {ENTRIES_MAX} entries")
                 try:
-                    self._add(found, prefix, node, waiting)
+                    self._add(listed, prefix, node, waiting)
                 except ValueError as error:
                     raise Damaged(f"a directory of the backup is damaged: {error}") from None
-        return found
+        return listed
 
     @staticmethod
     def _add(found: SnapshotContent, prefix: str, node: snapshot.TreeNode, waiting: list[tuple[str, str]]) -> None:

@@ -139,9 +139,9 @@ def _credentials_in(path: Path) -> S3Credentials:
     text = addresses.secret_text(path)
     if text.lstrip().startswith("{"):
         try:
-            found = msgspec.json.decode(text, type=_AwsJson)
+            credentials = msgspec.json.decode(text, type=_AwsJson)
         except msgspec.MsgspecError:
             raise BadAddress(f"credentials: {path} is JSON without AccessKeyId and SecretAccessKey") from None
-        return S3Credentials(found.key, found.secret, found.token)
+        return S3Credentials(credentials.key, credentials.secret, credentials.token)
     read = addresses.profile(text, path, ("aws_access_key_id", "aws_secret_access_key"))
     return S3Credentials(read["aws_access_key_id"], read["aws_secret_access_key"], read.get("aws_session_token"))

@@ -80,12 +80,12 @@ class Clients:
                 if error.status != 404:
                     raise
                 return None
-            found: Iterable[Object] = client.list(f"vms/{vm['id']}/snapshots")
+            items: Iterable[Object] = client.list(f"vms/{vm['id']}/snapshots")
         else:
-            found = self.list(kind, document.project)
+            items = self.list(kind, document.project)
         owners = self._owners(document)
         return next(
-            (item for item in found if manifests.is_of(document, item)
+            (item for item in items if manifests.is_of(document, item)
              and (owners is None or item.get("project", owners[0]) in owners)), None,
         )  # fmt: skip
 
@@ -197,7 +197,7 @@ def _pruned(
         for kind in sorted(chosen, key=lambda kind: -ORDER[kind.name])
         for project in projects
         for item in _in_no_document(clients, documents, kind, project)
-        if all(wanted.holds(item, kind.list_columns()) for wanted in conditions)
+        if all(condition.holds(item, kind.list_columns()) for condition in conditions)
     ]
 
 
@@ -215,8 +215,8 @@ def show(steps: list[PlannedStep]) -> None:
         if step.verb == "keep":
             continue
         say(f"{ {'create': '+', 'change': '~', 'delete': '-'}[step.verb] } {step.title}")
-        for field, (has, wanted) in (step.changes or {}).items():
-            say(f"    {field}: {_short(has)} -> {_short(wanted)}")
+        for field, (has, desired) in (step.changes or {}).items():
+            say(f"    {field}: {_short(has)} -> {_short(desired)}")
     counts = {verb: sum(step.verb == verb for step in steps) for verb in ("create", "change", "delete", "keep")}
     say(f"{counts['create']} to create, {counts['change']} to change, {counts['delete']} to delete,"
         f" {counts['keep']} as they should be")  # fmt: skip
@@ -271,8 +271,8 @@ def _create(client: Client, step: PlannedStep, document: Document, known: schema
 
 
 def _put_link(client: Client, sites: list[str], body: Object) -> None:
-    one, other = (quoted(str(site)) for site in sites)
-    client.request("PUT", f"/api/v1/links/{one}/{other}", body)
+    near, other = (quoted(str(site)) for site in sites)
+    client.request("PUT", f"/api/v1/links/{near}/{other}", body)
 
 
 def _post(client: Client, step: PlannedStep, fields: Object, body: Object, known: schemas.Schemas) -> None:
@@ -316,21 +316,21 @@ def _attach(client: Client, step: PlannedStep, ref: str, fields: Object) -> None
 
 
 def _change(client: Client, step: PlannedStep, item: Object, known: schemas.Schemas) -> None:
-    kind, wanted = step.kind, {field: value for field, (_, value) in (step.changes or {}).items()}
+    kind, desired = step.kind, {field: value for field, (_, value) in (step.changes or {}).items()}
     if kind.name == "grant":
-        client.grant(item["user_name"], str(wanted["role"]), item["project"])
+        client.grant(item["user_name"], str(desired["role"]), item["project"])
         return
     if kind.name == "link":
-        _put_link(client, item["sites"], {**item["spec"], **wanted})
+        _put_link(client, item["sites"], {**item["spec"], **desired})
         return
     by_name = kind.name in ("project", "site", "node")
     ref = item["name"] if by_name else str(item.get("id") or kinds.name_of(kind, item))
-    body = {field: value for field, value in wanted.items() if field in known.fields(kind.change)}
+    body = {field: value for field, value in desired.items() if field in known.fields(kind.change)}
     if body:
         client.request("PATCH", _path(kind, ref, item), body)
-    if kind.name == "vm" and "power" in wanted:
-        client.act("vms", ref, "start" if wanted["power"] == "running" else "stop")
-    if kind.name in ATTACHED and wanted.keys() & manifests.BESIDE[kind.name]:
+    if kind.name == "vm" and "power" in desired:
+        client.act("vms", ref, "start" if desired["power"] == "running" else "stop")
+    if kind.name in ATTACHED and desired.keys() & manifests.BESIDE[kind.name]:
         _attach_elsewhere(client, step, ref, item)
 
 

@@ -20,11 +20,11 @@ def trust(name: str) -> str:
 
     Raises SettingsError, ApiError, Unreachable, OSError.
     """
-    found = context_file.read(config_path()).get(name)
-    with Client(Config(found.url, found.token, found.ca)) as client:
+    context = context_file.read(config_path()).get(name)
+    with Client(Config(context.url, context.token, context.ca)) as client:
         ca = client.authority()
     with context_file.changing(config_path()) as contexts:
-        contexts.replace(name, contexts.get(name)._replace(ca=ca, authorities=served_authorities.get(found.url, "")))
+        contexts.replace(name, contexts.get(name)._replace(ca=ca, authorities=served_authorities.get(context.url, "")))
     return ca
 
 

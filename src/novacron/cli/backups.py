@@ -359,7 +359,7 @@ def expire(
     wait: QuietWait = QuietWait(timeout_s=3600),
 ) -> None:
     """Delete the backups of a VM that no rule keeps, per repository. Damaged and failed ones stay."""
-    from novacron.retention import Keep, kept  # loaded by this command only
+    from novacron.retention import Keep, to_keep  # loaded by this command only
 
     keep = Keep(**counts.get("keep", {}))
     if not keep.has_rules:
@@ -372,7 +372,7 @@ def expire(
             if is_meant and backup["phase"] in ("kept", "verifying"):
                 made.setdefault(backup["repository"], {})[backup["id"]] = backup
         for backups in made.values():
-            keeping = kept({id: datetime.fromisoformat(b["created_at"]) for id, b in backups.items()}, keep)
+            keeping = to_keep({id: datetime.fromisoformat(b["created_at"]) for id, b in backups.items()}, keep)
             for id, backup in backups.items():
                 if id in keeping:
                     say(f"{id}: kept in {backup['repository_name']}, by: {', '.join(keeping[id])}")

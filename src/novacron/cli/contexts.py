@@ -90,9 +90,9 @@ def show(
         contexts, name = context_file.read(config_path()), context or current
         if not name:
             raise SettingsError(f"no context is selected; choose one of {contexts.path}: novacron context use NAME")
-        found = contexts.get(name)
+        chosen = contexts.get(name)
         shown = {
-            **_shown(name, found, current), "has_token": bool(found.token), "authority": _authority(found.ca),
+            **_shown(name, chosen, current), "has_token": bool(chosen.token), "authority": _authority(chosen.ca),
             "file": str(contexts.path),
         }  # fmt: skip
         output.fields(shown, DETAILS, output_)

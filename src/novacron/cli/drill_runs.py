@@ -148,12 +148,12 @@ def _answer(words: tuple[str, ...]) -> str:
 def rehearsed(answer: str) -> tuple[dict[str, float], str]:
     """Return what ``novacron database rehearse`` measured, and what is said of it. Raises DrillFailed."""
     try:
-        found = json.loads(answer)
-        measured = {field: round(float(found[field]), 2) for field in ("recover_s", "loss_s")}
-        tables = {str(name): int(rows) for name, rows in dict(found["tables"]).items()}
+        rehearsal = json.loads(answer)
+        measured = {field: round(float(rehearsal[field]), 2) for field in ("recover_s", "loss_s")}
+        tables = {str(name): int(rows) for name, rows in dict(rehearsal["tables"]).items()}
         return measured, (
-            f"backup {found['backup'][:8]}, version {found['schema_version']} of the schema, {len(tables)}"
-            f" tables, {sum(tables.values())} rows, marks of {found['marks']} servers"
+            f"backup {rehearsal['backup'][:8]}, version {rehearsal['schema_version']} of the schema, {len(tables)}"
+            f" tables, {sum(tables.values())} rows, marks of {rehearsal['marks']} servers"
         )
     except (ValueError, LookupError, TypeError) as error:
         raise DrillFailed(

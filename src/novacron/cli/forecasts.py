@@ -54,6 +54,7 @@ VMS: Columns = {
     "CPU MAXIMUM": lambda v: _cpus(v, "cpu_max"),
     "90 %": lambda v: _between(v, "cpu_max"),
     "OF": lambda v: v["vcpus"],
+    "UNUSUAL": lambda v: v["unusual"]["words"] if v["unusual"] else None,
     "MADE FROM": lambda v: _of(v, "why") or "nothing is known of its load lately",
 }
 
@@ -89,9 +90,10 @@ def nodes(
 def vms(
     listing: Listing = Listing(),
     node: Annotated[str | None, typer.Option(help="only VMs of this node", show_default=False)] = None,
+    unusual: Annotated[bool, typer.Option("--unusual", help="only VMs that use more or less CPU than usual")] = False,
 ) -> None:
     """Forecast the peak CPU use of VMs in the next seven days, with a 90 % interval."""
-    listing.show("forecasts/vms", VMS, node=node)
+    listing.show("forecasts/vms", VMS, node=node, unusual="true" if unusual else None)
 
 
 @app.command()
@@ -120,15 +122,15 @@ def capacity(
     """Forecast when sites, pools, quotas and the database will be full, soonest first."""
     with output.errors():
         given = {"resource": resource, "name": name}
-        found = list(Client().list("capacity", None, **{field: value for field, value in given.items() if value}))
-        found.sort(key=lambda item: (item["full_on"] is None, item["full_on"] or ""))
-        shown = found[:limit]
+        forecasts = list(Client().list("capacity", None, **{field: value for field, value in given.items() if value}))
+        forecasts.sort(key=lambda item: (item["full_on"] is None, item["full_on"] or ""))
+        shown = forecasts[:limit]
         if not output_.for_people:
             output.show(shown, output_)
             return
         for item in shown:
             say(item["words"])
-        if len(found) > limit:
-            say(f"... and {len(found) - limit} more, which --limit shows")
-        if not found:
+        if len(forecasts) > limit:
+            say(f"... and {len(forecasts) - limit} more, which --limit shows")
+        if not forecasts:
             say("there are no forecasts yet: the server makes them once an hour")

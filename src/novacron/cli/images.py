@@ -121,8 +121,8 @@ def import_(
     with output.errors():
         client = Client()
         if source is None or source.startswith(CATALOGUED):
-            wanted = name if source is None else source.removeprefix(CATALOGUED)
-            image_import = client.import_image(name, catalogue_image=wanted, **fields)
+            catalogued = name if source is None else source.removeprefix(CATALOGUED)
+            image_import = client.import_image(name, catalogue_image=catalogued, **fields)
         elif on_node:
             image_import = client.import_image(name, path=source, **fields)
         elif source.startswith(("http://", "https://")):

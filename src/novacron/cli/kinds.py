@@ -33,8 +33,8 @@ class ObjectKind(NamedTuple):
 
     def _columns(self, which: int) -> Columns:
         module, _, named = self.columns.partition(":")
-        found: Columns = getattr(importlib.import_module(f"novacron.cli.{module}"), named.split(",")[which])
-        return found
+        columns: Columns = getattr(importlib.import_module(f"novacron.cli.{module}"), named.split(",")[which])
+        return columns
 
 
 KINDS = (

@@ -114,8 +114,8 @@ class Listing:
         fits = self._fits(known)
 
         def selected() -> Iterator[Object]:
-            found = filter(fits, read(None if self.filter or self.sort else self.limit))
-            return itertools.islice(found if self.sort is None else _sorted(found, self.sort, known), self.limit)
+            matching = filter(fits, read(None if self.filter or self.sort else self.limit))
+            return itertools.islice(matching if self.sort is None else _sorted(matching, self.sort, known), self.limit)
 
         if self.watch:
             Watch(columns, more, self.output).follow(selected)
@@ -125,7 +125,7 @@ class Listing:
     def _fits(self, columns: Columns) -> Callable[[Object], bool]:
         """Return what says whether an object is to be shown. Raises typer.BadParameter."""
         conditions = [condition(text) for text in self.filter or ()]
-        return lambda item: all(wanted.holds(item, columns) for wanted in conditions)
+        return lambda item: all(filter_.holds(item, columns) for filter_ in conditions)
 
     def show_log(self, read: Callable[[], Iterable[Object]], columns: Columns) -> None:
         """Show what ``read`` returns, newest first, of which the limit is counted before the order is changed; a watch
@@ -142,12 +142,12 @@ class Listing:
                     return
                 yield entry
 
-        found = list(itertools.islice(filter(fits, unseen()), self.limit))
+        entries = list(itertools.islice(filter(fits, unseen()), self.limit))
         if not self.watch:
-            output.rows(found if self.sort is None else _sorted(found, self.sort, columns), columns, self.output)
+            output.rows(entries if self.sort is None else _sorted(entries, self.sort, columns), columns, self.output)
             return
         watch = Watch(columns, None, self.output)
-        watch.add(found[::-1], first=True)
+        watch.add(entries[::-1], first=True)
         while True:
             time.sleep(WATCH_INTERVAL_S)
             watch.add([entry for entry in unseen() if fits(entry)][::-1])

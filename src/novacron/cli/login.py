@@ -136,14 +136,14 @@ def logout() -> None:
             name = context_name()
             if not name:
                 raise output.fail("no context is selected: see novacron context list", output.EXIT_USAGE)
-            found = context_file.read(config_path()).get(name)
-            if not found.token:
+            context = context_file.read(config_path()).get(name)
+            if not context.token:
                 say(f"{name}: was not logged in")
                 return
-            with Client(Config(found.url, found.token, found.ca)) as client:
+            with Client(Config(context.url, context.token, context.ca)) as client:
                 client.request("POST", "/api/v1/logout")
             with context_file.changing(config_path()) as stored:
                 stored.replace(name, stored.get(name)._replace(token=""))
-            say(f"{name}: logged out of {found.url}")
+            say(f"{name}: logged out of {context.url}")
         except SettingsError as error:
             raise output.fail(str(error), output.EXIT_USAGE) from None

@@ -126,11 +126,11 @@ def _parsed(name: str, text: str) -> list[object]:
 
 def mapping(path: Path) -> Object:
     """Return the only mapping of a file. Raises typer.BadParameter, OSError, UnicodeError."""
-    found = [content for content in _parsed(str(path), _text(path)) if content is not None]
-    if len(found) != 1 or not isinstance(found[0], dict):
+    documents = [content for content in _parsed(str(path), _text(path)) if content is not None]
+    if len(documents) != 1 or not isinstance(documents[0], dict):
         raise _bad(str(path), "it is not a mapping of fields to values")
-    _check(str(path), found[0])
-    return found[0]
+    _check(str(path), documents[0])
+    return documents[0]
 
 
 def _document(place: str, content: object) -> Document:
@@ -215,9 +215,9 @@ def is_of(document: Document, item: Object) -> bool:
     """Say whether an object is the one that a document is about."""
     shown = present(document.kind, item)
     for field in identity_of(document.kind):
-        wanted, has = document.identity(field), shown.get(field)
+        named, has = document.identity(field), shown.get(field)
         has = sorted(map(str, has)) if isinstance(has, list) else has
-        if (wanted or None) != (has or None):
+        if (named or None) != (has or None):
             return False
     return True
 
@@ -226,18 +226,18 @@ def differences(document: Document, item: Object, schemas: Schemas) -> dict[str,
     """Return which fields differ from what a document says: what they are and what they should be."""
     shown, kind = present(document.kind, item), document.kind
     changeable = schemas.fields(kind.change)
-    found: dict[str, tuple[object, object]] = {}
-    for field, wanted in document.fields.items():
+    differing: dict[str, tuple[object, object]] = {}
+    for field, desired in document.fields.items():
         if field in AT_CREATION.get(kind.name, ()) or field in identity_of(kind):
             continue
         has = shown.get(field)
         clears = field in BESIDE.get(kind.name, ()) or _takes_null(changeable.get(field), schemas)
-        if wanted is None and not clears:
+        if desired is None and not clears:
             continue
-        extra = field in WHOLE.get(kind.name, ()) and _has_more(wanted, has)
-        if extra or not same(wanted, has, assigned=field in ASSIGNED):
-            found[field] = (has, wanted)
-    return found
+        extra = field in WHOLE.get(kind.name, ()) and _has_more(desired, has)
+        if extra or not same(desired, has, assigned=field in ASSIGNED):
+            differing[field] = (has, desired)
+    return differing
 
 
 def _has_more(wanted: object, has: object) -> bool:

@@ -49,19 +49,19 @@ def get(
     listing: Listing = Listing(),
 ) -> None:
     """Show objects of any kind: all of them, or the named ones."""
-    found = kinds.kind_of(kind)
-    if found.name in kinds.NEEDS_VM and not name:
+    listed = kinds.kind_of(kind)
+    if listed.name in kinds.NEEDS_VM and not name:
         raise typer.BadParameter("snapshots are those of a VM: novacron snapshot list VM")
     if not name:
-        listing.show(found.api, found.list_columns())
+        listing.show(listed.api, listed.list_columns())
         return
     with output.errors():
         client = Client()
-        items = [get_object(client, found, ref) for ref in name]
+        items = [get_object(client, listed, ref) for ref in name]
         if len(items) == 1 and not listing.watch:
-            output.fields(items[0], found.detail_columns(), listing.output)
+            output.fields(items[0], listed.detail_columns(), listing.output)
         else:
-            listing.show_read(lambda limit: [get_object(client, found, ref) for ref in name], found.list_columns())
+            listing.show_read(lambda limit: [get_object(client, listed, ref) for ref in name], listed.list_columns())
 
 
 def get_object(client: Client, kind: ObjectKind, ref: str) -> Object:
@@ -161,25 +161,25 @@ def edit(
 ) -> None:
     """Edit an object's changeable fields as YAML in your editor ($VISUAL or $EDITOR). Nothing is done unless
     something differs."""
-    found = kinds.kind_of(kind)
+    edited = kinds.kind_of(kind)
     with output.errors():
         clients = apply.Clients()
         known = schemas.read(clients.of(""))
-        if not known.fields(found.change):
-            raise typer.BadParameter(f"a {found.name} can't be changed: delete it, and create a new one")
-        item = get_object(clients.of(""), found, name)
-        shown = manifests.present(found, item)
-        before = {field: shown[field] for field in known.fields(found.change) if field in shown}
-        path = _written(found, kinds.name_of(found, item), before)
+        if not known.fields(edited.change):
+            raise typer.BadParameter(f"a {edited.name} can't be changed: delete it, and create a new one")
+        item = get_object(clients.of(""), edited, name)
+        shown = manifests.present(edited, item)
+        before = {field: shown[field] for field in known.fields(edited.change) if field in shown}
+        path = _written(edited, kinds.name_of(edited, item), before)
         _edit(path)
         changes = _changes(path, before)
         if not changes:
             path.unlink()
-            say(f"{found.name} {name}: nothing changed")
+            say(f"{edited.name} {name}: nothing changed")
             return
-        shown_name = kinds.name_of(found, item)
-        document = Document("", found, "", {**before, **{field: wanted for field, (_, wanted) in changes.items()}})
-        step = apply.PlannedStep("change", found, shown_name, "", document, item, changes)
+        shown_name = kinds.name_of(edited, item)
+        document = Document("", edited, "", {**before, **{field: desired for field, (_, desired) in changes.items()}})
+        step = apply.PlannedStep("change", edited, shown_name, "", document, item, changes)
         apply.show([step])
         try:
             apply.perform(clients, step, known)

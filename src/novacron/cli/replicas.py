@@ -164,11 +164,11 @@ def failover(
     """Continue a VM whose node is gone from a replica. Its writes after that point are lost."""
     with output.errors():
         client = Client()
-        found = client.get("vms", vm)
-        if confirm is None and found["node"] is not None:
-            confirm = options.ask_for_word(found["node"])
+        current = client.get("vms", vm)
+        if confirm is None and current["node"] is not None:
+            confirm = options.ask_for_word(current["node"])
         began = time.monotonic()
-        moved = client.fail_over_vm(found["id"], replica=replica, point=point, confirm=confirm)
+        moved = client.fail_over_vm(current["id"], replica=replica, point=point, confirm=confirm)
         finish(client, moved, (moved["spec"]["power"],), wait)
         if wait.wait and wait.output.for_people:
             say(f"{vm}: after {time.monotonic() - began:.0f} s")

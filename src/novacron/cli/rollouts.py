@@ -108,11 +108,11 @@ def _say_when(line: str) -> None:
 def _with_default_file(context: typer.Context) -> RolloutOptions:
     """Return the options with what the file says that nobody named: what was typed wins over it."""
     kinds = {setting.name: setting for setting in settings_file.settings(RolloutOptions)}
-    found = settings_file.parse(SETTINGS)
-    problems = list(settings_file.problems_in(context, SETTINGS, found, kinds))
+    settings = settings_file.parse(SETTINGS)
+    problems = list(settings_file.problems_in(context, SETTINGS, settings, kinds))
     if problems:
         settings_file.fail(*(f"{SETTINGS}: {problem}" for problem in problems))
-    from_file = settings_file.options_of(context, RolloutOptions, found)
+    from_file = settings_file.options_of(context, RolloutOptions, settings)
     values: dict[str, Any] = {}
     for setting in kinds.values():
         source = context.get_parameter_source(setting.field)

@@ -109,8 +109,8 @@ def list_(
     from novacron.runbooks import library
 
     with _errors():
-        found = library.everything() if alert is None else [library.for_alert(alert)]
-        output.rows([_row(runbook) for runbook in found], COLUMNS, output_)
+        runbooks = library.everything() if alert is None else [library.for_alert(alert)]
+        output.rows([_row(runbook) for runbook in runbooks], COLUMNS, output_)
 
 
 @app.command()

@@ -19,8 +19,8 @@ class Schemas:
 
     def fields(self, schema: str) -> dict[str, Object]:
         """Return the schema of each field of an object's schema; none for an empty name."""
-        found: dict[str, Object] = self._named.get(schema, {}).get("properties", {})
-        return found
+        properties: dict[str, Object] = self._named.get(schema, {}).get("properties", {})
+        return properties
 
     def required(self, schema: str) -> frozenset[str]:
         return frozenset(self._named.get(schema, {}).get("required", ()))
@@ -30,9 +30,9 @@ class Schemas:
 
     def choices(self, schema: Object) -> list[Object]:
         """Return the alternatives of a schema, with references followed."""
-        found: list[Object] = []
-        self._collect(schema, found, 0)
-        return found
+        values: list[Object] = []
+        self._collect(schema, values, 0)
+        return values
 
     def _collect(self, schema: Object, found: list[Object], depth: int) -> None:
         if depth > DEPTH_MAX:

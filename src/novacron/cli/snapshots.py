@@ -78,9 +78,9 @@ def list_(vm: VmRef, listing: Listing = Listing()) -> None:
         client = Client()
 
         def read(limit: int | None) -> Iterator[Object]:
-            found = client.get("vms", vm)
-            snapshots = list(client.list(f"vms/{found['id']}/snapshots"))
-            return itertools.islice(tree(snapshots, found["snapshot"]), limit)
+            shown_vm = client.get("vms", vm)
+            snapshots = list(client.list(f"vms/{shown_vm['id']}/snapshots"))
+            return itertools.islice(tree(snapshots, shown_vm["snapshot"]), limit)
 
         listing.show_read(read, COLUMNS)
 

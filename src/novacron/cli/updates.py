@@ -21,10 +21,10 @@ def update(client: Client, kind: str, ref: str, changes_of: Callable[[Object], O
     Raises ApiError, Unreachable, and what ``changes_of`` raises.
     """
     for attempt in range(1, ATTEMPTS_MAX + 1):
-        found = client.get(kind, ref)
-        path, match = f"/api/v1/{kind}/{quoted(ref)}", f'"{found["revision"]}"'
+        current = client.get(kind, ref)
+        path, match = f"/api/v1/{kind}/{quoted(ref)}", f'"{current["revision"]}"'
         try:
-            changed: Object = client.request("PATCH", path, changes_of(found), None, If_Match=match)
+            changed: Object = client.request("PATCH", path, changes_of(current), None, If_Match=match)
         except ApiError as error:
             if error.status != STALE or attempt == ATTEMPTS_MAX:
                 raise

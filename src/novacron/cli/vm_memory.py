@@ -11,8 +11,8 @@ def memory_now(vm: Object) -> str | None:
     left_mib, wanted_mib = vm["status"].get("balloon_mib"), vm["spec"].get("balloon_mib")
     if hardware and (left_mib is not None or wanted_mib is not None):
         all_mib = hardware["memory_mib"] + sum(hardware["dimms_mib"])
-        wanted = "" if wanted_mib in (None, left_mib) else f"; {wanted_mib} MiB are wanted"
-        return f"{left_mib or all_mib} MiB of {all_mib}, the rest is given back{wanted}"
+        asked = "" if wanted_mib in (None, left_mib) else f"; {wanted_mib} MiB are wanted"
+        return f"{left_mib or all_mib} MiB of {all_mib}, the rest is given back{asked}"
     if not hardware or not hardware["dimms_mib"]:
         return None
     added_mib = sum(hardware["dimms_mib"])

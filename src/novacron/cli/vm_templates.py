@@ -40,7 +40,7 @@ TEMPLATES: Columns = {
     "PROJECT": lambda t: t["project"] or "all",
     "AGE": lambda t: output.age(t["created_at"]),
 }
-SETS: Columns = {"SETS": lambda t: [f"{field} {_said(value)}" for field, value in t["spec"].items()]}
+SETS: Columns = {"SETS": lambda t: [f"{field} {_in_words(value)}" for field, value in t["spec"].items()]}
 
 SIZE_OPTIONS = (
     options.option("vcpus", int, help="virtual CPUs"),
@@ -56,11 +56,11 @@ SIZE_OPTIONS = (
 )  # fmt: skip
 
 
-def _said(value: object) -> str:
+def _in_words(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(_said(item) for item in value) or "none"
+        return ", ".join(_in_words(item) for item in value) or "none"
     if isinstance(value, dict):
-        return " ".join(f"{key}={_said(item)}" for key, item in value.items() if item) or "none"
+        return " ".join(f"{key}={_in_words(item)}" for key, item in value.items() if item) or "none"
     return "none" if value is None else str(value)
 
 

@@ -100,10 +100,10 @@ def forget(
     """Delete the copies of a VM on nodes, with their disks: the database is right."""
     with output.errors():
         client = Client()
-        found = [item for item in client.list("unreconciled-vms") if vm in (item["vm_name"], item["vm"], item["id"])]
-        word = confirm or _word(found, yes)
-        client.forget_vm(found[0]["vm"] if found else vm, word or "")
-        say(f"{found[0]['vm_name'] if found else vm}: the database is right")
+        records = [item for item in client.list("unreconciled-vms") if vm in (item["vm_name"], item["vm"], item["id"])]
+        word = confirm or _word(records, yes)
+        client.forget_vm(records[0]["vm"] if records else vm, word or "")
+        say(f"{records[0]['vm_name'] if records else vm}: the database is right")
 
 
 def _word(found: list[Object], yes: bool) -> str | None:

@@ -125,12 +125,12 @@ def finish(client: Client, vm: Object, states: tuple[str, ...], wait: Wait, wait
         say(_as_it_is(vm, states))
 
 
-def _as_it_is(vm: Object, states: tuple[str, ...], wanted: str | None = None) -> str:
+def _as_it_is(vm: Object, states: tuple[str, ...], intended: str | None = None) -> str:
     """Say how a VM is, and how it is going to be if it is not yet so."""
     now = f"{vm['name']}: {state(vm)}" + (f" on {vm['node']}" if vm["node"] else "")
-    if wanted is None and vm["status"]["state"] not in states:
-        wanted = f"will be {states[0]}"
-    return f"{now}, {wanted}" if wanted else now
+    if intended is None and vm["status"]["state"] not in states:
+        intended = f"will be {states[0]}"
+    return f"{now}, {intended}" if intended else now
 
 
 def _waited(client: Client, vm: Object, states: tuple[str, ...], timeout_s: float, wait_for: WaitFor | None) -> Object:
@@ -373,14 +373,14 @@ def delete(
     client = _connect()
 
     def remove(ref: str) -> Object:
-        found = client.get("vms", ref)
-        id = found["id"]
+        current = client.get("vms", ref)
+        id = current["id"]
         if force:
-            client.delete_lost_vm(id, confirm or (found["node"] and options.ask_for_word(found["node"])))
+            client.delete_lost_vm(id, confirm or (current["node"] and options.ask_for_word(current["node"])))
         else:
-            options.ask(yes, found["status"]["state"] == "running", f"VM {found['name']} is running")
+            options.ask(yes, current["status"]["state"] == "running", f"VM {current['name']} is running")
             client.delete("vms", id)
-        return found
+        return current
 
     def end(found: Object) -> Object:
         if wait.wait:
@@ -416,10 +416,10 @@ def recover(
     """Recover a VM whose node is gone, on another node or on the same one once it has joined again."""
     with output.errors():
         client = Client()
-        found = client.get("vms", vm)
-        if confirm is None and found["node"] is not None:
-            confirm = options.ask_for_word(found["node"])
-        recovered = client.recover_vm(found["id"], confirm, discard_disk)
+        current = client.get("vms", vm)
+        if confirm is None and current["node"] is not None:
+            confirm = options.ask_for_word(current["node"])
+        recovered = client.recover_vm(current["id"], confirm, discard_disk)
         finish(client, recovered, (recovered["spec"]["power"],), wait)
 
 

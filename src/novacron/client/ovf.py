@@ -165,7 +165,7 @@ def _configurations(root: Element) -> list[Element]:
 def _configuration(root: Element) -> str | None:
     """Return the name of the default configuration, None when there are none."""
     configurations = _configurations(root)
-    marked = (one for one in configurations if (_attribute(one, "default") or "").strip() in ("true", "1"))
+    marked = (section for section in configurations if (_attribute(section, "default") or "").strip() in ("true", "1"))
     default = next(marked, configurations[0] if configurations else None)
     return None if default is None else _attribute(default, "id")
 

@@ -134,29 +134,32 @@ def read(type_: type[T], body: object) -> T:
         return msgspec.convert(body, type_)
     except msgspec.ValidationError:
         try:
-            return msgspec.convert(_known(kinds.type_info(type_), body), type_)
+            return msgspec.convert(_without_unknown_fields(kinds.type_info(type_), body), type_)
         except msgspec.ValidationError as error:
             raise UnexpectedAnswer(f"{type_.__name__}: {error}: the server is newer: update NovaCron here") from error
 
 
-def _known(info: kinds.Type, value: object) -> object:
+def _without_unknown_fields(info: kinds.Type, value: object) -> object:
     """Return a value without the fields that its type does not have: types of requests forbid these."""
     match info:
         case kinds.Metadata():
-            return _known(info.type, value)
+            return _without_unknown_fields(info.type, value)
         case kinds.UnionType():
             shape = _shape(value)
-            return next((_known(one, value) for one in map(_plain, info.types) if isinstance(one, shape)), value)
+            return next(
+                (_without_unknown_fields(kind, value) for kind in map(_plain, info.types) if isinstance(kind, shape)),
+                value,
+            )
         case kinds.StructType() if isinstance(value, Mapping):
             return {
-                field.encode_name: _known(field.type, value[field.encode_name])
+                field.encode_name: _without_unknown_fields(field.type, value[field.encode_name])
                 for field in info.fields
                 if field.encode_name in value
             }
         case kinds.DictType() if isinstance(value, Mapping):
-            return {key: _known(info.value_type, item) for key, item in value.items()}
+            return {key: _without_unknown_fields(info.value_type, item) for key, item in value.items()}
         case kinds.ListType() | kinds.VarTupleType() if isinstance(value, Sequence):
-            return [_known(info.item_type, item) for item in value]
+            return [_without_unknown_fields(info.item_type, item) for item in value]
     return value
 
 

@@ -20,7 +20,7 @@ from novacron.model.backup_schedule import (
 )
 from novacron.model.errors import NovaError, Unavailable
 from novacron.model.waiting import refusal_code
-from novacron.retention import kept
+from novacron.retention import to_keep
 from novacron.store import backup_policies, backup_proofs, backups, events, vm_backups
 from novacron.store.backup_calendar import Calendar
 from novacron.store.backup_policies import CoveredVm
@@ -154,7 +154,7 @@ class BackupPolicies:
                     by_vm.setdefault(backup.vm, {})[backup.id] = backup.created_at
                 self._next_vm[policy.id] = max(by_vm) if len(by_vm) >= VMS_PER_PASS_MAX else ""
                 for of_vm in by_vm.values():
-                    keeping = kept(of_vm, policy.spec.keep)
+                    keeping = to_keep(of_vm, policy.spec.keep)
                     gone += [id for id in of_vm if id not in keeping]
         await self._each(database, policy, gone[:EXPIRED_PER_PASS_MAX], backups.delete)
 

@@ -31,13 +31,14 @@ from novacron.model.capacity_forecast import (
 )
 from novacron.model.load_forecast import ForecastKind, ForecastModel, judge
 from novacron.model.load_hours import KEPT
-from novacron.prediction import rounds
+from novacron.prediction import rounds, unusual
 from novacron.prediction.load import Floats, Hours
 from novacron.prediction.profiles import PROFILE_DAYS, usual
 from novacron.prediction.trend import trend
-from novacron.store import capacity, forecasts, load_history, load_profiles
+from novacron.store import capacity, forecasts, load_history, load_profiles, unusual_loads
 from novacron.store.database import connect
 from novacron.store.forecasts import NewForecast, RoundSummary
+from novacron.store.unusual_loads import NewUnusualLoad
 
 NICE = 10
 """Others on the machine go first."""
@@ -63,8 +64,8 @@ class RoundOrder(msgspec.Struct, frozen=True):
 
 
 async def make(connection: asyncpg.Connection, hour: datetime) -> RoundSummary:
-    """Score what came, forecast the hour and the capacity, and once a day the week of VMs, and in the round after that
-    their profiles: each reads all VMs' days."""
+    """Score what came, find VMs that are unlike themselves, forecast the hour and the capacity, and once a day the week
+    of VMs, and in the round after that their profiles: each reads all VMs' days."""
     began = time.perf_counter()
     await forecasts.score_nodes(connection, hour)
     await forecasts.score_vms(connection, hour.date())
@@ -73,6 +74,7 @@ async def make(connection: asyncpg.Connection, hour: datetime) -> RoundSummary:
     vms = await _foresee_vms(connection, hour.date())
     if not vms:
         await _make_profiles(connection, hour.date())
+    await unusual_loads.replace(connection, await _unusual(connection, hour - timedelta(hours=1)))
     await _foresee_capacity(connection, hour.date())
     await _prune(connection, hour.date())
     summary = RoundSummary(round(time.perf_counter() - began, 3), nodes, vms, round(fit_s, 3))
@@ -120,7 +122,7 @@ async def _foresee_nodes(connection: asyncpg.Connection, hour: datetime) -> tupl
     counts = np.isfinite(known.peak).sum(1)
     newest_memory = rounds.newest(memory[:, -rounds.NEWEST_HOURS_MAX :])
     made = [
-        item._replace(memory_mib=_known(newest_memory[number], int))
+        item._replace(memory_mib=_finite(newest_memory[number], int))
         for number, item in enumerate(chosen(names, outlook, counts, set_aside))
         if item is not None
     ]
@@ -182,6 +184,26 @@ def profiles_of(rows: Sequence[asyncpg.Record], first: date, today: date) -> lis
     ]
 
 
+async def _unusual(connection: asyncpg.Connection, hour: datetime) -> list[NewUnusualLoad]:
+    """Return the VMs that were unlike themselves in the hour that began at ``hour``, and in the one before."""
+    rows = await unusual_loads.hours_of_vms(connection, hour)
+    if not rows:
+        return []
+    used, expected, variances = (
+        np.array([(row[field], row[f"{field}_before"]) for row in rows], dtype=np.float64)
+        for field in ("used", "usual", "variance")
+    )
+    directions = unusual.lasting(unusual.of_hours(used, expected, variances))
+    since = hour - timedelta(hours=unusual.HOURS - 1)
+    return [
+        NewUnusualLoad(
+            rows[number]["vm"], since, hour, float(used[number, 0]), float(expected[number, 0]),
+            float(np.sqrt(variances[number, 0])),
+        )
+        for number in np.flatnonzero(directions)
+    ]  # fmt: skip
+
+
 def chosen(
     names: list[str], outlook: rounds.Outlook, known: NDArray[np.int64], set_aside: bool
 ) -> list[NewForecast | None]:
@@ -189,7 +211,7 @@ def chosen(
     aside; None where nothing is known. ``known``: of how many hours or days something is known of each."""
     made: list[NewForecast | None] = []
     for number, name in enumerate(names):
-        last, learned, lower, upper, last_lower, last_upper = (_known(values[number], _cpus) for values in outlook)
+        last, learned, lower, upper, last_lower, last_upper = (_finite(values[number], _cpus) for values in outlook)
         if last is None:
             made.append(None)
         elif learned is not None and not set_aside:
@@ -209,7 +231,7 @@ def _cpus(percent: np.float64) -> float:
     return float(percent) / PERCENT
 
 
-def _known(value: np.float64, make: Callable[[np.float64], T]) -> T | None:
+def _finite(value: np.float64, make: Callable[[np.float64], T]) -> T | None:
     return make(value) if np.isfinite(value) else None
 
 
@@ -232,8 +254,8 @@ async def _foresee_capacity(connection: asyncpg.Connection, today: date) -> None
 
 def growth(days: list[date], used: list[float]) -> GrowthRate | None:
     """Return how much more is used each day."""
-    found = trend(np.array([at.toordinal() for at in days], dtype=np.float64), np.array(used))
-    return None if found is None else GrowthRate(*found)
+    fitted = trend(np.array([at.toordinal() for at in days], dtype=np.float64), np.array(used))
+    return None if fitted is None else GrowthRate(*fitted)
 
 
 PRUNED = (

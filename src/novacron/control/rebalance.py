@@ -59,7 +59,7 @@ _Chosen = tuple[rebalancing.Rebalancing, MovesChosen]
 class _RoundSoFar(msgspec.Struct):
     """What was begun and what was refused in a round."""
 
-    wanted: int
+    moves_wanted: int
     """As many moves as were chosen first."""
     begun: list[Move] = []
     refused: set[str] = set()
@@ -95,7 +95,7 @@ class Rebalance(msgspec.Struct):
         round_ = _RoundSoFar(len(first[1].decision.moves))
         await self._carry_out(database, objects, round_, first)
         for _ in range(CHOICES_MAX - 1):
-            if len(round_.begun) >= round_.wanted:
+            if len(round_.begun) >= round_.moves_wanted:
                 break
             again = await self._choose(database, objects, round_.refused)
             if again is None or again[0].settings != first[0].settings or not again[1].decision.moves:
@@ -118,7 +118,7 @@ class Rebalance(msgspec.Struct):
     async def _carry_out(self, database: Database, objects: Objects, round_: _RoundSoFar, chosen: _Chosen) -> None:
         """Begin the moves that were chosen; remember which ones were refused."""
         now, (decision, move_s, _) = chosen
-        planned = {move.vm: move for move in decision.moves[: round_.wanted - len(round_.begun)]}
+        planned = {move.vm: move for move in decision.moves[: round_.moves_wanted - len(round_.begun)]}
         begun: dict[str, Move] = {}
         refused: dict[str, str] = {}
 

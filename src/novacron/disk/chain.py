@@ -132,9 +132,9 @@ class Chain:
         for layer in reversed(self._layers):
             if offset >= layer.size_bytes:  # it was smaller then, and what is below it does not show through
                 return ZEROS
-            found = layer.read(block)
-            if found is not None:
-                return found
+            content = layer.read(block)
+            if content is not None:
+                return content
         return self.below(block)
 
     def below(self, block: int) -> bytes:

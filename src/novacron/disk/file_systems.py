@@ -152,7 +152,7 @@ def parent(path: str) -> tuple[str, str]:
 
 def read_systems(text: str) -> list[BackupFileSystem]:
     """Return the file systems that a listing of devices names."""
-    found = []
+    systems = []
     for line in text.splitlines():
         if (match := SYSTEM.match(line)) is None or match[2] in OWN:
             continue
@@ -160,13 +160,13 @@ def read_systems(text: str) -> list[BackupFileSystem]:
         if not _is_name(name):
             continue
         label, uuid, size = LABEL.search(match[3]), UUID.search(match[3]), SIZE.search(match[3])
-        found.append(
+        systems.append(
             BackupFileSystem(
                 name, match[2], printable(label[1]) if label else "", uuid[1] if uuid else "",
                 int(size[1]) << 10 if size else 0,
             )
         )  # fmt: skip
-    return sorted(found, key=lambda system: system.name)
+    return sorted(systems, key=lambda system: system.name)
 
 
 def read_entries(text: str) -> list[BackupEntry]:

@@ -55,12 +55,12 @@ class NbdReader:
         name = struct.pack(f"!I{len(export)}s", len(export), export)
         query = struct.pack(f"!II{len(ALLOCATION)}s", 1, len(ALLOCATION), ALLOCATION)
         contexts = self._ask_option(OPTION_SET_CONTEXT, name + query)
-        found = [body for kind, body in contexts if kind == CONTEXT_REPLY and body[4:] == ALLOCATION]
+        replies = [body for kind, body in contexts if kind == CONTEXT_REPLY and body[4:] == ALLOCATION]
         infos = self._ask_option(nbd.OPTION_GO, name + struct.pack("!H", 0))
         exports = [body for kind, body in infos if kind == nbd.INFO and body[:2] == struct.pack("!H", nbd.INFO_EXPORT)]
-        if len(found) != 1 or not exports or len(exports[0]) < 12:
+        if len(replies) != 1 or not exports or len(exports[0]) < 12:
             raise NbdError("the server does not describe its disk")
-        return int(struct.unpack_from("!I", found[0])[0]), int(struct.unpack_from("!Q", exports[0], 2)[0])
+        return int(struct.unpack_from("!I", replies[0])[0]), int(struct.unpack_from("!Q", exports[0], 2)[0])
 
     def _ask_option(self, option: int, data: bytes) -> list[tuple[int, bytes]]:
         """Return the server's replies before it agrees. Raises OSError."""

@@ -93,12 +93,12 @@ class SessionHello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BaseInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Pages that the receiver has. ``told`` counts the digests that BASE frames bring; 0 if the sender has them."""
+    """Pages that the receiver has. ``announced``: how many digests BASE frames bring; 0 if the sender has them."""
 
     kind: str
     name: str
     count: Count
-    told: Count
+    announced: Count
 
 
 class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -154,8 +154,8 @@ class ReceiveSession:
                 SESSIONS.add("receiver", outcome)
                 span.set_attribute("dwcp.raw_bytes", self.raw_bytes)
                 took_s = round(time.monotonic() - began, 3)
-                told = {"took_s": took_s, "raw_bytes": self.raw_bytes} | self.times.as_log_fields()
-                log.info("a session was received", outcome=outcome, peer=self.peer, **told)
+                measured = {"took_s": took_s, "raw_bytes": self.raw_bytes} | self.times.as_log_fields()
+                log.info("a session was received", outcome=outcome, peer=self.peer, **measured)
 
     async def _receive(self, sink: StreamSink) -> None:
         """Put frames in order here, decode pieces in one thread, write them out in another."""

@@ -49,16 +49,16 @@ class ReceiverIndex:
         """Learn which bases the receiver has."""
         for number, info in enumerate(bases):
             own = self._own.get(info.name)
-            if info.told == 0 and own is not None and len(own.digests) == info.count:
+            if info.announced == 0 and own is not None and len(own.digests) == info.count:
                 encoder.add_base(number, info.kind, 0, own.digests, own=True)
                 self._shared[number] = own
-            elif info.told == 0:
+            elif info.announced == 0:
                 encoder.add_base(number, info.kind, 0, self._digests.get(info.name, ())[: info.count])
         self._encoder = encoder
         self._kinds = [info.kind for info in bases]
         self._names = [info.name for info in bases]
         self._counts = [info.count for info in bases]
-        self._outstanding = [info.told for info in bases]
+        self._outstanding = [info.announced for info in bases]
 
     def take(self, frame: Frame) -> None:
         """Learn digests. Raises ProtocolError."""

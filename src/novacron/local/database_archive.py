@@ -209,8 +209,8 @@ def newest_timeline(files: Mapping[str, WalFile], at_least: int) -> int:
 
 def history(repository: Repository, files: Mapping[str, WalFile], timeline: int) -> list[Branch]:
     """Return a timeline and those that it came from. Raises NotStored, Damaged."""
-    found = files.get(database_wal.history_name(timeline))
-    text = "" if found is None else _small(repository, content(repository, found), HISTORY_BYTES_MAX).decode(
+    file = files.get(database_wal.history_name(timeline))
+    text = "" if file is None else _small(repository, content(repository, file), HISTORY_BYTES_MAX).decode(
         errors="replace")  # fmt: skip
     try:
         return database_wal.branches(timeline, text)

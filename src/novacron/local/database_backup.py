@@ -147,10 +147,10 @@ def fetch(repository: Repository, made: DatabaseBackup, directory: Path) -> None
 
 
 def stored_backups(repository: Repository) -> list[DatabaseBackup]:
-    found = [
+    backups = [
         _described(repository, id, made) for id, made in repository.snapshots() if TAG in (made.tags or ())
     ]  # fmt: skip
-    return sorted(found, key=lambda made: made.at)
+    return sorted(backups, key=lambda made: made.at)
 
 
 def _described(repository: Repository, id: str, made: BackupSnapshot) -> DatabaseBackup:

@@ -149,9 +149,9 @@ def cluster_init(
         from novacron.local.database_cluster import steps
         from novacron.local.database_cluster.settings import ClusterFailed
 
-        files, wanted = _files(state_dir), cluster_options.typed()
-        cluster, member = files.cluster() or wanted, member_options.typed()
-        if (cluster.name, cluster.etcd) != (wanted.name, wanted.etcd):
+        files, asked_for = _files(state_dir), cluster_options.typed()
+        cluster, member = files.cluster() or asked_for, member_options.typed()
+        if (cluster.name, cluster.etcd) != (asked_for.name, asked_for.etcd):
             raise ClusterFailed(
                 f"{files.join_file} is of an init that named --name {cluster.name} and --etcd"
                 f" {', '.join(cluster.etcd.endpoints)}: name the same, or remove the file to begin anew"
@@ -311,7 +311,7 @@ def _controls(state_dir: Path | None) -> Iterator[tuple[MemberFiles, Cluster, Mo
     from novacron.local.database_cluster.view import Members, look
 
     files = _files(state_dir)
-    cluster, _ = files.known()
+    cluster, _ = files.membership()
     etcd, members = Etcd(cluster.etcd), Members(cluster)
     try:
         yield files, cluster, Mover(cluster, etcd, members, lambda: look(cluster, etcd, members))
@@ -353,8 +353,8 @@ def _loss(text: str | None) -> int | str | None:
 
 def _show(view: ClusterView, output_: output.OutputFormat, problems: list[ClusterProblem] | None = None) -> None:
     if output_ is not output.OutputFormat.TABLE:
-        found = {"well": not problems, **msgspec.to_builtins(view), "problems": msgspec.to_builtins(problems or [])}
-        output.show(found, output_)
+        shown = {"well": not problems, **msgspec.to_builtins(view), "problems": msgspec.to_builtins(problems or [])}
+        output.show(shown, output_)
         return
     columns: output.Columns = {
         "MEMBER": lambda row: row["name"],

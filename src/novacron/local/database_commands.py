@@ -169,16 +169,16 @@ def database_rehearse(
         from novacron.local import database_recovery as recoveries
         from novacron.local import database_rehearsal as rehearsals
 
-        found = rehearsals.rehearse(_place(repository, password_file, state_dir), scratch)
+        rehearsal = rehearsals.rehearse(_place(repository, password_file, state_dir), scratch)
         if not output_.for_people:
-            output.show(msgspec.to_builtins(found), output_)
+            output.show(msgspec.to_builtins(rehearsal), output_)
             return
         say(
-            f"backup {found.backup[:8]} can be restored until {recoveries.shown(found.restorable_until)}; that took"
-            f" {found.recover_s:.1f} s, and loses what was committed in the last {found.loss_s:.1f} s"
+            f"backup {rehearsal.backup[:8]} can be restored until {recoveries.shown(rehearsal.restorable_until)};"
+            f" that took {rehearsal.recover_s:.1f} s, and loses what was committed in the last {rehearsal.loss_s:.1f} s"
         )
-        say(f"version {found.schema_version} of the schema, {len(found.tables)} tables,"
-            f" {sum(found.tables.values())} rows, marks of {found.marks} servers")  # fmt: skip
+        say(f"version {rehearsal.schema_version} of the schema, {len(rehearsal.tables)} tables,"
+            f" {sum(rehearsal.tables.values())} rows, marks of {rehearsal.marks} servers")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

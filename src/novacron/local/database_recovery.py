@@ -109,7 +109,7 @@ def restorable(place: BackupPlace, timeline: int | None = None) -> list[Restorab
 
 def _restorable(repository: Repository, timeline: int | None) -> list[Restorable]:
     archives = dict[str, database_archive.WalArchive]()
-    found = list[Restorable]()
+    restorable = list[Restorable]()
     for made in stored_backups(repository):
         try:
             base = database_archive.base_of(repository, made.id)
@@ -117,18 +117,18 @@ def _restorable(repository: Repository, timeline: int | None) -> list[Restorable
                 archives[base.cluster] = database_archive.WalArchive(repository, base.cluster)
             source = _covered(repository, archives[base.cluster], made, base, timeline)
             if timeline is None or source.timeline == timeline:
-                found.append(source)
+                restorable.append(source)
         except RepositoryError:  # what is wrong with it is said when it is verified or restored
-            found.append(Restorable(made, None, 1, Coverage((), None)))
-    return found
+            restorable.append(Restorable(made, None, 1, Coverage((), None)))
+    return restorable
 
 
 def _covered(
     repository: Repository, archive: database_archive.WalArchive, made: DatabaseBackup, base: BaseBackup,
     timeline: int | None,
 ) -> Restorable:  # fmt: skip
-    wanted = timeline or database_archive.newest_timeline(archive.files, base.timeline)
-    for candidate in dict.fromkeys((wanted, base.timeline)):
+    target = timeline or database_archive.newest_timeline(archive.files, base.timeline)
+    for candidate in dict.fromkeys((target, base.timeline)):
         history = database_archive.history(repository, archive.files, candidate)
         coverage = database_wal.coverage(base.stop, base.timeline, history, archive.files, base.segment_bytes)
         if coverage is not None:
@@ -282,8 +282,8 @@ def _fetch_wal(repository: Repository, file: WalFile, directory: Path) -> Path:
 
 
 def _last_transaction(words: str) -> datetime | None:
-    found = LAST.findall(words)
-    return datetime.fromisoformat(found[-1]) if found else None
+    times = LAST.findall(words)
+    return datetime.fromisoformat(times[-1]) if times else None
 
 
 def _check_end(words: str, source: Restorable) -> None:

@@ -94,11 +94,11 @@ def branches(timeline: int, history: str) -> list[Branch]:
             switches.append((int(words[0]), lsn(words[1] if len(words) > 1 else "")))
     if len(switches) > TIMELINES_MAX:
         raise ValueError(f"more than {TIMELINES_MAX} timelines")
-    found, begin = list[Branch](), 0
+    former_branches, begin = list[Branch](), 0
     for former, end in switches:
-        found.append(Branch(former, begin, end))
+        former_branches.append(Branch(former, begin, end))
         begin = end
-    return [Branch(timeline, begin, None), *reversed(found)]
+    return [Branch(timeline, begin, None), *reversed(former_branches)]
 
 
 def coverage(
@@ -131,9 +131,9 @@ def _file(
         ends = branch.end is not None and branch.end // segment_bytes < number
         if begins and not ends:
             name = segment_name(branch.timeline, number, segment_bytes)
-            found = stored.get(name) or stored.get(name + PARTIAL)
-            if found is not None:
-                return found
+            file = stored.get(name) or stored.get(name + PARTIAL)
+            if file is not None:
+                return file
     return None
 
 

@@ -221,14 +221,14 @@ class NodesAhead:
 
     def departures(self, sources: Sequence[str], there: Mapping[str, list[VmAhead]]) -> list[_Departure]:
         """Return what the departure of each VM of some nodes would prevent, most first."""
-        found = []
+        departures = []
         for source in sources:
             before = self.nodes[source].over.harm
             for vm in there.get(source, ()):
                 left = self._changed(vm, source)
                 cost = self.settings.cost_per_minute * vm.load.move_s / 60.0
-                found.append(_Departure(vm, source, left, before - left.over.harm - cost))
-        return sorted(found, key=lambda departure: -departure.gain)
+                departures.append(_Departure(vm, source, left, before - left.over.harm - cost))
+        return sorted(departures, key=lambda departure: -departure.gain)
 
     def change(self, departure: _Departure, target: str, least: float) -> _Change | None:
         """Return what a move would change; None unless it prevents more than ``least``."""
@@ -328,16 +328,16 @@ class _Judge:
     def __init__(self, outlook: NodesAhead) -> None:
         self._outlook, self._targets, self._left = outlook, outlook.targets(), JUDGED_MAX
 
-    def taking(self, departure: _Departure) -> Iterator[str]:
+    def roomiest(self, departure: _Departure) -> Iterator[str]:
         """Yield the nodes with the most room of those that take a VM."""
-        source, vm, found = departure.source, departure.vm.load, 0
+        source, vm, targets = departure.source, departure.vm.load, 0
         others = (name for name in self._targets if name != source)
         for target in itertools.islice(others, min(JUDGED_OF_VM_MAX, self._left)):
             self._left -= 1
             if refusal(self._outlook.fleet, vm, target) is None:
                 yield target
-                found += 1
-                if found == TARGETS_MAX:
+                targets += 1
+                if targets == TARGETS_MAX:
                     return
 
 
@@ -346,7 +346,7 @@ def _best_of(outlook: NodesAhead, departures: Sequence[_Departure], judge: _Judg
     for departure in departures:
         if departure.gain <= least:
             break
-        for target in judge.taking(departure):
+        for target in judge.roomiest(departure):
             change = outlook.change(departure, target, least)
             if change is not None:
                 best, least = change, change.gain

@@ -107,5 +107,5 @@ def refused(table: str) -> Refused | None:
     if not any(packets.values()):
         return Refused(packets, ())
     sets = [entry["set"] for entry in listed("set", "ip", table, STRANGERS) or () if "set" in entry]
-    elements = [element["elem"]["val"] for found in sets for element in found.get("elem", ())]  # each has a timeout
+    elements = [element["elem"]["val"] for nft_set in sets for element in nft_set.get("elem", ())]  # each has a timeout
     return Refused(packets, sorted(elements))

@@ -33,12 +33,12 @@ def without(network: NetworkOnNode, ways: Collection[WayIn]) -> NetworkOnNode:
 def refused(table: str, network: NetworkOnNode) -> dict[WayIn, str]:
     """Return the ways into a network whose rules nft refuses when they stand alone, and why. ``table``: any name that
     no rules have. Raises NetworkFailed."""
-    every, found = of(network), dict[WayIn, str]()
+    every, refusals = of(network), dict[WayIn, str]()
     for way in every:
         alone = without(network, [other for other in every if other != way])
         try:
             nft(inside_script(alone), check=True)
             nft(host_script(table, HostRules([alone], {})), check=True)
         except RulesRefused as error:
-            found[way] = str(error)
-    return found
+            refusals[way] = str(error)
+    return refusals

@@ -128,10 +128,10 @@ def forecast_peaks(known: Hours, model: PeakModel | None) -> Outlook:
 
 def newest(values: Floats) -> Floats:
     """Return the newest known value of each row; NaN where there is none."""
-    found = np.full(len(values), np.nan)
+    latest = np.full(len(values), np.nan)
     for column in values.T:
-        found = np.where(np.isfinite(column), column, found)
-    return found
+        latest = np.where(np.isfinite(column), column, latest)
+    return latest
 
 
 def forecast_weeks(maxima: Floats) -> Outlook:

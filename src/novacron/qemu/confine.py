@@ -167,13 +167,13 @@ class Cgroup:
 
 def cgroups() -> list[tuple[str, str]]:
     """Return the names and marks of the cgroups of VMs on this host that have a mark."""
-    found = {}
+    marked = {}
     for controller in ("", *CONTROLLERS):
         with contextlib.suppress(OSError):
             for directory in (CGROUPS / controller / PARENT).iterdir():
                 with contextlib.suppress(OSError):  # a file, or it has no mark
-                    found[directory.name] = os.getxattr(directory, MARK).decode(errors="replace")
-    return sorted(found.items())
+                    marked[directory.name] = os.getxattr(directory, MARK).decode(errors="replace")
+    return sorted(marked.items())
 
 
 def _disk_of(path: Path) -> str | None:

@@ -11,13 +11,15 @@ from novacron.qemu.monitor import Monitor, MonitorFailed
 
 async def media(monitor: Monitor) -> dict[int, str | None]:
     """Return the node of what is in each drive, by the drive's number; None: it is empty. Raises MonitorFailed."""
-    found: dict[int, str | None] = {}
+    by_drive: dict[int, str | None] = {}
     for device in await monitor.execute("query-block"):
         for part in str(device.get("qdev", "")).split("/"):
             if part.startswith("cd") and part.endswith("-device"):
                 inserted = device.get("inserted")
-                found[int(part[2:].removesuffix("-device"))] = None if inserted is None else str(inserted["node-name"])
-    return found
+                by_drive[int(part[2:].removesuffix("-device"))] = (
+                    None if inserted is None else str(inserted["node-name"])
+                )
+    return by_drive
 
 
 async def eject(monitor: Monitor, number: int) -> None:

@@ -37,13 +37,13 @@ async def blocks(monitor: Monitor) -> list[MemoryBlock]:
     plugged in. Raises MonitorFailed."""
     lengths = {name: int(length, 16) for name, length in BLOCK.findall(await _human(monitor, "info ramblock"))}
     devices = await monitor.execute("query-memory-devices")
-    found = []
+    memory_blocks = []
     for guest_address in [0, *(device["data"]["addr"] for device in devices if device["type"] == "dimm")]:
         name, address = await _located(monitor, guest_address)
         if name not in lengths:
             raise MonitorFailed(f"QEMU does not say how long the block {name} of the guest's memory is")
-        found.append(MemoryBlock(name.encode(), address, lengths[name]))
-    return found
+        memory_blocks.append(MemoryBlock(name.encode(), address, lengths[name]))
+    return memory_blocks
 
 
 async def _located(monitor: Monitor, guest_address: int) -> tuple[str, int]:

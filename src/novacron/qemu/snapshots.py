@@ -21,7 +21,7 @@ class StoredSnapshot(NamedTuple):
     """0: without memory."""
 
 
-async def kept(monitor: Monitor) -> dict[str, StoredSnapshot]:
+async def stored(monitor: Monitor) -> dict[str, StoredSnapshot]:
     """Return the snapshots that there are, by name. Raises MonitorFailed."""
     disk = await block.top(monitor)
     for node in await monitor.execute("query-named-block-nodes", {"flat": True}):

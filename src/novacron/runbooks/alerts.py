@@ -43,7 +43,7 @@ def decode(document: object) -> list[FiringAlert]:
     """Return the firing alerts of what Alertmanager sends to receivers or answers, or Prometheus answers, or of one
     alert alone. Raises ValueError.
     """
-    found = []
+    alerts = []
     for alert in _alerts(document):
         labels = alert.get("labels")
         if not isinstance(labels, dict):
@@ -52,8 +52,8 @@ def decode(document: object) -> list[FiringAlert]:
         state = state.get("state") if isinstance(state, dict) else state
         if state not in RESOLVED and state != "pending":
             texts = {str(name): str(value) for name, value in labels.items()}
-            found.append(FiringAlert(texts.get("alertname", ""), texts))
-    return found
+            alerts.append(FiringAlert(texts.get("alertname", ""), texts))
+    return alerts
 
 
 def _alerts(document: object) -> Iterable[dict[str, object]]:

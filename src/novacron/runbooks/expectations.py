@@ -46,10 +46,10 @@ def missing(expected: Sequence[ExpectedLine], output: str) -> ExpectedLine | Non
     for line in expected:
         pattern = re.compile(line.text if line.pattern else _literal(line.text))
         matches = pattern.search if line.pattern else pattern.fullmatch
-        found = next((n for n in range(0 if line.absent else begin, len(lines)) if matches(lines[n])), None)
-        if (found is None) is not line.absent:
+        position = next((n for n in range(0 if line.absent else begin, len(lines)) if matches(lines[n])), None)
+        if (position is None) is not line.absent:
             return line
-        begin = begin if found is None else found + 1
+        begin = begin if position is None else position + 1
     return None
 
 

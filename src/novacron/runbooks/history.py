@@ -40,8 +40,8 @@ def measured_runs(text: str) -> list[MeasuredRun]:
 
 
 def _seconds(cell: str) -> float | None:
-    found = DURATION.fullmatch(cell)
-    return float(found[1]) if found else None
+    duration = DURATION.fullmatch(cell)
+    return float(duration[1]) if duration else None
 
 
 def tested_at(text: str) -> datetime | None:

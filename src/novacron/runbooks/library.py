@@ -15,10 +15,10 @@ def read(name: str, where: Path | None = None) -> Runbook:
     """Return a runbook, by its name, with or without its group. Raises RunbookError."""
     top = where or directory()
     known = names(top)
-    found = [other for other in known if name in (other, other.rpartition("/")[2])]
-    if len(found) != 1:
+    matching = [other for other in known if name in (other, other.rpartition("/")[2])]
+    if len(matching) != 1:
         raise RunbookError(f"there is no runbook {name[:80]!r}: see novacron runbook list")
-    return pages.parse(found[0], (top / f"{found[0]}.md").read_text(encoding="utf-8"))
+    return pages.parse(matching[0], (top / f"{matching[0]}.md").read_text(encoding="utf-8"))
 
 
 def everything(where: Path | None = None) -> list[Runbook]:
@@ -28,7 +28,7 @@ def everything(where: Path | None = None) -> list[Runbook]:
 
 def for_alert(alert: str, where: Path | None = None) -> Runbook:
     """Return the runbook that an alert leads to. Raises RunbookError."""
-    found = [runbook for runbook in everything(where) if alert in runbook.front.alerts]
-    if not found:
+    matching = [runbook for runbook in everything(where) if alert in runbook.front.alerts]
+    if not matching:
         raise RunbookError(f"no runbook is for the alert {alert[:80]!r}: see novacron runbook list")
-    return found[0]
+    return matching[0]

@@ -99,12 +99,12 @@ async def follow(files: Sequence[Path], changed: Callable[[], None]) -> None:
     seen, log_now = marks(files), Rarely()
     while True:
         await asyncio.sleep(LOOK_S)
-        found = marks(files)
-        if found == seen:
+        current = marks(files)
+        if current == seen:
             continue
         try:
             changed()
-            seen = found
+            seen = current
         except (OSError, ValueError) as error:
             if log_now.due(str(error)):
                 log.error("new certificates can't be used", error=str(error), retry_s=LOOK_S)

@@ -140,27 +140,27 @@ class IdleConnections:
 
     def _peer(self, file: int) -> Peer | None:
         """Return the other end of a socket, if it is a client's connection to the API."""
-        with _borrowed(file) as found:
-            if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+        with _borrowed(file) as borrowed:
+            if borrowed is None or borrowed.family not in (socket.AF_INET, socket.AF_INET6):
                 return None
             try:
-                if found.type != socket.SOCK_STREAM or found.getsockname()[1] != self._port:
+                if borrowed.type != socket.SOCK_STREAM or borrowed.getsockname()[1] != self._port:
                     return None
-                address, port = found.getpeername()[:2]
+                address, port = borrowed.getpeername()[:2]
             except OSError:  # it listens, or is over
                 return None
             return plain_address(address), port
 
     def _end(self, connection: ClientConnection) -> bool:
         """Shut a connection down, unless it is another one by now; say whether it was."""
-        with _borrowed(connection.file) as found:
+        with _borrowed(connection.file) as borrowed:
             try:
-                if found is None or self._was_used(connection):
+                if borrowed is None or self._was_used(connection):
                     return False
-                address, port = found.getpeername()[:2]
+                address, port = borrowed.getpeername()[:2]
                 if (plain_address(address), port) != connection.peer:
                     return False
-                found.shutdown(socket.SHUT_RDWR)
+                borrowed.shutdown(socket.SHUT_RDWR)
             except OSError:  # it has ended by itself
                 return False
             return True
@@ -189,13 +189,13 @@ def _borrowed(file: int) -> Iterator[socket.socket | None]:
         yield None
         return
     try:
-        found = socket.socket(fileno=copy)
+        borrowed = socket.socket(fileno=copy)
     except OSError:  # the number is another file's by now, which is no socket
         os.close(copy)
         yield None
         return
-    with found:
-        yield found
+    with borrowed:
+        yield borrowed
 
 
 def _unsent_bytes(file: int) -> int:

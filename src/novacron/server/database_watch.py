@@ -32,7 +32,7 @@ WRITTEN_S_MAX = 10.0
 LENGTH = 192
 
 
-class _Kept(msgspec.Struct):
+class _MarkOnDisk(msgspec.Struct):
     """What is in the file. A copy of it, put back with an older database, has another inode, or is younger than it
     says: it proves nothing."""
 
@@ -51,7 +51,7 @@ class MarkFile:
         """Return what was written last; None: nothing, or the file is a copy or damaged. Raises OSError."""
         try:
             status, raw = self._path.stat(), self._path.read_bytes()
-            kept = msgspec.json.decode(raw, type=_Kept)
+            kept = msgspec.json.decode(raw, type=_MarkOnDisk)
         except (FileNotFoundError, *MALFORMED):
             return None
         copied = kept.inode != status.st_ino or abs(status.st_ctime - kept.written_at) > WRITTEN_S_MAX
@@ -61,7 +61,7 @@ class MarkFile:
         """Write a mark durably, in place: that needs no room on a disk that is full. Raises OSError."""
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            kept = _Kept(mark, time.time(), os.fstat(descriptor).st_ino)
+            kept = _MarkOnDisk(mark, time.time(), os.fstat(descriptor).st_ino)
             os.pwrite(descriptor, msgspec.json.encode(kept).ljust(LENGTH - 1) + b"\n", 0)
             os.fdatasync(descriptor)
         finally:

@@ -90,8 +90,8 @@ class DesiredStateSender:
         """Wake the nodes of a replica, unless only its points have changed."""
         before = self._replicas.pop(id, None)
         if body is not None:
-            told = (*(body[field] for field in ("phase", "rpo_s", "points_kept")), bool(body["points"]))
-            self._replicas[id] = now = (*told, body["vm"], body["node"])
+            stated = (*(body[field] for field in ("phase", "rpo_s", "points_kept")), bool(body["points"]))
+            self._replicas[id] = now = (*stated, body["vm"], body["node"])
             if now == before:
                 return
         for replica in (before, self._replicas.get(id)):

@@ -101,8 +101,8 @@ class KeyFollower:
                 generation = Generation(key.generation, secrets[key.sealed], key.used_from, key.in_use)
                 generations.setdefault(key.name, []).append(generation)
         if self.ring.replace(generations):
-            for told in self.changed:
-                told()
+            for notify in self.changed:
+                notify()
         return stored
 
     def secret(self, key: StoredKey) -> bytes:

@@ -277,7 +277,7 @@ class LinkServer:
         certified = session.node
         key_hash = session.key_hash = pki.peer_key_hash(socket.transport.get_extra_info("ssl_object"))
         async with self._handshakes.greeting(key_hash), self._database.transaction() as connection:
-            name = await identities.known(connection, certified, key_hash)
+            name = await identities.node_of(connection, certified, key_hash)
             if name is not None:
                 session.node = name
                 if name == certified:
@@ -301,13 +301,13 @@ class LinkServer:
         """Say whether a node works on another host at this moment: this one has a copy of its state folder, or of its
         whole disk."""
         async with self._handshakes.greeting(key_hash), self._database.transaction() as connection:
-            found = await leases.another_host(connection, node, boot)
-            if found:
+            elsewhere = await leases.another_host(connection, node, boot)
+            if elsewhere:
                 said = events.NewEvent(
                     "node", node, node, "TwoHosts", f"another host asks to be node {node}, and is refused"
                 )
                 await events.record(connection, said)
-        return found
+        return elsewhere
 
     async def _hello(self, socket: ServerConnection) -> wire.Hello:
         """Return the first message. Raises InvalidInput when it is none of this protocol, or other nodes could not act

@@ -103,8 +103,8 @@ async def messages(
 
     async def exports_message() -> wire.Message:
         on_node = _sayable("exports", await exports.on_node(connection, node), of)
-        wanted = (wire.ExportWanted(item.id, item.vm, item.phase, item.trace) for item in on_node.rows)
-        return wire.Exports(tuple(wanted), _ids(on_node))
+        on_their_way = (wire.ExportWanted(item.id, item.vm, item.phase, item.trace) for item in on_node.rows)
+        return wire.Exports(tuple(on_their_way), _ids(on_node))
 
     async def backups_message() -> wire.Message:
         working = _sayable("backups", await backups.on_node(connection, node), of)
@@ -116,10 +116,10 @@ async def messages(
         return wire.Replicas(sent, kept, _ids(concerned), tuple(sorted(unreadable_vms)))
 
     async def volumes_message() -> wire.Message:
-        wanted = await _wanted_volumes(connection, node, secrets)
+        desired = await _wanted_volumes(connection, node, secrets)
         left_over = await volumes.left_over(connection, node)
         return wire.Volumes(
-            wanted + tuple(wire.VolumeWanted(id, pool, 0, VolumePhase.DELETING) for id, pool in left_over)
+            desired + tuple(wire.VolumeWanted(id, pool, 0, VolumePhase.DELETING) for id, pool in left_over)
         )
 
     readers: dict[str, Callable[[], Awaitable[wire.Message]]] = {
@@ -129,10 +129,10 @@ async def messages(
     if await unreconciled.undescribed(connection, node):
         del readers["networks"], readers["volumes"]
     desired = wire.Desired(await statements(connection, node, held, secrets, of, failed))
-    told, errors = await _all_that_work(connection, readers)
+    by_kind, errors = await _all_that_work(connection, readers)
     failed += [kind for kind, error in errors.items() if _is_defect(node, kind, error)]
-    first = [told.pop(kind) for kind in ("networks",) if kind in told]
-    return (*first, desired, *told.values())
+    first = [by_kind.pop(kind) for kind in ("networks",) if kind in by_kind]
+    return (*first, desired, *by_kind.values())
 
 
 async def _all_that_work(
@@ -267,7 +267,7 @@ def _attached(volume: Volume) -> wire.VolumeAttached:
     )  # fmt: skip
 
 
-def _wanted(snapshot: Snapshot) -> wire.SnapshotWanted:
+def _snapshot_wanted(snapshot: Snapshot) -> wire.SnapshotWanted:
     return wire.SnapshotWanted(
         snapshot.id, snapshot.phase, snapshot.memory, snapshot.quiesce, snapshot.revision, snapshot.layout,
         snapshot.starts_vm,
@@ -324,7 +324,7 @@ def _owned(
     assignment = wire.Assignment(
         vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, vm.project_id,
         page_key, _opened(vm.seed, belongings.keys), vm.resets,
-        tuple(_wanted(snapshot) for snapshot in belongings.working), vm.clone_of,
+        tuple(_snapshot_wanted(snapshot) for snapshot in belongings.working), vm.clone_of,
         tuple(_attached(volume) for volume in belongings.volumes), cpu=_cpu_of(vm) or _begins_with(vm.spec, of.cpu),
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
         image_digest=vm.image_digest, trace=vm.trace, withheld=vm.withheld, keys=belongings.keys,

@@ -75,8 +75,8 @@ class PeerAnnouncer:
     async def _tell(self, session: NodeSession, peers: wire.Peers, revoked: wire.Revoked) -> None:
         """Send one node what it does not have already; a node that does not read delays no other."""
         authorities = wire.Authorities(self._authorities())
-        told = (authorities, session.authorities), (revoked, session.revoked), (peers, session.peers)
-        messages = [message for message, sent in told if message != sent]
+        statements = (authorities, session.authorities), (revoked, session.revoked), (peers, session.peers)
+        messages = [message for message, sent in statements if message != sent]
         session.peers, session.revoked, session.authorities = peers, revoked, authorities
         try:
             async with asyncio.timeout(SEND_S_MAX):

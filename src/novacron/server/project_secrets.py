@@ -47,11 +47,11 @@ class ProjectSecrets:
 
     async def data_keys(self, connection: Connection, ids: Collection[str]) -> Mapping[str, DataKey]:
         """Return those of these keys that are to be had now."""
-        wanted = {id for id in ids if id}
-        if not wanted:
+        needed = {id for id in ids if id}
+        if not needed:
             return NO_KEYS
-        stored = {key.id: key for key in await project_keys.wrapped(connection, wanted)}
-        for erased in wanted - stored.keys():
+        stored = {key.id: key for key in await project_keys.wrapped(connection, needed)}
+        for erased in needed - stored.keys():
             self._held.pop(erased, None)
         keys = {id: await self._key(wrapped) for id, wrapped in stored.items()}
         return {id: key for id, key in keys.items() if key is not None}

@@ -57,16 +57,16 @@ async def find(connection: Connection, ref: str) -> list[UnreconciledVm]:
         " FOR UPDATE",
         ref,
     )
-    found = [reconciling.of_row(row) for row in rows]
-    if not found:
+    records = [reconciling.of_row(row) for row in rows]
+    if not records:
         await _check_ending(connection, ref)
         raise NotFound(
             f"no node has newer records of a VM {ref!r} than the database", hint="see: novacron vm unreconciled"
         )
-    if len({record.vm for record in found}) > 1:
-        ids = ", ".join(sorted({record.vm for record in found}))
+    if len({record.vm for record in records}) > 1:
+        ids = ", ".join(sorted({record.vm for record in records}))
         raise Conflict(f"several unreconciled VMs are called {ref}: {ids}", hint="use one of these ids")
-    return found
+    return records
 
 
 async def _check_ending(connection: Connection, ref: str) -> None:

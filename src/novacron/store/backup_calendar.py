@@ -50,12 +50,12 @@ class Calendar:
         ``since``."""
         # A reversed schedule begins before its moment; one that falls on a minute belongs to it.
         start = moment.astimezone(self._zone) + timedelta(microseconds=1)
-        found = list[datetime]()
+        moments = list[datetime]()
         for at in islice(CronSim(self._text, start, reverse=True), TICKS_MAX):
-            found.append(at.astimezone(UTC))
-            if found[-1] <= since:
+            moments.append(at.astimezone(UTC))
+            if moments[-1] <= since:
                 break
-        return found
+        return moments
 
     def periods_s(self, moment: datetime) -> list[float]:
         """Return the seconds between the next times of the schedule."""

@@ -30,13 +30,13 @@ class CommonCauses:
     def is_own(self, *cause: str) -> bool:
         """Say whether the next event of this cause is the object's own."""
         now = self._clock()
-        told = self._told.pop(cause, None) or deque(maxlen=OWN_MAX)
-        self._told[cause] = told
+        times = self._told.pop(cause, None) or deque(maxlen=OWN_MAX)
+        self._told[cause] = times
         while len(self._told) > CAUSES_MAX:
             self._told.popitem(last=False)
-        if len(told) == OWN_MAX and now - told[0] < OWN_WINDOW_S:
+        if len(times) == OWN_MAX and now - times[0] < OWN_WINDOW_S:
             return False
-        told.append(now)
+        times.append(now)
         return True
 
 

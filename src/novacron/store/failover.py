@@ -52,7 +52,7 @@ async def restart_elsewhere(
     if vm.node != node or not vm.spec.ha or vm.deleting or vm.spec.power is Power.STOPPED or vm.unreconciled:
         return None
     if not vm.status.kept and vm.status.state is not VmState.PENDING:
-        await said(
+        await record_unless_repeated(
             connection, vm, "FailoverRefused", "it was started before it was highly available, and may still run"
         )
         return None
@@ -61,12 +61,12 @@ async def restart_elsewhere(
         vm = await vms.get(connection, id, lock=True)
     unheard = await unreconciled.not_heard(connection, node)
     if unheard:
-        await said(connection, vm, "FailoverWaits", unreconciled.UNHEARD % unheard[0])
+        await record_unless_repeated(connection, vm, "FailoverWaits", unreconciled.UNHEARD % unheard[0])
         return None
     await nodes.take_turn(connection)
     having = await replica_failover.nodes_with_points(connection, vm)
     if not having and (lost := await lost_nodes.only_there(connection, vm)) is not None:
-        await said(connection, vm, "FailoverWaits", f"it has no usable replica, and {lost}")
+        await record_unless_repeated(connection, vm, "FailoverWaits", f"it has no usable replica, and {lost}")
         return None
     target = await _target(connection, vm, having, index)
     if target is None or not await leases.take_over(connection, node):
@@ -104,11 +104,11 @@ async def _target(
         if choice.node is not None:
             return choice.node
     reasons = fleet.why_not(choice.fleet, wish)
-    await said(connection, vm, "FailoverWaits", f"no other node can take it: {reasons}")
+    await record_unless_repeated(connection, vm, "FailoverWaits", f"no other node can take it: {reasons}")
     return None
 
 
-async def said(connection: Connection, vm: Vm, reason: str, message: str) -> None:
+async def record_unless_repeated(connection: Connection, vm: Vm, reason: str, message: str) -> None:
     """Record something of a VM, unless the same was said a moment ago."""
     again = await connection.fetchval(
         "SELECT EXISTS (SELECT FROM events WHERE object = $1 AND reason = $2 AND message = $3"

@@ -142,8 +142,8 @@ async def store_vms(connection: Connection, day: date, made: Sequence[NewForecas
 
 
 async def vms_are_foreseen(connection: Connection, day: date) -> bool:
-    found: bool = await connection.fetchval("SELECT EXISTS (SELECT FROM vm_forecasts WHERE day = $1)", day)
-    return found
+    exists: bool = await connection.fetchval("SELECT EXISTS (SELECT FROM vm_forecasts WHERE day = $1)", day)
+    return exists
 
 
 async def score_nodes(connection: Connection, hour: datetime) -> None:

@@ -76,10 +76,10 @@ def each_server(url: str) -> list[str]:
         return [url]
     names = [name for name in parts.hosts.split(",") if name]
     options = parse_qsl(parts.query, keep_blank_values=True)
-    wanted = dict(options).get("target_session_attrs", WRITABLE[0])
-    if wanted not in WRITABLE:
+    required = dict(options).get("target_session_attrs", WRITABLE[0])
+    if required not in WRITABLE:
         raise InvalidInput(
-            f"target_session_attrs={wanted}: NovaCron writes to the database, and needs the primary",
+            f"target_session_attrs={required}: NovaCron writes to the database, and needs the primary",
             field="database", hint=f"leave it out, or write target_session_attrs={WRITABLE[0]}",
         )  # fmt: skip
     if not 0 < len(names) <= SERVERS_MAX:

@@ -83,7 +83,7 @@ async def holder(connection: Connection, said: str, key_hash: str) -> str | None
     return name
 
 
-async def known(connection: Connection, said: str, key_hash: str) -> str | None:
+async def node_of(connection: Connection, said: str, key_hash: str) -> str | None:
     """Return the name of the node whose certificate says ``said``; None if it is none any more, or another's by now."""
     row = await connection.fetchrow("SELECT name, key_hash FROM nodes WHERE name = $1 OR was = $1", said)
     if row is None or row["key_hash"] not in (None, key_hash):

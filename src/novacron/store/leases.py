@@ -22,12 +22,12 @@ and take heartbeats for another's."""
 
 async def another_host(connection: Connection, node: str, boot: str) -> bool:
     """Say whether a node was heard a moment ago from a host that was booted at another time than this one."""
-    found: bool | None = await connection.fetchval(
+    elsewhere: bool | None = await connection.fetchval(
         "SELECT boot <> $2 AND renewed_at > clock_timestamp() - make_interval(secs => $3) FROM node_leases"
         " WHERE node = $1 AND boot <> ''",
         node, boot, ANOTHER_HOST_S,
     )  # fmt: skip
-    return bool(boot and found)
+    return bool(boot and elsewhere)
 
 
 async def begin(connection: Connection, node: str, damaged: Sequence[str] = (), boot: str = "") -> int:

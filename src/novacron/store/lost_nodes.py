@@ -168,7 +168,7 @@ async def recover_vm(connection: Connection, id: str, confirm: str | None, actor
     if vm.deleting:
         raise IllegalState(f"cannot recover VM {vm.name}: it is being deleted")
     if vm.lost_on is not None and not discard_disk:
-        return await _back(connection, vm, vm.lost_on, actor)
+        return await _give_back(connection, vm, vm.lost_on, actor)
     if vm.node is None:
         if vm.lost_on is None:
             raise IllegalState(f"VM {vm.name} waits for a node: {vm.status.reason}", hint="see: novacron node list")
@@ -201,9 +201,9 @@ def _check_disk_missed(vm: Vm, node: Node) -> None:
         )
 
 
-async def _back(connection: Connection, vm: Vm, node: str, actor: str) -> Vm:
+async def _give_back(connection: Connection, vm: Vm, node: str, actor: str) -> Vm:
     """Give a VM back to the node that has its disk, which has joined again."""
-    known = {found.name: found for found in await nodes.some(connection, [node])}
+    known = {stored.name: stored for stored in await nodes.some(connection, [node])}
     if node not in known or not known[node].status.ready:
         raise Conflict(
             f"the disk of VM {vm.name} is on node {node}, which was removed",

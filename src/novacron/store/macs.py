@@ -62,27 +62,27 @@ async def check_free(connection: Connection, spec: VmSpec, project: str) -> None
     fields = {nic.mac.lower(): f"nics[{number}].mac" for number, nic in enumerate(spec.nics) if nic.mac is not None}
     if spec.mac is not None:
         fields[spec.mac.lower()] = "mac"
-    found = await _holder(connection, list(fields), "", project)
-    if found is not None:
-        address, holder = found
+    taken = await _holder(connection, list(fields), "", project)
+    if taken is not None:
+        address, holder = taken
         raise Conflict(f"{holder} has the MAC address {address}", field=fields[address], hint=mac.HINT)
 
 
 async def check_kept_or_free(connection: Connection, vm: Vm, spec: VmSpec) -> None:
     """Raise Conflict when another VM has a MAC address that a user chose for a VM whose interfaces change."""
     fields = {nic.mac.lower(): "mac" for nic in spec.nics if nic.mac is not None}
-    found = await _holder(connection, list(fields), vm.id, vm.project)
-    if found is not None:
-        address, holder = found
+    taken = await _holder(connection, list(fields), vm.id, vm.project)
+    if taken is not None:
+        address, holder = taken
         raise Conflict(f"{holder} has the MAC address {address}", field="mac", hint=mac.HINT)
 
 
 async def check_kept(connection: Connection, vm: str, spec: VmSpec, project: str) -> None:
     """Raise Conflict unless a VM can keep the MAC addresses in its spec."""
     kept = [address for address in (spec.mac, *(nic.mac for nic in spec.nics)) if address is not None]
-    found = await _holder(connection, kept, vm, project)
-    if found is not None:
-        address, holder = found
+    taken = await _holder(connection, kept, vm, project)
+    if taken is not None:
+        address, holder = taken
         raise Conflict(
             f"{holder} now has its MAC address {address}", field="mac",
             hint="delete that VM, or give it another address: novacron vm set --mac",
@@ -127,16 +127,16 @@ async def of_clone(connection: Connection, source: Vm, spec: VmSpec, wanted: Seq
 async def of_restored(connection: Connection, project: str, spec: VmSpec, had: Sequence[str], *, must: bool) -> VmSpec:
     """Return the spec of a VM that is made of a backup, with the MAC addresses that it ``had`` as far as no other VM
     has them, and free ones for the rest. ``must``: with all that it had. Raises InvalidInput, Conflict."""
-    wanted: list[str | None] = list(had)
-    while (found := await _holder(connection, [address for address in wanted if address], "", project)) is not None:
-        address, holder = found
+    addresses: list[str | None] = list(had)
+    while (taken := await _holder(connection, [address for address in addresses if address], "", project)) is not None:
+        address, holder = taken
         if must:
             raise Conflict(
                 f"{holder} has the MAC address {address}", field="keep_macs",
                 hint="delete that VM first, or restore with new addresses: --new-mac",
             )  # fmt: skip
-        wanted[wanted.index(address)] = None
-    return with_addresses(spec, await _free(connection, project, wanted))
+        addresses[addresses.index(address)] = None
+    return with_addresses(spec, await _free(connection, project, addresses))
 
 
 def _check_count(vm: Vm, wanted: Sequence[str | None]) -> None:
@@ -152,9 +152,9 @@ def _check_count(vm: Vm, wanted: Sequence[str | None]) -> None:
 async def _free(connection: Connection, project: str, wanted: Sequence[str | None], vm: str = "") -> Sequence[str]:
     """Return addresses that no VM has but ``vm``, drawn where none is named. Raises InvalidInput, Conflict."""
     addresses = _assigned(wanted, [f"macs[{number}]" for number in range(len(wanted))])
-    found = await _holder(connection, addresses, vm, project)
-    if found is not None:
-        address, holder = found
+    taken = await _holder(connection, addresses, vm, project)
+    if taken is not None:
+        address, holder = taken
         field = f"macs[{addresses.index(address)}]"
         raise Conflict(f"{holder} has the MAC address {address}", field=field, hint=mac.HINT)
     return addresses

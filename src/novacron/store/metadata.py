@@ -94,13 +94,13 @@ async def change(connection: Connection, target: ObjectRef, type_: type[D], want
     await events.record(
         connection,
         events.NewEvent(
-            target.kind, target.key, target.name, "Described", _said(changes, values), actor, target.project
+            target.kind, target.key, target.name, "Described", _in_words(changes, values), actor, target.project
         ),
     )
     return object_of(type_, row)
 
 
-def _said(changes: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+def _in_words(changes: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     return ", ".join(_said_of(field, values[field]) for field in FIELDS if field in changes)
 
 

@@ -46,12 +46,12 @@ async def configure(
     changed = network_of(row)
     if "is_default" in changes:
         await _make_default(connection, changed, wanted=changes["is_default"])
-    said = ", ".join(f"{field} {_said(value)}" for field, value in changes.items())
+    said = ", ".join(f"{field} {_in_words(value)}" for field, value in changes.items())
     await events.record(connection, events.NewEvent("network", changed.name, changed.name, "Configured", said, actor))
     return changed
 
 
-def _said(value: object) -> str:
+def _in_words(value: object) -> str:
     return " ".join(value) or "none" if isinstance(value, tuple) else str(value)
 
 

@@ -29,7 +29,7 @@ HERE = """
 
 def summary(problems: dict[str, list[list[str]]]) -> tuple[str, str]:
     """Return the code and the words of a network of which nodes have these problems, each a code and words. Pure."""
-    said = [(node, code, words) for node, found in sorted(problems.items()) for code, words in found]
+    said = [(node, code, words) for node, of_node in sorted(problems.items()) for code, words in of_node]
     if not said:
         return "", ""
     texts = [words if node == SERVER else f"node {node}: {words}" for node, _, words in said[:NODES_NAMED_MAX]]

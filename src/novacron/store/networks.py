@@ -250,10 +250,10 @@ async def check_groups(connection: Connection, nics: Sequence[NicSpec], project:
 async def check_given(connection: Connection, nics: Sequence[NicSpec], project: str) -> None:
     """Raise Conflict or NotFound unless a VM can keep the addresses that it has, in networks that may be gone."""
     for nic in nics:
-        found = await connection.fetchrow(
+        row = await connection.fetchrow(
             "SELECT name FROM networks WHERE name = $1 AND project = $2 FOR UPDATE", nic.network, project
         )
-        if found is None:
+        if row is None:
             raise Conflict(
                 f"project {project} has no network {nic.network}, which one of its interfaces uses", field="nics",
                 hint=f"create it again as it was: novacron network create {nic.network} --help",

@@ -127,14 +127,14 @@ async def configure(
     if now.name != name:
         await connection.execute("UPDATE events SET project = $2 WHERE project = $1", name, now.name)
         await connection.execute(COUNT_ANEW, now.name)  # what it has took its new name before or after its own row
-    said = ", ".join(f"{field} {_said(value)}" for field, value in changes.items())
+    said = ", ".join(f"{field} {_in_words(value)}" for field, value in changes.items())
     await events.record(
         connection, events.NewEvent("project", now.name, now.name, "Configured", said, actor, project=now.name)
     )
     return _project(row)
 
 
-def _said(value: object) -> str:
+def _in_words(value: object) -> str:
     if isinstance(value, Quota):
         return " ".join(f"{field}={limit}" for field, limit in msgspec.to_builtins(value).items() if limit is not None)
     return str(value)

@@ -165,17 +165,22 @@ async def take(connection: Connection, node: str, records: Sequence[NodeRecord],
     mentioned = {record.vm for record in records}
     records = await _counting(connection, node, records)
     before = await _UnreconciledBefore.read(connection, node)
-    found = await _contradicted(connection, node, records, before)
+    contradicted = await _contradicted(connection, node, records, before)
     # What a node had once and does not mention, it has no more; that it has given a VM away remains true.
     not_mentioned = before.has - mentioned if whole else frozenset()
     has = {record.vm for record in records if record.held is not None and record.held.claim is not Claim.NONE}
     spoken_of = {record.vm for record in records} | not_mentioned
-    agreed = ((before.known | before.unproven) & spoken_of) - found.known - found.unproven - (before.ending & has)
+    agreed = (
+        ((before.known | before.unproven) & spoken_of)
+        - contradicted.known
+        - contradicted.unproven
+        - (before.ending & has)
+    )
     await connection.execute("DELETE FROM unreconciled_vms WHERE node = $1 AND vm = ANY($2)", node, list(agreed))
-    if found.known or found.unproven or agreed:
-        await mark(connection, found.known | agreed, [node])
-    if found.unproven and not before.unproven:
-        await _alarm(connection, node, found.unproven)
+    if contradicted.known or contradicted.unproven or agreed:
+        await mark(connection, contradicted.known | agreed, [node])
+    if contradicted.unproven and not before.unproven:
+        await _alarm(connection, node, contradicted.unproven)
 
 
 def _is_enough(row: asyncpg.Record) -> bool:
@@ -218,7 +223,7 @@ async def _contradicted(
 ) -> _UnreconciledNow:  # fmt: skip
     """Return the VMs of which a node knows more than the database, or may, and store how."""
     rows = {row["id"]: row for row in await connection.fetch(RECORDED, [record.vm for record in records])}
-    found = _UnreconciledNow(set(), set())
+    contradicted = _UnreconciledNow(set(), set())
     unheard_since = None
     if any(record.held is None for record in records):
         unheard_since = await unreconciled.unheard_since(connection, node)
@@ -226,14 +231,14 @@ async def _contradicted(
         row = rows.get(record.vm)
         await _let_arrival_end(connection, node, record, row)
         if before.stays(record) or await _ended_there(connection, node, record, row):
-            found.known.add(record.vm)
+            contradicted.known.add(record.vm)
             continue
-        said = _said(node, record, row, unheard_since)
+        said = _contradiction(node, record, row, unheard_since)
         if before.went_back(record):
             said = _unread(record, row, counts=True)
-        if said is not None and _takes(record.vm, said, before, found):
+        if said is not None and _takes(record.vm, said, before, contradicted):
             await _store(connection, node, record, said, row)
-    return found
+    return contradicted
 
 
 def _takes(vm: str, said: _ContradictingReport, before: _UnreconciledBefore, found: _UnreconciledNow) -> bool:
@@ -248,7 +253,7 @@ def _takes(vm: str, said: _ContradictingReport, before: _UnreconciledBefore, fou
     return False
 
 
-def _said(
+def _contradiction(
     node: str, record: NodeRecord, row: asyncpg.Record | None, unheard_since: datetime | None
 ) -> _ContradictingReport | None:  # fmt: skip
     """Return what of a record contradicts the database. ``unheard_since``: when that was found to be older, if the node
@@ -329,7 +334,7 @@ async def _store(
     project = (row and row["project"]) or await connection.fetchval(
         "SELECT name FROM projects WHERE id = $1", str(description.get("project", ""))
     )
-    reason = f"node {node} {words}; {_known(row)}"
+    reason = f"node {node} {words}; {_database_says(row)}"
     done = await connection.execute(
         STORE, f"{record.vm}.{secrets.token_hex(4)}", record.vm, name, node, said.how, held.epoch, held.claim, reason,
         described, project, said.counts,
@@ -365,7 +370,7 @@ def _sound(node: str, record: NodeRecord) -> dict[str, Any] | None:
     return record.description
 
 
-def _known(row: asyncpg.Record | None) -> str:
+def _database_says(row: asyncpg.Record | None) -> str:
     if row is None:
         return "the database does not know it"
     if row["deleted"]:

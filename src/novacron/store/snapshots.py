@@ -120,10 +120,10 @@ async def _check_fits(connection: Connection, vm: Vm, snapshot: Snapshot) -> Non
     differences = [] if had is None else volume_differences(had, has)
     if had is None or not differences:
         return
-    wanted = ", then ".join(volume.name for volume in sorted(had, key=lambda volume: volume.lun)) or "none"
+    volumes = ", then ".join(volume.name for volume in sorted(had, key=lambda volume: volume.lun)) or "none"
     raise IllegalState(
         f"snapshot {snapshot.name} holds the memory of a VM with other volumes: {'; '.join(differences)}",
-        hint=f"detach the volumes that differ, and attach, in this order, the ones it had: {wanted}",
+        hint=f"detach the volumes that differ, and attach, in this order, the ones it had: {volumes}",
     )
 
 

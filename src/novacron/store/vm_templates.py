@@ -85,5 +85,5 @@ async def _done(
     await events.record(
         connection, events.NewEvent(kind.name, template.name, template.name, reason, said, actor, template.project)
     )
-    found: P = template
-    return found
+    chosen: P = template
+    return chosen

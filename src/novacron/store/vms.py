@@ -239,7 +239,7 @@ def configure_in_one_statement(
     check_action(vm, VmAction.CONFIGURE, if_match)
     if not SIMPLE.issuperset(changes):
         return None
-    message = _said(vm, changes)
+    message = _in_words(vm, changes)
     return _change(vm, changes, events.NewEvent("vm", vm.id, vm.name, "Configured", message, actor, vm.project))
 
 
@@ -276,7 +276,7 @@ def power_changes(spec: VmSpec, action: VmAction, stop_timeout_s: int | None) ->
     raise ValueError(f"{action} is not a power action")
 
 
-def _said(vm: Vm, changes: dict[str, Any]) -> str:
+def _in_words(vm: Vm, changes: dict[str, Any]) -> str:
     return ", ".join(_said_of(vm, changes, key) for key in changes)
 
 
@@ -320,7 +320,7 @@ async def configure(
     if "disk_mib" in changes:
         check_whole(vm, "resize the disk of")
         await sizes.check_disk(connection, spec.image, vm.spec.disk_mib or 0, changes["disk_mib"])
-    changed = [_said(vm, changes)] if changes else []
+    changed = [_in_words(vm, changes)] if changes else []
     if name is not None and name != vm.name:
         await unreconciled.check_name(connection, vm.project, name)
         changed.insert(0, f"name {vm.name} to {name}")

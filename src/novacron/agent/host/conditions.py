@@ -248,8 +248,8 @@ class HostConditions:
         overlay = self._find_overlay()
         _changed(self._overlay, overlay)
         self._overlay = overlay  # who sends such frames is said as it is now
-        found = (self._disk, self._memory, self._overlay)
-        conditions = tuple(condition for condition in found if condition is not None)
+        judged = (self._disk, self._memory, self._overlay)
+        conditions = tuple(condition for condition in judged if condition is not None)
         message = wire.ConditionsFound(conditions, self._peers())
         if message != self._sent:
             self._sent = message

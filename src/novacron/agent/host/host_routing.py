@@ -66,10 +66,10 @@ class HostRouting:
         """Look which ways in are refused; say whether some are that were not known to be."""
         is_new = False
         for network in gateways:
-            if self._accepted(network) == network and (found := ways_in.refused(f"{self._table}_check", network)):
-                self._refused_ways[network.name] = network, found
+            if self._accepted(network) == network and (refusals := ways_in.refused(f"{self._table}_check", network)):
+                self._refused_ways[network.name] = network, refusals
                 is_new = True
-                log.warning("ways into a network are refused", network=network.name, ways=len(found))
+                log.warning("ways into a network are refused", network=network.name, ways=len(refusals))
         return is_new
 
     def take_refused_frames(self, overlays: list[NetworkOnNode], ends: tunnels.Tunnels) -> bool:

@@ -336,7 +336,7 @@ class MigrationTarget:
 
 def _volume_keys(assignment: wire.Assignment) -> dict[str, DataKey]:
     """Return the keys of encrypted volumes that come with a VM while it runs, by their ids. Raises MachineFailed."""
-    found = {}
+    volume_keys = {}
     for volume in assignment.volumes:
         if not volume.moves or not volume.encryption_key:
             continue
@@ -350,5 +350,5 @@ def _volume_keys(assignment: wire.Assignment) -> dict[str, DataKey]:
         except KeyMissing as error:
             raise MachineFailed(str(error)) from error
         assert key is not None
-        found[volume.id] = key
-    return found
+        volume_keys[volume.id] = key
+    return volume_keys

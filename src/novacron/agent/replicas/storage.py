@@ -75,11 +75,11 @@ class ReplicaStorage:
 
     def clear_formers(self) -> None:
         """Remove what VMs left here of which no replica is to be here. Called in a thread."""
-        told = self._told
-        if told is None:
+        instructed = self._told
+        if instructed is None:
             return
         for path in self._directory.glob(f"{FORMER}*"):
-            if path.name.removeprefix(FORMER) not in told:
+            if path.name.removeprefix(FORMER) not in instructed:
                 shutil.rmtree(path, ignore_errors=True)
 
     async def newest_layers(self, vm: str) -> Sequence[Path]:

@@ -247,7 +247,7 @@ class Answering(VolumeSink):
 
     def flush(self) -> None:
         """Answer, and return when the sender has it. Raises OSError, StreamError."""
-        sending = asyncio.run_coroutine_threadsafe(self._answer(self._found()), self._loop)
+        sending = asyncio.run_coroutine_threadsafe(self._answer(self._compared()), self._loop)
         for _ in range(int(ANSWER_S_MAX / LOOK_S)):
             done, _rest = concurrent.futures.wait([sending], timeout=LOOK_S)
             if done or self._is_over():
@@ -257,7 +257,7 @@ class Answering(VolumeSink):
             raise StreamError("the answer to a comparison could not be given")
         sending.result()
 
-    def _found(self) -> Compared:
+    def _compared(self) -> Compared:
         if self._comparison is not None and self._chain is not None:
             try:
                 self._comparison.end()

@@ -212,15 +212,15 @@ class _Rounds:
         chain = await asyncio.to_thread(Chain, image.disk, copied.paths)
         with chain:
             await asyncio.to_thread(comparison.describe, chain, digest, digests)
-            found = await self._ask(context, digests, comparison.key_check(digest))
-            if not found.since:
-                return None, found.lacks
-            if found.disk_bytes > chain.size_bytes:
-                return None, f"the replica's disk has {found.disk_bytes} bytes, and the VM's only {chain.size_bytes}"
+            reply = await self._ask(context, digests, comparison.key_check(digest))
+            if not reply.since:
+                return None, reply.lacks
+            if reply.disk_bytes > chain.size_bytes:
+                return None, f"the replica's disk has {reply.disk_bytes} bytes, and the VM's only {chain.size_bytes}"
             reduced = self._scratch / "difference.qcow2"
-            differ = comparison.unpack(found.differ, -(-chain.size_bytes // BLOCK_BYTES))
+            differ = comparison.unpack(reply.differ, -(-chain.size_bytes // BLOCK_BYTES))
             await asyncio.to_thread(difference.write, reduced, chain.size_bytes, differ, chain.read)
-        plan.since = found.since
+        plan.since = reply.since
         return reduced, ""
 
     async def _ask(self, context: VmContext, digests: Path, check: str) -> Compared:
@@ -246,8 +246,8 @@ class _Rounds:
         """Copy what a round has to bring, as it is at one moment."""
         await asyncio.to_thread(shutil.rmtree, self._scratch, True)
         home = VmDirectory(self._scratch, None)
-        wanted = self._replica.rpo_s >= QUIESCED_FROM_S and context.guest.known is not None
-        quiesce = Quiesce(context.machine, wanted=wanted)
+        is_quiesced = self._replica.rpo_s >= QUIESCED_FROM_S and context.guest.known is not None
+        quiesce = Quiesce(context.machine, wanted=is_quiesced)
         plan.moment_s = time.monotonic()
         await self._check_room(context, plan)
         await clone_disk.copy(context.machine, home, context.lock, None, quiesce.around, plan.decide)

@@ -97,7 +97,7 @@ class KeptDisk(msgspec.Struct, frozen=True):
     read_bytes: int
 
 
-class Known(NamedTuple):
+class BackupState(NamedTuple):
     """What a repository knows of a VM."""
 
     made: str = ""
@@ -120,22 +120,22 @@ class _Block(NamedTuple):
 
 def look(
     repository: Repository, backup: str, vm: str, points: Container[str], stopped: Stopped, key_id: str = ""
-) -> Known:
+) -> BackupState:
     """Return what is known. ``points``: ids of snapshots and backups of which the latest is wanted. They come from the
     VM's QEMU, which may lie: backups of other VMs are not looked for. ``key_id``: of the key with which the content is
     encrypted, or empty; disks that are kept in another way count for nothing.
 
     Raises RepositoryError, WorkStopped.
     """
-    known, at = Known(), ""
+    known, at = BackupState(), ""
     for id, made in repository.snapshots():
         tags = made.tags or []
         if backup in tags:
             known = known._replace(made=id, parent=made.parent or "")
         elif vm in tags:
             known = known._replace(has_earlier=True)
-        wanted = vm in tags and backup not in tags and (id in points or any(tag in points for tag in tags))
-        if wanted and made.time > at and (disk := _whole_disk(repository, (id, tags), stopped, key_id)) is not None:
+        asked = vm in tags and backup not in tags and (id in points or any(tag in points for tag in tags))
+        if asked and made.time > at and (disk := _whole_disk(repository, (id, tags), stopped, key_id)) is not None:
             name = next((tag for tag in tags if tag not in (TAG, vm, key_id)), id)
             known, at = known._replace(earlier=EarlierDisk(id, name, disk)), made.time
     return known

@@ -107,9 +107,9 @@ class Interfaces:
     def are(self, spec: VmSpec) -> bool:
         """Say whether a guest that runs has the interfaces of a spec, as far as is noted."""
         addresses = mac_addresses(self._vm, spec)
-        wanted = [(nic.network, nic.address, address) for nic, address in zip(spec.nics, addresses, strict=True)]
+        desired = [(nic.network, nic.address, address) for nic, address in zip(spec.nics, addresses, strict=True)]
         has = [(nic.network, nic.address, nic.mac) for nic in self.wired if nic.device]
-        return wanted == has and not self.unsure and len(has) == len(self.wired)
+        return desired == has and not self.unsure and len(has) == len(self.wired)
 
     def of(self, address: str) -> Wired | None:
         return next((interface for interface in self.wired if interface.mac == address), None)

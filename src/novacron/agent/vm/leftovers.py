@@ -211,11 +211,11 @@ class Leftovers:
             remnants.note_instance(self._settings.state_dir, self._settings.owner)
             in_use = InUse.by(self._look())
             # Taps first: a network that has one stays.
-            found = sorted(remnants.find(), key=lambda remnant: remnant.kind is RemnantKind.NETWORKS)
+            leftover = sorted(remnants.find(), key=lambda remnant: remnant.kind is RemnantKind.NETWORKS)
         except (NetworkFailed, OSError) as error:
             log.warning("what earlier agents left can't be looked at", error=str(error))
             return
-        for remnant in found:
+        for remnant in leftover:
             if not is_ownerless(self.situation(remnant, in_use)):
                 continue
             about = {"kind": remnant.kind, "name": remnant.name, "vm": remnant.vm, "by": remnant.by}

@@ -104,13 +104,13 @@ class Machine:
         What that agent was carrying is lost: its sockets are removed.
         """
         await asyncio.to_thread(self.home.clear_sockets)
-        found = await self._find()
-        if found is None:
+        own = await self._find()
+        if own is None:
             await asyncio.to_thread(self._cpus.leave, self.id)
             return False
-        self.pid, self.kept = found.pid, process.is_kept(found.pid)
+        self.pid, self.kept = own.pid, process.is_kept(own.pid)
         self._launch.note_devices()
-        await asyncio.to_thread(self.console_log.adopt, found.pid)
+        await asyncio.to_thread(self.console_log.adopt, own.pid)
         self._stopped_at = time.monotonic()  # if it is paused: nobody knows since when
         await self._attach()
         return True
@@ -154,11 +154,11 @@ class Machine:
 
         A guest that is ``incoming`` does not run before the node that it comes from has promised not to run it.
         """
-        found = await self._find()
-        if found is not None:
-            self.pid, self.kept = found.pid, process.is_kept(found.pid)
-            self._watch_end(found.pid)
-            raise MachineFailed(f"QEMU {found.pid} already runs this VM, in {found.directory or 'a removed directory'}")
+        own = await self._find()
+        if own is not None:
+            self.pid, self.kept = own.pid, process.is_kept(own.pid)
+            self._watch_end(own.pid)
+            raise MachineFailed(f"QEMU {own.pid} already runs this VM, in {own.directory or 'a removed directory'}")
         if incoming:
             return
         other = await asyncio.to_thread(lambda: without_agent(running.of_vm(self.id)))
@@ -353,8 +353,8 @@ class Machine:
 
     async def kill(self) -> None:
         """End QEMU at once, and take its tap away."""
-        found = await self._find()
-        pids = {self.pid, None if found is None else found.pid} - {None}
+        own = await self._find()
+        pids = {self.pid, None if own is None else own.pid} - {None}
         await self.detach()
         for pid in pids:
             assert pid is not None

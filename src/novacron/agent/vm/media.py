@@ -37,7 +37,7 @@ class MediaMissing(Exception):
 
 def find(images: Mapping[str, LocalImage], spec: VmSpec) -> dict[str, LocalImage]:
     """Return the images that a VM uses beside its own, by name. Raises MediaMissing if one is not here."""
-    found = {}
+    inserted = {}
     for name, kind in spec.media.items():
         image = images.get(name)
         if image is None:
@@ -45,13 +45,13 @@ def find(images: Mapping[str, LocalImage], spec: VmSpec) -> dict[str, LocalImage
         if image.info.kind != kind or image.disk is None or not image.is_(spec.media_digests.get(name)):
             why = f"its node holds a different {kind} named {name}: novacron image delete {name} --node NODE"
             raise MediaMissing(name, why)
-        found[name] = image
-    return found
+        inserted[name] = image
+    return inserted
 
 
 def path(media: Mapping[str, LocalImage], name: str | None) -> Path | None:
     """Return the file of one of them. Raises OSError if it is not there."""
-    return None if name is None else _found(media, name).disk
+    return None if name is None else _on_this_node(media, name).disk
 
 
 async def boot_file(
@@ -61,7 +61,7 @@ async def boot_file(
     memory. Raises OSError, KeyMissing, ImgFailed."""
     if name is None:
         return None
-    image = _found(media, name)
+    image = _on_this_node(media, name)
     assert image.disk is not None
     key = keys.image_key(assignment, image)
     if key is None:
@@ -74,7 +74,7 @@ async def boot_file(
         os.close(memory)
 
 
-def _found(media: Mapping[str, LocalImage], name: str) -> LocalImage:
+def _on_this_node(media: Mapping[str, LocalImage], name: str) -> LocalImage:
     if name not in media:
         raise FileNotFoundError(f"{name} is not on this node")
     return media[name]

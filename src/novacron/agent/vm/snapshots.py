@@ -64,7 +64,7 @@ async def work(
         if machine.monitor is not None and run_state != "absent":
             if snapshot.phase is not SnapshotPhase.REVERTING or snapshot.memory:
                 return await _running(machine, machine.monitor, snapshot, run_state, key)
-            if snapshot.id not in await snapshots.kept(machine.monitor):
+            if snapshot.id not in await snapshots.stored(machine.monitor):
                 raise SnapshotFailed(MISSING, WaitCode.FILE_LOST)  # before the guest is ended for it
             await machine.kill()
         elif snapshot.memory and snapshot.phase is not SnapshotPhase.DELETING:
@@ -107,7 +107,7 @@ class WaysBack:
 
 
 async def _remove_ways_back(monitor: Monitor) -> None:
-    for name in await snapshots.kept(monitor):
+    for name in await snapshots.stored(monitor):
         if name.startswith(WAY_BACK):
             log.info("a snapshot that a revert left is removed", snapshot=name)
             await snapshots.delete(monitor, name)
@@ -117,7 +117,7 @@ async def _running(
     machine: VirtualMachine, monitor: Monitor, snapshot: wire.SnapshotWanted, run_state: str, key: DataKey | None
 ) -> SnapshotOutcome:
     await snapshots.settle(monitor)
-    exists = snapshot.id in await snapshots.kept(monitor)
+    exists = snapshot.id in await snapshots.stored(monitor)
     match snapshot.phase:
         case SnapshotPhase.CREATING if snapshot.memory and key is not None:
             raise SnapshotFailed("QEMU can't write memory into an encrypted disk")
@@ -145,7 +145,7 @@ async def _running(
 
 async def _check_fits(monitor: Monitor, snapshot: wire.SnapshotWanted) -> None:
     """Raise SnapshotFailed unless the snapshot's memory is there and fits the VM as it is. Nothing is changed."""
-    kept = (await snapshots.kept(monitor)).get(snapshot.id)
+    kept = (await snapshots.stored(monitor)).get(snapshot.id)
     if kept is None:
         raise SnapshotFailed(MISSING, WaitCode.FILE_LOST)
     if not kept.memory_bytes:
@@ -179,7 +179,7 @@ async def _load(monitor: Monitor, snapshot: wire.SnapshotWanted, run_state: str)
     """Let a guest go back to a snapshot with its memory. One that does not load, such as a damaged one, leaves the
     guest as it was. Raises SnapshotFailed, MonitorFailed."""
     before = WAY_BACK + snapshot.id
-    if before not in await snapshots.kept(monitor):  # it is there if an earlier agent was killed in between
+    if before not in await snapshots.stored(monitor):  # it is there if an earlier agent was killed in between
         await snapshots.create(monitor, before, memory=True)
     try:
         await snapshots.load(monitor, snapshot.id)
@@ -205,7 +205,7 @@ async def _load_at_start(
     before = WAY_BACK + snapshot.id
     try:
         await _check_fits(monitor, snapshot)
-        if before not in await snapshots.kept(monitor):
+        if before not in await snapshots.stored(monitor):
             await snapshots.create(monitor, before, memory=False)
         await snapshots.load(monitor, snapshot.id)
     except (SnapshotFailed, MonitorFailed):

@@ -61,7 +61,7 @@ class KnownBrowsers:
         device = device or secrets.token_urlsafe(18)
         return f"{device}.{_seal(self._keys()[0], user, device)}"
 
-    def known(self, user: str, mark: str) -> str | None:
+    def browser_of(self, user: str, mark: str) -> str | None:
         """Return the browser that a mark stands for, if it is this user's."""
         device, _, seal = mark.rpartition(".")
         good = any(same_secret(_seal(key, user, device), seal) for key in self._keys())

@@ -110,8 +110,8 @@ def _words_of_fields(struct: type[msgspec.Struct]) -> dict[str, str]:
 def _inner_types(info: msgspec.inspect.Type) -> list[Any]:
     """Return what a list, dictionary, union or tuple consists of."""
     attributes = (getattr(info, name, None) for name in ("type", "item_type", "key_type", "value_type"))
-    one = [inner for inner in attributes if isinstance(inner, msgspec.inspect.Type)]
-    return [*one, *getattr(info, "types", ()), *getattr(info, "item_types", ())]
+    single = [inner for inner in attributes if isinstance(inner, msgspec.inspect.Type)]
+    return [*single, *getattr(info, "types", ()), *getattr(info, "item_types", ())]
 
 
 def answer_type(annotation: object) -> object:

@@ -75,12 +75,12 @@ class Rates:
         bucket.at_s = now
         if has < 1:
             bucket.has = has
-            return Limit(True, int(rate), max(1, int((1 - has) / rate + 0.999)), self._said(policy, rate, 0))
+            return Limit(True, int(rate), max(1, int((1 - has) / rate + 0.999)), self._headers_of(policy, rate, 0))
         bucket.has = has - 1
         self.spent[key] = self.spent.get(key, 0) + 1
-        return Limit(False, int(rate), 0, self._said(policy, rate, int(has - 1)))
+        return Limit(False, int(rate), 0, self._headers_of(policy, rate, int(has - 1)))
 
-    def _said(self, policy: str, rate: float, remaining: int) -> list[Header]:
+    def _headers_of(self, policy: str, rate: float, remaining: int) -> list[Header]:
         """Return the headers; the remainder is rounded down to tenths of a burst, so that they can be cached."""
         step = max(1, int(rate * BURST_S / 10))
         remaining = remaining // step * step if remaining > 10 else remaining

@@ -84,7 +84,7 @@ def if_match(request: ApiRequest) -> int | None:
     return int(match[1])
 
 
-async def one(
+async def single(
     request: ApiRequest, kind: str, ref: str, newer_than: int | None = None, timeout_s: float = 0
 ) -> Response[Any]:
     """Answer with one object from the cache; with ``newer_than``, wait for a later revision first."""

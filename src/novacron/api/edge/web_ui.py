@@ -84,12 +84,12 @@ class WebUi:
             await refuse(send, ONLY_READ, [(b"allow", b"GET, HEAD")])
         elif path in ("/", "/ui"):
             await _answer(send, 303, [(b"location", HOME.encode()), (b"cache-control", b"no-store")])
-        elif (file := self._found(path)) is None:
+        elif (file := self._file_at(path)) is None:
             await refuse(send, NO_SUCH_FILE if f"{HOME}index.html" in self._files else NOT_BUILT)
         else:
             await _show(send, file, headers, whole=scope["method"] == "GET")
 
-    def _found(self, path: str) -> _File | None:
+    def _file_at(self, path: str) -> _File | None:
         file = self._files.get(path)
         if file is None and PAGE.match(path) and not f"{path}/".startswith(ASSETS):
             return self._files.get(f"{HOME}index.html")

@@ -76,8 +76,8 @@ def in_words(message: str) -> str:
     if match := re.fullmatch(r"Expected `(?:int|float)` (>=|<=|>|<) (-?[0-9.e+]+)", message):
         return f"must be {LIMITS[match[1]]} {match[2]}"
     if match := re.fullmatch(r"Expected `([a-z |]+)`, got `([a-z]+)`", message):
-        wanted = [TYPES.get(kind, kind) for kind in match[1].split(" | ")]
-        return f"must be {' or '.join(wanted)}, not {TYPES.get(match[2], match[2])}"
+        expected = [TYPES.get(kind, kind) for kind in match[1].split(" | ")]
+        return f"must be {' or '.join(expected)}, not {TYPES.get(match[2], match[2])}"
     if match := re.fullmatch(r"Invalid enum value (.+)", message):
         return f"{match[1]} is none of the allowed values"
     if match := re.fullmatch(r"Object missing required field `(.+)`", message):

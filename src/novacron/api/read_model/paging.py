@@ -93,11 +93,11 @@ def select(cache: Cache, query: Query, paging: Paging) -> Selection:
     index = cache.index(query.kind)
     if paging.sort is not None:
         part = ListPart(prefix=query.prefix)
-        entries, next_place = _sorted(query.kind, paging, _kept(index.select(query.conditions, part), query))
+        entries, next_place = _sorted(query.kind, paging, _filtered(index.select(query.conditions, part), query))
         dependency = ListDependency(query)
     else:
         part = ListPart(_decoded(paging.cursor, ""), query.prefix, query.newest_first)
-        entries = list(islice(_kept(index.select(query.conditions, part), query), paging.limit + 1))
+        entries = list(islice(_filtered(index.select(query.conditions, part), query), paging.limit + 1))
         more = len(entries) > paging.limit
         next_place = place_of(query.kind, entries[paging.limit - 1].body) if more else None
         dependency = ListDependency(query, place_of(query.kind, entries[-1].body) if more else None)
@@ -106,7 +106,7 @@ def select(cache: Cache, query: Query, paging: Paging) -> Selection:
     return Selection(entries[: paging.limit], cursor, dependency)
 
 
-def _kept(entries: Iterable[Entry], query: Query) -> Iterable[Entry]:
+def _filtered(entries: Iterable[Entry], query: Query) -> Iterable[Entry]:
     keep = query.keep
     return entries if keep is None else (entry for entry in entries if keep(entry.body))
 

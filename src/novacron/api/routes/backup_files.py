@@ -49,7 +49,7 @@ def _check_place(file_system: str, path: str) -> None:
             raise InvalidInput(f"{value[:80]!r} is not {words}", field=field) from None
 
 
-async def _kept(request: ApiRequest, backup: Backup) -> RepositoryBackup:
+async def _readable(request: ApiRequest, backup: Backup) -> RepositoryBackup:
     """Return where a backup is, and its keys. Raises NotFound, IllegalState."""
     if backup.phase not in READABLE:
         raise IllegalState(
@@ -77,7 +77,7 @@ async def _opened(request: ApiRequest, id: str, piece: AskedPiece) -> AsyncItera
     id = await authorization.resolve(request, "backup", id)
     async with services(request).database.connection() as connection:
         backup = await backups.get(connection, id)
-    kept = await _kept(request, backup)
+    kept = await _readable(request, backup)
     if RECORDED.begins(*piece):
         async with replies.change(request):
             pass

@@ -44,7 +44,7 @@ async def list_backup_policies(request: ApiRequest, paging: NamedDependency[Pagi
 async def show_backup_policy(
     request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[BackupPolicy]:
-    return await replies.one(request, "backup-policy", ref, newer_than, timeout_s)
+    return await replies.single(request, "backup-policy", ref, newer_than, timeout_s)
 
 
 @post("/", summary="Create a backup policy: which VMs to back up, and when", status_code=201)

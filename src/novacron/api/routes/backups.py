@@ -80,7 +80,7 @@ async def list_backup_repositories(
 async def show_backup_repository(
     request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[BackupRepository]:
-    return await replies.one(request, "backup-repository", ref, newer_than, timeout_s)
+    return await replies.single(request, "backup-repository", ref, newer_than, timeout_s)
 
 
 @post("/", summary="Create a backup repository", status_code=201)
@@ -179,7 +179,7 @@ async def list_backups(
 async def show_backup(
     request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Backup]:
-    return await replies.one(request, "backup", id, newer_than, timeout_s)
+    return await replies.single(request, "backup", id, newer_than, timeout_s)
 
 
 @delete("/{id:str}", summary="Delete a backup from its repository, or cancel it", status_code=202)

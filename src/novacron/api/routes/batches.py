@@ -108,8 +108,8 @@ async def create_vms(request: ApiRequest, data: JSONBody[CreateVms]) -> Response
     new, refused = list[new_vms.NewVm](), dict[int, NovaError]()
     for number, item in enumerate(data.items):
         try:
-            one = new_vm(request, await with_templates(request, item, number))
-            new.append(await sealed_seeds.of_new(request, one, project))
+            vm = new_vm(request, await with_templates(request, item, number))
+            new.append(await sealed_seeds.of_new(request, vm, project))
         except NovaError as error:
             refused[number] = error
 

@@ -76,7 +76,7 @@ async def list_drains(
 async def show_drain(
     request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Drain]:
-    return await replies.one(request, "drain", id, newer_than, timeout_s)
+    return await replies.single(request, "drain", id, newer_than, timeout_s)
 
 
 @get("/sites", summary="List sites by name")

@@ -52,7 +52,7 @@ async def show_drill_calendar(request: ApiRequest) -> DrillCalendar:
 async def show_drill(
     request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[DrillRun]:
-    return await replies.one(request, "drill", id, newer_than, timeout_s)
+    return await replies.single(request, "drill", id, newer_than, timeout_s)
 
 
 @post("/", summary="Record the result of a drill's run", status_code=201)

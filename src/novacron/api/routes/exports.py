@@ -44,7 +44,7 @@ async def list_exports(request: ApiRequest, paging: NamedDependency[Paging]) -> 
 async def show_export(
     request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Export]:
-    return await replies.one(request, "export", id, newer_than, timeout_s)
+    return await replies.single(request, "export", id, newer_than, timeout_s)
 
 
 @get(

@@ -97,8 +97,8 @@ def check_held(request: ApiRequest, name: str) -> None:
 
 @get("/", summary="List images and the nodes that hold them", opt=authorization.SELF)
 async def list_images(request: ApiRequest, tag: lists.Tag = None) -> Page[Image]:
-    wanted = set(wanted_tags(tag))
-    items = [image for image in visible(request) if wanted.issubset(image.tags)]
+    tags = set(wanted_tags(tag))
+    items = [image for image in visible(request) if tags.issubset(image.tags)]
     return Page[Image](items, None, services(request).cache.revision)
 
 

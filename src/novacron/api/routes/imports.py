@@ -80,7 +80,7 @@ async def list_imports(
 async def show_import(
     request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Import]:
-    return await replies.one(request, "import", id, newer_than, timeout_s)
+    return await replies.single(request, "import", id, newer_than, timeout_s)
 
 
 @post("/", summary="Import an image", status_code=201)

@@ -36,12 +36,12 @@ async def accept(request: ApiRequest, id: FromPath[str]) -> Response[Grant]:
     id, callers = replies.check_ref("invitation", id), services(request).cache.callers
 
     async def work(connection: Connection) -> Grant:
-        found = await invitations.get(connection, id)
-        offered = found.invitation
+        grant = await invitations.get(connection, id)
+        offered = grant.invitation
         offer = access([(offered.project, offered.role)])
-        if found.user != request.user.user:
+        if grant.user != request.user.user:
             raise _none(id)
-        if not callers.access_of(found.inviter).covers(offer):  # who invited may no longer grant the role
+        if not callers.access_of(grant.inviter).covers(offer):  # who invited may no longer grant the role
             raise _none(id)
         await invitations.delete(connection, id)
         return await users.grant(connection, request.user.user, offered.project, offered.role, request.user.name)
@@ -53,9 +53,9 @@ async def accept(request: ApiRequest, id: FromPath[str]) -> Response[Grant]:
 async def delete_invitation(request: ApiRequest, id: FromPath[str]) -> None:
     id = replies.check_ref("invitation", id)
     async with replies.change(request) as connection:
-        found = await invitations.get(connection, id)
-        managed = request.user.access.allows(Right.MANAGE, found.invitation.project)
-        if found.user != request.user.user and not managed:
+        grant = await invitations.get(connection, id)
+        managed = request.user.access.allows(Right.MANAGE, grant.invitation.project)
+        if grant.user != request.user.user and not managed:
             raise _none(id)
         await invitations.delete(connection, id)
 

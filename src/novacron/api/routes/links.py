@@ -30,19 +30,19 @@ async def list_links(request: ApiRequest, paging: NamedDependency[Paging]) -> Re
 async def put_link(
     request: ApiRequest, one: FromPath[str], other: FromPath[str], data: JSONBody[LinkSpec]
 ) -> Response[Link]:
-    one, other, revision = check_name(one), check_name(other), replies.if_match(request)
+    sites, revision = (check_name(one), check_name(other)), replies.if_match(request)
 
     async def work(connection: Connection) -> Link:
-        return await links.put(connection, one, other, data, revision, request.user.name)
+        return await links.put(connection, *sites, data, revision, request.user.name)
 
     return await replies.write(request, work)
 
 
 @delete("/{one:str}/{other:str}", summary="Remove the limit of migrations between two sites", status_code=204)
 async def remove_link(request: ApiRequest, one: FromPath[str], other: FromPath[str]) -> None:
-    one, other = replies.check_ref("site", one), replies.check_ref("site", other)
+    sites = replies.check_ref("site", one), replies.check_ref("site", other)
     async with replies.change(request) as connection:
-        await links.remove(connection, one, other, request.user.name)
+        await links.remove(connection, *sites, request.user.name)
 
 
 class ProbeLink(msgspec.Struct, forbid_unknown_fields=True):

@@ -37,7 +37,7 @@ async def list_migrations(
 async def show_migration(
     request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Migration]:
-    return await replies.one(request, "migration", id, newer_than, timeout_s)
+    return await replies.single(request, "migration", id, newer_than, timeout_s)
 
 
 @post(

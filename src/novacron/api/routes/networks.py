@@ -124,7 +124,7 @@ async def list_networks(request: ApiRequest, paging: NamedDependency[Paging]) ->
 async def show_network(
     request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Network]:
-    return await replies.one(request, "network", name, newer_than, timeout_s)
+    return await replies.single(request, "network", name, newer_than, timeout_s)
 
 
 @post("/networks", summary="Create a network", status_code=201)
@@ -158,8 +158,8 @@ async def configure_network(
             return await network_changes.configure(connection, name, changes.own, revision, actor)
 
         target, has_own = metadata.ObjectRef("network", name, name), configure if changes.own else None
-        wanted = metadata.MetadataChange(changes.metadata, actor, revision)
-        return await metadata.apply(connection, target, Network, wanted, has_own)
+        change = metadata.MetadataChange(changes.metadata, actor, revision)
+        return await metadata.apply(connection, target, Network, change, has_own)
 
     return await replies.write(request, work)
 
@@ -183,7 +183,7 @@ async def list_groups(request: ApiRequest, paging: NamedDependency[Paging]) -> R
 async def show_group(
     request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[SecurityGroup]:
-    return await replies.one(request, "security-group", name, newer_than, timeout_s)
+    return await replies.single(request, "security-group", name, newer_than, timeout_s)
 
 
 @post("/security-groups", summary="Create a security group", status_code=201)
@@ -237,7 +237,7 @@ async def list_addresses(request: ApiRequest, paging: NamedDependency[Paging]) -
 async def show_address(
     request: ApiRequest, address: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[FloatingAddress]:
-    return await replies.one(request, "floating-address", address, newer_than, timeout_s)
+    return await replies.single(request, "floating-address", address, newer_than, timeout_s)
 
 
 @post(

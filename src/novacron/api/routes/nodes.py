@@ -119,7 +119,7 @@ async def list_nodes(request: ApiRequest, paging: NamedDependency[Paging]) -> Re
 async def show_node(
     request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: FromQuery[int] = 30
 ) -> Response[Node]:
-    return await replies.one(request, "node", name, newer_than, min(max(timeout_s, 0), limits.LONG_POLL_S_MAX))
+    return await replies.single(request, "node", name, newer_than, min(max(timeout_s, 0), limits.LONG_POLL_S_MAX))
 
 
 @post("/{name:str}/actions/cordon", summary="Cordon a node: place no new VMs on it", status_code=200)

@@ -47,7 +47,7 @@ async def list_plans(request: ApiRequest, paging: NamedDependency[Paging]) -> Re
 async def show_plan(
     request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Plan]:
-    return await replies.one(request, "plan", ref, newer_than, timeout_s)
+    return await replies.single(request, "plan", ref, newer_than, timeout_s)
 
 
 @post("/", summary="Create a recovery plan: VMs to recover from their replicas, in order", status_code=201)

@@ -72,7 +72,7 @@ async def show_project(
     request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Project]:
     _check_seen(request, name)
-    return await replies.one(request, "project", name, newer_than, timeout_s)
+    return await replies.single(request, "project", name, newer_than, timeout_s)
 
 
 @get("/{name:str}/usage", summary="Show a project's usage and quota", opt=authorization.SELF)

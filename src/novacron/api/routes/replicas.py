@@ -80,7 +80,7 @@ async def list_replicas(
 async def show_replica(
     request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Replica]:
-    return await replies.one(request, "replica", ref, newer_than, timeout_s)
+    return await replies.single(request, "replica", ref, newer_than, timeout_s)
 
 
 @post("/{ref:str}/actions/replicate", summary="Replicate the VM's disk to another site, in rounds", status_code=201)

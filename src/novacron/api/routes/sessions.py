@@ -98,7 +98,7 @@ async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn
     async with context.database.connection() as connection:
         account = await users.password_of(connection, data.user)
     mark, hash = request.cookies.get(DEVICE_COOKIE, ""), None if account is None else account[1]
-    device = None if account is None else context.browsers.known(account[0].id, mark)
+    device = None if account is None else context.browsers.browser_of(account[0].id, mark)
     good = await context.passwords.verify(data.user, address_of(request), hash, data.password, device)
     if not good or account is None:
         raise Unauthenticated("the name or the password is wrong")
@@ -119,7 +119,7 @@ async def _enter(
         return Response(await _ask(request, user, factors), status_code=202,  # type: ignore[arg-type]
                         headers={"Cache-Control": "no-store"})  # declared as STEP  # fmt: skip
     session = await _session(request, user, enrol=enrol, ends_at=ends_at)
-    return await _known(request, session, user, device)
+    return await _remember_browser(request, session, user, device)
 
 
 async def _ask(request: ApiRequest, user: User, factors: Sequence[StoredFactor]) -> SecondFactorStep:
@@ -168,7 +168,7 @@ async def login_second_factor(request: ApiRequest, data: JSONBody[LoginSecondFac
     if step is None or user is None:
         raise ended
     request.scope["state"][TRIED] = user.name
-    device = context.browsers.known(user.id, request.cookies.get(DEVICE_COOKIE, ""))
+    device = context.browsers.browser_of(user.id, request.cookies.get(DEVICE_COOKIE, ""))
     limits_ = context.passwords.limits_of_factor(user.name, address_of(request), device)
     if not await context.passwords.counted(limits_, lambda: _proves(request, step, data)):
         raise Unauthenticated(
@@ -177,7 +177,7 @@ async def login_second_factor(request: ApiRequest, data: JSONBody[LoginSecondFac
     async with context.database.connection() as connection:
         if not await second_factors.end_login(connection, data.step):
             raise ended
-    return await _known(request, await _session(request, user), user, device)
+    return await _remember_browser(request, await _session(request, user), user, device)
 
 
 async def _proves(request: ApiRequest, step: PendingLogin, data: LoginSecondFactor) -> bool:
@@ -210,7 +210,7 @@ async def _is_right(request: ApiRequest, connection: Connection, step: PendingLo
     return False
 
 
-async def _known(
+async def _remember_browser(
     request: ApiRequest, response: Response[LoggedIn], user: User, device: str | None
 ) -> Response[LoggedIn]:
     """Mark a browser in which a user has logged in."""

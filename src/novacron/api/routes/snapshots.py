@@ -30,11 +30,11 @@ class CreateSnapshot(msgspec.Struct, forbid_unknown_fields=True):
 
 @get("/{ref:str}/snapshots", summary="List a VM's snapshots, oldest first; each names the one before it")
 async def list_snapshots(request: ApiRequest, ref: FromPath[str], tag: lists.Tag = None) -> Page[Snapshot]:
-    wanted = set(wanted_tags(tag))
+    tags = set(wanted_tags(tag))
     context, id = services(request), await authorization.resolve(request, "vm", ref)
     async with context.database.connection() as connection:
         items = await snapshots.of_vm(connection, id)
-    return Page[Snapshot]([item for item in items if wanted.issubset(item.tags)], None, context.cache.revision)
+    return Page[Snapshot]([item for item in items if tags.issubset(item.tags)], None, context.cache.revision)
 
 
 @post("/{ref:str}/snapshots", summary="Create a snapshot", status_code=202)
@@ -94,7 +94,7 @@ async def delete_snapshot(request: ApiRequest, ref: FromPath[str], name: FromPat
 async def show_snapshot(
     request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: FromQuery[int] = 30
 ) -> Response[Snapshot]:
-    return await replies.one(request, "snapshot", id, newer_than, min(max(timeout_s, 0), 60))
+    return await replies.single(request, "snapshot", id, newer_than, min(max(timeout_s, 0), 60))
 
 
 ROUTES = [list_snapshots, create_snapshot, revert_snapshot, configure_snapshot, delete_snapshot]

@@ -53,8 +53,8 @@ async def adopt_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[Adopt
         check_name(how.name)
 
     async def work(connection: Connection) -> Vm:
-        wanted = adoption.Adoption(how.node, how.name, how.project, how.confirm)
-        return await adoption.adopt(connection, ref, wanted, request.user.name)
+        adopted = adoption.Adoption(how.node, how.name, how.project, how.confirm)
+        return await adoption.adopt(connection, ref, adopted, request.user.name)
 
     return await replies.write(request, work)
 

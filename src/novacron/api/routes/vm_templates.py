@@ -125,7 +125,7 @@ async def list_flavors(request: ApiRequest, paging: NamedDependency[Paging]) -> 
 async def show_flavor(
     request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Flavor]:
-    return await replies.one(request, FLAVOR.name, name, newer_than, timeout_s)
+    return await replies.single(request, FLAVOR.name, name, newer_than, timeout_s)
 
 
 @post("/flavors", summary="Create a flavor: a size of VMs", status_code=201)
@@ -159,7 +159,7 @@ async def list_templates(request: ApiRequest, paging: NamedDependency[Paging]) -
 async def show_template(
     request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Template]:
-    return await replies.one(request, TEMPLATE.name, name, newer_than, timeout_s)
+    return await replies.single(request, TEMPLATE.name, name, newer_than, timeout_s)
 
 
 @post("/templates", summary="Create a template of VMs, from fields or from a VM", status_code=201)

@@ -37,19 +37,19 @@ async def show_vm_usage(
     context = services(request)
     condition = authorization.visible(request, "vm")
     entries = context.cache.all("vm").values() if vm is None else [authorization.seen(request, "vm", vm)]
-    wanted = [
+    bodies = [
         entry.body
         for entry in entries
         if entry.body["node"] is not None
         and (condition is None or any(entry.body[field] == value for field, value in condition))
     ]
-    samples = await context.usage.of(body["node"] for body in wanted)
+    samples = await context.usage.of(body["node"] for body in bodies)
     items = [
         UsageOfVm(
             id=body["id"], name=body["name"], project=body["project"], node=body["node"],
             at_s=samples[body["node"]].at_s, **msgspec.structs.asdict(samples[body["node"]].vms[body["id"]]),
         )
-        for body in wanted
+        for body in bodies
         if body["node"] in samples and body["id"] in samples[body["node"]].vms
     ]  # fmt: skip
     return UsageOfVms(items)

@@ -174,7 +174,7 @@ async def list_vms(
 async def show_vm(
     request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Vm]:
-    return await replies.one(request, "vm", ref, newer_than, timeout_s)
+    return await replies.single(request, "vm", ref, newer_than, timeout_s)
 
 
 async def with_templates(request: ApiRequest, data: CreateVm, number: int | None = None) -> CreateVm:

@@ -113,7 +113,7 @@ async def list_volumes(
 async def show_volume(
     request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Volume]:
-    return await replies.one(request, "volume", ref, newer_than, timeout_s)
+    return await replies.single(request, "volume", ref, newer_than, timeout_s)
 
 
 @post("/", summary="Create a volume", status_code=201)

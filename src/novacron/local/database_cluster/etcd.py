@@ -52,11 +52,11 @@ class ClusterKeys(NamedTuple):
     def members(self) -> dict[str, dict[str, Any]]:
         """What each member last said of itself, by name."""
         prefix = "members/"
-        found = {}
+        members = {}
         for key, value in self.values.items():
             if key.startswith(prefix):
-                found[key.removeprefix(prefix)] = self._parsed(value)
-        return found
+                members[key.removeprefix(prefix)] = self._parsed(value)
+        return members
 
     def document(self, key: str) -> dict[str, Any]:
         """Return one of the documents: ``sync``, ``config``, ``status``; empty if there is none."""
@@ -65,10 +65,10 @@ class ClusterKeys(NamedTuple):
     @staticmethod
     def _parsed(text: str) -> dict[str, Any]:
         try:
-            found = json.loads(text)
+            document = json.loads(text)
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return document if isinstance(document, dict) else {}
 
 
 class Etcd:
@@ -157,10 +157,10 @@ class Etcd:
     def _post(self, endpoint: str, path: str, question: dict[str, Any]) -> dict[str, Any]:
         answer = self._http.post(endpoint + path, json=question)
         answer.raise_for_status()
-        found = answer.json()
-        if not isinstance(found, dict):
+        document = answer.json()
+        if not isinstance(document, dict):
             raise ValueError(f"{endpoint}{path} does not answer like etcd")
-        return found
+        return document
 
 
 def is_of_certificates(words: str) -> bool:

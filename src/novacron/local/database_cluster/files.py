@@ -84,7 +84,7 @@ class MemberFiles:
         except (OSError, *MALFORMED) as error:
             raise ClusterFailed(f"{path} can't be read: {error}") from error
 
-    def known(self) -> tuple[Cluster, ClusterMember]:
+    def membership(self) -> tuple[Cluster, ClusterMember]:
         """Return cluster and member. Raises ClusterFailed."""
         cluster, member = self.cluster(), self.member()
         if cluster is None or member is None:
@@ -146,7 +146,7 @@ class MemberFiles:
         say whether that was done. Patroni reads them when it starts, and on SIGHUP. Raises ClusterFailed, OSError."""
         from novacron import pki  # not loaded by commands that only look
 
-        cluster, member = self.known()
+        cluster, member = self.membership()
         try:
             is_due = force or pki.due("database", self.certificate.read_bytes(), now_s)
             of_authority = pki.due("database-authority", cluster.ca.encode(), now_s)

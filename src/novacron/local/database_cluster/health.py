@@ -22,16 +22,16 @@ class ClusterProblem(msgspec.Struct, frozen=True):
 
 def problems(view: ClusterView) -> list[ClusterProblem]:
     """Return what is not well, the worst first."""
-    found = [*_of_etcd(view), *_of_leader(view)]
+    cluster_problems = [*_of_etcd(view), *_of_leader(view)]
     for member in view.members:
-        found += _of_member(view, member)
+        cluster_problems += _of_member(view, member)
     if view.primary is not None and view.etcd_agrees:
-        found += _of_standbys(view)
+        cluster_problems += _of_standbys(view)
     if view.paused:
-        found.append(ClusterProblem(
+        cluster_problems.append(ClusterProblem(
             "the cluster is paused: no member takes over by itself", "patronictl -c patroni.yml resume"
         ))  # fmt: skip
-    return found
+    return cluster_problems
 
 
 def _of_etcd(view: ClusterView) -> list[ClusterProblem]:
@@ -106,16 +106,16 @@ def _of_untrusted(member: MemberView) -> ClusterProblem:
 
 
 def _of_standbys(view: ClusterView) -> list[ClusterProblem]:
-    found = []
+    standby_problems = []
     if not any(each.role is MemberRole.SYNC_STANDBY and each.works for each in view.standbys):
         effect = "writes are only there" if view.lone_writes else "writes wait until another member is back"
-        found.append(ClusterProblem(
+        standby_problems.append(ClusterProblem(
             f"no synchronous standby: {effect}, at {view.primary}",
             "start the other members, or add one: novacron database cluster join",
         ))  # fmt: skip
     primary = view.member(view.primary or "")
     if primary is not None and primary.timeline is not None:
-        found += [
+        standby_problems += [
             ClusterProblem(
                 f"{each.name} is on timeline {each.timeline}, the primary on {primary.timeline}",
                 "wait a minute: it rewinds to the common point by itself",
@@ -123,12 +123,12 @@ def _of_standbys(view: ClusterView) -> list[ClusterProblem]:
             for each in view.standbys if each.timeline is not None and each.timeline != primary.timeline
         ]  # fmt: skip
     if len(view.members) == 2:
-        found.append(ClusterProblem(
+        standby_problems.append(ClusterProblem(
             "there are only two members: losing one leaves a single copy of the data",
             "start the third on its machine: systemctl start novacron-database; or add one: novacron database"
                 " cluster join",
         ))  # fmt: skip
-    return found
+    return standby_problems
 
 
 def of_certificates(ends_at_s: Mapping[str, float], now_s: float) -> list[ClusterProblem]:

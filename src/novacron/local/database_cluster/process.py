@@ -39,7 +39,7 @@ def run(files: MemberFiles) -> NoReturn:
     lock.keep_over_exec()
     if files.renew_certificates(time.time()):
         say("renewed this member's certificate", err=True)
-    files.link_etcd(files.known()[0].etcd)
+    files.link_etcd(files.membership()[0].etcd)
     if files.remove_partial_copy():
         say("removed a copy of the database that was never finished", err=True)
     user = server_user()

@@ -95,12 +95,12 @@ class Members:
         """Return what a member says of itself. Raises ClusterFailed."""
         try:
             answer = self._http.get(f"{api_url}/patroni")
-            found = answer.json()
+            document = answer.json()
         except (httpx.HTTPError, OSError, ValueError) as error:
             raise ClusterFailed(str(error) or type(error).__name__) from error
-        if not isinstance(found, dict):
+        if not isinstance(document, dict):
             raise ClusterFailed("its answer is not from Patroni")
-        return found
+        return document
 
     def tell(self, api_url: str, path: str, body: dict[str, Any], timeout_s: float) -> tuple[int, str]:
         """Return the status and the words with which a member answers an order. Raises NoAnswerYet, ClusterFailed."""
@@ -192,8 +192,8 @@ def _role(name: str, leader: str | None, synchronous: list[str]) -> MemberRole:
 
 
 def _number(known: dict[str, Any]) -> int | None:
-    found = known.get("xlog_location")
-    return found if isinstance(found, int) else None
+    location = known.get("xlog_location")
+    return location if isinstance(location, int) else None
 
 
 def _address(known: dict[str, Any]) -> str:
@@ -203,8 +203,8 @@ def _address(known: dict[str, Any]) -> str:
 def _position(said: dict[str, Any]) -> int | None:
     """Return how far a member's own log goes, in bytes."""
     log = said.get("xlog", {})
-    found = [log[key] for key in ("location", "received_location", "replayed_location") if key in log]
-    return max((int(each) for each in found if each), default=None)
+    locations = [log[key] for key in ("location", "received_location", "replayed_location") if key in log]
+    return max((int(each) for each in locations if each), default=None)
 
 
 def _lag(leader_at: int | None, at: int | None) -> int | None:

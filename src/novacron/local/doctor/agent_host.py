@@ -39,11 +39,11 @@ async def leftovers() -> list[Finding]:
     """Look for what agents that are gone have left beside QEMUs."""
     if not remnants.can_look():
         return [ok("leftovers", "only root can check for leftover networks, taps and cgroups of old agents")]
-    found = await asyncio.to_thread(earlier_agents.abandoned)
-    if not found:
+    abandoned = await asyncio.to_thread(earlier_agents.abandoned)
+    if not abandoned:
         return [ok("leftovers", "no leftover networks, taps or cgroups of old agents")]
-    named = ", ".join(_leftover(remnant) for remnant in found[:LEFTOVERS_NAMED_MAX])
-    more = f" and {len(found) - LEFTOVERS_NAMED_MAX} more" if len(found) > LEFTOVERS_NAMED_MAX else ""
+    named = ", ".join(_leftover(remnant) for remnant in abandoned[:LEFTOVERS_NAMED_MAX])
+    more = f" and {len(abandoned) - LEFTOVERS_NAMED_MAX} more" if len(abandoned) > LEFTOVERS_NAMED_MAX else ""
     advice = (
         "an agent of the same installation removes them when it starts on this host; by hand: ip netns del,"
         " ip link del, and rmdir below /sys/fs/cgroup"

@@ -115,10 +115,10 @@ def _conditions(node: Object) -> Iterator[Finding]:
         if condition["status"] != ConditionStatus.FALSE or (condition["type"] in EVENTS_OF_THEIR_OWN and not unheard):
             continue
         keeps_vms_away = condition["reason"] in KEEPS_VMS_AWAY
-        found, _, advice = condition["message"].rpartition("; ")
+        fault, _, advice = condition["message"].rpartition("; ")
         finding = bad if keeps_vms_away or unheard else warning
         effect = ": no VMs are placed there" if keeps_vms_away else ""
-        yield finding(f"node {node['name']}", (found or advice) + effect, advice)
+        yield finding(f"node {node['name']}", (fault or advice) + effect, advice)
 
 
 def _vms(vms: list[Object]) -> Iterator[Finding]:

@@ -46,14 +46,14 @@ def of_machine() -> list[str]:
 def of_service(extra: Extra, database: str | None) -> Checked:
     """Look at this host as the doctor does for a part of NovaCron, and at a database if a URL is given."""
     subject = doctor.Subject(STATE_DIR, database, parts=frozenset({extra}), platform=False)
-    found = asyncio.run(doctor.examine(subject))
+    findings = asyncio.run(doctor.examine(subject))
     return Checked(
-        tuple(_said(finding) for finding in found if finding.grade is doctor.Grade.BAD),
-        tuple(_said(finding) for finding in found if finding.grade is doctor.Grade.WARNING),
+        tuple(_in_words(finding) for finding in findings if finding.grade is doctor.Grade.BAD),
+        tuple(_in_words(finding) for finding in findings if finding.grade is doctor.Grade.WARNING),
     )
 
 
-def _said(finding: doctor.Finding) -> str:
+def _in_words(finding: doctor.Finding) -> str:
     return f"{finding.about}: {finding.found}; {finding.advice}"
 
 

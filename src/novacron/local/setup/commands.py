@@ -53,7 +53,7 @@ class DatabaseOptions:
     ] = None
     private_network: PrivateNetwork = False
 
-    def wanted(self, cluster: ClusterOptions, join: str | None, set_aside: bool) -> WantedMember:
+    def wanted_member(self, cluster: ClusterOptions, join: str | None, set_aside: bool) -> WantedMember:
         """Return what is wanted. Raises SetupRefused."""
         from novacron.local.setup.database import WantedMember
 
@@ -108,7 +108,7 @@ def setup_database(
     kind = DatabaseSetup(LocalHost())
 
     def prepare() -> PreparedMember:
-        return kind.prepare(options.wanted(cluster, join, set_aside))
+        return kind.prepare(options.wanted_member(cluster, join, set_aside))
 
     with _explained():
         if dry_run:

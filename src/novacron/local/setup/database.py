@@ -31,7 +31,7 @@ from novacron.local.setup.database_plan import (
     DatabaseStep,
     PrepareMember,
     database_steps,
-    later,
+    steps_to_follow,
     warnings,
 )
 from novacron.local.setup.flow import ROUNDS_MAX, Ended
@@ -110,7 +110,7 @@ class DatabaseSetup:
         problems += checked.problems
         if problems:
             raise SetupRefused(*dict.fromkeys(problems))
-        return PreparedMember(request, steps, later(request, facts), (*checked.warnings, *warnings(facts)))
+        return PreparedMember(request, steps, steps_to_follow(request, facts), (*checked.warnings, *warnings(facts)))
 
     def _request(self, wanted: WantedMember) -> DatabaseRequest:
         """Return what is wanted. Raises SetupRefused, ClusterFailed."""

@@ -102,7 +102,7 @@ def database_steps(request: DatabaseRequest, facts: DatabaseFacts) -> list[Datab
     return [*steps, *_of_server_after(facts)]
 
 
-def later(request: DatabaseRequest, facts: DatabaseFacts) -> list[str]:
+def steps_to_follow(request: DatabaseRequest, facts: DatabaseFacts) -> list[str]:
     """Return what will be done once the member works, in words."""
     joins_now = request.joins and not facts.is_prepared
     if facts.works or joins_now or not _follows(facts):
@@ -130,8 +130,8 @@ def _of_server_after(facts: DatabaseFacts) -> Iterator[DatabaseStep]:
     """Yield what is left until this host's server uses the cluster."""
     if not _follows(facts):
         return
-    found = facts.settings
-    before = "" if found is None else found.content.decode()
+    settings = facts.settings
+    before = "" if settings is None else settings.content.decode()
     changes: tuple[str, ...] = ()
     if _database_setting(facts) != facts.url:
         try:
@@ -140,7 +140,7 @@ def _of_server_after(facts: DatabaseFacts) -> Iterator[DatabaseStep]:
             raise SetupRefused(f"{SERVER.settings}: {error}") from None
         changes = tuple(difference(str(SERVER.settings), before, after))
         yield SetFile(SERVER.settings, after.encode(), READABLE_BY_GROUP, SERVER.group, changes)
-    why = restart_reason(facts.server, found, bool(changes))
+    why = restart_reason(facts.server, settings, bool(changes))
     if why:
         yield RestartUnit(SERVER.unit, why)
 
@@ -154,8 +154,8 @@ def _follows(facts: DatabaseFacts) -> bool:
 
 
 def _of_same_cluster(one: str, other: str) -> bool:
-    found = [settings_file.PASSWORD.search(url) for url in (one, other)]
-    return all(found) and same_secret(*(match[0] for match in found if match is not None))
+    passwords = [settings_file.PASSWORD.search(url) for url in (one, other)]
+    return all(passwords) and same_secret(*(match[0] for match in passwords if match is not None))
 
 
 def warnings(facts: DatabaseFacts) -> Iterator[str]:

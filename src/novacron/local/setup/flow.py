@@ -113,9 +113,9 @@ def prepare(
     try:
         request = kind.request(given_in(context, options), replace)
         facts = host.facts(request, kind.node())
-        now, wanted = settings_in(request, facts), wanted_settings(request, facts)
-        problems += overridden(request, wanted, host.text(kind.service.environment))
-        later, current = _meanings(kind, context, now, wanted)
+        now, planned = settings_in(request, facts), wanted_settings(request, facts)
+        problems += overridden(request, planned, host.text(kind.service.environment))
+        later, current = _meanings(kind, context, now, planned)
         problems += kind.check(later.settings, current, facts.unit.is_active)
         database = kind.database(later.options)
         steps = steps_left(request, facts)

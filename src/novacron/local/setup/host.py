@@ -78,9 +78,9 @@ class LocalHost:
         service = request.service
         folders = [folder.path for folder in (*service.folders, *request.folders)]
         files = [service.settings, JOIN_TOKEN, *(file.path for file in request.files)]
-        found = {path: self.path(path) for path in (*folders, *files)}
+        paths = {path: self.path(path) for path in (*folders, *files)}
         return HostFacts(
-            {path: facts for path, facts in found.items() if facts is not None},
+            {path: facts for path, facts in paths.items() if facts is not None},
             self.unit(service.unit),
             not service.users or self.has_user(SERVER_USER),
             node,
@@ -126,8 +126,8 @@ class LocalHost:
 
     def text(self, path: Path) -> str:
         """Return a file's content; empty if there is none."""
-        found = self.path(path)
-        return "" if found is None else found.content.decode(errors="replace")
+        file = self.path(path)
+        return "" if file is None else file.content.decode(errors="replace")
 
     def make(self, step: SetupStep) -> None:
         """Make one step. Raises SetupFailed."""

@@ -158,10 +158,10 @@ def settings_in(request: SetupRequest, facts: HostFacts) -> dict[str, Any]:
 
 
 def _settings_text(request: SetupRequest, facts: HostFacts) -> str:
-    found = facts.paths.get(request.service.settings)
-    if found is None:
+    file = facts.paths.get(request.service.settings)
+    if file is None:
         return settings_file.template(request.service.title, request.service.options)
-    return found.content.decode()
+    return file.content.decode()
 
 
 def wanted_settings(request: SetupRequest, facts: HostFacts) -> dict[str, object]:
@@ -229,8 +229,8 @@ def is_as_wanted(folder: OwnedFolder, found: PathFacts | None) -> bool:
 
 
 def _is_file(file: SetFile, facts: HostFacts) -> bool:
-    found = facts.paths.get(file.path)
-    return found is not None and (found.content, found.mode, found.owner, found.group) == (
+    present = facts.paths.get(file.path)
+    return present is not None and (present.content, present.mode, present.owner, present.group) == (
         file.content, file.mode, ROOT, file.group,
     )  # fmt: skip
 
@@ -238,9 +238,9 @@ def _is_file(file: SetFile, facts: HostFacts) -> bool:
 def _settings(request: SetupRequest, facts: HostFacts) -> SetFile:
     """Return the settings file as it is wanted."""
     path, before = request.service.settings, _settings_text(request, facts)
-    wanted = wanted_settings(request, facts)
+    values = wanted_settings(request, facts)
     try:
-        after = edited(before, wanted) if wanted else before
+        after = edited(before, values) if values else before
     except (CannotEdit, ValueError) as error:
         raise SetupRefused(f"{path}: {error}") from None
     changes = tuple(difference(str(path), before, after))
@@ -248,9 +248,9 @@ def _settings(request: SetupRequest, facts: HostFacts) -> SetFile:
 
 
 def _token(request: SetupRequest, facts: HostFacts) -> Iterator[SetupStep]:
-    found = facts.paths.get(JOIN_TOKEN)
+    present = facts.paths.get(JOIN_TOKEN)
     if facts.node is not None:
-        if found is not None:
+        if present is not None:
             yield DeleteFile(JOIN_TOKEN, f"this host has joined as node {facts.node}")
     elif request.join_token is not None:
         file = SetFile(JOIN_TOKEN, request.join_token.encode() + b"\n", PRIVATE, ROOT)

@@ -29,14 +29,14 @@ def edited(text: str, values: Mapping[str, object]) -> str:
     lines = _lines(text)
     for name, value in values.items():
         statement = f"{name} = {settings_file.toml(value)}"
-        found = next(_statements(lines, name), None)
-        if found is not None:
-            lines[found[0] : found[1]] = [statement]
+        place = next(_statements(lines, name), None)
+        if place is not None:
+            lines[place[0] : place[1]] = [statement]
         else:
             lines.insert(_place(lines, name), statement)
     changed = "".join(f"{line}\n" for line in lines)
-    wanted = {**tomllib.loads(text), **{name: as_in_file(value) for name, value in values.items()}}
-    if _read(changed) != wanted:
+    expected = {**tomllib.loads(text), **{name: as_in_file(value) for name, value in values.items()}}
+    if _read(changed) != expected:
         raise CannotEdit(f"its format can't be edited automatically: set {', '.join(values)} by hand")
     return changed
 
