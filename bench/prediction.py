@@ -17,6 +17,7 @@ from bench import onsets
 from bench.prediction_migrations import migration_figures
 from bench.prediction_replay import FULL, SMOKE, replay_figures
 from bench.prediction_round import round_figures
+from bench.prediction_unusual import unusual_figures
 from bench.report import Figure, parser, report
 from novacron.prediction import load
 from novacron.prediction.load import Flags, Floats, Hours
@@ -177,10 +178,12 @@ def main() -> None:
     options = command_line.parse_args()
     with np.load(options.traces) as file:
         raw, capacity = file["cpu_mhz"], file["cpu_capacity_mhz"].astype(float)
+        vcpus = file["vcpus"].astype(float)
     mhz = np.where(raw == MISSING, np.nan, raw * MHZ_A_UNIT)
     size = (NODES_SMOKE, DRAWS_SMOKE) if options.smoke else (NODES, DRAWS)
     figures = [
-        *peak_figures(mhz, *size), *quarter_figures(mhz, capacity), *migration_figures(options.migrations),
+        *peak_figures(mhz, *size), *quarter_figures(mhz, capacity), *unusual_figures(mhz, capacity, vcpus),
+        *migration_figures(options.migrations),
         *replay_figures(mhz, SMOKE if options.smoke else FULL), *round_figures(smoke=options.smoke),
     ]  # fmt: skip
     report("prediction", figures, options.json, smoke=options.smoke)

@@ -13,12 +13,13 @@ from novacron.control.forecasts import AFTER_S, Forecasts
 from novacron.control.objects import Objects
 from novacron.model.capacity_forecast import CapacityResource
 from novacron.model.load_forecast import ForecastKind, ForecastModel, ModelVerdict, ScoreSums
-from novacron.model.load_hours import HOUR_S, KEPT, SAMPLES_OF_HOUR_MIN
+from novacron.model.load_hours import HOUR_S, KEPT, SAMPLES_OF_HOUR_MIN, NodeHour, VmHour
 from novacron.server import load_history
 from novacron.server.load_history import LoadHistory
 from novacron.server.reports import Reports
-from novacron.store import capacity, forecasts
+from novacron.store import capacity, forecasts, unusual_loads
 from novacron.store.database import Database
+from novacron.store.load_history import store_nodes, store_vms
 from novacron.supervise import end_all
 from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
@@ -295,3 +296,51 @@ async def test_a_pool_that_nodes_share_counts_once(fleet: Database) -> None:
     pools = [(row["name"], row["used"], row["size"]) for row in rows if row["resource"] == "pool"]
     assert [item for item in pools if "nfs" in item[0]] == [("nfs", 600.0, 1000.0)]
     assert {name for name, _, _ in pools} == {"nfs", "c/local", "d/local"}
+
+
+async def fill_hours(database: Database, used: dict[str, float], hour: datetime) -> None:
+    """Give VMs 14 days with half a processor in every hour, and what they used in the two hours before ``hour``."""
+    async with database.transaction() as connection:
+        for vm, cpus in used.items():
+            for ago in range(1, 15):
+                at = hour - timedelta(days=ago)
+                means = [50 + (ago + number) % 5 for number in range(24)]
+                await connection.execute(
+                    "INSERT INTO vm_load_days (vm, day, peak_percent, hours, peaks_percent, means_percent)"
+                    " VALUES ($1, $2, 60, 24, $3, $3)",
+                    vm, at.date(), means,
+                )  # fmt: skip
+            for ago in (1, 2):
+                at = hour - timedelta(hours=ago)
+                start_s = int(at.timestamp())
+                await store_vms(connection, [VmHour(vm, start_s, int(100 * cpus), int(100 * cpus))])
+
+
+async def test_vms_that_are_unlike_themselves_are_found_until_they_are_as_usual(fleet: Database) -> None:
+    """A new VM has no usual load; that of ``vm-b`` makes others of its node wait."""
+    await fill_hours(fleet, {"vm-a": 0.5, "vm-b": 3.0, "vm-c": 0.01}, NOW)
+    async with fleet.transaction() as connection:
+        await add_vm(connection, "vm-beside", at="b")
+        await connection.execute("UPDATE nodes SET status = jsonb_set(status, '{inventory,cpus}', '3')")
+        hour_s = int(NOW.timestamp()) - HOUR_S
+        await store_nodes(connection, [NodeHour(name, hour_s, 3.0, 2.9, 2.9, 2.9, 2.9) for name in "bc"])
+        assert await forecasts.vms_are_foreseen(connection, NOW.date()) is False
+    await make_round(fleet, NOW - timedelta(hours=1))  # the week of VMs; profiles come with the round after it
+    await make_round(fleet)
+    await make_round(fleet, NOW + timedelta(hours=1))  # no reports came of this hour
+    async with fleet.transaction() as connection:
+        assert await unusual_loads.ids(connection, NOW + timedelta(hours=1)) == frozenset()
+        await connection.execute("DELETE FROM forecast_rounds")
+    await make_round(fleet)
+    async with fleet.transaction() as connection:
+        odd = await unusual_loads.of_vms(connection, ["vm-a", "vm-b", "vm-c", "vm-d"], NOW)
+        assert {vm: (load.cpu, load.noisy) for vm, load in odd.items()} == {"vm-b": (3.0, True), "vm-c": (0.01, False)}
+        assert odd["vm-b"].since == NOW - timedelta(hours=2) and odd["vm-b"].hour == NOW - timedelta(hours=1)
+        assert await unusual_loads.ids(connection, NOW) == {"vm-b", "vm-c"}
+        assert await unusual_loads.count(connection, NOW) == 2
+        await store_vms(connection, [VmHour("vm-b", int(NOW.timestamp()), 310, 310)])
+        await store_vms(connection, [VmHour("vm-c", int(NOW.timestamp()), 55, 52)])
+    await make_round(fleet, NOW + timedelta(hours=1))
+    async with fleet.connection() as connection:
+        odd = await unusual_loads.of_vms(connection, ["vm-b", "vm-c"], NOW + timedelta(hours=1))
+    assert set(odd) == {"vm-b"} and odd["vm-b"].since == NOW - timedelta(hours=2), "since when stays"

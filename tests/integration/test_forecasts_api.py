@@ -26,9 +26,10 @@ from novacron.model.capacity_forecast import (
 )
 from novacron.model.load_forecast import ForecastKind, ForecastModel
 from novacron.model.load_hours import NodeHour, VmHour
-from novacron.store import capacity, forecasts, load_history
+from novacron.store import capacity, forecasts, load_history, unusual_loads
 from novacron.store.database import connect
 from novacron.store.forecasts import NewForecast, RoundSummary
+from novacron.store.unusual_loads import NewUnusualLoad
 from tests.integration.conftest import Api
 from tests.support.stored_fleet import add_node, add_vm
 from tests.waiting import eventually
@@ -62,6 +63,8 @@ async def _store(url: str) -> None:
             await add_vm(connection, vm, at=name)
         await forecasts.store_nodes(connection, hour(), [new("node-a"), new("node-b", ForecastModel.LAST)])
         await forecasts.store_vms(connection, hour().date(), [new("vm-a"), new("vm-b")])
+        now, before = (hour() - timedelta(hours=ago) for ago in (1, 2))
+        await unusual_loads.replace(connection, [NewUnusualLoad("vm-b", before, now, 3.0, 1.0, 0.25)])
         await forecasts.store_nodes(connection, hour() - timedelta(hours=1), [new("node-c")])
         await connection.execute("UPDATE node_forecasts SET came = 5 WHERE node = 'node-c'")
         await forecasts.score_nodes(connection, hour())
@@ -117,6 +120,12 @@ def test_nodes_and_vms_are_listed_with_their_forecasts_page_by_page(ask: Api) ->
     assert [(vm["id"], vm["forecast"]["cpu_max"], vm["forecast"]["day"]) for vm in of_node] == [
         ("vm-b", 4.0, hour().date().isoformat())
     ]
+    assert [vm["unusual"] for vm in ask("GET", "/api/v1/forecasts/vms?node=node-a").body["items"]] == [None]
+    (unusual,) = ask("GET", "/api/v1/forecasts/vms?unusual=true").body["items"]
+    assert (unusual["id"], unusual["unusual"]["cpu"], unusual["unusual"]["noisy"]) == ("vm-b", 3.0, False)
+    words = "used 3.00 CPUs in the last hour, usually 0.75 to 1.25 at this time of the day"
+    assert unusual["unusual"]["words"] == words
+    assert ask("GET", "/api/v1/forecasts/vms?unusual=true&node=node-a").body["items"] == []
     assert ask("GET", "/api/v1/forecasts/nodes?site=nowhere").body["items"] == []
     assert len(ask("GET", "/api/v1/forecasts/nodes?site=default").body["items"]) == len(NODES)
 

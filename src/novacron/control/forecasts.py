@@ -18,7 +18,7 @@ from novacron.control.objects import Objects
 from novacron.model.errors import Unavailable
 from novacron.model.load_forecast import ForecastAccuracy
 from novacron.model.load_hours import HOUR_S
-from novacron.store import forecasts
+from novacron.store import forecasts, unusual_loads
 from novacron.store.database import Database
 from novacron.store.forecasts import RoundSummary
 from novacron.telemetry import logs
@@ -47,6 +47,8 @@ class Forecasts(msgspec.Struct):
             is_made = await forecasts.round_is_made(connection, datetime.fromtimestamp(hour_s, UTC))
             last = await forecasts.last_round(connection)
             accuracies = await forecasts.accuracies(connection, now)
+            unusual = await unusual_loads.count(connection, now)
+        gauge("novacron_forecast_unusual_vms").set(unusual)
         measure(accuracies)
         if last is not None:
             gauge("novacron_forecast_last_round_timestamp_seconds").set(last[0].timestamp())

@@ -67,6 +67,23 @@ class VmForecast(msgspec.Struct, frozen=True):
     """What it was made from, in words."""
 
 
+class UnusualLoad(msgspec.Struct, frozen=True):
+    """A VM that is unlike itself. CPUs are processors, on average of an hour."""
+
+    since: datetime
+    """When the first hour began in which it was."""
+    hour: datetime
+    """When the last hour began that is known."""
+    cpu: float
+    cpu_usual: float
+    """What it usually uses at this hour of the day, in the last 14 days."""
+    cpu_deviation: float
+    """By how much that usually varies: a standard deviation."""
+    noisy: bool
+    """It uses more than usual on a node whose processors are nearly all in use, so that other VMs wait."""
+    words: str
+
+
 class ForecastAccuracy(msgspec.Struct, frozen=True):
     """How forecasts of a kind compare with actual values. Errors are sums of absolute errors as shares of these."""
 
@@ -103,6 +120,13 @@ class ScoreSums(msgspec.Struct, frozen=True):
     intervals: int = 0
     inside: int = 0
     lead_s: float = 0.0
+
+
+def unusual_words(used: float, usual: float, deviation: float, *, noisy: bool) -> str:
+    """Say how a VM is unlike itself. Loads are in processors."""
+    low, high = max(0.0, usual - deviation), usual + deviation
+    words = f"used {used:.2f} CPUs in the last hour, usually {low:.2f} to {high:.2f} at this time of the day"
+    return f"{words}; its node is busy, so that other VMs wait" if noisy else words
 
 
 class ModelVerdict(msgspec.Struct, frozen=True):

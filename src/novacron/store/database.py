@@ -24,7 +24,7 @@ from novacron.telemetry.values import counter, histogram
 
 log = logs.get(__name__)
 
-SCHEMA_VERSION = "0068"
+SCHEMA_VERSION = "0069"
 SERVER_VERSION_MIN = 150000
 POOL_DEFAULT = 25
 POOL_IDLE_S, POOL_QUERIES_MAX = 300.0, 50_000
@@ -109,24 +109,24 @@ class PooledConnection(asyncpg.Connection):
         return ""
 
     async def execute(self, query: str, *args: Any, **more: Any) -> Any:
-        return await self._kept(query, super().execute(query, *args, **more))
+        return await self._confirmed(query, super().execute(query, *args, **more))
 
     async def executemany(self, command: str, args: Any, **more: Any) -> Any:
-        return await self._kept(command, super().executemany(command, args, **more))
+        return await self._confirmed(command, super().executemany(command, args, **more))
 
     async def fetch(self, query: str, *args: Any, **more: Any) -> Any:
-        return await self._kept(query, super().fetch(query, *args, **more))
+        return await self._confirmed(query, super().fetch(query, *args, **more))
 
     async def fetchrow(self, query: str, *args: Any, **more: Any) -> Any:
-        return await self._kept(query, super().fetchrow(query, *args, **more))
+        return await self._confirmed(query, super().fetchrow(query, *args, **more))
 
     async def fetchval(self, query: str, *args: Any, **more: Any) -> Any:
-        return await self._kept(query, super().fetchval(query, *args, **more))
+        return await self._confirmed(query, super().fetchval(query, *args, **more))
 
     async def copy_records_to_table(self, table_name: str, **more: Any) -> Any:
-        return await self._kept(f"COPY {table_name}", super().copy_records_to_table(table_name, **more))
+        return await self._confirmed(f"COPY {table_name}", super().copy_records_to_table(table_name, **more))
 
-    async def _kept(self, query: str, done: Coroutine[Any, Any, T]) -> T:
+    async def _confirmed(self, query: str, done: Coroutine[Any, Any, T]) -> T:
         """Do a query. Raises Unconfirmed when it was committed without the standby that had to have it.
 
         A connection to a server that has become a standby is closed: the next one finds the primary.

@@ -91,7 +91,7 @@ async def store(connection: asyncpg.Connection, made: Sequence[NewProfile]) -> N
 
 async def uses(connection: Connection, unknown_spread: float, today: date) -> NodeUses:
     """Return what the VMs of each node use together. A VM without a profile is taken to go on as in the last hour."""
-    rows = await connection.fetch(USES, unknown_spread, _oldest(today))
+    rows = await connection.fetch(USES, unknown_spread, oldest(today))
     return NodeUses(
         {row["node"]: HourlyUse(row["now"], row["means"], row["variances"]) for row in rows},
         sum(row["vms"] for row in rows), sum(row["unusual"] for row in rows),
@@ -101,10 +101,11 @@ async def uses(connection: Connection, unknown_spread: float, today: date) -> No
 async def of_vms(connection: Connection, vms: Iterable[str], today: date) -> dict[str, tuple[list[float], list[float]]]:
     """Return means and variances of the VMs that have a profile."""
     rows = await connection.fetch(
-        "SELECT vm, means, variances FROM vm_profiles WHERE vm = ANY($1) AND day >= $2", list(vms), _oldest(today)
+        "SELECT vm, means, variances FROM vm_profiles WHERE vm = ANY($1) AND day >= $2", list(vms), oldest(today)
     )
     return {row["vm"]: (row["means"], row["variances"]) for row in rows}
 
 
-def _oldest(today: date) -> date:
+def oldest(today: date) -> date:
+    """Return the day of the oldest profile that counts."""
     return today - timedelta(days=KEPT_DAYS)

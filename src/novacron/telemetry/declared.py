@@ -385,6 +385,8 @@ FORECASTS = (
            " average over the last week.", "kind", together=Together.MAX),
     _gauge("novacron_forecast_scored", "Forecasts of the last week that were compared with actual values.", "kind",
            together=Together.MAX),
+    _gauge("novacron_forecast_unusual_vms", "VMs that use more or less CPU than they usually do at this time of the"
+           " day, since two hours or longer.", together=Together.MAX),
     _gauge("novacron_forecast_model_aside", "1 while a learned model is not in use: it is worse than the naive answer.",
            "kind", together=Together.MAX),
 )  # fmt: skip

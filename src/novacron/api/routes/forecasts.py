@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -13,13 +14,14 @@ from litestar.params import FromQuery, QueryParameter
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists
+from novacron.api.read_model.indexes import Object, matches
 from novacron.api.read_model.paging import Paging, Query
 from novacron.model import limits
 from novacron.model.capacity_forecast import CapacityForecast, CapacityResource
 from novacron.model.errors import InvalidInput
-from novacron.model.load_forecast import ForecastAccuracy, NodeForecast, VmForecast
+from novacron.model.load_forecast import ForecastAccuracy, NodeForecast, UnusualLoad, VmForecast
 from novacron.model.metadata import wanted_tags
-from novacron.store import capacity, forecasts
+from novacron.store import capacity, forecasts, unusual_loads
 
 DAYS_MAX = 3650
 Limit = Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX)]
@@ -46,6 +48,8 @@ class ForecastOfVm(msgspec.Struct):
     vcpus: int
     forecast: VmForecast | None
     """null: nothing is known of its load lately, for example because it has not run for a day."""
+    unusual: UnusualLoad | None
+    """How it is unlike itself; null: it is as usual, or too little is known of it."""
 
 
 class NodeForecasts(msgspec.Struct):
@@ -107,19 +111,26 @@ async def list_vm_forecasts(
     cursor: FromQuery[str | None] = None,
     tag: lists.Tag = None,
     node: FromQuery[str | None] = None,
+    unusual: Annotated[bool, QueryParameter(description="only VMs that are unlike themselves")] = False,
 ) -> VmForecasts:
-    context, page = services(request), Paging(limit, cursor, None, None, wanted_tags(tag))
-    selection = lists.selected(request, page, Query("vm", lists.where({"node": node})))
-    bodies = [entry.body for entry in selection.entries]
+    context, page, now = services(request), Paging(limit, cursor, None, None, wanted_tags(tag)), datetime.now(UTC)
     async with context.database.connection() as connection:
-        made = await forecasts.of_vms(connection, [body["id"] for body in bodies], datetime.now(UTC))
+        keep = _within(request, await unusual_loads.ids(connection, now)) if unusual else None
+        selection = lists.selected(request, page, Query("vm", lists.where({"node": node}), keep=keep))
+        bodies = {entry.body["id"]: entry.body for entry in selection.entries}
+        made = await forecasts.of_vms(connection, bodies, now)
+        odd = await unusual_loads.of_vms(connection, bodies, now)
     items = [
-        ForecastOfVm(
-            body["id"], body["name"], body["project"], body["node"], body["spec"]["vcpus"], made.get(body["id"])
-        )
-        for body in bodies
+        ForecastOfVm(id, body["name"], body["project"], body["node"], body["spec"]["vcpus"], made.get(id), odd.get(id))
+        for id, body in bodies.items()
     ]
     return VmForecasts(items, selection.next)
+
+
+def _within(request: ApiRequest, ids: frozenset[str]) -> Callable[[Object], bool]:
+    """Return what keeps the VMs of ``ids`` that the caller may see."""
+    visible = authorization.visible(request, "vm")
+    return lambda body: body["id"] in ids and (visible is None or matches(body, visible))
 
 
 @get("/", summary="Compare forecasts with actual values", opt=authorization.in_fleet())
