@@ -48,7 +48,9 @@ def directions(used: Floats, known: Days, day: int) -> Directions:
 def lasting(flags: Directions) -> NDArray[np.bool_]:
     """Return which hours ``[vm, hour]`` are the last of enough that differ in one direction."""
     padded = np.pad(flags, ((0, 0), (unusual.HOURS - 1, 0)))
-    return unusual.lasting(np.lib.stride_tricks.sliding_window_view(padded, unusual.HOURS, axis=1)) != 0
+    windows = np.lib.stride_tricks.sliding_window_view(padded, unusual.HOURS, axis=1)
+    same: NDArray[np.bool_] = unusual.lasting(windows) != 0
+    return same
 
 
 def unusual_figures(mhz: Floats, capacity_mhz: Floats, vcpus: Floats) -> list[Figure]:
@@ -73,8 +75,8 @@ def unusual_figures(mhz: Floats, capacity_mhz: Floats, vcpus: Floats) -> list[Fi
 
 
 def _spinning(known: Days, day: int, vcpus: Floats, random: np.random.Generator) -> NDArray[np.bool_]:
-    """Let each VM use one processor more, if it has one, from a random hour of a day on; return ``[3, vm]``: found after two
-    hours, after all, and whether it was possible."""
+    """Let each VM that has one use one processor more, from a random hour of a day on; return ``[3, vm]``: found after
+    two hours, after all, and that it has one."""
     used = known.means[:, day].copy()
     start = int(random.integers(0, HOURS_OF_DAY - SPINS_HOURS + 1))
     spins = slice(start, start + SPINS_HOURS)
