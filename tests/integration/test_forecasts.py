@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from novacron.control.forecasts import AFTER_S, Forecasts
 from novacron.control.objects import Objects
+from novacron.model import limits
 from novacron.model.capacity_forecast import CapacityResource
 from novacron.model.load_forecast import ForecastKind, ForecastModel, ModelVerdict, ScoreSums
 from novacron.model.load_hours import HOUR_S, KEPT, SAMPLES_OF_HOUR_MIN, NodeHour, VmHour
@@ -283,6 +284,26 @@ async def test_what_is_too_old_is_deleted(fleet: Database) -> None:
     async with fleet.connection() as connection:
         oldest = await connection.fetchval("SELECT min(day) FROM vm_load_days")
     assert oldest == NOW.date() - timedelta(days=KEPT.vm_days)
+
+
+async def test_huge_pages_and_dedicated_cpus_count_apart_from_what_vms_share(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        before = {(row["resource"], row["name"]): row for row in await capacity.record(connection, NOW.date())}
+        await connection.execute(
+            "UPDATE nodes SET status = jsonb_set(status, '{inventory,huge_2m_mib}', '2048') WHERE name = 'a'"
+        )
+        await add_vm(connection, "huge", at="a", memory_mib=1024, hugepages="2M")
+        await add_vm(connection, "own", at="b", memory_mib=64, vcpus=2, cpu_policy="dedicated")
+        after = {(row["resource"], row["name"]): row for row in await capacity.record(connection, NOW.date())}
+    assert {key for key in after if "huge" in key[0]} == {("site-huge-2m", "default")}, "where there are any"
+    huge = after["site-huge-2m", "default"]
+    assert (huge["used"], huge["size"]) == (1024.0, 2048.0)
+    was, now = (of["site-memory", "default"] for of in (before, after))
+    assert (now["used"] - was["used"], now["size"] - was["size"]) == (64.0, -2048.0)
+    was, now = (of["site-vcpus", "default"] for of in (before, after))
+    left_out = 2 * (limits.VCPU_OVERCOMMIT_DEFAULT - 1)
+    assert (now["used"] - was["used"], was["size"] - now["size"]) == (3.0, left_out)
+    assert now["usual_node"] == was["usual_node"], "another node brings all of its CPUs"
 
 
 async def test_a_pool_that_nodes_share_counts_once(fleet: Database) -> None:

@@ -262,6 +262,25 @@ async def test_a_move_that_would_overfill_memory_is_refused_in_its_transaction(f
         await rebalancing.check_memory(connection, "c", "vm-0")
 
 
+async def test_memory_in_huge_pages_is_none_that_rebalancing_could_overfill(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        was = (await rebalancing.uses(connection))["b"].memory_mib
+        await connection.execute(
+            "UPDATE nodes SET status = jsonb_set(status, '{inventory,huge_2m_mib}', '3072') WHERE name IN ('b', 'c')"
+        )
+        await add_vm(connection, "huge", at="b", memory_mib=3072, hugepages="2M")
+        assert (await rebalancing.uses(connection))["b"].memory_mib == was
+    request = migrations.MoveRequest(actor=events.REBALANCING, target="c")
+    async with fleet.transaction() as connection:
+        await migrations.create(connection, "huge", request)
+        await rebalancing.check_memory(connection, "c", "huge")
+        await connection.execute("UPDATE vms SET spec = spec || '{\"memory_mib\": 1400}' WHERE id = 'vm-0'")
+        await connection.execute("UPDATE nodes SET spec = spec || '{\"memory_overcommit\": 4.0}'")
+        await migrations.create(connection, "vm-0", request)
+        with pytest.raises(NoCapacity, match="1400 MiB more do not fit"):
+            await rebalancing.check_memory(connection, "c", "vm-0")
+
+
 async def test_a_day_that_is_damaged_spoils_no_other_vms_profile(fleet: Database) -> None:
     async with fleet.transaction() as connection:
         await connection.execute(

@@ -57,6 +57,12 @@ def test_what_is_not_foreseen_is_said(known: ResourceHistory, growth: GrowthRate
     assert part in forecast_of(known, growth, TODAY).words
 
 
+def test_huge_pages_are_memory_of_their_own() -> None:
+    known = ResourceHistory(CapacityResource.SITE_HUGE_1G, "west", 4096, 8192, 30)
+    said = forecast_of(known, GrowthRate(0, -1, 1), TODAY).words
+    assert said == "room in huge pages of 1 GiB of site west does not grow: 4.0 GiB of 8.0 GiB used"
+
+
 def test_the_certificate_that_ends_first_is_named() -> None:
     assert "ends on 3 March 2026, unless its agent renews it" in certificate("a", date(2026, 3, 3), TODAY).words
     assert "has not renewed" in certificate("a", date(2026, 2, 3), TODAY).words

@@ -12,6 +12,7 @@ import pytest
 from bench.fleet_load import simulate
 from lab.vm_loads import uses_of
 from novacron.agent.host.loads import Loads
+from novacron.model.devices import HugePages
 from novacron.model.drain import estimate_s
 from novacron.model.node import Load, Node
 from novacron.model.placement import Fleet, Wish
@@ -23,6 +24,7 @@ from novacron.model.rebalance import (
     VmLoad,
     decide,
     deviation,
+    refusal,
     smoothed,
 )
 from tests.support.fleet import node, vm
@@ -35,7 +37,7 @@ def fleet(vms: list[VmLoad], nodes: list[Node] = NODES) -> Fleet:
     loads: dict[str, Load] = {}
     for each in vms:
         had = loads.get(str(each.wish.at), Load())
-        loads[str(each.wish.at)] = Load(had.vcpus + each.wish.spec.vcpus, had.memory_mib + each.wish.spec.memory_mib)
+        loads[str(each.wish.at)] = had.changed(each.wish.spec, 1)
     return Fleet(nodes, loads)
 
 
@@ -92,6 +94,27 @@ def test_nothing_is_moved_to_a_node_that_is_cordoned_or_full() -> None:
     assert {m.target for m in make_decision(CROWD, nodes=cordoned).moves} == {"c"}
     small = [NODES[0], node("b", cpus=8, memory_mib=700), node("c", cpus=8, memory_mib=700)]
     assert not make_decision(CROWD, nodes=small).moves
+
+
+def test_memory_in_huge_pages_loads_no_node_and_needs_no_other_memory() -> None:
+    """It was set aside, used or not; only other VMs of huge pages could have it."""
+    nodes = [node(name, cpus=8, memory_mib=3072, huge_2m_mib=2048) for name in "abc"]
+
+    def huge(name: str, at: str, memory_mib: int) -> VmLoad:
+        return VmLoad(Wish(name, vm(memory_mib=memory_mib, hugepages=HugePages.SIZE_2M), at), name, 0.1)
+
+    one_sided = [huge("a-1", "a", 1024), huge("a-2", "a", 1024)]
+    assert make_decision(one_sided, nodes=nodes).imbalance < 0.02, "their memory is no load"
+    ordinary = [VmLoad(Wish(each.name, vm(memory_mib=256), "a"), each.name, 0.1) for each in one_sided]
+    assert make_decision(ordinary, nodes=nodes).imbalance > 0.1
+
+    busy = msgspec.structs.replace(huge("busy", "a", 1536), cpus=6.0)
+    now = fleet([*one_sided, VmLoad(Wish("b-1", vm(memory_mib=512), "b"), "b-1", 0.1)], nodes)
+    assert refusal(now, busy, "b") is None, "ordinary memory has no room for it, and needs none"
+    now = fleet([huge("b-2", "b", 1024)], nodes)
+    assert "huge pages of 2M free, 1536 MiB needed" in str(refusal(now, busy, "b"))
+    plain = VmLoad(Wish("plain", vm(memory_mib=1024), "a"), "plain", 6.0)
+    assert "has 512 MiB of memory for VMs, 0 MiB of which are given" in str(refusal(now, plain, "b"))
 
 
 def test_members_of_an_anti_affinity_group_stay_apart() -> None:

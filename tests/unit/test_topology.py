@@ -16,6 +16,7 @@ from novacron.model.topology import check
 from novacron.model.vm import VmFields, VmSpec
 from novacron.qemu import guest_memory
 from novacron.qemu.guest_memory import MemoryLayout
+from novacron.store.clones import ISOLATED, fresh
 from tests.unit.test_node import node
 
 
@@ -130,3 +131,11 @@ def test_qemu_gets_the_memory_as_it_is_split() -> None:
         "-object", "memory-backend-ram,id=ram1,size=128M",
         "-numa", "node,nodeid=1,cpus=2-3,memdev=ram1",
     ]  # fmt: skip
+
+
+def test_a_vm_that_only_shows_whether_it_starts_has_nothing_of_its_node_for_itself() -> None:
+    """A proof of a backup must not fail because no huge page is free."""
+    vm = spec(vcpus=2, cpu_policy="dedicated", hugepages="2M", numa_nodes=2)
+    like_it, proof = fresh(vm), msgspec.structs.replace(fresh(vm), **ISOLATED)
+    assert Load().changed(like_it, 1) == Load(2, 0, 2, 256, 0)
+    assert Load().changed(proof, 1) == Load(2, 256) and proof.numa_nodes == 2

@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { bytes, countVms, duration, mib, percent, time, utc } from "./format";
+import { bytes, countVms, duration, memory, mib, percent, processors, time, utc } from "./format";
 
 it("writes bytes with three digits and a unit", () => {
   expect([0, 1023, 1536, 10 * 1024, 123 * 1024 ** 2, 5 * 1024 ** 5, -2048].map(bytes)).toEqual([
@@ -21,6 +21,15 @@ it("never shows more than all, or less than nothing", () => {
 it("leaves what is no time as it is", () => {
   expect(time("soon")).toBe("soon");
   expect(utc("2026-01-02T03:04:05.678Z")).toBe("2026-01-02 03:04:05 UTC");
+});
+
+it("says what a VM has of its node for itself", () => {
+  expect([
+    processors({ vcpus: 2, cpu_policy: "shared", numa_nodes: 2 }),
+    processors({ vcpus: 4, cpu_policy: "shared", numa_nodes: 1 }),
+    processors({ vcpus: 4, cpu_policy: "dedicated", numa_nodes: 2 }),
+  ]).toEqual(["2, 2 NUMA nodes", "4", "4, dedicated, 2 NUMA nodes"]);
+  expect([memory({ memory_mib: 256, hugepages: "none" }), memory({ memory_mib: 4096, hugepages: "1G" })]).toEqual(["256 MiB", "4.00 GiB, in huge pages of 1G"]);
 });
 
 it("counts in words", () => {

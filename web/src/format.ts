@@ -1,4 +1,5 @@
 /** How figures and times are written. */
+import type { Vm } from "./api";
 import { t } from "./i18n";
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
@@ -17,6 +18,20 @@ export function bytes(count: number): string {
 
 export function mib(count: number): string {
   return bytes(count * 1024 * 1024);
+}
+
+/** A VM's virtual CPUs: "4, dedicated, 2 NUMA nodes". */
+export function processors({ vcpus, cpu_policy, numa_nodes }: Pick<Vm["spec"], "vcpus" | "cpu_policy" | "numa_nodes">): string {
+  const parts = [String(vcpus)];
+  if (cpu_policy === "dedicated") parts.push(t("dedicated"));
+  if (numa_nodes > 1) parts.push(t("{count} NUMA nodes", { count: numa_nodes }));
+  return parts.join(", ");
+}
+
+/** A VM's memory: "4.00 GiB, in huge pages of 2M". */
+export function memory({ memory_mib, hugepages }: Pick<Vm["spec"], "memory_mib" | "hugepages">): string {
+  const size = mib(memory_mib);
+  return hugepages === "none" ? size : t("{size}, in huge pages of {pages}", { size, pages: hugepages });
 }
 
 /** Seconds: "0.8 s", "12 s", "3 min 5 s", "2 h 4 min", "3 d 4 h". */

@@ -14,6 +14,7 @@ from novacron.cli.output import Columns, Object
 from novacron.cli.vm_options import chosen_or_new, interfaces
 from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
+from novacron.client.choices import CpuPolicy, HugePages
 from novacron.terminal import say
 
 EXPORTS: Columns = {
@@ -50,6 +51,10 @@ IMPORT_OPTIONS = (
     options.option(
         "nics", list[str], "--network", convert=interfaces,
         help="network to attach, as NETWORK[=ADDRESS][,mac=MAC][,address6=ADDRESS]; can be repeated; none: no network",
+    ),
+    options.option("cpu_policy", CpuPolicy, help="share the node's CPUs or dedicate some, whatever the archive says"),
+    options.option(
+        "hugepages", HugePages, help="size of the huge pages that its memory consists of, whatever the archive says"
     ),
     options.option(
         "keep_macs", bool, "--keep-mac/--new-mac",

@@ -28,6 +28,9 @@ NAME_SHARE = 56
 ATTEMPTS, RETRY_S = 5, 1.0
 """How long to bear with a node or a server that restarts: beyond what the client itself tries."""
 
+OWN_PARTS = ("cpu_policy", "hugepages")
+"""Fields of an order that replace those of the archive."""
+
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with how many bytes are there, and how many there will be."""
@@ -162,6 +165,9 @@ class ArchiveImport(NamedTuple):
     timeout_s: float = 7200.0
     nics: Sequence[Object] | None = None
     """None: as the project's default is; empty: no network."""
+    cpu_policy: str | None = None
+    """None: the archive's; likewise ``hugepages``. Nodes here may have no room for such VMs."""
+    hugepages: str | None = None
     keep_macs: bool | None = None
     """Give the interfaces the archive's MAC addresses, or new ones. None: those of a NovaCron archive that no other VM
     has, and new ones for an OVA."""
@@ -197,6 +203,7 @@ def import_(
             volumes.append(_volume(client, disk_image, disk, node, order.pool, deadline))
     power = "running" if order.start and not volumes else "stopped"
     fields = {"name": name, "image": image, **archived.fields, **_interfaces(archived, order), "node": node}
+    fields |= {field: value for field in OWN_PARTS if (value := getattr(order, field)) is not None}
     fields |= _disk_size(client, image, archived.disk, deadline)
     vm = _created(client, fields | {"power": power}, deadline, order, resumed=bool(volumes))
     return _with_volumes(client, vm, volumes, order.start) if volumes else vm

@@ -33,7 +33,7 @@ CUT_OFF = "unexpected end of data"
 READ_BYTES_MAX = DESCRIPTOR_BYTES_MAX + tarfile.BLOCKSIZE
 CARRIED = ("vcpus", "memory_mib", "restart", "start_order", "display", "firmware", "tpm", "os", "disk_bus",
            "nic_model", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag", "serial_ports", "usb",
-           "numa_nodes")  # fmt: skip
+           "numa_nodes", "cpu_policy", "hugepages")  # fmt: skip
 """Fields of a VM that an archive keeps: networks, nodes and the like mean nothing on another platform."""
 
 

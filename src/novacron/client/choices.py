@@ -93,6 +93,8 @@ class CapacityResource(StrEnum):
 
     SITE_MEMORY = "site-memory"
     SITE_VCPUS = "site-vcpus"
+    SITE_HUGE_2M = "site-huge-2m"
+    SITE_HUGE_1G = "site-huge-1g"
     POOL = "pool"
     QUOTA = "quota"
     DATABASE = "database"

@@ -23,9 +23,13 @@ class CapacityResource(StrEnum):
     """A resource that can fill up or expire."""
 
     SITE_MEMORY = "site-memory"
-    """Memory that is placed on the nodes of a site, of what may be placed there. In MiB."""
+    """Memory that is placed on the nodes of a site, of what may be placed there, both without huge pages. In MiB."""
     SITE_VCPUS = "site-vcpus"
-    """vCPUs likewise."""
+    """vCPUs likewise. A dedicated one takes a CPU, which no others share."""
+    SITE_HUGE_2M = "site-huge-2m"
+    """Huge pages of 2 MiB of the nodes of a site, which count for VMs that consist of them only. In MiB."""
+    SITE_HUGE_1G = "site-huge-1g"
+    """Huge pages of 1 GiB likewise."""
     POOL = "pool"
     """Bytes of a storage pool, as its node sees it."""
     QUOTA = "quota"
@@ -150,6 +154,9 @@ def title(forecast: CapacityForecast) -> str:
             return f"room for memory of site {forecast.name}"
         case CapacityResource.SITE_VCPUS:
             return f"room for vCPUs of site {forecast.name}"
+        case CapacityResource.SITE_HUGE_2M | CapacityResource.SITE_HUGE_1G:
+            size = "2 MiB" if forecast.resource is CapacityResource.SITE_HUGE_2M else "1 GiB"
+            return f"room in huge pages of {size} of site {forecast.name}"
         case CapacityResource.POOL:
             return f"pool {forecast.name}"
         case CapacityResource.QUOTA:
@@ -188,7 +195,7 @@ def more_nodes(forecast: CapacityForecast) -> str:
 def amount_of(forecast: CapacityForecast, amount: float) -> str:
     """Return an amount with its unit."""
     match forecast.resource:
-        case CapacityResource.SITE_MEMORY:
+        case CapacityResource.SITE_MEMORY | CapacityResource.SITE_HUGE_2M | CapacityResource.SITE_HUGE_1G:
             return binary(amount * 2**20)
         case CapacityResource.POOL | CapacityResource.DATABASE:
             return binary(amount)

@@ -23,13 +23,17 @@ def free_share(node: Node) -> float:
     return 0.0 if local is None else local.bytes_free / max(1, local.bytes_total)
 
 
+def ordinary_memory_mib(inventory: Inventory) -> int:
+    """Return how much memory of a node VMs can have, beside its huge pages and what the host needs itself."""
+    return inventory.memory_mib - limits.NODE_MEMORY_RESERVE_MIB - inventory.huge_2m_mib - inventory.huge_1g_mib
+
+
 def capacity(node: Node) -> tuple[float, float]:
     """Return how much memory, in MiB, and how many vCPUs may be placed on a node, overcommitment included."""
     inventory = node.status.inventory
     if inventory is None:
         return 0.0, 0.0
-    usable_mib = inventory.memory_mib - limits.NODE_MEMORY_RESERVE_MIB - inventory.huge_2m_mib - inventory.huge_1g_mib
-    memory_mib = usable_mib * node.spec.memory_overcommit
+    memory_mib = ordinary_memory_mib(inventory) * node.spec.memory_overcommit
     return memory_mib, inventory.cpus * node.spec.vcpu_overcommit
 
 

@@ -195,6 +195,11 @@ class RoomTaken(Protocol):
     def hugepages(self) -> HugePages: ...
 
 
+def ordinary_memory_mib(vm: RoomTaken) -> int:
+    """Return how much memory a VM takes from its node, beside the huge pages that the node has set aside."""
+    return vm.memory_mib if vm.hugepages is HugePages.NONE else 0
+
+
 class Load(msgspec.Struct, frozen=True):
     """The sum of the VMs placed on a node, including VMs that migrate to it."""
 
@@ -211,7 +216,7 @@ class Load(msgspec.Struct, frozen=True):
         more, huge = by * vm.memory_mib, vm.hugepages
         return Load(
             self.vcpus + by * vm.vcpus,
-            self.memory_mib + (more if huge is HugePages.NONE else 0),
+            self.memory_mib + by * ordinary_memory_mib(vm),
             self.dedicated_vcpus + (by * vm.vcpus if vm.cpu_policy is CpuPolicy.DEDICATED else 0),
             self.huge_2m_mib + (more if huge is HugePages.SIZE_2M else 0),
             self.huge_1g_mib + (more if huge is HugePages.SIZE_1G else 0),

@@ -16,9 +16,9 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from novacron.model import limits
+from novacron.model import fit
 from novacron.model.fit import capacity
-from novacron.model.node import Node
+from novacron.model.node import Node, ordinary_memory_mib
 from novacron.model.placement import Fleet, Wish
 
 CPU_SHARE, MEMORY_SHARE = 0.7, 0.3
@@ -120,13 +120,14 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def memory_refusal(node: Node, given_mib: int, more_mib: int) -> str | None:
-    """Return why a node has no room for so much more memory, or None if it has.
+    """Return why a node has no room for so much more memory, beside huge pages, or None if it has.
 
-    Rebalancing takes no risk with memory: it never overcommits, whatever placement may do.
+    Rebalancing takes no risk with memory: it never overcommits, whatever placement may do. Huge pages can't be
+    overcommitted: placement counts them.
     """
     inventory = node.status.inventory
-    size_mib = 0 if inventory is None else inventory.memory_mib - limits.NODE_MEMORY_RESERVE_MIB
-    if given_mib + more_mib <= size_mib:
+    size_mib = 0 if inventory is None else fit.ordinary_memory_mib(inventory)
+    if not more_mib or given_mib + more_mib <= size_mib:
         return None
     return (
         f"node {node.name} has {size_mib} MiB of memory for VMs, {given_mib} MiB of which are given to VMs:"
@@ -138,10 +139,8 @@ def refusal(fleet: Fleet, vm: VmLoad, target: str) -> str | None:
     """Return why rebalancing does not move a VM to a node, or None."""
     if target in vm.barred:
         return f"a move of {vm.name} to {target} was refused a short while ago"
-    given_mib = fleet.loads[target].memory_mib
-    return (
-        memory_refusal(fleet.nodes[target], given_mib, vm.wish.spec.memory_mib) or fleet.judge(vm.wish, target).refusal
-    )
+    given_mib, more_mib = fleet.loads[target].memory_mib, ordinary_memory_mib(vm.wish.spec)
+    return memory_refusal(fleet.nodes[target], given_mib, more_mib) or fleet.judge(vm.wish, target).refusal
 
 
 def is_worth(settings: Settings, gain: float, longer_s: float) -> bool:
@@ -179,6 +178,7 @@ class NodeUse(NamedTuple):
 
     cpus: float = 0.0
     memory_mib: int = 0
+    """Without that which consists of huge pages."""
 
 
 def loads_of(fleet: Fleet, uses: Mapping[str, NodeUse]) -> dict[str, float]:
@@ -237,8 +237,8 @@ def decide(
             vm, move = best
             moves.append(move)
             there[move.source].remove(vm)
-            loads[move.source] -= _part(fleet, move.source, vm.cpus, vm.wish.spec.memory_mib)
-            loads[move.target] += _part(fleet, move.target, vm.cpus, vm.wish.spec.memory_mib)
+            loads[move.source] -= _part(fleet, move.source, vm.cpus, ordinary_memory_mib(vm.wish.spec))
+            loads[move.target] += _part(fleet, move.target, vm.cpus, ordinary_memory_mib(vm.wish.spec))
             fleet.take(vm.wish, move.target)
             taken.append((vm, move.target))
     finally:  # the fleet is as it was: the moves have yet to be asked for
@@ -253,8 +253,8 @@ def _best(
 ) -> tuple[VmLoad, Move] | None:
     best: tuple[float, VmLoad, str, str] | None = None
     for source, target, vm in _candidates(there, loads):
-        less = _part(fleet, source, vm.cpus, vm.wish.spec.memory_mib)
-        more = _part(fleet, target, vm.cpus, vm.wish.spec.memory_mib)
+        less = _part(fleet, source, vm.cpus, ordinary_memory_mib(vm.wish.spec))
+        more = _part(fleet, target, vm.cpus, ordinary_memory_mib(vm.wish.spec))
         gain = loads[source] ** 2 + loads[target] ** 2
         gain -= (loads[source] - less) ** 2 + (loads[target] + more) ** 2
         gain -= settings.cost_per_s * vm.move_s
@@ -266,8 +266,8 @@ def _best(
         return None
     gain, vm, source, target = best
     after = (
-        loads[source] - _part(fleet, source, vm.cpus, vm.wish.spec.memory_mib),
-        loads[target] + _part(fleet, target, vm.cpus, vm.wish.spec.memory_mib),
+        loads[source] - _part(fleet, source, vm.cpus, ordinary_memory_mib(vm.wish.spec)),
+        loads[target] + _part(fleet, target, vm.cpus, ordinary_memory_mib(vm.wish.spec)),
     )
     why = (
         f"{source} is loaded by {loads[source]:.2f} and {target} by {loads[target]:.2f};"

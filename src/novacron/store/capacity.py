@@ -12,20 +12,25 @@ import msgspec
 from novacron.model import limits
 from novacron.model.capacity_forecast import CapacityForecast, CapacityResource
 from novacron.model.project import Quota
+from novacron.store import nodes
 from novacron.store.database import Connection
 
 COUNTED_QUOTAS = ("vms", "vcpus", "memory_mib", "disk_mib", "snapshots", "networks")
 """Of which a project's usage is counted as it changes."""
 assert set(COUNTED_QUOTAS) <= set(Quota.__struct_fields__)
 
+HUGE_2M_OF_NODE, HUGE_1G_OF_NODE = (
+    f"coalesce((n.status #>> '{{inventory,{field}}}')::float, 0)" for field in ("huge_2m_mib", "huge_1g_mib")
+)
+HUGE_IN_USE = "coalesce(o.huge_2m_mib + o.huge_1g_mib, 0)"
 MEMORY_OF_NODE = (
-    f"((n.status #>> '{{inventory,memory_mib}}')::float - {limits.NODE_MEMORY_RESERVE_MIB})"
-    " * coalesce((n.spec ->> 'memory_overcommit')::float, 1)"
+    f"((n.status #>> '{{inventory,memory_mib}}')::float - {limits.NODE_MEMORY_RESERVE_MIB}"
+    f" - {HUGE_2M_OF_NODE} - {HUGE_1G_OF_NODE}) * coalesce((n.spec ->> 'memory_overcommit')::float, 1)"
 )
-VCPUS_OF_NODE = (
-    "(n.status #>> '{inventory,cpus}')::float"
-    f" * coalesce((n.spec ->> 'vcpu_overcommit')::float, {limits.VCPU_OVERCOMMIT_DEFAULT})"
-)
+VCPU_OVERCOMMIT = f"coalesce((n.spec ->> 'vcpu_overcommit')::float, {limits.VCPU_OVERCOMMIT_DEFAULT})"
+VCPUS_OF_NODE = f"(n.status #>> '{{inventory,cpus}}')::float * {VCPU_OVERCOMMIT}"
+VCPUS_LEFT_OUT = f"coalesce(o.dedicated_vcpus, 0) * ({VCPU_OVERCOMMIT} - 1)"
+"""vCPUs that fewer fit on a node because some of its CPUs are dedicated, each to one."""
 COUNTED_NODE = (
     "n.status -> 'inventory' ->> 'memory_mib' IS NOT NULL AND n.spec -> 'accepted' IS DISTINCT FROM 'false'"
     " AND n.spec -> 'cordoned' IS DISTINCT FROM 'true'"
@@ -33,13 +38,21 @@ COUNTED_NODE = (
 """Its room counts."""
 
 
-def _of_sites(resource: CapacityResource, used: str, size: str) -> str:
+def _of_sites(resource: CapacityResource, used: str, size: str, *, less: str = "0", having: str = "true") -> str:
+    """Return what is used and what there is of a resource in each site, in SQL. ``size``: what an empty node has of it;
+    ``less``: what it has less as it is; ``having``: which sites are named."""
     return (
-        f"SELECT '{resource}', coalesce(n.spec ->> 'site', 'default'), sum(l.{used})::float,"
-        f" coalesce(sum({size}) FILTER (WHERE {COUNTED_NODE}), 0),"
+        f"SELECT '{resource}', coalesce(n.spec ->> 'site', 'default'), sum({used})::float,"
+        f" coalesce(sum({size} - {less}) FILTER (WHERE {COUNTED_NODE}), 0),"
         f" percentile_cont(0.5) WITHIN GROUP (ORDER BY {size}) FILTER (WHERE {COUNTED_NODE})"
-        " FROM nodes n JOIN node_loads l ON l.node = n.name GROUP BY 2"
+        f" FROM nodes n JOIN node_loads l ON l.node = n.name LEFT JOIN ({nodes.OWN_OF_NODES}) o ON o.node = n.name"
+        f" GROUP BY 2 HAVING {having}"
     )
+
+
+def _of_huge_pages(resource: CapacityResource, used: str, size: str) -> str:
+    used = f"coalesce(o.{used}, 0)"
+    return _of_sites(resource, used, size, having=f"sum({size}) > 0 OR sum({used}) > 0")
 
 
 POOL = "CASE WHEN p ->> 'kind' = 'shared' THEN p ->> 'name' ELSE n.name || '/' || (p ->> 'name') END"
@@ -60,8 +73,10 @@ QUOTAS = " UNION ALL ".join(
 )
 NOW = (
     "SELECT * FROM ("
-    f"({_of_sites(CapacityResource.SITE_MEMORY, 'memory_mib', MEMORY_OF_NODE)})"
-    f" UNION ALL ({_of_sites(CapacityResource.SITE_VCPUS, 'vcpus', VCPUS_OF_NODE)})"
+    f"({_of_sites(CapacityResource.SITE_MEMORY, f'l.memory_mib - {HUGE_IN_USE}', MEMORY_OF_NODE)})"
+    f" UNION ALL ({_of_sites(CapacityResource.SITE_VCPUS, 'l.vcpus', VCPUS_OF_NODE, less=VCPUS_LEFT_OUT)})"
+    f" UNION ALL ({_of_huge_pages(CapacityResource.SITE_HUGE_2M, 'huge_2m_mib', HUGE_2M_OF_NODE)})"
+    f" UNION ALL ({_of_huge_pages(CapacityResource.SITE_HUGE_1G, 'huge_1g_mib', HUGE_1G_OF_NODE)})"
     f" UNION ALL ({POOLS}) UNION ALL {QUOTAS}"
     " UNION ALL SELECT 'database', '', pg_database_size(current_database())::float, NULL::float, NULL::float"
     ") AS c (resource, name, used, size, usual_node)"

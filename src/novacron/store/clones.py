@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from novacron.model.constraints import Placement
+from novacron.model.devices import CpuPolicy, HugePages
 from novacron.model.errors import Conflict, IllegalState
 from novacron.model.metadata import FIELDS as METADATA
 from novacron.model.vm import CloneOf, Power, Restart, Vm, VmAction, VmSpec
@@ -18,10 +19,10 @@ from novacron.store.hindered import ERROR_LENGTH_MAX
 ISOLATED: dict[str, Any] = {
     "power": Power.RUNNING, "restart": Restart.NEVER, "ha": False, "placement": Placement(), "start_delay_s": 0,
     "devices": (), "nics": (), "address": None, "mac": None, "connected": False, "cdroms": (),
-    "network_boot_order": None,
+    "network_boot_order": None, "cpu_policy": CpuPolicy.SHARED, "hugepages": HugePages.NONE,
 }  # fmt: skip
 """Changes to the spec of a VM that is only to show whether it starts: it reaches nothing, and takes nothing but room
-from its node."""
+from its node, which it shares with others."""
 
 
 class NewClone(NamedTuple):

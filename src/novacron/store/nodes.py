@@ -89,11 +89,18 @@ def huge_mib(size: HugePages) -> str:
     return f"CASE WHEN spec ->> 'hugepages' = '{size}' THEN (spec ->> 'memory_mib')::bigint ELSE 0 END"
 
 
+_OWN = ("dedicated_vcpus", "huge_2m_mib", "huge_1g_mib")
 SUMS = {
     "vcpus": "(spec ->> 'vcpus')::bigint", "memory_mib": SHARED_MIB, "dedicated_vcpus": OWN_VCPUS,
     "huge_2m_mib": huge_mib(HugePages.SIZE_2M), "huge_1g_mib": huge_mib(HugePages.SIZE_1G),
 }  # fmt: skip
 """What of a VM is in each field of a ``Load``, in SQL."""
+OWN_OF_NODES = f"""
+    SELECT node, {", ".join(f"sum({SUMS[field]})::bigint AS {field}" for field in SUMS if field in _OWN)}
+    FROM vms WHERE node IS NOT NULL AND {OWN_PARTS} GROUP BY node
+"""
+"""What the VMs on each node have for themselves, without nodes whose VMs have nothing. ``node_loads`` counts all memory
+alike."""
 
 
 async def load(connection: Connection, name: str) -> Load:

@@ -109,9 +109,10 @@ async def measured(connection: Connection, node: str, used: Sequence[tuple[str, 
 async def uses(connection: Connection) -> dict[str, NodeUse]:
     """Return what the VMs of each node use together."""
     rows = await connection.fetch(
-        "SELECT n.node, n.memory_mib, coalesce(c.cpus, 0)::float AS cpus FROM node_loads n LEFT JOIN"
+        "SELECT n.node, n.memory_mib - coalesce(o.huge_2m_mib + o.huge_1g_mib, 0) AS memory_mib,"
+        " coalesce(c.cpus, 0)::float AS cpus FROM node_loads n LEFT JOIN"
         " (SELECT v.node, sum(l.cpus) AS cpus FROM vm_loads l JOIN vms v ON v.id = l.vm GROUP BY v.node) c"
-        " ON c.node = n.node"
+        f" ON c.node = n.node LEFT JOIN ({nodes.OWN_OF_NODES}) o ON o.node = n.node"
     )
     return {row["node"]: NodeUse(row["cpus"], row["memory_mib"]) for row in rows}
 
@@ -170,15 +171,11 @@ async def vms_ahead(connection: Connection, on: Sequence[str], today: date) -> l
 async def check_memory(connection: Connection, node: str, vm: str) -> None:
     """Raise NoCapacity if the memory of a node does not hold a VM that was just sent there, with all that are there or
     on their way. Whoever asks has taken the turn of placement (``nodes.take_turn``)."""
-    row = await connection.fetchrow(
-        "SELECT (SELECT memory_mib FROM node_loads WHERE node = $1) + (SELECT sum((v.spec ->> 'memory_mib')::bigint)"
-        " FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL AND m.target = $1)::bigint AS given,"
-        " (SELECT (spec ->> 'memory_mib')::bigint FROM vms WHERE id = $2) AS more",
-        node, vm,
-    )  # fmt: skip
-    if row is None or row["given"] is None or row["more"] is None:
+    more_mib: int | None = await connection.fetchval(f"SELECT {nodes.SHARED_MIB} FROM vms WHERE id = $1", vm)
+    if more_mib is None:
         return
-    why = memory_refusal(await nodes.get(connection, node), row["given"] - row["more"], row["more"])
+    given = await nodes.load(connection, node)
+    why = memory_refusal(await nodes.get(connection, node), given.memory_mib - more_mib, more_mib)
     if why is not None:
         raise NoCapacity(why, field="target", hint="see: novacron node list")
 

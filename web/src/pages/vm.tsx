@@ -18,7 +18,7 @@ import { VmLoad } from "../charts/load";
 import { VmActions } from "../components/act";
 import { VmStateLabel, When } from "../components/labels";
 import { Refusal } from "../components/notices";
-import { bytes, mib } from "../format";
+import { bytes, memory, processors } from "../format";
 import { store, useConnection, useObject } from "../live";
 import { may } from "../session";
 import { EventTable } from "./events";
@@ -105,8 +105,8 @@ function Summary({ vm }: { vm: Vm }): ReactElement {
       <Item term={m("Node")}>{vm.node ?? t("on no node")}</Item>
       <Item term={m("Project")}>{vm.project}</Item>
       <Item term={m("Image")}>{spec.image}</Item>
-      <Item term={m("Processors")}>{spec.vcpus}</Item>
-      <Item term={m("Memory")}>{mib(spec.memory_mib)}</Item>
+      <Item term={m("Processors")}>{processors(spec)}</Item>
+      <Item term={m("Memory")}>{memory(spec)}</Item>
       <Item term={m("Disk")}>{spec.disk_mib == null ? t("as the image's") : bytes(spec.disk_mib * 1024 * 1024)}</Item>
       <Item term={m("Firmware")}>{spec.firmware}</Item>
       <Item term={m("Networks")}>{networks.length === 0 ? (spec.address ?? t("none")) : networks.join(", ")}</Item>
