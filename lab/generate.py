@@ -19,7 +19,7 @@ import msgspec.inspect
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 
-from lab import bodies, reasons_page, runbooks_index, settings_page
+from lab import bodies, feature_matrix, reasons_page, runbooks_index, settings_page
 from lab.documents import table as executed_commands
 from novacron.api.access.context import Services
 from novacron.api.app import create_app
@@ -172,6 +172,7 @@ def generated() -> dict[Path, str]:
         CLIENT / "choices.py": choices(),
         CLIENT / "bodies.py": _formatted(bodies.module(request_bodies())),
         ROOT / "docs/reference/cli.md": commands(),
+        ROOT / "docs/reference/feature-matrix.md": feature_matrix.page(),
         OPENAPI: openapi_document(),
         ROOT / "docs/reference/reasons.md": reasons_page.page(),
         ROOT / "docs/reference/settings.md": settings_page.page(),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lab.hosts import run
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
 
@@ -187,6 +188,33 @@ def test_a_node_that_cannot_have_a_network_is_not_chosen(site: Platform, api: Ap
         for node in site.client.list("nodes")
     }
     site.client.delete("networks", "lan")
+
+
+def test_a_vlan_needs_a_bridge_that_filters_and_is_in_one_network(site: Platform, api: Api) -> None:
+    """The hosts' bridges are real; a bridge that comes later is known within seconds."""
+    vlan = {"kind": "bridge", "bridge": "vlans"}
+    host = site.lab.hosts[0]
+    run(*host.prefix, "ip", "link", "add", "vlans", "type", "bridge")
+    try:
+        until(
+            lambda: "vlans" in site.client.get("nodes", host.name)["status"]["inventory"]["bridges"], "it is known", 90
+        )
+        site.client.create_network("red", **vlan, vlan=40)
+        answer = api("POST", "/api/v1/placements", {"name": "x", "image": "tiny", "nics": [{"network": "red"}]})
+        refusals = {verdict["node"]: verdict["refusal"] for verdict in answer.body["items"]}
+        assert refusals[host.name] == (
+            f"node {host.name} can't have network red: its bridge vlans does not filter VLANs: ip link set vlans type"
+            " bridge vlan_filtering 1"
+        )
+        again = api("POST", "/api/v1/networks", {"name": "pink", **vlan, "vlan": 40})
+        assert (again.status, again.problem["field"]) == (409, "vlan")
+        assert "network red of project default has VLAN 40 of bridge vlans" in again.problem["detail"]
+        for taken, fields in enumerate(({"vlan": 41}, {"vlan": 40, "bridge": "other"})):
+            site.client.create_network(f"blue-{taken}", **{**vlan, **fields})
+    finally:
+        for network in list(site.client.list("networks")):
+            site.client.delete("networks", network["name"])
+        run(*host.prefix, "ip", "link", "delete", "vlans")
 
 
 def test_conflicting_forwards_and_floating_addresses_are_refused(site: Platform, api: Api, new_vm: NewVm) -> None:

@@ -15,13 +15,16 @@ from novacron.agent.host.network_problems import noting_failures
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.settings import AgentSettings
 from novacron.model.errors import InvalidInput, NoCapacity
+from novacron.model.fit import refusal_by_networks
 from novacron.model.network import (
     DEFAULT_SUBNETS,
     RESERVED,
     Direction,
     Entrance,
+    Network,
     NetworkKind,
     NetworkSpec,
+    NicSpec,
     Passing,
     Protocol,
     RuleSpec,
@@ -33,8 +36,10 @@ from novacron.model.network import (
     free_subnet,
     give,
 )
+from novacron.model.vm import VmSpec
 from novacron.net import dnsmasq, firewall, router
 from novacron.net.tap import NetworkFailed
+from tests.support.fleet import NOW, node
 from tests.support.network import NIC, network_on_node
 
 
@@ -80,6 +85,31 @@ def test_a_free_subnet_overlaps_no_other(numbers: list[int]) -> None:
 def test_an_unusable_subnet_is_refused(subnet: str, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         check_subnet(subnet)
+
+
+FILTER = "ip link set br1 type bridge vlan_filtering 1"
+
+
+@pytest.mark.parametrize(
+    ("bridges", "filtering", "vlan", "why"),
+    [
+        (("br1",), ("br1",), 40, None),
+        (("br1",), (), None, None),
+        (("br1",), None, 40, None),  # an agent of an earlier version does not say
+        ((), (), 40, "it has no bridge br1"),
+        (("br1", "br2"), ("br2",), 40, f"its bridge br1 does not filter VLANs: {FILTER}"),
+    ],
+)
+def test_a_node_has_a_vlan_on_a_bridge_that_filters_vlans(
+    bridges: tuple[str, ...], filtering: tuple[str, ...] | None, vlan: int | None, why: str | None
+) -> None:
+    host = node("a")
+    assert host.status.inventory is not None
+    has = msgspec.structs.replace(host.status.inventory, networks=True, bridges=bridges, vlan_bridges=filtering)
+    network = Network("red", NetworkSpec(NetworkKind.BRIDGE, bridge="br1", vlan=vlan), 1, 1500, None, 1, NOW)
+    vm = VmSpec(image="tiny", nics=(NicSpec("red"),))
+    found = refusal_by_networks(host, has, vm, {"red": network})
+    assert found == (None if why is None else f"node a can't have network red: {why}")
 
 
 def test_conflicting_fields_of_networks_and_rules_are_refused() -> None:

@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { bytes, countVms, duration, memory, mib, percent, processors, time, utc } from "./format";
+import { addresses, bytes, countVms, duration, memory, mib, percent, processors, time, utc } from "./format";
 
 it("writes bytes with three digits and a unit", () => {
   expect([0, 1023, 1536, 10 * 1024, 123 * 1024 ** 2, 5 * 1024 ** 5, -2048].map(bytes)).toEqual([
@@ -30,6 +30,15 @@ it("says what a VM has of its node for itself", () => {
     processors({ vcpus: 4, cpu_policy: "dedicated", numa_nodes: 2 }),
   ]).toEqual(["2, 2 NUMA nodes", "4", "4, dedicated, 2 NUMA nodes"]);
   expect([memory({ memory_mib: 256, hugepages: "none" }), memory({ memory_mib: 4096, hugepages: "1G" })]).toEqual(["256 MiB", "4.00 GiB, in huge pages of 1G"]);
+});
+
+it("says where a network's guests are", () => {
+  const none = { subnet: null, subnet6: null, bridge: null, vlan: null };
+  expect([
+    addresses(none),
+    addresses({ ...none, subnet: "10.1.0.0/24", subnet6: "fd00::/64" }),
+    addresses({ ...none, bridge: "br1", vlan: 40 }),
+  ]).toEqual(["-", "10.1.0.0/24, fd00::/64", "br1, VLAN 40"]);
 });
 
 it("counts in words", () => {

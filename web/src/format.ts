@@ -1,5 +1,5 @@
 /** How figures and times are written. */
-import type { Vm } from "./api";
+import type { Network, Vm } from "./api";
 import { t } from "./i18n";
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
@@ -32,6 +32,12 @@ export function processors({ vcpus, cpu_policy, numa_nodes }: Pick<Vm["spec"], "
 export function memory({ memory_mib, hugepages }: Pick<Vm["spec"], "memory_mib" | "hugepages">): string {
   const size = mib(memory_mib);
   return hugepages === "none" ? size : t("{size}, in huge pages of {pages}", { size, pages: hugepages });
+}
+
+/** Where a network's guests are: subnets, or the hosts' bridge: "br1, VLAN 40". */
+export function addresses({ subnet, subnet6, bridge, vlan }: Pick<Network["spec"], "subnet" | "subnet6" | "bridge" | "vlan">): string {
+  const parts = [subnet, subnet6, bridge, vlan === null ? null : t("VLAN {vlan}", { vlan })];
+  return parts.filter((part) => part !== null).join(", ") || "-";
 }
 
 /** Seconds: "0.8 s", "12 s", "3 min 5 s", "2 h 4 min", "3 d 4 h". */

@@ -141,6 +141,7 @@ DETAILS: Columns = {
     "CPU FLAGS": lambda n: " ".join((has(n, "cpu") or {}).get("flags", ())),
     "BRIDGE": lambda n: has(n, "bridge"),
     "BRIDGES": lambda n: has(n, "bridges"),
+    "VLAN BRIDGES": lambda n: has(n, "vlan_bridges"),
     "NETWORKS": lambda n: "yes" if has(n, "networks") else "no",
     "FOR MIGRATIONS": lambda n: output.rate(n["spec"]["migration_rate_bytes_per_s"]),
     "MIGRATIONS AT ONCE": lambda n: n["spec"]["migrations_at_once"] or "as its CPUs allow",

@@ -18,7 +18,17 @@ from typing import NamedTuple, TypeVar
 
 from novacron import private_file
 from novacron.client.api import Client
-from novacron.client.archive_format import ABOUT, ABOUT_BYTES_MAX, CARRIED, DISK, FORMAT, ArchivedDisk, ArchivedVm, read
+from novacron.client.archive_format import (
+    ABOUT,
+    ABOUT_BYTES_MAX,
+    DESCRIBED,
+    DISK,
+    FORMAT,
+    ArchivedDisk,
+    ArchivedVm,
+    carried,
+    read,
+)
 from novacron.client.errors import ApiError, ArchiveError, Unreachable
 from novacron.client.ovf_package import DiskPart, check_piece
 from novacron.client.protocol import Object
@@ -46,11 +56,11 @@ def export(
     if file.exists():
         raise FileExistsError(f"{file} exists")
     part = file.with_name(f"{file.name}.part")
-    begun = _resumed(client, vm, part) or client.act("vms", vm, "export")
+    begun, described = _resumed(client, vm, part) or (client.act("vms", vm, "export"), _described(client, vm))
     done = client.wait("exports", begun["id"], lambda now: now is None or now["phase"] != "making", timeout_s)
     if done is None or done["phase"] != "ready":
         raise ArchiveError(f"VM {vm} was not exported: {done['error'] if done else 'its export is gone'}")
-    head = _head(client, done)
+    head = _head(client, done, described)
     if not part.exists() or part.stat().st_size < len(head):
         private_file.write(part, head)  # it holds the VM's disk, and its TPM's secrets
     digest = hashlib.sha256()
@@ -79,8 +89,9 @@ def export(
     return done
 
 
-def _resumed(client: Client, vm: str, part: Path) -> Object | None:
-    """Return the export of which ``part`` is the beginning, if its node still has it; otherwise remove ``part``."""
+def _resumed(client: Client, vm: str, part: Path) -> tuple[Object, Object] | None:
+    """Return the export of which ``part`` is the beginning, and what it says people wrote about the VM, if its node
+    still has it; otherwise remove ``part``."""
     if not part.exists():
         return None
     try:
@@ -93,9 +104,9 @@ def _resumed(client: Client, vm: str, part: Path) -> Object | None:
             )
         export = client.get("exports", about["export"])
         if export["phase"] == "ready":
-            head = _head(client, export)
+            head = _head(client, export, about["described"])
             if _beginning(part, len(head)) == head:
-                return export
+                return export, about["described"]
     except (tarfile.TarError, ValueError, KeyError):
         pass
     except ApiError as error:
@@ -110,14 +121,24 @@ def _beginning(file: Path, count: int) -> bytes:
         return opened.read(count)
 
 
-def _head(client: Client, done: Object) -> bytes:
+def _described(client: Client, vm: str) -> Object:
+    """Return what people wrote about a VM; of one that is gone, nothing."""
+    try:
+        now = client.get("vms", vm)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return {}
+    return {field: now[field] for field in DESCRIBED if now.get(field)}
+
+
+def _head(client: Client, done: Object, described: Object) -> bytes:
     """Return how an archive begins, the same each time: ``vm.json``, and the header of the disk."""
     remembered = _patiently(lambda: client.export_firmware_state(done["id"]))
-    spec = {field: done["spec"][field] for field in CARRIED if field in done["spec"]}
     about = {
-        "format": FORMAT, "name": done["vm_name"], "spec": spec, "disk_bytes": done["disk_bytes"],
+        "format": FORMAT, "name": done["vm_name"], "spec": carried(done["spec"]), "disk_bytes": done["disk_bytes"],
         "sha256": done["sha256"], "export": done["id"], "exported_at": done["created_at"],
-        "macs": mac_addresses(done),
+        "macs": mac_addresses(done), "described": described,
         "firmware_state": {field: state for field, state in remembered.items() if state is not None},
     }  # fmt: skip
     text = json.dumps(about, indent=2).encode() + b"\n"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -33,8 +33,19 @@ CUT_OFF = "unexpected end of data"
 READ_BYTES_MAX = DESCRIPTOR_BYTES_MAX + tarfile.BLOCKSIZE
 CARRIED = ("vcpus", "memory_mib", "restart", "start_order", "display", "firmware", "tpm", "os", "disk_bus",
            "nic_model", "smbios_manufacturer", "smbios_serial", "smbios_asset_tag", "serial_ports", "usb",
-           "numa_nodes", "cpu_policy", "hugepages")  # fmt: skip
+           "numa_nodes", "cpu_policy", "hugepages", "disk_boot_order", "network_boot_order", "cdroms")  # fmt: skip
 """Fields of a VM that an archive keeps: networks, nodes and the like mean nothing on another platform."""
+DESCRIBED = ("display_name", "description", "tags")
+"""What people wrote about the VM, which an archive keeps."""
+
+
+def carried(spec: Mapping[str, object]) -> Object:
+    """Return what an archive keeps of a VM's spec: CD-ROM drives are empty, because ISOs are not in it."""
+    fields = {field: spec[field] for field in CARRIED if field in spec}
+    if "cdroms" in fields:
+        drives = cast("Iterable[Mapping[str, object]]", fields["cdroms"])
+        fields["cdroms"] = [{**drive, "iso": None} for drive in drives]
+    return fields
 
 
 class ArchivedDisk(NamedTuple):
@@ -158,7 +169,8 @@ def _own_archive(file: Path, text: bytes, disk: tarfile.TarInfo) -> ArchivedVm:
         about = json.loads(text)
         if about["format"] != FORMAT:
             raise ArchiveError(f"{file} has format {about['format']}, which this version does not know: update it")
-        fields = {field: about["spec"][field] for field in CARRIED if field in about["spec"]}
+        described = about.get("described", {})  # older archives of format 1 have none
+        fields = carried(about["spec"]) | {field: described[field] for field in DESCRIBED if field in described}
         if about.get("firmware_state"):  # older archives of format 1 have none
             fields["firmware_state"] = about["firmware_state"]
         piece = DiskPart(file, disk.offset_data, disk.size)

@@ -9,7 +9,7 @@ from novacron.model import limits
 from novacron.model.constraints import Effect
 from novacron.model.cpu import named
 from novacron.model.devices import CpuPolicy, HugePages
-from novacron.model.network import TUNNEL_BYTES, Encryption, Network, NetworkKind
+from novacron.model.network import TUNNEL_BYTES, Encryption, Network, NetworkKind, NetworkSpec
 from novacron.model.node import Inventory, Load, Node, holds
 from novacron.model.vm import VmSpec, VmStatus
 
@@ -139,11 +139,19 @@ def _lacks(has: Inventory, network: Network) -> str | None:
     if not has.networks:
         return "it lacks what networks need: see MISSING in novacron node show"
     if network.spec.kind is NetworkKind.BRIDGE:
-        return None if network.spec.bridge in has.bridges else f"it has no bridge {network.spec.bridge}"
+        return _lacks_bridge(has, network.spec)
     if network.encryption is Encryption.ALWAYS and not has.wireguard:
         return "it can't encrypt: see MISSING in novacron node show"
     carries = has.tunnel_mtu - TUNNEL_BYTES
     return f"it carries {carries} bytes at most, not {network.mtu}" if carries < network.mtu else None
+
+
+def _lacks_bridge(has: Inventory, spec: NetworkSpec) -> str | None:
+    if spec.bridge not in has.bridges:
+        return f"it has no bridge {spec.bridge}"
+    if spec.vlan is None or has.vlan_bridges is None or spec.bridge in has.vlan_bridges:
+        return None
+    return f"its bridge {spec.bridge} does not filter VLANs: ip link set {spec.bridge} type bridge vlan_filtering 1"
 
 
 def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:

@@ -95,6 +95,8 @@ class Inventory(msgspec.Struct, frozen=True):
     huge_2m_mib: HugeMib = 0
     """Memory that is set aside as huge pages of 2 MiB, in use or not."""
     huge_1g_mib: HugeMib = 0
+    vlan_bridges: tuple[str, ...] | None = None
+    """Those of ``bridges`` that filter VLANs. None: agents of earlier versions don't say."""
 
 
 class Capacity(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute  # large: see ``tap.load``
@@ -118,7 +118,7 @@ def marked() -> list[tuple[str, str]]:
 
 def _tag(ip: IPRoute, index: int, master: int, bridge: str, vlan: int) -> None:
     """Put a port of a bridge into one VLAN only. Raises NetworkFailed."""
-    if not ip.get_links(master)[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_BR_VLAN_FILTERING"):
+    if not _filters_vlans(ip.get_links(master)[0]):
         raise NetworkFailed(f"bridge {bridge} does not filter VLANs: ip link set {bridge} type bridge vlan_filtering 1")
     for entry in ip.get_vlans(index=index):
         for info in entry.get_attr("IFLA_AF_SPEC").get_attrs("IFLA_BRIDGE_VLAN_INFO"):
@@ -126,10 +126,29 @@ def _tag(ip: IPRoute, index: int, master: int, bridge: str, vlan: int) -> None:
     ip.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": ["pvid", "untagged"]})
 
 
-def bridges() -> list[str]:
-    """Return the names of this host's bridges."""
-    with netlink() as ip:
-        return sorted(link.get_attr("IFLA_IFNAME") for link in ip.link("dump", kind="bridge"))
+class Bridges(NamedTuple):
+    """Names of a host's bridges, and of those that filter VLANs."""
+
+    every: tuple[str, ...]
+    filter_vlans: tuple[str, ...]
+
+
+def bridges() -> Bridges:
+    """Return this host's bridges. Raises NetworkFailed."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with netlink() as ip:
+            found = sorted(
+                (link.get_attr("IFLA_IFNAME"), _filters_vlans(link)) for link in ip.link("dump", kind="bridge")
+            )
+    except NetlinkError as error:
+        raise NetworkFailed(f"can't list this host's bridges: {error}") from error
+    return Bridges(tuple(name for name, _ in found), tuple(name for name, filters in found if filters))
+
+
+def _filters_vlans(link: Any) -> bool:  # noqa: ANN401 - a message of pyroute2, which has no types
+    return bool(link.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_BR_VLAN_FILTERING"))
 
 
 def links() -> list[tuple[str, str, int, bool]]:

@@ -67,6 +67,7 @@ async def create(
     others = await all(connection)
     every = await nodes.all(connection)
     required = spec.kind is NetworkKind.OVERLAY and (await network_encryption.get(connection)).always
+    _check_vlan(spec, others)
     spec = _with_subnets(spec, others)
     most = mtu_max(spec, every, encrypted=required)
     if mtu is None:
@@ -99,6 +100,18 @@ def _with_subnets(spec: NetworkSpec, others: Sequence[Network]) -> NetworkSpec:
     if spec.subnet6 is not None:
         spec = msgspec.structs.replace(spec, subnet6=ipv6.check_prefix(spec.subnet6))
     return spec
+
+
+def _check_vlan(spec: NetworkSpec, others: Sequence[Network]) -> None:
+    """Raise Conflict if another network has a VLAN of the hosts' bridge: its guests would be in both."""
+    if spec.vlan is None:
+        return
+    other = next((each for each in others if (each.spec.bridge, each.spec.vlan) == (spec.bridge, spec.vlan)), None)
+    if other is not None:
+        raise Conflict(
+            f"network {other.name} of project {other.project} has VLAN {spec.vlan} of bridge {spec.bridge}",
+            field="vlan", hint="choose another VLAN, or use that network",
+        )  # fmt: skip
 
 
 def check_free_name(name: str) -> None:

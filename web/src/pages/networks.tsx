@@ -8,6 +8,7 @@ import { LiveList } from "../components/live_list";
 import { metadataFields, metadataOf } from "../components/metadata";
 import { checked, given, lines, number, type Operation, OperationBar } from "../components/operation";
 import type { Column } from "../components/table";
+import { addresses } from "../format";
 import { m } from "../i18n";
 import { useList } from "../list";
 import { useAll } from "../live";
@@ -34,7 +35,7 @@ function createNetwork(me: Me): Operation {
       { name: "mtu", label: m("MTU in bytes"), kind: "number", optional: true },
       { name: "encryption", label: m("Encryption"), options: ENCRYPTION },
     ],
-    command: (v) => `novacron network create ${v["name"]}${given(v["subnet"]) ? ` --subnet ${v["subnet"]}` : ""}${checked(v["nat"]) ? " --nat" : ""}${given(v["bridge"]) ? ` --bridge ${v["bridge"]}` : ""}`,
+    command: (v) => `novacron network create ${v["name"]}${given(v["subnet"]) ? ` --subnet ${v["subnet"]}` : ""}${checked(v["nat"]) ? " --nat" : ""}${given(v["bridge"]) ? ` --bridge ${v["bridge"]}` : ""}${given(v["vlan"]) ? ` --vlan ${v["vlan"]}` : ""}`,
     run: (v) =>
       answered(
         client.POST("/api/v1/networks", {
@@ -110,7 +111,7 @@ export function Networks({ me }: { me: Me }): ReactElement {
   const columns: readonly Column<Network>[] = [
     { title: m("Name"), width: "minmax(10rem, 2fr)", cell: (network) => network.name },
     { title: m("Kind"), width: "6rem", cell: (network) => network.spec.kind },
-    { title: m("Addresses"), width: "minmax(9rem, 1fr)", cell: (network) => network.spec.subnet ?? "-" },
+    { title: m("Addresses"), width: "minmax(9rem, 1fr)", cell: (network) => addresses(network.spec) },
     { title: m("Gateway"), width: "minmax(7rem, 1fr)", cell: (network) => network.gateway ?? "-" },
     { title: m("MTU"), width: "5rem", cell: (network) => network.mtu },
     { title: m("Project"), width: "minmax(7rem, 1fr)", cell: (network) => network.project },

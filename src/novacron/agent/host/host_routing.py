@@ -104,7 +104,7 @@ class HostRouting:
         forwarded = router.forward(RUN_DIR / f"{self._instance}.forwards") if gateways else True
         host = router.HostRules(
             gateways, ends, self._addresses_of_hosts(whole=whole) if gateways else (),
-            None if forwarded else tap.bridges(), self._used_ports(gateways),
+            None if forwarded else list(tap.bridges().every), self._used_ports(gateways),
         )  # fmt: skip
         rules = router.host_script(self._table, host)
         if not whole and self._rules == rules:

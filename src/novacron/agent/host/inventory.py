@@ -71,6 +71,7 @@ async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tup
         missing.append("no bridge: VMs use QEMU's user-mode network, and others can't reach them")
     elif not tap.is_bridge(settings.bridge):
         raise InvalidInput(f"there is no bridge {settings.bridge!r} on this host", field="bridge")
+    bridges = tap.Bridges((), ()) if lacks else await asyncio.to_thread(tap.bridges)
     inventory = Inventory(
         cpus=len(os.sched_getaffinity(0)),
         memory_mib=_memory_mib(),
@@ -93,7 +94,8 @@ async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tup
         plugs_nics=True,
         huge_2m_mib=huge_pages.set_aside_mib(HugePages.SIZE_2M),
         huge_1g_mib=huge_pages.set_aside_mib(HugePages.SIZE_1G),
-        bridges=() if lacks else tuple(await asyncio.to_thread(tap.bridges)),
+        bridges=bridges.every,
+        vlan_bridges=bridges.filter_vlans,
         wireguard=wireguard.public_key(settings.wireguard_key) if may_encrypt else "",
         tunnel_mtu=await asyncio.to_thread(_tunnel_mtu, settings),
         addresses=() if lacks else tuple(await asyncio.to_thread(tap.addresses)),

@@ -1,8 +1,9 @@
-"""Which images, pools and huge pages this node has: looked at now and then; the server is told of changes."""
+"""Which images, pools, huge pages and bridges this node has: looked at now and then; the server is told of changes."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -14,6 +15,7 @@ from novacron.agent.settings import AgentSettings
 from novacron.disk.images import scan
 from novacron.model.devices import HugePages
 from novacron.model.node import Inventory
+from novacron.net import tap
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -52,17 +54,26 @@ class ImageWatcher:
             for image in idle:
                 self._host.send(wire.ImageIdle(image.name, image.digest))
 
+    def _bridges(self) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+        """Return this host's bridges, if VMs may use them, and those that filter VLANs; what is known of them where
+        the kernel does not say it now."""
+        if self.inventory.networks:
+            with contextlib.suppress(tap.NetworkFailed):  # links changed meanwhile: the next look is soon
+                return tap.bridges()
+        return self.inventory.bridges, self.inventory.vlan_bridges
+
     async def rescan(self) -> None:
-        """Look at the images, pools and huge pages now. Raises OSError."""
+        """Look at the images, pools, huge pages and bridges now. Raises OSError."""
         async with self._scanning:
             images, _ = await asyncio.to_thread(scan, self._settings.images_dir)
             self._host.images.clear()
             self._host.images.update(images)
             infos = tuple(image.info for image in images.values())
             pools, _ = await asyncio.to_thread(self._host.storage_pools.look)
+            bridges, vlan_bridges = await asyncio.to_thread(self._bridges)
             now = msgspec.structs.replace(
                 self.inventory, images=infos, pools=pools, huge_2m_mib=huge_pages.set_aside_mib(HugePages.SIZE_2M),
-                huge_1g_mib=huge_pages.set_aside_mib(HugePages.SIZE_1G),
+                huge_1g_mib=huge_pages.set_aside_mib(HugePages.SIZE_1G), bridges=bridges, vlan_bridges=vlan_bridges,
             )  # fmt: skip
             if now != self.inventory:
                 self.inventory = now
