@@ -142,7 +142,7 @@ FEATURES = (
     ), real=False),
     Feature("tags, description, display name", {
         "tags": ["blue"], "description": "of the matrix", "display_name": "Matrix",
-    }, {Operation.TEMPLATE: _left_out("each VM has its own"), Operation.BACKUP: _left_out("a backup keeps none")}),
+    }, {Operation.TEMPLATE: _left_out("each VM has its own")}),
 )  # fmt: skip
 
 

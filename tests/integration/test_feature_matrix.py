@@ -73,7 +73,8 @@ def inventory(name: str, *, rich: bool) -> dict[str, Any]:
     plain = node("a").status.inventory
     assert plain is not None
     pool = msgspec.to_builtins(plain.pools[0]) | {"bytes_total": 1 << 40, "bytes_free": 1 << 39, "id": name}
-    return msgspec.to_builtins(plain) | {
+    known: dict[str, Any] = msgspec.to_builtins(plain)
+    return known | {
         "images": msgspec.to_builtins(images), "pools": [pool], **(RICH if rich else POOR),
         "hardware": msgspec.to_builtins(HostHardware("", (), (), (), tuple(devices))),
     }  # fmt: skip

@@ -192,7 +192,7 @@ def test_a_node_that_cannot_have_a_network_is_not_chosen(site: Platform, api: Ap
 
 def test_a_vlan_needs_a_bridge_that_filters_and_is_in_one_network(site: Platform, api: Api) -> None:
     """The hosts' bridges are real; a bridge that comes later is known within seconds."""
-    vlan = {"kind": "bridge", "bridge": "vlans"}
+    vlan: dict[str, Any] = {"kind": "bridge", "bridge": "vlans"}
     host = site.lab.hosts[0]
     run(*host.prefix, "ip", "link", "add", "vlans", "type", "bridge")
     try:
@@ -209,8 +209,8 @@ def test_a_vlan_needs_a_bridge_that_filters_and_is_in_one_network(site: Platform
         again = api("POST", "/api/v1/networks", {"name": "pink", **vlan, "vlan": 40})
         assert (again.status, again.problem["field"]) == (409, "vlan")
         assert "network red of project default has VLAN 40 of bridge vlans" in again.problem["detail"]
-        for taken, fields in enumerate(({"vlan": 41}, {"vlan": 40, "bridge": "other"})):
-            site.client.create_network(f"blue-{taken}", **{**vlan, **fields})
+        site.client.create_network("blue", **vlan, vlan=41)
+        site.client.create_network("green", kind="bridge", bridge="other", vlan=40)
     finally:
         for network in list(site.client.list("networks")):
             site.client.delete("networks", network["name"])

@@ -13,6 +13,7 @@ from novacron.model.backup_proof import BackupProof
 from novacron.model.backup_source import SnapshotId
 from novacron.model.encryption import KeyId
 from novacron.model.errors import IllegalState
+from novacron.model.metadata import Metadata
 from novacron.model.project import DEFAULT
 from novacron.model.snapshot import ExcludedVolume
 from novacron.model.vm import VmSpec
@@ -149,6 +150,8 @@ class Backup(msgspec.Struct, frozen=True):
     """The result of its last proof: whether a VM restored from it starts."""
     encryption_key: KeyId = ""
     """Id of the project key that encrypts its content, inside the repository's own encryption; empty: none."""
+    described: Metadata = Metadata()
+    """The VM's display name, description and tags when the backup was requested. A VM that is restored has them."""
 
 
 def check_transition(backup: Backup, phase: BackupPhase) -> None:

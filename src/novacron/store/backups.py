@@ -20,6 +20,8 @@ from novacron.model.backup import (
 )
 from novacron.model.backup_policy import BackupPolicy
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
+from novacron.model.metadata import FIELDS as METADATA
+from novacron.model.metadata import Metadata
 from novacron.model.node import holds
 from novacron.model.snapshot import ExcludedVolume
 from novacron.model.vm import CloneOf, Power, Vm, VmAction, VmSpec, is_off, mac_addresses, with_mac_addresses
@@ -62,6 +64,11 @@ def of_row(row: asyncpg.Record | None) -> Backup:
     return object_of(Backup, row)
 
 
+def described_of(of: Metadata) -> dict[str, Any]:
+    """Return what people wrote about an object, as far as they did."""
+    return {field: value for field in METADATA if (value := getattr(of, field))}
+
+
 async def create(
     connection: Connection, ref: str, repository: str, actor: str, *, policy: BackupPolicy | None = None
 ) -> Backup:
@@ -99,12 +106,12 @@ async def create(
     before = await projects.lock_usage(connection, vm.project)
     row = await connection.fetchrow(
         "INSERT INTO backups (id, vm, vm_name, repository, repository_name, node, spec, phase, excluded_volumes,"
-        " trace, project, result, policy, encryption_key)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING *",
+        " trace, project, result, policy, encryption_key, described)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING *",
         f"backup-{secrets.token_hex(8)}", vm.id, vm.name, into.id, into.name, node,
         msgspec.to_builtins(with_mac_addresses(vm.id, vm.spec)), BackupPhase.MAKING, msgspec.to_builtins(attached),
         traces.carry(), vm.project, msgspec.to_builtins(BackupResult()),
-        "" if policy is None else policy.id, key,
+        "" if policy is None else policy.id, key, described_of(vm),
     )  # fmt: skip
     await projects.check_quota(connection, vm.project, before)
     backup = of_row(row)
@@ -182,7 +189,8 @@ class NewRestore(NamedTuple):
     name: str
     changes: dict[str, Any]
     node: str | None = None
-    metadata: Mapping[str, Any] = {}
+    metadata: Mapping[str, Any] | None = None
+    """What is written about it; None: what was written about the VM that was backed up."""
     keep_macs: bool | None = False
     """It gets the MAC addresses that the VM had: True, or it is not made; None, those that no other VM has."""
     live: bool = False
@@ -220,7 +228,14 @@ async def restore(connection: Connection, id: str, asked: NewRestore, actor: str
     of = CloneOf(backup.id, f"{backup.id} of {backup.vm_name}", linked=False, backup=source, live=asked.live,
                  bytes_per_s=asked.bytes_per_s)  # fmt: skip
     disk_mib = -(-backup.result.disk_bytes >> 20)
-    new = new_vms.NewVm(asked.name, spec, disk_mib, node, clone_of=of, metadata=asked.metadata)
+    new = new_vms.NewVm(
+        asked.name,
+        spec,
+        disk_mib,
+        node,
+        clone_of=of,
+        metadata=described_of(backup.described) if asked.metadata is None else asked.metadata,
+    )
     vm = await new_vms.create(connection, await projects.making(connection, backup.project), new, actor)
     how = ", which runs meanwhile" if asked.live else ""
     await _record(connection, backup, "RestoreAsked", f"{id} into VM {asked.name}{how}", actor)

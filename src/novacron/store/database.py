@@ -24,7 +24,7 @@ from novacron.telemetry.values import counter, histogram
 
 log = logs.get(__name__)
 
-SCHEMA_VERSION = "0069"
+SCHEMA_VERSION = "0070"
 SERVER_VERSION_MIN = 150000
 POOL_DEFAULT = 25
 POOL_IDLE_S, POOL_QUERIES_MAX = 300.0, 50_000
