@@ -141,6 +141,8 @@ def holds(wanted: object, has: object) -> bool:
     return wanted == has
 
 
+STILL_RUNNING = (Operation.LIVE, Operation.WARM, Operation.SNAPSHOT, Operation.AGENT)
+"""Operations after which the same guest runs, without another boot."""
 IN_TURN = (Operation.LIVE, Operation.WARM, Operation.SNAPSHOT, Operation.AGENT, Operation.CLONE, Operation.TEMPLATE,
            Operation.EXPORT, Operation.BACKUP, Operation.COLD, Operation.HOST)  # fmt: skip
 METHODS = {Operation.LIVE: Guest.live, Operation.WARM: Guest.warm, Operation.SNAPSHOT: Guest.snapshot,
@@ -161,7 +163,10 @@ def test_a_guest_keeps_its_feature_in_every_operation(
             now = site.client.restore_backup(kept["id"], new_name(), node="host-a")
         else:
             now = METHODS[operation](guest)
-        check(site, guest, operation, boots(site, now))
+        site.wait_state(now["id"], "running", BOOT_S)
+        if operation not in STILL_RUNNING:
+            boots(site, now)
+        check(site, guest, operation, site.client.get("vms", now["id"]))
         if now["id"] != guest.vm["id"]:
             site.cli("vm", "delete", now["name"], "--wait", "--yes")
             if operation is Operation.EXPORT:

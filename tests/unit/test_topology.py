@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from novacron.cli.vms import DETAILS
 from novacron.model.devices import HugePages
 from novacron.model.errors import InvalidInput
 from novacron.model.fit import no_room
@@ -139,3 +140,11 @@ def test_a_vm_that_only_shows_whether_it_starts_has_nothing_of_its_node_for_itse
     like_it, proof = fresh(vm), msgspec.structs.replace(fresh(vm), **ISOLATED)
     assert Load().changed(like_it, 1) == Load(2, 0, 2, 256, 0)
     assert Load().changed(proof, 1) == Load(2, 256) and proof.numa_nodes == 2
+
+
+def test_vm_show_says_what_a_vm_has_of_its_node_for_itself() -> None:
+    vm = {"spec": msgspec.to_builtins(spec(cpu_policy="dedicated", hugepages="2M", vcpus=2, numa_nodes=2))}
+    shown = {column: DETAILS[column](vm) for column in ("CPU POLICY", "NUMA NODES", "HUGE PAGES")}
+    assert shown == {"CPU POLICY": "dedicated", "NUMA NODES": 2, "HUGE PAGES": "2M"}
+    older: dict[str, Any] = {"spec": {}}
+    assert all(DETAILS[column](older) is None for column in shown), "of a server that does not know them"
