@@ -15,7 +15,7 @@ def _integration(*names: str) -> tuple[str, ...]:
 SHARED = {
     "guests on the shared platform": _integration(
         "snapshots", "clones", "firmware", "console", "guest", "lifecycle", "confinement", "devices",
-        "guest_hardware",
+        "guest_hardware", "features_kept",
     ),
     "backups on the shared platform": _integration(
         "vm_backups", "backup_files", "backup_proofs", "repository_prunes", "archive", "encryption",

@@ -139,12 +139,12 @@ def bridges() -> Bridges:
 
     try:
         with netlink() as ip:
-            found = sorted(
+            listed = sorted(
                 (link.get_attr("IFLA_IFNAME"), _filters_vlans(link)) for link in ip.link("dump", kind="bridge")
             )
     except NetlinkError as error:
         raise NetworkFailed(f"can't list this host's bridges: {error}") from error
-    return Bridges(tuple(name for name, _ in found), tuple(name for name, filters in found if filters))
+    return Bridges(tuple(name for name, _ in listed), tuple(name for name, filters in listed if filters))
 
 
 def _filters_vlans(link: Any) -> bool:  # noqa: ANN401 - a message of pyroute2, which has no types
