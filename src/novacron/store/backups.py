@@ -64,7 +64,7 @@ def of_row(row: asyncpg.Record | None) -> Backup:
     return object_of(Backup, row)
 
 
-def described_of(of: Metadata) -> dict[str, Any]:
+def _described_of(of: Metadata) -> dict[str, Any]:
     """Return what people wrote about an object, as far as they did."""
     return {field: value for field in METADATA if (value := getattr(of, field))}
 
@@ -111,7 +111,7 @@ async def create(
         f"backup-{secrets.token_hex(8)}", vm.id, vm.name, into.id, into.name, node,
         msgspec.to_builtins(with_mac_addresses(vm.id, vm.spec)), BackupPhase.MAKING, msgspec.to_builtins(attached),
         traces.carry(), vm.project, msgspec.to_builtins(BackupResult()),
-        "" if policy is None else policy.id, key, described_of(vm),
+        "" if policy is None else policy.id, key, _described_of(vm),
     )  # fmt: skip
     await projects.check_quota(connection, vm.project, before)
     backup = of_row(row)
@@ -234,7 +234,7 @@ async def restore(connection: Connection, id: str, asked: NewRestore, actor: str
         disk_mib,
         node,
         clone_of=of,
-        metadata=described_of(backup.described) if asked.metadata is None else asked.metadata,
+        metadata=_described_of(backup.described) if asked.metadata is None else asked.metadata,
     )
     vm = await new_vms.create(connection, await projects.making(connection, backup.project), new, actor)
     how = ", which runs meanwhile" if asked.live else ""
