@@ -13,6 +13,7 @@ from novacron.disk.images import MANIFEST, Manifest, describe
 from tests.e2e.conftest import boot, delete
 from tests.waiting import pause
 
+OTHER = "is not the one that it was created from"
 FILES = ("vmlinuz", "initrd.img", "disk.raw", MANIFEST)
 
 
@@ -26,8 +27,23 @@ def add_image(victim: Platform, name: str, node: str, description: str) -> None:
     until(lambda: holders(victim, name) == [node], "the image is known", 20)
 
 
+def describe_anew(victim: Platform, name: str, node: str, description: str) -> None:
+    """Put another image under a name that a node has: its manifest, of which the digest is, says something else."""
+    path = victim.images_of(node) / name / MANIFEST
+    manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    path.with_suffix(".new").write_bytes(
+        msgspec.json.encode(msgspec.structs.replace(manifest, description=description))
+    )
+    path.with_suffix(".new").replace(path)
+
+
 def holders(victim: Platform, name: str) -> list[str]:
     return [node for image in victim.client.list("images") if image["name"] == name for node in image["nodes"]]
+
+
+def digest_of(victim: Platform, name: str) -> str:
+    """Return the digest of the image that a name means; empty: none."""
+    return "".join(image["digest"] for image in victim.client.list("images") if image["name"] == name)
 
 
 def test_an_image_goes_to_another_node_and_boots_there(victim: Platform) -> None:
@@ -107,3 +123,29 @@ def test_the_manifest_names_every_file(victim: Platform) -> None:
     manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
     assert [file.path for file in manifest.files] == list(FILES[:3])
     assert describe(directory / "disk.raw") == manifest.disk
+
+
+@pytest.mark.slow
+def test_a_vm_keeps_to_the_image_that_it_was_made_of_though_another_has_taken_its_name(victim: Platform) -> None:
+    """By whatever way it came there: no move, restart or clone of the VM takes the other."""
+    add_image(victim, "pinned", "host-a", "the true one")
+    victim.cli("image", "copy", "pinned", "host-b")
+    true, vm = digest_of(victim, "pinned"), boot(victim, "keeps", 72, image="pinned")
+    describe_anew(victim, "pinned", "host-b", "a false one")
+    until(lambda: holders(victim, "pinned") == ["host-a"], "what host-b has under the name is not it")
+    moved = victim.cli("vm", "migrate", "keeps", "--to", "host-b", "--wait", check=False)
+    assert moved.returncode != 0, moved.stdout
+    now = victim.wait_state(vm["id"], "running")
+    assert (now["node"], now["status"]["pid"]) == ("host-a", victim.qemus()[f"host-a/{vm['id']}"])
+    describe_anew(victim, "pinned", "host-a", "another false one")
+    victim.cli("vm", "kill", "keeps", "--wait")
+    until(lambda: digest_of(victim, "pinned") not in ("", true), "the name means another image")
+    clone = victim.client.clone_vm(vm["id"], "keeps-too", power="running")
+    victim.cli("vm", "start", "keeps")
+    for id in (vm["id"], clone["id"]):
+        until(lambda id=id: OTHER in str(victim.client.get("vms", id)["status"]), "it says why it does not start", 60)  # type: ignore[misc]
+    assert not [key for key in victim.qemus() if vm["id"] in key or clone["id"] in key]
+    describe_anew(victim, "pinned", "host-a", "the true one")
+    victim.wait_state(vm["id"], "running")
+    for made in (clone, vm):
+        delete(victim, made)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Collection, Mapping
 from datetime import datetime
 
 import pytest
 
+from novacron.model.backup import BackupPhase
 from novacron.model.encryption import DataKey, WrappedKey
+from novacron.model.errors import NovaError
+from novacron.model.ownership import EPOCH_MAX, Claim, OwnershipRecord
 from novacron.model.project import Quota
+from novacron.model.volume import VolumePhase
 from novacron.server import node_statements
-from novacron.store import backup_repositories, backups, projects, volumes
+from novacron.server.reports import Reports
+from novacron.store import backup_repositories, backups, projects, reconciling, volumes
 from novacron.store.backup_repositories import NewRepository
 from novacron.store.database import Connection, Database
 from novacron.store.projects import NewProject
 from novacron.store.volumes import NewVolume
 from novacron.wire import codec
+from novacron.wire import messages as wire
 from tests.support.stored_fleet import add_node, add_vm
 
 PLACES = {"a": "default", "b": "shop"}
@@ -67,11 +74,58 @@ async def fill(connection: Connection, node: str, project: str) -> str:
     return id
 
 
-async def told(connection: Connection, node: str) -> bytes:
-    """Return every byte that a node is sent when its agent connects."""
+async def told(connection: Connection, node: str, *held: str) -> bytes:
+    """Return every byte that a node is sent when its agent connects; ``held``: VMs that it says it has, beside its
+    own."""
     basis = node_statements.NodeBasis(None, ())
-    said = await node_statements.messages(connection, node, {f"vm-{node}"}, AllSecrets(), basis)
+    said = await node_statements.messages(connection, node, {f"vm-{node}", *held}, AllSecrets(), basis)
     return b"".join(codec.encode(message) for message in said)
+
+
+async def lies(connection: Connection, node: str) -> list[wire.Message]:
+    """Return what a stolen node says of each object of another node that keys belong to: that it works with it."""
+    vm, owner = f"vm-{node}", OwnershipRecord(EPOCH_MAX, Claim.OWNER)
+    backup, volume = [
+        str(await connection.fetchval(f"SELECT id FROM {table} WHERE node = $1", node))  # noqa: S608 - of this test
+        for table in ("backups", "volumes")
+    ]
+    return [
+        *(wire.BackupStands(backup, BackupPhase.MAKING, phase) for phase in BackupPhase),
+        *(wire.VolumeStands(volume, phase) for phase in VolumePhase),
+        *(wire.VolumeHandled(vm, epoch, volume, released) for epoch in (0, 1, EPOCH_MAX) for released in (True, False)),
+        *(wire.Cloned(vm, epoch) for epoch in (0, 1, EPOCH_MAX)),
+        wire.Contradicted(vm, owner, {"name": vm, "project": PLACES[node], "spec": {"image": "tiny"}}),
+        wire.Removed(vm),
+    ]
+
+
+@pytest.mark.parametrize("stolen", PLACES)
+async def test_a_node_that_claims_what_another_works_with_is_given_no_key_of_it(
+    database: Database, stolen: str
+) -> None:
+    (other,) = PLACES.keys() - {stolen}
+    async with database.transaction() as connection:
+        ids = {node: await fill(connection, node, project) for node, project in PLACES.items()}
+        said = await lies(connection, other)
+        before = await told(connection, other)
+    reports = Reports(database)
+    for message in said:
+        with contextlib.suppress(NovaError):
+            await reports.store(stolen, message)
+    held = reconciling.NodeRecord(f"vm-{other}", OwnershipRecord(EPOCH_MAX, Claim.OWNER), proven=False)
+    async with database.transaction() as connection:
+        await reconciling.take(connection, stolen, [held], whole=True)
+        sent = await told(connection, stolen, f"vm-{other}")
+        readings = await node_statements.VmReadings.read(connection, [f"vm-{other}"], AllSecrets())
+        statement = readings.on(stolen, f"vm-{other}", AllSecrets(), node_statements.NodeBasis(None, ()))
+        await connection.execute("UPDATE backup_repositories SET prune_asked_at = now()")
+        await connection.execute("UPDATE backups SET phase = 'kept'")
+        prunes = {prune.key for prune in await backup_repositories.due(connection, [stolen])}
+        assert prunes == {key_of(PLACES[stolen], "repository")}
+    secrets = [secret(f"pages of {ids[other]}"), *(secret(key_of(PLACES[other], w)) for w in ("disk", "repository"))]
+    assert [key in before for key in secrets] == [True] * len(secrets), "its owner has them"
+    assert [key in sent for key in secrets] == [False] * len(secrets)
+    assert statement is None or statement.assignment is None
 
 
 @pytest.mark.parametrize("stolen", PLACES)
