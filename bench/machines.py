@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bench.report import Figure, median, parser, report
-from lab.guest import shell
 from lab.hosts import lab, missing
 from lab.images import images_dir
 from lab.platform import Platform, clean_up_when_ended, default_cache, open_directory, platform, until
@@ -41,9 +40,8 @@ DISK_PAUSE_MS, MEMORY_PAUSE_MS, MEMORY_MIB = 100.0, 1500.0, 256
 CLONE_S = 1.0
 DEBIAN_MIB, DEBIAN_OVER_BARE, DEBIAN_S_MAX = 1024, 1.1, 300.0
 IMPORT_SHARE = 0.6
-WRITE_MIB, WRITE = 8, "dd if=/run/data bs=1M"
 MAC = "52:54:00:ba:5e:00"
-PARTS = ("many", "snapshots", "clones", "encryption", "imports", "debian")
+PARTS = ("many", "snapshots", "clones", "imports", "debian")
 
 
 class Size(NamedTuple):
@@ -208,39 +206,6 @@ def clone_figures(p: Platform, rounds: int) -> list[Figure]:
     ]
 
 
-def encryption_figures(p: Platform, size: Size) -> list[Figure]:
-    """A VM's life with an encrypted disk and with one that is not, in turn."""
-    names = ("create", "write", "migrate")
-    taken: dict[bool, dict[str, list[float]]] = {on: {name: [] for name in names} for on in (False, True)}
-    for number in range(size.rounds):
-        for on, seconds in taken.items():
-            p.client.configure_project("default", encryption=on)
-            started = time.monotonic()
-            vm = p.client.create_vm(name=f"disk-{number}-{on:d}", image="disk", memory_mib=256, node=NODE)
-            until(lambda vm=vm: READY in p.console_log(vm, NODE), "the guest has booted", 120)  # type: ignore[misc]
-            seconds["create"].append(time.monotonic() - started)
-            shell(p.client, vm["id"], f"dd if=/dev/urandom of=/run/data bs=1M count={WRITE_MIB} 2>/dev/null; echo x")
-            started = time.monotonic()
-            shell(p.client, vm["id"], f"{WRITE} of=/dev/vda conv=fsync,notrunc 2>/dev/null; echo x")
-            seconds["write"].append(time.monotonic() - started)
-            started = time.monotonic()
-            p.cli("vm", "migrate", vm["name"], "--to", "host-b")
-            seconds["migrate"].append(time.monotonic() - started)
-            p.cli("vm", "delete", vm["name"], "--wait", "--yes")
-    p.client.configure_project("default", encryption=False)
-    figures = []
-    for name, what in zip(
-        names, ("created and booted", f"guest writes {WRITE_MIB} MiB", "live migration"), strict=True
-    ):
-        ratios = [a / b for a, b in zip(taken[True][name], taken[False][name], strict=True)]
-        figures += [
-            median(f"VM without encryption: {what}", taken[False][name], "s"),
-            median(f"VM with encryption: {what}", taken[True][name], "s"),
-            median("  ... over one without", ratios, "x"),
-        ]
-    return figures
-
-
 def debian_figures(p: Platform, directory: Path, image: LocalImage, rounds: int) -> list[Figure]:
     """Debian until its guest agent answers, bare QEMU and NovaCron in turn."""
     own, peer = [], []
@@ -336,7 +301,6 @@ def main() -> None:
             "many": lambda: many_figures(p, directory, scanned["tiny"], size),
             "snapshots": lambda: snapshot_figures(p, size.rounds),
             "clones": lambda: clone_figures(p, size.rounds),
-            "encryption": lambda: encryption_figures(p, size),
             "imports": lambda: import_figures(p, size),
             "debian": lambda: debian_figures(p, directory, scanned["debian"], options.rounds),
         }

@@ -27,12 +27,13 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "rollout": ("--only", "switches", "fleet"),
     "install": ("--only", "12"),
     "web": ("--only", "page", "changes", "memory", "streams"),
+    "encryption": ("--only", "reads", "creates"),
 }
 """All programs, with what of each takes few guests: the rest of them is in the slow matrix."""
 ONLY_SLOW = {"backup", "recovery", "install"}
 """What they do is tested in every run, in test_vm_backups.py and test_database_cluster.py; or it boots hosts."""
 TIMEOUT_S, LONG_TIMEOUT_S = 230.0, 900.0
-NEEDS_NAMESPACES = ("install", "main", "machines", "dwcp", "fleet", "backup", "web")
+NEEDS_NAMESPACES = ("install", "main", "machines", "dwcp", "fleet", "backup", "web", "encryption")
 NEEDS_NO_WRK = ("web", "install")
 
 
