@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from lab.platform import Platform, until
+from novacron.qemu import lease_guard, pid_namespace, process
+from novacron.qemu.process import LOG, Surroundings
 from novacron.qemu.running import OWNER, STATE
 
 NewVm = Callable[..., dict[str, Any]]
@@ -24,6 +29,11 @@ def status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def seen(pid: int) -> set[int]:
+    """Return the processes that a process finds in its /proc, as it counts."""
+    return {int(entry.name) for entry in Path(f"/proc/{pid}/root/proc").iterdir() if entry.name.isdecimal()}
+
+
 def test_each_qemu_runs_as_its_own_user_without_rights_or_network(site: Platform, new_vm: NewVm) -> None:
     first_vm, other = (site.wait_state(new_vm(image="disk", node="host-a")["id"], "running") for _ in range(2))
     first, second = (status(vm["status"]["pid"]) for vm in (first_vm, other))
@@ -33,8 +43,9 @@ def test_each_qemu_runs_as_its_own_user_without_rights_or_network(site: Platform
         assert fields["Groups"] == "" and fields["NoNewPrivs"] == "1" and fields["Seccomp"] == "2"
         assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
     pid = first_vm["status"]["pid"]
-    for kind in ("net", "ipc", "mnt"):
+    for kind in ("net", "ipc", "mnt", "pid"):
         assert Path(f"/proc/{pid}/ns/{kind}").readlink() != Path(f"/proc/self/ns/{kind}").readlink()
+    assert seen(pid) == {1}, "it sees no process but itself"
     variables = {line.partition(b"=")[0].decode() for line in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
     assert variables - {""} <= {"PATH", "LC_ALL", "TMPDIR", OWNER, STATE, "PWD", "OLDPWD", "SHLVL", "_"}
     share = re.search(r":(?:[a-z,]*memory[a-z,]*)?:(/novacron/\S+)", Path(f"/proc/{pid}/cgroup").read_text())
@@ -43,6 +54,37 @@ def test_each_qemu_runs_as_its_own_user_without_rights_or_network(site: Platform
     assert len(places) == 1
     site.cli("vm", "delete", first_vm["name"], "--wait", "--yes")
     assert not places[0].exists(), "which goes with it"
+
+
+async def test_what_has_pids_of_its_own_is_known_to_the_host_by_its_process_and_exit_status(tmp_path: Path) -> None:
+    before = Path("/proc/self/ns/pid_for_children").readlink()
+    own = Surroundings(own_pids=True)
+    pid = await asyncio.to_thread(process.spawn, ["/bin/sh", "-c", "echo I am $$; exit 7"], tmp_path, (), own)
+    assert await process.ended(pid) == 7
+    assert (tmp_path / LOG).read_text() == "I am 1\n"
+    with pytest.raises(FileNotFoundError):
+        await asyncio.to_thread(process.spawn, ["/nowhere/qemu"], tmp_path, (), own)
+    pid = await asyncio.to_thread(process.spawn, ["/bin/sleep", "60"], tmp_path, (), own)
+    assert pid_namespace.host_threads(pid) == {1: pid}
+    assert pid_namespace.host_threads(os.getpid())[os.getpid()] == os.getpid()
+    await process.kill(pid)
+    assert not Path(f"/proc/{pid}").exists()
+    assert Path("/proc/self/ns/pid_for_children").readlink() == before
+    for _ in range(3):  # whatever is started afterwards is started as before
+        assert await asyncio.to_thread(subprocess.check_output, ["/bin/sh", "-c", "echo $$"]) != b"1\n"
+
+
+async def test_what_has_pids_of_its_own_ends_with_its_lease_guard(tmp_path: Path) -> None:
+    lease = tmp_path / "lease"
+    lease.write_text(f"{lease_guard.boot_id()} {lease_guard.since_boot_s() + 10} 0\n")
+    own = Surroundings(lease=lease, own_pids=True)
+    pid = await asyncio.to_thread(process.spawn, ["/bin/sleep", "60"], tmp_path, (), own)
+    assert status(pid)["NSpid"].split() == [str(pid), "1"] and process.is_kept(pid)
+    os.kill(int(status(pid)["PPid"]), signal.SIGKILL)
+    await asyncio.wait_for(process.ended(pid), 10)
+    pid = await asyncio.to_thread(process.spawn, ["/bin/sleep", "60"], tmp_path, (), own)
+    lease.write_text("it is over\n")
+    await asyncio.wait_for(process.ended(pid), 10)
 
 
 def test_the_kernel_also_limits_what_a_qemu_reads_and_writes(site: Platform, new_vm: NewVm) -> None:

@@ -26,7 +26,8 @@ async def look(monitor: Monitor) -> GuestHardware:
 
 
 async def vcpu_threads(monitor: Monitor) -> list[int]:
-    """Return the thread of each processor, in order. Raises MonitorFailed."""
+    """Return the thread of each processor, in order, as QEMU counts: ``pid_namespace.host_threads`` says what the host
+    calls them. Raises MonitorFailed."""
     cpus = await monitor.execute("query-cpus-fast")
     return [int(cpu["thread-id"]) for cpu in sorted(cpus, key=lambda cpu: int(cpu["cpu-index"]))]
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from novacron import child_environment
-from novacron.qemu import lease_guard
+from novacron.qemu import lease_guard, pid_namespace
 from novacron.qemu.firmware import TPM
 
 KILL_TIMEOUT_S, QUIT_TIMEOUT_S = 10.0, 10.0
@@ -28,43 +30,64 @@ LOG_TAIL_BYTES = 600
 KEEPER = ("-I", "-S", str(Path(lease_guard.__file__).resolve()))
 
 
-def spawn(
-    arguments: list[str],
-    directory: Path,
-    descriptors: Sequence[int] = (),
-    *,
-    log: str = LOG,
-    lease: Path | None = None,
-    marks: Mapping[str, str] | None = None,
-) -> int:
-    """Start QEMU in a session of its own, in its directory, and return its process id. Its messages go to ``log``.
+class Surroundings(NamedTuple):
+    """What a process is started in."""
 
-    It inherits the ``descriptors`` under their numbers. With a ``lease`` it ends with that. ``marks`` are in its
-    environment, and nothing of ours. Raises OSError.
+    log: str = LOG
+    """The file in its directory to which its messages go."""
+    marks: Mapping[str, str] = {}
+    """What is in its environment, and nothing of ours."""
+    lease: Path | None = None
+    """It ends with this lease."""
+    own_pids: bool = False
+    """It is the first process of a PID namespace, in which it sees and signals only what it starts itself
+    (pid_namespaces(7)). Only root may do that."""
+
+
+def spawn(
+    arguments: list[str], directory: Path, descriptors: Sequence[int] = (), surroundings: Surroundings | None = None
+) -> int:
+    """Start QEMU in a session of its own, in its directory, and return its process id as this host counts.
+
+    It inherits the ``descriptors`` under their numbers. Raises OSError.
     """
-    environment = child_environment.clean(marks or {})
-    with (directory / log).open("wb") as messages:
-        if lease is not None:
-            return _spawn_kept(arguments, directory, descriptors, messages, lease, environment)
-        started = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages, cwd=directory,
-            start_new_session=True, pass_fds=descriptors, umask=0o077, env=environment,
-        )  # fmt: skip
+    within = surroundings or Surroundings()
+    with (directory / within.log).open("wb") as messages:
+
+        def popen(command: list[str], *, stdin: int, stdout: int | BinaryIO = messages) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                command, stdin=stdin, stdout=stdout, stderr=messages, cwd=directory, start_new_session=True,
+                pass_fds=descriptors, umask=0o077, env=child_environment.clean(within.marks),
+            )  # fmt: skip
+
+        if within.lease is not None:
+            return _spawn_kept(arguments, directory, popen, within)
+        start = functools.partial(popen, arguments, stdin=subprocess.DEVNULL)
+        started = _in_own_pids(start) if within.own_pids else start()
     started.returncode = 0  # ``ended`` waits for it: the next Popen must not, or nobody would learn its exit status
     return started.pid
 
 
+def _in_own_pids(start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    """Start a process in a new PID namespace. Raises OSError."""
+
+    def inside() -> subprocess.Popen[bytes]:
+        pid_namespace.unshare()
+        return start()
+
+    # The thread starts all its processes there from then on, so it has to end.
+    with ThreadPoolExecutor(1, thread_name_prefix="own-pids") as thread:
+        return thread.submit(inside).result()
+
+
 def _spawn_kept(
-    arguments: list[str],
-    directory: Path,
-    descriptors: Sequence[int],
-    messages: BinaryIO,
-    lease: Path,
-    environment: Mapping[str, str],
+    arguments: list[str], directory: Path, popen: Callable[..., subprocess.Popen[bytes]], within: Surroundings
 ) -> int:
-    keeper_ = subprocess.Popen(
-        [sys.executable, *KEEPER, str(lease.resolve())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages,
-        cwd=directory, start_new_session=True, pass_fds=descriptors, umask=0o077, env=environment,
+    assert within.lease is not None
+    own_pids = (lease_guard.OWN_PIDS,) if within.own_pids else ()
+    keeper_ = popen(
+        [sys.executable, *KEEPER, str(within.lease.resolve()), *own_pids],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert keeper_.stdin is not None and keeper_.stdout is not None
     with keeper_.stdin as stdin, keeper_.stdout as said:

@@ -27,7 +27,7 @@ from novacron.model.guest_hardware import GuestHardware
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import VmSpec
 from novacron.net.tap import NetworkFailed
-from novacron.qemu import block, boot, command, confine, hotplug, process, running, screenshot, usage
+from novacron.qemu import block, boot, command, confine, hotplug, pid_namespace, process, running, screenshot, usage
 from novacron.qemu.boot import BootPlan
 from novacron.qemu.confine import Cgroup
 from novacron.qemu.guest import GuestAgent
@@ -192,12 +192,12 @@ class Machine:
         spec = request.assignment.spec
         with Opener(self.home) as opener:
             arguments = await self._launch.prepare(request, uid, opener)
-            lease = self._settings.lease_path if spec.ha else None
-            marks = running.marks(self._settings.owner, self._settings.state_dir)
+            within = process.Surroundings(
+                marks=running.marks(self._settings.owner, self._settings.state_dir),
+                lease=self._settings.lease_path if spec.ha else None, own_pids=uid is not None,
+            )  # fmt: skip
             spawning = asyncio.ensure_future(
-                asyncio.to_thread(
-                    process.spawn, arguments, self.directory, opener.descriptors, lease=lease, marks=marks
-                )
+                asyncio.to_thread(process.spawn, arguments, self.directory, opener.descriptors, within)
             )
             try:
                 await finished_in_thread(spawning)
@@ -295,8 +295,11 @@ class Machine:
     async def _place_threads(self, monitor: Monitor) -> None:
         """Let each vCPU run on the CPU that it has for itself, if it has one, and all else on those that VMs share."""
         threads = await hotplug.vcpu_threads(monitor)
-        if self.pid is not None:
-            await asyncio.to_thread(self._cpus.runs, self.id, self.pid, threads)
+        if self.pid is None:
+            return
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended: ``_watch`` says so
+            of_host = await asyncio.to_thread(pid_namespace.host_threads, self.pid)
+            await asyncio.to_thread(self._cpus.runs, self.id, self.pid, [of_host.get(thread, -1) for thread in threads])
 
     async def _watch(self, pid: int) -> None:
         await process.ended(pid)

@@ -65,7 +65,8 @@ class Tpm:
             arguments = confine.confined(arguments, confine.account(uid, kind))
         try:
             inherited = () if key is None else (key,)
-            pid = await asyncio.to_thread(process.spawn, arguments, self._home.path, inherited, log=LOG)
+            within = process.Surroundings(LOG, own_pids=uid is not None)
+            pid = await asyncio.to_thread(process.spawn, arguments, self._home.path, inherited, within)
         except FileNotFoundError:
             raise TpmFailed("this node has no TPM emulator: apt-get install swtpm") from None
         self._reaper = asyncio.create_task(process.reaped(pid))
