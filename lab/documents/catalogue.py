@@ -70,7 +70,18 @@ COMMAND_LINE = PageRun(
     },
     prepare=_with_shop,
 )  # fmt: skip
-ALL = (TUTORIAL, README, COMMAND_LINE)
+FORECASTS = PageRun("docs/how-to/forecasts.md", quick=True)
+AUDIT = PageRun(
+    "docs/how-to/audit.md",
+    {
+        "/secure/heads-$(date +%F).jsonl": "heads-2026-11-27.jsonl",
+        "/secure/heads": "heads",
+        "novacron user erase ann": "novacron user erase ann --yes",
+    },
+    {"novacron server": ENDLESS},
+    {"novacron user erase ann --yes": ("novacron user create ann", "novacron grant create ann viewer")},
+)
+ALL = (TUTORIAL, README, COMMAND_LINE, FORECASTS, AUDIT)
 LATER = "not executed yet"
 _CLOUD = "takes a cloud or a Kubernetes cluster, which this machine has not"
 _DEBIAN = (
