@@ -355,3 +355,36 @@ def test_every_command_and_option_that_a_page_shows_exists(page: Path) -> None:
         known = {*re.findall(r"(?<![\w-])--?[a-z][\w-]*", commands()[command]), "-h"}
         unknown += [line] if is_group or not known.issuperset(options) else []
     assert unknown == []
+
+
+def shown_commands(source: str) -> Iterator[tuple[str, str]]:
+    """Yield the commands that the web UI's code shows: the words before the first value, and all of it with its
+    conditions (template literals of TypeScript, which may hold others)."""
+    for match in re.finditer(r"`(novacron [^`$]*)", source):
+        at, inside = match.start() + 1, ["`"]
+        while inside:
+            if source[at] == "`":
+                inside.pop() if inside[-1] == "`" else inside.append("`")
+            elif source.startswith("${", at) and inside[-1] == "`":
+                inside.append("}")
+            elif source[at] == "}" and inside[-1] == "}":
+                inside.pop()
+            at += 1
+        yield match[1], source[match.start() : at]
+
+
+def test_every_command_and_option_that_the_web_ui_shows_exists() -> None:
+    unknown, seen = [], 0
+    for path in sorted((ROOT / "web/src").rglob("*.ts*")):
+        if ".test." in path.name:
+            continue
+        for before_values, whole in shown_commands(path.read_text()):
+            words = before_values.split()
+            heads = [" ".join(words[:n]) for n in range(len(words), 0, -1)]
+            head = next(head for head in heads if any(f"{name} ".startswith(f"{head} ") for name in commands()))
+            possible = [text for name, text in commands().items() if f"{name} ".startswith(f"{head} ")]
+            known = {option for text in possible for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
+            options = re.findall(r"(?<![\w-])--[a-z][\w-]*", whole)
+            unknown += [whole] if head == "novacron" or not known.issuperset(options) else []
+            seen += 1
+    assert unknown == [] and seen > 100

@@ -75,7 +75,7 @@ function importImage(me: Me): Operation {
       { name: "description", label: m("Description"), optional: true },
       { name: "node", label: m("Node"), optional: true, help: m("Empty: the platform chooses.") },
     ],
-    command: (v) => `novacron image import ${v["url"]} --name ${v["name"]}`,
+    command: (v) => `novacron image import ${v["name"]} ${v["url"]}`,
     run: (v) =>
       answered(client.POST("/api/v1/imports", { body: { name: v["name"] ?? "", url: v["url"] ?? "", sha256: given(v["sha256"]), description: v["description"] ?? "", node: given(v["node"]) } })),
   };
