@@ -81,6 +81,18 @@ def typed(victim: Platform, vm: Object, command: str, answer: str, timeout_s: fl
     raise AssertionError(f"the guest does not answer {command!r}:\n{seen[-500:]}")
 
 
+def migrate_once_peers_answer(victim: Platform, name: str, target: str) -> None:
+    """Migrate a VM as soon as its target is no longer held for cut off: a peer that was away a moment ago may still be
+    held against it."""
+
+    def migrated() -> bool:
+        done = victim.cli("vm", "migrate", name, "--to", target, "--wait", check=False)
+        assert done.returncode == 0 or "(Partitioned)" in done.stderr, done.stderr
+        return done.returncode == 0
+
+    until(migrated, f"{name} moves to {target}", 90)
+
+
 def until_ended(victim: Platform, migration: str, timeout_s: float = 90) -> Object:
     """Wait until a migration has ended, and return it."""
 

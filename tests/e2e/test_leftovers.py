@@ -14,7 +14,7 @@ from typing import Any
 
 from lab.platform import Platform, Service, until
 from novacron.qemu.running import files_of
-from tests.e2e.conftest import boot, delete, until_counts_on, until_settled, watching
+from tests.e2e.conftest import boot, delete, migrate_once_peers_answer, until_counts_on, until_settled, watching
 
 
 def qemus_of(victim: Platform, vm: dict[str, Any]) -> list[int]:
@@ -107,7 +107,7 @@ def test_a_wiped_agent_that_joins_again_takes_over_its_vms_with_all_that_they_ar
         assert until_settled(victim, vm)["status"]["state"] == "running"
         assert qemus_of(victim, vm) == [pid]
         until_counts_on(victim, client, vm)
-        victim.cli("vm", "migrate", "wiped", "--to", "host-a", "--wait")
+        migrate_once_peers_answer(victim, "wiped", "host-a")
         until_counts_on(victim, client, vm)
     assert not (away / "volumes" / disk.name).exists(), "its volume went with it"
     assert (away / "identity").exists() and not list((away / "vms").iterdir())
