@@ -8,8 +8,10 @@ import time
 from typing import Any
 from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import inspect
 
 from novacron.api.read_model import indexes, paging, response_cache
 from novacron.api.read_model.indexes import Condition, ListPart, matches, place_of
@@ -18,7 +20,18 @@ from novacron.api.read_model.principals import NEVER_S, Caller
 from novacron.api.read_model.response_cache import ResponseCache
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.access import Access, Right
+from novacron.model.backup import Backup, BackupRepository
+from novacron.model.backup_policy import BackupPolicy
+from novacron.model.drain import Drain
+from novacron.model.drill import DrillRun
+from novacron.model.errors import InvalidInput
+from novacron.model.export import Export
+from novacron.model.image import Import
+from novacron.model.migration import Migration
+from novacron.model.node import Node
 from novacron.model.token import TokenKind
+from novacron.model.vm import Vm
+from novacron.model.volume import Volume
 from novacron.store.feed import Batch, Change, FeedSnapshot
 
 PROJECTS, NODES, STATES, IMAGES = ("p", "q", "r"), ("a", "b", None), ("running", "stopped"), ("tiny", "big")
@@ -192,3 +205,65 @@ def test_a_filtered_list_of_100_000_vms_takes_milliseconds() -> None:
     assert not paging.select(cache, sparse, page).entries
     assert time.process_time() - began < 0.05
     print(f"two filters that nothing meets together: {1e3 * (time.process_time() - began):.1f} ms")
+
+
+def field_of(struct: Any, path: str) -> Any:
+    """Return the type of a struct's field, such as ``spec.site``; AttributeError where there is none."""
+    kind = inspect.type_info(struct)
+    for name in path.split("."):
+        members = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+        fields = [field for member in members for field in getattr(member, "fields", ()) if field.encode_name == name]
+        if not fields:
+            raise AttributeError(f"{struct.__name__} has no {path}")
+        kind = fields[0].type
+    return kind
+
+
+STORED = {
+    "vm": Vm, "volume": Volume, "node": Node, "migration": Migration, "drain": Drain, "import": Import,
+    "export": Export, "drill": DrillRun, "backup": Backup, "backup-policy": BackupPolicy,
+    "backup-repository": BackupRepository,
+}  # fmt: skip
+SORTED = [(kind, field) for kind, fields in paging.SORTS.items() for field in fields]
+
+
+@pytest.mark.parametrize(("kind", "field"), SORTED)
+def test_each_field_that_lists_are_sorted_by_exists(kind: str, field: str) -> None:
+    sorted_by = field_of(STORED[kind], field)
+    assert not isinstance(sorted_by, inspect.FloatType), "the order of floats as texts is not that of their values"
+
+
+def test_a_field_that_does_not_exist_is_not_taken_for_a_field() -> None:
+    with pytest.raises(AttributeError, match="Node has no spec.colour"):
+        field_of(Node, "spec.colour")
+
+
+@pytest.mark.parametrize(
+    ("sort", "names"),
+    [
+        ("status.ready", ["b", "a", "c"]),
+        ("-status.ready", ["c", "a", "b"]),
+        ("status.inventory.cpus", ["b", "a", "c"]),
+        ("-status.inventory.cpus", ["c", "a", "b"]),
+    ],
+)
+def test_nodes_are_sorted_by_values_page_by_page(sort: str, names: list[str]) -> None:
+    """Numbers as numbers; a node that has not reported yet comes before all that have."""
+    cache = started()
+    nodes = [("a", {"ready": True, "inventory": {"cpus": 8}}), ("b", {"ready": False, "inventory": None}),
+             ("c", {"ready": True, "inventory": {"cpus": 64}})]  # fmt: skip
+    for revision, (name, status) in enumerate(nodes, 1):
+        body = {"name": name, "status": status, "revision": revision, "created_at": "2026-01-01"}
+        asyncio.run(cache.apply(Batch(revision, [Change(revision, "node", name, body)])))
+    found, cursor = list[str](), None
+    for _ in nodes:
+        selection = paging.select(cache, Query("node"), Paging(1, cursor, sort, None))
+        found += [entry.body["name"] for entry in selection.entries]
+        cursor = selection.next
+    assert found == names and cursor is None
+
+
+def test_lists_are_not_sorted_by_other_fields() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        paging.select(started(), Query("backup"), Paging(1, None, "spec", None))
+    assert refused.value.field == "sort"

@@ -14,6 +14,7 @@ import { bytes, duration, time } from "../format";
 import { m, t } from "../i18n";
 import { useList } from "../list";
 import { refusalFor } from "../session";
+import { movesBy, useSorting } from "../sorting";
 import { lookRefusal } from "./backup_look";
 
 const COLOURS: Record<BackupPhase, NonNullable<LabelProps["color"]>> = {
@@ -127,17 +128,19 @@ function coveredBy({ spec }: BackupPolicy): string {
 }
 
 function Policies({ me }: { me: Me }): ReactElement {
-  const list = useList("backup-policy", {}, (query) => answered(client.GET("/api/v1/backup-policies", { params: { query } })));
   const columns: readonly Column<BackupPolicy>[] = [
-    { title: m("Name"), width: "minmax(6rem, 1fr)", cell: (policy) => policy.name },
-    { title: m("Schedule"), width: "minmax(7rem, 1fr)", cell: ({ spec }) => (spec.enabled ? `${spec.schedule} ${spec.time_zone}` : t("disabled")) },
+    { title: m("Name"), width: "minmax(6rem, 1fr)", sort: "name", cell: (policy) => policy.name },
+    { title: m("Schedule"), width: "minmax(7rem, 1fr)", sort: "spec.schedule", cell: ({ spec }) => (spec.enabled ? `${spec.schedule} ${spec.time_zone}` : t("disabled")) },
     { title: m("VMs"), width: "minmax(6rem, 1fr)", cell: coveredBy },
-    { title: m("Repository"), width: "minmax(6rem, 1fr)", cell: (policy) => policy.repository_name },
+    { title: m("Repository"), width: "minmax(6rem, 1fr)", sort: "repository_name", cell: (policy) => policy.repository_name },
     { title: m("Keeps"), width: "minmax(7rem, 1fr)", cell: ({ spec }) => RULES.filter((rule) => (spec.keep[rule] ?? 0) > 0).map((rule) => `${rule} ${spec.keep[rule]}`).join(", ") || t("all") },
-    { title: m("Promised age"), width: "7rem", cell: (policy) => duration(policy.promise_s) },
-    { title: m("Can't be backed up"), width: "minmax(6rem, 2fr)", cell: (policy) => <Problems policy={policy} />, text: (policy) => String(policy.problem_count) },
+    { title: m("Promised age"), width: "7rem", sort: "promise_s", cell: (policy) => duration(policy.promise_s) },
+    { title: m("Can't be backed up"), width: "minmax(6rem, 2fr)", sort: "problem_count", cell: (policy) => <Problems policy={policy} />, text: (policy) => String(policy.problem_count) },
     { title: "", width: "17rem", cell: (policy) => <OperationBar operations={ofPolicy(me, policy)} /> },
   ];
+  const sorting = useSorting("policy-sort", "name", columns);
+  const sort = sorting.by;
+  const list = useList("backup-policy", { sort }, (query) => answered(client.GET("/api/v1/backup-policies", { params: { query: { sort, ...query } } })), { moves: movesBy(sort) });
   const create: Operation = {
     label: m("Create a policy"),
     refusal: refusalFor(me, "write", me.project),
@@ -145,7 +148,7 @@ function Policies({ me }: { me: Me }): ReactElement {
     command: (v) => `novacron backup policy create ${v["name"]}${policyOptions(v)}`,
     run: (v) => answered(client.POST("/api/v1/backup-policies", { body: { name: v["name"] ?? "", ...policyOf(v) } })),
   };
-  return <LiveList kind="backup-policy" title={m("Backup policies")} list={list} columns={columns} empty={m("There is no policy: VMs are backed up only by hand.")} create={create} />;
+  return <LiveList kind="backup-policy" title={m("Backup policies")} list={list} sorting={sorting} columns={columns} empty={m("There is no policy: VMs are backed up only by hand.")} create={create} />;
 }
 
 function Problems({ policy }: { policy: BackupPolicy }): ReactElement {
@@ -230,24 +233,21 @@ function Made({ me }: { me: Me }): ReactElement {
   const [address] = useSearchParams();
   const vm = address.get("vm") ?? undefined;
   const filters = { ...useFilters(FILTERS), ...(vm !== undefined && { vm }) };
-  const list = useList("backup", filters, (query) => answered(client.GET("/api/v1/backups", { params: { query: { ...filters, ...query } } })), {
-    belongs: (backup) => vm === undefined || backup.vm === vm,
-  });
   const columns: readonly Column<Backup>[] = [
-    { title: m("VM"), width: "minmax(7rem, 1fr)", cell: (backup) => <Link href={`/vms/${backup.vm}`}>{backup.vm_name}</Link>, text: (backup) => backup.vm_name },
-    { title: m("Made"), width: "12rem", cell: (backup) => <When at={backup.created_at} />, text: (backup) => backup.created_at },
-    { title: m("Phase"), width: "11rem", cell: (backup) => <Phase backup={backup} />, text: (backup) => backup.phase },
-    { title: m("Written"), width: "6rem", cell: ({ result }) => <span title={readOf(result)}>{result.snapshot === "" ? "-" : bytes(result.written_bytes)}</span>, text: ({ result }) => String(result.written_bytes) },
-    { title: m("Repository"), width: "minmax(6rem, 1fr)", cell: (backup) => <span title={t("made by node {node}", { node: backup.node })}>{backup.repository_name}</span>, text: (backup) => backup.repository_name },
+    { title: m("VM"), width: "minmax(7rem, 1fr)", sort: "vm_name", cell: (backup) => <Link href={`/vms/${backup.vm}`}>{backup.vm_name}</Link>, text: (backup) => backup.vm_name },
+    { title: m("Made"), width: "12rem", sort: "created_at", cell: (backup) => <When at={backup.created_at} />, text: (backup) => backup.created_at },
+    { title: m("Phase"), width: "11rem", sort: "phase", cell: (backup) => <Phase backup={backup} />, text: (backup) => backup.phase },
+    { title: m("Written"), width: "6rem", sort: "result.written_bytes", cell: ({ result }) => <span title={readOf(result)}>{result.snapshot === "" ? "-" : bytes(result.written_bytes)}</span>, text: ({ result }) => String(result.written_bytes) },
+    { title: m("Repository"), width: "minmax(6rem, 1fr)", sort: "repository_name", cell: (backup) => <span title={t("made by node {node}", { node: backup.node })}>{backup.repository_name}</span>, text: (backup) => backup.repository_name },
     { title: m("Error"), width: "minmax(6rem, 2fr)", cell: (backup) => <span title={backup.error}>{backup.error}</span>, text: (backup) => backup.error },
-    { title: m("Node"), width: "minmax(7rem, 1fr)", extra: true, cell: (backup) => backup.node },
-    { title: m("Project"), width: "minmax(6rem, 1fr)", extra: true, cell: (backup) => backup.project },
+    { title: m("Node"), width: "minmax(7rem, 1fr)", sort: "node", extra: true, cell: (backup) => backup.node },
+    { title: m("Project"), width: "minmax(6rem, 1fr)", sort: "project", extra: true, cell: (backup) => backup.project },
     { title: m("Mode"), width: "7rem", extra: true, cell: ({ result }) => <span title={result.mode_reason}>{result.mode}</span>, text: ({ result }) => result.mode },
     { title: m("Quiesced"), width: "6rem", extra: true, cell: ({ result }) => (result.quiesced ? t("yes") : t("no")) },
-    { title: m("Disk"), width: "7rem", extra: true, cell: ({ result }) => bytes(result.disk_bytes) },
-    { title: m("Read"), width: "7rem", extra: true, cell: ({ result }) => bytes(result.read_bytes) },
-    { title: m("Verified"), width: "13rem", extra: true, cell: ({ verified_at }) => (verified_at === null ? "-" : <When at={verified_at} />), text: ({ verified_at }) => verified_at ?? "" },
-    { title: m("Finished"), width: "13rem", extra: true, cell: ({ finished_at }) => (finished_at === null ? "-" : <When at={finished_at} />), text: ({ finished_at }) => finished_at ?? "" },
+    { title: m("Disk"), width: "7rem", sort: "result.disk_bytes", extra: true, cell: ({ result }) => bytes(result.disk_bytes) },
+    { title: m("Read"), width: "7rem", sort: "result.read_bytes", extra: true, cell: ({ result }) => bytes(result.read_bytes) },
+    { title: m("Verified"), width: "13rem", sort: "verified_at", extra: true, cell: ({ verified_at }) => (verified_at === null ? "-" : <When at={verified_at} />), text: ({ verified_at }) => verified_at ?? "" },
+    { title: m("Finished"), width: "13rem", sort: "finished_at", extra: true, cell: ({ finished_at }) => (finished_at === null ? "-" : <When at={finished_at} />), text: ({ finished_at }) => finished_at ?? "" },
     { title: m("Id"), width: "13rem", extra: true, cell: (backup) => backup.id },
     {
       title: "",
@@ -260,8 +260,14 @@ function Made({ me }: { me: Me }): ReactElement {
       ),
     },
   ];
+  const sorting = useSorting("sort", "-created_at", columns);
+  const sort = sorting.by;
+  const list = useList("backup", { sort, ...filters }, (query) => answered(client.GET("/api/v1/backups", { params: { query: { sort, ...filters, ...query } } })), {
+    belongs: (backup) => vm === undefined || backup.vm === vm,
+    moves: movesBy(sort),
+  });
   return (
-    <LiveList kind="backup" title={m("Backups")} list={list} columns={columns} empty={m("There is no backup.")} level="h2">
+    <LiveList kind="backup" title={m("Backups")} list={list} sorting={sorting} columns={columns} empty={m("There is no backup.")} level="h2">
       <FilterBar title={m("Backups")} filters={FILTERS} />
       {vm !== undefined && (
         <Alert isInline variant="info" title={t("Only backups of one VM are shown.")} actionLinks={<Link href="/backups">{t("Show all")}</Link>} />
@@ -345,15 +351,17 @@ function prunesOf({ prunes = [] }: BackupRepository): string {
 }
 
 function Repositories({ me }: { me: Me }): ReactElement {
-  const list = useList("backup-repository", {}, (query) => answered(client.GET("/api/v1/backup-repositories", { params: { query } })));
   const columns: readonly Column<BackupRepository>[] = [
-    { title: m("Name"), width: "minmax(8rem, 2fr)", cell: (repository) => repository.name },
+    { title: m("Name"), width: "minmax(8rem, 2fr)", sort: "name", cell: (repository) => repository.name },
     { title: m("Id"), width: "minmax(12rem, 2fr)", cell: (repository) => repository.id },
-    { title: m("Project"), width: "minmax(7rem, 1fr)", cell: (repository) => repository.project },
+    { title: m("Project"), width: "minmax(7rem, 1fr)", sort: "project", cell: (repository) => repository.project },
     { title: m("Room freed"), width: "minmax(8rem, 2fr)", cell: prunesOf, text: prunesOf },
-    { title: m("Created"), width: "13rem", cell: (repository) => <When at={repository.created_at} />, text: (repository) => repository.created_at },
+    { title: m("Created"), width: "13rem", sort: "created_at", cell: (repository) => <When at={repository.created_at} />, text: (repository) => repository.created_at },
     { title: "", width: "24rem", cell: (repository) => <OperationBar operations={ofRepository(me, repository)} /> },
   ];
+  const sorting = useSorting("repository-sort", "name", columns);
+  const sort = sorting.by;
+  const list = useList("backup-repository", { sort }, (query) => answered(client.GET("/api/v1/backup-repositories", { params: { query: { sort, ...query } } })), { moves: movesBy(sort) });
   const create: Operation = {
     label: m("Create a repository"),
     refusal: refusalFor(me, "write", me.project),
@@ -361,5 +369,5 @@ function Repositories({ me }: { me: Me }): ReactElement {
     command: (v) => `novacron backup repository create ${v["name"]}`,
     run: (v) => answered(client.POST("/api/v1/backup-repositories", { body: { name: v["name"] ?? "" } })),
   };
-  return <LiveList kind="backup-repository" title={m("Backup repositories")} list={list} columns={columns} empty={m("There is no repository.")} create={create} level="h2" />;
+  return <LiveList kind="backup-repository" title={m("Backup repositories")} list={list} sorting={sorting} columns={columns} empty={m("There is no repository.")} create={create} level="h2" />;
 }

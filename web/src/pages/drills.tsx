@@ -9,6 +9,7 @@ import type { Column } from "../components/table";
 import { duration } from "../format";
 import { m, t } from "../i18n";
 import { useList } from "../list";
+import { movesBy, useSorting } from "../sorting";
 
 type Figures = Schemas["DrillFigures"];
 
@@ -37,19 +38,20 @@ export function Drills(): ReactElement {
 }
 
 function Runs(): ReactElement {
-  const sort = "-created_at";
-  const list = useList("drill", { sort }, (query) => answered(client.GET("/api/v1/drills", { params: { query: { sort, ...query } } })));
   const shown: readonly Column<DrillRun>[] = [
-    { title: m("Drill"), width: "minmax(9rem, 1fr)", cell: (run) => run.drill },
-    { title: m("Ended"), width: "13rem", cell: (run) => <When at={run.ended_at} />, text: (run) => run.ended_at },
-    { title: m("By"), width: "minmax(6rem, 1fr)", cell: (run) => run.recorded_by },
-    { title: m("On"), width: "minmax(6rem, 1fr)", cell: (run) => run.machine },
-    { title: m("Verdict"), width: "7rem", cell: (run) => <Verdict run={run} />, text: (run) => run.verdict },
+    { title: m("Drill"), width: "minmax(9rem, 1fr)", sort: "drill", cell: (run) => run.drill },
+    { title: m("Ended"), width: "13rem", sort: "ended_at", cell: (run) => <When at={run.ended_at} />, text: (run) => run.ended_at },
+    { title: m("By"), width: "minmax(6rem, 1fr)", sort: "recorded_by", cell: (run) => run.recorded_by },
+    { title: m("On"), width: "minmax(6rem, 1fr)", sort: "machine", cell: (run) => run.machine },
+    { title: m("Verdict"), width: "7rem", sort: "verdict", cell: (run) => <Verdict run={run} />, text: (run) => run.verdict },
     { title: m("Well again in"), width: "8rem", cell: (run) => figure(run.measured, run.promised, "recover_s") },
     { title: m("Lost"), width: "8rem", cell: (run) => figure(run.measured, run.promised, "loss_s") },
     { title: m("Why"), width: "minmax(8rem, 2fr)", cell: (run) => <span title={steps(run)}>{run.error || steps(run)}</span>, text: (run) => run.error },
   ];
-  return <LiveList kind="drill" title={m("Runs of drills")} list={list} columns={shown} empty={m("No drill was run yet.")} level="h2" />;
+  const sorting = useSorting("drill-sort", "-ended_at", shown);
+  const sort = sorting.by;
+  const list = useList("drill", { sort }, (query) => answered(client.GET("/api/v1/drills", { params: { query: { sort, ...query } } })), { moves: movesBy(sort) });
+  return <LiveList kind="drill" title={m("Runs of drills")} list={list} sorting={sorting} columns={shown} empty={m("No drill was run yet.")} level="h2" />;
 }
 
 function Verdict({ run }: { run: DrillRun }): ReactElement {

@@ -16,6 +16,7 @@ import { m, t } from "../i18n";
 import { useList } from "../list";
 import { useConnection } from "../live";
 import { refusalFor } from "../session";
+import { movesBy, useSorting } from "../sorting";
 
 export function useImages(): { images: Image[]; error: unknown; loading: boolean } {
   const state = useConnection();
@@ -158,14 +159,12 @@ function Upload({ me }: { me: Me }): ReactElement {
 }
 
 function Imports({ me }: { me: Me }): ReactElement {
-  const sort = "-created_at";
-  const list = useList("import", { sort }, (query) => answered(client.GET("/api/v1/imports", { params: { query: { sort, ...query } } })));
   const columns: readonly Column<Import>[] = [
-    { title: m("Image"), width: "minmax(9rem, 1fr)", cell: (one) => one.spec.name },
-    { title: m("Phase"), width: "7rem", cell: (one) => (one.aborting ? "aborting" : one.phase) },
+    { title: m("Image"), width: "minmax(9rem, 1fr)", sort: "spec.name", cell: (one) => one.spec.name },
+    { title: m("Phase"), width: "7rem", sort: "phase", cell: (one) => (one.aborting ? "aborting" : one.phase) },
     { title: m("Received"), width: "12rem", cell: (one) => (one.spec.size_bytes > 0 ? `${bytes(one.held_bytes)} (${Math.round(percent(one.held_bytes, one.spec.size_bytes))} %)` : bytes(one.held_bytes)) },
-    { title: m("Node"), width: "minmax(7rem, 1fr)", cell: (one) => one.node },
-    { title: m("Began"), width: "13rem", cell: (one) => <When at={one.created_at} />, text: (one) => one.created_at },
+    { title: m("Node"), width: "minmax(7rem, 1fr)", sort: "node", cell: (one) => one.node },
+    { title: m("Began"), width: "13rem", sort: "created_at", cell: (one) => <When at={one.created_at} />, text: (one) => one.created_at },
     { title: m("Error"), width: "minmax(9rem, 2fr)", cell: (one) => <span title={one.error}>{one.error}</span>, text: (one) => one.error },
     {
       title: "",
@@ -186,18 +185,19 @@ function Imports({ me }: { me: Me }): ReactElement {
       ),
     },
   ];
-  return <LiveList kind="import" title={m("Imports")} list={list} columns={columns} empty={m("Nothing has been imported.")} level="h2" />;
+  const sorting = useSorting("import-sort", "-created_at", columns);
+  const sort = sorting.by;
+  const list = useList("import", { sort }, (query) => answered(client.GET("/api/v1/imports", { params: { query: { sort, ...query } } })), { moves: movesBy(sort) });
+  return <LiveList kind="import" title={m("Imports")} list={list} sorting={sorting} columns={columns} empty={m("Nothing has been imported.")} level="h2" />;
 }
 
 function Exports({ me }: { me: Me }): ReactElement {
-  const sort = "-created_at";
-  const list = useList("export", { sort }, (query) => answered(client.GET("/api/v1/exports", { params: { query: { sort, ...query } } })));
   const columns: readonly Column<Export>[] = [
-    { title: m("VM"), width: "minmax(9rem, 1fr)", cell: (one) => one.vm_name },
-    { title: m("Phase"), width: "7rem", cell: (one) => one.phase },
-    { title: m("Size"), width: "7rem", cell: (one) => bytes(one.size_bytes) },
-    { title: m("Node"), width: "minmax(7rem, 1fr)", cell: (one) => one.node },
-    { title: m("Began"), width: "13rem", cell: (one) => <When at={one.created_at} />, text: (one) => one.created_at },
+    { title: m("VM"), width: "minmax(9rem, 1fr)", sort: "vm_name", cell: (one) => one.vm_name },
+    { title: m("Phase"), width: "7rem", sort: "phase", cell: (one) => one.phase },
+    { title: m("Size"), width: "7rem", sort: "size_bytes", cell: (one) => bytes(one.size_bytes) },
+    { title: m("Node"), width: "minmax(7rem, 1fr)", sort: "node", cell: (one) => one.node },
+    { title: m("Began"), width: "13rem", sort: "created_at", cell: (one) => <When at={one.created_at} />, text: (one) => one.created_at },
     { title: m("Error"), width: "minmax(9rem, 2fr)", cell: (one) => <span title={one.error}>{one.error}</span>, text: (one) => one.error },
     {
       title: "",
@@ -218,5 +218,8 @@ function Exports({ me }: { me: Me }): ReactElement {
       ),
     },
   ];
-  return <LiveList kind="export" title={m("Exports of VMs")} list={list} columns={columns} empty={m("No VM has been exported.")} level="h2" />;
+  const sorting = useSorting("export-sort", "-created_at", columns);
+  const sort = sorting.by;
+  const list = useList("export", { sort }, (query) => answered(client.GET("/api/v1/exports", { params: { query: { sort, ...query } } })), { moves: movesBy(sort) });
+  return <LiveList kind="export" title={m("Exports of VMs")} list={list} sorting={sorting} columns={columns} empty={m("No VM has been exported.")} level="h2" />;
 }

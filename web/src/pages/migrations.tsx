@@ -13,6 +13,7 @@ import type { Column } from "../components/table";
 import { bytes, duration, percent } from "../format";
 import { useList } from "../list";
 import { may } from "../session";
+import { movesBy, useSorting } from "../sorting";
 import { m, t } from "../i18n";
 
 /** How much of memory and disks is there already. */
@@ -69,8 +70,8 @@ function columns(me: Me): readonly Column<Migration>[] {
   return [
     { title: m("VM"), width: "minmax(10rem, 2fr)", sort: "vm_name", cell: (one) => <Link href={`/vms/${one.vm}`}>{one.vm_name}</Link> },
     { title: m("Phase"), width: "8rem", sort: "phase", cell: (one) => <MigrationLabel phase={one.phase} /> },
-    { title: m("From"), width: "minmax(7rem, 1fr)", cell: (one) => one.source },
-    { title: m("To"), width: "minmax(7rem, 1fr)", cell: (one) => one.target },
+    { title: m("From"), width: "minmax(7rem, 1fr)", sort: "source", cell: (one) => one.source },
+    { title: m("To"), width: "minmax(7rem, 1fr)", sort: "target", cell: (one) => one.target },
     { title: m("There"), width: "5rem", cell: (one) => `${Math.round(progressOf(one))} %` },
     { title: m("Sent"), width: "7rem", cell: (one) => bytes(one.progress.wire_bytes) },
     { title: m("Stood still"), width: "7rem", cell: (one) => (one.progress.downtime_ms === null ? "-" : `${Math.round(one.progress.downtime_ms)} ms`) },
@@ -93,12 +94,14 @@ function columns(me: Me): readonly Column<Migration>[] {
 const FILTERS = [{ name: "vm", label: m("VM") }, BY_PROJECT] as const;
 
 export function Migrations({ me }: { me: Me }): ReactElement {
-  const sort = "-created_at";
+  const shown = columns(me);
+  const sorting = useSorting("sort", "-created_at", shown);
+  const sort = sorting.by;
   const filters = useFilters(FILTERS);
-  const list = useList("migration", { sort, ...filters }, (query) => answered(client.GET("/api/v1/migrations", { params: { query: { sort, ...filters, ...query } } })));
+  const list = useList("migration", { sort, ...filters }, (query) => answered(client.GET("/api/v1/migrations", { params: { query: { sort, ...filters, ...query } } })), { moves: movesBy(sort) });
   return (
     <div className="nc-page">
-      <LiveList kind="migration" title={m("Migrations")} list={list} columns={columns(me)} empty={m("No VM has moved yet.")}>
+      <LiveList kind="migration" title={m("Migrations")} list={list} sorting={sorting} columns={shown} empty={m("No VM has moved yet.")}>
         <FilterBar title={m("Migrations")} filters={FILTERS} />
       </LiveList>
     </div>

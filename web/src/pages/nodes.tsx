@@ -16,12 +16,13 @@ import { m, t } from "../i18n";
 import { LEVELS } from "../levels";
 import { type List, useList, useWhole } from "../list";
 import { may, refusalFor } from "../session";
+import { movesBy, useSorting } from "../sorting";
 
-export function useNodes(me: Me, filters: { tag?: string } = {}): List {
-  const sort = "name";
+export function useNodes(me: Me, filters: { tag?: string } = {}, sort = "name"): List {
+  const moves = movesBy(sort);
   return useWhole(
     useList("node", { sort, ...filters }, (query) => answered(client.GET("/api/v1/nodes", { params: { query: { sort, ...filters, ...query } } })), {
-      moves: (old, now) => old.name !== now.name || old.tags.join() !== now.tags.join(),
+      moves: (old, now) => moves(old, now) || old.name !== now.name || old.tags.join() !== now.tags.join(),
       belongs: (node) => hasTags(node.tags, filters.tag),
       allowed: may(me, "read", null),
     }),
@@ -145,15 +146,15 @@ export function NodeState({ node }: { node: Node }): ReactElement {
 
 function columns(me: Me): readonly Column<Node>[] {
   return [
-    { title: m("Name"), width: "minmax(10rem, 2fr)", cell: (node) => node.name },
-    { title: m("State"), width: "8rem", cell: (node) => <NodeState node={node} /> },
+    { title: m("Name"), width: "minmax(10rem, 2fr)", sort: "name", cell: (node) => node.name },
+    { title: m("State"), width: "8rem", sort: "status.ready", cell: (node) => <NodeState node={node} /> },
     { title: m("Why"), width: "minmax(9rem, 2fr)", cell: (node) => <span title={node.status.reason}>{node.status.reason}</span> },
-    { title: m("Site"), width: "minmax(6rem, 1fr)", cell: (node) => node.spec.site },
-    { title: m("CPUs"), width: "5rem", cell: (node) => node.status.reported?.cpus ?? node.status.inventory?.cpus ?? "-" },
-    { title: m("Memory"), width: "7rem", cell: (node) => mib(node.status.reported?.memory_mib ?? node.status.inventory?.memory_mib ?? 0) },
+    { title: m("Site"), width: "minmax(6rem, 1fr)", sort: "spec.site", cell: (node) => node.spec.site },
+    { title: m("CPUs"), width: "5rem", sort: "status.inventory.cpus", cell: (node) => node.status.reported?.cpus ?? node.status.inventory?.cpus ?? "-" },
+    { title: m("Memory"), width: "7rem", sort: "status.inventory.memory_mib", cell: (node) => mib(node.status.reported?.memory_mib ?? node.status.inventory?.memory_mib ?? 0) },
     { title: m("QEMU"), width: "6rem", cell: (node) => node.status.inventory?.qemu_version ?? "-" },
     { title: m("Runs with"), width: "6rem", cell: (node) => node.status.inventory?.accelerator.kind ?? "-" },
-    { title: m("Zone"), width: "7rem", extra: true, cell: (node) => node.spec.zone || "-" },
+    { title: m("Zone"), width: "7rem", sort: "spec.zone", extra: true, cell: (node) => node.spec.zone || "-" },
     { title: m("Agent"), width: "7rem", extra: true, cell: (node) => node.status.inventory?.agent_version ?? "-" },
     { title: m("Kernel"), width: "minmax(9rem, 1fr)", extra: true, cell: (node) => node.status.inventory?.kernel ?? "-" },
     { title: m("Architecture"), width: "7rem", extra: true, cell: (node) => node.status.inventory?.architecture ?? "-" },
@@ -161,7 +162,7 @@ function columns(me: Me): readonly Column<Node>[] {
     { title: m("Clock"), width: "7rem", extra: true, cell: (node) => `${node.status.clock_skew_s.toFixed(2)} s` },
     { title: m("Tags"), width: "minmax(8rem, 1fr)", extra: true, cell: (node) => node.tags.join(", ") },
     { title: m("Description"), width: "minmax(9rem, 2fr)", extra: true, cell: (node) => <span title={node.description}>{node.description}</span>, text: (node) => node.description },
-    { title: m("Joined"), width: "13rem", extra: true, cell: (node) => <When at={node.created_at} />, text: (node) => node.created_at },
+    { title: m("Joined"), width: "13rem", sort: "created_at", extra: true, cell: (node) => <When at={node.created_at} />, text: (node) => node.created_at },
     { title: "", width: "42rem", cell: (node) => <OperationBar operations={ofNode(me, node)} /> },
   ];
 }
@@ -169,9 +170,11 @@ function columns(me: Me): readonly Column<Node>[] {
 const FILTERS = [BY_TAG] as const;
 
 export function Nodes({ me }: { me: Me }): ReactElement {
+  const shown = columns(me);
+  const sorting = useSorting("sort", "name", shown);
   return (
     <div className="nc-page">
-      <LiveList kind="node" title={m("Nodes")} list={useNodes(me, useFilters(FILTERS))} columns={columns(me)} empty={m("No host has joined yet.")} create={joinToken(me)}>
+      <LiveList kind="node" title={m("Nodes")} list={useNodes(me, useFilters(FILTERS), sorting.by)} columns={shown} sorting={sorting} empty={m("No host has joined yet.")} create={joinToken(me)}>
         <FilterBar title={m("Nodes")} filters={FILTERS} />
       </LiveList>
       <Drains />
@@ -181,19 +184,20 @@ export function Nodes({ me }: { me: Me }): ReactElement {
 }
 
 function Drains(): ReactElement {
-  const sort = "-created_at";
-  const list = useList("drain", { sort }, (query) => answered(client.GET("/api/v1/drains", { params: { query: { sort, ...query } } })));
   const shown: readonly Column<Drain>[] = [
-    { title: m("Node"), width: "minmax(8rem, 1fr)", cell: (drain) => drain.node },
-    { title: m("Phase"), width: "7rem", cell: (drain) => drain.phase },
+    { title: m("Node"), width: "minmax(8rem, 1fr)", sort: "node", cell: (drain) => drain.node },
+    { title: m("Phase"), width: "7rem", sort: "phase", cell: (drain) => drain.phase },
     { title: m("Moved"), width: "7rem", cell: (drain) => `${drain.moved.length} / ${drain.total}` },
     { title: m("Stay"), width: "minmax(9rem, 2fr)", cell: (drain) => <span title={drain.stays.map((one) => `${one.vm_name}: ${one.why}`).join("\n")}>{drain.stays.map((one) => one.vm_name).join(", ") || "-"}</span> },
     { title: m("Left"), width: "7rem", cell: (drain) => (drain.estimate_s === null ? "-" : duration(drain.estimate_s)) },
-    { title: m("By"), width: "minmax(6rem, 1fr)", cell: (drain) => drain.actor },
-    { title: m("Began"), width: "13rem", cell: (drain) => <When at={drain.created_at} />, text: (drain) => drain.created_at },
+    { title: m("By"), width: "minmax(6rem, 1fr)", sort: "actor", cell: (drain) => drain.actor },
+    { title: m("Began"), width: "13rem", sort: "created_at", cell: (drain) => <When at={drain.created_at} />, text: (drain) => drain.created_at },
     { title: m("Why"), width: "minmax(8rem, 2fr)", cell: (drain) => <span title={drain.reason}>{drain.reason}</span>, text: (drain) => drain.reason },
   ];
-  return <LiveList kind="drain" title={m("Drains")} list={list} columns={shown} empty={m("No node has been drained.")} level="h2" />;
+  const sorting = useSorting("drain-sort", "-created_at", shown);
+  const sort = sorting.by;
+  const list = useList("drain", { sort }, (query) => answered(client.GET("/api/v1/drains", { params: { query: { sort, ...query } } })), { moves: movesBy(sort) });
+  return <LiveList kind="drain" title={m("Drains")} list={list} sorting={sorting} columns={shown} empty={m("No node has been drained.")} level="h2" />;
 }
 
 function Unreconciled({ me }: { me: Me }): ReactElement | null {

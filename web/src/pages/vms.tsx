@@ -15,6 +15,7 @@ import { countVms, mib } from "../format";
 import { useList } from "../list";
 import { store } from "../live";
 import { may } from "../session";
+import { useSorting } from "../sorting";
 import { m, t } from "../i18n";
 
 const COLUMNS: readonly Column<Vm>[] = [
@@ -93,7 +94,8 @@ export function Vms({ me }: { me: Me }): ReactElement {
   const own = useColumns("vm", COLUMNS);
   const begins = address.get("name") ?? "";
   const state = address.get("state") ?? "";
-  const sort = address.get("sort") ?? "name";
+  const sorting = useSorting("sort", "name", COLUMNS);
+  const sort = sorting.by;
   const change = (name: string, value: string): void => setAddress({ [name]: value });
   const more = useFilters(FILTERS);
   const filters = { ...(begins && { name: `${begins}*` }), ...(state && { state: state as VmState }), ...more, sort };
@@ -143,7 +145,7 @@ export function Vms({ me }: { me: Me }): ReactElement {
         list={list}
         columns={own.shown}
         empty={t("No VM is like that.")}
-        sorting={{ by: sort, change: (by) => change("sort", by) }}
+        sorting={sorting}
         selecting={{ selected, toggle, all: (keys) => set(keys) }}
       />
     </div>

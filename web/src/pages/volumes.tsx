@@ -1,7 +1,7 @@
 /** Volumes, and the pools that hold them. */
 import type { ReactElement } from "react";
-import { Link, useSearchParams } from "wouter";
-import { hasTags, setAddress } from "../address";
+import { Link } from "wouter";
+import { hasTags } from "../address";
 import { answered, client, type Me, type Schemas, type Volume } from "../api";
 import { BY_PROJECT, BY_TAG, FilterBar, useFilters } from "../components/filters";
 import { VolumeLabel, When } from "../components/labels";
@@ -14,6 +14,7 @@ import { bytes, mib } from "../format";
 import { m, t } from "../i18n";
 import { useList } from "../list";
 import { may, refusalFor } from "../session";
+import { useSorting } from "../sorting";
 
 function createVolume(me: Me): Operation {
   return {
@@ -130,13 +131,6 @@ async function fullPools(): Promise<Foreseen[]> {
 const FILTERS = [{ name: "vm", label: m("VM") }, BY_PROJECT, BY_TAG] as const;
 
 export function Volumes({ me }: { me: Me }): ReactElement {
-  const [address] = useSearchParams();
-  const sort = address.get("sort") ?? "name";
-  const filters = useFilters(FILTERS);
-  const list = useList("volume", { sort, ...filters }, (query) => answered(client.GET("/api/v1/volumes", { params: { query: { sort, ...filters, ...query } } })), {
-    belongs: (volume) => hasTags(volume.tags, filters.tag),
-    moves: (old, now) => old.vm !== now.vm || old.project !== now.project || old.tags.join() !== now.tags.join() || old.name !== now.name || old.size_mib !== now.size_mib || old.used_bytes !== now.used_bytes,
-  });
   const columns: readonly Column<Volume>[] = [
     { title: m("Name"), width: "minmax(10rem, 2fr)", sort: "name", cell: (volume) => volume.name },
     { title: m("Phase"), width: "7rem", cell: (volume) => <VolumeLabel phase={volume.phase} />, text: (volume) => volume.phase },
@@ -157,9 +151,16 @@ export function Volumes({ me }: { me: Me }): ReactElement {
     { title: m("Id"), width: "13rem", extra: true, cell: (volume) => volume.id },
     { title: "", width: "21rem", cell: (volume) => <OperationBar operations={ofVolume(me, volume)} /> },
   ];
+  const sorting = useSorting("sort", "name", columns);
+  const sort = sorting.by;
+  const filters = useFilters(FILTERS);
+  const list = useList("volume", { sort, ...filters }, (query) => answered(client.GET("/api/v1/volumes", { params: { query: { sort, ...filters, ...query } } })), {
+    belongs: (volume) => hasTags(volume.tags, filters.tag),
+    moves: (old, now) => old.vm !== now.vm || old.project !== now.project || old.tags.join() !== now.tags.join() || old.name !== now.name || old.size_mib !== now.size_mib || old.used_bytes !== now.used_bytes,
+  });
   return (
     <div className="nc-page">
-      <LiveList kind="volume" title={m("Volumes")} list={list} columns={columns} empty={m("There is no volume.")} create={createVolume(me)} sorting={{ by: sort, change: (by) => setAddress({ sort: by }) }}>
+      <LiveList kind="volume" title={m("Volumes")} list={list} columns={columns} empty={m("There is no volume.")} create={createVolume(me)} sorting={sorting}>
         <FilterBar title={m("Volumes")} filters={FILTERS} />
       </LiveList>
       <PlainList

@@ -19,8 +19,18 @@ SORTS: dict[str, tuple[str, ...]] = {
     "vm": ("name", "created_at", "revision", "node", "project", "spec.image", "spec.vcpus", "spec.memory_mib",
            "status.state"),
     "volume": ("name", "created_at", "revision", "node", "project", "size_mib", "used_bytes"),
-    "node": ("name", "created_at", "revision", "spec.site"),
-    "migration": ("created_at", "revision", "vm_name", "phase"),
+    "node": ("name", "created_at", "revision", "spec.site", "spec.zone", "status.ready", "status.inventory.cpus",
+             "status.inventory.memory_mib"),
+    "migration": ("created_at", "revision", "vm_name", "phase", "source", "target"),
+    "drain": ("created_at", "revision", "node", "phase", "actor"),
+    "import": ("created_at", "revision", "spec.name", "phase", "node"),
+    "export": ("created_at", "revision", "vm_name", "phase", "size_bytes", "node"),
+    "drill": ("created_at", "revision", "ended_at", "drill", "recorded_by", "machine", "verdict"),
+    "backup": ("created_at", "revision", "vm_name", "phase", "repository_name", "node", "project",
+               "result.disk_bytes", "result.read_bytes", "result.written_bytes", "verified_at", "finished_at"),
+    "backup-policy": ("name", "created_at", "revision", "spec.schedule", "repository_name", "promise_s",
+                      "problem_count"),
+    "backup-repository": ("name", "created_at", "revision", "project"),
 }  # fmt: skip
 SORTS_OF_ALL = ("created_at", "revision")
 FIELDS = re.compile(r"[a-z_]+(\.[a-z_]+){0,3}(,[a-z_]+(\.[a-z_]+){0,3}){0,49}\Z")
