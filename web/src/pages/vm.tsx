@@ -8,12 +8,14 @@ import {
   DescriptionListDescription,
   DescriptionListGroup,
   DescriptionListTerm,
+  Label,
   Title,
 } from "@patternfly/react-core";
 import { useQuery } from "@tanstack/react-query";
-import { lazy, type ReactElement, type ReactNode, Suspense, useState } from "react";
+import { lazy, type ReactElement, type ReactNode, Suspense, useEffect, useState } from "react";
 import { Link } from "wouter";
 import { answered, client, type Me, type Vm } from "../api";
+import { backupState, isLate } from "../backup_state";
 import { VmLoad } from "../charts/load";
 import { VmActions } from "../components/act";
 import { VmStateLabel, When } from "../components/labels";
@@ -29,6 +31,7 @@ import { GuestView, Interfaces, MoreActions } from "./vm_more";
 import { Snapshots } from "./vm_snapshots";
 import { m, t } from "../i18n";
 
+const BACKUP_AGE_MS = 30_000;
 const SerialConsole = lazy(() => import("../console/serial"));
 const DisplayConsole = lazy(() => import("../console/display"));
 
@@ -127,15 +130,26 @@ function Summary({ vm }: { vm: Vm }): ReactElement {
 }
 
 function NewestBackup({ vm }: { vm: Vm }): ReactElement {
-  const { newest_at, late_at, policies } = vm.backups;
-  const late = late_at !== null && new Date(late_at).getTime() <= Date.now();
+  const now_ms = useNow(BACKUP_AGE_MS);
+  const { newest_at, policies } = vm.backups;
+  const late = isLate(vm.backups, now_ms);
   return (
     <>
       <Link href={`/backups?vm=${vm.id}`}>{newest_at === null ? t("none") : <When at={newest_at} />}</Link>
-      {late && ` ${t("(older than promised)")}`}
-      {policies.length > 0 && ` ${t("by {policies}", { policies: policies.join(", ") })}`}
+      {policies.length > 0 && ` ${t("by {policies}", { policies: policies.join(", ") })}`}{" "}
+      <Label color={late === null ? "grey" : late ? "red" : "green"}>{backupState(vm.backups, now_ms)}</Label>
     </>
   );
+}
+
+/** The time in milliseconds since 1970, anew after each `every_ms`. */
+function useNow(every_ms: number): number {
+  const [now_ms, setNow] = useState(Date.now());
+  useEffect(() => {
+    const timer = setInterval(() => setNow(Date.now()), every_ms);
+    return () => clearInterval(timer);
+  }, [every_ms]);
+  return now_ms;
 }
 
 /** Opened again, it is the same window. */
