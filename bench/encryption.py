@@ -80,8 +80,8 @@ def in_turn(number: int) -> Iterable[bool]:
 
 def create(p: Platform, project: str, name: str, **fields: object) -> Object:
     """Create a VM whose disk is its own; return it as the API answers."""
-    wanted = {"name": name, "image": "disk", "memory_mib": MEMORY_MIB, **fields}
-    made: Object = p.client.request("POST", f"/api/v1/vms?project={project}", wanted)
+    body = {"name": name, "image": "disk", "memory_mib": MEMORY_MIB, **fields}
+    made: Object = p.client.request("POST", f"/api/v1/vms?project={project}", body)
     return made
 
 

@@ -1,7 +1,7 @@
 """How often VMs of the trace are said to be unlike themselves, and how many are found that were made so.
 
 What is odd in the trace nobody has said: the share of hours that are flagged is an upper bound of false alarms. Known
-ones are made: a VM uses one more processor for six hours (something in it hangs and spins), or all that it has.
+ones are made: a VM that has a processor to spare uses one more for six hours (something in it hangs and spins).
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class Days(NamedTuple):
 
 
 def days_of(mhz: Floats, capacity_mhz: Floats, vcpus: Floats) -> Days:
+    """Return the whole days of samples ``[vm, sample]``."""
     cpus = mhz / (capacity_mhz / vcpus)[:, None]
-    hours = cpus.reshape(len(cpus), -1, HOURS_OF_DAY, SAMPLES_OF_HOUR)
+    whole = cpus.shape[1] // (HOURS_OF_DAY * SAMPLES_OF_HOUR) * HOURS_OF_DAY * SAMPLES_OF_HOUR
+    hours = cpus[:, :whole].reshape(len(cpus), -1, HOURS_OF_DAY, SAMPLES_OF_HOUR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of hours that are not known
         return Days(np.nanmean(hours, -1), np.nanmax(hours, -1))
@@ -56,14 +58,16 @@ def lasting(flags: Directions) -> NDArray[np.bool_]:
 def unusual_figures(mhz: Floats, capacity_mhz: Floats, vcpus: Floats) -> list[Figure]:
     known = days_of(mhz, capacity_mhz, vcpus)
     last = known.means.shape[1]
-    found, hours = [], 0
+    if last <= PROFILE_DAYS:
+        return []
+    of_days, hours = list[Directions](), 0
     spinning = np.zeros((3, 0), dtype=np.bool_)
     random = np.random.default_rng(SEED)
     for day in range(PROFILE_DAYS, last):
-        found.append(directions(known.means[:, day], known, day))
+        of_days.append(directions(known.means[:, day], known, day))
         hours += int(np.isfinite(known.means[:, day]).sum())
         spinning = np.concatenate([spinning, _spinning(known, day, vcpus, random)], axis=1)
-    flagged = lasting(np.concatenate(found, axis=1))
+    flagged = lasting(np.concatenate(of_days, axis=1))
     begins = flagged & ~np.pad(flagged, ((0, 0), (1, 0)))[:, :-1]
     soon, late, _ = spinning
     return [

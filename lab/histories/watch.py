@@ -26,7 +26,7 @@ Used = Mapping[Process, Mapping[int, int]]
 """Processor time of each vCPU's thread, in nanoseconds."""
 
 VCPU = "CPU "
-"""What QEMU's names of these threads begin with (``novacron.qemu.command.name_argument``)."""
+"""What QEMU's names of these threads begin with (``novacron.qemu.command.NAMED_THREADS``)."""
 
 
 def running(before: Used, now: Used) -> set[Process]:

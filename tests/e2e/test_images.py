@@ -21,6 +21,7 @@ def add_image(victim: Platform, name: str, node: str, description: str) -> None:
     """Put an image that differs from all others into a node's directory, and wait until the platform knows it."""
     target = victim.images_of(node) / name
     shutil.copytree(default_cache() / "images" / "disk", target)
+    target.chmod(0o700)  # the cache's own mode depends on who has used it
     (target / "version").unlink()
     manifest = msgspec.json.decode((target / MANIFEST).read_bytes(), type=Manifest)
     (target / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, description=description)))

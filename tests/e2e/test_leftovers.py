@@ -22,7 +22,7 @@ def qemus_of(victim: Platform, vm: dict[str, Any]) -> list[int]:
     pids = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdecimal() and f"\0guest={vm['id']},".encode() in (entry / "cmdline").read_bytes():
+            if entry.name.isdecimal() and f"guest={vm['id']}".encode() in (entry / "cmdline").read_bytes().split(b"\0"):
                 pids.append(int(entry.name))
     return pids
 

@@ -42,6 +42,7 @@ from novacron.store.backup_repositories import NewRepository
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 from tests.support.fleet import node
+from tests.support.partial import holds
 from tests.support.stored_fleet import KEY, add_node
 
 RICH = {
@@ -202,15 +203,6 @@ IN_STORE: dict[Operation, Do] = {
     Operation.LIVE: live, Operation.WARM: warm, Operation.COLD: cold, Operation.CLONE: clone,
     Operation.TEMPLATE: from_template, Operation.SNAPSHOT: snapshot, Operation.EXPORT: export, Operation.BACKUP: backup,
 }  # fmt: skip
-
-
-def holds(wanted: object, has: object) -> bool:
-    """Say whether a value is as wanted; an object may have more fields."""
-    if isinstance(wanted, dict):
-        return isinstance(has, dict) and all(holds(value, has.get(field)) for field, value in wanted.items())
-    if isinstance(wanted, list):
-        return isinstance(has, list) and len(has) == len(wanted) and all(map(holds, wanted, has))
-    return wanted == has
 
 
 def has_feature(feature: Feature, result: Result) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from lab.feature_matrix import FEATURES, Fate, Feature, Operation
 from lab.platform import Platform, until
 from tests.support import boot_sector, iso
+from tests.support.partial import holds
 from tests.support.vm_backups import NewRepository, back_up
 from tests.support.vms import NewVm, Object
 
@@ -130,15 +131,6 @@ class Guest:
         boots(self.site, self.vm)
         restart(self.site, "host-b", self.vm)
         return self.vm
-
-
-def holds(wanted: object, has: object) -> bool:
-    """Say whether a value is as wanted; an object may have more fields."""
-    if isinstance(wanted, dict):
-        return isinstance(has, dict) and all(holds(value, has.get(field)) for field, value in wanted.items())
-    if isinstance(wanted, list):
-        return isinstance(has, list) and len(has) == len(wanted) and all(map(holds, wanted, has))
-    return wanted == has
 
 
 STILL_RUNNING = (Operation.LIVE, Operation.WARM, Operation.SNAPSHOT, Operation.AGENT)

@@ -116,12 +116,6 @@ def left(tmp_path: Path, authority: pki.Authority) -> Iterator[Program]:
     program.process.wait()
 
 
-@pytest.mark.parametrize("name", [name_argument(VM), f"guest={VM}"], ids=["now", "of an agent before 1 December 2026"])
-def test_a_qemu_is_found_by_the_vm_that_it_names(name: str) -> None:
-    assert running.vm_of(b"\0".join(map(str.encode, ("qemu", "-name", name, "-uuid", uuid_argument(VM))))) == VM
-    assert running.vm_of(b"\0".join(map(str.encode, ("qemu", "-name", name, "-uuid", uuid_argument("vm-b"))))) is None
-
-
 async def settle(settings: AgentSettings) -> None:
     """Settle what is left of the test's VM, whatever else runs on this machine."""
     await Leftovers(settings, lambda: running.of_vm(VM)).settle()

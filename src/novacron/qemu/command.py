@@ -183,16 +183,13 @@ def node_behind(number: int) -> str:
     return f"{DISK}-{number}"
 
 
-GUEST = "guest="
-"""What the value of ``-name`` begins with; the VM's id follows."""
+NAMED_THREADS = "debug-threads=on"
+"""QEMU names its threads, as in ``top -H``: those of vCPUs are ``CPU 0/KVM`` or ``CPU 0/TCG``, and so on."""
 
 
 def name_argument(id: str) -> str:
-    """Return the argument by which a VM's QEMU is found again.
-
-    It also lets QEMU name its threads, as in ``top -H``: those of vCPUs are ``CPU 0/KVM`` or ``CPU 0/TCG``, and so on.
-    """
-    return f"{GUEST}{quoted(id)},debug-threads=on"
+    """Return the argument by which a VM's QEMU is found again, by agents of other versions too: it never changes."""
+    return f"guest={quoted(id)}"
 
 
 def uuid_argument(id: str) -> str:
@@ -459,6 +456,7 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
     arguments = [
         config.binary,
         *("-name", name_argument(config.id)),
+        *("-name", NAMED_THREADS),
         *("-uuid", uuid_argument(config.id)),
         *_smbios(config.smbios),
         *("-nodefaults", "-no-user-config", "-no-shutdown"),

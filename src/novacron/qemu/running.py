@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from novacron.qemu.command import GUEST, uuid_argument
+from novacron.qemu.command import name_argument, uuid_argument
 
 OWNER, STATE = "NOVACRON_OWNER", "NOVACRON_STATE_DIR"
 """In the environment of each QEMU: the installation and node that started it, and that agent's state folder."""
+GUEST = name_argument("")
 REMOVED = " (deleted)"
 """The kernel's word for a directory that a process is in and that has no name any more."""
 
@@ -77,7 +78,7 @@ def vm_of(command_line: bytes) -> str | None:
     arguments = [os.fsdecode(argument) for argument in command_line.split(b"\0")]
     for option, value in itertools.pairwise(arguments):
         if option == "-name" and value.startswith(GUEST):
-            vm = value.removeprefix(GUEST).partition(",")[0]
+            vm = value.removeprefix(GUEST)
             return vm if uuid_argument(vm) in arguments else None
     return None
 

@@ -26,6 +26,7 @@ HOURS_OF_VMS = """
     FROM vm_load_days l JOIN vm_load_days b ON b.vm = l.vm AND b.day = $3 JOIN vm_profiles p ON p.vm = l.vm
     WHERE l.day = $1 AND p.day >= $5 AND l.means_percent[$2] IS NOT NULL AND b.means_percent[$4] IS NOT NULL
 """
+FORGET = f"DELETE FROM vm_unusual_loads u WHERE NOT EXISTS (SELECT FROM {NEW} n WHERE n.vm = u.vm)"
 STORE = f"""
     INSERT INTO vm_unusual_loads AS u (vm, since, hour, used, usual, deviation)
     SELECT n.vm, n.since, n.hour, n.used, n.usual, n.deviation FROM {NEW} n JOIN vms v ON v.id = n.vm
@@ -67,9 +68,9 @@ async def hours_of_vms(connection: Connection, hour: datetime) -> list[asyncpg.R
 async def replace(connection: asyncpg.Connection, made: Sequence[NewUnusualLoad]) -> None:
     """Store which VMs are unlike themselves now, and forget all others. Since when stays."""
     async with connection.transaction():
-        await connection.execute("DELETE FROM vm_unusual_loads WHERE vm <> ALL($1)", [item.vm for item in made])
         await connection.execute(f"CREATE TEMPORARY TABLE {NEW} (LIKE vm_unusual_loads) ON COMMIT DROP")
         await connection.copy_records_to_table(NEW, records=made, columns=NewUnusualLoad._fields)
+        await connection.execute(FORGET)
         await connection.execute(STORE)
 
 
